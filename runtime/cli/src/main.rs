@@ -1,0 +1,2 @@
+//! The `mobula` binary.
+fn main() {}

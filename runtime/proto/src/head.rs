@@ -1,0 +1,457 @@
+//! Messages between an agent and the head, and between two agents.
+
+#![allow(missing_docs, reason = "the derive of rkyv makes mirror types with undocumented fields")]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, Resources,
+    host::{Answer, Question, Request, Revocation},
+    peer::Copy,
+    resource::{Class, Device, DeviceGrant, Label},
+    wire::Hello,
+};
+
+/// What an agent tells the head.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum ToHead {
+    /// First message on the control stream.
+    Register {
+        /// Version and role.
+        hello: Hello,
+        /// What it is.
+        node: Register,
+    },
+    /// A driver attached.
+    JobStart {
+        /// Pairs with [`ToAgent::JobStarted`].
+        request: Request,
+        /// The driver.
+        driver: HostId,
+        /// A name for people.
+        name: String,
+        /// The namespace of its named actors; empty for one of the job's own.
+        namespace: String,
+        /// Its program.
+        binary: BinaryHash,
+        /// Files that travel beside it: name and hash.
+        files: Vec<(String, BinaryHash)>,
+    },
+    /// The driver ended, well or not.
+    JobEnd {
+        /// The job.
+        job: JobId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Slots wanted by a host; see [`crate::host::ToAgent::Demand`].
+    Demand {
+        /// The host.
+        owner: HostId,
+        /// Its job.
+        job: JobId,
+        /// Its number for the class.
+        key: u32,
+        /// The class.
+        class: Class,
+        /// How many slots.
+        backlog: u32,
+        /// Where its largest arguments are.
+        locality: Vec<(NodeId, u64)>,
+    },
+    /// There is still work for these leases.
+    Renew {
+        /// The leases.
+        leases: Vec<LeaseId>,
+    },
+    /// The lease is not needed any more.
+    Release {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Running tasks of this lease wait.
+    Block {
+        /// The lease.
+        lease: LeaseId,
+        /// How many.
+        slots: u32,
+    },
+    /// They run again.
+    Unblock {
+        /// The lease.
+        lease: LeaseId,
+        /// How many.
+        slots: u32,
+    },
+    /// Answer to [`ToAgent::Reserve`]: the host that will execute.
+    LeaseReady {
+        /// The lease.
+        lease: LeaseId,
+        /// The host.
+        host: HostId,
+    },
+    /// Answer to [`ToAgent::Reserve`]: there will be none.
+    LeaseFailed {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        failure: Failure,
+    },
+    /// A host ended.
+    HostEnded {
+        /// The host.
+        host: HostId,
+        /// Its job.
+        job: JobId,
+        /// How.
+        failure: Failure,
+    },
+    /// A host's question.
+    Ask {
+        /// The host.
+        host: HostId,
+        /// Its job.
+        job: JobId,
+        /// The host's number for it.
+        request: Request,
+        /// The question.
+        question: Question,
+    },
+    /// Answer to [`ToAgent::StartSteward`].
+    StewardReady {
+        /// The job whose detached actors it owns.
+        job: JobId,
+        /// The host.
+        host: HostId,
+    },
+    /// What the node uses, for people; at most every two seconds, and only when it changed.
+    Usage(Usage),
+    /// The agent leaves in good order.
+    Leave,
+}
+
+/// What a node is when it registers.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct Register {
+    /// A name for people: the host name unless set.
+    pub name: String,
+    /// Where peers reach its UDP port (`IP:PORT`); empty for one that only dials outward.
+    pub address: String,
+    /// What it offers.
+    pub total: Resources,
+    /// Its indexed devices.
+    pub devices: Vec<Device>,
+    /// Its labels, sorted by key.
+    pub labels: Vec<Label>,
+    /// The capacity of its object store.
+    pub store_bytes: u64,
+    /// Whether each job runs as a user of its own.
+    pub multi_tenant: bool,
+}
+
+/// What a node uses at the moment.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+)]
+pub struct Usage {
+    /// Bytes of the store given to regions.
+    pub store_used_bytes: u64,
+    /// Objects sealed in the store, copies included.
+    pub objects: u64,
+    /// Objects pinned by readers.
+    pub pinned: u64,
+    /// Running hosts.
+    pub hosts: u32,
+    /// Bytes pulled from other nodes since the agent started.
+    pub pulled_bytes: u64,
+    /// Bytes served to other nodes since the agent started.
+    pub served_bytes: u64,
+}
+
+/// A node as others need to know it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its incarnation.
+    pub node: NodeId,
+    /// Its name for people.
+    pub name: String,
+    /// Where it is reached; empty for one that only dials outward.
+    pub address: String,
+}
+
+/// What the head tells an agent.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum ToAgent {
+    /// Answer to [`ToHead::Register`].
+    Registered {
+        /// Who the agent is from now on.
+        node: NodeId,
+        /// The other nodes.
+        nodes: Vec<Node>,
+    },
+    /// The registration was refused, and the connection ends.
+    Refused(Failure),
+    /// A node joined.
+    NodeUp(Node),
+    /// A node is gone.
+    NodeDown {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        failure: Failure,
+    },
+    /// The job has a number.
+    JobStarted {
+        /// From the request.
+        request: Request,
+        /// The job.
+        job: Job,
+    },
+    /// The job ended: kill its hosts, free its objects.
+    JobEnded {
+        /// The job.
+        job: JobId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Reserve slots, start a host if none is warm, answer with [`ToHead::LeaseReady`].
+    Reserve {
+        /// The lease.
+        lease: LeaseId,
+        /// The job it is for.
+        job: Job,
+        /// The class.
+        class: Class,
+        /// How many slots.
+        slots: u32,
+        /// The devices.
+        devices: Vec<DeviceGrant>,
+    },
+    /// The lease is over.
+    LeaseEnded {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Start the host that owns a job's detached actors.
+    StartSteward {
+        /// The job.
+        job: Job,
+    },
+    /// For a host here: slots were granted.
+    Granted {
+        /// The host that asked.
+        owner: HostId,
+        /// What it got.
+        grant: crate::host::Grant,
+    },
+    /// For a host here: a lease ends, or should.
+    Revoked {
+        /// The host that holds it.
+        owner: HostId,
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        kind: Revocation,
+    },
+    /// For a host here: no node could ever satisfy the class.
+    Infeasible {
+        /// The host that asked.
+        owner: HostId,
+        /// Its number for the class.
+        key: u32,
+        /// What is missing.
+        failure: Failure,
+    },
+    /// A host somewhere ended; hosts of the same job here are told.
+    HostEnded {
+        /// The host.
+        host: HostId,
+        /// Its job.
+        job: JobId,
+        /// How.
+        failure: Failure,
+    },
+    /// For a host here: the answer to its question.
+    Answered {
+        /// The host.
+        host: HostId,
+        /// Its number for it.
+        request: Request,
+        /// The answer.
+        answer: Answer,
+    },
+    /// The head ends in good order and the cluster with it.
+    Shutdown,
+}
+
+/// What an agent must know of a job to run its hosts.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The job.
+    pub job: JobId,
+    /// Its driver; output goes there, and the binary is first found on its node.
+    pub driver: HostId,
+    /// A name for people.
+    pub name: String,
+    /// The namespace of its named actors.
+    pub namespace: String,
+    /// Its program.
+    pub binary: BinaryHash,
+    /// Files that travel beside it: name and hash.
+    pub files: Vec<(String, BinaryHash)>,
+}
+
+/// What one agent tells another, on the relay stream between them.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum Between {
+    /// First message in either direction: who is talking.
+    Hello {
+        /// Version and role.
+        hello: Hello,
+        /// The sender's incarnation.
+        node: NodeId,
+    },
+    /// A message from host to host.
+    Relay {
+        /// The sending host.
+        from: HostId,
+        /// The sender's job.
+        job: JobId,
+        /// The receiving host.
+        to: HostId,
+        /// An encoded [`crate::peer::Message`].
+        body: Vec<u8>,
+    },
+    /// A line for a driver's terminal.
+    Output {
+        /// The driver.
+        to: HostId,
+        /// Who printed it.
+        from: HostId,
+        /// Whether on standard error.
+        stderr: bool,
+        /// The line.
+        line: String,
+    },
+    /// From an owner's agent to the one with the primary copy: nobody can reach the object any more.
+    Free {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+    },
+    /// From the agent with the primary copy to one that pulled it: drop your copy.
+    Drop {
+        /// The object.
+        object: ObjectId,
+    },
+}
+
+/// First message on a bulk stream: what is wanted. The answer is a length and the bytes.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum Pull {
+    /// An object.
+    Object {
+        /// The object.
+        object: ObjectId,
+        /// The copy that is meant.
+        copy: Copy,
+        /// Who pulls, and will be told to drop its copy.
+        by: NodeId,
+    },
+    /// A job's program or file.
+    Binary {
+        /// Its hash.
+        hash: BinaryHash,
+    },
+}
+
+/// The cluster as people see it: what `mobula status` prints and the HTTP API serves.
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The cluster's name (hex digits of its CA).
+    pub cluster: String,
+    /// The nodes that are alive, by number.
+    pub nodes: Vec<NodeSnapshot>,
+    /// The running jobs.
+    pub jobs: Vec<JobSnapshot>,
+    /// The granted leases.
+    pub leases: u64,
+    /// Classes that wait for slots, each with the reason.
+    pub waiting: Vec<WaitingSnapshot>,
+    /// Named actors.
+    pub names: Vec<NameSnapshot>,
+}
+
+/// One node in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug)]
+pub struct NodeSnapshot {
+    /// The node.
+    pub node: String,
+    /// Its name for people.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// What it offers: amounts by resource name.
+    pub total: std::collections::BTreeMap<String, f64>,
+    /// What of that is free.
+    pub available: std::collections::BTreeMap<String, f64>,
+    /// Its devices.
+    pub devices: Vec<Device>,
+    /// Its labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Capacity of its store.
+    pub store_bytes: u64,
+    /// Whether each job runs as a user of its own.
+    pub multi_tenant: bool,
+    /// What it uses.
+    pub usage: Usage,
+}
+
+/// One job in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug)]
+pub struct JobSnapshot {
+    /// The job.
+    pub job: String,
+    /// Its name for people.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// Slots it holds.
+    pub slots: u64,
+}
+
+/// One waiting class in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug)]
+pub struct WaitingSnapshot {
+    /// Whose.
+    pub owner: String,
+    /// The function.
+    pub function: String,
+    /// Slots wanted.
+    pub backlog: u32,
+    /// Why it waits.
+    pub why: String,
+}
+
+/// One named actor in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug)]
+pub struct NameSnapshot {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The actor.
+    pub actor: String,
+    /// Its type.
+    pub actor_type: String,
+}

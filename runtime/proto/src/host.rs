@@ -1,0 +1,380 @@
+//! Messages between a host and the agent of its node.
+//!
+//! Launched hosts speak over the socket they inherit, drivers over the agent's Unix socket, and in an embedded
+//! cluster the same messages go through memory. Requests carry a number that the answer repeats.
+
+#![allow(missing_docs, reason = "the derive of rkyv makes mirror types with undocumented fields")]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{
+    BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId,
+    peer::Copy,
+    resource::{Class, DeviceGrant},
+    wire::Hello,
+};
+
+/// Number that pairs a request with its answer; counted by whoever asks.
+pub type Request = u64;
+
+/// What a host tells its agent.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum ToAgent {
+    /// First message: who is there.
+    Hello {
+        /// Version and role.
+        hello: Hello,
+        /// Its process.
+        pid: u32,
+        /// What a driver brings; `None` from a launched host.
+        driver: Option<Driver>,
+        /// Fingerprint over every registered function's name and signature.
+        registry: u64,
+    },
+    /// A descriptor travels with it: the host's doorbell, to be handed to peers.
+    Doorbell,
+    /// Slots wanted now beyond those held; replaces what was said for this key before. 0 withdraws.
+    Demand {
+        /// The class, as this host numbers its classes.
+        key: u32,
+        /// What it needs.
+        class: Class,
+        /// How many slots.
+        backlog: u32,
+        /// Where its largest arguments are, with their bytes; sorted.
+        locality: Vec<(NodeId, u64)>,
+    },
+    /// There is still work for these leases.
+    Renew {
+        /// The leases.
+        leases: Vec<LeaseId>,
+    },
+    /// The lease is not needed any more.
+    Release {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// From an executor: running tasks of this lease wait, so their CPU is free.
+    Block {
+        /// The lease.
+        lease: LeaseId,
+        /// How many.
+        slots: u32,
+    },
+    /// From an executor: they run again.
+    Unblock {
+        /// The lease.
+        lease: LeaseId,
+        /// How many.
+        slots: u32,
+    },
+    /// May this host have a region of so many bytes? Answered when there is room.
+    RegionWanted {
+        /// Pairs with the answer.
+        request: Request,
+        /// Its size.
+        bytes: u64,
+        /// How long to wait for room before the store counts as full.
+        wait_ms: u64,
+    },
+    /// The region, made after [`ToHost::RegionGranted`]; its descriptor travels with the message.
+    RegionAdded {
+        /// Which of this writer's regions, from 1.
+        seq: u32,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The writer dropped an empty region.
+    RegionRemoved {
+        /// Which.
+        seq: u32,
+    },
+    /// An object is complete and will not change until the agent says [`ToHost::Reclaim`].
+    Sealed {
+        /// The object.
+        object: ObjectId,
+        /// The attempt that made it.
+        attempt: u32,
+        /// The region, one of this host's.
+        region: u32,
+        /// Where in the region.
+        offset: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// From the owner: nobody can reach the object any more. `copy` says where its primary is.
+    Free {
+        /// The object.
+        object: ObjectId,
+        /// Its primary copy.
+        copy: Copy,
+    },
+    /// Make the object readable here, pulling it if need be, and pin it for this host.
+    Open {
+        /// Pairs with the answer.
+        request: Request,
+        /// The object.
+        object: ObjectId,
+        /// Its primary copy.
+        copy: Copy,
+    },
+    /// This host dropped its last view of what [`ToHost::Opened`] gave; one for each `Opened`.
+    Unpin {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Set up rings with a host of the same job on this node.
+    Connect {
+        /// The other host.
+        peer: HostId,
+    },
+    /// A message for a host that no ring leads to.
+    Relay {
+        /// The other host.
+        to: HostId,
+        /// An encoded [`crate::peer::Message`].
+        body: Vec<u8>,
+    },
+    /// A question for the head.
+    Ask {
+        /// Pairs with the answer.
+        request: Request,
+        /// The question.
+        question: Question,
+    },
+    /// From a driver: `main` has ended; so does the job.
+    JobDone,
+}
+
+/// What a driver brings.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct Driver {
+    /// A name for people: the program's.
+    pub name: String,
+    /// The namespace of its named actors; empty for one of the job's own.
+    pub namespace: String,
+    /// The program, as an absolute path readable by the agent; empty where nothing is ever launched from it.
+    pub program: String,
+    /// The program's hash; zeros in an embedded cluster, which never hashes.
+    pub binary: BinaryHash,
+    /// Files that travel beside it: name, absolute path on the driver's machine, hash.
+    pub files: Vec<(String, String, BinaryHash)>,
+}
+
+/// What a host may ask the head, through its agent.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum Question {
+    /// Claim a name for an actor; if it is taken, says whose it is.
+    NameClaim {
+        /// The namespace; empty for the job's own.
+        namespace: String,
+        /// The name.
+        name: String,
+        /// The actor that shall have it.
+        actor: TaskId,
+        /// The registered name of its type.
+        actor_type: String,
+    },
+    /// Who has this name?
+    NameFind {
+        /// The namespace; empty for the job's own.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
+    /// Give a name up; only its holder may.
+    NameDrop {
+        /// The namespace; empty for the job's own.
+        namespace: String,
+        /// The name.
+        name: String,
+        /// The holder.
+        actor: TaskId,
+    },
+    /// The cluster as [`crate::head::Snapshot`], encoded as JSON.
+    Snapshot,
+    /// The host that owns this job's detached actors; started if there is none yet.
+    Steward,
+}
+
+/// The head's answer to a [`Question`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// The actor that has the name.
+    Actor {
+        /// The actor.
+        actor: TaskId,
+        /// The registered name of its type.
+        actor_type: String,
+    },
+    /// A host.
+    Host(HostId),
+    /// Nobody has that name.
+    NoSuchName,
+    /// JSON text.
+    Json(String),
+    /// It could not be done.
+    Failed(Failure),
+}
+
+/// What an agent tells a host.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub enum ToHost {
+    /// Answer to the hello: who the host is.
+    Welcome(Welcome),
+    /// The hello was refused, and the connection ends.
+    Refused(Failure),
+    /// Slots were granted.
+    Granted(Grant),
+    /// A lease ends, or should.
+    Revoked {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        kind: Revocation,
+    },
+    /// No node could ever satisfy the class.
+    Infeasible {
+        /// The class.
+        key: u32,
+        /// The missing resource, and what there is.
+        failure: Failure,
+    },
+    /// The host may make a region of the size it asked for.
+    RegionGranted {
+        /// From the request.
+        request: Request,
+    },
+    /// It may not.
+    RegionRefused {
+        /// From the request.
+        request: Request,
+        /// Store full, or the region is larger than the store.
+        failure: Failure,
+    },
+    /// Nobody reads these any more; their writer may reuse the memory.
+    Reclaim {
+        /// The objects.
+        objects: Vec<ObjectId>,
+    },
+    /// The object lies in this region; the region's descriptor travels along the first time.
+    Opened {
+        /// From the request.
+        request: Request,
+        /// The region.
+        region: RegionId,
+        /// The region's size.
+        region_bytes: u64,
+        /// Where in the region.
+        offset: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// It cannot be read.
+    OpenFailed {
+        /// From the request.
+        request: Request,
+        /// Why.
+        failure: Failure,
+    },
+    /// Rings to and from a peer; three descriptors travel along: the ring to read, the ring to write, the
+    /// peer's doorbell.
+    Rings {
+        /// The peer.
+        peer: HostId,
+    },
+    /// A message from a host that no ring leads to.
+    Relayed {
+        /// The other host.
+        from: HostId,
+        /// Whether both belong to the same job; if not, the message is from outside the trust domain.
+        same_job: bool,
+        /// An encoded [`crate::peer::Message`].
+        body: Vec<u8>,
+    },
+    /// A host of this job, or one that this host has talked to, is gone.
+    HostDied {
+        /// The host.
+        host: HostId,
+        /// Why.
+        failure: Failure,
+    },
+    /// A node is gone, and all hosts and objects on it.
+    NodeDied {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Answer to [`ToAgent::Ask`].
+    Answered {
+        /// From the request.
+        request: Request,
+        /// The answer.
+        answer: Answer,
+    },
+    /// To a driver: a line that one of its hosts printed.
+    Output {
+        /// Which host.
+        host: HostId,
+        /// Whether on standard error.
+        stderr: bool,
+        /// The line, without its end.
+        line: String,
+    },
+    /// The job has ended; a host exits, a driver's waits fail.
+    JobEnded(Failure),
+}
+
+/// Who a host is.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct Welcome {
+    /// Its name.
+    pub host: HostId,
+    /// Its job.
+    pub job: JobId,
+    /// The job's driver.
+    pub driver: HostId,
+    /// The job's namespace.
+    pub namespace: String,
+    /// CPUs of the node, rounded up; sizes thread pools.
+    pub cpus: u32,
+    /// The store's capacity on this node.
+    pub store_bytes: u64,
+    /// Devices that this host has to itself.
+    pub devices: Vec<DeviceGrant>,
+    /// Whether this host is shared by its job on this node (else it belongs to one lease).
+    pub shared: bool,
+}
+
+/// Granted slots.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct Grant {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The class it is for.
+    pub key: u32,
+    /// The host that will execute.
+    pub host: HostId,
+    /// How many tasks at once.
+    pub slots: u32,
+    /// The lease ends after so long without [`ToAgent::Renew`].
+    pub term_ms: u64,
+    /// Devices of each slot; empty without devices.
+    pub devices: Vec<DeviceGrant>,
+}
+
+/// Why a lease ends.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Somebody else waits: give it back if it is idle.
+    Idle,
+    /// It was not renewed.
+    Expired,
+    /// Its node or host is gone.
+    Lost,
+    /// Work of higher priority needs the resources: no further pushes, unstarted tasks come back.
+    Preempted,
+}

@@ -1,0 +1,202 @@
+//! Identifiers. An identifier names one *incarnation*: a node that restarts keeps its number and gets a new
+//! incarnation, so whatever still carries the old one is recognised as stale and refused (invariant I6).
+
+use std::fmt;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident : $type:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type),+ }
+    };
+}
+
+id! {
+    /// One incarnation of an agent.
+    NodeId {
+        /// The node's number in the cluster, from 1; stable across restarts of the same node.
+        number: u32,
+        /// Counts the registrations of that node, from 1.
+        incarnation: u32,
+    }
+}
+id! {
+    /// One host process (or, with `seq` 0, the agent itself).
+    HostId {
+        /// The node it runs on.
+        node: NodeId,
+        /// Counts the hosts that this incarnation of the agent started, from 1.
+        seq: u32,
+    }
+}
+id! {
+    /// A job: one run of one driver.
+    JobId {
+        /// Counts the cluster's jobs, from 1.
+        number: u64,
+    }
+}
+id! {
+    /// A task, an actor (named by the task that constructs it) or a `put`, named by the host that owns it.
+    TaskId {
+        /// The host that submitted it and owns what it returns.
+        owner: HostId,
+        /// Counts what that host submitted, from 1.
+        seq: u64,
+    }
+}
+id! {
+    /// One value that a task returns, or that was `put`.
+    ObjectId {
+        /// The task that makes it.
+        task: TaskId,
+        /// Which of the task's values, from 0.
+        index: u32,
+    }
+}
+id! {
+    /// A grant of slots on a node.
+    LeaseId {
+        /// Counts the head's grants, from 1; never reused, so a late message about an ended lease is harmless.
+        number: u64,
+    }
+}
+id! {
+    /// A shared-memory region, named by its only writer.
+    RegionId {
+        /// The host that writes it, or the agent (`seq` 0) for what it pulled.
+        writer: HostId,
+        /// Counts that writer's regions, from 1.
+        seq: u32,
+    }
+}
+
+/// The BLAKE3 hash of an executable or of a file that travels with a job.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+)]
+pub struct BinaryHash(pub [u8; 32]);
+
+impl NodeId {
+    /// The node of an embedded cluster.
+    pub const EMBEDDED: Self = Self { number: 1, incarnation: 1 };
+
+    /// The agent of this node, as a party to messages.
+    pub fn agent(self) -> HostId {
+        HostId { node: self, seq: 0 }
+    }
+}
+
+impl HostId {
+    /// Whether this names an agent rather than a host.
+    pub fn is_agent(self) -> bool {
+        self.seq == 0
+    }
+}
+
+impl TaskId {
+    /// The `index`-th value of this task.
+    pub fn object(self, index: u32) -> ObjectId {
+        ObjectId { task: self, index }
+    }
+}
+
+impl ObjectId {
+    /// The host that owns this object.
+    pub fn owner(self) -> HostId {
+        self.task.owner
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.incarnation <= 1 {
+            write!(f, "node-{}", self.number)
+        } else {
+            write!(f, "node-{}.{}", self.number, self.incarnation)
+        }
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_agent() {
+            write!(f, "{}/agent", self.node)
+        } else {
+            write!(f, "{}/host-{}", self.node, self.seq)
+        }
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job-{}", self.number)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.owner, self.seq)
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.task, self.index)
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lease-{}", self.number)
+    }
+}
+
+impl fmt::Display for RegionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/region-{}", self.writer, self.seq)
+    }
+}
+
+impl fmt::Display for BinaryHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for BinaryHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BinaryHash({})", &hex::encode(self.0)[..12])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_names_the_incarnation_only_when_it_matters() {
+        let node = NodeId { number: 3, incarnation: 1 };
+        let again = NodeId { number: 3, incarnation: 2 };
+        let host = HostId { node, seq: 5 };
+        assert_eq!(node.to_string(), "node-3");
+        assert_eq!(again.to_string(), "node-3.2");
+        assert_eq!(host.to_string(), "node-3/host-5");
+        assert_eq!(node.agent().to_string(), "node-3/agent");
+        assert_eq!(TaskId { owner: host, seq: 81 }.object(0).to_string(), "node-3/host-5#81.0");
+    }
+}

@@ -1,0 +1,28 @@
+//! What crosses a boundary between Mobula's roles: identifiers, resources, failures and messages.
+//!
+//! No IO lives here, and nothing that depends on a clock. Every type is either `Copy` or made of sorted
+//! vectors, so that the same value always encodes to the same bytes (invariant I2 needs that).
+//!
+//! | module | what |
+//! |---|---|
+//! | [`id`] | names of jobs, nodes, hosts, tasks, objects, leases; each carries its incarnation |
+//! | [`resource`] | exact quantities of CPU, memory, GPU, TPU and custom resources; labels; strategies |
+//! | [`failure`] | the one error that crosses the wire, with its code, place and causes |
+//! | [`wire`] | encoding and checked decoding of messages, and the limits on them |
+//! | [`head`] | messages between an agent and the head |
+//! | [`host`] | messages between a host and its agent |
+//! | [`peer`] | messages between two hosts |
+
+#![forbid(unsafe_code)]
+
+pub mod failure;
+pub mod head;
+pub mod host;
+pub mod id;
+pub mod peer;
+pub mod resource;
+pub mod wire;
+
+pub use failure::{Failure, Kind as FailureKind};
+pub use id::{BinaryHash, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
+pub use resource::{Quantity, Resources};

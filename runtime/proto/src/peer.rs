@@ -1,0 +1,230 @@
+//! Messages between two hosts of a cluster: over a shared-memory ring on one node, through their agents
+//! otherwise. Messages from one host to another arrive in the order they were sent.
+
+#![allow(missing_docs, reason = "the derive of rkyv makes mirror types with undocumented fields")]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::{Failure, HostId, LeaseId, NodeId, ObjectId, TaskId};
+
+/// Most arguments of one task, and most values that one task returns.
+pub const ARGUMENTS_MAX: usize = 65_536;
+
+/// What one host tells another.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Message {
+    /// Submitter to executor: run this.
+    Run(Call),
+    /// Executor to submitter: this ended.
+    Done(Done),
+    /// Submitter to executor: stop it, or do not start it.
+    Cancel {
+        /// The task.
+        task: TaskId,
+        /// Ends the process if it has one of its own.
+        force: bool,
+    },
+    /// Owner to executor: end this incarnation of an actor and drop its state.
+    Terminate {
+        /// The actor, named by its constructing task.
+        actor: TaskId,
+        /// Which incarnation.
+        incarnation: u32,
+    },
+    /// Anyone to the actor's owner: end the actor for good.
+    Kill {
+        /// The actor.
+        actor: TaskId,
+    },
+    /// Borrower to owner: tell me when this object is final.
+    Resolve {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Owner to borrower: the object's final state; for an actor, also each later one.
+    Resolved {
+        /// The object.
+        object: ObjectId,
+        /// Its state.
+        state: State,
+    },
+    /// Anyone to owner: `borrower` holds this object from now on.
+    Borrow {
+        /// The object.
+        object: ObjectId,
+        /// Who holds it.
+        borrower: HostId,
+        /// Comes back in [`Message::Borrowed`].
+        token: u64,
+    },
+    /// Owner to whoever sent [`Message::Borrow`]: it is noted.
+    Borrowed {
+        /// From the request.
+        token: u64,
+    },
+    /// Borrower to owner: I hold it no more. Sent once for each time the owner noted this borrower.
+    Return {
+        /// The object.
+        object: ObjectId,
+        /// How many of its borrows end.
+        count: u32,
+    },
+    /// Borrower to owner: the copy on `node` cannot be read.
+    Lost {
+        /// The object.
+        object: ObjectId,
+        /// Where the copy was.
+        node: NodeId,
+        /// The attempt that made the copy.
+        attempt: u32,
+    },
+}
+
+/// A task, an actor's construction or an actor's call, ready to run.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Call {
+    /// What the submitter calls it.
+    pub task: TaskId,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How many there may be.
+    pub attempts_max: u32,
+    /// The registered function: the first 8 bytes of the BLAKE3 hash of its name and signature.
+    pub function: u64,
+    /// What it is and whom it concerns.
+    pub target: Target,
+    /// Arguments in order.
+    pub arguments: Vec<Argument>,
+    /// Time from its start after which it is cancelled; 0 for none.
+    pub timeout_ms: u64,
+}
+
+/// What a call is.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A task under a lease.
+    Task {
+        /// The lease it runs under.
+        lease: LeaseId,
+        /// How many tasks of that lease may run at once.
+        slots: u32,
+    },
+    /// The construction of an actor, named by the call's task.
+    Construct {
+        /// The lease that the actor holds.
+        lease: LeaseId,
+        /// Which incarnation this makes, from 1.
+        incarnation: u32,
+    },
+    /// A call of an actor's method.
+    Method {
+        /// The actor.
+        actor: TaskId,
+        /// The incarnation that the caller means.
+        incarnation: u32,
+    },
+}
+
+/// One argument.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Argument {
+    /// One value.
+    One(Part),
+    /// Several values that form one vector.
+    List(Vec<Part>),
+}
+
+/// A value given to a call.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Part {
+    /// The encoded value.
+    Inline(Vec<u8>),
+    /// An object in a store, to be read where it lies or pulled.
+    Stored {
+        /// The object.
+        object: ObjectId,
+        /// Where and how large.
+        copy: Copy,
+    },
+}
+
+/// Where an object's primary copy lies.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// The node whose store holds it.
+    pub node: NodeId,
+    /// Its encoded size.
+    pub bytes: u64,
+    /// The attempt that made it; pulls never mix attempts.
+    pub attempt: u32,
+}
+
+/// A value that a task returned.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Returned {
+    /// The value.
+    pub value: Value,
+    /// The refs inside it. The executor has seen to it that their owners count the submitter as a borrower
+    /// (unless the submitter owns them itself).
+    pub contains: Vec<ObjectId>,
+}
+
+/// A value, or where it lies.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Value {
+    /// The encoded value.
+    Inline(Vec<u8>),
+    /// In a node's store.
+    Stored(Copy),
+}
+
+/// How a call ended.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Done {
+    /// The task.
+    pub task: TaskId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Values, or why there are none.
+    pub outcome: Outcome,
+    /// Refs among its arguments that the executor still holds and whose owner is the submitter: note the
+    /// executor as their borrower before letting go of the arguments.
+    pub retained: Vec<ObjectId>,
+    /// How long user code ran, in nanoseconds.
+    pub nanos: u64,
+}
+
+/// A call's values or its failure.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// In the order in which they are indexed.
+    Values(Vec<Returned>),
+    /// Why it failed.
+    Failed(Failure),
+}
+
+/// The state of an object as its owner knows it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum State {
+    /// Not made yet.
+    Pending,
+    /// The value, encoded, and the refs inside it. The owner has noted the asker as a borrower of those that it
+    /// owns itself; for others the asker registers while it still holds this object.
+    Inline {
+        /// The encoded value.
+        bytes: Vec<u8>,
+        /// The refs inside it.
+        contains: Vec<ObjectId>,
+    },
+    /// In a store.
+    Stored(Copy),
+    /// A living actor: where it is.
+    Actor {
+        /// The host that runs it.
+        host: HostId,
+        /// Which incarnation.
+        incarnation: u32,
+    },
+    /// It failed, was cancelled, freed or lost.
+    Failed(Failure),
+}
