@@ -1,1 +1,10 @@
-//! mobula-net
+//! How Mobula's processes talk: QUIC between machines, rings and sockets on one, framing, cluster identity.
+
+#![deny(unsafe_code)]
+
+pub mod link;
+#[allow(unsafe_code, reason = "frames are read and written in memory that two processes share")]
+pub mod ring;
+pub mod bulk;
+pub mod identity;
+pub mod quic;

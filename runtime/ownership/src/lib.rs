@@ -1,1 +1,306 @@
-//! mobula-ownership
+//! Who owns, borrows and rebuilds an object.
+//!
+//! One [`Ownership`] lives in each host. It knows every object that the host owns (because it submitted the task
+//! that makes it, or `put` it) or borrows (because a ref to it arrived), and it speaks the reference-counting part
+//! of [`peer`](mobula_proto::peer) with the other hosts. It does no IO, reads no clock and draws no random number: calls and messages
+//! go in, [`Effect`]s come out, and the same input always gives the same effects in the same order.
+//!
+//! # The protocol
+//!
+//! An owner counts *local references* (handles, arguments of calls in flight, refs inside values it keeps) and, for
+//! each other host, *registrations*. A borrower counts its local references and how often it is registered; when
+//! the last local reference goes, it sends one `Return` with all its registrations. What matters is that a host is
+//! registered before whatever kept the object alive until then lets go:
+//!
+//! | how a ref reaches a host | what keeps the object alive | how the host gets registered |
+//! |---|---|---|
+//! | in an argument | the caller, until the call's `Done` | [`Ownership::settle`] at the task's end: by `Done.retained` where the caller is the owner, else by `Borrow`, and `Done` waits for `Borrowed` |
+//! | in a value returned by a task | the executor, until `Done` has left | [`Ownership::lend`] by the executor, before `Done` |
+//! | in an `Inline` value that an owner sent, owned by that owner | the owner | by the owner, before it answers |
+//! | in any other value read here | the object it was read out of, of which the reader keeps a reference | `Borrow` by the reader; the kept reference goes with `Borrowed` |
+//!
+//! Messages of one pair of hosts keep their order; nothing is assumed across pairs.
+//!
+//! # Invariants
+//!
+//! - **O1.** An owned object lives while it has a local reference or a living registered borrower, and no longer.
+//! - **O2.** A host that holds a ref is registered, or something that will outlive its registration's arrival at
+//!   the owner keeps the object (the table above).
+//! - **O3.** Registrations are counted, so that giving back old ones never ends one under way. A `Return` may
+//!   overtake the `Done.retained` it answers: the count dips below zero and comes back while the caller's argument
+//!   keeps the object.
+//! - **O4.** The first accepted result wins. The copy that a later one brought is freed and its refs are given back.
+//! - **O5.** Nothing waits for ever: a `Resolve` for an unknown object is answered with `ObjectFreed`; when an owner
+//!   dies, whatever waits for its objects or its acknowledgements goes on.
+//! - **O6.** The dead stay dead: nothing is accepted from, counted for or sent to a host known to have died.
+//! - **O7.** Refs inside a value are held as long as the entry of the object exists, even after that value was lost.
+//! - **O8.** Effects come in a reproducible order; no hash order shows.
+//! - **O9.** When no ref is left and all messages have arrived, no entry is left. One exception: if an executor dies
+//!   between the `Borrow` by which it lent a ref of a third host and the `Done` that carried it, the submitter stays
+//!   registered until it ends itself: kept too long, never freed too early. Refs that form a cycle are never freed.
+//!
+//! If a caller dies, its arguments' refs that are not registered yet may go stale: using one gives `ObjectFreed`.
+
+#![forbid(unsafe_code)]
+
+mod borrower;
+mod dead;
+mod death;
+mod entry;
+mod owner;
+#[cfg(test)]
+mod tests;
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, ObjectId, TaskId,
+    peer::{Copy, Message, State},
+};
+
+use crate::{
+    borrower::Outstanding,
+    dead::Dead,
+    entry::{Entry, FastMap},
+};
+
+/// What the host must do after a call. Effects are meant to be carried out in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send to another host; never to this one, never to one known to be dead.
+    Send {
+        /// The receiver.
+        to: HostId,
+        /// The message.
+        message: Message,
+    },
+    /// A copy of an owned object is garbage: tell the agents. Other attempts' copies of the object are not meant.
+    Free {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+    },
+    /// The object became final: it was pending, or its stored value was lost or given up and it has failed now.
+    Ready {
+        /// The object.
+        object: ObjectId,
+    },
+    /// An owned object's entry is gone, once for each object: its lineage may be dropped, and an actor it stood for must end.
+    Forgotten {
+        /// The object.
+        object: ObjectId,
+    },
+    /// An owned object's stored value was lost and the object is pending again: run its task once more. May come
+    /// again while the task runs, for another of its values.
+    Rebuild {
+        /// The task.
+        task: TaskId,
+    },
+    /// Something that is or was a living actor changed: it moved, is being restarted (pending) or has failed. When
+    /// it is up again after a restart, [`Effect::Ready`] comes first and this next.
+    ActorMoved {
+        /// The actor's object.
+        object: ObjectId,
+    },
+    /// Every registration that [`Ownership::settle`] and [`Ownership::lend`] began under this token is noted.
+    Settled {
+        /// The caller's token.
+        token: u64,
+    },
+}
+
+/// How a ref reached this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// In a call's argument: the caller keeps the object until our `Done`.
+    Argument,
+    /// Read out of this object's value. The host must hold a reference on it at that moment.
+    Container(ObjectId),
+    /// The object's owner has counted this host once more for it.
+    Registered,
+}
+
+/// What [`Ownership::settle`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// For `Done.retained`: refs still held here whose owner is the caller.
+    pub retained: Vec<ObjectId>,
+    /// Whether `Done` must wait for [`Effect::Settled`].
+    pub waiting: bool,
+}
+
+/// How much there is; all zero after a clean end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Objects of this host.
+    pub owned: usize,
+    /// Objects of other hosts.
+    pub borrowed: usize,
+    /// How many of both are not final.
+    pub pending: usize,
+    /// Local references on both.
+    pub references: u64,
+    /// Registrations begun here that no owner has acknowledged yet.
+    pub unacknowledged: usize,
+}
+
+/// Every object that one host owns or borrows.
+#[derive(Debug)]
+pub struct Ownership {
+    me: HostId,
+    objects: FastMap<ObjectId, Entry>,
+    /// `Borrow`s sent and not acknowledged, by their token.
+    outstanding: FastMap<u64, Outstanding>,
+    /// How many acknowledgements each settling task still waits for, by the task's token.
+    settling: FastMap<u64, u32>,
+    next_token: u64,
+    dead: Dead,
+}
+
+impl Ownership {
+    /// Nothing owned and nothing borrowed yet.
+    pub fn new(me: HostId) -> Self {
+        Self {
+            me,
+            objects: FastMap::default(),
+            outstanding: FastMap::default(),
+            settling: FastMap::default(),
+            next_token: 1,
+            dead: Dead::default(),
+        }
+    }
+
+    /// One more local reference: a clone of a handle, an argument in flight. Nothing for an unknown object.
+    pub fn add_ref(&mut self, object: ObjectId) {
+        if let Some(entry) = self.objects.get_mut(&object) {
+            entry.local += 1;
+        }
+    }
+
+    /// One local reference less. Without local references and borrowers an owned object goes: [`Effect::Free`] if
+    /// it is stored, then [`Effect::Forgotten`], and what its value contains loses a reference each. A borrowed one
+    /// is given back as soon as no acknowledgement is under way for it.
+    pub fn drop_ref(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
+        let mut next = Vec::new();
+        self.release(object, &mut next, fx);
+        while let Some(object) = next.pop() {
+            self.release(object, &mut next, fx);
+        }
+    }
+
+    /// The object's state; `None` if it was never received or is forgotten.
+    pub fn state(&self, object: ObjectId) -> Option<&State> {
+        self.objects.get(&object).map(|entry| &entry.state)
+    }
+
+    /// The refs inside the object's value, as far as this host knows them: all for an object of its own, those of
+    /// an inline value for a borrowed one.
+    pub fn contains(&self, object: ObjectId) -> &[ObjectId] {
+        self.objects.get(&object).map_or(&[], Entry::contains)
+    }
+
+    /// How much there is. Walks the whole table.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { unacknowledged: self.outstanding.len(), ..Counts::default() };
+        for (object, entry) in &self.objects {
+            if object.owner() == self.me {
+                counts.owned += 1;
+            } else {
+                counts.borrowed += 1;
+            }
+            counts.pending += usize::from(entry.is_pending());
+            counts.references += u64::from(entry.local);
+        }
+        counts
+    }
+
+    /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return` and `Lost`.
+    ///
+    /// # Errors
+    /// Any other message is handed back.
+    #[expect(clippy::result_large_err, reason = "the message comes back by value to be handled elsewhere")]
+    pub fn on_message(
+        &mut self,
+        from: HostId,
+        message: Message,
+        fx: &mut Vec<Effect>,
+    ) -> Result<(), Message> {
+        match message {
+            Message::Resolve { .. }
+            | Message::Resolved { .. }
+            | Message::Borrow { .. }
+            | Message::Borrowed { .. }
+            | Message::Return { .. }
+            | Message::Lost { .. }
+                if self.dead.host(from) => {}
+            Message::Resolve { object } => self.on_resolve(from, object, fx),
+            Message::Resolved { object, state } => self.on_resolved(from, object, state, fx),
+            Message::Borrow { object, borrower, token } => {
+                self.note(object, borrower, 1);
+                fx.push(Effect::Send { to: from, message: Message::Borrowed { token } });
+            }
+            Message::Borrowed { token } => self.acknowledge(token, true, fx),
+            Message::Return { object, count } => self.on_return(from, object, count, fx),
+            Message::Lost { object, node, attempt } => {
+                if object.owner() == self.me {
+                    self.lost(object, node, attempt, fx);
+                }
+            }
+            other => return Err(other),
+        }
+        Ok(())
+    }
+
+    /// Takes one local reference away; what loses a reference in turn is pushed onto `next`.
+    fn release(&mut self, object: ObjectId, next: &mut Vec<ObjectId>, fx: &mut Vec<Effect>) {
+        if let Some(entry) = self.objects.get_mut(&object) {
+            debug_assert!(entry.local > 0, "{object} has no local reference to drop");
+            entry.local = entry.local.saturating_sub(1);
+            if entry.is_idle() {
+                self.remove(object, next, fx);
+            }
+        }
+    }
+
+    /// Removes the entry if nothing holds it any more, and whatever it alone held.
+    fn collect(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
+        if self.objects.get(&object).is_some_and(Entry::is_idle) {
+            let mut next = Vec::new();
+            self.remove(object, &mut next, fx);
+            while let Some(object) = next.pop() {
+                self.release(object, &mut next, fx);
+            }
+        }
+    }
+
+    /// Removes an idle entry and says so to whom it concerns.
+    fn remove(&mut self, object: ObjectId, next: &mut Vec<ObjectId>, fx: &mut Vec<Effect>) {
+        let Some(entry) = self.objects.remove(&object) else { return };
+        let owner = object.owner();
+        if owner == self.me {
+            if let State::Stored(copy) = entry.state {
+                fx.push(Effect::Free { object, copy });
+            }
+            if entry.is_pending() {
+                // Whoever still waits has dropped its refs; it is told all the same (O5).
+                for to in entry.waiters() {
+                    fx.push(Effect::Send {
+                        to: *to,
+                        message: Message::Resolved { object, state: State::Failed(freed(object)) },
+                    });
+                }
+            }
+            if !entry.stale {
+                fx.push(Effect::Forgotten { object });
+            }
+        } else if entry.registered > 0 && !self.dead.host(owner) {
+            fx.push(Effect::Send { to: owner, message: Message::Return { object, count: entry.registered } });
+        }
+        entry.into_held(next);
+    }
+}
+
+/// The failure of an object that nobody knows any more.
+fn freed(object: ObjectId) -> Failure {
+    Failure::new(FailureKind::ObjectFreed, "it was freed: nothing referred to it any more")
+        .of(format!("object {object}"))
+}

@@ -1,1 +1,73 @@
-//! mobula
+//! Write ordinary functions and structs; run them as tasks and actors on one laptop or a thousand machines, and
+//! pass objects, tensors above all, between them without copying.
+//!
+//! ```
+//! use mobula::prelude::*;
+//!
+//! #[mobula::task]
+//! fn square(x: u64) -> u64 {
+//!     x * x
+//! }
+//!
+//! #[mobula::task]
+//! fn total(all: Vec<u64>) -> u64 {
+//!     all.iter().sum()
+//! }
+//!
+//! #[mobula::main]
+//! async fn main(_cluster: Cluster) -> mobula::Result<()> {
+//!     let squares: Vec<ObjectRef<u64>> = (0..10).map(|i| square.remote(i)).collect();
+//!     assert_eq!(total.remote(&squares[..]).await?, 285);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! | to do this | use |
+//! |---|---|
+//! | run a function elsewhere | [`task`], then `function.remote(…)` |
+//! | keep state somewhere | [`actor`], then `Type::spawn(…)` |
+//! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
+//! | share a large value | [`put`], [`View`], [`Tensor`] |
+//! | make a type travel | [`data`] |
+//! | choose where it all runs | [`Cluster`] |
+
+#![forbid(unsafe_code)]
+
+mod actor;
+mod argument;
+mod cluster;
+mod error;
+mod object;
+mod options;
+mod serde_value;
+mod task;
+mod tensor;
+mod view;
+
+#[doc(hidden)]
+pub mod private;
+
+pub mod blocking;
+pub mod context;
+
+pub use actor::{ActorHandle, Spawn, find_actor};
+pub use argument::IntoArgument;
+pub use cluster::{Builder, Cluster};
+pub use error::{Error, Result};
+pub use mobula_host::codec::Data;
+pub use mobula_macros::{actor, data, main, task, test};
+pub use mobula_proto::{
+    FailureKind as ErrorKind, NodeId, Quantity,
+    resource::{LabelRule, Strategy},
+};
+pub use object::{ObjectRef, get_all, put, wait};
+pub use options::Options;
+pub use rkyv;
+pub use serde_value::Serde;
+pub use tensor::{Dtype, Element, Tensor};
+pub use view::View;
+
+/// What most programs need.
+pub mod prelude {
+    pub use crate::{Cluster, Data, IntoArgument, ObjectRef, Tensor, View};
+}

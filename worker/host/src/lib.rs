@@ -1,1 +1,30 @@
-//! mobula-host
+//! A host: where a job's tasks and actors run, and from where they are submitted.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`registry`] | the binary's functions, gathered at link time |
+//! | [`codec`] | values to bytes and back; refs and tensors inside them |
+//! | [`core`] | pure: what was submitted, and what it waits for |
+//! | [`executor`] | where calls run |
+//! | [`runtime`] | ties these to the agent's link and to other hosts |
+//! | [`store`] | the host's side of the object store |
+//! | [`peers`] | rings to other hosts, and the threads that drain them |
+//! | [`boot`] | how a process becomes a host |
+
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod codec;
+pub mod context;
+pub mod core;
+pub mod executor;
+mod guarded;
+pub mod link;
+pub mod peers;
+pub mod registry;
+pub mod runtime;
+pub mod store;
+mod wait;
+
+pub use linkme;
+pub use mobula_ownership::Via;

@@ -1,0 +1,278 @@
+//! Jobs, their drivers, and the stewards of their detached actors.
+
+use mobula_proto::{
+    BinaryHash, Failure, FailureKind, HostId, JobId, NodeId,
+    head::{Job, ToAgent},
+    host::{Answer, Request},
+    resource::check_name,
+};
+use mobula_scheduler::{self as scheduler, Millis};
+use tracing::{info, warn};
+
+use super::{
+    Asker, Core, FILE_NAME_BYTES_MAX, JOB_FILES_MAX, JOB_NUMBERS_BLOCK, JOBS_MAX, Link, PeerKind,
+    STEWARD_START_MS_MAX, STEWARD_WAITERS_MAX,
+};
+use crate::state::Record;
+
+/// A running job.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub job: Job,
+    steward: Steward,
+    /// The driver is over; detached actors keep the job going.
+    detached: bool,
+}
+
+/// The host that owns a job's detached actors.
+#[derive(Debug)]
+enum Steward {
+    None,
+    Starting { on: NodeId, until: Millis, waiters: Vec<Asker> },
+    Ready(HostId),
+}
+
+impl Entry {
+    pub fn steward(&self) -> Option<HostId> {
+        match self.steward {
+            Steward::Ready(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Millis> {
+        match self.steward {
+            Steward::Starting { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+}
+
+/// What a driver wants started.
+pub(super) struct Start {
+    pub request: Request,
+    pub driver: HostId,
+    pub name: String,
+    pub namespace: String,
+    pub binary: BinaryHash,
+    pub files: Vec<(String, BinaryHash)>,
+}
+
+impl Core {
+    pub(super) fn job_start(&mut self, link: Link, start: Start) {
+        if let Err(failure) = self.may_start(&start) {
+            let Start { request, driver: host, .. } = start;
+            return self.send(link, ToAgent::Answered { host, request, answer: Answer::Failed(failure) });
+        }
+        let job = JobId { number: self.next_job };
+        self.next_job = self.next_job.saturating_add(1);
+        if job.number >= self.reserved_jobs {
+            self.reserved_jobs = job.number.saturating_add(JOB_NUMBERS_BLOCK);
+            self.persist(Record::NextJob { number: self.reserved_jobs });
+        }
+        let Start { request, driver, name, namespace, binary, files } = start;
+        let namespace = if namespace.is_empty() { job.to_string() } else { namespace };
+        let job = Job { job, driver, name, namespace, binary, files };
+        info!(job = %job.job, name = job.name, driver = %driver, "job started");
+        self.jobs
+            .insert(job.job, Entry { job: job.clone(), steward: Steward::None, detached: false });
+        self.send(link, ToAgent::JobStarted { request, job });
+    }
+
+    fn may_start(&self, start: &Start) -> Result<(), Failure> {
+        let refuse = |why: String| Failure::new(FailureKind::Internal, format!("the job cannot start: {why}"));
+        if self.jobs.len() >= JOBS_MAX {
+            return Err(Failure::new(
+                FailureKind::Limit,
+                format!("the cluster runs {JOBS_MAX} jobs, the most that it may"),
+            ));
+        }
+        if self.jobs.values().any(|entry| entry.job.driver == start.driver) {
+            return Err(refuse(format!("{} already drives one", start.driver)));
+        }
+        if start.name.len() > FILE_NAME_BYTES_MAX {
+            return Err(refuse(format!("its name is longer than {FILE_NAME_BYTES_MAX} bytes")));
+        }
+        if !start.namespace.is_empty() {
+            check_name(&start.namespace).map_err(|e| refuse(format!("its namespace: {e}")))?;
+        }
+        if start.files.len() > JOB_FILES_MAX {
+            return Err(refuse(format!("it has {} files, over {JOB_FILES_MAX}", start.files.len())));
+        }
+        if start.files.iter().any(|(name, _)| name.is_empty() || name.len() > FILE_NAME_BYTES_MAX) {
+            return Err(refuse(format!(
+                "a file's name is empty or longer than {FILE_NAME_BYTES_MAX} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn job_end(&mut self, from: NodeId, job: JobId, failure: Failure) {
+        match self.jobs.get(&job) {
+            Some(entry) if entry.job.driver.node == from => self.driver_over(job, failure),
+            Some(_) => warn!(node = %from, %job, "ignored the end of a job that another node drives"),
+            None => {}
+        }
+    }
+
+    pub(super) fn host_ended(&mut self, host: HostId, job: JobId, failure: Failure) {
+        self.broadcast(None, ToAgent::HostEnded { host, job, failure: failure.clone() });
+        self.leases.forget_owners(|owner| owner == host);
+        self.schedule(scheduler::Event::OwnerGone { owner: host });
+        self.lose_leases_on(host);
+        self.drop_names(|_, actor| actor.owner == host);
+        self.hosts_gone(|gone| gone == host, &failure);
+    }
+
+    /// Ends what depends on hosts that are gone: stewards, and jobs whose driver or only keeper they were.
+    pub(super) fn hosts_gone(&mut self, gone: impl Fn(HostId) -> bool, failure: &Failure) {
+        let (mut over, mut driverless, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for (job, entry) in &mut self.jobs {
+            let steward_gone = match &mut entry.steward {
+                Steward::Ready(host) => gone(*host),
+                // A steward has no name before it is ready; only its node can be known to be gone.
+                Steward::Starting { on, waiters, .. } => {
+                    let lost = gone(HostId { node: *on, seq: 0 });
+                    if lost {
+                        waiting.append(waiters);
+                    }
+                    lost
+                }
+                Steward::None => false,
+            };
+            if steward_gone {
+                entry.steward = Steward::None;
+            }
+            if entry.detached && matches!(entry.steward, Steward::None) {
+                over.push(*job);
+            } else if !entry.detached && gone(entry.job.driver) {
+                driverless.push(*job);
+            }
+        }
+        for asker in waiting {
+            let failure = failure.cause_of("the start of the steward");
+            self.answer(asker, Answer::Failed(failure));
+        }
+        let ended = |what: &str, job: &JobId| {
+            let mut ended = failure.cause_of(&job.to_string());
+            ended.kind = FailureKind::JobEnded;
+            ended.message = format!("its {what} is gone");
+            ended
+        };
+        for job in &over {
+            self.end(*job, ended("steward", job));
+        }
+        for job in &driverless {
+            self.driver_over(*job, ended("driver", job));
+        }
+    }
+
+    /// The driver is done or dead: ends the job, unless it has detached actors.
+    fn driver_over(&mut self, job: JobId, failure: Failure) {
+        let has_names = self.has_detached_names(job);
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        if entry.detached {
+            return;
+        }
+        let driver = entry.job.driver;
+        if !has_names {
+            return self.end(job, failure);
+        }
+        entry.detached = true;
+        info!(%job, "the driver ended; detached actors keep the job");
+        self.broadcast(None, ToAgent::HostEnded { host: driver, job, failure });
+        self.leases.forget_owners(|owner| owner == driver);
+        self.schedule(scheduler::Event::OwnerGone { owner: driver });
+        self.lose_leases_on(driver);
+        self.drop_names(|_, actor| actor.owner == driver);
+    }
+
+    /// Ends a detached job whose last detached name is gone.
+    pub(super) fn end_if_forgotten(&mut self, job: JobId) {
+        if self.jobs.get(&job).is_some_and(|entry| entry.detached) && !self.has_detached_names(job) {
+            self.end(job, Failure::new(FailureKind::JobEnded, format!("the last detached actor of {job} ended")));
+        }
+    }
+
+    fn end(&mut self, job: JobId, failure: Failure) {
+        let Some(entry) = self.jobs.remove(&job) else { return };
+        info!(%job, name = entry.job.name, %failure, "job ended");
+        if let Steward::Starting { waiters, .. } = entry.steward {
+            for asker in waiters {
+                self.answer(asker, Answer::Failed(failure.clone()));
+            }
+        }
+        self.broadcast(None, ToAgent::JobEnded { job, failure });
+        for owner in self.leases.owners_of(job, &self.scheduler) {
+            self.leases.forget_owners(|o| o == owner);
+            self.schedule(scheduler::Event::OwnerGone { owner });
+        }
+        self.drop_names(|entry_job, _| entry_job == job);
+    }
+
+    pub(super) fn steward_wanted(&mut self, asker: Asker) {
+        let until = self.now.plus(Millis(STEWARD_START_MS_MAX));
+        let place = self.steward_place(asker.host.node);
+        let Some(entry) = self.jobs.get_mut(&asker.job) else { return };
+        match &mut entry.steward {
+            Steward::Ready(host) => {
+                let host = *host;
+                self.answer(asker, Answer::Host(host));
+            }
+            Steward::Starting { waiters, .. } if waiters.len() < STEWARD_WAITERS_MAX => waiters.push(asker),
+            Steward::Starting { .. } => {
+                let failure = format!("{STEWARD_WAITERS_MAX} hosts wait for the steward, the most that may");
+                self.answer(asker, Answer::Failed(Failure::new(FailureKind::Limit, failure)));
+            }
+            Steward::None => {
+                entry.steward = Steward::Starting { on: place, until, waiters: vec![asker] };
+                let job = entry.job.clone();
+                self.send_to_agent_of(place, ToAgent::StartSteward { job });
+            }
+        }
+    }
+
+    /// The asking node, unless it only carries a driver and another could do.
+    fn steward_place(&self, asking: NodeId) -> NodeId {
+        let lasting = |node: &NodeId| {
+            self.nodes.get(&node.number).is_some_and(|m| m.node == *node && m.kind == PeerKind::Agent)
+        };
+        if lasting(&asking) {
+            return asking;
+        }
+        self.nodes.values().map(|m| m.node).find(lasting).unwrap_or(asking)
+    }
+
+    pub(super) fn steward_ready(&mut self, job: JobId, host: HostId) {
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        let Steward::Starting { on, waiters, .. } = &mut entry.steward else {
+            warn!(%job, %host, "ignored a steward that nobody waits for");
+            return;
+        };
+        if *on != host.node {
+            warn!(%job, %host, "ignored a steward from a node that was not asked");
+            return;
+        }
+        let waiters = std::mem::take(waiters);
+        entry.steward = Steward::Ready(host);
+        for asker in waiters {
+            self.answer(asker, Answer::Host(host));
+        }
+    }
+
+    pub(super) fn time_out_stewards(&mut self) {
+        let mut late = Vec::new();
+        for entry in self.jobs.values_mut() {
+            if let Steward::Starting { until, waiters, .. } = &mut entry.steward
+                && *until <= self.now
+            {
+                late.append(waiters);
+                entry.steward = Steward::None;
+            }
+        }
+        for asker in late {
+            let failure = format!("the steward did not start within {STEWARD_START_MS_MAX} ms");
+            self.answer(asker, Answer::Failed(Failure::new(FailureKind::TimedOut, failure)));
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Demands and leases: between owners, the scheduler and the granting nodes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
+    head::ToAgent,
+    host::{Grant, Revocation},
+    resource::Class,
+};
+use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, Scheduler};
+use tracing::warn;
+
+use super::{Core, DEMANDS_MAX, Link, RESERVE_MS_MAX};
+
+/// An owner's class: who, and its number there.
+type Key = (HostId, u32);
+
+/// What an owner says it wants.
+pub(super) struct Wish {
+    pub owner: HostId,
+    pub job: JobId,
+    pub key: u32,
+    pub class: Class,
+    pub backlog: u32,
+    pub locality: Vec<(NodeId, u64)>,
+}
+
+/// What an owner waits for: with slots that are reserved but not announced, which the scheduler no longer counts.
+#[derive(Debug)]
+struct Wanted {
+    job: JobId,
+    class: Arc<Class>,
+    backlog: u32,
+    locality: Vec<(NodeId, u64)>,
+}
+
+#[derive(Debug)]
+struct Held {
+    owner: HostId,
+    key: u32,
+    node: NodeId,
+    slots: u32,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The node was asked to name a host, until then at most.
+    Reserving(Millis),
+    /// The owner knows of it.
+    Announced(HostId),
+}
+
+/// Leases with what the scheduler does not know of them.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    wanted: BTreeMap<Key, Wanted>,
+    held: BTreeMap<LeaseId, Held>,
+    /// Slots reserved but not announced.
+    reserving: BTreeMap<Key, u32>,
+    by_host: BTreeMap<HostId, BTreeSet<LeaseId>>,
+}
+
+impl Table {
+    /// When a reservation must next be renewed: half a term before the scheduler would end it.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.held
+            .values()
+            .filter_map(|held| match held.phase {
+                Phase::Reserving(until) => Some(until),
+                Phase::Announced(_) => None,
+            })
+            .min()
+    }
+
+    /// Forgets what these owners wait for.
+    pub fn forget_owners(&mut self, gone: impl Fn(HostId) -> bool) {
+        self.wanted.retain(|(owner, _), _| !gone(*owner));
+    }
+
+    /// Everyone who waits for slots or holds some for a job.
+    pub fn owners_of(&self, job: JobId, scheduler: &Scheduler) -> BTreeSet<HostId> {
+        let wanting = self.wanted.iter().filter(|(_, w)| w.job == job).map(|((owner, _), _)| *owner);
+        let waiting = scheduler.demands().filter(|d| d.job == job).map(|d| d.owner);
+        let holding = scheduler.leases().filter(|l| l.lease.job == job).map(|l| l.lease.owner);
+        wanting.chain(waiting).chain(holding).collect()
+    }
+
+    fn reserving(&self, key: Key) -> u32 {
+        self.reserving.get(&key).copied().unwrap_or(0)
+    }
+
+    /// What the scheduler should know of a wish.
+    fn event(&self, key: Key) -> Option<scheduler::Event> {
+        let wanted = self.wanted.get(&key)?;
+        Some(scheduler::Event::Demand {
+            owner: key.0,
+            key: key.1,
+            job: wanted.job,
+            class: Arc::clone(&wanted.class),
+            backlog: wanted.backlog.saturating_sub(self.reserving(key)),
+            attempt: 0,
+            locality: wanted.locality.clone(),
+        })
+    }
+
+    fn withdrawal(key: Key, job: JobId) -> scheduler::Event {
+        scheduler::Event::Demand {
+            owner: key.0,
+            key: key.1,
+            job,
+            class: Arc::default(),
+            backlog: 0,
+            attempt: 0,
+            locality: Vec::new(),
+        }
+    }
+
+    /// The lease is no longer being reserved.
+    fn settle(&mut self, key: Key, slots: u32) {
+        if let Some(count) = self.reserving.get_mut(&key) {
+            *count = count.saturating_sub(slots);
+            if *count == 0 {
+                self.reserving.remove(&key);
+            }
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn demand(&mut self, wish: Wish) {
+        let Wish { owner, job, key, class, backlog, locality } = wish;
+        let at = (owner, key);
+        if backlog == 0 {
+            self.leases.wanted.remove(&at);
+            return self.schedule(Table::withdrawal(at, job));
+        }
+        let refused = if !self.jobs.contains_key(&job) {
+            Some(Failure::new(FailureKind::JobEnded, format!("{job} has ended")))
+        } else if let Err(e) = class.validate() {
+            Some(Failure::new(FailureKind::Infeasible, e.to_string()))
+        } else if self.leases.wanted.len() >= DEMANDS_MAX && !self.leases.wanted.contains_key(&at) {
+            let text = format!("{DEMANDS_MAX} classes wait for slots, the most that may");
+            Some(Failure::new(FailureKind::Limit, text))
+        } else {
+            None
+        };
+        if let Some(failure) = refused {
+            return self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
+        }
+        let class = match self.leases.wanted.get(&at) {
+            Some(known) if *known.class == class => Arc::clone(&known.class),
+            _ => Arc::new(class),
+        };
+        self.leases.wanted.insert(at, Wanted { job, class, backlog, locality });
+        if let Some(event) = self.leases.event(at) {
+            self.schedule(event);
+        }
+    }
+
+    pub(super) fn renew(&mut self, from: NodeId, leases: &[LeaseId]) {
+        for lease in leases {
+            if self.leases.held.get(lease).is_some_and(|held| held.owner.node == from) {
+                self.schedule(scheduler::Event::Renew { lease: *lease });
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, from: NodeId, lease: LeaseId) {
+        match self.leases.held.get(&lease) {
+            Some(held) if held.owner.node == from => self.schedule(scheduler::Event::Release { lease }),
+            Some(_) => warn!(node = %from, %lease, "ignored the release of a lease that another node holds"),
+            None => {}
+        }
+    }
+
+    pub(super) fn block(&mut self, from: NodeId, lease: LeaseId, slots: u32, block: bool) {
+        match self.leases.held.get(&lease) {
+            Some(held) if held.node == from => self.schedule(match block {
+                true => scheduler::Event::Block { lease, slots },
+                false => scheduler::Event::Unblock { lease, slots },
+            }),
+            Some(_) => warn!(node = %from, %lease, "ignored a lease's waits from a node that did not grant it"),
+            None => {}
+        }
+    }
+
+    pub(super) fn lease_ready(&mut self, link: Link, from: NodeId, lease: LeaseId, host: HostId) {
+        let Some(held) = self.leases.held.get_mut(&lease) else {
+            // It ended while the host was starting; the notice crossed this one.
+            return self.send(link, ToAgent::LeaseEnded { lease });
+        };
+        if held.node != from || !matches!(held.phase, Phase::Reserving(_)) {
+            warn!(node = %from, %lease, "ignored a host for a lease that waits for none from this node");
+            return;
+        }
+        held.phase = Phase::Announced(host);
+        let (owner, key, slots) = (held.owner, held.key, held.slots);
+        self.leases.by_host.entry(host).or_default().insert(lease);
+        self.leases.settle((owner, key), slots);
+        if let Some(wanted) = self.leases.wanted.get_mut(&(owner, key)) {
+            wanted.backlog = wanted.backlog.saturating_sub(slots);
+            if wanted.backlog == 0 {
+                self.leases.wanted.remove(&(owner, key));
+            }
+        }
+        // The owner's term begins when it learns of the lease.
+        self.schedule(scheduler::Event::Renew { lease });
+        let Some(view) = self.scheduler.lease(lease) else { return };
+        let grant = Grant {
+            lease,
+            key,
+            host,
+            slots,
+            term_ms: view.lease.term.0,
+            devices: view.lease.devices.clone(),
+        };
+        self.send_to_agent_of(owner.node, ToAgent::Granted { owner, grant });
+    }
+
+    pub(super) fn lease_failed(&mut self, from: NodeId, lease: LeaseId, failure: Failure) {
+        let Some(held) = self.leases.held.get(&lease) else { return };
+        if held.node != from || !matches!(held.phase, Phase::Reserving(_)) {
+            warn!(node = %from, %lease, "ignored the failure of a lease that waits for no host from this node");
+            return;
+        }
+        let (owner, key) = (held.owner, held.key);
+        // The owner decides whether to ask again: asking for it here could go round for ever.
+        let withdrawn = self.leases.wanted.remove(&(owner, key)).map(|w| Table::withdrawal((owner, key), w.job));
+        self.schedule(scheduler::Event::Release { lease });
+        if let Some(event) = withdrawn {
+            self.schedule(event);
+        }
+        let failure = failure.on(from.to_string());
+        self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
+    }
+
+    /// Ends the leases whose executing host is gone.
+    pub(super) fn lose_leases_on(&mut self, host: HostId) {
+        for lease in self.leases.by_host.remove(&host).unwrap_or_default() {
+            let Some(held) = self.leases.held.get(&lease) else { continue };
+            let owner = held.owner;
+            self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind: Revocation::Lost });
+            self.schedule(scheduler::Event::Release { lease });
+        }
+    }
+
+    /// Keeps reservations alive while their nodes start hosts; puts the wish of one that takes too long back.
+    pub(super) fn renew_pending(&mut self) {
+        let (mut renew, mut late) = (Vec::new(), Vec::new());
+        for (lease, held) in &self.leases.held {
+            match held.phase {
+                Phase::Reserving(until) if until <= self.now => late.push(*lease),
+                Phase::Reserving(_) => renew.push(*lease),
+                Phase::Announced(_) => {}
+            }
+        }
+        for lease in renew {
+            self.schedule(scheduler::Event::Renew { lease });
+        }
+        for lease in late {
+            warn!(%lease, "its node named no host within {RESERVE_MS_MAX} ms");
+            let key = self.leases.held.get(&lease).map(|held| (held.owner, held.key));
+            self.schedule(scheduler::Event::Release { lease });
+            if let Some(event) = key.and_then(|key| self.leases.event(key)) {
+                self.schedule(event);
+            }
+        }
+    }
+
+    /// Steps the scheduler and carries out what it says.
+    pub(super) fn schedule(&mut self, event: scheduler::Event) {
+        let mut effects = self.scheduler.step(event, self.now);
+        // Wishes whose reservation was lost before the owner knew of it.
+        let mut again = BTreeSet::new();
+        loop {
+            for effect in effects {
+                self.carry_out(effect, &mut again);
+            }
+            let Some(event) = again.pop_first().and_then(|key| self.leases.event(key)) else {
+                if again.is_empty() {
+                    break;
+                }
+                effects = Vec::new();
+                continue;
+            };
+            effects = self.scheduler.step(event, self.now);
+        }
+    }
+
+    fn carry_out(&mut self, effect: scheduler::Effect, again: &mut BTreeSet<Key>) {
+        match effect {
+            scheduler::Effect::Grant(lease) => self.granted(lease),
+            scheduler::Effect::Revoke { lease, owner, kind, .. } => {
+                let Some(held) = self.leases.held.get(&lease) else { return };
+                let announced = matches!(held.phase, Phase::Announced(_));
+                let kind = match kind {
+                    RevokeKind::Idle => Revocation::Idle,
+                    RevokeKind::Expired => Revocation::Expired,
+                    RevokeKind::NodeLost => Revocation::Lost,
+                    RevokeKind::Preempted => Revocation::Preempted,
+                };
+                if announced {
+                    self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
+                } else if matches!(kind, Revocation::Expired | Revocation::Lost) {
+                    again.insert((owner, held.key));
+                }
+            }
+            scheduler::Effect::Ended { lease, node } => {
+                if let Some(held) = self.leases.held.remove(&lease) {
+                    match held.phase {
+                        Phase::Reserving(_) => self.leases.settle((held.owner, held.key), held.slots),
+                        Phase::Announced(host) => {
+                            if let Some(on_host) = self.leases.by_host.get_mut(&host) {
+                                on_host.remove(&lease);
+                                if on_host.is_empty() {
+                                    self.leases.by_host.remove(&host);
+                                }
+                            }
+                        }
+                    }
+                }
+                self.send_to_agent_of(node, ToAgent::LeaseEnded { lease });
+            }
+            scheduler::Effect::Infeasible { owner, key, missing } => {
+                self.leases.wanted.remove(&(owner, key));
+                let failure = Failure::new(FailureKind::Infeasible, missing);
+                self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
+            }
+        }
+    }
+
+    fn granted(&mut self, lease: Lease) {
+        let Some(job) = self.jobs.get(&lease.job).map(|entry| entry.job.clone()) else {
+            // Its job's demands are withdrawn with it, so only a defect leads here; give it back all the same.
+            warn!(lease = %lease.id, job = %lease.job, "a lease for a job that has ended");
+            return self.schedule(scheduler::Event::Release { lease: lease.id });
+        };
+        let key = (lease.owner, lease.key);
+        let until = self.now.plus(Millis(RESERVE_MS_MAX));
+        let held = Held {
+            owner: lease.owner,
+            key: lease.key,
+            node: lease.node,
+            slots: lease.slots,
+            phase: Phase::Reserving(until),
+        };
+        self.leases.held.insert(lease.id, held);
+        let count = self.leases.reserving.entry(key).or_default();
+        *count = count.saturating_add(lease.slots);
+        let reserve = ToAgent::Reserve {
+            lease: lease.id,
+            job,
+            class: (*lease.class).clone(),
+            slots: lease.slots,
+            devices: lease.devices,
+        };
+        self.send_to_agent_of(lease.node, reserve);
+    }
+}

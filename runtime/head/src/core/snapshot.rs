@@ -1,0 +1,68 @@
+//! The cluster as people see it.
+
+use std::collections::BTreeMap;
+
+use mobula_proto::{
+    Resources,
+    head::{JobSnapshot, NameSnapshot, NodeSnapshot, Snapshot, WaitingSnapshot},
+};
+
+use super::Core;
+
+/// Most waiting classes and names that a snapshot lists; the first ones by owner and name.
+pub const ROWS_MAX: usize = 1000;
+
+fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
+    resources.iter().map(|(kind, amount)| (kind.to_string(), amount.as_f64())).collect()
+}
+
+impl Core {
+    /// The cluster now. Lists at most [`ROWS_MAX`] waiting classes and names.
+    pub fn snapshot(&self) -> Snapshot {
+        let available: BTreeMap<_, _> =
+            self.scheduler.nodes().map(|view| (view.node, amounts(view.available))).collect();
+        let nodes = self.nodes.values().map(|member| NodeSnapshot {
+            node: member.node.to_string(),
+            name: member.register.name.clone(),
+            address: member.register.address.clone(),
+            total: amounts(&member.register.total),
+            available: available.get(&member.node).cloned().unwrap_or_default(),
+            devices: member.register.devices.clone(),
+            labels: member.register.labels.iter().cloned().collect(),
+            store_bytes: member.register.store_bytes,
+            multi_tenant: member.register.multi_tenant,
+            usage: member.usage.clone(),
+        });
+        let (mut slots, mut leases) = (BTreeMap::new(), 0);
+        for view in self.scheduler.leases() {
+            leases += 1;
+            *slots.entry(view.lease.job).or_insert(0) += u64::from(view.lease.slots);
+        }
+        let jobs = self.jobs.values().map(|entry| JobSnapshot {
+            job: entry.job.job.to_string(),
+            name: entry.job.name.clone(),
+            driver: entry.job.driver.to_string(),
+            slots: slots.get(&entry.job.job).copied().unwrap_or(0),
+        });
+        let waiting = self.scheduler.demands().take(ROWS_MAX).map(|demand| WaitingSnapshot {
+            owner: demand.owner.to_string(),
+            function: demand.class.function.clone(),
+            backlog: demand.backlog,
+            why: self.scheduler.why(demand.owner, demand.key).unwrap_or_default(),
+        });
+        let names = self.names.names.iter().take(ROWS_MAX).map(|((namespace, name), held)| NameSnapshot {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            actor: held.actor.to_string(),
+            actor_type: held.actor_type.clone(),
+        });
+        Snapshot {
+            cluster: self.options.cluster.clone(),
+            nodes: nodes.collect(),
+            jobs: jobs.collect(),
+            leases,
+            waiting: waiting.collect(),
+            names: names.collect(),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! One object in the table, and the table's hash function.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+use mobula_proto::{HostId, ObjectId, peer::State};
+
+/// What a host knows of one object. Most objects live and die without `rare`.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) state: State,
+    /// Local references.
+    pub(crate) local: u32,
+    /// Borrowed: how often the owner counts this host.
+    pub(crate) registered: u32,
+    /// Owned: whether its task can be run again.
+    pub(crate) rebuildable: bool,
+    /// Whether it ever was a living actor.
+    pub(crate) was_actor: bool,
+    /// Borrowed: `Resolve` was sent.
+    pub(crate) asked: bool,
+    /// Owned: it was forgotten already; this stands in for a ref that came back too late.
+    pub(crate) stale: bool,
+    pub(crate) rare: Option<Box<Rare>>,
+}
+
+/// What few objects have.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
+    /// Owned: other hosts and how often each is registered; sorted. Below zero while a `Return` is ahead of the
+    /// `Done.retained` that it answers; never zero.
+    borrowers: Vec<(HostId, i64)>,
+    /// Owned: who waits for the state or, for an actor, follows it; sorted.
+    waiters: Vec<HostId>,
+    /// Owned: the refs inside the stored value.
+    contains: Vec<ObjectId>,
+    /// Owned: the refs inside values that were lost since.
+    lost: Vec<ObjectId>,
+    /// Borrowed: the token of our own `Borrow` under way.
+    pub(crate) ack: Option<u64>,
+}
+
+impl Entry {
+    pub(crate) fn new(state: State, local: u32) -> Self {
+        Self {
+            state,
+            local,
+            registered: 0,
+            rebuildable: false,
+            was_actor: false,
+            asked: false,
+            stale: false,
+            rare: None,
+        }
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending)
+    }
+
+    pub(crate) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Whether nothing holds it: no reference, no borrower, no acknowledgement under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.local == 0
+            && self
+                .rare
+                .as_ref()
+                .is_none_or(|rare| rare.ack.is_none() && rare.borrowers.iter().all(|(_, count)| *count < 0))
+    }
+
+    pub(crate) fn ack(&self) -> Option<u64> {
+        self.rare.as_ref().and_then(|rare| rare.ack)
+    }
+
+    pub(crate) fn contains(&self) -> &[ObjectId] {
+        match (&self.state, &self.rare) {
+            (State::Inline { contains, .. }, _) => contains,
+            (State::Stored(_), Some(rare)) => &rare.contains,
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn set_contains(&mut self, refs: Vec<ObjectId>) {
+        match &mut self.state {
+            State::Inline { contains, .. } => *contains = refs,
+            _ if refs.is_empty() => {}
+            _ => self.rare().contains = refs,
+        }
+    }
+
+    /// The stored value is gone; the refs inside it stay held (O7).
+    pub(crate) fn value_lost(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.lost.append(&mut rare.contains);
+        }
+    }
+
+    /// Everything on which this entry held a reference.
+    pub(crate) fn into_held(self, into: &mut Vec<ObjectId>) {
+        if let State::Inline { contains, .. } = self.state {
+            into.extend(contains);
+        }
+        if let Some(rare) = self.rare {
+            into.extend(rare.contains);
+            into.extend(rare.lost);
+        }
+    }
+
+    /// Changes a borrower's count.
+    pub(crate) fn count(&mut self, host: HostId, by: i64) {
+        let borrowers = &mut self.rare().borrowers;
+        match borrowers.binary_search_by_key(&host, |(host, _)| *host) {
+            Ok(at) => {
+                borrowers[at].1 += by;
+                if borrowers[at].1 == 0 {
+                    borrowers.remove(at);
+                }
+            }
+            Err(at) => borrowers.insert(at, (host, by)),
+        }
+    }
+
+    /// Forgets hosts altogether. Whether there was anything to forget.
+    pub(crate) fn forget_hosts(&mut self, gone: impl Fn(HostId) -> bool) -> bool {
+        let Some(rare) = &mut self.rare else { return false };
+        let before = rare.borrowers.len() + rare.waiters.len();
+        rare.borrowers.retain(|(host, _)| !gone(*host));
+        rare.waiters.retain(|host| !gone(*host));
+        before != rare.borrowers.len() + rare.waiters.len()
+    }
+
+    pub(crate) fn waiters(&self) -> &[HostId] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.waiters)
+    }
+
+    pub(crate) fn add_waiter(&mut self, host: HostId) {
+        let waiters = &mut self.rare().waiters;
+        if let Err(at) = waiters.binary_search(&host) {
+            waiters.insert(at, host);
+        }
+    }
+
+    pub(crate) fn remove_waiter(&mut self, host: HostId) {
+        if let Some(rare) = &mut self.rare
+            && let Ok(at) = rare.waiters.binary_search(&host)
+        {
+            rare.waiters.remove(at);
+        }
+    }
+
+    /// Those to be told of the present state. They stay on the list while an actor may change again.
+    pub(crate) fn take_audience(&mut self) -> Vec<HostId> {
+        let stay = matches!(self.state, State::Actor { .. } | State::Pending);
+        match &mut self.rare {
+            None => Vec::new(),
+            Some(rare) if stay => rare.waiters.clone(),
+            Some(rare) => std::mem::take(&mut rare.waiters),
+        }
+    }
+}
+
+pub(crate) type FastHasher = BuildHasherDefault<Mix>;
+/// Looked up, never iterated where the order could show.
+pub(crate) type FastMap<K, V> = HashMap<K, V, FastHasher>;
+
+/// A multiply-and-add hash for identifiers: cheap, and enough inside a trust domain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mix(u64);
+
+impl Mix {
+    const FACTOR: u64 = 0xf135_7aea_2e62_a9c5;
+
+    fn add(&mut self, word: u64) {
+        self.0 = self.0.wrapping_add(word).wrapping_mul(Self::FACTOR);
+    }
+}
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.add(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.add(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.add(word);
+    }
+
+    fn finish(&self) -> u64 {
+        // The good bits of a product are its high ones, and the table picks its bucket by the low ones.
+        self.0.rotate_left(26)
+    }
+}

@@ -1,0 +1,148 @@
+//! What can go wrong in the store of one process.
+
+use std::io;
+
+use mobula_proto::failure::Kind;
+
+/// Why the store refused, with the limit that was met and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system has no memory, address space or descriptor left.
+    #[error(
+        "no memory for {what} of {bytes} bytes ({source}): free objects, raise the memory or descriptor limit of \
+         this process, or lower the store's size"
+    )]
+    OutOfMemory {
+        /// What it was for.
+        what: &'static str,
+        /// How much was asked for.
+        bytes: u64,
+        /// The system's own answer.
+        source: io::Error,
+    },
+    /// A call to the operating system failed for another reason.
+    #[error("{what} failed: {source}")]
+    Os {
+        /// Which call, in words.
+        what: &'static str,
+        /// The system's own answer.
+        source: io::Error,
+    },
+    /// A region of a size that cannot be.
+    #[error("a region has 1 to {max} bytes, not {bytes}", max = crate::region::BYTES_MAX)]
+    RegionSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// A descriptor that was offered as a region is no memory file.
+    #[error(
+        "the descriptor offered as a region is not a memory file: only what a region's writer shares can be mapped"
+    )]
+    NotARegion,
+    /// A memory file that was offered as a region could still be written, resized or unsealed.
+    #[error("the region lacks the seals {missing}: its writer must seal it before it shares it")]
+    Unsealed {
+        /// The seals that are not there, by name.
+        missing: String,
+    },
+    /// A region or a destination is not as large as was said.
+    #[error("{what} has {found} bytes where {expected} were expected")]
+    WrongSize {
+        /// What was measured.
+        what: &'static str,
+        /// The size that was said.
+        expected: u64,
+        /// The size that it has.
+        found: u64,
+    },
+    /// A range that is not inside what it was cut from.
+    #[error("the range of {len} bytes at {offset} is not inside the {size} bytes of the {what}")]
+    OutOfBounds {
+        /// What was to be cut.
+        what: &'static str,
+        /// Where the range starts.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+        /// How long the whole is.
+        size: u64,
+    },
+    /// A number of a region that the heap already has.
+    #[error("the heap has a region numbered {seq} already: number regions anew, never twice")]
+    RegionExists {
+        /// The number.
+        seq: u32,
+    },
+    /// A heap with as many regions as it may have.
+    #[error(
+        "the heap has {max} regions, as many as it may: drop empty ones or make them larger (region_bytes_min)",
+        max = crate::heap::REGIONS_MAX
+    )]
+    TooManyRegions,
+    /// A number of a region that the heap does not have.
+    #[error("the heap has no region numbered {seq}")]
+    NoRegion {
+        /// The number.
+        seq: u32,
+    },
+    /// An object with more buffers than the format allows.
+    #[error(
+        "an object has at most {max} buffers, this one {buffers}: join small buffers into one",
+        max = crate::layout::BUFFERS_MAX
+    )]
+    TooManyBuffers {
+        /// How many it has.
+        buffers: u64,
+    },
+    /// Bytes that are no encoded object.
+    #[error("malformed object of {bytes} bytes: {detail}")]
+    Malformed {
+        /// How many bytes there are.
+        bytes: u64,
+        /// What is wrong with them.
+        detail: &'static str,
+    },
+    /// An archive that is not of the type it should be.
+    #[error(
+        "the object of {bytes} bytes holds no valid `{type_name}`: {detail}; writer and reader must use one \
+         definition of the type"
+    )]
+    Invalid {
+        /// The type that was expected.
+        type_name: &'static str,
+        /// How long the archive is.
+        bytes: u64,
+        /// What the validation found.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Sorts an answer of the system: exhausted, or something else.
+    pub(crate) fn os(what: &'static str, bytes: u64, errno: rustix::io::Errno) -> Self {
+        use rustix::io::Errno;
+        let source = io::Error::from(errno);
+        match errno {
+            Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::NOSPC | Errno::FBIG => {
+                Self::OutOfMemory { what, bytes, source }
+            }
+            _ => Self::Os { what, source },
+        }
+    }
+
+    /// What it is to the author of a job, with the code under which it is documented.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::OutOfMemory { .. } | Self::TooManyRegions => Kind::StoreFull,
+            Self::RegionSize { .. } => Kind::ObjectTooLarge,
+            Self::TooManyBuffers { .. } | Self::Malformed { .. } | Self::Invalid { .. } => Kind::Codec,
+            Self::Os { .. }
+            | Self::NotARegion
+            | Self::Unsealed { .. }
+            | Self::WrongSize { .. }
+            | Self::OutOfBounds { .. }
+            | Self::RegionExists { .. }
+            | Self::NoRegion { .. } => Kind::Internal,
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The allocator of one writer (a host, or an agent for what it pulls) over as many regions as it needs.
+//!
+//! The heap never makes regions itself: where memory is short, [`Heap::allocate`] says how large a region
+//! would help, and whoever keeps the node's budget decides. Any thread may allocate and free; one lock is
+//! held for a few map operations, never while memory is copied, touched or unmapped.
+//!
+//! A [`Block`] is the only handle to its range and alone may write there. [`Block::seal`] turns it into an
+//! [`Extent`], which is read-only and shared; the range is free again when the last extent, and the last
+//! [`Bytes`] of one, is dropped.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Deref, DerefMut},
+    os::fd::OwnedFd,
+    ptr::NonNull,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use crate::{Error, bytes::Bytes, free, map::Mapping, region::Writer};
+
+/// Most regions that one heap may hold: each is a descriptor here and a mapping in every reader.
+pub const REGIONS_MAX: usize = 4096;
+
+/// Sizes of regions are multiples of this many bytes, a huge page.
+pub const REGION_STEP_BYTES: u64 = 2 * 1024 * 1024;
+
+/// How much is warmed between two looks at what is used, in bytes: some milliseconds' worth.
+const WARM_STEP_BYTES: u64 = 4 * 1024 * 1024;
+
+/// How a heap grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Smallest region to ask for, in bytes; default 64 MiB. Smaller ones return memory sooner and cost
+    /// more descriptors and mappings; larger ones waste address space only, since untouched pages are free.
+    pub region_bytes_min: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { region_bytes_min: 64 * 1024 * 1024 }
+    }
+}
+
+/// No region has room; one of `bytes` would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the heap needs another region of {bytes} bytes")]
+pub struct NeedRegion {
+    /// How large the region must be at least.
+    pub bytes: u64,
+}
+
+/// Where an object lies, as other processes are told.
+#[derive(
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+)]
+pub struct Location {
+    /// The writer's number of the region.
+    pub region_seq: u32,
+    /// First byte in it, a multiple of [`crate::ALIGN`].
+    pub offset: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
+/// The regions of one writer. A clone is another handle to the same heap.
+#[derive(Clone)]
+pub struct Heap {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    regions: Mutex<BTreeMap<u32, Writer>>,
+}
+
+impl Heap {
+    /// A heap without any region yet.
+    pub fn new(options: Options) -> Self {
+        Self { shared: Arc::new(Shared { options, regions: Mutex::default() }) }
+    }
+
+    /// Memory for `len` bytes at 64-byte alignment; its contents are unspecified (zeros, or what lay there
+    /// before). The tightest range of memory that was touched before is taken first, then untouched memory
+    /// of the lowest region that has it.
+    pub fn allocate(&self, len: u64) -> Result<Block, NeedRegion> {
+        let need = NeedRegion { bytes: self.region_bytes_for(len) };
+        let (Some(reserved), Ok(bytes)) = (free::rounded(len), usize::try_from(len)) else {
+            return Err(need);
+        };
+        let mut regions = self.shared.regions.lock();
+        let tightest = regions
+            .iter()
+            .filter_map(|(seq, region)| Some((region.space().best_touched(reserved)?, *seq)))
+            .min()
+            .map(|(_, seq)| seq);
+        let seq = tightest
+            .or_else(|| {
+                regions.iter().find(|(_, region)| region.space().fits_at_end(reserved)).map(|(seq, _)| *seq)
+            })
+            .ok_or(need)?;
+        let region = regions.get_mut(&seq).ok_or(need)?;
+        let offset = region.space_mut().allocate(reserved).ok_or(need)?;
+        let mapping = Arc::clone(region.mapping());
+        drop(regions);
+        // `offset` comes from a space as large as the mapping, whose length is a `usize`.
+        let start = mapping.at(offset as usize);
+        Ok(Block {
+            range: Allocation {
+                start,
+                len: bytes,
+                reserved,
+                location: Location { region_seq: seq, offset, len },
+                heap: Arc::clone(&self.shared),
+                _mapping: mapping,
+            },
+        })
+    }
+
+    /// How large a region to add for an object of `len` bytes: the configured size, or the object's own
+    /// rounded up to [`REGION_STEP_BYTES`] where that is more.
+    pub fn region_bytes_for(&self, len: u64) -> u64 {
+        let own = len.checked_next_multiple_of(REGION_STEP_BYTES).unwrap_or(u64::MAX);
+        own.max(self.shared.options.region_bytes_min)
+    }
+
+    /// Gives the heap a region under a number of the caller's. Share it first or with [`Self::share`] later.
+    pub fn add_region(&self, seq: u32, writer: Writer) -> Result<(), Error> {
+        let mut regions = self.shared.regions.lock();
+        if regions.contains_key(&seq) {
+            return Err(Error::RegionExists { seq });
+        }
+        if regions.len() >= REGIONS_MAX {
+            return Err(Error::TooManyRegions);
+        }
+        regions.insert(seq, writer);
+        Ok(())
+    }
+
+    /// Another descriptor of a region, with its size in bytes, for a reader that comes later.
+    pub fn share(&self, seq: u32) -> Result<(OwnedFd, u64), Error> {
+        let regions = self.shared.regions.lock();
+        let region = regions.get(&seq).ok_or(Error::NoRegion { seq })?;
+        Ok((region.share()?, region.len()))
+    }
+
+    /// Numbers of the regions in which nothing is allocated, lowest first.
+    pub fn idle_regions(&self) -> Vec<u32> {
+        let regions = self.shared.regions.lock();
+        regions.iter().filter(|(_, region)| region.space().used() == 0).map(|(seq, _)| *seq).collect()
+    }
+
+    /// Drops regions in which nothing is allocated, and returns their numbers, so that readers can be told.
+    /// The lowest stay as long as they have touched at most `keep_bytes` together, for reuse; with 0 all go.
+    /// The system has the memory back once readers have unmapped theirs too.
+    pub fn remove_empty_regions(&self, keep_bytes: u64) -> Vec<u32> {
+        let mut kept = 0u64;
+        let removed: Vec<_> = {
+            let mut regions = self.shared.regions.lock();
+            let mut goes = |region: &Writer| {
+                let space = region.space();
+                if space.used() > 0 {
+                    return false;
+                }
+                let stays = keep_bytes > 0 && kept.saturating_add(space.touched()) <= keep_bytes;
+                kept += if stays { space.touched() } else { 0 };
+                !stays
+            };
+            regions.extract_if(.., |_, region| goes(region)).collect()
+        };
+        // Unmapped after the lock is released: that takes a while for large regions.
+        removed.into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    /// Touches `bytes` (and the rest of the last page) of memory that was never touched, lowest first, so that writers do not take the
+    /// page faults; returns how much it touched. That is less where regions have no more, and nothing where
+    /// the kernel cannot (before Linux 5.14). Takes a while (about 1.6 GB/s): call it from a thread of its own,
+    /// ahead of demand. Fails where the system has no memory.
+    pub fn warm(&self, bytes: u64) -> Result<u64, Error> {
+        let mut warmed = 0;
+        while warmed < bytes {
+            let found = {
+                let regions = self.shared.regions.lock();
+                regions
+                    .iter()
+                    .find(|(_, region)| region.space().touched() < region.len())
+                    .map(|(seq, region)| (*seq, region.space().touched(), Arc::clone(region.mapping())))
+            };
+            let Some((seq, start, mapping)) = found else { break };
+            let page = rustix::param::page_size() as u64;
+            let step = (bytes - warmed).min(WARM_STEP_BYTES);
+            let end = (start + step).next_multiple_of(page).min(mapping.len() as u64);
+            // Without the lock: allocations of the same memory meanwhile are harmless, contents stay.
+            if !mapping.populate(start as usize, (end - start) as usize)? {
+                break;
+            }
+            let mut regions = self.shared.regions.lock();
+            if let Some(region) = regions.get_mut(&seq)
+                && Arc::ptr_eq(region.mapping(), &mapping)
+            {
+                region.space_mut().touch(end);
+            }
+            warmed += end - start;
+        }
+        Ok(warmed)
+    }
+
+    /// Bytes allocated, each allocation rounded up to [`crate::ALIGN`].
+    pub fn used_bytes(&self) -> u64 {
+        self.sum(|region| region.space().used())
+    }
+
+    /// Bytes that the regions could hold.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.sum(Writer::len)
+    }
+
+    /// Bytes that were used or warmed at least once: what the regions cost the machine at most.
+    pub fn touched_bytes(&self) -> u64 {
+        self.sum(|region| region.space().touched())
+    }
+
+    /// Bytes that were touched and are free: what can be written without a page fault.
+    pub fn warm_free_bytes(&self) -> u64 {
+        self.sum(|region| region.space().touched_free())
+    }
+
+    fn sum(&self, of: impl Fn(&Writer) -> u64) -> u64 {
+        self.shared.regions.lock().values().map(of).sum()
+    }
+}
+
+impl fmt::Debug for Heap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap")
+            .field("used_bytes", &self.used_bytes())
+            .field("capacity_bytes", &self.capacity_bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A range taken from a region, given back when dropped.
+struct Allocation {
+    start: NonNull<u8>,
+    len: usize,
+    /// What the free list was asked for.
+    reserved: u64,
+    location: Location,
+    heap: Arc<Shared>,
+    /// Keeps the memory mapped (ST-1).
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: the range is plain mapped memory, nobody else's (ST-4); an allocation is written only through
+// `&mut Block` and read through shared references.
+unsafe impl Send for Allocation {}
+// SAFETY: as above.
+unsafe impl Sync for Allocation {}
+
+impl Allocation {
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` bytes of `_mapping` (a file's pages, so initialised), which nobody writes while this
+        // borrow lasts: a block is borrowed, and of a sealed one there is no writer any more (ST-4).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // The region is there: one with an allocation is never removed.
+        if let Some(region) = self.heap.regions.lock().get_mut(&self.location.region_seq) {
+            region.space_mut().free(self.location.offset, self.reserved);
+        }
+    }
+}
+
+/// Writable memory of which this is the only handle. Dropped unsealed, its memory is free again.
+pub struct Block {
+    range: Allocation,
+}
+
+impl Block {
+    /// Where it lies.
+    pub fn location(&self) -> Location {
+        self.range.location
+    }
+
+    /// Its bytes.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `Allocation::as_slice`, and `&mut self` is the only way to these bytes: ranges never
+        // overlap and a block is not cloned (ST-4). Other processes may look, but not write.
+        unsafe { std::slice::from_raw_parts_mut(self.range.start.as_ptr(), self.range.len) }
+    }
+
+    /// Disjoint parts of `chunk_bytes` each (the last one shorter), to be filled in any order or by several
+    /// threads; a chunk of 0 counts as 1.
+    pub fn split_chunks(&mut self, chunk_bytes: usize) -> impl ExactSizeIterator<Item = &mut [u8]> + Send {
+        self.as_mut_slice().chunks_mut(chunk_bytes.max(1))
+    }
+
+    /// Makes it immutable, and so shareable.
+    pub fn seal(self) -> Extent {
+        Extent { range: Arc::new(self.range) }
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.range.as_slice()
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.as_mut_slice()
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Block").field(&self.location()).finish()
+    }
+}
+
+/// Immutable memory of this writer, shared by its clones and free again when the last is dropped.
+#[derive(Clone)]
+pub struct Extent {
+    range: Arc<Allocation>,
+}
+
+impl Extent {
+    /// Where it lies.
+    pub fn location(&self) -> Location {
+        self.range.location
+    }
+
+    /// Its bytes, keeping the memory as any clone does.
+    pub fn bytes(&self) -> Bytes {
+        Bytes::extent(self.clone())
+    }
+
+    /// Its bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        self.range.as_slice()
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.range.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.len == 0
+    }
+}
+
+impl fmt::Debug for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Extent").field(&self.location()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

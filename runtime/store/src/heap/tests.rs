@@ -1,0 +1,143 @@
+use std::thread;
+
+use super::*;
+
+const MIB: u64 = 1024 * 1024;
+
+fn heap_of(regions: &[u64]) -> Heap {
+    let heap = Heap::new(Options { region_bytes_min: MIB });
+    for (seq, bytes) in regions.iter().enumerate() {
+        heap.add_region(seq as u32, Writer::create(*bytes).unwrap()).unwrap();
+    }
+    heap
+}
+
+#[test]
+fn the_heap_says_how_large_a_region_it_needs() {
+    let heap = Heap::new(Options::default());
+    assert_eq!(heap.allocate(1).unwrap_err().bytes, 64 * MIB);
+    assert_eq!(heap.allocate(64 * MIB + 1).unwrap_err().bytes, 66 * MIB);
+    assert_eq!(heap.allocate(u64::MAX).unwrap_err().bytes, u64::MAX);
+    let need = heap.allocate(65 * MIB).unwrap_err();
+    heap.add_region(9, Writer::create(need.bytes).unwrap()).unwrap();
+    let block = heap.allocate(65 * MIB).unwrap();
+    assert_eq!(block.location(), Location { region_seq: 9, offset: 0, len: 65 * MIB });
+}
+
+#[test]
+fn memory_is_reused_after_the_last_handle_goes() {
+    let heap = heap_of(&[MIB]);
+    let extent = heap.allocate(1000).unwrap().seal();
+    let at = extent.location();
+    assert_eq!(heap.used_bytes(), 1024);
+    let (clone, bytes) = (extent.clone(), extent.bytes());
+    drop(extent);
+    drop(clone);
+    let part = bytes.slice(10..20).unwrap();
+    drop(bytes);
+    assert_ne!(heap.allocate(1000).unwrap().location().offset, at.offset);
+    drop(part);
+    assert_eq!(heap.used_bytes(), 0);
+    assert_eq!(heap.allocate(1000).unwrap().location(), at);
+}
+
+#[test]
+fn a_block_dropped_unsealed_is_freed() {
+    let heap = heap_of(&[MIB]);
+    drop(heap.allocate(MIB).unwrap());
+    assert_eq!(heap.allocate(MIB).unwrap().location().offset, 0);
+}
+
+#[test]
+fn st_1_bytes_outlive_extent_and_heap() {
+    let heap = heap_of(&[MIB]);
+    let mut block = heap.allocate(100).unwrap();
+    block.fill(5);
+    let bytes = block.seal().bytes();
+    drop(heap);
+    assert_eq!(bytes[..], [5; 100]);
+}
+
+#[test]
+fn warm_memory_of_any_region_goes_before_untouched() {
+    let heap = heap_of(&[MIB, MIB]);
+    let first = heap.allocate(MIB).unwrap();
+    let second = heap.allocate(64 * 1024).unwrap();
+    assert_eq!(second.location().region_seq, 1);
+    drop(first);
+    drop(second);
+    // The tightest fit keeps the large range whole.
+    assert_eq!(heap.allocate(64).unwrap().location().region_seq, 1);
+    assert_eq!(heap.allocate(128 * 1024).unwrap().location().region_seq, 0);
+    assert_eq!(heap.touched_bytes(), MIB + 64 * 1024);
+}
+
+#[test]
+fn empty_regions_are_kept_up_to_the_limit() {
+    let heap = heap_of(&[MIB, MIB, MIB]);
+    let blocks: Vec<_> = (0..3).map(|_| heap.allocate(MIB).unwrap()).collect();
+    assert!(heap.idle_regions().is_empty());
+    drop(blocks);
+    assert_eq!(heap.idle_regions(), [0, 1, 2]);
+    assert_eq!(heap.remove_empty_regions(2 * MIB), [2]);
+    let held = heap.allocate(1).unwrap();
+    assert_eq!(heap.remove_empty_regions(0), [1 - held.location().region_seq]);
+    assert_eq!(heap.capacity_bytes(), MIB);
+}
+
+#[test]
+fn numbers_of_regions_are_unique() {
+    let heap = heap_of(&[MIB]);
+    let again = heap.add_region(0, Writer::create(MIB).unwrap());
+    assert!(matches!(again, Err(Error::RegionExists { seq: 0 })));
+    assert!(matches!(heap.share(7), Err(Error::NoRegion { seq: 7 })));
+    let (fd, len) = heap.share(0).unwrap();
+    assert_eq!(crate::region::Reader::map(fd, len).unwrap().len(), MIB);
+}
+
+#[test]
+fn chunks_are_filled_by_several_threads() {
+    let heap = heap_of(&[MIB]);
+    let mut block = heap.allocate(1000).unwrap();
+    thread::scope(|scope| {
+        for (i, chunk) in block.split_chunks(300).enumerate() {
+            scope.spawn(move || chunk.fill(i as u8));
+        }
+    });
+    let extent = block.seal();
+    assert_eq!(extent.as_slice()[299..301], [0, 1]);
+    assert_eq!(extent.as_slice()[999], 3);
+}
+
+#[test]
+fn empty_objects_have_a_place_too() {
+    let heap = heap_of(&[MIB]);
+    let (a, b) = (heap.allocate(0).unwrap().seal(), heap.allocate(0).unwrap().seal());
+    assert_ne!(a.location().offset, b.location().offset);
+    assert!(a.is_empty() && a.bytes().is_empty());
+}
+
+#[test]
+fn threads_share_a_heap_without_mixing_their_bytes() {
+    let heap = heap_of(&[MIB, MIB]);
+    thread::scope(|scope| {
+        for id in 0..4u8 {
+            let heap = heap.clone();
+            scope.spawn(move || {
+                let mut kept = Vec::new();
+                for round in 0..500usize {
+                    let len = (round * 37) % 5000;
+                    let mut block = heap.allocate(len as u64).unwrap();
+                    block.fill(id);
+                    kept.push(block.seal().bytes());
+                    if kept.len() > 20 {
+                        let bytes = kept.swap_remove(round % 20);
+                        assert!(bytes.iter().all(|b| *b == id));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(heap.used_bytes(), 0);
+    assert_eq!(heap.idle_regions(), [0, 1]);
+}

@@ -1,0 +1,236 @@
+//! The encoded form of one object: a small rkyv archive and raw buffers beside it, in one blob, so that a
+//! large tensor is neither scanned when it is read nor limited by what an archive can address.
+//!
+//! ```text
+//! 0        magic and version  u32
+//! 4        buffer count n     u32   ≤ BUFFERS_MAX
+//! 8        archive length     u64
+//! 16       n × (offset u64, length u64), offsets from the start of the blob
+//! 16+16n   archive            at a multiple of 16
+//!          buffers            each at a multiple of 64
+//! ```
+//! All numbers are little-endian; gaps are zero. A blob without buffers must lie at a multiple of 16 bytes to
+//! be read in place, one with buffers at a multiple of 64.
+
+use rkyv::util::AlignedVec;
+
+use crate::{
+    ALIGN, Error,
+    bytes::{Builder, Bytes},
+};
+
+/// Most buffers in one object.
+pub const BUFFERS_MAX: usize = 65_536;
+
+/// First bytes of every blob: what it is, and version 1.
+const MAGIC: u32 = u32::from_le_bytes(*b"mob\x01");
+const HEADER_BYTES: usize = 16;
+const ENTRY_BYTES: usize = 16;
+/// Alignment of archives, as rkyv writes them.
+const ARCHIVE_ALIGN: usize = 16;
+
+/// An object ready to be written: its archive, and the buffers that the archive refers to by index.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// What rkyv wrote.
+    pub archive: AlignedVec,
+    /// Raw buffers, at most [`BUFFERS_MAX`].
+    pub buffers: Vec<Bytes>,
+}
+
+impl Encoded {
+    /// How many bytes the blob has.
+    #[expect(clippy::len_without_is_empty, reason = "a blob has a header, so it is never empty")]
+    pub fn len(&self) -> u64 {
+        let mut end = (HEADER_BYTES + ENTRY_BYTES * self.buffers.len() + self.archive.len()) as u64;
+        for buffer in &self.buffers {
+            end = aligned(end) + buffer.len() as u64;
+        }
+        end
+    }
+
+    /// Writes the blob over all of `target`, which has exactly [`Self::len`] bytes; gaps become zero. For
+    /// reading in place `target` must be aligned, as blocks of a heap are.
+    pub fn write_into(&self, target: &mut [u8]) -> Result<(), Error> {
+        self.check_count()?;
+        let expected = self.len();
+        if target.len() as u64 != expected {
+            return Err(Error::WrongSize {
+                what: "the target of an object",
+                expected,
+                found: target.len() as u64,
+            });
+        }
+        let mut rest = target;
+        self.emit(|part| {
+            // Always enough: the parts are `len` bytes together, as was just checked.
+            if let Some((now, later)) = std::mem::take(&mut rest).split_at_mut_checked(part.len()) {
+                now.copy_from_slice(part);
+                rest = later;
+            }
+        });
+        Ok(())
+    }
+
+    /// The blob in ordinary, aligned memory: for what is small enough to travel inside a message.
+    pub fn to_bytes(&self) -> Result<Bytes, Error> {
+        self.check_count()?;
+        let mut builder = Builder::with_len(self.len() as usize);
+        self.emit(|part| {
+            builder.append(part);
+        });
+        Ok(builder.finish())
+    }
+
+    fn check_count(&self) -> Result<(), Error> {
+        if self.buffers.len() > BUFFERS_MAX {
+            return Err(Error::TooManyBuffers { buffers: self.buffers.len() as u64 });
+        }
+        Ok(())
+    }
+
+    /// Hands out the parts of the blob, in order and without gaps.
+    fn emit(&self, mut put: impl FnMut(&[u8])) {
+        let mut header = [0; HEADER_BYTES];
+        header[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        header[4..8].copy_from_slice(&(self.buffers.len() as u32).to_le_bytes());
+        header[8..].copy_from_slice(&(self.archive.len() as u64).to_le_bytes());
+        put(&header);
+        let archive_end = (HEADER_BYTES + ENTRY_BYTES * self.buffers.len() + self.archive.len()) as u64;
+        let mut end = archive_end;
+        for buffer in &self.buffers {
+            let mut entry = [0; ENTRY_BYTES];
+            entry[..8].copy_from_slice(&aligned(end).to_le_bytes());
+            entry[8..].copy_from_slice(&(buffer.len() as u64).to_le_bytes());
+            put(&entry);
+            end = aligned(end) + buffer.len() as u64;
+        }
+        put(&self.archive);
+        let mut end = archive_end;
+        for buffer in &self.buffers {
+            put(&[0; ALIGN][..(aligned(end) - end) as usize]);
+            put(buffer);
+            end = aligned(end) + buffer.len() as u64;
+        }
+    }
+}
+
+fn aligned(offset: u64) -> u64 {
+    // Sums of lengths of what is in memory: far from the end of u64.
+    offset.next_multiple_of(ALIGN as u64)
+}
+
+/// An encoded object, read where it lies. All of its structure was checked; what its archive holds was not
+/// (that is [`crate::archived`]).
+#[derive(Clone, Debug)]
+pub struct Object {
+    blob: Bytes,
+    buffers: u32,
+    archive_len: usize,
+}
+
+impl Object {
+    /// Checks a blob: kind and version, counts, and that archive and every buffer are aligned and inside it.
+    /// Buffers may share bytes. Takes no memory, however many buffers there are.
+    pub fn parse(blob: Bytes) -> Result<Self, Error> {
+        let malformed = |detail| Error::Malformed { bytes: blob.len() as u64, detail };
+        let (Some(magic), Some(buffers), Some(archive_len)) =
+            (u32_at(&blob, 0), u32_at(&blob, 4), u64_at(&blob, 8))
+        else {
+            return Err(malformed("shorter than its header"));
+        };
+        if magic != MAGIC {
+            return Err(malformed("it does not start as an object of this version does"));
+        }
+        if buffers as usize > BUFFERS_MAX {
+            return Err(Error::TooManyBuffers { buffers: u64::from(buffers) });
+        }
+        let align = if buffers == 0 { ARCHIVE_ALIGN } else { ALIGN };
+        if !blob.is_aligned_to(align) {
+            return Err(malformed("not aligned in memory: copy it to aligned memory first"));
+        }
+        let archive = archive_start(buffers);
+        let archive_len =
+            usize::try_from(archive_len).map_err(|_| malformed("its archive ends outside of it"))?;
+        let archive_end = archive.checked_add(archive_len).filter(|end| *end <= blob.len());
+        let Some(archive_end) = archive_end else {
+            return Err(malformed("its archive ends outside of it"));
+        };
+        for index in 0..buffers {
+            let (Some(offset), Some(len)) = entry(&blob, index) else {
+                return Err(malformed("its table ends outside of it"));
+            };
+            if !offset.is_multiple_of(ALIGN as u64) {
+                return Err(malformed("a buffer is not aligned"));
+            }
+            if offset < archive_end as u64
+                || offset.checked_add(len).is_none_or(|end| end > blob.len() as u64)
+            {
+                return Err(malformed("a buffer lies outside of it"));
+            }
+        }
+        Ok(Self { blob, buffers, archive_len })
+    }
+
+    /// The archive, at a multiple of 16 bytes.
+    pub fn archive(&self) -> &[u8] {
+        let start = archive_start(self.buffers);
+        // Never empty by failure: `parse` checked the range.
+        self.blob.get(start..start + self.archive_len).unwrap_or_default()
+    }
+
+    /// How many buffers there are.
+    pub fn buffers(&self) -> usize {
+        self.buffers as usize
+    }
+
+    /// A buffer, at a multiple of 64 bytes, without a copy; it keeps the whole blob alive. Fails where there
+    /// is no such buffer.
+    pub fn buffer(&self, index: usize) -> Result<Bytes, Error> {
+        let out_of_bounds = Error::OutOfBounds {
+            what: "object's buffers",
+            offset: index as u64,
+            len: 1,
+            size: self.buffers as usize as u64,
+        };
+        if index >= self.buffers() {
+            return Err(out_of_bounds);
+        }
+        match entry(&self.blob, index as u32) {
+            // Sliced with checks all the same: the numbers are read anew from memory that, if it is shared,
+            // only its writer's good faith keeps as it was.
+            (Some(offset), Some(len)) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end =
+                    usize::try_from(len).ok().and_then(|len| start.checked_add(len)).unwrap_or(usize::MAX);
+                self.blob.slice(start..end)
+            }
+            _ => Err(out_of_bounds),
+        }
+    }
+
+    /// The whole blob, to be passed on.
+    pub fn blob(&self) -> &Bytes {
+        &self.blob
+    }
+}
+
+fn archive_start(buffers: u32) -> usize {
+    HEADER_BYTES + ENTRY_BYTES * buffers as usize
+}
+
+fn entry(blob: &[u8], index: u32) -> (Option<u64>, Option<u64>) {
+    let at = HEADER_BYTES + ENTRY_BYTES * index as usize;
+    (u64_at(blob, at), u64_at(blob, at + 8))
+}
+
+fn u32_at(blob: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*blob.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(blob: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*blob.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests;

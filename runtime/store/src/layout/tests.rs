@@ -1,0 +1,152 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn archive(bytes: &[u8]) -> AlignedVec {
+    let mut archive = AlignedVec::new();
+    archive.extend_from_slice(bytes);
+    archive
+}
+
+fn sample(lens: &[usize]) -> Encoded {
+    let buffers = lens.iter().enumerate().map(|(i, len)| Bytes::from_vec(vec![i as u8 + 1; *len])).collect();
+    Encoded { archive: archive(b"archive"), buffers }
+}
+
+#[track_caller]
+fn check_round_trip(lens: &[usize]) {
+    let encoded = sample(lens);
+    let blob = encoded.to_bytes().unwrap();
+    assert_eq!(blob.len() as u64, encoded.len());
+    // Written over what lay there before, it is the same: gaps are cleared.
+    let mut dirty = vec![0xaa; blob.len()];
+    encoded.write_into(&mut dirty).unwrap();
+    assert_eq!(dirty, blob[..]);
+    let object = Object::parse(blob.clone()).unwrap();
+    assert_eq!(object.archive(), b"archive");
+    assert!(object.archive().as_ptr().addr().is_multiple_of(16));
+    assert_eq!(object.buffers(), lens.len());
+    for (i, len) in lens.iter().enumerate() {
+        let buffer = object.buffer(i).unwrap();
+        assert!(buffer.is_aligned_to(64));
+        assert_eq!(buffer[..], vec![i as u8 + 1; *len]);
+        assert!(blob.as_ptr_range().start <= buffer.as_ptr() && buffer.as_ptr() <= blob.as_ptr_range().end);
+    }
+    assert!(object.buffer(lens.len()).is_err());
+}
+
+#[test]
+fn objects_survive_the_round_trip() {
+    check_round_trip(&[]);
+    check_round_trip(&[0]);
+    check_round_trip(&[1]);
+    check_round_trip(&[64, 0, 65, 1000, 0]);
+    check_round_trip(&[3; 200]);
+}
+
+#[test]
+fn a_target_of_another_size_is_refused() {
+    let encoded = sample(&[10]);
+    for len in [0, encoded.len() - 1, encoded.len() + 1] {
+        let error = encoded.write_into(&mut vec![0; len as usize]).unwrap_err();
+        assert!(matches!(error, Error::WrongSize { .. }), "{error}");
+    }
+}
+
+#[test]
+fn the_count_of_buffers_is_capped_on_both_sides() {
+    let encoded = Encoded { archive: archive(b""), buffers: vec![Bytes::new(); BUFFERS_MAX + 1] };
+    assert!(matches!(encoded.to_bytes(), Err(Error::TooManyBuffers { .. })));
+    let mut blob = sample(&[]).to_bytes().unwrap().to_vec();
+    blob[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(matches!(Object::parse(Bytes::from_slice(&blob)), Err(Error::TooManyBuffers { .. })));
+}
+
+#[test]
+fn misaligned_blobs_are_refused() {
+    let blob = sample(&[10]).to_bytes().unwrap();
+    let mut moved = vec![0; 16];
+    moved.extend_from_slice(&blob);
+    let moved = Bytes::from_slice(&moved).slice(16..).unwrap();
+    let error = Object::parse(moved).unwrap_err();
+    assert!(error.to_string().contains("aligned"), "{error}");
+    // Without buffers 16 bytes are enough.
+    let small = sample(&[]).to_bytes().unwrap();
+    let mut moved = vec![0; 16];
+    moved.extend_from_slice(&small);
+    assert!(Object::parse(Bytes::from_slice(&moved).slice(16..).unwrap()).is_ok());
+}
+
+/// Changes one number of the table or header and expects an error that mentions `text`.
+#[track_caller]
+fn check_refused(at: usize, value: u64, text: &str) {
+    let mut blob = sample(&[10, 100]).to_bytes().unwrap().to_vec();
+    blob[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    let error = Object::parse(Bytes::from_slice(&blob)).unwrap_err().to_string();
+    assert!(error.contains(text), "{error}");
+}
+
+#[test]
+fn malformed_objects_say_what_is_wrong() {
+    check_refused(0, 0, "does not start");
+    check_refused(8, u64::MAX, "archive");
+    check_refused(8, 1 << 20, "archive");
+    check_refused(16, 65, "not aligned");
+    check_refused(16, 0, "outside");
+    check_refused(16, u64::MAX - 63, "outside");
+    check_refused(24, u64::MAX, "outside");
+    check_refused(24, 1 << 40, "outside");
+    for len in 0..HEADER_BYTES {
+        assert!(Object::parse(Bytes::from_slice(&vec![0; len])).is_err());
+    }
+}
+
+fn use_all(object: &Object) {
+    let mut sum = object.archive().iter().map(|b| u64::from(*b)).sum::<u64>();
+    for i in 0..object.buffers() {
+        sum += object.buffer(i).unwrap().iter().map(|b| u64::from(*b)).sum::<u64>();
+    }
+    std::hint::black_box(sum);
+}
+
+proptest! {
+    #[test]
+    fn mutated_blobs_never_panic(
+        lens in proptest::collection::vec(0usize..300, 0..6),
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        head in proptest::collection::vec((0usize..112, any::<u8>()), 0..4),
+        cut in any::<prop::sample::Index>(),
+        truncate: bool,
+    ) {
+        let mut blob = sample(&lens).to_bytes().unwrap().to_vec();
+        for (at, to) in edits {
+            let at = at.index(blob.len());
+            blob[at] = to;
+        }
+        for (at, to) in head {
+            if let Some(byte) = blob.get_mut(at) {
+                *byte = to;
+            }
+        }
+        if truncate {
+            blob.truncate(cut.index(blob.len() + 1));
+        }
+        if let Ok(object) = Object::parse(Bytes::from_slice(&blob)) {
+            use_all(&object);
+        }
+    }
+
+    #[test]
+    fn random_blobs_never_panic(mut blob in proptest::collection::vec(any::<u8>(), 0..400), magic: bool, few: bool) {
+        if magic && blob.len() >= 16 {
+            blob[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            if few {
+                blob[5..8].fill(0);
+                blob[9..16].fill(0);
+            }
+        }
+        if let Ok(object) = Object::parse(Bytes::from_slice(&blob)) {
+            use_all(&object);
+        }
+    }
+}

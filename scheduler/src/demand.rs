@@ -1,0 +1,82 @@
+//! Demands: what owners want beyond the leases they hold.
+
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+
+use mobula_proto::{HostId, JobId, NodeId, resource::Class};
+
+use crate::Millis;
+
+/// Most nodes of a demand's locality that are considered: those with the most bytes.
+pub const LOCALITY_MAX: usize = 16;
+/// Most demands that one owner may have waiting.
+pub const PER_OWNER_MAX: usize = 4096;
+
+/// Which demand: an owner's key is only its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub owner: HostId,
+    pub key: u32,
+}
+
+impl Key {
+    /// All keys of an owner.
+    pub fn all_of(owner: HostId) -> std::ops::RangeInclusive<Self> {
+        Self { owner, key: 0 }..=Self { owner, key: u32::MAX }
+    }
+}
+
+/// The order in which what waits is looked at: by priority, then grouped by job, then by arrival.
+pub(crate) type Turn = (Reverse<i32>, JobId, u64, Key);
+
+/// Slots that an owner waits for.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// Who waits.
+    pub owner: HostId,
+    /// For which of its classes.
+    pub key: u32,
+    /// The job that is charged.
+    pub job: JobId,
+    /// What one slot needs.
+    pub class: Arc<Class>,
+    /// Slots not granted yet; at least 1.
+    pub backlog: u32,
+    /// Copied to the leases.
+    pub attempt: u32,
+    /// Counts the demands: lower has waited longer.
+    pub arrival: u64,
+    /// Since when it waits.
+    pub since: Millis,
+    /// Bytes of arguments by node, sorted by node.
+    pub(crate) locality: Vec<(NodeId, u64)>,
+    /// When the holders of helpful leases were last asked.
+    pub(crate) asked: Option<Millis>,
+}
+
+impl Demand {
+    pub(crate) fn id(&self) -> Key {
+        Key { owner: self.owner, key: self.key }
+    }
+
+    pub(crate) fn turn(&self) -> Turn {
+        (Reverse(self.class.priority), self.job, self.arrival, self.id())
+    }
+
+    pub(crate) fn bytes_on(&self, node: NodeId) -> u64 {
+        self.locality.binary_search_by_key(&node, |(n, _)| *n).map_or(0, |i| self.locality[i].1)
+    }
+}
+
+/// Sums what is listed twice, keeps the largest, and sorts by node.
+pub(crate) fn tidy_locality(list: &[(NodeId, u64)]) -> Vec<(NodeId, u64)> {
+    let mut sums: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for (node, bytes) in list {
+        let sum = sums.entry(*node).or_default();
+        *sum = sum.saturating_add(*bytes);
+    }
+    let mut tidy: Vec<_> = sums.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
+    tidy.sort_by_key(|(node, bytes)| (Reverse(*bytes), *node));
+    tidy.truncate(LOCALITY_MAX);
+    tidy.sort_unstable();
+    tidy
+}

@@ -1,0 +1,80 @@
+//! Leases: slots of one class on one node, held by one owner for a term.
+
+use std::sync::Arc;
+
+use mobula_proto::{
+    HostId, JobId, LeaseId, NodeId, Quantity,
+    resource::{Class, DeviceGrant, Kind},
+};
+
+use crate::{Millis, demand, node::times};
+
+/// Slots of one class on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its name, never reused.
+    pub id: LeaseId,
+    /// Who may run work under it.
+    pub owner: HostId,
+    /// The owner's key of the class.
+    pub key: u32,
+    /// The job that is charged.
+    pub job: JobId,
+    /// Where.
+    pub node: NodeId,
+    /// How many tasks may run at once; at least 1, and exactly 1 where `devices` are granted.
+    pub slots: u32,
+    /// What each slot holds, and how it was placed.
+    pub class: Arc<Class>,
+    /// The devices granted; empty unless the class needs some.
+    pub devices: Vec<DeviceGrant>,
+    /// The queue that is charged; empty for the default one.
+    pub queue: String,
+    /// The class's priority.
+    pub priority: i32,
+    /// The attempt of the demand that it answers.
+    pub attempt: u32,
+    /// The incarnation of the node.
+    pub incarnation: u32,
+    /// How long it lasts from its grant or its last renewal.
+    pub term: Millis,
+    /// When it ends unless it is renewed, as of its grant or its last renewal.
+    pub expires: Millis,
+}
+
+/// A lease as the scheduler sees it now.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseView<'a> {
+    /// The lease.
+    pub lease: &'a Lease,
+    /// How many of its slots wait and have given their CPU back.
+    pub blocked: u32,
+}
+
+/// A lease with what only the scheduler needs to know.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub lease: Lease,
+    pub blocked: u32,
+    /// When its owner was last asked to give it back if idle.
+    pub asked: Option<Millis>,
+}
+
+impl Entry {
+    pub fn demand(&self) -> demand::Key {
+        demand::Key { owner: self.lease.owner, key: self.lease.key }
+    }
+
+    /// What it holds now, by kind: waiting slots hold no CPU.
+    pub fn held(&self) -> impl Iterator<Item = (&Kind, Quantity)> {
+        let running = self.lease.slots.saturating_sub(self.blocked);
+        self.lease.class.resources.iter().map(move |(kind, each)| {
+            (kind, times(each, if *kind == Kind::Cpu { running } else { self.lease.slots }))
+        })
+    }
+
+    /// Whether it holds any of `kind`.
+    pub fn holds(&self, kind: &Kind) -> bool {
+        self.held().any(|(k, amount)| k == kind && !amount.is_zero())
+    }
+}

@@ -1,0 +1,210 @@
+//! Devices, classes without resources, order, fairness, and asking for idle leases.
+
+use super::*;
+
+#[track_caller]
+fn check(nodes: &[&str], asks: &[(&Class, u32)], want: &str) -> World {
+    let mut world = World::new(nodes);
+    let mut all = Vec::new();
+    for (key, (class, backlog)) in (0..).zip(asks) {
+        all.extend(world.ask(host(9), key, class, *backlog));
+    }
+    assert_eq!(show(&all), want);
+    world
+}
+
+#[test]
+fn devices_are_granted_one_slot_a_lease() {
+    let half = class("0.5 gpu");
+    let third = class("0.3 gpu");
+    check(&["8 cpu 2 gpu"], &[(&half, 3)], "node-1 GPU 0:0.5, node-1 GPU 0:0.5, node-1 GPU 1:0.5");
+    // Fractions share a device; what is left of several is not one.
+    let world = check(
+        &["8 cpu 2 gpu"],
+        &[(&third, 6), (&half, 1)],
+        "node-1 GPU 0:0.3, node-1 GPU 0:0.3, node-1 GPU 0:0.3, \
+         node-1 GPU 1:0.3, node-1 GPU 1:0.3, node-1 GPU 1:0.3, \
+         idle? lease-1, idle? lease-2, idle? lease-3, idle? lease-4, idle? lease-5, idle? lease-6",
+    );
+    assert_eq!(world.available(1), "8 CPU, 0.2 GPU");
+    // Above one, whole ones.
+    check(
+        &["4 gpu"],
+        &[(&class("0.1 gpu"), 1), (&class("2 gpu"), 2)],
+        "node-1 GPU 0:0.1, node-1 GPU 1:1+GPU 2:1, idle? lease-1",
+    );
+    check(&["1 gpu 1 tpu"], &[(&class("1 gpu 0.5 tpu"), 1)], "node-1 GPU 0:1+TPU 0:0.5");
+}
+
+#[test]
+fn fractions_fill_the_fullest_device_first() {
+    let mut world = World::new(&["2 gpu"]);
+    world.ask(host(9), 0, &class("0.6 gpu"), 2);
+    world.release(1);
+    assert_eq!(show(&world.ask(host(9), 1, &class("0.4 gpu"), 1)), "node-1 GPU 1:0.4");
+    assert_eq!(show(&world.ask(host(9), 2, &class("1 gpu"), 1)), "node-1 GPU 0:1");
+}
+
+#[test]
+fn listed_devices_keep_their_indices() {
+    let mut world = World::new(&[]);
+    let device = |index| mobula_proto::resource::Device {
+        kind: Kind::Gpu,
+        index,
+        model: String::new(),
+        memory_bytes: 0,
+        uuid: String::new(),
+    };
+    world.step(Event::NodeUp {
+        node: node(1),
+        total: resources("2 gpu"),
+        devices: vec![device(7), device(3)],
+        labels: Vec::new(),
+    });
+    assert_eq!(show(&world.ask(host(9), 0, &class("2 gpu"), 1)), "node-1 GPU 3:1+GPU 7:1");
+}
+
+#[test]
+fn nothing_to_hold_is_granted_in_thousands() {
+    let nothing = class("");
+    check(&["1 cpu"], &[(&nothing, 5_000)], "node-1 x5000");
+    check(&["1 cpu", "1 cpu"], &[(&nothing, 15_000)], "node-1 x10000, node-2 x5000");
+    let mut world = check(&["1 cpu"], &[(&nothing, 15_000)], "node-1 x10000");
+    assert_eq!(world.available(1), "1 CPU");
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x5000");
+    // A driver's own agent runs nothing.
+    check(&["", "1 cpu"], &[(&nothing, 1)], "node-2 x1");
+}
+
+#[test]
+fn a_lease_says_what_was_asked() {
+    let mut world = World::new(&["4 cpu"]);
+    world.now = Millis(50);
+    let class = Class { queue: "night".to_owned(), priority: -3, ..class("1 cpu") };
+    let effects = world.step(Event::Demand {
+        owner: host(9),
+        key: 6,
+        job: JobId { number: 4 },
+        class: Arc::new(class.clone()),
+        backlog: 2,
+        attempt: 5,
+        locality: Vec::new(),
+    });
+    let want = Lease {
+        id: LeaseId { number: 1 },
+        owner: host(9),
+        key: 6,
+        job: JobId { number: 4 },
+        node: node(1),
+        slots: 2,
+        class: Arc::new(class),
+        devices: Vec::new(),
+        queue: "night".to_owned(),
+        priority: -3,
+        attempt: 5,
+        incarnation: 1,
+        term: Millis(1000),
+        expires: Millis(1050),
+    };
+    assert_eq!(effects, [Effect::Grant(want)]);
+}
+
+/// Demands wait on a node of 6 CPU that someone holds; then it is freed. What each job gets of it, by job.
+#[track_caller]
+fn check_order(asks: &[(u64, i32, &str, u32)], want: &[(u64, u32)]) {
+    let mut world = World::new(&["6 cpu"]);
+    world.ask_as(99, host(50), 0, &class("6 cpu"), 1, &[]);
+    for (i, (job, priority, text, backlog)) in (0..).zip(asks) {
+        let class = Class { priority: *priority, ..class(text) };
+        world.ask_as(*job, host(10 + i), 0, &class, *backlog, &[]);
+    }
+    let got: Vec<_> = world
+        .release(1)
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Grant(lease) => Some((lease.job.number, lease.slots)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(got, want);
+}
+
+#[test]
+fn order_is_priority_then_fewest_slots_then_arrival() {
+    let one = "1 cpu";
+    // Within a job, first come, first served.
+    check_order(&[(1, 0, one, 4), (1, 0, one, 4)], &[(1, 4), (1, 2)]);
+    // Priority goes first.
+    check_order(&[(1, 0, one, 9), (2, 1, one, 4)], &[(2, 4), (1, 2)]);
+    // A huge backlog does not starve another job; nor do many demands.
+    check_order(&[(1, 0, one, 9999), (2, 0, one, 9999)], &[(1, 3), (2, 3)]);
+    check_order(&[(1, 0, one, 9999), (2, 0, one, 1)], &[(1, 5), (2, 1)]);
+    check_order(&[(1, 0, one, 3), (1, 0, one, 3), (2, 0, one, 3)], &[(1, 3), (2, 3)]);
+    check_order(&[(1, 0, one, 9), (2, 0, one, 9), (3, 0, one, 9)], &[(1, 2), (2, 2), (3, 2)]);
+    // What does not fit lets others go ahead.
+    check_order(&[(1, 5, "4 cpu", 2), (2, 0, one, 9)], &[(1, 1), (2, 2)]);
+}
+
+#[test]
+fn who_holds_fewer_goes_first_later_on() {
+    let mut world = World::new(&["4 cpu"]);
+    let one = class("1 cpu");
+    for key in 0..4 {
+        world.ask_as(1, host(10), key, &one, 1, &[]);
+    }
+    world.ask_as(1, host(10), 4, &one, 100, &[]);
+    world.ask_as(2, host(20), 0, &one, 100, &[]);
+    let owners: Vec<u64> = (1..5)
+        .flat_map(|lease| world.release(lease))
+        .filter_map(|e| if let Effect::Grant(lease) = e { Some(lease.job.number) } else { None })
+        .collect();
+    assert_eq!(owners, [2, 2, 1, 1], "job 2 until it is level with job 1, then the older demand");
+}
+
+#[test]
+fn holders_of_what_is_short_are_asked_once_a_term() {
+    let mut world = World::new(&["2 cpu", "1 cpu 1 gpu"]);
+    let (low, high) = (class("1 cpu"), Class { priority: 2, ..class("1 cpu") });
+    assert_eq!(show(&world.ask(host(10), 0, &low, 3)), "node-1 x2, node-2 x1");
+    assert_eq!(show(&world.ask(host(10), 1, &class("1 gpu"), 1)), "node-2 GPU 0:1");
+    assert_eq!(show(&world.ask(host(20), 0, &high, 1)), "idle? lease-1, idle? lease-2", "not the GPU's");
+    assert_eq!(show(&world.ask(host(30), 0, &high, 1)), "", "asked already");
+    let renew = |world: &mut World| {
+        for number in 1..=4 {
+            world.step(Event::Renew { lease: LeaseId { number } });
+        }
+    };
+    world.now = Millis(600);
+    renew(&mut world);
+    assert_eq!(show(&world.tick(0)), "");
+    assert_eq!(world.scheduler.next_tick(), Some(Millis(1000)));
+    assert_eq!(show(&world.tick(400)), "idle? lease-1, idle? lease-2");
+    assert_eq!(show(&world.release(2)), "ended lease-2, node-2 x1");
+    // What matters more is not asked for what matters less.
+    renew(&mut world);
+    let mut quiet = World::new(&["1 cpu"]);
+    quiet.ask(host(10), 0, &high, 1);
+    assert_eq!(show(&quiet.ask(host(20), 0, &low, 1)), "");
+}
+
+#[test]
+fn waiting_tasks_give_back_their_cpu_only() {
+    let mut world = World::new(&["2 cpu 100 memory"]);
+    let lease = LeaseId { number: 1 };
+    world.ask(host(10), 0, &class("1 cpu 40 memory"), 2);
+    assert_eq!(world.available(1), "20 B memory");
+    world.ask(host(10), 1, &class("1 cpu"), 5);
+    assert_eq!(show(&world.step(Event::Block { lease, slots: 1 })), "node-1 x1");
+    // More than there are is as many as there are.
+    assert_eq!(show(&world.step(Event::Block { lease, slots: 9 })), "node-1 x1");
+    assert_eq!(show(&world.step(Event::Unblock { lease, slots: 1 })), "");
+    assert_eq!(world.scheduler.nodes().next().unwrap().overdraft, amount("1"));
+    // What is given back pays for that first.
+    assert_eq!(show(&world.release(2)), "ended lease-2");
+    assert_eq!(world.scheduler.lease(lease).unwrap().blocked, 1);
+    assert_eq!(show(&world.release(3)), "ended lease-3, node-1 x1");
+    world.ask(host(10), 1, &class("1 cpu"), 0);
+    world.release(1);
+    world.release(4);
+    assert_eq!(world.available(1), "2 CPU, 100 B memory");
+}

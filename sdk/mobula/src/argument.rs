@@ -1,0 +1,126 @@
+//! What may be given where a task wants a `T`.
+
+use mobula_host::{
+    codec::{self, Arguments, Data, Held},
+    core::Input,
+};
+use mobula_proto::{Failure, ObjectId, wire::INLINE_BYTES_MAX};
+
+use crate::{ObjectRef, View, object::Raw};
+
+/// Arguments on their way into a call.
+#[derive(Default)]
+pub struct Builder {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) nested: Vec<ObjectId>,
+    inline_bytes: u64,
+    /// Kept until the call is submitted, which takes references of its own.
+    held: Vec<Held>,
+    raws: Vec<Raw>,
+}
+
+impl Builder {
+    fn value<T: Data>(&mut self, value: &T) -> Result<(), Failure> {
+        let output = codec::encode(value)?;
+        let bytes = output.encoded.len();
+        if self.inline_bytes + bytes > INLINE_BYTES_MAX as u64 {
+            let runtime = crate::cluster::current().map_err(Failure::from)?;
+            let id = runtime.put(&output)?;
+            self.inputs.push(Input::Ref(id));
+            self.raws.push(Raw { id, runtime });
+            return Ok(());
+        }
+        self.inline_bytes += bytes;
+        let encoded = output
+            .encoded
+            .to_bytes()
+            .map_err(|error| Failure::new(mobula_proto::FailureKind::Codec, error.to_string()))?;
+        self.inputs.push(Input::Value(encoded));
+        self.nested.extend_from_slice(output.refs.ids());
+        self.held.push(output.refs);
+        Ok(())
+    }
+
+    fn object<T>(&mut self, object: &ObjectRef<T>) {
+        self.inputs.push(Input::Ref(object.raw.id));
+        self.raws.push(object.raw.clone());
+    }
+
+    fn list<'a, T: 'a>(&mut self, objects: impl Iterator<Item = &'a ObjectRef<T>>) {
+        let raws: Vec<Raw> = objects.map(|object| object.raw.clone()).collect();
+        self.inputs.push(Input::List(raws.iter().map(|raw| raw.id).collect()));
+        self.raws.extend(raws);
+    }
+}
+
+/// What a call accepts where its function wants a `T`: a `T`, a ref to one, or, for a `Vec<T>`, several refs.
+///
+/// Refs given so are resolved before the function runs; refs inside values stay refs.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be given where the task or actor wants `{T}`",
+    label = "expected a `{T}` or an `ObjectRef` of one",
+    note = "closures, trait objects and references cannot be sent: pass a value that derives `#[mobula::data]`, or a ref to it"
+)]
+pub trait IntoArgument<T> {
+    /// Adds the argument to the call.
+    #[doc(hidden)]
+    fn add_to(self, call: &mut Builder) -> Result<(), Failure>;
+}
+
+impl<T: Data> IntoArgument<T> for T {
+    fn add_to(self, call: &mut Builder) -> Result<(), Failure> {
+        call.value(&self)
+    }
+}
+
+impl<T: Data> IntoArgument<View<T>> for T {
+    fn add_to(self, call: &mut Builder) -> Result<(), Failure> {
+        call.value(&self)
+    }
+}
+
+macro_rules! refs {
+    ($($given:ty, $wanted:ty, |$self:ident, $call:ident| $add:expr;)*) => {$(
+        impl<T: Data> IntoArgument<$wanted> for $given {
+            fn add_to($self, $call: &mut Builder) -> Result<(), Failure> {
+                $add;
+                Ok(())
+            }
+        }
+    )*};
+}
+
+refs! {
+    ObjectRef<T>, T, |self, call| call.object(&self);
+    &ObjectRef<T>, T, |self, call| call.object(self);
+    ObjectRef<T>, View<T>, |self, call| call.object(&self);
+    &ObjectRef<T>, View<T>, |self, call| call.object(self);
+    Vec<ObjectRef<T>>, Vec<T>, |self, call| call.list(self.iter());
+    &Vec<ObjectRef<T>>, Vec<T>, |self, call| call.list(self.iter());
+    &[ObjectRef<T>], Vec<T>, |self, call| call.list(self.iter());
+}
+
+impl IntoArgument<String> for &str {
+    fn add_to(self, call: &mut Builder) -> Result<(), Failure> {
+        call.value(&self.to_owned())
+    }
+}
+
+/// How a function takes an argument out of what arrived.
+#[doc(hidden)]
+pub trait FromArgument: Sized {
+    /// The next argument.
+    fn take(arguments: &mut Arguments) -> Result<Self, Failure>;
+}
+
+impl<T: Data> FromArgument for T {
+    fn take(arguments: &mut Arguments) -> Result<Self, Failure> {
+        arguments.next()
+    }
+}
+
+impl<T: Data> FromArgument for View<T> {
+    fn take(arguments: &mut Arguments) -> Result<Self, Failure> {
+        View::new(arguments.next_object()?)
+    }
+}

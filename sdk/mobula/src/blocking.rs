@@ -1,0 +1,65 @@
+//! Waiting on a plain thread or in a sync task. In async code these are typed errors: await instead.
+
+use std::{
+    sync::mpsc::sync_channel,
+    time::{Duration, Instant},
+};
+
+use mobula_host::{codec::Data, context};
+use mobula_proto::FailureKind;
+use mobula_store::Object;
+
+use crate::{Error, ObjectRef, Result, object::Raw};
+
+/// All the values, in order; the first failure otherwise.
+pub fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
+    if let Some(first) = refs.first() {
+        let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
+        first.raw.runtime.wait(&ids, ids.len(), None)?;
+    }
+    refs.iter().map(ObjectRef::get).collect()
+}
+
+/// Waits until `count` of the refs are ready or the time is up; gives the positions of those that are ready and
+/// of those that are not, in order.
+pub fn wait<T>(
+    refs: &[ObjectRef<T>],
+    count: usize,
+    timeout: Option<Duration>,
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    if let Some(first) = refs.first() {
+        let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
+        first.raw.runtime.wait(&ids, count.min(ids.len()), timeout.map(|timeout| Instant::now() + timeout))?;
+    }
+    Ok((0..refs.len()).partition(|at| refs[*at].is_ready()))
+}
+
+pub(crate) fn wait_raw(raws: &[Raw], count: usize, deadline: Option<Instant>) -> Result<()> {
+    let Some(first) = raws.first() else { return Ok(()) };
+    match raws {
+        [one] => first.runtime.wait(&[one.id], count, deadline)?,
+        many => first.runtime.wait(&many.iter().map(|raw| raw.id).collect::<Vec<_>>(), count, deadline)?,
+    }
+    Ok(())
+}
+
+pub(crate) fn read_raw(raw: &Raw) -> Result<Object> {
+    if context::is_async() {
+        return Err(Error::new(
+            FailureKind::BlockingInAsync,
+            "a blocking read inside async code would stop everything that runs on the same thread: use `.await`",
+        ));
+    }
+    let (sender, receiver) = sync_channel(1);
+    raw.runtime.read(raw.id, move |result| {
+        // Nobody listens only if the process is ending.
+        let _unwanted = sender.send(result);
+    });
+    match receiver.recv() {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(raw.runtime.ended().map_or_else(
+            || Error::new(FailureKind::Internal, "the runtime dropped a read"),
+            Error::from,
+        )),
+    }
+}

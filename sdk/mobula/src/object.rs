@@ -1,0 +1,314 @@
+//! Refs to objects, and waiting for them.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use mobula_host::{
+    Via,
+    codec::{self, Data},
+    context,
+    runtime::{Blocked, Runtime},
+};
+use mobula_proto::{Failure, ObjectId};
+use mobula_store::Object;
+use rkyv::{
+    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    rancor::{Fallible, Source},
+};
+use tokio::sync::oneshot;
+
+use crate::{Error, Result, View};
+
+/// A value that is being made somewhere, or lies there.
+///
+/// It is an argument wherever a `T` is one. The value lives as long as a ref to it does, in whichever process.
+/// Awaiting it (or a reference to it) gives the value.
+pub struct ObjectRef<T> {
+    pub(crate) raw: Raw,
+    kind: PhantomData<fn() -> T>,
+}
+
+/// One counted reference.
+pub(crate) struct Raw {
+    pub(crate) id: ObjectId,
+    pub(crate) runtime: Arc<Runtime>,
+}
+
+impl Clone for Raw {
+    fn clone(&self) -> Self {
+        self.runtime.add_ref(self.id);
+        Self { id: self.id, runtime: self.runtime.clone() }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.runtime.drop_ref(self.id);
+    }
+}
+
+impl<T> ObjectRef<T> {
+    /// Takes over one reference.
+    pub(crate) fn adopt(runtime: Arc<Runtime>, id: ObjectId) -> Self {
+        Self { raw: Raw { id, runtime }, kind: PhantomData }
+    }
+
+    /// The object's name in the cluster.
+    pub fn id(&self) -> ObjectId {
+        self.raw.id
+    }
+
+    /// Whether its value or its failure is there.
+    pub fn is_ready(&self) -> bool {
+        self.raw.runtime.is_ready(self.raw.id)
+    }
+
+    /// Gives up on the task that makes it; the ref then fails with `Cancelled`. Async code is dropped at its next
+    /// `await`; sync code is asked through [`crate::context::cancelled`]. Returns `false` where the task is done
+    /// already or was submitted elsewhere.
+    pub fn cancel(&self) -> bool {
+        self.raw.runtime.cancel(self.raw.id, false)
+    }
+
+    /// Like [`ObjectRef::cancel`], and ends the process that runs it: for tasks of `isolation = "process"`.
+    pub fn cancel_by_force(&self) -> Result<bool> {
+        self.raw.runtime.check_force(self.raw.id)?;
+        Ok(self.raw.runtime.cancel(self.raw.id, true))
+    }
+}
+
+impl<T: Data> ObjectRef<T> {
+    /// Waits for the value on this thread. For sync code; in async code it is a typed error, await the ref
+    /// instead.
+    pub fn get(&self) -> Result<T> {
+        crate::blocking::wait_raw(std::slice::from_ref(&self.raw), 1, None)?;
+        self.decode(crate::blocking::read_raw(&self.raw)?)
+    }
+
+    /// Waits for the value on this thread and looks at it where it lies.
+    pub fn view(&self) -> Result<View<T>> {
+        crate::blocking::wait_raw(std::slice::from_ref(&self.raw), 1, None)?;
+        Ok(View::new(crate::blocking::read_raw(&self.raw)?)?)
+    }
+
+    /// A look at the value where it lies, when it is there.
+    pub fn fetch_view(&self) -> impl Future<Output = Result<View<T>>> + Send + 'static {
+        let reading = Reading::new(self.raw.clone());
+        async move { Ok(View::new(reading.await?)?) }
+    }
+
+    fn decode(&self, object: Object) -> Result<T> {
+        decode(&self.raw, &object)
+    }
+}
+
+fn decode<T: Data>(raw: &Raw, object: &Object) -> Result<T> {
+    let _entered = context::enter(&raw.runtime, context::task(), context::is_async());
+    Ok(codec::decode(object, Via::Container(raw.id))?)
+}
+
+impl<T> Clone for ObjectRef<T> {
+    fn clone(&self) -> Self {
+        Self { raw: self.raw.clone(), kind: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for ObjectRef<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectRef({})", self.raw.id)
+    }
+}
+
+impl<T> Archive for ObjectRef<T> {
+    type Archived = Archived<ObjectId>;
+    type Resolver = Resolver<ObjectId>;
+
+    fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
+        self.raw.id.resolve(resolver, out);
+    }
+}
+
+impl<T, S> Serialize<S> for ObjectRef<T>
+where
+    S: Fallible + ?Sized,
+    S::Error: Source,
+{
+    fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
+        codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
+        self.raw.id.serialize(serializer)
+    }
+}
+
+impl<T, D> Deserialize<ObjectRef<T>, D> for Archived<ObjectId>
+where
+    D: Fallible + ?Sized,
+    D::Error: Source,
+{
+    fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ObjectRef<T>, D::Error> {
+        let id: ObjectId = self.deserialize(deserializer)?;
+        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
+        Ok(ObjectRef::adopt(runtime, id))
+    }
+}
+
+/// Waits until an object is final, then reads it.
+pub(crate) struct Reading {
+    raw: Raw,
+    blocked: Option<Blocked>,
+    answer: Option<oneshot::Receiver<Result<Object, Failure>>>,
+}
+
+impl Reading {
+    pub(crate) fn new(raw: Raw) -> Self {
+        Self { raw, blocked: None, answer: None }
+    }
+}
+
+impl Future for Reading {
+    type Output = Result<Object>;
+
+    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if this.answer.is_none() {
+            if !poll_ready(&this.raw, &mut this.blocked, poller) {
+                return Poll::Pending;
+            }
+            let (sender, receiver) = oneshot::channel();
+            // The receiver may be gone by then: nobody wants the value any more.
+            this.raw.runtime.read(this.raw.id, move |result| drop(sender.send(result)));
+            this.answer = Some(receiver);
+        }
+        let Some(answer) = this.answer.as_mut() else { return Poll::Pending };
+        match Pin::new(answer).poll(poller) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(result)) => Poll::Ready(result.map_err(Error::from)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(this.raw.runtime.ended().map_or_else(
+                || Error::new(mobula_proto::FailureKind::Internal, "the runtime dropped a read"),
+                Error::from,
+            ))),
+        }
+    }
+}
+
+/// While it waits, the slot of the current task serves others.
+fn poll_ready(raw: &Raw, blocked: &mut Option<Blocked>, poller: &Context<'_>) -> bool {
+    if raw.runtime.poll_ready(raw.id, poller.waker()) {
+        *blocked = None;
+        return true;
+    }
+    if blocked.is_none() {
+        *blocked = Blocked::enter(&raw.runtime, false);
+    }
+    false
+}
+
+/// The future of a value.
+pub struct Get<T> {
+    reading: Reading,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T: Data> Future for Get<T> {
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.reading).poll(poller) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(object)) => Poll::Ready(decode(&this.reading.raw, &object)),
+        }
+    }
+}
+
+impl<T: Data> IntoFuture for ObjectRef<T> {
+    type Output = Result<T>;
+    type IntoFuture = Get<T>;
+
+    fn into_future(self) -> Get<T> {
+        Get { reading: Reading::new(self.raw), kind: PhantomData }
+    }
+}
+
+impl<T: Data> IntoFuture for &ObjectRef<T> {
+    type Output = Result<T>;
+    type IntoFuture = Get<T>;
+
+    fn into_future(self) -> Get<T> {
+        self.clone().into_future()
+    }
+}
+
+/// Waits until an object is final, whatever it is.
+pub(crate) struct Settled {
+    raw: Raw,
+    blocked: Option<Blocked>,
+}
+
+impl Settled {
+    pub(crate) fn new(raw: Raw) -> Self {
+        Self { raw, blocked: None }
+    }
+}
+
+impl Future for Settled {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if poll_ready(&this.raw, &mut this.blocked, poller) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Puts a value into the store of this node (or, up to 100 KiB, into this process), one copy, and gives a ref.
+///
+/// Fails with `StoreFull` where there was no room for five seconds, and with `ObjectTooLarge` where there never
+/// will be.
+pub fn put<T: Data>(value: &T) -> Result<ObjectRef<T>> {
+    let runtime = crate::cluster::current()?;
+    let output = codec::encode(value)?;
+    let id = runtime.put(&output)?;
+    Ok(ObjectRef::adopt(runtime, id))
+}
+
+/// All the values, in order; the first failure otherwise.
+pub async fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
+    let mut values = Vec::with_capacity(refs.len());
+    for one in refs {
+        values.push(one.await?);
+    }
+    Ok(values)
+}
+
+/// Waits until `count` of the refs are ready or the time is up; gives the positions of those that are ready and
+/// of those that are not, in order.
+pub async fn wait<T>(
+    refs: &[ObjectRef<T>],
+    count: usize,
+    timeout: Option<Duration>,
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    let mut all: Vec<Settled> = refs.iter().map(|one| Settled::new(one.raw.clone())).collect();
+    let count = count.min(refs.len());
+    let enough = std::future::poll_fn(|poller| {
+        let mut ready = 0;
+        for one in &mut all {
+            if Pin::new(one).poll(poller).is_ready() {
+                ready += 1;
+            }
+        }
+        if ready >= count { Poll::Ready(()) } else { Poll::Pending }
+    });
+    match timeout {
+        None => enough.await,
+        // Running out of time is an answer here, not an error.
+        Some(timeout) => drop(tokio::time::timeout(timeout, enough).await),
+    }
+    Ok((0..refs.len()).partition(|at| refs[*at].is_ready()))
+}

@@ -1,0 +1,86 @@
+//! Submitting a call.
+
+use std::marker::PhantomData;
+
+use mobula_host::{
+    core::{Kind, Spec},
+    registry::Function,
+};
+use mobula_proto::{Failure, ObjectId};
+
+use crate::{ObjectRef, Options, argument::Builder};
+
+/// A call that is being put together. The code that `#[mobula::task]` makes uses it.
+pub struct Call<R> {
+    function: &'static Function,
+    options: Options,
+    arguments: Builder,
+    mistake: Option<Failure>,
+    kind: PhantomData<fn() -> R>,
+}
+
+impl<R> Call<R> {
+    /// A call of this function.
+    pub fn new(function: &'static Function, options: Options) -> Self {
+        Self { function, options, arguments: Builder::default(), mistake: None, kind: PhantomData }
+    }
+
+    /// One more argument.
+    pub fn argument<T>(mut self, argument: impl crate::IntoArgument<T>) -> Self {
+        if self.mistake.is_none() {
+            self.mistake = argument.add_to(&mut self.arguments).err();
+        }
+        self
+    }
+
+    /// Submits it as a task. Returns at once; a mistake becomes the failure of the ref.
+    pub fn submit(self) -> ObjectRef<R> {
+        self.submit_as(Kind::Task)
+    }
+
+    /// Submits it as a call of this actor.
+    pub(crate) fn submit_method(self, actor: ObjectId) -> ObjectRef<R> {
+        self.submit_as(Kind::Method { actor })
+    }
+
+    /// Submits it as the construction of an actor.
+    pub(crate) fn submit_construct(self) -> ObjectRef<R> {
+        let restarts = self.options.restarts;
+        self.submit_as(Kind::Construct { restarts })
+    }
+
+    pub(crate) fn options(&mut self) -> &mut Options {
+        &mut self.options
+    }
+
+    fn submit_as(self, kind: Kind) -> ObjectRef<R> {
+        let runtime = crate::cluster::current_or_stray();
+        let Self { function, options, arguments, mistake, .. } = self;
+        if let Some(failure) = mistake.or_else(|| options.check().err()) {
+            let failure = failure.of(function.name);
+            let id = runtime.failed(failure);
+            return ObjectRef::adopt(runtime, id);
+        }
+        let mut class = options.class;
+        if !matches!(kind, Kind::Method { .. }) {
+            function.name.clone_into(&mut class.function);
+        }
+        let attempts_max = if kind == Kind::Task { options.retries.saturating_add(1) } else { 1 };
+        let spec = Spec {
+            function: function.id(),
+            name: function.name.to_owned(),
+            kind,
+            class,
+            inputs: arguments.inputs.clone(),
+            nested: arguments.nested.clone(),
+            attempts_max,
+            retry_errors: options.retry_errors,
+            timeout_ms: options.timeout.map_or(0, |timeout| {
+                u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)
+            }),
+        };
+        let id = runtime.submit(spec);
+        drop(arguments);
+        ObjectRef::adopt(runtime, id)
+    }
+}

@@ -1,0 +1,145 @@
+//! What the head says.
+
+use std::time::Instant;
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, NodeId,
+    head::{Job, Node, ToAgent, ToHead},
+    host::{Request, ToHost},
+    resource::{Class, DeviceGrant},
+};
+
+use super::{Core, Effect, JobState, hosts::Kind, leases::Need, leases::Placed};
+
+impl Core {
+    /// A node is there.
+    pub fn node_up(&mut self, node: Node) {
+        self.nodes.insert(node.node, node);
+    }
+
+    /// A message of the head's; those about the agent's own standing (registration, shutdown) do not come here.
+    pub fn from_head(&mut self, message: ToAgent, now: Instant) {
+        match message {
+            ToAgent::NodeUp(node) => self.node_up(node),
+            ToAgent::NodeDown { node, failure } => self.node_down(node, failure),
+            ToAgent::JobStarted { request, job } => self.job_started(request, job, now),
+            ToAgent::JobEnded { job, failure } => self.end_job(job, failure),
+            ToAgent::Reserve { lease, job, class, slots: _, devices } => {
+                self.reserve(lease, job, &class, &devices);
+            }
+            ToAgent::LeaseEnded { lease } => self.leases.ended(lease, now),
+            ToAgent::StartSteward { job } => self.start_steward(job),
+            ToAgent::Granted { owner, grant } => self.tell(owner, ToHost::Granted(grant)),
+            ToAgent::Revoked { owner, lease, kind } => self.tell(owner, ToHost::Revoked { lease, kind }),
+            ToAgent::Infeasible { owner, key, failure } => {
+                self.tell(owner, ToHost::Infeasible { key, failure });
+            }
+            ToAgent::HostEnded { host, job, failure } => {
+                // Of its own hosts the agent knows first, and has told already.
+                if host.node != self.config.node {
+                    self.effects.push(Effect::Died(host, job, failure));
+                }
+            }
+            ToAgent::Answered { host, request, answer } => {
+                self.tell(host, ToHost::Answered { request, answer });
+            }
+            ToAgent::Registered { .. } | ToAgent::Refused(_) | ToAgent::Shutdown => {}
+        }
+    }
+
+    /// Tells a host that is here and ready; what comes for any other is late.
+    fn tell(&mut self, host: HostId, message: ToHost) {
+        if self.hosts.get(host).is_some_and(|host| host.ready) {
+            self.effects.push(Effect::Tell(host, message, Vec::new()));
+        }
+    }
+
+    fn node_down(&mut self, node: NodeId, failure: Failure) {
+        self.nodes.remove(&node);
+        self.objects.node_gone(node);
+        let lost: Vec<_> =
+            self.pulls.iter().filter(|(_, pull)| pull.node == node).map(|(key, _)| *key).collect();
+        for (object, attempt) in lost {
+            let why = Failure::new(FailureKind::ObjectLost, format!("{node}, which held it, is gone"));
+            self.pulled(object, attempt, Err(why));
+        }
+        let ready: Vec<_> = self.hosts.iter().filter(|(_, host)| host.ready).map(|(id, _)| id).collect();
+        for host in ready {
+            self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });
+        }
+    }
+
+    fn job_started(&mut self, request: Request, job: Job, now: Instant) {
+        let id = job.driver;
+        let registry = self.drivers.get(&id).copied();
+        let (Some(host), Some(registry)) = (self.hosts.get_mut(id), registry) else {
+            let failure = Failure::new(FailureKind::JobEnded, "its driver left before it began");
+            self.effects.push(Effect::Head(ToHead::JobEnd { job: job.job, failure }));
+            return;
+        };
+        if host.ready || u64::from(id.seq) != request {
+            return;
+        }
+        let number = job.job;
+        host.job = Some(number);
+        host.ready = true;
+        let executes = host.kind == Kind::InProcess && self.config.in_process_executor;
+        self.jobs.insert(number, JobState { job, registry: Some(registry) });
+        if executes {
+            self.leases.host_attached(id, number);
+            self.leases.host_ready(id, now);
+        }
+        self.effects.push(Effect::Ready(id, number));
+        if let Some(welcome) = self.welcome(id) {
+            self.effects.push(Effect::Tell(id, ToHost::Welcome(welcome), Vec::new()));
+        }
+    }
+
+    fn know_job(&mut self, job: &Job) {
+        self.jobs.entry(job.job).or_insert_with(|| JobState { job: job.clone(), registry: None });
+    }
+
+    fn reserve(&mut self, lease: LeaseId, job: Job, class: &Class, devices: &[DeviceGrant]) {
+        self.know_job(&job);
+        let need = Self::need(job.job, class, devices);
+        for idle in self.leases.evict_overlapping(&need) {
+            self.effects.push(Effect::Kill(idle));
+        }
+        match self.leases.reserve(lease, need.clone()) {
+            Placed::Ready(host) => self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host })),
+            Placed::Starting(_) => {}
+            Placed::None => {
+                let (kind, devices) = match need {
+                    Need::Shared(_) => (Kind::Shared, Vec::new()),
+                    Need::Own(_, devices) => (Kind::Own, devices),
+                };
+                if let Err(failure) = self.launch(kind, &job, Some(lease), devices) {
+                    self.leases.forget(lease);
+                    self.effects.push(Effect::Head(ToHead::LeaseFailed { lease, failure }));
+                }
+            }
+            Placed::Full => {
+                let text = format!("this node has {} leases already", super::leases::LEASES_MAX);
+                let failure = Failure::new(FailureKind::Limit, text).on(self.config.node.to_string());
+                self.effects.push(Effect::Head(ToHead::LeaseFailed { lease, failure }));
+            }
+        }
+    }
+
+    fn start_steward(&mut self, job: Job) {
+        self.know_job(&job);
+        let driver = self.hosts.get(job.driver);
+        if self.config.in_process_executor && driver.is_some_and(|host| host.kind == Kind::InProcess) {
+            self.effects.push(Effect::Head(ToHead::StewardReady { job: job.job, host: job.driver }));
+            return;
+        }
+        match self.launch(Kind::Steward, &job, None, Vec::new()) {
+            Ok(host) => drop(self.stewards.insert(host)),
+            Err(failure) => {
+                // The head waits for a host of the job: the agent itself stands in for the one that never was.
+                let ended = ToHead::HostEnded { host: self.config.node.agent(), job: job.job, failure };
+                self.effects.push(Effect::Head(ended));
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What a host says.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, ObjectId, RegionId,
+    head::{Between, ToHead},
+    host::{Driver, ToAgent, ToHost},
+    peer::Copy,
+    wire::{Hello, Role},
+};
+
+use super::{Core, Effect, hosts::Connect, hosts::Kind};
+
+/// Most files that travel with a job.
+pub const FILES_MAX: usize = 256;
+/// Longest name, namespace or path that a driver brings, in bytes.
+pub const TEXT_BYTES_MAX: usize = 4096;
+/// Longest that a region may be waited for, whatever the host says.
+pub const REGION_WAIT_MAX: Duration = Duration::from_secs(3600);
+
+impl Core {
+    /// A message of a host's, with the descriptors that came along. Relays do not come here.
+    pub fn from_host(&mut self, id: HostId, message: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
+        let Some(host) = self.hosts.get(id) else { return };
+        if let ToAgent::Hello { hello, driver, registry, .. } = message {
+            self.hello(id, hello, driver, registry, now);
+            return;
+        }
+        if !host.ready {
+            self.violation(id, &"it spoke before it was welcomed");
+            return;
+        }
+        // A job that ended takes its hosts' wishes along.
+        let Some(job) = self.job_of(id) else { return };
+        match message {
+            ToAgent::Hello { .. } | ToAgent::Relay { .. } => {}
+            ToAgent::Doorbell => {
+                let Some(fd) = fds.into_iter().next() else {
+                    self.violation(id, &"its doorbell came without a descriptor");
+                    return;
+                };
+                for (from, to) in self.hosts.doorbell(id, Arc::new(fd)) {
+                    self.rings(from, to);
+                }
+            }
+            ToAgent::Demand { key, class, backlog, locality } => match class.validate() {
+                Ok(()) => {
+                    let demand = ToHead::Demand { owner: id, job, key, class, backlog, locality };
+                    self.effects.push(Effect::Head(demand));
+                }
+                Err(error) => {
+                    let failure = Failure::new(FailureKind::Infeasible, error.to_string()).of(class.function);
+                    self.effects.push(Effect::Tell(id, ToHost::Infeasible { key, failure }, Vec::new()));
+                }
+            },
+            ToAgent::Renew { leases } => self.effects.push(Effect::Head(ToHead::Renew { leases })),
+            ToAgent::Release { lease } => self.effects.push(Effect::Head(ToHead::Release { lease })),
+            ToAgent::Block { lease, slots } => self.effects.push(Effect::Head(ToHead::Block { lease, slots })),
+            ToAgent::Unblock { lease, slots } => {
+                self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
+            }
+            ToAgent::RegionWanted { request, bytes, wait_ms } => {
+                let wait = Duration::from_millis(wait_ms).min(REGION_WAIT_MAX);
+                self.want_region(id, request, bytes, wait, now);
+            }
+            ToAgent::RegionAdded { seq, bytes } => self.region_added(id, job, seq, bytes, fds),
+            ToAgent::RegionRemoved { seq } => {
+                let region = RegionId { writer: id, seq };
+                if let Err(error) = self.objects.remove_region(region) {
+                    self.violation(id, &error);
+                    return;
+                }
+                self.forget_region(region);
+                self.pump();
+            }
+            ToAgent::Sealed { object, attempt, region, offset, bytes } => {
+                let region = RegionId { writer: id, seq: region };
+                if let Err(error) = self.objects.seal(object, attempt, region, offset, bytes, None) {
+                    self.violation(id, &error);
+                }
+            }
+            ToAgent::Free { object, copy } => self.free(object, copy),
+            ToAgent::Open { request, object, copy } => self.open(id, job, request, object, copy),
+            ToAgent::Unpin { object } => {
+                let gone = self.objects.unpin(object, id);
+                self.gone(gone);
+                self.pump();
+            }
+            ToAgent::Connect { peer } => match self.hosts.connect(id, peer) {
+                Connect::Now => self.rings(id, peer),
+                Connect::Nothing => {}
+                Connect::NoSuchHost => {
+                    let failure = no_such_host(peer);
+                    self.effects.push(Effect::Tell(id, ToHost::HostDied { host: peer, failure }, Vec::new()));
+                }
+            },
+            ToAgent::Ask { request, question } => {
+                self.effects.push(Effect::Head(ToHead::Ask { host: id, job, request, question }));
+            }
+            ToAgent::JobDone => {
+                if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {
+                    let failure = Failure::new(FailureKind::JobEnded, "main has ended").of(job.to_string());
+                    self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: failure.clone() }));
+                    self.end_job(job, failure);
+                } else {
+                    self.violation(id, &"only a driver may end its job");
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, id: HostId, hello: Hello, driver: Option<Driver>, registry: u64, now: Instant) {
+        let Some(host) = self.hosts.get(id) else { return };
+        if host.ready || self.drivers.contains_key(&id) {
+            self.violation(id, &"it said hello twice");
+            return;
+        }
+        let kind = host.kind;
+        let expected = if kind.is_driver() { Role::Driver } else { Role::Host };
+        if let Err(error) = hello.check(&[expected]) {
+            self.refuse(id, Failure::new(FailureKind::Unreachable, error.to_string()));
+            return;
+        }
+        match (kind.is_driver(), driver) {
+            (true, Some(driver)) => self.driver_hello(id, driver, registry),
+            (false, None) => self.launched_hello(id, registry, now),
+            (true, None) => self.refuse(id, Failure::new(FailureKind::Codec, "a driver must say what it runs")),
+            (false, Some(_)) => self.refuse(id, Failure::new(FailureKind::Codec, "a host cannot be a driver")),
+        }
+    }
+
+    fn refuse(&mut self, id: HostId, failure: Failure) {
+        let launched = self.hosts.get(id).is_some_and(|host| host.kind.is_launched());
+        self.effects.push(Effect::Tell(id, ToHost::Refused(failure), Vec::new()));
+        self.effects.push(if launched { Effect::Kill(id) } else { Effect::Close(id) });
+    }
+
+    fn driver_hello(&mut self, id: HostId, driver: Driver, registry: u64) {
+        let texts = [&driver.name, &driver.namespace, &driver.program];
+        let names = driver.files.iter().flat_map(|(name, path, _)| [name, path]);
+        if driver.files.len() > FILES_MAX || texts.into_iter().chain(names).any(|t| t.len() > TEXT_BYTES_MAX) {
+            let text = format!("a job has at most {FILES_MAX} files, and names of {TEXT_BYTES_MAX} bytes");
+            self.refuse(id, Failure::new(FailureKind::Limit, text));
+            return;
+        }
+        self.drivers.insert(id, registry);
+        let files = driver.files.into_iter().map(|(name, _, hash)| (name, hash)).collect();
+        self.effects.push(Effect::Head(ToHead::JobStart {
+            request: u64::from(id.seq),
+            driver: id,
+            name: driver.name,
+            namespace: driver.namespace,
+            binary: driver.binary,
+            files,
+        }));
+    }
+
+    fn launched_hello(&mut self, id: HostId, registry: u64, now: Instant) {
+        let Some(job) = self.job_of(id) else { return };
+        let ours = self.jobs.get(&job).and_then(|state| state.registry);
+        if ours.is_some_and(|ours| ours != registry) {
+            let text = "the program that was started registers other functions than its driver: start the job again";
+            self.refuse(id, Failure::new(FailureKind::Binary, text));
+            return;
+        }
+        if let Some(host) = self.hosts.get_mut(id) {
+            host.ready = true;
+        }
+        self.effects.push(Effect::Ready(id, job));
+        if let Some(welcome) = self.welcome(id) {
+            self.effects.push(Effect::Tell(id, ToHost::Welcome(welcome), Vec::new()));
+        }
+        for lease in self.leases.host_ready(id, now) {
+            self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host: id }));
+        }
+        if self.stewards.contains(&id) && self.hosts.get(id).is_some_and(|host| host.kind == Kind::Steward) {
+            self.effects.push(Effect::Head(ToHead::StewardReady { job, host: id }));
+        }
+    }
+
+    fn region_added(&mut self, id: HostId, job: JobId, seq: u32, bytes: u64, fds: Vec<OwnedFd>) {
+        let region = RegionId { writer: id, seq };
+        let Some(fd) = fds.into_iter().next() else {
+            self.violation(id, &format!("{region} came without a descriptor"));
+            return;
+        };
+        if let Err(error) = self.objects.add_region(region, job, bytes, Arc::new(fd)) {
+            self.violation(id, &error);
+        }
+    }
+
+    fn free(&mut self, object: ObjectId, copy: Copy) {
+        if copy.node == self.config.node {
+            self.free_here(object);
+        } else if self.nodes.contains_key(&copy.node) {
+            self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));
+        } else {
+            // Nobody is left who would say that a copy here may go.
+            self.free_here(object);
+        }
+    }
+
+    fn rings(&mut self, one: HostId, other: HostId) {
+        let bell = |id| self.hosts.get(id).and_then(|host| host.doorbell.clone());
+        if let (Some(first), Some(second)) = (bell(one), bell(other)) {
+            self.effects.push(Effect::Rings([(one, first), (other, second)]));
+        }
+    }
+}
+
+/// What a host is told whose message found nobody.
+pub fn no_such_host(host: HostId) -> Failure {
+    Failure::new(FailureKind::HostDied, format!("{host} is not there (any more)")).of(host.to_string())
+}

@@ -1,0 +1,553 @@
+//! What an agent decides, without IO: every method takes what happened, and leaves in [`Core::effects`] what is to
+//! be done about it. The service around it owns sockets, processes and clocks.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`objects`] | regions, objects, pins, room |
+//! | [`leases`] | which host runs which lease |
+//! | [`hosts`] | who is here, and who has rings to whom |
+
+pub mod hosts;
+pub mod leases;
+pub mod objects;
+
+mod from_head;
+mod from_host;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId,
+    head::{Between, Job, Node, ToHead, Usage},
+    host::{Request, ToHost, Welcome},
+    peer::Copy,
+    resource::DeviceGrant,
+};
+
+use hosts::{Hosts, Kind};
+use leases::{Leases, Need};
+use objects::{Gone, Objects, Place};
+
+/// Most pulls at once; an open that would start another fails with a retryable error.
+pub const PULLS_MAX: usize = 4096;
+/// Most opens that wait for one pull.
+pub const PULL_WAITERS_MAX: usize = 4096;
+
+/// What a core is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who this agent is.
+    pub node: NodeId,
+    /// Its processors, rounded up; sizes hosts' thread pools.
+    pub cpus: u32,
+    /// The store's capacity.
+    pub store_bytes: u64,
+    /// Whether a driver in this process executes its job's shared classes.
+    pub in_process_executor: bool,
+    /// How long a host of one lease is kept without one.
+    pub idle_timeout: Duration,
+}
+
+/// A host to be started.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Who it will be.
+    pub host: HostId,
+    /// Its job.
+    pub job: Job,
+    /// Devices that it has to itself.
+    pub devices: Vec<DeviceGrant>,
+}
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this to a host here, with these descriptors.
+    Tell(HostId, ToHost, Vec<Arc<OwnedFd>>),
+    /// Send this to the head.
+    Head(ToHead),
+    /// Send this to another agent.
+    Peer(NodeId, Between),
+    /// Start a host; `hello` or [`Core::host_ended`] follows.
+    Launch(Box<Launch>),
+    /// Kill a host and its process group; [`Core::host_ended`] follows.
+    Kill(HostId),
+    /// End a driver's link once it has what was sent to it; [`Core::host_ended`] follows.
+    Close(HostId),
+    /// A host is ready to be talked to.
+    Ready(HostId, JobId),
+    /// A host (here or elsewhere) is gone; tell the hosts here that are of its job or have talked to it.
+    Died(HostId, JobId, Failure),
+    /// Make a pair of rings for these two, with their doorbells.
+    Rings([(HostId, Arc<OwnedFd>); 2]),
+    /// Pull this into the agent's own memory for this job; [`Core::pulled`] follows.
+    Pull(ObjectId, Copy, JobId),
+    /// Copies in the agent's own memory may go.
+    Reclaim(Vec<(ObjectId, u32)>),
+    /// Room for the agent's own memory was granted, or refused.
+    Room(Request, Result<(), Failure>),
+    /// A job's memory, files and output may go.
+    JobGone(JobId),
+}
+
+#[derive(Debug)]
+struct Pull {
+    node: NodeId,
+    job: JobId,
+    waiting: Vec<(HostId, Request)>,
+    /// The object was freed meanwhile: it goes with its last pin.
+    dropped: bool,
+}
+
+#[derive(Debug)]
+struct JobState {
+    job: Job,
+    /// Fingerprint of the driver's registry, where the driver is here.
+    registry: Option<u64>,
+}
+
+/// The whole of it.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    /// Objects and regions.
+    pub objects: Objects,
+    leases: Leases,
+    hosts: Hosts,
+    jobs: BTreeMap<JobId, JobState>,
+    nodes: BTreeMap<NodeId, Node>,
+    pulls: BTreeMap<(ObjectId, u32), Pull>,
+    stewards: BTreeSet<HostId>,
+    drivers: BTreeMap<HostId, u64>,
+    pulled_bytes: u64,
+    served_bytes: u64,
+    /// What is to be done, in order; whoever called takes it.
+    pub effects: Vec<Effect>,
+}
+
+impl Core {
+    /// A core that knows of nobody yet.
+    pub fn new(config: Config) -> Self {
+        Self {
+            objects: Objects::new(config.store_bytes),
+            leases: Leases::new(config.idle_timeout),
+            hosts: Hosts::default(),
+            jobs: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            pulls: BTreeMap::new(),
+            stewards: BTreeSet::new(),
+            drivers: BTreeMap::new(),
+            pulled_bytes: 0,
+            served_bytes: 0,
+            effects: Vec::new(),
+            config,
+        }
+    }
+
+    /// Who this agent is.
+    pub fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// The hosts here.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// What the node uses.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            store_used_bytes: self.objects.used(),
+            objects: self.objects.len(),
+            pinned: self.objects.pinned(),
+            hosts: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
+            pulled_bytes: self.pulled_bytes,
+            served_bytes: self.served_bytes,
+        }
+    }
+
+    /// The job's driver, where the job is known.
+    pub fn driver_of(&self, job: JobId) -> Option<HostId> {
+        self.jobs.get(&job).map(|state| state.job.driver)
+    }
+
+    /// When [`Core::tick`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.objects.next_deadline(), self.leases.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        for host in self.leases.expire(now) {
+            self.effects.push(Effect::Kill(host));
+        }
+        let refused = self.objects.expire(now);
+        let any = !refused.is_empty();
+        for (writer, request, failure) in refused {
+            self.room(writer, request, Err(failure.on(self.config.node.to_string())));
+        }
+        if any {
+            self.pump();
+        }
+    }
+
+    /// A connection or an attachment: who it will be, unless there are too many. `in_process` says that it is in
+    /// the agent's own process.
+    ///
+    /// # Errors
+    /// A limit, or the wish for tasks of a job that has ended.
+    pub fn driver_arrived(&mut self, in_process: bool) -> Result<HostId, Failure> {
+        let kind = if in_process { Kind::InProcess } else { Kind::Driver };
+        self.add_host(kind, None, Vec::new())
+    }
+
+    fn add_host(
+        &mut self,
+        kind: Kind,
+        job: Option<JobId>,
+        devices: Vec<DeviceGrant>,
+    ) -> Result<HostId, Failure> {
+        let id = HostId { node: self.config.node, seq: self.hosts.next_seq() };
+        if self.hosts.add(id, kind, job, devices) {
+            return Ok(id);
+        }
+        let text = format!("this node has {} hosts already, the most it may", hosts::HOSTS_MAX);
+        Err(Failure::new(FailureKind::Limit, text).on(self.config.node.to_string()))
+    }
+
+    fn launch(
+        &mut self,
+        kind: Kind,
+        job: &Job,
+        lease: Option<LeaseId>,
+        devices: Vec<DeviceGrant>,
+    ) -> Result<HostId, Failure> {
+        let host = self.add_host(kind, Some(job.job), devices.clone())?;
+        if let Some(lease) = lease {
+            self.leases.host_started(host, lease);
+        }
+        self.effects.push(Effect::Launch(Box::new(Launch { host, job: job.clone(), devices })));
+        Ok(host)
+    }
+
+    fn welcome(&self, id: HostId) -> Option<Welcome> {
+        let host = self.hosts.get(id)?;
+        let job = &self.jobs.get(&host.job?)?.job;
+        Some(Welcome {
+            host: id,
+            job: job.job,
+            driver: job.driver,
+            namespace: job.namespace.clone(),
+            cpus: self.config.cpus,
+            store_bytes: self.config.store_bytes,
+            devices: host.devices.clone(),
+            shared: matches!(host.kind, Kind::Shared)
+                || (host.kind == Kind::InProcess && self.config.in_process_executor),
+        })
+    }
+
+    /// A host is gone: its process ended or its link broke. `failure` says how.
+    pub fn host_ended(&mut self, id: HostId, failure: Failure) {
+        let Some(host) = self.hosts.remove(id) else { return };
+        let failure = failure.on(self.config.node.to_string());
+        self.drivers.remove(&id);
+        for pull in self.pulls.values_mut() {
+            pull.waiting.retain(|(waiting, _)| *waiting != id);
+        }
+        let leases = self.leases.host_gone(id);
+        let steward = self.stewards.remove(&id);
+        if !host.ready {
+            for lease in leases {
+                self.effects.push(Effect::Head(ToHead::LeaseFailed { lease, failure: failure.clone() }));
+            }
+        }
+        let gone = self.objects.host_gone(id);
+        self.gone(gone);
+        if let Some(job) = host.job {
+            if host.ready || steward {
+                let ended = ToHead::HostEnded { host: id, job, failure: failure.clone() };
+                self.effects.push(Effect::Head(ended));
+            }
+            self.effects.push(Effect::Died(id, job, failure.clone()));
+            if host.kind.is_driver() && self.jobs.contains_key(&job) {
+                let why = Failure::new(FailureKind::JobEnded, format!("its driver ended: {}", failure.message))
+                    .of(job.to_string());
+                self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: why.clone() }));
+                self.end_job(job, why);
+            }
+        }
+        self.pump();
+    }
+
+    fn end_job(&mut self, job: JobId, failure: Failure) {
+        if self.jobs.remove(&job).is_none() {
+            return;
+        }
+        self.leases.job_gone(job);
+        for id in self.hosts.of_job(job) {
+            let Some(host) = self.hosts.get(id) else { continue };
+            if host.kind.is_launched() {
+                self.effects.push(Effect::Kill(id));
+            } else if host.ready {
+                self.effects.push(Effect::Tell(id, ToHost::JobEnded(failure.clone()), Vec::new()));
+            }
+        }
+        self.pulls.retain(|_, pull| pull.job != job);
+        let gone = self.objects.job_gone(job);
+        self.gone(gone);
+        self.effects.push(Effect::JobGone(job));
+        self.pump();
+    }
+
+    /// A host broke the protocol: it is ended.
+    fn violation(&mut self, id: HostId, what: &dyn std::fmt::Display) {
+        tracing::warn!(host = %id, what = %what, "a host broke the protocol and is ended");
+        let launched = self.hosts.get(id).is_some_and(|host| host.kind.is_launched());
+        self.effects.push(if launched { Effect::Kill(id) } else { Effect::Close(id) });
+    }
+
+    fn gone(&mut self, gone: Gone) {
+        for (writer, copies) in gone.reclaim {
+            if writer.is_agent() {
+                self.effects.push(Effect::Reclaim(copies));
+            } else {
+                let objects = copies.into_iter().map(|(object, _)| object).collect();
+                self.effects.push(Effect::Tell(writer, ToHost::Reclaim { objects }, Vec::new()));
+            }
+        }
+        for (node, object) in gone.drop_at {
+            self.effects.push(Effect::Peer(node, Between::Drop { object }));
+        }
+        for region in gone.regions {
+            self.forget_region(region);
+        }
+    }
+
+    fn forget_region(&mut self, region: RegionId) {
+        let ids: Vec<_> = self.hosts.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(host) = self.hosts.get_mut(id) {
+                host.regions.remove(&region);
+            }
+        }
+    }
+
+    /// Grants what fits, after dropping copies of other nodes' objects where that may help.
+    fn pump(&mut self) {
+        let short = self.objects.short_by();
+        if short > 0 {
+            let gone = self.objects.evict(short);
+            self.gone(gone);
+        }
+        for (writer, request) in self.objects.grants() {
+            self.room(writer, request, Ok(()));
+        }
+    }
+
+    fn room(&mut self, writer: HostId, request: Request, result: Result<(), Failure>) {
+        if writer.is_agent() {
+            self.effects.push(Effect::Room(request, result));
+            return;
+        }
+        let message = match result {
+            Ok(()) => ToHost::RegionGranted { request },
+            Err(failure) => ToHost::RegionRefused { request, failure },
+        };
+        self.effects.push(Effect::Tell(writer, message, Vec::new()));
+    }
+
+    /// `writer` (a host, or this agent) wants a region; the answer is an effect, now or later.
+    pub fn want_region(&mut self, writer: HostId, request: Request, bytes: u64, wait: Duration, now: Instant) {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        match self.objects.want(writer, request, bytes, now + wait, wait_ms) {
+            objects::Want::Granted => self.room(writer, request, Ok(())),
+            objects::Want::Waiting => self.pump(),
+            objects::Want::Refused(failure) => {
+                self.room(writer, request, Err(failure.on(self.config.node.to_string())));
+            }
+        }
+    }
+
+    /// The agent dropped an empty region of its own.
+    pub fn own_region_removed(&mut self, region: RegionId) {
+        if let Err(error) = self.objects.remove_region(region) {
+            tracing::error!(%error, "the agent's own memory is not what its table says");
+            return;
+        }
+        self.forget_region(region);
+        self.pump();
+    }
+
+    /// Whether this host's job (if it has one) still runs.
+    fn job_of(&self, id: HostId) -> Option<JobId> {
+        self.hosts.get(id)?.job.filter(|job| self.jobs.contains_key(job))
+    }
+
+    /// Whether the job still runs here.
+    pub fn has_job(&self, job: JobId) -> bool {
+        self.jobs.contains_key(&job)
+    }
+
+    fn open(&mut self, id: HostId, job: JobId, request: Request, object: ObjectId, copy: Copy) {
+        let failed = |kind: FailureKind, why: String| {
+            let failure = Failure::new(kind, why).of(object.to_string());
+            Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
+        };
+        if let Some((_, owner)) = self.objects.find(object, copy.attempt) {
+            if owner == job {
+                self.opened(id, request, object, copy.attempt);
+            } else {
+                let why = format!("its copy on {} belongs to {owner}, not to {job}", self.config.node);
+                self.effects.push(failed(FailureKind::ObjectLost, why));
+            }
+            return;
+        }
+        if copy.node == self.config.node {
+            let why = format!("{} has no copy of it by attempt {}", copy.node, copy.attempt);
+            self.effects.push(failed(FailureKind::ObjectLost, why));
+            return;
+        }
+        if !self.nodes.contains_key(&copy.node) {
+            self.effects.push(failed(FailureKind::ObjectLost, format!("{}, which held it, is gone", copy.node)));
+            return;
+        }
+        let key = (object, copy.attempt);
+        let known = self.pulls.contains_key(&key);
+        if !known && self.pulls.len() >= PULLS_MAX {
+            let why = format!("{PULLS_MAX} pulls are under way already, the most that may");
+            self.effects.push(failed(FailureKind::Limit, why));
+            return;
+        }
+        let pull = self.pulls.entry(key).or_insert_with(|| Pull {
+            node: copy.node,
+            job,
+            waiting: Vec::new(),
+            dropped: false,
+        });
+        if pull.job != job || pull.waiting.len() >= PULL_WAITERS_MAX {
+            let why = "it is being pulled for another job, or for too many readers at once".to_owned();
+            self.effects.push(failed(FailureKind::Limit, why));
+            return;
+        }
+        pull.waiting.push((id, request));
+        if !known {
+            self.effects.push(Effect::Pull(object, copy, job));
+        }
+    }
+
+    fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {
+        let Some(place) = self.objects.pin(object, attempt, id) else { return };
+        let Place { region, region_bytes, offset, bytes, .. } = place;
+        let new = self.hosts.get_mut(id).is_some_and(|host| host.regions.insert(region));
+        let fds = if new { self.objects.region_fd(region).into_iter().collect() } else { Vec::new() };
+        let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
+        self.effects.push(Effect::Tell(id, message, fds));
+    }
+
+    /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
+    /// if not, its memory is the caller's to free.
+    pub fn pulled(
+        &mut self,
+        object: ObjectId,
+        attempt: u32,
+        result: Result<(RegionId, u64, u64), Failure>,
+    ) -> bool {
+        let Some(pull) = self.pulls.remove(&(object, attempt)) else { return false };
+        let sealed = result.and_then(|(region, offset, bytes)| {
+            self.pulled_bytes += bytes;
+            self.objects
+                .seal(object, attempt, region, offset, bytes, Some(pull.node))
+                .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+        });
+        match sealed {
+            Ok(()) => {
+                for (host, request) in pull.waiting {
+                    self.opened(host, request, object, attempt);
+                }
+                if pull.dropped {
+                    let gone = self.objects.free(object);
+                    self.gone(gone);
+                }
+                true
+            }
+            Err(failure) => {
+                let failure = failure.of(object.to_string());
+                for (host, request) in pull.waiting {
+                    let message = ToHost::OpenFailed { request, failure: failure.clone() };
+                    self.effects.push(Effect::Tell(host, message, Vec::new()));
+                }
+                false
+            }
+        }
+    }
+
+    /// `by` wants to copy an object from here: where it lies, pinned until [`Core::served`].
+    pub fn serve(&mut self, object: ObjectId, attempt: u32, by: NodeId) -> Option<(Place, Arc<OwnedFd>)> {
+        let place = self.objects.pin(object, attempt, by.agent())?;
+        self.objects.pulled_by(object, attempt, by);
+        let Some(fd) = self.objects.region_fd(place.region) else {
+            let gone = self.objects.unpin(object, by.agent());
+            self.gone(gone);
+            return None;
+        };
+        Some((place, fd))
+    }
+
+    /// `by` has it, or gave up, after so many bytes.
+    pub fn served(&mut self, object: ObjectId, by: NodeId, bytes: u64) {
+        self.served_bytes += bytes;
+        let gone = self.objects.unpin(object, by.agent());
+        self.gone(gone);
+        self.pump();
+    }
+
+    /// Another agent says something that concerns objects; relays and output do not come here.
+    pub fn from_peer(&mut self, message: Between) {
+        match message {
+            Between::Free { object, .. } => self.free_here(object),
+            Between::Drop { object } => {
+                for ((_, _), pull) in
+                    self.pulls.range_mut((object, 0)..=(object, u32::MAX)).filter(|(key, _)| key.0 == object)
+                {
+                    pull.dropped = true;
+                }
+                self.free_here(object);
+            }
+            Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
+        }
+    }
+
+    fn free_here(&mut self, object: ObjectId) {
+        let gone = self.objects.free(object);
+        self.gone(gone);
+        self.pump();
+    }
+
+    /// Every job ends at once: the head is gone for good, or the agent is told to stop.
+    pub fn end_all(&mut self, failure: &Failure) {
+        for job in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.end_job(job, failure.clone());
+        }
+        let rest: Vec<_> = self.hosts.iter().map(|(id, host)| (id, host.kind.is_launched())).collect();
+        for (id, launched) in rest {
+            self.effects.push(if launched { Effect::Kill(id) } else { Effect::Close(id) });
+        }
+    }
+
+    fn need(job: JobId, class: &mobula_proto::resource::Class, devices: &[DeviceGrant]) -> Need {
+        if class.isolation == mobula_proto::resource::Isolation::Process || !devices.is_empty() {
+            let mut devices = devices.to_vec();
+            devices.sort();
+            Need::Own(job, devices)
+        } else {
+            Need::Shared(job)
+        }
+    }
+}

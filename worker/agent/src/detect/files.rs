@@ -1,0 +1,37 @@
+//! Small reads of kernel files that never fail the caller: what is absent or malformed is as if it said nothing.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read},
+    path::Path,
+};
+
+use tracing::warn;
+
+/// Longest file that is read, in bytes; what lies beyond is not looked at.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// The text of a file; `None` where there is none, and with a warning where it cannot be read.
+pub(super) fn text(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "cannot be read: ignored");
+            None
+        }
+    }
+}
+
+/// What `parse` makes of a file; `None`, with a warning, where it makes nothing of it.
+pub(super) fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let text = text(path)?;
+    let value = parse(text.trim());
+    if value.is_none() {
+        let start: String = text.chars().take(80).collect();
+        warn!(path = %path.display(), text = start, "malformed: ignored");
+    }
+    value
+}

@@ -1,0 +1,244 @@
+//! Recorded machines, written to temporary folders.
+
+use std::fs;
+
+use super::*;
+
+/// Writes a machine and looks at it.
+fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Options) {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let options = Options { root: folder.path().to_owned(), ..Options::default() };
+    (folder, options)
+}
+
+const EIGHT: (&str, &str) = ("sys/devices/system/cpu/online", "0-7\n");
+const MEMORY: (&str, &str) = ("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:  1 kB\n");
+
+#[track_caller]
+fn check(files: &[(&str, &str)], cpu: &str, memory_mib: u64) {
+    let mut all = vec![EIGHT, MEMORY];
+    all.extend_from_slice(files);
+    let (_folder, options) = machine(&all);
+    let got = detect(&options).unwrap().total;
+    assert_eq!(got.get(&Kind::Cpu).to_string(), cpu);
+    assert_eq!(got.get(&Kind::Memory), Quantity::whole(memory_mib << 20));
+}
+
+#[test]
+fn without_groups_all_is_offered() {
+    check(&[], "8", 16384);
+    check(&[("proc/self/cgroup", "0::/\n")], "8", 16384);
+}
+
+#[test]
+fn version_two_takes_the_least_on_the_way_up() {
+    let group = ("proc/self/cgroup", "0::/pod/box\n");
+    check(
+        &[
+            group,
+            ("sys/fs/cgroup/pod/box/cpu.max", "max 100000\n"),
+            ("sys/fs/cgroup/pod/box/memory.max", "8589934592\n"),
+            ("sys/fs/cgroup/pod/cpu.max", "250000 100000\n"),
+            ("sys/fs/cgroup/pod/memory.max", "max\n"),
+        ],
+        "2.5",
+        8192,
+    );
+    // The quota is more than there are processors, the memory limit more than there is.
+    check(
+        &[
+            group,
+            ("sys/fs/cgroup/pod/cpu.max", "6400000 100000\n"),
+            ("sys/fs/cgroup/pod/memory.max", "1099511627776\n"),
+        ],
+        "8",
+        16384,
+    );
+    // In a container the groups above are out of sight, and its own is what is mounted.
+    check(&[group, ("sys/fs/cgroup/cpu.max", "50000 100000\n")], "0.5", 16384);
+}
+
+#[test]
+fn version_one_takes_the_least_on_the_way_up() {
+    check(
+        &[
+            ("proc/self/cgroup", "5:memory:/a/b\n4:cpu,cpuacct:/a/b\n3:cpuset:/a\n1:name=systemd:/a\n"),
+            ("sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us", "-1\n"),
+            ("sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us", "100000\n"),
+            ("sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us", "30000\n"),
+            ("sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us", "20000\n"),
+            ("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "2147483648\n"),
+            ("sys/fs/cgroup/cpuset/a/cpuset.cpus", "0-5\n"),
+        ],
+        "1.5",
+        2048,
+    );
+}
+
+#[test]
+fn mounts_are_where_the_kernel_says() {
+    // The container's own group is mounted, at an unusual place, and the process is in one below it.
+    check(
+        &[
+            ("proc/self/cgroup", "4:cpu:/box/7/sub\n0::/box/7/sub\n"),
+            (
+                "proc/self/mountinfo",
+                "30 25 0:26 /box/7 /mnt/cg rw,nosuid - cgroup2 cgroup rw\n\
+                 31 25 0:27 /box/7 /mnt/v1 rw - cgroup cgroup rw,cpu,cpuacct\n",
+            ),
+            ("mnt/cg/sub/memory.max", "1073741824\n"),
+            ("mnt/v1/sub/cpu.cfs_quota_us", "400000\n"),
+            ("mnt/v1/sub/cpu.cfs_period_us", "100000\n"),
+        ],
+        "4",
+        1024,
+    );
+}
+
+#[test]
+fn both_versions_side_by_side() {
+    check(
+        &[
+            ("proc/self/cgroup", "4:memory:/x\n1:cpu:/\n0::/y\n"),
+            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "4294967296\n"),
+            ("sys/fs/cgroup/unified/y/cpu.max", "300000 100000\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "200000\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+        ],
+        "2",
+        4096,
+    );
+}
+
+#[test]
+fn cpusets_and_affinity_narrow_the_processors() {
+    check(
+        &[
+            ("proc/self/cgroup", "0::/a\n"),
+            ("sys/fs/cgroup/a/cpuset.cpus.effective", "0-3\n"),
+            ("proc/self/status", "Name:\tx\nCpus_allowed_list:\t1-2,7\n"),
+        ],
+        "2",
+        16384,
+    );
+    // Neither may leave nothing.
+    check(&[("proc/self/status", "Cpus_allowed_list:\t100\n")], "8", 16384);
+}
+
+#[test]
+fn garbage_is_passed_over() {
+    check(
+        &[
+            ("proc/self/cgroup", "\nnonsense\n0::/a\n7:cpu\n4:memory,cpu,cpuset:/a\n"),
+            ("proc/self/mountinfo", "x - \n - cgroup2\n1 2 3 /\n"),
+            ("proc/self/status", "Cpus_allowed_list:\tall of them\n"),
+            ("sys/fs/cgroup/a/cpu.max", "lots and lots\n"),
+            ("sys/fs/cgroup/a/memory.max", "\u{0}\u{ff}\n"),
+            ("sys/fs/cgroup/a/cpuset.cpus.effective", "9-1\n"),
+            ("sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "100\n"),
+            ("sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "0\n"),
+            ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "-5\n"),
+        ],
+        "8",
+        16384,
+    );
+    let (_folder, options) = machine(&[
+        ("sys/devices/system/cpu/online", "?"),
+        ("proc/cpuinfo", "processor\t: 0\nprocessor\t: 1\nmodel name: x\nprocessor\t: many\n"),
+        ("proc/meminfo", "MemTotal: plenty\n"),
+    ]);
+    let got = detect(&options).unwrap();
+    assert_eq!(got.total, Resources::cpu(Quantity::whole(2)));
+    assert_eq!(got.hostname, "unknown");
+}
+
+#[test]
+fn stated_amounts_replace_what_is_found() {
+    let (_folder, mut options) = machine(&[EIGHT, MEMORY]);
+    options.extra_resources = vec![
+        ("CPU".to_owned(), Quantity::whole(3)),
+        ("memory".to_owned(), Quantity::whole(1 << 20)),
+        ("licence".to_owned(), Quantity::whole(2)),
+    ];
+    assert_eq!(detect(&options).unwrap().total.to_string(), "3 CPU, 1.0 MiB memory, 2 licence");
+    options.extra_resources.clear();
+    options.cpu = Some(Quantity::ZERO);
+    options.memory = Some(0);
+    assert!(detect(&options).unwrap().total.is_empty());
+}
+
+#[test]
+fn what_cannot_be_stated_is_an_error_that_says_why() {
+    let check = |resources: &[&str], labels: &[(&str, &str)], want: &str| {
+        let (_folder, mut options) = machine(&[EIGHT, MEMORY]);
+        options.cpu = Some(Quantity::ONE);
+        options.extra_resources = resources.iter().map(|name| ((*name).to_owned(), Quantity::ONE)).collect();
+        options.labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let error = detect(&options).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    };
+    check(&["gpu"], &[], "GPU cannot be stated");
+    check(&["Tpu"], &[], "TPU cannot be stated");
+    check(&["no spaces"], &[], "\"no spaces\" is not allowed");
+    check(&["x", "x"], &[], "resource x is given twice");
+    check(&["cpu"], &[], "resource CPU is given twice");
+    check(&[], &[("zone", "a"), ("zone", "b")], "label \"zone\" is given twice");
+    check(&[], &[(LABEL_OS, "other")], "label \"mobula.io/os\" is given twice");
+    check(&[], &[("zone", "")], "label \"zone\"=\"\" is not allowed");
+    check(&[], &[("bad key", "x")], "label \"bad key\"=\"x\" is not allowed");
+    check(&[], &[("k", "v"); 70], "73 labels are too many");
+}
+
+#[test]
+fn labels_are_sorted_and_the_host_name_fits() {
+    let (_folder, mut options) = machine(&[EIGHT, MEMORY, ("proc/sys/kernel/hostname", "node é 1\n")]);
+    options.labels = vec![("zone".to_owned(), "eu-1".to_owned()), ("a".to_owned(), "b".to_owned())];
+    let got = detect(&options).unwrap();
+    assert_eq!(got.hostname, "node é 1");
+    let keys: Vec<&str> = got.labels.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["a", LABEL_ARCH, LABEL_HOSTNAME, LABEL_OS, "zone"]);
+    assert_eq!(got.labels[2].1, "node---1");
+}
+
+struct Fixed(u32);
+
+impl GpuProbe for Fixed {
+    fn probe(&self) -> Vec<Device> {
+        (0..self.0)
+            .map(|index| Device {
+                kind: Kind::Gpu,
+                index,
+                model: "Fixed".to_owned(),
+                memory_bytes: 1 << 34,
+                uuid: format!("GPU-{index}"),
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn graphics_processors_are_counted_one_each_and_only_on_the_machine_itself() {
+    let here = detect_with(&Options::default(), &Fixed(3), Some("2,GPU-0")).unwrap();
+    assert_eq!(here.total.get(&Kind::Gpu), Quantity::whole(2));
+    assert_eq!(here.devices.iter().map(|d| d.index).collect::<Vec<_>>(), [0, 2]);
+    let not_asked = Options { gpus: false, ..Options::default() };
+    assert!(detect_with(&not_asked, &Fixed(3), None).unwrap().devices.is_empty());
+    let (_folder, recorded) = machine(&[EIGHT, MEMORY]);
+    let recorded = detect_with(&recorded, &Fixed(3), None).unwrap();
+    assert!(recorded.devices.is_empty());
+    assert!(recorded.total.get(&Kind::Gpu).is_zero());
+}
+
+#[test]
+fn this_machine_offers_something() {
+    let here = detect(&Options::default()).unwrap();
+    assert!(!here.total.get(&Kind::Cpu).is_zero());
+    assert!(!here.total.get(&Kind::Memory).is_zero());
+    assert!(!here.hostname.is_empty());
+}

@@ -1,0 +1,237 @@
+//! Values to bytes and back.
+//!
+//! A value becomes a small rkyv archive plus the raw buffers of its tensors beside it
+//! ([`mobula_store::layout`]). Refs inside a value are collected while it is encoded, and received while it is
+//! decoded, so that their owners know who holds them without the author doing anything. Both use a
+//! thread-local context, since rkyv's traits have no place for ours.
+
+use std::{cell::RefCell, sync::Arc};
+
+use mobula_ownership::Via;
+use mobula_proto::{Failure, FailureKind, ObjectId};
+use mobula_store::{Bytes, Encoded, Object};
+use rkyv::{
+    Archive, Deserialize, Serialize,
+    api::high::{HighDeserializer, HighSerializer, HighValidator},
+    bytecheck::CheckBytes,
+    rancor,
+    ser::allocator::ArenaHandle,
+    util::AlignedVec,
+};
+
+use crate::{context, runtime::Runtime};
+
+/// What can be an argument, a result, or be `put`: everything that derives `#[mobula::data]`, and what is made of
+/// numbers, strings, tuples, vectors, options, maps, tensors, refs and actor handles.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot cross to another process",
+    label = "this type is not `mobula::Data`",
+    note = "put `#[mobula::data]` on the struct or enum; wrap a type that only offers serde in `mobula::Serde`; closures, trait objects and references cannot be sent"
+)]
+pub trait Data: private::Bounds {}
+
+impl<T: private::Bounds> Data for T {}
+
+mod private {
+    use super::*;
+
+    pub trait Bounds:
+        Archive<
+            Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+                          + Deserialize<Self, HighDeserializer<rancor::Error>>,
+        > + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+        + Sized
+        + Send
+        + 'static
+    {
+    }
+
+    impl<T> Bounds for T where
+        T: Archive<
+                Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+                              + Deserialize<Self, HighDeserializer<rancor::Error>>,
+            > + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+            + Sized
+            + Send
+            + 'static
+    {
+    }
+}
+
+/// An encoded value and the refs inside it, which stay alive as long as this does.
+#[derive(Default)]
+pub struct Output {
+    /// The value.
+    pub encoded: Encoded,
+    /// The refs inside it.
+    pub refs: Held,
+}
+
+/// References that are given back when this is dropped.
+#[derive(Default)]
+pub struct Held {
+    runtime: Option<Arc<Runtime>>,
+    ids: Vec<ObjectId>,
+}
+
+impl Held {
+    /// The objects.
+    pub fn ids(&self) -> &[ObjectId] {
+        &self.ids
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(runtime) = &self.runtime {
+            for object in self.ids.drain(..) {
+                runtime.drop_ref(object);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Collector {
+    held: Held,
+    buffers: Vec<Bytes>,
+}
+
+struct Source {
+    object: Object,
+    via: Via,
+}
+
+thread_local! {
+    static COLLECTORS: RefCell<Vec<Collector>> = const { RefCell::new(Vec::new()) };
+    static SOURCES: RefCell<Vec<Source>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Encodes a value.
+pub fn encode<T: Data>(value: &T) -> Result<Output, Failure> {
+    COLLECTORS.with_borrow_mut(|stack| stack.push(Collector::default()));
+    let archive = rkyv::to_bytes::<rancor::Error>(value);
+    let collector = COLLECTORS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let archive = archive.map_err(|e| codec_failure::<T>("encoded", &e))?;
+    Ok(Output { encoded: Encoded { archive, buffers: collector.buffers }, refs: collector.held })
+}
+
+/// Decodes a value out of `object`; `via` says what keeps the refs inside it alive meanwhile.
+pub fn decode<T: Data>(object: &Object, via: Via) -> Result<T, Failure> {
+    SOURCES.with_borrow_mut(|stack| stack.push(Source { object: object.clone(), via }));
+    let value = rkyv::from_bytes::<T, rancor::Error>(object.archive());
+    SOURCES.with_borrow_mut(|stack| drop(stack.pop()));
+    value.map_err(|e| codec_failure::<T>("decoded", &e))
+}
+
+fn codec_failure<T>(what: &str, error: &rancor::Error) -> Failure {
+    let detail = error.to_string();
+    let line = detail.lines().next().unwrap_or_default();
+    Failure::new(FailureKind::Codec, format!("a value of type {} could not be {what}: {line}", std::any::type_name::<T>()))
+}
+
+/// Why a ref or tensor cannot be encoded or decoded where it is tried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A ref or tensor is encoded by something other than [`encode`], or decoded by something other than
+    /// [`decode`].
+    #[error("refs, actor handles and tensors travel only as arguments, results or objects of a cluster")]
+    OutsideContext,
+    /// There is no cluster.
+    #[error("there is no cluster on this thread: start one, or use `#[mobula::main]`")]
+    NoCluster,
+    /// The archive speaks of a buffer that is not there.
+    #[error("the object has no buffer {0}")]
+    NoBuffer(u32),
+}
+
+/// Called while a ref is encoded: takes a reference for as long as the encoded value lives.
+pub fn collect_ref(runtime: &Arc<Runtime>, object: ObjectId) -> Result<(), Error> {
+    COLLECTORS.with_borrow_mut(|stack| {
+        let collector = stack.last_mut().ok_or(Error::OutsideContext)?;
+        runtime.add_ref(object);
+        collector.held.runtime.get_or_insert_with(|| runtime.clone());
+        collector.held.ids.push(object);
+        Ok(())
+    })
+}
+
+/// Called while a tensor is encoded: puts its bytes beside the archive, and says under which number.
+pub fn collect_buffer(bytes: Bytes) -> Result<u32, Error> {
+    COLLECTORS.with_borrow_mut(|stack| {
+        let collector = stack.last_mut().ok_or(Error::OutsideContext)?;
+        collector.buffers.push(bytes);
+        Ok(collector.buffers.len() as u32 - 1)
+    })
+}
+
+/// Called while a ref is decoded: this process holds one more reference to it, which the caller must give back.
+pub fn receive_ref(object: ObjectId) -> Result<Arc<Runtime>, Error> {
+    let via = SOURCES.with_borrow(|stack| stack.last().map(|source| source.via)).ok_or(Error::OutsideContext)?;
+    let runtime = context::runtime().ok_or(Error::NoCluster)?;
+    runtime.receive(object, via);
+    if matches!(via, Via::Argument)
+        && let Some(task) = context::task()
+    {
+        task.received(object);
+    }
+    Ok(runtime)
+}
+
+/// Called while a tensor is decoded: its bytes, where they lie.
+pub fn receive_buffer(number: u32) -> Result<Bytes, Error> {
+    SOURCES.with_borrow(|stack| {
+        let source = stack.last().ok_or(Error::OutsideContext)?;
+        source.object.buffer(number).map_err(|_| Error::NoBuffer(number))
+    })
+}
+
+/// One argument as it arrived.
+#[derive(Clone)]
+pub enum Value {
+    /// A value.
+    One(Object),
+    /// The elements of a vector.
+    List(Vec<Object>),
+}
+
+/// The arguments of a call, in order.
+pub struct Arguments {
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Arguments {
+    /// These values.
+    pub fn new(values: Vec<Value>) -> Self {
+        Self { values: values.into_iter() }
+    }
+
+    /// The next argument, whatever it is.
+    pub fn next_value(&mut self) -> Result<Value, Failure> {
+        self.values.next().ok_or_else(|| Failure::new(FailureKind::Codec, "the call has too few arguments"))
+    }
+
+    /// The next argument as one object, to be viewed where it lies.
+    pub fn next_object(&mut self) -> Result<Object, Failure> {
+        match self.next_value()? {
+            Value::One(object) => Ok(object),
+            Value::List(_) => Err(Failure::new(FailureKind::Codec, "a list was given where one value is expected")),
+        }
+    }
+
+    /// The next argument, decoded.
+    pub fn next<T: Data>(&mut self) -> Result<T, Failure> {
+        decode(&self.next_object()?, Via::Argument)
+    }
+
+    /// The next argument as a vector: either one encoded vector or a list of objects.
+    pub fn next_list<T: Data>(&mut self) -> Result<Vec<T>, Failure>
+    where
+        Vec<T>: Data,
+    {
+        match self.next_value()? {
+            Value::One(object) => decode(&object, Via::Argument),
+            Value::List(objects) => objects.iter().map(|object| decode(object, Via::Argument)).collect(),
+        }
+    }
+}

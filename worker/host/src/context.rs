@@ -1,0 +1,109 @@
+//! What the code on the current thread belongs to: which cluster, which call, and whether it is async.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use mobula_proto::{HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, resource::DeviceGrant};
+use parking_lot::Mutex;
+
+use crate::runtime::Runtime;
+
+/// A call that runs.
+#[derive(Debug)]
+pub struct Context {
+    /// Its name.
+    pub task: TaskId,
+    /// The registered function.
+    pub function: &'static str,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How many there may be.
+    pub attempts_max: u32,
+    /// The actor, in its methods and constructor.
+    pub actor: Option<TaskId>,
+    /// Who submitted it.
+    pub caller: HostId,
+    /// The executing host.
+    pub host: HostId,
+    /// The job.
+    pub job: JobId,
+    /// Devices that the process was granted.
+    pub devices: Vec<DeviceGrant>,
+    pub(crate) lease: Option<LeaseId>,
+    pub(crate) cancelled: AtomicBool,
+    pub(crate) finished: AtomicBool,
+    pub(crate) waiting: AtomicU32,
+    pub(crate) abort: Mutex<Option<tokio::task::AbortHandle>>,
+    pub(crate) refs: Mutex<Vec<ObjectId>>,
+}
+
+impl Context {
+    /// The node on which it runs.
+    pub fn node(&self) -> NodeId {
+        self.host.node
+    }
+
+    /// Whether somebody gave up on it. Sync code that runs long should look now and then and return early.
+    pub fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn received(&self, object: ObjectId) {
+        self.refs.lock().push(object);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Ambient {
+    runtime: Option<Arc<Runtime>>,
+    task: Option<Arc<Context>>,
+    is_async: bool,
+}
+
+thread_local! {
+    static AMBIENT: RefCell<Ambient> = const { RefCell::new(Ambient { runtime: None, task: None, is_async: false }) };
+}
+
+/// The runtime for threads that belong to none: the one that started last in this process.
+static FALLBACK: Mutex<Weak<Runtime>> = Mutex::new(Weak::new());
+
+/// The runtime of the current thread.
+pub fn runtime() -> Option<Arc<Runtime>> {
+    AMBIENT.with_borrow(|ambient| ambient.runtime.clone()).or_else(|| FALLBACK.lock().upgrade())
+}
+
+pub(crate) fn set_fallback(runtime: &Arc<Runtime>) {
+    *FALLBACK.lock() = Arc::downgrade(runtime);
+}
+
+/// The call that the current thread runs.
+pub fn task() -> Option<Arc<Context>> {
+    AMBIENT.with_borrow(|ambient| ambient.task.clone())
+}
+
+/// Whether user async code is being polled, where a blocking wait would stop everything else.
+pub fn is_async() -> bool {
+    AMBIENT.with_borrow(|ambient| ambient.is_async)
+}
+
+/// Undoes [`enter`] when dropped.
+pub struct Entered(Ambient);
+
+/// Makes the current thread belong to a runtime and a call until the result is dropped.
+pub fn enter(runtime: &Arc<Runtime>, task: Option<Arc<Context>>, is_async: bool) -> Entered {
+    let ambient = Ambient { runtime: Some(runtime.clone()), task, is_async };
+    Entered(AMBIENT.with_borrow_mut(|current| std::mem::replace(current, ambient)))
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = std::mem::take(&mut self.0);
+        // Not dropped while borrowed: the last reference to a runtime may be among it.
+        drop(AMBIENT.with_borrow_mut(|current| std::mem::replace(current, before)));
+    }
+}

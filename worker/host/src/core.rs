@@ -1,0 +1,1062 @@
+//! What a host has submitted: which tasks wait for which objects, which leases it holds, where its actors are.
+//!
+//! Pure logic around [`Ownership`]: every method takes what happened and appends the [`Action`]s that follow.
+//! One lock in the runtime guards it, and actions are carried out before that lock is released, so messages to
+//! one host leave in the order in which they were decided.
+//!
+//! - **C-1** A task is pushed only when every ref among its arguments is final.
+//! - **C-2** Calls of one actor leave in the order in which they were submitted here.
+//! - **C-3** A task holds a reference on each ref in its arguments until it is done.
+//! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use mobula_ownership::{Effect, Ownership};
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
+    host::{Grant, Revocation, ToAgent},
+    peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
+    resource::Class,
+};
+use mobula_store::Bytes;
+
+/// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
+/// to the executor, shallower ones keep work free to go elsewhere.
+const PIPELINE_NANOS: u64 = 2_000_000;
+/// Most tasks in flight for each slot.
+const PIPELINE_TASKS_MAX: u64 = 512;
+/// Most slots asked for at once for one class.
+const BACKLOG_SLOTS_MAX: usize = 16_384;
+/// Ticks after which an idle lease is given back.
+const IDLE_TICKS_MAX: u32 = 2;
+/// Most tasks submitted and not yet done, in one host.
+pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
+
+/// What has to be done after an event.
+#[derive(Debug)]
+pub enum Action {
+    /// Send to a host; to this host itself where `to` says so.
+    Send {
+        /// The receiver.
+        to: HostId,
+        /// The message.
+        message: Message,
+    },
+    /// Tell the agent.
+    Tell(ToAgent),
+    /// The object's state is final, or an actor's state changed: wake who waits for it.
+    Wake(ObjectId),
+    /// The acknowledgements for a finished call have arrived: its `Done` may leave.
+    Settled(u64),
+}
+
+/// One input of a call.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An encoded value.
+    Value(Bytes),
+    /// The value of an object.
+    Ref(ObjectId),
+    /// The values of several objects, as one vector.
+    List(Vec<ObjectId>),
+}
+
+/// What a call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A task.
+    Task,
+    /// An actor's construction; the actor is restarted so many times.
+    Construct {
+        /// Restarts after the death of its host.
+        restarts: u32,
+    },
+    /// A call of this actor.
+    Method {
+        /// The actor's construction object.
+        actor: ObjectId,
+    },
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The registered function.
+    pub function: u64,
+    /// For people: `crate::function` or `Counter::add`.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its scheduling class; unused for methods.
+    pub class: Class,
+    /// Its inputs.
+    pub inputs: Vec<Input>,
+    /// Refs inside the encoded inputs.
+    pub nested: Vec<ObjectId>,
+    /// How many times it may start; more than once only after failures of the system, unless `retry_errors`.
+    pub attempts_max: u32,
+    /// Whether an `Err` or a panic is retried too.
+    pub retry_errors: bool,
+    /// From its start; 0 for none.
+    pub timeout_ms: u64,
+}
+
+impl Spec {
+    fn refs(&self) -> impl Iterator<Item = ObjectId> {
+        let tops = self.inputs.iter().flat_map(|input| match input {
+            Input::Value(_) => &[][..],
+            Input::Ref(object) => std::slice::from_ref(object),
+            Input::List(objects) => &objects[..],
+        });
+        let actor = match self.kind {
+            Kind::Method { actor } => Some(actor),
+            Kind::Task | Kind::Construct { .. } => None,
+        };
+        tops.chain(self.nested.iter()).copied().chain(actor)
+    }
+
+    fn dependencies(&self) -> impl Iterator<Item = ObjectId> {
+        self.inputs.iter().flat_map(|input| match input {
+            Input::Value(_) => &[][..],
+            Input::Ref(object) => std::slice::from_ref(object),
+            Input::List(objects) => &objects[..],
+        }).copied()
+    }
+
+    /// `task crawl::fetch#81`, as errors name it.
+    pub fn title(&self, task: TaskId) -> String {
+        title(&self.kind_word(), &self.name, task)
+    }
+
+    fn kind_word(&self) -> &'static str {
+        match self.kind {
+            Kind::Task => "task",
+            Kind::Construct { .. } => "actor",
+            Kind::Method { .. } => "call",
+        }
+    }
+}
+
+/// `task crawl::fetch#81`.
+pub fn title(kind: &str, name: &str, task: TaskId) -> String {
+    format!("{kind} {name}#{}", task.seq)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// For its arguments.
+    Waiting,
+    /// For a lease, or in its actor's outbox.
+    Queued,
+    /// Sent.
+    Pushed { host: HostId, lease: LeaseId },
+    /// Done; kept to make its stored result again, or because it is a living actor.
+    Kept,
+}
+
+#[derive(Debug)]
+struct Task {
+    spec: Spec,
+    key: u32,
+    attempt: u32,
+    missing: u32,
+    phase: Phase,
+    /// For an actor: the incarnation that lives or is being made, and the lease it holds.
+    incarnation: u32,
+    holds: Option<LeaseId>,
+    cancelled: bool,
+}
+
+#[derive(Debug)]
+struct ClassState {
+    class: Class,
+    queue: VecDeque<u64>,
+    leases: Vec<LeaseId>,
+    asked: u32,
+    nanos: u64,
+}
+
+#[derive(Debug)]
+struct LeaseState {
+    key: u32,
+    host: HostId,
+    slots: u32,
+    in_flight: u32,
+    actors: u32,
+    idle_ticks: u32,
+    wanted_back: bool,
+}
+
+/// What this host knows of an actor that it calls.
+#[derive(Debug, Default)]
+struct Client {
+    at: Option<(HostId, u32)>,
+    outbox: VecDeque<u64>,
+    in_flight: VecDeque<u64>,
+    /// Were in flight when the actor's host died: failed once it is known what became of the actor.
+    limbo: Vec<u64>,
+    dead_incarnation: u32,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Core {
+    me: HostId,
+    /// The objects.
+    pub objects: Ownership,
+    tasks: HashMap<u64, Task>,
+    last_seq: u64,
+    unfinished: usize,
+    dependents: HashMap<ObjectId, Vec<u64>>,
+    classes: Vec<ClassState>,
+    keys: HashMap<Class, u32>,
+    leases: BTreeMap<LeaseId, LeaseState>,
+    clients: BTreeMap<ObjectId, Client>,
+    effects: Vec<Effect>,
+}
+
+impl Core {
+    /// A core for this host.
+    pub fn new(me: HostId) -> Self {
+        Self {
+            me,
+            objects: Ownership::new(me),
+            tasks: HashMap::new(),
+            last_seq: 0,
+            unfinished: 0,
+            dependents: HashMap::new(),
+            classes: Vec::new(),
+            keys: HashMap::new(),
+            leases: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// A fresh name for something submitted here.
+    pub fn next_task(&mut self) -> TaskId {
+        self.last_seq += 1;
+        TaskId { owner: self.me, seq: self.last_seq }
+    }
+
+    /// Tasks submitted and not yet done.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
+    }
+
+    /// Leases held.
+    pub fn lease_count(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// The host on which a lease executes.
+    pub fn lease_host(&self, lease: LeaseId) -> Option<HostId> {
+        self.leases.get(&lease).map(|lease| lease.host)
+    }
+
+    /// Submits a call; its result is the object returned, of which the caller holds one reference.
+    pub fn submit(&mut self, spec: Spec, out: &mut Vec<Action>) -> ObjectId {
+        let task = self.next_task();
+        let object = task.object(0);
+        self.objects.create(object, spec.kind == Kind::Task && spec.attempts_max > 1);
+        for held in spec.refs() {
+            self.objects.add_ref(held);
+        }
+        let key = match spec.kind {
+            Kind::Method { .. } => 0,
+            Kind::Task | Kind::Construct { .. } => self.key(&spec.class),
+        };
+        let mut missing = 0;
+        for dependency in spec.dependencies() {
+            if !is_final(self.objects.state(dependency)) {
+                missing += 1;
+                self.dependents.entry(dependency).or_default().push(task.seq);
+                self.objects.want(dependency, &mut self.effects);
+            }
+        }
+        let kind = spec.kind;
+        self.unfinished += 1;
+        self.tasks.insert(
+            task.seq,
+            Task {
+                spec,
+                key,
+                attempt: 1,
+                missing,
+                phase: Phase::Waiting,
+                incarnation: 1,
+                holds: None,
+                cancelled: false,
+            },
+        );
+        if let Kind::Method { actor } = kind {
+            self.clients.entry(actor).or_default().outbox.push_back(task.seq);
+            self.pump_client(actor, out);
+        } else if missing == 0 {
+            self.enqueue(task.seq, false, out);
+        }
+        self.drain(out);
+        object
+    }
+
+    fn key(&mut self, class: &Class) -> u32 {
+        if let Some(key) = self.keys.get(class) {
+            return *key;
+        }
+        let key = self.classes.len() as u32;
+        self.classes.push(ClassState {
+            class: class.clone(),
+            queue: VecDeque::new(),
+            leases: Vec::new(),
+            asked: 0,
+            nanos: 0,
+        });
+        self.keys.insert(class.clone(), key);
+        key
+    }
+
+    fn enqueue(&mut self, seq: u64, first: bool, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        task.phase = Phase::Queued;
+        let key = task.key;
+        let queue = &mut self.classes[key as usize].queue;
+        if first {
+            queue.push_front(seq);
+        } else {
+            queue.push_back(seq);
+        }
+        self.pump(key, out);
+    }
+
+    /// Pushes what the class's leases have room for, and asks for more slots where work is left.
+    fn pump(&mut self, key: u32, out: &mut Vec<Action>) {
+        loop {
+            let class = &self.classes[key as usize];
+            let Some(seq) = class.queue.front().copied() else { break };
+            let depth = match class.nanos {
+                0 => 1,
+                nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
+            };
+            let is_actor = self.tasks.get(&seq).is_some_and(|task| task.spec.kind != Kind::Task);
+            let room = |lease: &LeaseState| {
+                let slots = u64::from(lease.slots.saturating_sub(lease.actors));
+                let depth = if is_actor { 1 } else { depth };
+                (slots * depth).saturating_sub(u64::from(lease.in_flight))
+            };
+            let best = class
+                .leases
+                .iter()
+                .filter_map(|id| Some((*id, room(self.leases.get(id)?))))
+                .filter(|(_, room)| *room > 0)
+                .max_by_key(|(id, room)| (*room, std::cmp::Reverse(*id)));
+            let Some((lease, _)) = best else { break };
+            self.classes[key as usize].queue.pop_front();
+            self.push(seq, lease, out);
+        }
+        let class = &mut self.classes[key as usize];
+        let wanted = class.queue.len().min(BACKLOG_SLOTS_MAX) as u32;
+        // Asking again for every task would be a message each; the head needs the order of magnitude.
+        let news = (wanted == 0) != (class.asked == 0) || wanted >= class.asked.saturating_mul(2);
+        if news && wanted != class.asked {
+            class.asked = wanted;
+            out.push(Action::Tell(ToAgent::Demand {
+                key,
+                class: class.class.clone(),
+                backlog: wanted,
+                locality: Vec::new(),
+            }));
+        }
+    }
+
+    fn push(&mut self, seq: u64, lease: LeaseId, out: &mut Vec<Action>) {
+        let id = TaskId { owner: self.me, seq };
+        let Some(task) = self.tasks.get(&seq) else { return };
+        let arguments = match self.arguments(&task.spec) {
+            Ok(arguments) => arguments,
+            Err(failure) => {
+                let title = task.spec.title(id);
+                return self.conclude(seq, failure.cause_of(&title), out);
+            }
+        };
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        held.idle_ticks = 0;
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let target = match task.spec.kind {
+            Kind::Construct { .. } => {
+                held.actors += 1;
+                task.holds = Some(lease);
+                Target::Construct { lease, incarnation: task.incarnation }
+            }
+            Kind::Task | Kind::Method { .. } => {
+                held.in_flight += 1;
+                Target::Task { lease, slots: held.slots }
+            }
+        };
+        task.phase = Phase::Pushed { host: held.host, lease };
+        out.push(Action::Send {
+            to: held.host,
+            message: Message::Run(Call {
+                task: id,
+                attempt: task.attempt,
+                attempts_max: task.spec.attempts_max,
+                function: task.spec.function,
+                target,
+                arguments,
+                timeout_ms: task.spec.timeout_ms,
+            }),
+        });
+    }
+
+    fn arguments(&self, spec: &Spec) -> Result<Vec<Argument>, Failure> {
+        let part = |object: &ObjectId| match self.objects.state(*object) {
+            Some(State::Inline { bytes, .. }) => Ok(Part::Inline(bytes.clone())),
+            Some(State::Stored(copy)) => Ok(Part::Stored { object: *object, copy: *copy }),
+            Some(State::Failed(failure)) => Err(failure.clone()),
+            Some(State::Actor { .. } | State::Pending) | None => Err(Failure::new(
+                FailureKind::ObjectFreed,
+                format!("object {object} has no value"),
+            )),
+        };
+        spec.inputs
+            .iter()
+            .map(|input| {
+                Ok(match input {
+                    Input::Value(bytes) => Argument::One(Part::Inline(bytes.to_vec())),
+                    Input::Ref(object) => Argument::One(part(object)?),
+                    Input::List(objects) => Argument::List(objects.iter().map(part).collect::<Result<_, _>>()?),
+                })
+            })
+            .collect()
+    }
+
+    /// A message about objects, a result, or a death notice from an executor or owner. Others come back.
+    pub fn on_message(&mut self, from: HostId, message: Message, out: &mut Vec<Action>) -> Result<(), Message> {
+        match message {
+            Message::Done(done) => self.on_done(from, done, out),
+            Message::Kill { actor } => {
+                let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
+                self.end_actor(actor, failure, out);
+            }
+            other => self.objects.on_message(from, other, &mut self.effects)?,
+        }
+        self.drain(out);
+        Ok(())
+    }
+
+    fn on_done(&mut self, from: HostId, done: Done, out: &mut Vec<Action>) {
+        let seq = done.task.seq;
+        self.objects.retained(from, &done.retained);
+        let stale = match self.tasks.get(&seq) {
+            Some(task) => !matches!(task.phase, Phase::Pushed { host, .. } if host == from) || task.attempt != done.attempt,
+            None => true,
+        };
+        if stale {
+            // A copy that nobody asked for any more: free it.
+            if let Outcome::Values(values) = done.outcome {
+                for (index, returned) in values.into_iter().enumerate() {
+                    if let Value::Stored(copy) = returned.value {
+                        let object = done.task.object(index as u32);
+                        out.push(Action::Tell(ToAgent::Free { object, copy }));
+                    }
+                }
+            }
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let Phase::Pushed { lease, .. } = task.phase else { return };
+        let (key, kind, incarnation, cancelled) = (task.key, task.spec.kind, task.incarnation, task.cancelled);
+        match kind {
+            Kind::Method { actor } => {
+                if let Some(client) = self.clients.get_mut(&actor) {
+                    if let Some(at) = client.in_flight.iter().position(|other| *other == seq) {
+                        client.in_flight.remove(at);
+                    }
+                }
+            }
+            Kind::Task => {
+                if let Some(held) = self.leases.get_mut(&lease) {
+                    held.in_flight = held.in_flight.saturating_sub(1);
+                }
+                let class = &mut self.classes[key as usize];
+                class.nanos = match class.nanos {
+                    0 => done.nanos.max(1),
+                    old => (old * 7 + done.nanos) / 8 + 1,
+                };
+            }
+            Kind::Construct { .. } => {}
+        }
+        match done.outcome {
+            Outcome::Values(values) => {
+                if let Kind::Construct { .. } = kind {
+                    task.phase = Phase::Kept;
+                    self.unfinished -= 1;
+                    let at = State::Actor { host: from, incarnation };
+                    self.objects.set_actor(done.task.object(0), at, &mut self.effects);
+                } else {
+                    let stored = values.iter().any(|v| matches!(v.value, Value::Stored(_)));
+                    self.unfinished -= 1;
+                    if stored && kind == Kind::Task && task.attempt < task.spec.attempts_max {
+                        task.phase = Phase::Kept;
+                    } else if let Some(task) = self.tasks.remove(&seq) {
+                        self.release(&task.spec);
+                    }
+                    for (index, returned) in values.into_iter().enumerate() {
+                        let object = done.task.object(index as u32);
+                        let state = match returned.value {
+                            Value::Inline(bytes) => State::Inline { bytes, contains: returned.contains.clone() },
+                            Value::Stored(copy) => State::Stored(copy),
+                        };
+                        self.objects.complete(object, state, returned.contains, &mut self.effects);
+                    }
+                }
+            }
+            Outcome::Failed(failure) => {
+                let again = task.attempt < task.spec.attempts_max
+                    && !cancelled
+                    && (failure.kind.is_system()
+                        || (task.spec.retry_errors
+                            && matches!(failure.kind, FailureKind::Panicked | FailureKind::Returned)));
+                if again && !matches!(kind, Kind::Method { .. }) {
+                    self.give_slot_back(seq);
+                    if let Some(task) = self.tasks.get_mut(&seq) {
+                        task.attempt += 1;
+                    }
+                    self.enqueue(seq, true, out);
+                } else {
+                    self.conclude(seq, failure, out);
+                }
+            }
+        }
+        if !matches!(kind, Kind::Method { .. }) {
+            self.pump(key, out);
+            self.maybe_release(lease, out);
+        }
+    }
+
+    /// The actor's slot is free again (a task's is when its result arrives).
+    fn give_slot_back(&mut self, seq: u64) {
+        let Some(lease) = self.tasks.get_mut(&seq).and_then(|task| task.holds.take()) else { return };
+        if let Some(held) = self.leases.get_mut(&lease) {
+            held.actors = held.actors.saturating_sub(1);
+        }
+    }
+
+    /// The call failed for good.
+    fn conclude(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) {
+        self.give_slot_back(seq);
+        let Some(task) = self.tasks.remove(&seq) else { return };
+        if task.phase != Phase::Kept {
+            self.unfinished -= 1;
+        }
+        self.release(&task.spec);
+        let id = TaskId { owner: self.me, seq };
+        let object = id.object(0);
+        let failure = failure.of(task.spec.title(id));
+        match task.spec.kind {
+            Kind::Construct { .. } => {
+                self.objects.set_actor(object, State::Failed(failure), &mut self.effects);
+            }
+            Kind::Task | Kind::Method { .. } => self.objects.fail(object, failure, &mut self.effects),
+        }
+        if !matches!(task.spec.kind, Kind::Method { .. }) {
+            self.pump(task.key, out);
+        }
+    }
+
+    fn release(&mut self, spec: &Spec) {
+        for held in spec.refs() {
+            self.objects.drop_ref(held, &mut self.effects);
+        }
+    }
+
+    /// Carries out what the ownership protocol decided, until nothing follows any more.
+    fn drain(&mut self, out: &mut Vec<Action>) {
+        while !self.effects.is_empty() {
+            for effect in std::mem::take(&mut self.effects) {
+                match effect {
+                    Effect::Send { to, message } => out.push(Action::Send { to, message }),
+                    Effect::Free { object, copy } => {
+                        out.push(Action::Tell(ToAgent::Free { object, copy }));
+                    }
+                    Effect::Ready { object } => self.on_ready(object, out),
+                    Effect::ActorMoved { object } => {
+                        self.on_actor(object, out);
+                        out.push(Action::Wake(object));
+                    }
+                    Effect::Forgotten { object } => self.on_forgotten(object, out),
+                    Effect::Rebuild { task } => self.rebuild(task, out),
+                    Effect::Settled { token } => out.push(Action::Settled(token)),
+                }
+            }
+        }
+    }
+
+    fn on_ready(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        for seq in self.dependents.remove(&object).unwrap_or_default() {
+            let Some(task) = self.tasks.get_mut(&seq) else { continue };
+            task.missing = task.missing.saturating_sub(1);
+            if task.missing > 0 || task.phase != Phase::Waiting {
+                continue;
+            }
+            match task.spec.kind {
+                Kind::Method { actor } => self.pump_client(actor, out),
+                Kind::Task | Kind::Construct { .. } => self.enqueue(seq, false, out),
+            }
+        }
+        self.on_actor(object, out);
+        out.push(Action::Wake(object));
+    }
+
+    /// The construction object of an actor changed.
+    fn on_actor(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        let Some(client) = self.clients.get_mut(&object) else { return };
+        match self.objects.state(object) {
+            Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
+                client.at = Some((*host, *incarnation));
+                for seq in std::mem::take(&mut client.limbo) {
+                    let failure = Failure::new(
+                        FailureKind::MaybeExecuted,
+                        "the actor's host died during the call, which may have run; the actor was restarted",
+                    );
+                    self.conclude(seq, failure, out);
+                }
+                self.pump_client(object, out);
+            }
+            Some(State::Failed(failure)) => {
+                let failure = actor_died(failure);
+                client.at = None;
+                let mut lost = std::mem::take(&mut client.limbo);
+                lost.extend(std::mem::take(&mut client.in_flight));
+                lost.extend(std::mem::take(&mut client.outbox));
+                for seq in lost {
+                    self.conclude(seq, failure.clone(), out);
+                }
+            }
+            _ => client.at = None,
+        }
+    }
+
+    /// Sends the calls at the front of the outbox that are ready (C-2).
+    fn pump_client(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
+        if !matches!(self.objects.state(actor), Some(State::Actor { .. })) {
+            if let Some(State::Failed(_)) = self.objects.state(actor) {
+                return self.on_actor(actor, out);
+            }
+            self.objects.want(actor, &mut self.effects);
+            return;
+        }
+        let Some(client) = self.clients.get_mut(&actor) else { return };
+        if client.at.is_none()
+            && let Some(State::Actor { host, incarnation }) = self.objects.state(actor)
+            && *incarnation > client.dead_incarnation
+        {
+            client.at = Some((*host, *incarnation));
+        }
+        while let Some(client) = self.clients.get_mut(&actor) {
+            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else { return };
+            let Some(task) = self.tasks.get(&seq) else {
+                client.outbox.pop_front();
+                continue;
+            };
+            if task.missing > 0 {
+                return;
+            }
+            client.outbox.pop_front();
+            let id = TaskId { owner: self.me, seq };
+            match self.arguments(&task.spec) {
+                Err(failure) => {
+                    let title = task.spec.title(id);
+                    self.conclude(seq, failure.cause_of(&title), out);
+                }
+                Ok(arguments) => {
+                    if let Some(client) = self.clients.get_mut(&actor) {
+                        client.in_flight.push_back(seq);
+                    }
+                    let Some(task) = self.tasks.get_mut(&seq) else { continue };
+                    task.phase = Phase::Pushed { host, lease: LeaseId { number: 0 } };
+                    out.push(Action::Send {
+                        to: host,
+                        message: Message::Run(Call {
+                            task: id,
+                            attempt: task.attempt,
+                            attempts_max: task.spec.attempts_max,
+                            function: task.spec.function,
+                            target: Target::Method { actor: actor.task, incarnation },
+                            arguments,
+                            timeout_ms: task.spec.timeout_ms,
+                        }),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Nobody can reach an owned object any more: drop its lineage, end its actor.
+    fn on_forgotten(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        self.clients.remove(&object);
+        let seq = object.task.seq;
+        match self.tasks.get(&seq) {
+            Some(task) if task.phase == Phase::Kept => {
+                let is_actor = matches!(task.spec.kind, Kind::Construct { .. });
+                let (key, lease, incarnation) = (task.key, task.holds, task.incarnation);
+                if is_actor && let Some(host) = lease.and_then(|lease| self.lease_host(lease)) {
+                    let actor = object.task;
+                    out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
+                }
+                self.give_slot_back(seq);
+                if let Some(task) = self.tasks.remove(&seq) {
+                    self.release(&task.spec);
+                }
+                if is_actor {
+                    self.pump(key, out);
+                    if let Some(lease) = lease {
+                        self.maybe_release(lease, out);
+                    }
+                }
+            }
+            Some(task) if matches!(task.spec.kind, Kind::Construct { .. }) => {
+                // The last handle went before the actor was up.
+                let host = match task.phase {
+                    Phase::Pushed { host, .. } => Some(host),
+                    _ => None,
+                };
+                let (actor, incarnation) = (object.task, task.incarnation);
+                if let Some(host) = host {
+                    out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
+                }
+                self.withdraw(seq);
+                self.conclude(seq, Failure::new(FailureKind::Cancelled, "the last handle was dropped"), out);
+            }
+            // A task runs for its effects even if nobody wants its result.
+            _ => {}
+        }
+    }
+
+    /// Takes an unsent task out of its queue.
+    fn withdraw(&mut self, seq: u64) {
+        let Some(task) = self.tasks.get(&seq) else { return };
+        if let Kind::Method { actor } = task.spec.kind {
+            if let Some(client) = self.clients.get_mut(&actor) {
+                client.outbox.retain(|other| *other != seq);
+            }
+        } else if task.phase == Phase::Queued {
+            self.classes[task.key as usize].queue.retain(|other| *other != seq);
+        }
+    }
+
+    fn rebuild(&mut self, id: TaskId, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(&id.seq).filter(|task| task.phase == Phase::Kept) else {
+            let failure = Failure::new(
+                FailureKind::ObjectLost,
+                "every copy of the object is gone and its task cannot run again",
+            );
+            return self.objects.fail(id.object(0), failure, &mut self.effects);
+        };
+        task.attempt += 1;
+        task.missing = 0;
+        task.phase = Phase::Waiting;
+        self.unfinished += 1;
+        let dependencies: Vec<ObjectId> = task.spec.dependencies().collect();
+        for dependency in dependencies {
+            if !is_final(self.objects.state(dependency)) {
+                self.dependents.entry(dependency).or_default().push(id.seq);
+                self.objects.want(dependency, &mut self.effects);
+                if let Some(task) = self.tasks.get_mut(&id.seq) {
+                    task.missing += 1;
+                }
+            }
+        }
+        if self.tasks.get(&id.seq).is_some_and(|task| task.missing == 0) {
+            self.enqueue(id.seq, true, out);
+        }
+    }
+
+    /// Gives up on a call: its result becomes `Cancelled` at once; what runs is told.
+    /// Returns `false` where it is already done or not ours.
+    pub fn cancel(&mut self, object: ObjectId, force: bool, out: &mut Vec<Action>) -> bool {
+        let seq = object.task.seq;
+        let Some(task) = self.tasks.get_mut(&seq).filter(|task| object.owner() == self.me && task.phase != Phase::Kept)
+        else {
+            return false;
+        };
+        task.cancelled = true;
+        let failure = Failure::new(FailureKind::Cancelled, "it was cancelled");
+        match task.phase {
+            Phase::Pushed { host, .. } => {
+                // The slot stays charged until the executor says that the code has ended.
+                out.push(Action::Send { to: host, message: Message::Cancel { task: object.task, force } });
+                let title = task.spec.title(object.task);
+                self.objects.fail(object, failure.of(title), &mut self.effects);
+            }
+            Phase::Waiting | Phase::Queued => {
+                self.withdraw(seq);
+                self.conclude(seq, failure, out);
+            }
+            Phase::Kept => {}
+        }
+        self.drain(out);
+        true
+    }
+
+    /// Ends an owned actor for good.
+    pub fn end_actor(&mut self, actor: TaskId, failure: Failure, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
+        if !matches!(task.spec.kind, Kind::Construct { .. }) {
+            return;
+        }
+        let at = match (task.phase, task.holds) {
+            (Phase::Pushed { host, .. }, _) => Some(host),
+            (_, Some(lease)) => self.lease_host(lease),
+            _ => None,
+        };
+        let (incarnation, lease, key) = (task.incarnation, task.holds, task.key);
+        if let Some(host) = at {
+            out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
+        }
+        self.withdraw(actor.seq);
+        self.conclude(actor.seq, failure, out);
+        self.drain(out);
+        self.pump(key, out);
+        if let Some(lease) = lease {
+            self.maybe_release(lease, out);
+        }
+    }
+
+    /// Slots were granted.
+    pub fn granted(&mut self, grant: &Grant, out: &mut Vec<Action>) {
+        let Some(class) = self.classes.get_mut(grant.key as usize) else {
+            out.push(Action::Tell(ToAgent::Release { lease: grant.lease }));
+            return;
+        };
+        class.leases.push(grant.lease);
+        class.asked = class.asked.saturating_sub(grant.slots);
+        self.leases.insert(
+            grant.lease,
+            LeaseState {
+                key: grant.key,
+                host: grant.host,
+                slots: grant.slots,
+                in_flight: 0,
+                actors: 0,
+                idle_ticks: 0,
+                wanted_back: false,
+            },
+        );
+        self.pump(grant.key, out);
+        self.drain(out);
+    }
+
+    /// A lease ends, or should.
+    pub fn revoked(&mut self, lease: LeaseId, kind: Revocation, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        match kind {
+            Revocation::Idle | Revocation::Preempted => {
+                held.wanted_back = true;
+                self.maybe_release(lease, out);
+            }
+            Revocation::Expired | Revocation::Lost => {
+                let key = held.key;
+                self.forget_lease(lease);
+                self.pump(key, out);
+            }
+        }
+        self.drain(out);
+    }
+
+    fn forget_lease(&mut self, lease: LeaseId) {
+        if let Some(held) = self.leases.remove(&lease) {
+            self.classes[held.key as usize].leases.retain(|other| *other != lease);
+        }
+    }
+
+    fn maybe_release(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+        let idle = self.leases.get(&lease).is_some_and(|held| {
+            held.wanted_back && held.in_flight == 0 && held.actors == 0
+        });
+        if idle {
+            self.forget_lease(lease);
+            out.push(Action::Tell(ToAgent::Release { lease }));
+        }
+    }
+
+    /// No node could ever satisfy the class.
+    pub fn infeasible(&mut self, key: u32, failure: &Failure, out: &mut Vec<Action>) {
+        let Some(class) = self.classes.get_mut(key as usize) else { return };
+        class.asked = 0;
+        for seq in std::mem::take(&mut class.queue) {
+            self.conclude(seq, failure.clone(), out);
+        }
+        self.drain(out);
+    }
+
+    /// Four times a second: renews leases with work, gives idle ones back.
+    pub fn tick(&mut self, out: &mut Vec<Action>) {
+        let mut renew = Vec::new();
+        let mut idle = Vec::new();
+        for (id, held) in &mut self.leases {
+            if held.in_flight > 0 || held.actors > 0 {
+                renew.push(*id);
+            } else {
+                held.idle_ticks += 1;
+                if held.idle_ticks > IDLE_TICKS_MAX {
+                    idle.push(*id);
+                } else {
+                    renew.push(*id);
+                }
+            }
+        }
+        if !renew.is_empty() {
+            out.push(Action::Tell(ToAgent::Renew { leases: renew }));
+        }
+        for lease in idle {
+            self.forget_lease(lease);
+            out.push(Action::Tell(ToAgent::Release { lease }));
+        }
+        let objects = &self.objects;
+        self.clients.retain(|actor, _| objects.state(*actor).is_some());
+    }
+
+    /// A host is gone: retry or fail what was pushed there, restart its actors (C-4).
+    pub fn host_died(&mut self, host: HostId, failure: &Failure, out: &mut Vec<Action>) {
+        self.lost(&|other| other == host, failure, out);
+        self.objects.host_died(host, failure, &mut self.effects);
+        self.drain(out);
+    }
+
+    /// A node is gone, and every host on it.
+    pub fn node_died(&mut self, node: NodeId, failure: &Failure, out: &mut Vec<Action>) {
+        self.lost(&|other| other.node == node, failure, out);
+        self.objects.node_died(node, failure, &mut self.effects);
+        self.drain(out);
+    }
+
+    fn lost(&mut self, gone: &dyn Fn(HostId) -> bool, failure: &Failure, out: &mut Vec<Action>) {
+        let on_lost_lease: Vec<LeaseId> =
+            self.leases.iter().filter(|(_, held)| gone(held.host)).map(|(id, _)| *id).collect();
+        let mut seqs: Vec<u64> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| match task.phase {
+                Phase::Pushed { host, .. } => gone(host),
+                Phase::Kept => task.holds.is_some_and(|lease| on_lost_lease.contains(&lease)),
+                Phase::Waiting | Phase::Queued => false,
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        seqs.sort_unstable();
+        for lease in on_lost_lease {
+            self.forget_lease(lease);
+            out.push(Action::Tell(ToAgent::Release { lease }));
+        }
+        for client in self.clients.values_mut() {
+            if let Some((host, incarnation)) = client.at.filter(|(host, _)| gone(*host)) {
+                let _ = host;
+                client.at = None;
+                client.dead_incarnation = incarnation;
+                client.limbo.extend(std::mem::take(&mut client.in_flight));
+            }
+        }
+        for seq in seqs {
+            self.retry_or_fail(seq, failure, out);
+        }
+        // What an owner elsewhere makes of the actor's death arrives as a new state; ours was decided above.
+        let moved: Vec<ObjectId> = self.clients.keys().copied().collect();
+        for actor in moved {
+            self.on_actor(actor, out);
+        }
+    }
+
+    fn retry_or_fail(&mut self, seq: u64, failure: &Failure, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let object = TaskId { owner: self.me, seq }.object(0);
+        match task.spec.kind {
+            // Decided with the actor: see `limbo`.
+            Kind::Method { .. } => {}
+            Kind::Construct { restarts } => {
+                let was_alive = task.phase == Phase::Kept;
+                if task.incarnation <= restarts && !task.cancelled {
+                    task.incarnation += 1;
+                    task.attempt += 1;
+                    task.holds = None;
+                    if was_alive {
+                        self.unfinished += 1;
+                    }
+                    self.objects.set_actor(object, State::Pending, &mut self.effects);
+                    self.drain(out);
+                    self.enqueue(seq, true, out);
+                } else {
+                    let incarnations = restarts + 1;
+                    let mut failure = actor_died(failure);
+                    if restarts > 0 {
+                        failure.message = format!("{} (incarnation {incarnations} of {incarnations})", failure.message);
+                    }
+                    self.conclude(seq, failure, out);
+                }
+            }
+            Kind::Task => {
+                if task.attempt < task.spec.attempts_max && !task.cancelled {
+                    task.attempt += 1;
+                    self.enqueue(seq, true, out);
+                } else {
+                    let mut failure = failure.clone();
+                    failure.attempt = task.attempt;
+                    failure.attempts_max = task.spec.attempts_max;
+                    self.conclude(seq, failure, out);
+                }
+            }
+        }
+    }
+
+    /// One reference less.
+    pub fn drop_ref(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        self.objects.drop_ref(object, &mut self.effects);
+        self.drain(out);
+    }
+
+    /// Something here waits for the object.
+    pub fn want(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        self.objects.want(object, &mut self.effects);
+        self.drain(out);
+    }
+
+    /// Runs a step of the ownership protocol and what follows from it.
+    pub fn own<R>(
+        &mut self,
+        out: &mut Vec<Action>,
+        step: impl FnOnce(&mut Ownership, &mut Vec<Effect>) -> R,
+    ) -> R {
+        let result = step(&mut self.objects, &mut self.effects);
+        self.drain(out);
+        result
+    }
+
+    /// The last known place of a stored object.
+    pub fn copy(&self, object: ObjectId) -> Option<Copy> {
+        match self.objects.state(object) {
+            Some(State::Stored(copy)) => Some(*copy),
+            _ => None,
+        }
+    }
+
+    /// Where an actor lives, as far as is known here.
+    pub fn actor_at(&self, actor: ObjectId) -> Option<(HostId, u32)> {
+        match self.objects.state(actor) {
+            Some(State::Actor { host, incarnation }) => Some((*host, *incarnation)),
+            _ => None,
+        }
+    }
+}
+
+fn is_final(state: Option<&State>) -> bool {
+    !matches!(state, None | Some(State::Pending))
+}
+
+fn actor_died(failure: &Failure) -> Failure {
+    if failure.kind == FailureKind::ActorDied {
+        return failure.clone();
+    }
+    let mut died = Failure::new(FailureKind::ActorDied, "the actor is gone");
+    died.causes.push(failure.headline());
+    died.causes.extend(failure.causes.iter().cloned());
+    died
+}

@@ -1,0 +1,780 @@
+//! Where tasks and actors run.
+//!
+//! Sync code runs on plain threads that the pool adds when work waits and no thread is free; async code on the
+//! runtime for user code. A lease runs at most its number of slots at once, and an actor one `&mut self` call at
+//! a time; a call that waits for an object gives its slot back meanwhile, so that nested work cannot starve
+//! itself.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, TaskId,
+    host::ToAgent,
+    peer::{Argument, Call, Done, Outcome, Part, Returned, Target},
+};
+use parking_lot::{Condvar, Mutex};
+
+use crate::{
+    codec::{Arguments, Output, Value},
+    context::{self, Context},
+    core::title,
+    guarded,
+    registry::{ActorState, Entry, Function, Invocation},
+    runtime::Runtime,
+};
+
+/// Most threads for sync code in one host, blocked ones included.
+pub const THREADS_MAX: usize = 1024;
+/// An idle thread of the pool ends after this long.
+const THREAD_IDLE: Duration = Duration::from_secs(10);
+
+/// A call with its arguments at hand.
+struct Run {
+    call: Header,
+    caller: HostId,
+    function: &'static Function,
+    arguments: Vec<Value>,
+    context: Arc<Context>,
+    actor: Option<Arc<Actor>>,
+}
+
+/// What is left of a [`Call`] without its arguments.
+#[derive(Clone, Copy)]
+struct Header {
+    task: TaskId,
+    attempt: u32,
+    attempts_max: u32,
+    target: Target,
+    timeout_ms: u64,
+}
+
+#[derive(Default)]
+struct Lease {
+    slots: u32,
+    running: u32,
+    /// Waiting calls whose slot the agent was told to lend out.
+    lent: u32,
+    queue: VecDeque<Box<Run>>,
+}
+
+/// An actor that lives in this host.
+pub(crate) struct Actor {
+    id: TaskId,
+    incarnation: u32,
+    type_name: String,
+    inner: Mutex<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    state: Option<ActorState>,
+    entries: VecDeque<Entry_>,
+    exclusive: bool,
+    shared: u32,
+    ended: Option<Failure>,
+    failed: bool,
+}
+
+/// A place in an actor's inbox, kept while the call's arguments are fetched.
+struct Entry_ {
+    task: TaskId,
+    caller: HostId,
+    run: Option<Box<Run>>,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Box<Run>>,
+    leases: HashMap<LeaseId, Lease>,
+    actors: HashMap<TaskId, Arc<Actor>>,
+    running: HashMap<TaskId, Arc<Context>>,
+    threads: usize,
+    idle: usize,
+    blocked: usize,
+    stopping: bool,
+}
+
+/// See the module's text.
+pub struct Executor {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+impl Default for Executor {
+    fn default() -> Self {
+        Self { state: Mutex::new(State::default()), work: Condvar::new() }
+    }
+}
+
+impl Executor {
+    /// A call arrived: fetch its arguments, then run it when its lease or actor allows.
+    pub(crate) fn receive(&self, runtime: &Arc<Runtime>, caller: HostId, call: Call) {
+        let header = Header {
+            task: call.task,
+            attempt: call.attempt,
+            attempts_max: call.attempts_max,
+            target: call.target,
+            timeout_ms: call.timeout_ms,
+        };
+        let Some(function) = runtime.registry().get(call.function) else {
+            let failure = Failure::new(
+                FailureKind::UnknownFunction,
+                "the executing program has no function of that name and signature: was it built from other sources?",
+            );
+            return self.reply(runtime, caller, header, 0, Err(failure.of(title("task", "?", call.task))));
+        };
+        let (lease, actor_id) = match call.target {
+            Target::Task { lease, .. } => (Some(lease), None),
+            Target::Construct { .. } => (None, Some(call.task)),
+            Target::Method { actor, .. } => (None, Some(actor)),
+        };
+        let context = Arc::new(Context {
+            task: call.task,
+            function: function.name,
+            attempt: call.attempt,
+            attempts_max: call.attempts_max,
+            actor: actor_id,
+            caller,
+            host: runtime.me(),
+            job: runtime.job(),
+            devices: runtime.devices().to_vec(),
+            lease,
+            cancelled: false.into(),
+            finished: false.into(),
+            waiting: 0.into(),
+            abort: Mutex::new(None),
+            refs: Mutex::new(Vec::new()),
+        });
+        let mut actor = None;
+        if let Target::Method { actor: id, incarnation } = call.target {
+            let found = self.state.lock().actors.get(&id).cloned().filter(|actor| actor.incarnation == incarnation);
+            let Some(found) = found else {
+                let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
+                return self.reply(runtime, caller, header, 0, Err(failure.of(call_title(function, header))));
+            };
+            found.inner.lock().entries.push_back(Entry_ { task: call.task, caller, run: None });
+            actor = Some(found);
+        }
+        if let Target::Construct { incarnation, .. } = call.target {
+            let new = Arc::new(Actor {
+                id: call.task,
+                incarnation,
+                type_name: function.name.to_owned(),
+                inner: Mutex::default(),
+            });
+            self.state.lock().actors.insert(call.task, new.clone());
+            actor = Some(new);
+        }
+        self.state.lock().running.insert(call.task, context.clone());
+        let ready = move |runtime: &Arc<Runtime>, arguments: Result<Vec<Value>, Failure>| {
+            let executor = runtime.executor();
+            match arguments {
+                Ok(arguments) => {
+                    let run = Box::new(Run { call: header, caller, function, arguments, context, actor });
+                    executor.admit(runtime, run);
+                }
+                Err(failure) => {
+                    if let Some(actor) = actor.filter(|_| matches!(header.target, Target::Method { .. })) {
+                        actor.inner.lock().entries.retain(|entry| entry.task != header.task);
+                        executor.pump(runtime, &actor);
+                    }
+                    let failure = failure.cause_of(&call_title(function, header));
+                    executor.reply(runtime, caller, header, 0, Err(failure));
+                }
+            }
+        };
+        fetch(runtime, call.arguments, ready);
+    }
+
+    fn admit(&self, runtime: &Arc<Runtime>, run: Box<Run>) {
+        if run.context.cancelled() {
+            let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
+            return self.finish(runtime, run, 0, Err(failure));
+        }
+        match run.call.target {
+            Target::Task { lease, slots } => {
+                let mut state = self.state.lock();
+                let held = state.leases.entry(lease).or_default();
+                held.slots = slots;
+                if held.running < held.slots {
+                    held.running += 1;
+                    drop(state);
+                    self.start(runtime, run);
+                } else {
+                    held.queue.push_back(run);
+                }
+            }
+            Target::Construct { .. } => self.start(runtime, run),
+            Target::Method { .. } => {
+                let Some(actor) = run.actor.clone() else { return };
+                {
+                    let mut inbox = actor.inner.lock();
+                    let task = run.call.task;
+                    if let Some(entry) = inbox.entries.iter_mut().find(|entry| entry.task == task) {
+                        entry.run = Some(run);
+                    }
+                }
+                self.pump(runtime, &actor);
+            }
+        }
+    }
+
+    /// Starts the actor's calls that may start now.
+    fn pump(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
+        loop {
+            let (run, ended) = {
+                let mut inbox = actor.inner.lock();
+                let ended = inbox.ended.clone();
+                if ended.is_none() && inbox.state.is_none() {
+                    return;
+                }
+                let Some(at) = next_entry(&inbox) else { return };
+                let exclusive = inbox.entries[at].run.as_ref().is_some_and(|run| is_exclusive(run.function));
+                if ended.is_none() && (inbox.exclusive || (exclusive && inbox.shared > 0)) {
+                    return;
+                }
+                let Some(run) = inbox.entries.remove(at).and_then(|entry| entry.run) else { return };
+                if ended.is_none() {
+                    if exclusive {
+                        inbox.exclusive = true;
+                    } else {
+                        inbox.shared += 1;
+                    }
+                }
+                (run, ended)
+            };
+            match ended {
+                None => self.start(runtime, run),
+                Some(failure) => {
+                    let failure = failure.of(call_title(run.function, run.call));
+                    self.reply(runtime, run.caller, run.call, 0, Err(failure));
+                }
+            }
+        }
+    }
+
+    /// Runs it, on a thread of the pool or on the runtime for user code.
+    fn start(&self, runtime: &Arc<Runtime>, run: Box<Run>) {
+        if run.call.timeout_ms > 0 {
+            watch_timeout(runtime, &run);
+        }
+        if run.function.is_async {
+            return start_async(runtime, run);
+        }
+        let mut state = self.state.lock();
+        if state.idle == 0 && state.threads >= THREADS_MAX && state.blocked >= state.threads {
+            drop(state);
+            let failure = Failure::new(
+                FailureKind::Limit,
+                format!("all {THREADS_MAX} threads of the host wait for other objects (limit: threads of one host): make these functions async"),
+            );
+            return self.finish(runtime, run, 0, Err(failure));
+        }
+        state.ready.push_back(run);
+        self.wake_or_grow(runtime, &mut state);
+    }
+
+    fn wake_or_grow(&self, runtime: &Arc<Runtime>, state: &mut State) {
+        if state.idle > 0 {
+            self.work.notify_one();
+            runtime.peers().nudge();
+        } else if crate::peers::is_polling_worker() {
+            // The thread that received the call runs it itself, right after this.
+        } else if state.threads < THREADS_MAX && !state.stopping {
+            state.threads += 1;
+            let runtime = runtime.clone();
+            let spawned = std::thread::Builder::new()
+                .name("mobula-task".into())
+                .spawn(move || runtime.executor().work(&runtime));
+            if let Err(error) = spawned {
+                state.threads -= 1;
+                tracing::error!(%error, "no thread could be started for a task; it waits for one that ends");
+            }
+        }
+    }
+
+    /// The life of a pool thread.
+    fn work(&self, runtime: &Arc<Runtime>) {
+        let _entered = context::enter(runtime, None, false);
+        let mut state = self.state.lock();
+        loop {
+            if let Some(run) = state.ready.pop_front() {
+                if !state.ready.is_empty() {
+                    self.wake_or_grow(runtime, &mut state);
+                }
+                drop(state);
+                run_sync(runtime, run);
+                state = self.state.lock();
+                continue;
+            }
+            if state.stopping {
+                break;
+            }
+            state.idle += 1;
+            drop(state);
+            let received = runtime.peers().lead_for_work(runtime, || self.has_work());
+            state = self.state.lock();
+            if !received && state.ready.is_empty() && !state.stopping {
+                let timed_out = self.work.wait_for(&mut state, THREAD_IDLE).timed_out();
+                if timed_out && state.ready.is_empty() && state.idle > 1 {
+                    state.idle -= 1;
+                    break;
+                }
+            }
+            state.idle -= 1;
+        }
+        state.threads -= 1;
+    }
+
+    fn has_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.ready.is_empty() || state.stopping
+    }
+
+    /// A call waits for an object: its slot may serve others.
+    pub(crate) fn block(&self, runtime: &Arc<Runtime>, context: &Context, thread: bool) {
+        if thread {
+            self.state.lock().blocked += 1;
+        }
+        if context.waiting.fetch_add(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        let Some(lease) = context.lease else { return };
+        let next = {
+            let mut state = self.state.lock();
+            let Some(held) = state.leases.get_mut(&lease) else { return };
+            held.running = held.running.saturating_sub(1);
+            match held.queue.pop_back() {
+                // Newest first: children before further parents.
+                Some(run) => {
+                    held.running += 1;
+                    Some(run)
+                }
+                None => {
+                    held.lent += 1;
+                    None
+                }
+            }
+        };
+        match next {
+            Some(run) => self.start(runtime, run),
+            None => runtime.tell(ToAgent::Block { lease, slots: 1 }),
+        }
+    }
+
+    /// It runs again.
+    pub(crate) fn unblock(&self, runtime: &Arc<Runtime>, context: &Context, thread: bool) {
+        if thread {
+            self.state.lock().blocked -= 1;
+        }
+        if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let Some(lease) = context.lease else { return };
+        let back = {
+            let mut state = self.state.lock();
+            let Some(held) = state.leases.get_mut(&lease) else { return };
+            held.running += 1;
+            let back = held.lent > 0;
+            held.lent = held.lent.saturating_sub(1);
+            back
+        };
+        if back {
+            runtime.tell(ToAgent::Unblock { lease, slots: 1 });
+        }
+    }
+
+    /// Stops a call, or keeps it from starting.
+    pub(crate) fn cancel(&self, runtime: &Arc<Runtime>, task: TaskId, force: bool) {
+        let (context, unstarted) = {
+            let mut state = self.state.lock();
+            let Some(context) = state.running.get(&task).cloned() else { return };
+            context.cancelled.store(true, Ordering::Relaxed);
+            let mut unstarted = None;
+            if let Some(held) = context.lease.and_then(|lease| state.leases.get_mut(&lease))
+                && let Some(at) = held.queue.iter().position(|run| run.call.task == task)
+            {
+                unstarted = held.queue.remove(at);
+                // It never took a slot; `finish` gives one back.
+                held.running += 1;
+            }
+            (context, unstarted)
+        };
+        if let Some(run) = unstarted {
+            let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
+            return self.finish(runtime, run, 0, Err(failure));
+        }
+        if let Some(abort) = context.abort.lock().as_ref() {
+            abort.abort();
+        }
+        if force && !runtime.is_shared() {
+            tracing::info!(%task, "forced cancellation ends this process");
+            std::process::exit(FORCED_EXIT);
+        }
+    }
+
+    /// Ends an actor.
+    pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
+        let found = {
+            let mut state = self.state.lock();
+            match state.actors.get(&id) {
+                Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
+                _ => None,
+            }
+        };
+        let Some(actor) = found else { return };
+        let state = {
+            let mut inbox = actor.inner.lock();
+            inbox.ended = Some(Failure::new(FailureKind::ActorDied, "the actor ended"));
+            inbox.state.take()
+        };
+        self.pump(runtime, &actor);
+        // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
+        runtime.user().spawn_blocking(move || drop(state));
+    }
+
+    /// Everything a finished call leaves: result sent, slot and actor free for the next.
+    fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
+        let Run { call, caller, function, context, actor, arguments } = *run;
+        drop(arguments);
+        let result = result.map_err(|failure| {
+            let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
+            failure.attempt = call.attempt;
+            failure.attempts_max = call.attempts_max;
+            failure
+        });
+        let refs = std::mem::take(&mut *context.refs.lock());
+        if !context.finished.swap(true, Ordering::AcqRel) {
+            self.reply_with(runtime, caller, call, nanos, result, &refs);
+        }
+        match call.target {
+            Target::Task { lease, .. } => {
+                let next = {
+                    let mut state = self.state.lock();
+                    let Some(held) = state.leases.get_mut(&lease) else { return };
+                    held.running = held.running.saturating_sub(1);
+                    let next = if held.running < held.slots { held.queue.pop_front() } else { None };
+                    if next.is_some() {
+                        held.running += 1;
+                    } else if held.running == 0 && held.lent == 0 {
+                        state.leases.remove(&lease);
+                    }
+                    next
+                };
+                if let Some(next) = next {
+                    self.start(runtime, next);
+                }
+            }
+            Target::Method { .. } => {
+                if let Some(actor) = actor {
+                    {
+                        let mut inbox = actor.inner.lock();
+                        if is_exclusive(function) {
+                            inbox.exclusive = false;
+                        } else {
+                            inbox.shared = inbox.shared.saturating_sub(1);
+                        }
+                    }
+                    self.pump(runtime, &actor);
+                }
+            }
+            Target::Construct { .. } => {}
+        }
+    }
+
+    /// The construction of an actor ended.
+    fn constructed(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<ActorState, Failure>) {
+        let Some(actor) = run.actor.clone() else { return };
+        let result = match result {
+            Ok(state) => {
+                let ended = {
+                    let mut inbox = actor.inner.lock();
+                    if inbox.ended.is_none() {
+                        inbox.state = Some(state);
+                    }
+                    inbox.ended.clone()
+                };
+                self.pump(runtime, &actor);
+                ended.map_or_else(|| Ok(Output::default()), Err)
+            }
+            Err(failure) => {
+                actor.inner.lock().failed = true;
+                self.state.lock().actors.remove(&actor.id);
+                Err(failure)
+            }
+        };
+        self.finish(runtime, run, nanos, result);
+    }
+
+    fn reply(
+        &self,
+        runtime: &Arc<Runtime>,
+        caller: HostId,
+        call: Header,
+        nanos: u64,
+        result: Result<Output, Failure>,
+    ) {
+        self.reply_with(runtime, caller, call, nanos, result, &[]);
+    }
+
+    fn reply_with(
+        &self,
+        runtime: &Arc<Runtime>,
+        caller: HostId,
+        call: Header,
+        nanos: u64,
+        result: Result<Output, Failure>,
+        received: &[mobula_proto::ObjectId],
+    ) {
+        self.state.lock().running.remove(&call.task);
+        let is_construct = matches!(call.target, Target::Construct { .. });
+        let mut contains = crate::codec::Held::default();
+        let outcome = match result {
+            Ok(_) if is_construct => Outcome::Values(Vec::new()),
+            Ok(output) => match runtime.keep_result(call.task.object(0), call.attempt, &output) {
+                Ok(value) => {
+                    contains = output.refs;
+                    Outcome::Values(vec![Returned { value, contains: contains.ids().to_vec() }])
+                }
+                Err(failure) => Outcome::Failed(failure),
+            },
+            Err(failure) => Outcome::Failed(failure),
+        };
+        let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos };
+        runtime.reply(caller, done, received, contains);
+    }
+
+    /// The time given for a call ran out: answer at once, and ask the code to stop.
+    fn expire(&self, runtime: &Arc<Runtime>, run: &Expiry) {
+        if run.context.finished.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        run.context.cancelled.store(true, Ordering::Relaxed);
+        let mut failure = Failure::new(
+            FailureKind::TimedOut,
+            format!("it ran longer than the {} ms that it was given", run.call.timeout_ms),
+        )
+        .of(call_title(run.function, run.call))
+        .on(runtime.me().node.to_string());
+        failure.attempt = run.call.attempt;
+        failure.attempts_max = run.call.attempts_max;
+        self.reply(runtime, run.caller, run.call, 0, Err(failure));
+        if let Some(abort) = run.context.abort.lock().as_ref() {
+            abort.abort();
+        }
+    }
+
+    /// Ends idle threads; running calls go on until they return.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.work.notify_all();
+    }
+
+    /// Calls that run or wait here, and actors that live here.
+    pub fn load(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.running.len(), state.actors.len())
+    }
+}
+
+/// Exit code of a host that a forced cancellation ended.
+pub const FORCED_EXIT: i32 = 75;
+
+struct Expiry {
+    call: Header,
+    caller: HostId,
+    function: &'static Function,
+    context: Arc<Context>,
+}
+
+fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
+    let expiry =
+        Expiry { call: run.call, caller: run.caller, function: run.function, context: run.context.clone() };
+    let weak = Arc::downgrade(runtime);
+    let after = Duration::from_millis(run.call.timeout_ms);
+    runtime.user().spawn(async move {
+        tokio::time::sleep(after).await;
+        if let Some(runtime) = weak.upgrade() {
+            runtime.executor().expire(&runtime, &expiry);
+        }
+    });
+}
+
+fn is_exclusive(function: &Function) -> bool {
+    matches!(function.entry, Entry::Method { exclusive: true, .. })
+}
+
+/// The first call that is not behind an unfetched one of the same caller.
+fn next_entry(inbox: &Inbox) -> Option<usize> {
+    let mut held_up: Vec<HostId> = Vec::new();
+    for (at, entry) in inbox.entries.iter().enumerate() {
+        if held_up.contains(&entry.caller) {
+            continue;
+        }
+        if entry.run.is_some() {
+            return Some(at);
+        }
+        held_up.push(entry.caller);
+    }
+    None
+}
+
+fn call_title(function: &Function, call: Header) -> String {
+    let kind = match call.target {
+        Target::Task { .. } => "task",
+        Target::Construct { .. } => "actor",
+        Target::Method { .. } => "call",
+    };
+    title(kind, function.name, call.task)
+}
+
+/// Finds every argument's bytes, then calls `ready` (on whichever thread brought the last).
+fn fetch(
+    runtime: &Arc<Runtime>,
+    arguments: Vec<Argument>,
+    ready: impl FnOnce(&Arc<Runtime>, Result<Vec<Value>, Failure>) + Send + 'static,
+) {
+    let mut wanted = Vec::new();
+    for argument in &arguments {
+        let parts = match argument {
+            Argument::One(part) => std::slice::from_ref(part),
+            Argument::List(parts) => parts.as_slice(),
+        };
+        for part in parts {
+            if let Part::Stored { object, copy } = part {
+                wanted.push((*object, *copy));
+            }
+        }
+    }
+    let assemble = move |mut stored: HashMap<mobula_proto::ObjectId, mobula_store::Bytes>| {
+        let mut one = |part: Part| match part {
+            Part::Inline(bytes) => runtime_object(mobula_store::Bytes::from_slice(&bytes)),
+            Part::Stored { object, .. } => stored
+                .get_mut(&object)
+                .ok_or_else(|| Failure::new(FailureKind::ObjectLost, format!("object {object} was not fetched")))
+                .and_then(|bytes| runtime_object(bytes.clone())),
+        };
+        arguments
+            .into_iter()
+            .map(|argument| {
+                Ok(match argument {
+                    Argument::One(part) => Value::One(one(part)?),
+                    Argument::List(parts) => {
+                        Value::List(parts.into_iter().map(&mut one).collect::<Result<_, Failure>>()?)
+                    }
+                })
+            })
+            .collect::<Result<Vec<_>, Failure>>()
+    };
+    if wanted.is_empty() {
+        return ready(runtime, assemble(HashMap::new()));
+    }
+    let weak = Arc::downgrade(runtime);
+    runtime.open_all(wanted, move |opened| {
+        if let Some(runtime) = weak.upgrade() {
+            ready(&runtime, opened.and_then(assemble));
+        }
+    });
+}
+
+fn runtime_object(bytes: mobula_store::Bytes) -> Result<mobula_store::Object, Failure> {
+    mobula_store::Object::parse(bytes).map_err(|e| Failure::new(FailureKind::Codec, e.to_string()))
+}
+
+fn run_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) {
+    let _entered = context::enter(runtime, Some(run.context.clone()), false);
+    let started = Instant::now();
+    let arguments = Arguments::new(std::mem::take(&mut run.arguments));
+    let executor = runtime.executor();
+    match &run.function.entry {
+        Entry::Task(call) => {
+            let result = guarded::call(|| match call(arguments) {
+                Invocation::Finished(result) => result,
+                Invocation::Future(_) => Err(mislabelled()),
+            });
+            executor.finish(runtime, run, nanos_since(started), result);
+        }
+        Entry::Construct(call) => {
+            let result = guarded::call(|| match call(arguments) {
+                Invocation::Finished(result) => result,
+                Invocation::Future(_) => Err(mislabelled()),
+            });
+            executor.constructed(runtime, run, nanos_since(started), result);
+        }
+        Entry::Method { call, .. } => {
+            let state = run.actor.as_ref().and_then(|actor| actor.inner.lock().state.clone());
+            let result = match state {
+                Some(state) => guarded::call(|| match call(&state, arguments) {
+                    Invocation::Finished(result) => result,
+                    Invocation::Future(_) => Err(mislabelled()),
+                }),
+                None => Err(Failure::new(FailureKind::ActorDied, "the actor ended")),
+            };
+            executor.finish(runtime, run, nanos_since(started), result);
+        }
+    }
+}
+
+fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
+    let arguments = Arguments::new(std::mem::take(&mut run.arguments));
+    let runtime_ = runtime.clone();
+    let context = run.context.clone();
+    // The outer task survives the abort of the inner one, which runs user code, and reports what became of it.
+    let outer = async move {
+        let started = Instant::now();
+        let executor = runtime_.executor();
+        match &run.function.entry {
+            Entry::Task(call) => {
+                let call = *call;
+                let result = drive(&runtime_, &run.context, move || call(arguments)).await;
+                executor.finish(&runtime_, run, nanos_since(started), result);
+            }
+            Entry::Construct(call) => {
+                let call = *call;
+                let result = drive(&runtime_, &run.context, move || call(arguments)).await;
+                executor.constructed(&runtime_, run, nanos_since(started), result);
+            }
+            Entry::Method { call, .. } => {
+                let call = *call;
+                let state = run.actor.as_ref().and_then(|actor| actor.inner.lock().state.clone());
+                let result = match state {
+                    Some(state) => drive(&runtime_, &run.context, move || call(&state, arguments)).await,
+                    None => Err(Failure::new(FailureKind::ActorDied, "the actor ended")),
+                };
+                executor.finish(&runtime_, run, nanos_since(started), result);
+            }
+        }
+    };
+    let _ = context;
+    runtime.user().spawn(outer);
+}
+
+async fn drive<T: Send + 'static>(
+    runtime: &Arc<Runtime>,
+    context: &Arc<Context>,
+    call: impl FnOnce() -> Invocation<T> + Send + 'static,
+) -> Result<T, Failure> {
+    let inner = guarded::Polled::new(runtime.clone(), context.clone(), call);
+    let handle = runtime.user().spawn(inner);
+    *context.abort.lock() = Some(handle.abort_handle());
+    if context.cancelled() {
+        handle.abort();
+    }
+    match handle.await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(Failure::new(FailureKind::Cancelled, "it was cancelled")),
+        Err(error) => Err(Failure::new(FailureKind::Panicked, format!("panicked: {error}"))),
+    }
+}
+
+fn nanos_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn mislabelled() -> Failure {
+    Failure::new(FailureKind::Internal, "a function registered as sync returned a future")
+}

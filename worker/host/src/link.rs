@@ -1,0 +1,105 @@
+//! The connection between a host and its agent: a socket between processes, memory within one.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
+
+use mobula_net::link;
+use mobula_proto::{
+    host::{ToAgent, ToHost},
+    wire,
+};
+use parking_lot::Mutex;
+
+use crate::runtime::Runtime;
+
+/// A message to the agent and the descriptors that travel with it.
+#[derive(Debug)]
+pub struct Parcel {
+    /// The message.
+    pub message: ToAgent,
+    /// Its descriptors.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A message from the agent and the descriptors that travel with it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: ToHost,
+    /// Its descriptors.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Sends to the agent from any thread, in order.
+#[derive(Clone)]
+pub struct AgentSender(Arc<dyn Fn(Parcel) + Send + Sync>);
+
+impl AgentSender {
+    /// Sends through this function.
+    pub fn new(send: impl Fn(Parcel) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(send))
+    }
+
+    /// Sends; a closed connection is noticed by the receiving side.
+    pub fn send(&self, parcel: Parcel) {
+        (self.0)(parcel);
+    }
+}
+
+/// Receives from the agent; `None` when the connection has ended.
+pub type AgentReceiver = Box<dyn FnMut() -> Option<Delivery> + Send>;
+
+/// Both directions over a Unix socket.
+pub fn over_socket(stream: UnixStream) -> Result<(AgentSender, AgentReceiver), link::Error> {
+    let (sender, mut receiver) = link::split(stream)?;
+    let sender = Mutex::new(sender);
+    let send = AgentSender::new(move |parcel: Parcel| {
+        let body = match wire::encode(&parcel.message) {
+            Ok(body) => body,
+            Err(error) => return tracing::error!(%error, "a message to the agent could not be encoded"),
+        };
+        let descriptors: Vec<_> = parcel.descriptors.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = sender.lock().send(&body, &descriptors) {
+            tracing::debug!(%error, "the agent is gone");
+        }
+    });
+    let receive: AgentReceiver = Box::new(move || {
+        let (body, descriptors) = match receiver.recv() {
+            Ok(Some(received)) => received,
+            Ok(None) => return None,
+            Err(error) => {
+                tracing::warn!(%error, "the connection to the agent broke");
+                return None;
+            }
+        };
+        match wire::decode::<ToHost>(&body) {
+            Ok(message) => Some(Delivery { message, descriptors }),
+            Err(error) => {
+                tracing::error!(%error, "the agent sent what this build does not understand");
+                None
+            }
+        }
+    });
+    Ok((send, receive))
+}
+
+/// Reads from the agent on a thread of its own until the connection ends; then `closed` runs.
+pub fn pump(
+    runtime: &Arc<Runtime>,
+    mut receive: AgentReceiver,
+    closed: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    let weak = Arc::downgrade(runtime);
+    std::thread::Builder::new().name("mobula-agent-link".into()).spawn(move || {
+        while let Some(delivery) = receive() {
+            let Some(runtime) = weak.upgrade() else { break };
+            let _entered = crate::context::enter(&runtime, None, false);
+            runtime.on_agent(delivery.message, delivery.descriptors);
+        }
+        closed();
+    })?;
+    Ok(())
+}

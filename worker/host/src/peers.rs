@@ -1,0 +1,333 @@
+//! Messages to and from other hosts: over shared-memory rings where both are on one node and of one job, through
+//! the agents otherwise.
+//!
+//! Rings are drained by the very threads that wait for what comes out of them: one thread at a time *leads*,
+//! spins briefly, and sleeps on the process's doorbell. When no thread waits, the *watcher* thread is woken by
+//! the doorbell instead; so nothing is ever left lying, and an idle process does not spin.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mobula_net::ring::{self, Absence, Doorbell, Spin};
+use mobula_proto::{HostId, NodeId, host::ToAgent, peer::Message, wire};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{context, runtime::Runtime, wait::Parker};
+
+/// Most messages taken from one ring before the next ring is looked at.
+const DRAIN_BATCH: usize = 256;
+/// Longest sleep of a leader between two looks around; only a safety net.
+const LEADER_SLEEP: Duration = Duration::from_secs(1);
+
+struct Outbound {
+    sender: Mutex<ring::Sender>,
+    doorbell: Doorbell,
+}
+
+struct Inbound {
+    peer: HostId,
+    receiver: Mutex<ring::Receiver>,
+    watch: ring::Watch,
+    back: Arc<Outbound>,
+}
+
+enum Route {
+    Rings(Arc<Outbound>),
+    /// Rings were asked for; these go first when they arrive.
+    Connecting(Vec<Message>),
+    /// The agent brokers no rings to that host.
+    Relay,
+}
+
+/// See the module's text.
+pub struct Peers {
+    doorbell: Option<Doorbell>,
+    routes: Mutex<HashMap<HostId, Route>>,
+    inbound: RwLock<Vec<Arc<Inbound>>>,
+    lead: Mutex<Spin>,
+    stopped: AtomicBool,
+}
+
+thread_local! {
+    static POLLING_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread belongs to the pool and is draining rings: it will run what it receives itself.
+pub(crate) fn is_polling_worker() -> bool {
+    POLLING_WORKER.get()
+}
+
+impl Peers {
+    /// Without a doorbell there are no rings, and every message to another host goes through the agent.
+    pub fn new(doorbell: Option<Doorbell>) -> Self {
+        Self {
+            doorbell,
+            routes: Mutex::default(),
+            inbound: RwLock::default(),
+            lead: Mutex::new(Spin::default()),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts the watcher.
+    pub(crate) fn start(&self, runtime: &Arc<Runtime>) {
+        let Some(doorbell) = self.doorbell.clone() else { return };
+        doorbell.end_polling(Absence::Unattended);
+        let weak = Arc::downgrade(runtime);
+        let watch = move || {
+            loop {
+                doorbell.watch();
+                let Some(runtime) = weak.upgrade() else { return };
+                let peers = runtime.peers();
+                if peers.stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let _entered = context::enter(&runtime, None, false);
+                peers.lead(&runtime, &mut || false, false, None);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("mobula-watcher".into()).spawn(watch) {
+            tracing::error!(%error, "the watcher thread could not be started: messages may be late");
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.ring();
+        }
+    }
+
+    /// Sends a message to another host.
+    pub(crate) fn send(&self, runtime: &Runtime, to: HostId, message: Message) {
+        let mut routes = self.routes.lock();
+        match routes.get_mut(&to) {
+            Some(Route::Rings(outbound)) => {
+                let outbound = outbound.clone();
+                drop(routes);
+                push(&outbound, &message);
+            }
+            Some(Route::Connecting(queue)) => queue.push(message),
+            Some(Route::Relay) => relay(runtime, to, &message),
+            None if self.doorbell.is_some() && to.node == runtime.me().node => {
+                routes.insert(to, Route::Connecting(vec![message]));
+                runtime.tell(ToAgent::Connect { peer: to });
+            }
+            None => relay(runtime, to, &message),
+        }
+    }
+
+    /// Rings to and from a peer arrived: the one to read, the one to write, and the peer's doorbell. Without
+    /// descriptors, the agent says that there will be none.
+    pub(crate) fn rings(&self, runtime: &Arc<Runtime>, peer: HostId, descriptors: Vec<OwnedFd>) {
+        let mut routes = self.routes.lock();
+        let queued = match routes.remove(&peer) {
+            Some(Route::Connecting(queue)) => queue,
+            _ => Vec::new(),
+        };
+        let Some((outbound, inbound)) = map(peer, descriptors) else {
+            routes.insert(peer, Route::Relay);
+            for message in queued {
+                relay(runtime, peer, &message);
+            }
+            return;
+        };
+        for message in queued {
+            push(&outbound, &message);
+        }
+        routes.insert(peer, Route::Rings(outbound));
+        drop(routes);
+        {
+            let mut all = self.inbound.write();
+            all.retain(|other| other.peer != peer);
+            all.push(inbound);
+        }
+        // Something may lie in the ring already, pushed before anybody here looked at it.
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.ring();
+        }
+    }
+
+    pub(crate) fn forget(&self, host: HostId) {
+        self.forget_where(|other| other == host);
+    }
+
+    pub(crate) fn forget_node(&self, node: NodeId) {
+        self.forget_where(|other| other.node == node);
+    }
+
+    fn forget_where(&self, gone: impl Fn(HostId) -> bool) {
+        self.routes.lock().retain(|peer, _| !gone(*peer));
+        self.inbound.write().retain(|inbound| !gone(inbound.peer));
+    }
+
+    /// Wakes the thread that leads and sleeps, if there is one: what it waits for may have come another way.
+    pub(crate) fn nudge(&self) {
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.nudge();
+        }
+    }
+
+    fn any_waiting(&self) -> bool {
+        self.inbound.read().iter().any(|inbound| !inbound.watch.is_empty())
+    }
+
+    /// Handles what lies in the rings; says whether there was anything.
+    fn drain(&self, runtime: &Arc<Runtime>) -> bool {
+        let mut any = false;
+        let mut broken = Vec::new();
+        let all: smallvec::SmallVec<[Arc<Inbound>; 8]> = self.inbound.read().iter().cloned().collect();
+        for inbound in all {
+            if inbound.watch.is_empty() {
+                continue;
+            }
+            for _ in 0..DRAIN_BATCH {
+                let received = {
+                    let mut receiver = inbound.receiver.lock();
+                    let received = receiver.recv_with(wire::decode::<Message>);
+                    if receiver.take_space_wanted() {
+                        inbound.back.doorbell.ring();
+                    }
+                    received
+                };
+                match received {
+                    Ok(None) => break,
+                    Ok(Some(Ok(message))) => {
+                        any = true;
+                        runtime.on_peer(inbound.peer, true, message);
+                    }
+                    Ok(Some(Err(error))) => {
+                        tracing::warn!(peer = %inbound.peer, %error, "dropped a malformed message");
+                    }
+                    Err(error) => {
+                        tracing::error!(peer = %inbound.peer, %error, "a ring broke");
+                        broken.push(inbound.peer);
+                        break;
+                    }
+                }
+            }
+        }
+        for peer in broken {
+            self.forget(peer);
+        }
+        self.flush();
+        any
+    }
+
+    /// Retries what found a ring full.
+    fn flush(&self) {
+        for inbound in self.inbound.read().iter() {
+            if let Some(mut sender) = inbound.back.sender.try_lock()
+                && sender.overflow_bytes() > 0
+            {
+                // An error means that the peer is gone, which the agent reports.
+                let _gone = sender.flush();
+                drop(sender);
+                inbound.back.doorbell.ring();
+            }
+        }
+    }
+
+    /// Leads until `done`, or, if not `sleepy`, until spinning has found nothing for a while. `false` where
+    /// another thread leads.
+    fn lead(
+        &self,
+        runtime: &Arc<Runtime>,
+        done: &mut dyn FnMut() -> bool,
+        sleepy: bool,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let Some(doorbell) = &self.doorbell else { return false };
+        let Some(mut spin) = self.lead.try_lock() else { return false };
+        doorbell.begin_polling();
+        loop {
+            let any = self.drain(runtime);
+            if done() || self.stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            if any || spin.until(|| self.any_waiting() || done()) {
+                continue;
+            }
+            if !sleepy || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break;
+            }
+            doorbell.end_polling(Absence::Asleep);
+            if !self.any_waiting() && !done() {
+                let left = deadline.map_or(LEADER_SLEEP, |deadline| {
+                    deadline.saturating_duration_since(Instant::now()).min(LEADER_SLEEP)
+                });
+                let slept = Instant::now();
+                doorbell.wait(Some(left));
+                spin.slept(slept.elapsed());
+            }
+            doorbell.begin_polling();
+        }
+        doorbell.end_polling(Absence::Unattended);
+        drop(spin);
+        if self.any_waiting() {
+            doorbell.ring();
+        }
+        true
+    }
+
+    /// Leads for a thread that waits for objects. `false` where that is not possible, or where `spin_only` and
+    /// a short spin brought nothing.
+    pub(crate) fn lead_until(
+        &self,
+        runtime: &Arc<Runtime>,
+        parker: &Arc<Parker>,
+        spin_only: bool,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let sleepy = !spin_only || context::task().is_none();
+        self.lead(runtime, &mut || parker.is_woken(), sleepy, deadline) && (sleepy || parker.is_woken())
+    }
+
+    /// Leads for a pool thread until there is work. `false` where another thread leads.
+    pub(crate) fn lead_for_work(&self, runtime: &Arc<Runtime>, mut has_work: impl FnMut() -> bool) -> bool {
+        POLLING_WORKER.set(true);
+        let led = self.lead(runtime, &mut has_work, true, None);
+        POLLING_WORKER.set(false);
+        led
+    }
+}
+
+fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<Inbound>)> {
+    let mut descriptors = descriptors.into_iter();
+    let (read, write, bell) = (descriptors.next()?, descriptors.next()?, descriptors.next()?);
+    let mapped = (|| {
+        let receiver = ring::Receiver::map(read)?;
+        let sender = ring::Sender::map(write)?;
+        let outbound = Arc::new(Outbound { sender: Mutex::new(sender), doorbell: Doorbell::map(bell)? });
+        let watch = receiver.watch();
+        let inbound = Inbound { peer, receiver: Mutex::new(receiver), watch, back: outbound.clone() };
+        Ok::<_, ring::Error>((outbound, Arc::new(inbound)))
+    })();
+    mapped.map_err(|error| tracing::error!(%peer, %error, "rings could not be mapped")).ok()
+}
+
+fn push(outbound: &Outbound, message: &Message) {
+    let body = match wire::encode(message) {
+        Ok(body) => body,
+        Err(error) => return tracing::error!(%error, "a message could not be encoded"),
+    };
+    if let Err(error) = outbound.sender.lock().send(&[], &body) {
+        tracing::error!(%error, "a message could not be sent");
+    }
+    outbound.doorbell.ring();
+}
+
+fn relay(runtime: &Runtime, to: HostId, message: &Message) {
+    match wire::encode(message) {
+        Ok(body) => runtime.tell(ToAgent::Relay { to, body: body.to_vec() }),
+        Err(error) => tracing::error!(%error, "a message could not be encoded"),
+    }
+}

@@ -1,0 +1,676 @@
+//! A host: the driver's process, or one that an agent started from the same binary.
+//!
+//! [`Runtime`] ties the pure parts together. Its locks, in the order in which they may be taken: `core`, then
+//! one peer's ring or the agent's link. Messages that a host sends to itself wait in `loopback` until `core` is
+//! free again, since handling them may need it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use mobula_ownership::{Counts, Via};
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, ObjectId, TaskId,
+    host::{Answer, Question, ToAgent, ToHost, Welcome},
+    peer::{Copy, Done, Message, State, Value},
+    resource::DeviceGrant,
+    wire,
+};
+use mobula_store::{Bytes, Object};
+use parking_lot::Mutex;
+
+use crate::{
+    codec::{Held, Output},
+    context,
+    core::{Action, Core, Spec},
+    executor::Executor,
+    link::{AgentSender, Parcel},
+    peers::Peers,
+    registry::Registry,
+    store::Store,
+    wait::{Parker, Waiter},
+};
+
+/// Messages from hosts of other jobs are cut off here: only what another job may ask is let through.
+fn allowed_across_jobs(message: &Message) -> bool {
+    match message {
+        Message::Run(call) => matches!(call.target, mobula_proto::peer::Target::Method { .. }),
+        Message::Terminate { .. } => false,
+        _ => true,
+    }
+}
+
+/// A host; see the module's text.
+pub struct Runtime {
+    welcome: Welcome,
+    registry: Registry,
+    core: Mutex<Core>,
+    executor: Executor,
+    store: Store,
+    peers: Peers,
+    agent: AgentSender,
+    user: tokio::runtime::Handle,
+    loopback: Mutex<VecDeque<Message>>,
+    loopback_turn: Mutex<()>,
+    waiters: Mutex<HashMap<ObjectId, Vec<Waiter>>>,
+    unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
+    questions: Mutex<HashMap<u64, std::sync::mpsc::SyncSender<Answer>>>,
+    next_number: AtomicU64,
+    ended: Mutex<Option<Failure>>,
+    stopped: AtomicBool,
+    on_output: Mutex<Option<OutputSink>>,
+}
+
+/// Where a driver's lines from hosts go: host, whether standard error, the line.
+pub type OutputSink = Box<dyn FnMut(HostId, bool, &str) + Send>;
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Runtime({})", self.welcome.host)
+    }
+}
+
+impl Runtime {
+    /// A runtime that has been welcomed by its agent. `user` runs user async code. Where `peers` has a doorbell,
+    /// its descriptor has already been sent.
+    pub fn new(
+        welcome: Welcome,
+        registry: Registry,
+        agent: AgentSender,
+        peers: Peers,
+        user: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        let runtime = Arc::new(Self {
+            core: Mutex::new(Core::new(welcome.host)),
+            executor: Executor::default(),
+            store: Store::new(&welcome, agent.clone()),
+            peers,
+            registry,
+            agent,
+            user,
+            loopback: Mutex::default(),
+            loopback_turn: Mutex::default(),
+            waiters: Mutex::default(),
+            unsettled: Mutex::default(),
+            questions: Mutex::default(),
+            next_number: AtomicU64::new(1),
+            ended: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            on_output: Mutex::new(None),
+            welcome,
+        });
+        context::set_fallback(&runtime);
+        runtime.peers.start(&runtime);
+        let weak = Arc::downgrade(&runtime);
+        runtime.user.spawn(async move {
+            let mut interval = tokio::time::interval(TICK);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                let Some(runtime) = weak.upgrade().filter(|runtime| !runtime.stopped.load(Ordering::Relaxed)) else {
+                    return;
+                };
+                runtime.tick();
+            }
+        });
+        runtime
+    }
+
+    /// This host.
+    pub fn me(&self) -> HostId {
+        self.welcome.host
+    }
+
+    /// Its job.
+    pub fn job(&self) -> JobId {
+        self.welcome.job
+    }
+
+    /// What the agent said on arrival.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// Devices that this process has to itself.
+    pub fn devices(&self) -> &[DeviceGrant] {
+        &self.welcome.devices
+    }
+
+    /// Whether other calls of the job share this process.
+    pub fn is_shared(&self) -> bool {
+        self.welcome.shared
+    }
+
+    /// The functions of this program.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Runs user async code.
+    pub fn user(&self) -> &tokio::runtime::Handle {
+        &self.user
+    }
+
+    pub(crate) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// The host's side of the object store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends to the agent. A lost agent is noticed by whoever reads from it.
+    pub(crate) fn tell(&self, message: ToAgent) {
+        self.agent.send(Parcel { message, descriptors: Vec::new() });
+    }
+
+    pub(crate) fn tell_with(&self, message: ToAgent, descriptors: Vec<std::os::fd::OwnedFd>) {
+        self.agent.send(Parcel { message, descriptors });
+    }
+
+    /// Runs a step of the core and carries out what follows.
+    fn step<R>(self: &Arc<Self>, step: impl FnOnce(&mut Core, &mut Vec<Action>) -> R) -> R {
+        let mut actions = Vec::new();
+        let mut later = Vec::new();
+        let result = {
+            let mut core = self.core.lock();
+            let result = step(&mut core, &mut actions);
+            for action in actions {
+                match action {
+                    Action::Send { to, message } if to == self.me() => self.loopback.lock().push_back(message),
+                    Action::Send { to, message } => self.peers.send(self, to, message),
+                    Action::Tell(message) => self.tell(message),
+                    Action::Wake(_) | Action::Settled(_) => later.push(action),
+                }
+            }
+            result
+        };
+        for action in later {
+            match action {
+                Action::Wake(object) => self.wake(object),
+                Action::Settled(token) => self.settled(token),
+                Action::Send { .. } | Action::Tell(_) => {}
+            }
+        }
+        self.run_loopback();
+        result
+    }
+
+    /// Handles what this host sent to itself, one thread at a time, in order.
+    fn run_loopback(self: &Arc<Self>) {
+        while !self.loopback.lock().is_empty() {
+            let Some(_turn) = self.loopback_turn.try_lock() else { return };
+            loop {
+                let next = self.loopback.lock().pop_front();
+                let Some(message) = next else { break };
+                self.on_peer(self.me(), true, message);
+            }
+        }
+    }
+
+    /// A message from a host, possibly this one.
+    pub(crate) fn on_peer(self: &Arc<Self>, from: HostId, same_job: bool, message: Message) {
+        if !same_job && !allowed_across_jobs(&message) {
+            tracing::warn!(%from, "refused a message that only a host of the same job may send");
+            return;
+        }
+        match message {
+            Message::Run(call) => self.executor.receive(self, from, call),
+            Message::Cancel { task, force } => self.executor.cancel(self, task, force),
+            Message::Terminate { actor, incarnation } => self.executor.terminate(self, actor, incarnation),
+            other => {
+                let unhandled = self.step(|core, out| core.on_message(from, other, out));
+                if let Err(message) = unhandled {
+                    tracing::warn!(%from, ?message, "a message that nobody handles");
+                }
+            }
+        }
+    }
+
+    /// A message from the agent.
+    pub(crate) fn on_agent(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+        match message {
+            ToHost::Granted(grant) => self.step(|core, out| core.granted(&grant, out)),
+            ToHost::Revoked { lease, kind } => self.step(|core, out| core.revoked(lease, kind, out)),
+            ToHost::Infeasible { key, failure } => self.step(|core, out| core.infeasible(key, &failure, out)),
+            ToHost::RegionGranted { request } => self.store.region_answer(request, Ok(())),
+            ToHost::RegionRefused { request, failure } => self.store.region_answer(request, Err(failure)),
+            ToHost::Reclaim { objects } => self.store.reclaim(self, &objects),
+            ToHost::Opened { request, region, region_bytes, offset, bytes } => {
+                let place = crate::store::Place { region, region_bytes, offset, bytes };
+                self.store.opened(request, place, descriptors);
+            }
+            ToHost::OpenFailed { request, failure } => self.store.open_failed(request, failure),
+            ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),
+            ToHost::Relayed { from, same_job, body } => match wire::decode::<Message>(&body) {
+                Ok(message) => self.on_peer(from, same_job, message),
+                Err(error) => tracing::warn!(%from, %error, "dropped a malformed message"),
+            },
+            ToHost::HostDied { host, failure } => {
+                self.peers.forget(host);
+                self.step(|core, out| core.host_died(host, &failure, out));
+            }
+            ToHost::NodeDied { node, failure } => {
+                self.peers.forget_node(node);
+                self.step(|core, out| core.node_died(node, &failure, out));
+            }
+            ToHost::Answered { request, answer } => {
+                if let Some(sender) = self.questions.lock().remove(&request) {
+                    // The asker may have given up; then nobody wants the answer.
+                    let _unwanted = sender.try_send(answer);
+                }
+            }
+            ToHost::Output { host, stderr, line } => {
+                if let Some(sink) = self.on_output.lock().as_mut() {
+                    sink(host, stderr, &line);
+                }
+            }
+            ToHost::JobEnded(failure) => self.end(failure),
+            ToHost::Welcome(_) | ToHost::Refused(_) => tracing::warn!("an unexpected message from the agent"),
+        }
+    }
+
+    /// Where lines that this job's hosts print go.
+    pub fn set_output(&self, sink: OutputSink) {
+        *self.on_output.lock() = Some(sink);
+    }
+
+    /// The job is over: every wait fails from now on.
+    pub fn end(self: &Arc<Self>, failure: Failure) {
+        let failure = self.ended.lock().get_or_insert(failure).clone();
+        self.stopped.store(true, Ordering::Relaxed);
+        self.executor.stop();
+        self.questions.lock().clear();
+        self.store.end(&failure);
+        let all: Vec<ObjectId> = self.waiters.lock().keys().copied().collect();
+        for object in all {
+            self.wake(object);
+        }
+        self.peers.stop();
+    }
+
+    /// Why the job ended, once it has.
+    pub fn ended(&self) -> Option<Failure> {
+        self.ended.lock().clone()
+    }
+
+    fn tick(self: &Arc<Self>) {
+        self.step(|core, out| core.tick(out));
+        self.store.tidy(self);
+    }
+
+    fn wake(&self, object: ObjectId) {
+        let waiters = self.waiters.lock().remove(&object).unwrap_or_default();
+        let mut parked = false;
+        for waiter in waiters {
+            parked |= waiter.wake();
+        }
+        if parked {
+            self.peers.nudge();
+        }
+    }
+
+    // ---- submitting ----
+
+    /// Submits a call. The returned object has one reference, which the caller gives back with
+    /// [`Runtime::drop_ref`].
+    pub fn submit(self: &Arc<Self>, spec: Spec) -> ObjectId {
+        self.step(|core, out| core.submit(spec, out))
+    }
+
+    /// Tasks submitted here and not yet done.
+    pub fn unfinished(&self) -> usize {
+        self.core.lock().unfinished()
+    }
+
+    /// Cancels a call submitted here.
+    pub fn cancel(self: &Arc<Self>, object: ObjectId, force: bool) -> bool {
+        self.step(|core, out| core.cancel(object, force, out))
+    }
+
+    /// Ends an actor for good, wherever it is owned.
+    pub fn kill(self: &Arc<Self>, actor: TaskId) {
+        if actor.owner == self.me() {
+            let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
+            self.step(|core, out| core.end_actor(actor, failure, out));
+        } else {
+            self.step(|_, out| out.push(Action::Send { to: actor.owner, message: Message::Kill { actor } }));
+        }
+    }
+
+    /// Puts an encoded value into this node's store (or, if small, into this process); the returned object has
+    /// one reference.
+    pub fn put(self: &Arc<Self>, output: &Output) -> Result<ObjectId, Failure> {
+        let object = self.step(|core, _| core.next_task()).object(0);
+        let value = self.keep_result(object, 1, output)?;
+        let contains = output.refs.ids().to_vec();
+        let state = match value {
+            Value::Inline(bytes) => State::Inline { bytes, contains: contains.clone() },
+            Value::Stored(copy) => State::Stored(copy),
+        };
+        self.step(|core, out| core.own(out, |objects, fx| objects.put(object, state, contains, fx)));
+        Ok(object)
+    }
+
+    /// Small values inline, larger ones into the store.
+    pub(crate) fn keep_result(
+        self: &Arc<Self>,
+        object: ObjectId,
+        attempt: u32,
+        output: &Output,
+    ) -> Result<Value, Failure> {
+        let bytes = output.encoded.len();
+        if bytes <= wire::INLINE_BYTES_MAX as u64 {
+            let mut inline = vec![0; bytes as usize];
+            output
+                .encoded
+                .write_into(&mut inline)
+                .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
+            return Ok(Value::Inline(inline));
+        }
+        self.store.keep(self, object, attempt, &output.encoded)?;
+        Ok(Value::Stored(Copy { node: self.me().node, bytes, attempt }))
+    }
+
+    /// Sends a result, once the owners of the refs that stay behind or travel along know about it.
+    pub(crate) fn reply(self: &Arc<Self>, caller: HostId, mut done: Done, received: &[ObjectId], contains: Held) {
+        if received.is_empty() && contains.ids().is_empty() {
+            return self.send(caller, Message::Done(done));
+        }
+        let token = self.number();
+        let mut later = None;
+        self.step(|core, out| {
+            let waiting = core.own(out, |objects, fx| {
+                let settled = objects.settle(caller, received, token, fx);
+                done.retained = settled.retained;
+                let lent = objects.lend(caller, contains.ids(), token, fx);
+                settled.waiting || lent
+            });
+            if waiting {
+                self.unsettled.lock().insert(token, (caller, done, contains));
+            } else {
+                out.push(Action::Send { to: caller, message: Message::Done(done) });
+                later = Some(contains);
+            }
+        });
+        // Given back only now: the owner has been told of the borrower before.
+        drop(later);
+    }
+
+    fn settled(self: &Arc<Self>, token: u64) {
+        let found = self.unsettled.lock().remove(&token);
+        if let Some((caller, done, contains)) = found {
+            self.send(caller, Message::Done(done));
+            drop(contains);
+        }
+    }
+
+    fn send(self: &Arc<Self>, to: HostId, message: Message) {
+        if to == self.me() {
+            self.loopback.lock().push_back(message);
+            self.run_loopback();
+        } else {
+            self.peers.send(self, to, message);
+        }
+    }
+
+    // ---- references ----
+
+    /// One more reference to an object that this process holds already.
+    pub fn add_ref(&self, object: ObjectId) {
+        self.core.lock().objects.add_ref(object);
+    }
+
+    /// One reference less.
+    pub fn drop_ref(self: &Arc<Self>, object: ObjectId) {
+        self.step(|core, out| core.drop_ref(object, out));
+    }
+
+    pub(crate) fn receive(self: &Arc<Self>, object: ObjectId, via: Via) {
+        self.step(|core, out| core.own(out, |objects, fx| objects.receive(object, via, fx)));
+    }
+
+    /// What this host owns and borrows.
+    pub fn counts(&self) -> Counts {
+        self.core.lock().objects.counts()
+    }
+
+    /// Leases held, calls running here, actors living here.
+    pub fn load(&self) -> (usize, usize, usize) {
+        let (running, actors) = self.executor.load();
+        (self.core.lock().lease_count(), running, actors)
+    }
+
+    // ---- waiting ----
+
+    /// Whether the object's state is final.
+    pub fn is_ready(&self, object: ObjectId) -> bool {
+        self.ended.lock().is_some() || is_final(self.core.lock().objects.state(object))
+    }
+
+    /// Waits on this thread until `count` of the objects are final. A slot that the calling task holds serves
+    /// others meanwhile. Refused inside async code.
+    pub fn wait(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+        count: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(), Failure> {
+        if context::is_async() {
+            return Err(Failure::new(
+                FailureKind::BlockingInAsync,
+                "a blocking wait inside async code would stop everything that runs on the same thread: use `.await`",
+            ));
+        }
+        let parker = Parker::new();
+        let mut blocked: Option<Blocked> = None;
+        loop {
+            let mut pending = Vec::new();
+            self.step(|core, out| {
+                pending.extend(objects.iter().filter(|id| !is_final(core.objects.state(**id))).copied());
+                if objects.len() - pending.len() < count {
+                    let mut waiters = self.waiters.lock();
+                    parker.reset();
+                    for object in &pending {
+                        core.want(*object, out);
+                        waiters.entry(*object).or_default().push(Waiter::Thread(parker.clone()));
+                    }
+                }
+            });
+            let done = objects.len() - pending.len() >= count || self.ended.lock().is_some();
+            let expired = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if done || expired {
+                drop(blocked);
+                return Ok(());
+            }
+            if !self.peers.lead_until(self, &parker, blocked.is_none(), deadline) {
+                match blocked {
+                    // Look again after the slot was lent out: what was waited for may have come meanwhile.
+                    None if context::task().is_some() => blocked = Blocked::enter(self, true),
+                    _ => parker.park(deadline),
+                }
+            }
+            self.unregister(&parker, &pending);
+        }
+    }
+
+    fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {
+        let mut waiters = self.waiters.lock();
+        for object in objects {
+            if let Some(list) = waiters.get_mut(object) {
+                list.retain(|waiter| !waiter.is(parker));
+                if list.is_empty() {
+                    waiters.remove(object);
+                }
+            }
+        }
+    }
+
+    /// Wakes `waker` when the object's state is final; says so at once if it is.
+    pub fn poll_ready(self: &Arc<Self>, object: ObjectId, waker: &Waker) -> bool {
+        if self.ended.lock().is_some() {
+            return true;
+        }
+        self.step(|core, out| {
+            if is_final(core.objects.state(object)) {
+                return true;
+            }
+            core.want(object, out);
+            let mut waiters = self.waiters.lock();
+            let list = waiters.entry(object).or_default();
+            if !list.iter().any(|waiter| waiter.will_wake(waker)) {
+                list.push(Waiter::Task(waker.clone()));
+            }
+            false
+        })
+    }
+
+    /// The value of an object whose state is final. One in a store is opened, and pulled here if need be, which
+    /// `done` learns about on some thread of the runtime.
+    pub fn read(
+        self: &Arc<Self>,
+        object: ObjectId,
+        done: impl FnOnce(Result<Object, Failure>) + Send + 'static,
+    ) {
+        if let Some(failure) = self.ended.lock().clone() {
+            return done(Err(failure));
+        }
+        let state = self.core.lock().objects.state(object).cloned();
+        match state {
+            Some(State::Inline { bytes, .. }) => done(parse(Bytes::from_slice(&bytes))),
+            Some(State::Stored(copy)) => {
+                let weak = Arc::downgrade(self);
+                self.open_all(vec![(object, copy)], move |opened| {
+                    let result = opened.and_then(|mut all| {
+                        all.remove(&object)
+                            .ok_or_else(|| Failure::new(FailureKind::ObjectLost, "the object was not found"))
+                            .and_then(parse)
+                    });
+                    match (result, weak.upgrade()) {
+                        (Err(failure), Some(runtime)) if failure.kind == FailureKind::ObjectLost => {
+                            runtime.on_lost(object, copy, failure, Box::new(done));
+                        }
+                        (result, _) => done(result),
+                    }
+                });
+            }
+            Some(State::Failed(failure)) => done(Err(failure)),
+            Some(State::Actor { .. }) => {
+                done(Err(Failure::new(FailureKind::Internal, "an actor was read as if it were a value")));
+            }
+            Some(State::Pending) | None => done(Err(Failure::new(
+                FailureKind::ObjectFreed,
+                format!("object {object} was freed: keep a ref to it for as long as it is needed"),
+            ))),
+        }
+    }
+
+    /// A copy could not be read: the owner finds another, runs the task again, or says that it is lost.
+    fn on_lost(
+        self: &Arc<Self>,
+        object: ObjectId,
+        copy: Copy,
+        failure: Failure,
+        done: Box<dyn FnOnce(Result<Object, Failure>) + Send>,
+    ) {
+        self.step(|core, out| core.own(out, |objects, fx| objects.lost(object, copy.node, copy.attempt, fx)));
+        let runtime = self.clone();
+        self.user.spawn(async move {
+            std::future::poll_fn(|poller| {
+                if runtime.poll_ready(object, poller.waker()) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            })
+            .await;
+            let again = runtime.core.lock().objects.state(object).cloned();
+            match again {
+                Some(State::Stored(newer)) if newer == copy => done(Err(failure)),
+                _ => runtime.read(object, done),
+            }
+        });
+    }
+
+    /// The state of an object, for actors and for looking.
+    pub fn state(&self, object: ObjectId) -> Option<State> {
+        self.core.lock().objects.state(object).cloned()
+    }
+
+    /// Makes all of these readable here, then calls `done` once.
+    pub(crate) fn open_all(
+        self: &Arc<Self>,
+        wanted: Vec<(ObjectId, Copy)>,
+        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
+    ) {
+        self.store.open_all(self, wanted, done);
+    }
+
+    /// Asks the head. Blocks the calling thread for at most [`QUESTION_WAIT`].
+    pub fn ask(&self, question: Question) -> Answer {
+        let request = self.number();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.questions.lock().insert(request, sender);
+        self.tell(ToAgent::Ask { request, question });
+        receiver.recv_timeout(QUESTION_WAIT).unwrap_or_else(|_| {
+            self.questions.lock().remove(&request);
+            Answer::Failed(self.ended().unwrap_or_else(|| {
+                Failure::new(
+                    FailureKind::Unreachable,
+                    format!("the head gave no answer within {} s", QUESTION_WAIT.as_secs()),
+                )
+            }))
+        })
+    }
+
+    /// Tells the agent that `main` has ended.
+    pub fn job_done(&self) {
+        self.tell(ToAgent::JobDone);
+    }
+}
+
+/// How often leases are renewed or given back.
+const TICK: Duration = Duration::from_millis(250);
+/// Longest wait for the head's answer to a question.
+pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
+
+fn is_final(state: Option<&State>) -> bool {
+    !matches!(state, Some(State::Pending))
+}
+
+pub(crate) fn parse(bytes: Bytes) -> Result<Object, Failure> {
+    Object::parse(bytes).map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))
+}
+
+/// While this lives, the slot of the current call serves others.
+pub struct Blocked {
+    runtime: Arc<Runtime>,
+    context: Arc<context::Context>,
+    thread: bool,
+}
+
+impl Blocked {
+    /// `None` outside a call. `thread` says whether a thread of the pool waits (else an async task does).
+    pub fn enter(runtime: &Arc<Runtime>, thread: bool) -> Option<Self> {
+        let context = context::task()?;
+        runtime.executor.block(runtime, &context, thread);
+        Some(Self { runtime: runtime.clone(), context, thread })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.runtime.executor.unblock(&self.runtime, &self.context, self.thread);
+    }
+}

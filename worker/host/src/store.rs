@@ -1,0 +1,340 @@
+//! The host's side of the object store: the regions that it writes, and views into those that others wrote.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, ObjectId, RegionId,
+    host::{ToAgent, Welcome},
+    peer::Copy,
+};
+use mobula_store::{Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer};
+use parking_lot::Mutex;
+
+use crate::{context, link::AgentSender, runtime::Runtime};
+
+/// How long a writer waits for room before the store counts as full.
+pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
+/// Touched memory that an idle writer keeps for reuse.
+const KEEP_BYTES: u64 = 256 * 1024 * 1024;
+/// Smallest region, unless the store itself is small.
+const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// How many regions even a small store should have room for.
+const REGIONS_MIN: u64 = 8;
+
+/// Where an opened object lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its region.
+    pub region: RegionId,
+    /// That region's size.
+    pub region_bytes: u64,
+    /// Where in it.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Keeps an object pinned at the agent; gives the pin back when dropped.
+struct Pinned {
+    object: ObjectId,
+    agent: AgentSender,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.agent.send(crate::link::Parcel {
+            message: ToAgent::Unpin { object: self.object },
+            descriptors: Vec::new(),
+        });
+    }
+}
+
+type Callback = Box<dyn FnOnce(Result<Bytes, Failure>) + Send>;
+
+enum View {
+    Opening(Vec<Callback>),
+    Open { pin: Weak<Pinned>, reader: Weak<Reader>, place: Place },
+}
+
+/// See the module's text.
+pub struct Store {
+    me: HostId,
+    heap: Heap,
+    agent: AgentSender,
+    next_region: AtomicU32,
+    next_request: AtomicU64,
+    kept: Mutex<HashMap<ObjectId, Extent>>,
+    views: Mutex<HashMap<ObjectId, View>>,
+    requests: Mutex<HashMap<u64, ObjectId>>,
+    readers: Mutex<HashMap<RegionId, Weak<Reader>>>,
+    growing: Mutex<()>,
+    answers: Mutex<HashMap<u64, SyncSender<Result<(), Failure>>>>,
+}
+
+impl Store {
+    /// Nothing written and nothing open.
+    pub fn new(welcome: &Welcome, agent: AgentSender) -> Self {
+        let region_bytes_min = REGION_BYTES_MIN.min(welcome.store_bytes / REGIONS_MIN).max(1);
+        Self {
+            me: welcome.host,
+            heap: Heap::new(HeapOptions { region_bytes_min }),
+            agent,
+            next_region: AtomicU32::new(1),
+            next_request: AtomicU64::new(1),
+            kept: Mutex::default(),
+            views: Mutex::default(),
+            requests: Mutex::default(),
+            readers: Mutex::default(),
+            growing: Mutex::default(),
+            answers: Mutex::default(),
+        }
+    }
+
+    /// Writes a value into shared memory, once, and tells the agent where it is. Waits up to
+    /// [`STORE_FULL_WAIT`] for room.
+    pub fn keep(
+        &self,
+        runtime: &Arc<Runtime>,
+        object: ObjectId,
+        attempt: u32,
+        encoded: &Encoded,
+    ) -> Result<(), Failure> {
+        let bytes = encoded.len();
+        let mut block = loop {
+            match self.heap.allocate(bytes) {
+                Ok(block) => break block,
+                Err(need) if context::is_async() => {
+                    tokio::task::block_in_place(|| self.grow(runtime, bytes, need.bytes))?;
+                }
+                Err(need) => self.grow(runtime, bytes, need.bytes)?,
+            }
+        };
+        encoded
+            .write_into(block.as_mut_slice())
+            .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
+        let extent = block.seal();
+        let location = extent.location();
+        self.kept.lock().insert(object, extent);
+        runtime.tell(ToAgent::Sealed {
+            object,
+            attempt,
+            region: location.region_seq,
+            offset: location.offset,
+            bytes: location.len,
+        });
+        Ok(())
+    }
+
+    /// Adds a region, with the agent's leave. One thread at a time: the others find room when it is done.
+    fn grow(&self, runtime: &Arc<Runtime>, wanted: u64, bytes: u64) -> Result<(), Failure> {
+        let _turn = self.growing.lock();
+        if self.heap.allocate(wanted).is_ok() {
+            return Ok(());
+        }
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = sync_channel(1);
+        self.answers.lock().insert(request, sender);
+        let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
+        runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
+        let answer = receiver.recv_timeout(STORE_FULL_WAIT * 2).unwrap_or_else(|_| {
+            Err(runtime.ended().unwrap_or_else(|| {
+                Failure::new(FailureKind::Unreachable, "the agent did not answer a request for a store region")
+            }))
+        });
+        self.answers.lock().remove(&request);
+        answer?;
+        let trouble = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
+        let writer = Writer::create(bytes).map_err(trouble)?;
+        let descriptor = writer.share().map_err(trouble)?;
+        let seq = self.next_region.fetch_add(1, Ordering::Relaxed);
+        let bytes = writer.len();
+        self.heap.add_region(seq, writer).map_err(trouble)?;
+        runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
+        Ok(())
+    }
+
+    pub(crate) fn region_answer(&self, request: u64, answer: Result<(), Failure>) {
+        if let Some(sender) = self.answers.lock().remove(&request) {
+            // Nobody listens only if the wait was given up.
+            let _unwanted = sender.try_send(answer);
+        }
+    }
+
+    /// The agent says that nobody reads these any more.
+    pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId]) {
+        let gone: Vec<_> = {
+            let mut kept = self.kept.lock();
+            objects.iter().filter_map(|object| kept.remove(object)).collect()
+        };
+        drop(gone);
+        self.trim(runtime, KEEP_BYTES);
+    }
+
+    fn trim(&self, runtime: &Arc<Runtime>, keep_bytes: u64) {
+        for seq in self.heap.remove_empty_regions(keep_bytes) {
+            runtime.tell(ToAgent::RegionRemoved { seq });
+        }
+    }
+
+    /// Now and then: forgets views that nobody holds.
+    pub(crate) fn tidy(&self, _runtime: &Arc<Runtime>) {
+        self.views.lock().retain(|_, view| match view {
+            View::Opening(_) => true,
+            View::Open { pin, .. } => pin.strong_count() > 0,
+        });
+        self.readers.lock().retain(|_, reader| reader.strong_count() > 0);
+    }
+
+    /// Bytes of this host's regions in use, and their size.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.heap.used_bytes(), self.heap.capacity_bytes())
+    }
+
+    /// Makes all of these readable, then calls `done` once.
+    pub(crate) fn open_all(
+        &self,
+        runtime: &Arc<Runtime>,
+        wanted: Vec<(ObjectId, Copy)>,
+        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
+    ) {
+        struct Gather<F> {
+            left: usize,
+            found: HashMap<ObjectId, Bytes>,
+            done: Option<F>,
+        }
+        let distinct: HashMap<ObjectId, Copy> = wanted.into_iter().collect();
+        let gather =
+            Arc::new(Mutex::new(Gather { left: distinct.len(), found: HashMap::new(), done: Some(done) }));
+        for (object, copy) in distinct {
+            let gather = gather.clone();
+            let one = Box::new(move |result: Result<Bytes, Failure>| {
+                let mut state = gather.lock();
+                state.left -= 1;
+                match result {
+                    Ok(bytes) => drop(state.found.insert(object, bytes)),
+                    Err(failure) => {
+                        if let Some(done) = state.done.take() {
+                            drop(state);
+                            done(Err(failure));
+                        }
+                        return;
+                    }
+                }
+                if state.left == 0
+                    && let Some(done) = state.done.take()
+                {
+                    let found = std::mem::take(&mut state.found);
+                    drop(state);
+                    done(Ok(found));
+                }
+            });
+            self.open(runtime, object, copy, one);
+        }
+    }
+
+    fn open(&self, runtime: &Arc<Runtime>, object: ObjectId, copy: Copy, done: Callback) {
+        let own = self.kept.lock().get(&object).map(Extent::bytes);
+        if let Some(bytes) = own {
+            return done(Ok(bytes));
+        }
+        let mut views = self.views.lock();
+        match views.get_mut(&object) {
+            Some(View::Opening(callbacks)) => return callbacks.push(done),
+            Some(View::Open { pin, reader, place }) => {
+                if let (Some(pin), Some(reader)) = (pin.upgrade(), reader.upgrade()) {
+                    let place = *place;
+                    drop(views);
+                    return done(view(&reader, place, pin));
+                }
+            }
+            None => {}
+        }
+        views.insert(object, View::Opening(vec![done]));
+        drop(views);
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        self.requests.lock().insert(request, object);
+        runtime.tell(ToAgent::Open { request, object, copy });
+    }
+
+    pub(crate) fn opened(&self, request: u64, place: Place, descriptors: Vec<OwnedFd>) {
+        let Some(object) = self.requests.lock().remove(&request) else { return };
+        let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
+        let reader = match self.reader(place, descriptors) {
+            Ok(reader) => reader,
+            Err(failure) => return self.answer(object, &Err(failure)),
+        };
+        let callbacks = {
+            let open = View::Open { pin: Arc::downgrade(&pin), reader: Arc::downgrade(&reader), place };
+            match self.views.lock().insert(object, open) {
+                Some(View::Opening(callbacks)) => callbacks,
+                _ => Vec::new(),
+            }
+        };
+        for callback in callbacks {
+            callback(view(&reader, place, pin.clone()));
+        }
+    }
+
+    fn reader(&self, place: Place, descriptors: Vec<OwnedFd>) -> Result<Arc<Reader>, Failure> {
+        let mut readers = self.readers.lock();
+        if let Some(reader) = readers.get(&place.region).and_then(Weak::upgrade) {
+            return Ok(reader);
+        }
+        let descriptor = descriptors
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::new(FailureKind::Internal, "the agent sent no descriptor for a region"))?;
+        let reader = Reader::map(descriptor, place.region_bytes)
+            .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))?;
+        readers.insert(place.region, Arc::downgrade(&reader));
+        Ok(reader)
+    }
+
+    pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
+        let object = self.requests.lock().remove(&request);
+        if let Some(object) = object {
+            self.answer(object, &Err(failure));
+        }
+    }
+
+    fn answer(&self, object: ObjectId, result: &Result<Bytes, Failure>) {
+        let callbacks = match self.views.lock().remove(&object) {
+            Some(View::Opening(callbacks)) => callbacks,
+            _ => Vec::new(),
+        };
+        for callback in callbacks {
+            callback(result.clone());
+        }
+    }
+
+    /// The connection to the agent is gone: nothing will be answered any more.
+    pub(crate) fn end(&self, failure: &Failure) {
+        self.answers.lock().clear();
+        let waiting: Vec<ObjectId> = self.requests.lock().drain().map(|(_, object)| object).collect();
+        for object in waiting {
+            self.answer(object, &Err(failure.clone()));
+        }
+    }
+
+    /// This host's regions.
+    pub fn writer(&self) -> HostId {
+        self.me
+    }
+}
+
+fn view(reader: &Arc<Reader>, place: Place, pin: Arc<Pinned>) -> Result<Bytes, Failure> {
+    let pin: Arc<dyn Any + Send + Sync> = pin;
+    reader
+        .bytes(place.offset, place.bytes, Some(pin))
+        .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))
+}
