@@ -2,8 +2,9 @@
 //!
 //! One [`Ownership`] lives in each host. It knows every object that the host owns (because it submitted the task
 //! that makes it, or `put` it) or borrows (because a ref to it arrived), and it speaks the reference-counting part
-//! of [`peer`](mobula_proto::peer) with the other hosts. It does no IO, reads no clock and draws no random number: calls and messages
-//! go in, [`Effect`]s come out, and the same input always gives the same effects in the same order.
+//! of [`peer`](mobula_proto::peer) with the other hosts. It does no IO, reads no clock and draws no random number:
+//! calls and messages go in, [`Effect`]s come out, and the same input always gives the same effects in the same
+//! order.
 //!
 //! # The protocol
 //!

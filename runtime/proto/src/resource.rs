@@ -1,5 +1,7 @@
 //! Resources as exact fixed-point quantities, labels, and what a scheduling class asks for.
 
+#![allow(missing_docs, reason = "the derive of rkyv makes mirror types with undocumented fields")]
+
 use std::{fmt, str::FromStr};
 
 use rkyv::{Archive, Deserialize, Serialize};
@@ -13,7 +15,7 @@ pub const ENTRIES_MAX: usize = 64;
 
 /// An exact amount of a resource: a count of ten-thousandths, never negative.
 ///
-/// Memory is counted in whole bytes times ten thousand, which holds up to 9.2e14 bytes.
+/// Memory is counted in bytes like everything else, which holds up to 57 TB of it.
 #[derive(
     Archive,
     Serialize,
@@ -70,8 +72,8 @@ impl Quantity {
     pub const ZERO: Self = Self(0);
     /// One.
     pub const ONE: Self = Self(Self::PER_ONE);
-    /// The largest quantity; small enough that sums of thousands of them cannot overflow.
-    pub const MAX: Self = Self(i64::MAX / 4096);
+    /// The largest quantity; sums stop at it, and cannot overflow.
+    pub const MAX: Self = Self(i64::MAX / 16);
 
     /// A whole number; larger ones than [`Quantity::MAX`] become it.
     pub fn whole(n: u64) -> Self {

@@ -38,7 +38,14 @@ pub mod layout;
 mod map;
 pub mod region;
 
-pub use error::Error;
+pub use self::{
+    archived::Archived,
+    bytes::Bytes,
+    error::Error,
+    heap::{Extent, Heap, Options as HeapOptions},
+    layout::{Encoded, Object},
+    region::{Reader, Writer},
+};
 
 /// Alignment of every allocation and of every raw buffer in an object, in bytes: a cache line, and what the
 /// widest vector instructions want.

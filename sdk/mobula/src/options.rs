@@ -184,3 +184,24 @@ impl Options {
         self.class.validate().map_err(|error: resource::Error| Failure::new(FailureKind::Infeasible, error.to_string()))
     }
 }
+
+/// The setters of [`Options`], for the types that `#[mobula::task]` makes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __option_methods {
+    () => {
+        $crate::__option_methods! { @each
+            cpu(cores: f64), gpu(devices: f64), tpu(chips: f64), memory(amount: &str),
+            resource(name: &str, amount: f64), retries(retries: u32), retry_errors(yes: bool),
+            timeout(timeout: ::core::time::Duration), priority(priority: i32), queue(queue: &str),
+            strategy(strategy: $crate::Strategy), label(key: &str, value: &str),
+            label_rule(rule: $crate::LabelRule), isolation(isolation: &str), wait_for_node(yes: bool),
+        }
+    };
+    (@each $($name:ident($($argument:ident: $type:ty),*)),* $(,)?) => {$(
+        #[allow(dead_code, missing_docs)]
+        pub fn $name(self, $($argument: $type),*) -> Self {
+            Self(self.0.$name($($argument),*))
+        }
+    )*};
+}

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use mobula_net::ring::Doorbell;
+use mobula_net::ring::doorbell::Doorbell;
 use mobula_proto::{
     Failure, FailureKind,
     host::{Driver, ToAgent, ToHost, Welcome},

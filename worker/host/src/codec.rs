@@ -182,7 +182,7 @@ pub fn receive_ref(object: ObjectId) -> Result<Arc<Runtime>, Error> {
 pub fn receive_buffer(number: u32) -> Result<Bytes, Error> {
     SOURCES.with_borrow(|stack| {
         let source = stack.last().ok_or(Error::OutsideContext)?;
-        source.object.buffer(number).map_err(|_| Error::NoBuffer(number))
+        source.object.buffer(number as usize).map_err(|_| Error::NoBuffer(number))
     })
 }
 

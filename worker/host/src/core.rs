@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
-    host::{Grant, Revocation, ToAgent},
+    host::{Grant, Question, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
 };
@@ -29,6 +29,8 @@ const PIPELINE_TASKS_MAX: u64 = 512;
 const BACKLOG_SLOTS_MAX: usize = 16_384;
 /// Ticks after which an idle lease is given back.
 const IDLE_TICKS_MAX: u32 = 2;
+/// The number of a question whose answer nobody waits for.
+const UNASKED: u64 = 0;
 /// Most tasks submitted and not yet done, in one host.
 pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
 
@@ -212,6 +214,8 @@ pub struct Core {
     keys: HashMap<Class, u32>,
     leases: BTreeMap<LeaseId, LeaseState>,
     clients: BTreeMap<ObjectId, Client>,
+    /// Names of actors made here.
+    names: HashMap<ObjectId, (String, String)>,
     effects: Vec<Effect>,
 }
 
@@ -229,6 +233,7 @@ impl Core {
             keys: HashMap::new(),
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
+            names: HashMap::new(),
             effects: Vec::new(),
         }
     }
@@ -346,7 +351,9 @@ impl Core {
             let best = class
                 .leases
                 .iter()
-                .filter_map(|id| Some((*id, room(self.leases.get(id)?))))
+                .filter_map(|id| Some((*id, self.leases.get(id)?)))
+                .filter(|(_, lease)| !lease.wanted_back)
+                .map(|(id, lease)| (id, room(lease)))
                 .filter(|(_, room)| *room > 0)
                 .max_by_key(|(id, room)| (*room, std::cmp::Reverse(*id)));
             let Some((lease, _)) = best else { break };
@@ -495,11 +502,12 @@ impl Core {
                 } else {
                     let stored = values.iter().any(|v| matches!(v.value, Value::Stored(_)));
                     self.unfinished -= 1;
-                    if stored && kind == Kind::Task && task.attempt < task.spec.attempts_max {
+                    let finished = if stored && kind == Kind::Task && task.attempt < task.spec.attempts_max {
                         task.phase = Phase::Kept;
-                    } else if let Some(task) = self.tasks.remove(&seq) {
-                        self.release(&task.spec);
-                    }
+                        None
+                    } else {
+                        self.tasks.remove(&seq)
+                    };
                     for (index, returned) in values.into_iter().enumerate() {
                         let object = done.task.object(index as u32);
                         let state = match returned.value {
@@ -507,6 +515,10 @@ impl Core {
                             Value::Stored(copy) => State::Stored(copy),
                         };
                         self.objects.complete(object, state, returned.contains, &mut self.effects);
+                    }
+                    // Only now: the arguments kept alive what the result may contain.
+                    if let Some(task) = finished {
+                        self.release(&task.spec);
                     }
                 }
             }
@@ -541,6 +553,18 @@ impl Core {
         }
     }
 
+    /// Remembers that an actor made here has this name.
+    pub fn named(&mut self, actor: ObjectId, namespace: &str, name: &str) {
+        self.names.insert(actor, (namespace.to_owned(), name.to_owned()));
+    }
+
+    fn give_name_up(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
+        if let Some((namespace, name)) = self.names.remove(&actor) {
+            let question = Question::NameDrop { namespace, name, actor: actor.task };
+            out.push(Action::Tell(ToAgent::Ask { request: UNASKED, question }));
+        }
+    }
+
     /// The call failed for good.
     fn conclude(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) {
         self.give_slot_back(seq);
@@ -554,6 +578,7 @@ impl Core {
         let failure = failure.of(task.spec.title(id));
         match task.spec.kind {
             Kind::Construct { .. } => {
+                self.give_name_up(object, out);
                 self.objects.set_actor(object, State::Failed(failure), &mut self.effects);
             }
             Kind::Task | Kind::Method { .. } => self.objects.fail(object, failure, &mut self.effects),
@@ -567,6 +592,23 @@ impl Core {
         for held in spec.refs() {
             self.objects.drop_ref(held, &mut self.effects);
         }
+    }
+
+    /// An object that has failed before anything could run; the caller holds one reference.
+    pub fn failed(&mut self, failure: Failure, out: &mut Vec<Action>) -> ObjectId {
+        let object = self.next_task().object(0);
+        self.objects.create(object, false);
+        self.objects.fail(object, failure, &mut self.effects);
+        self.drain(out);
+        object
+    }
+
+    /// Whether a call submitted here has a process of its own; `None` where it is done or not ours.
+    pub fn has_own_process(&self, object: ObjectId) -> Option<bool> {
+        let task = self.tasks.get(&object.task.seq).filter(|_| object.owner() == self.me)?;
+        let class = &task.spec.class;
+        let devices = class.resources.iter().any(|(kind, _)| kind.is_device());
+        Some(class.isolation == mobula_proto::resource::Isolation::Process || devices)
     }
 
     /// Carries out what the ownership protocol decided, until nothing follows any more.
@@ -694,6 +736,7 @@ impl Core {
     /// Nobody can reach an owned object any more: drop its lineage, end its actor.
     fn on_forgotten(&mut self, object: ObjectId, out: &mut Vec<Action>) {
         self.clients.remove(&object);
+        self.give_name_up(object, out);
         let seq = object.task.seq;
         match self.tasks.get(&seq) {
             Some(task) if task.phase == Phase::Kept => {

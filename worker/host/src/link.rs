@@ -53,8 +53,8 @@ impl AgentSender {
 pub type AgentReceiver = Box<dyn FnMut() -> Option<Delivery> + Send>;
 
 /// Both directions over a Unix socket.
-pub fn over_socket(stream: UnixStream) -> Result<(AgentSender, AgentReceiver), link::Error> {
-    let (sender, mut receiver) = link::split(stream)?;
+pub fn over_socket(stream: UnixStream) -> (AgentSender, AgentReceiver) {
+    let (sender, mut receiver) = link::split(stream);
     let sender = Mutex::new(sender);
     let send = AgentSender::new(move |parcel: Parcel| {
         let body = match wire::encode(&parcel.message) {
@@ -67,7 +67,7 @@ pub fn over_socket(stream: UnixStream) -> Result<(AgentSender, AgentReceiver), l
         }
     });
     let receive: AgentReceiver = Box::new(move || {
-        let (body, descriptors) = match receiver.recv() {
+        let received = match receiver.recv() {
             Ok(Some(received)) => received,
             Ok(None) => return None,
             Err(error) => {
@@ -75,15 +75,15 @@ pub fn over_socket(stream: UnixStream) -> Result<(AgentSender, AgentReceiver), l
                 return None;
             }
         };
-        match wire::decode::<ToHost>(&body) {
-            Ok(message) => Some(Delivery { message, descriptors }),
+        match wire::decode::<ToHost>(&received.body) {
+            Ok(message) => Some(Delivery { message, descriptors: received.descriptors }),
             Err(error) => {
                 tracing::error!(%error, "the agent sent what this build does not understand");
                 None
             }
         }
     });
-    Ok((send, receive))
+    (send, receive)
 }
 
 /// Reads from the agent on a thread of its own until the connection ends; then `closed` runs.

@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_net::ring::{self, Absence, Doorbell, Spin};
+use mobula_net::ring::{
+    self,
+    doorbell::{Doorbell, Spin},
+};
 use mobula_proto::{HostId, NodeId, host::ToAgent, peer::Message, wire};
 use parking_lot::{Mutex, RwLock};
 
@@ -80,7 +83,7 @@ impl Peers {
     /// Starts the watcher.
     pub(crate) fn start(&self, runtime: &Arc<Runtime>) {
         let Some(doorbell) = self.doorbell.clone() else { return };
-        doorbell.end_polling(Absence::Unattended);
+        doorbell.leave();
         let weak = Arc::downgrade(runtime);
         let watch = move || {
             loop {
@@ -156,15 +159,22 @@ impl Peers {
         }
     }
 
-    pub(crate) fn forget(&self, host: HostId) {
-        self.forget_where(|other| other == host);
+    /// The host is gone: what it had sent before is still taken in.
+    pub(crate) fn forget(&self, runtime: &Arc<Runtime>, host: HostId) {
+        self.forget_where(runtime, |other| other == host);
     }
 
-    pub(crate) fn forget_node(&self, node: NodeId) {
-        self.forget_where(|other| other.node == node);
+    pub(crate) fn forget_node(&self, runtime: &Arc<Runtime>, node: NodeId) {
+        self.forget_where(runtime, |other| other.node == node);
     }
 
-    fn forget_where(&self, gone: impl Fn(HostId) -> bool) {
+    fn forget_where(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
+        let last: Vec<_> = self.inbound.read().iter().filter(|inbound| gone(inbound.peer)).cloned().collect();
+        for inbound in last {
+            while let Ok(Some(Ok(message))) = { inbound.receiver.lock().recv_with(wire::decode::<Message>) } {
+                runtime.on_peer(inbound.peer, true, message);
+            }
+        }
         self.routes.lock().retain(|peer, _| !gone(*peer));
         self.inbound.write().retain(|inbound| !gone(inbound.peer));
     }
@@ -216,7 +226,7 @@ impl Peers {
             }
         }
         for peer in broken {
-            self.forget(peer);
+            self.forget(runtime, peer);
         }
         self.flush();
         any
@@ -259,7 +269,7 @@ impl Peers {
             if !sleepy || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break;
             }
-            doorbell.end_polling(Absence::Asleep);
+            doorbell.end_polling();
             if !self.any_waiting() && !done() {
                 let left = deadline.map_or(LEADER_SLEEP, |deadline| {
                     deadline.saturating_duration_since(Instant::now()).min(LEADER_SLEEP)
@@ -270,7 +280,7 @@ impl Peers {
             }
             doorbell.begin_polling();
         }
-        doorbell.end_polling(Absence::Unattended);
+        doorbell.leave();
         drop(spin);
         if self.any_waiting() {
             doorbell.ring();

@@ -262,11 +262,11 @@ impl Runtime {
                 Err(error) => tracing::warn!(%from, %error, "dropped a malformed message"),
             },
             ToHost::HostDied { host, failure } => {
-                self.peers.forget(host);
+                self.peers.forget(self, host);
                 self.step(|core, out| core.host_died(host, &failure, out));
             }
             ToHost::NodeDied { node, failure } => {
-                self.peers.forget_node(node);
+                self.peers.forget_node(self, node);
                 self.step(|core, out| core.node_died(node, &failure, out));
             }
             ToHost::Answered { request, answer } => {
@@ -338,9 +338,30 @@ impl Runtime {
         self.core.lock().unfinished()
     }
 
+    /// Remembers that an actor made here has this name, which ends with it.
+    pub fn named(&self, actor: ObjectId, namespace: &str, name: &str) {
+        self.core.lock().named(actor, namespace, name);
+    }
+
     /// Cancels a call submitted here.
     pub fn cancel(self: &Arc<Self>, object: ObjectId, force: bool) -> bool {
         self.step(|core, out| core.cancel(object, force, out))
+    }
+
+    /// An object that has failed already; it has one reference.
+    pub fn failed(self: &Arc<Self>, failure: Failure) -> ObjectId {
+        self.step(|core, out| core.failed(failure, out))
+    }
+
+    /// Whether a forced cancellation of this call could hurt nothing else.
+    pub fn check_force(&self, object: ObjectId) -> Result<(), Failure> {
+        match self.core.lock().has_own_process(object) {
+            Some(false) => Err(Failure::new(
+                FailureKind::CannotForce,
+                "the task shares its process with others, which force would end too: give it `isolation = \"process\"`",
+            )),
+            Some(true) | None => Ok(()),
+        }
     }
 
     /// Ends an actor for good, wherever it is owned.
@@ -443,6 +464,12 @@ impl Runtime {
 
     pub(crate) fn receive(self: &Arc<Self>, object: ObjectId, via: Via) {
         self.step(|core, out| core.own(out, |objects, fx| objects.receive(object, via, fx)));
+    }
+
+    /// Takes a reference to an object of another host whose name came from elsewhere than a value.
+    pub fn borrow(self: &Arc<Self>, object: ObjectId) {
+        // It keeps itself alive until its owner has noted this host.
+        self.receive(object, Via::Container(object));
     }
 
     /// What this host owns and borrows.

@@ -74,13 +74,13 @@ impl Core {
         let namespace = if namespace.is_empty() { job.to_string() } else { namespace };
         let job = Job { job, driver, name, namespace, binary, files };
         info!(job = %job.job, name = job.name, driver = %driver, "job started");
-        self.jobs
-            .insert(job.job, Entry { job: job.clone(), steward: Steward::None, detached: false });
+        self.jobs.insert(job.job, Entry { job: job.clone(), steward: Steward::None, detached: false });
         self.send(link, ToAgent::JobStarted { request, job });
     }
 
     fn may_start(&self, start: &Start) -> Result<(), Failure> {
-        let refuse = |why: String| Failure::new(FailureKind::Internal, format!("the job cannot start: {why}"));
+        let refuse =
+            |why: String| Failure::new(FailureKind::Internal, format!("the job cannot start: {why}"));
         if self.jobs.len() >= JOBS_MAX {
             return Err(Failure::new(
                 FailureKind::Limit,
@@ -100,9 +100,7 @@ impl Core {
             return Err(refuse(format!("it has {} files, over {JOB_FILES_MAX}", start.files.len())));
         }
         if start.files.iter().any(|(name, _)| name.is_empty() || name.len() > FILE_NAME_BYTES_MAX) {
-            return Err(refuse(format!(
-                "a file's name is empty or longer than {FILE_NAME_BYTES_MAX} bytes"
-            )));
+            return Err(refuse(format!("a file's name is empty or longer than {FILE_NAME_BYTES_MAX} bytes")));
         }
         Ok(())
     }
@@ -190,7 +188,10 @@ impl Core {
     /// Ends a detached job whose last detached name is gone.
     pub(super) fn end_if_forgotten(&mut self, job: JobId) {
         if self.jobs.get(&job).is_some_and(|entry| entry.detached) && !self.has_detached_names(job) {
-            self.end(job, Failure::new(FailureKind::JobEnded, format!("the last detached actor of {job} ended")));
+            self.end(
+                job,
+                Failure::new(FailureKind::JobEnded, format!("the last detached actor of {job} ended")),
+            );
         }
     }
 

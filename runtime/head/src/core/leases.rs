@@ -66,7 +66,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// When a reservation must next be renewed: half a term before the scheduler would end it.
+    /// When a node must have named its host at the latest. (Renewals are due with the scheduler's own ticks.)
     pub fn next_deadline(&self) -> Option<Millis> {
         self.held
             .values()
@@ -75,6 +75,12 @@ impl Table {
                 Phase::Announced(_) => None,
             })
             .min()
+    }
+
+    /// Whether nobody wants or holds anything.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.held.is_empty() && self.reserving.is_empty() && self.by_host.is_empty()
     }
 
     /// Forgets what these owners wait for.
@@ -184,7 +190,9 @@ impl Core {
                 true => scheduler::Event::Block { lease, slots },
                 false => scheduler::Event::Unblock { lease, slots },
             }),
-            Some(_) => warn!(node = %from, %lease, "ignored a lease's waits from a node that did not grant it"),
+            Some(_) => {
+                warn!(node = %from, %lease, "ignored a lease's waits from a node that did not grant it")
+            }
             None => {}
         }
     }
@@ -230,7 +238,8 @@ impl Core {
         }
         let (owner, key) = (held.owner, held.key);
         // The owner decides whether to ask again: asking for it here could go round for ever.
-        let withdrawn = self.leases.wanted.remove(&(owner, key)).map(|w| Table::withdrawal((owner, key), w.job));
+        let withdrawn =
+            self.leases.wanted.remove(&(owner, key)).map(|w| Table::withdrawal((owner, key), w.job));
         self.schedule(scheduler::Event::Release { lease });
         if let Some(event) = withdrawn {
             self.schedule(event);

@@ -182,7 +182,8 @@ impl Core {
     /// A core that continues from `records`. Returns the records to append before anything else is done.
     pub fn new(options: Options, records: Vec<Record>, now: Millis) -> (Self, Vec<Record>) {
         let mut starts = 0;
-        let (mut known, mut tokens, mut names) = (BTreeMap::new(), BTreeMap::new(), names::Directory::default());
+        let (mut known, mut tokens, mut names) =
+            (BTreeMap::new(), BTreeMap::new(), names::Directory::default());
         let (mut next_node, mut next_job) = (1, 1);
         for record in records {
             match record {
@@ -309,7 +310,8 @@ impl Core {
 
     fn ask(&mut self, asker: Asker, question: Question) {
         if !self.jobs.contains_key(&asker.job) {
-            let failure = Failure::new(mobula_proto::FailureKind::JobEnded, format!("{} has ended", asker.job));
+            let failure =
+                Failure::new(mobula_proto::FailureKind::JobEnded, format!("{} has ended", asker.job));
             return self.answer(asker, Answer::Failed(failure));
         }
         match question {

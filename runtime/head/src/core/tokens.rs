@@ -71,11 +71,15 @@ impl Core {
         &mut self,
         id: TokenId,
         secret: &SecretHash,
+        wished_role: Role,
         wished_name: &str,
         now_unix: u64,
     ) -> Result<(Redeemed, Vec<Effect>), Failure> {
         let refuse = |why: &str| {
-            Failure::new(FailureKind::Unreachable, format!("{why}: make a new one with `mobula token create`"))
+            Failure::new(
+                FailureKind::Unreachable,
+                format!("{why}: make a new one with `mobula token create`"),
+            )
         };
         // A wrong secret and an unknown id read the same, so that ids cannot be probed.
         let token = self
@@ -94,7 +98,11 @@ impl Core {
             "driver" => Role::Driver,
             _ => return Err(refuse("this join token is for no role that this head knows")),
         };
-        PeerName::new(role, wished_name).map_err(|e| Failure::new(FailureKind::Unreachable, e.to_string()))?;
+        if role != wished_role {
+            return Err(refuse(&format!("this join token is for the role {role}, not {wished_role}")));
+        }
+        PeerName::new(role, wished_name)
+            .map_err(|e| Failure::new(FailureKind::Unreachable, e.to_string()))?;
         let mut effects = Vec::new();
         let name = match role {
             Role::Agent => {

@@ -37,8 +37,7 @@ impl Disk {
             .mode(0o600)
             .open(file)
             .map_err(|e| at(&e))?;
-        let database =
-            Database::builder().set_cache_size(CACHE_BYTES).create(file).map_err(|e| at(&e))?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(file).map_err(|e| at(&e))?;
         Ok(Self { database })
     }
 }
@@ -54,10 +53,8 @@ impl Journal for Disk {
         let mut records = Vec::new();
         for entry in table.iter().map_err(failed)? {
             let (key, value) = entry.map_err(failed)?;
-            let record = serde_json::from_slice(value.value()).map_err(|e| Error::Record {
-                key: key.value().to_owned(),
-                detail: e.to_string(),
-            })?;
+            let record = serde_json::from_slice(value.value())
+                .map_err(|e| Error::Record { key: key.value().to_owned(), detail: e.to_string() })?;
             records.push(record);
         }
         Ok(records)

@@ -26,4 +26,8 @@ impl Journal for Memory {
         }
         Ok(())
     }
+
+    fn may_block(&self) -> bool {
+        false
+    }
 }

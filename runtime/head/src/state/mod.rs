@@ -113,7 +113,9 @@ pub enum Error {
     #[error("the head's state: {0}")]
     Database(String),
     /// A record is not what this build writes.
-    #[error("the head's state holds a record {key:?} that this build cannot read ({detail}): was it written by a newer release?")]
+    #[error(
+        "the head's state holds a record {key:?} that this build cannot read ({detail}): was it written by a newer release?"
+    )]
     Record {
         /// Its key.
         key: String,
@@ -129,6 +131,11 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Writes all or none of the records, in order; they are durable when it returns. May block on the disk.
     fn append(&self, records: &[Record]) -> Result<(), Error>;
+
+    /// Whether the calls above may block, and so need a thread that may.
+    fn may_block(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +148,9 @@ mod tests {
         let journal = open();
         journal.append(&[node(1), Record::Token { id: [1; 8], token: token.clone() }, node(2)]).unwrap();
         journal.append(&[]).unwrap();
-        journal.append(&[Record::Token { id: [2; 8], token: token.clone() }, Record::TokenGone { id: [1; 8] }]).unwrap();
+        journal
+            .append(&[Record::Token { id: [2; 8], token: token.clone() }, Record::TokenGone { id: [1; 8] }])
+            .unwrap();
         drop(journal);
         assert_eq!(open().load().unwrap(), [node(2), Record::Token { id: [2; 8], token }]);
     }

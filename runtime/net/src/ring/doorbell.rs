@@ -9,6 +9,12 @@
 //! | `POLLING` | somebody is awake and will look at the rings: producers need not wake | the poller |
 //! | `SLEEPING` | nobody looks: whoever publishes must wake | the poller |
 //! | `NOTIFIED` | somebody published and has taken it upon himself to wake | one producer |
+//! | `UNATTENDED` | there is no poller at all: whoever publishes must call the watcher | the poller that leaves |
+//! | `CALLED` | somebody published and has taken it upon himself to call the watcher | one producer |
+//!
+//! A process whose threads poll only while they wait for something has a **watcher** besides: one thread that
+//! sleeps in [`Doorbell::watch`], on a word of its own, until something comes while there is no poller. It then
+//! becomes the poller, if no other thread has meanwhile.
 //!
 //! The poller runs this loop; a producer publishes, then calls [`Doorbell::ring`]:
 //! ```text
@@ -31,6 +37,9 @@
 //!   system call for each transition. The others need not: the poller leaves `wait` and drains everything.
 //! - **DB-3** `wait` sleeps only while the word is `SLEEPING`, which the kernel checks under the lock that the
 //!   wake takes: a notice between the last look and the sleep makes the sleep return at once.
+//! - **DB-5** `leave` stores `UNATTENDED` as `end_polling` stores `SLEEPING`, and DB-1 and DB-2 hold for it with
+//!   `CALLED` for `NOTIFIED`. The producer raises the count of calls after `CALLED` and before it wakes; the
+//!   watcher reads the count, then the state, and sleeps only while the count is what it read.
 //! - **DB-4** `begin_polling` writes `POLLING` over a `NOTIFIED`, and that forgets nothing: it acquires what the
 //!   notice released, the poller drains after it, and before its next sleep goes through DB-1 again.
 //!
@@ -59,9 +68,14 @@ const MAGIC_AT: usize = 0;
 /// The word has a pair of cache lines of its own.
 const STATE_AT: usize = 256;
 
+/// What the watcher sleeps on.
+const CALLS_AT: usize = 512;
+
 const POLLING: u32 = 0;
 const SLEEPING: u32 = 1;
 const NOTIFIED: u32 = 2;
+const UNATTENDED: u32 = 3;
+const CALLED: u32 = 4;
 
 /// Longest that a single [`Spin`] lasts; about twice what parking and being woken costs.
 pub const SPIN_NANOS_MAX: u64 = 50_000;
@@ -114,7 +128,56 @@ impl Doorbell {
     #[inline]
     pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
+        match self.state().load(Ordering::Relaxed) {
+            SLEEPING => self.wake(),
+            UNATTENDED => self.call(),
+            _ => false,
+        }
+    }
+
+    /// Wakes the poller if it sleeps, and nobody else: for threads of its own process whose news did not come
+    /// through a ring. Publish the news first.
+    #[inline]
+    pub fn nudge(&self) -> bool {
+        fence(Ordering::SeqCst);
         self.state().load(Ordering::Relaxed) == SLEEPING && self.wake()
+    }
+
+    #[cold]
+    fn call(&self) -> bool {
+        if self.state().compare_exchange(UNATTENDED, CALLED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        self.calls().fetch_add(1, Ordering::AcqRel);
+        // It can fail only for an address that is not mapped, and this one is.
+        let _ = futex::wake(self.calls(), futex::Flags::empty(), 1);
+        true
+    }
+
+    #[inline]
+    fn calls(&self) -> &AtomicU32 {
+        self.map.word32(CALLS_AT)
+    }
+
+    /// The poller goes, and there may be no next one. It **must** look at every ring again after this, and call
+    /// [`ring`](Self::ring) when one has something.
+    #[inline]
+    pub fn leave(&self) {
+        self.state().store(UNATTENDED, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Sleeps until somebody rings while there is no poller. For one thread of the process, the watcher, which
+    /// then tries to become the poller.
+    pub fn watch(&self) {
+        loop {
+            let calls = self.calls().load(Ordering::Acquire);
+            if self.state().load(Ordering::Acquire) == CALLED {
+                return;
+            }
+            // Whatever ends the sleep, the state tells what it means.
+            let _ = futex::wait(self.calls(), futex::Flags::empty(), calls, None);
+        }
     }
 
     #[cold]

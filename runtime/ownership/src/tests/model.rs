@@ -393,7 +393,7 @@ impl World {
         let sender = self.hosts[from].id;
         match wire {
             Wire::Peer(message) => {
-                self.with(to, |own, fx| own.on_message(sender, message, fx)).unwrap();
+                assert!(self.with(to, |own, fx| own.on_message(sender, message, fx).is_ok()));
             }
             Wire::Run { result, arguments } => {
                 for argument in &arguments {

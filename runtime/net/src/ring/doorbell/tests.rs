@@ -138,3 +138,45 @@ fn a_parked_ping_pong_never_hangs() {
     }
     echo.join().unwrap();
 }
+
+#[test]
+fn a_ring_at_the_very_moment_of_falling_asleep_is_heard() {
+    const ROUNDS: u64 = 300_000;
+    let (there, back) = (ring::create(4096).unwrap(), ring::create(4096).unwrap());
+    let (bell, fd) = Doorbell::create().unwrap();
+    let (there_too, back_too) = (there.try_clone().unwrap(), back.try_clone().unwrap());
+    let echo = std::thread::spawn(move || {
+        let mut from = Receiver::map(there_too).unwrap();
+        let mut to = Sender::map(back_too).unwrap();
+        for round in 0..ROUNDS {
+            while from.is_empty() {
+                park(&bell, || !from.is_empty(), "echo");
+            }
+            assert_eq!(from.recv_with(|b| b.len()).unwrap(), Some(8));
+            to.send(&round.to_le_bytes(), &[]).unwrap();
+        }
+    });
+    let mut to = Sender::map(there).unwrap();
+    let mut from = Receiver::map(back).unwrap();
+    let bell = Doorbell::map(fd).unwrap();
+    // Hunts the moment: a send that had to wake came late, one that had not came early.
+    let mut delay = 100u32;
+    for round in 0..ROUNDS {
+        for _ in 0..delay {
+            std::hint::black_box(delay);
+        }
+        to.send(&round.to_le_bytes(), &[]).unwrap();
+        delay = if bell.ring() { delay.saturating_sub(3) } else { (delay + 1).min(10_000) };
+        let mut looks = 0u32;
+        while from.is_empty() {
+            looks += 1;
+            if looks.is_multiple_of(1000) {
+                std::thread::yield_now();
+                assert!(!echo.is_finished() || !from.is_empty(), "the echo gave up");
+            }
+            std::hint::spin_loop();
+        }
+        assert_eq!(from.recv_with(|b| b.len()).unwrap(), Some(8));
+    }
+    echo.join().unwrap();
+}

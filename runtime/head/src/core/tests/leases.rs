@@ -1,0 +1,184 @@
+use super::*;
+
+fn granted(message: Option<ToAgent>) -> mobula_proto::host::Grant {
+    match message {
+        Some(ToAgent::Granted { grant, .. }) => grant,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_demand_becomes_a_reservation_then_a_grant() {
+    let mut world = World::new();
+    let a = world.join("a", 2);
+    let b = world.join("b", 2);
+    let job = world.start_job(a, 1);
+    world.all(a.link);
+    world.demand(a, a.host(1), job.job, 1, 4);
+    let (lease_a, slots_a) = world.reserved(a);
+    let reserve = world.first(b.link);
+    let Some(ToAgent::Reserve { lease: lease_b, job: told, slots: slots_b, .. }) = reserve else {
+        panic!("{reserve:?}")
+    };
+    assert_eq!((slots_a, slots_b), (2, 2));
+    assert_eq!(told, job);
+    assert!(world.said.is_empty(), "nobody is told before a host is named");
+
+    world.says(b.link, ToHead::LeaseReady { lease: lease_b, host: b.host(1) });
+    let grant = granted(world.first(a.link));
+    assert_eq!((grant.lease, grant.host, grant.slots, grant.key), (lease_b, b.host(1), 2, 1));
+    assert_eq!(grant.term_ms, 1000);
+    world.says(a.link, ToHead::LeaseReady { lease: lease_a, host: a.host(2) });
+    assert_eq!(granted(world.first(a.link)).host, a.host(2));
+
+    // A lease that is renewed lasts; one that is not ends within its term, and both sides hear of it.
+    for _ in 0..5 {
+        world.pass(500);
+        world.says(a.link, ToHead::Renew { leases: vec![lease_a] });
+    }
+    let heard = world.all(a.link);
+    assert!(
+        matches!(heard[..], [ToAgent::Revoked { owner, lease, kind: Revocation::Expired }]
+            if owner == a.host(1) && lease == lease_b),
+        "{heard:?}"
+    );
+    assert!(matches!(world.first(b.link), Some(ToAgent::LeaseEnded { lease }) if lease == lease_b));
+    world.says(a.link, ToHead::Release { lease: lease_a });
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == lease_a));
+    world.says(a.link, ToHead::JobEnd { job: job.job, failure: died() });
+    assert!(matches!(world.first(b.link), Some(ToAgent::JobEnded { .. })));
+    world.assert_idle();
+}
+
+#[test]
+fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 1, 1);
+    let (first, _) = world.reserved(a);
+    world.pass(RESERVE_MS_MAX - 200);
+    assert!(world.said.is_empty(), "{:?}", world.said);
+    world.pass(1500);
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == first));
+    let (second, _) = world.reserved(a);
+    assert!(second > first);
+    // The answer to the first one comes too late, and the reservation is taken back.
+    world.says(a.link, ToHead::LeaseReady { lease: first, host: a.host(2) });
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == first));
+    world.says(a.link, ToHead::LeaseReady { lease: second, host: a.host(2) });
+    assert_eq!(granted(world.first(a.link)).lease, second);
+}
+
+#[test]
+fn a_node_that_dies_while_it_starts_a_host_costs_the_owner_nothing_but_time() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let b = world.join("b", 1);
+    let job = world.start_job(a, 1).job;
+    world.all(a.link);
+    world.demand(a, a.host(1), job, 1, 2);
+    let (on_a, _) = world.reserved(a);
+    world.reserved(b);
+    world.says(a.link, ToHead::LeaseReady { lease: on_a, host: a.host(2) });
+    granted(world.first(a.link));
+    world.step(Event::Lost { link: b.link, why: "gone".to_owned() });
+    let heard = world.all(a.link);
+    assert!(matches!(heard[..], [ToAgent::NodeDown { .. }]), "{heard:?}");
+    // The wish is back in the queue, and is granted where there is room next.
+    world.says(a.link, ToHead::Release { lease: on_a });
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { .. })));
+    let (next, slots) = world.reserved(a);
+    assert_eq!(slots, 1);
+    assert!(next > on_a);
+}
+
+#[test]
+fn repeating_a_demand_while_slots_are_reserved_does_not_double_it() {
+    let mut world = World::new();
+    let a = world.join("a", 8);
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 1, 2);
+    let (lease, slots) = world.reserved(a);
+    assert_eq!(slots, 2);
+    world.demand(a, a.host(1), job, 1, 3);
+    let (more, slots) = world.reserved(a);
+    assert_eq!(slots, 1);
+    for lease in [lease, more] {
+        world.says(a.link, ToHead::LeaseReady { lease, host: a.host(2) });
+        granted(world.first(a.link));
+    }
+    assert!(world.said.is_empty());
+    assert_eq!(world.core.scheduler.demands().count(), 0);
+}
+
+#[test]
+fn a_dead_executor_ends_its_leases_and_everyone_hears_of_it() {
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 2);
+    let job = world.start_job(a, 1).job;
+    world.all(a.link);
+    world.demand(a, a.host(1), job, 1, 2);
+    let (lease, _) = world.reserved(b);
+    world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+    granted(world.first(a.link));
+    world.says(b.link, ToHead::HostEnded { host: b.host(1), job, failure: died() });
+    let (to_a, to_b) = (world.all(a.link), world.all(b.link));
+    assert!(
+        matches!(to_a[..], [ToAgent::HostEnded { .. }, ToAgent::Revoked { kind: Revocation::Lost, .. }]),
+        "{to_a:?}"
+    );
+    assert!(matches!(to_b[..], [ToAgent::HostEnded { .. }, ToAgent::LeaseEnded { .. }]), "{to_b:?}");
+    world.says(a.link, ToHead::HostEnded { host: a.host(1), job, failure: died() });
+    assert!(world.all(b.link).iter().any(|m| matches!(m, ToAgent::JobEnded { .. })));
+    world.assert_idle();
+}
+
+#[test]
+fn what_can_never_run_and_what_failed_to_start_is_said() {
+    let mut world = World::new();
+    let a = world.join("a", 2);
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 3, 1);
+    match world.first(a.link) {
+        Some(ToAgent::Infeasible { owner, key: 1, failure }) => {
+            assert_eq!(owner, a.host(1));
+            assert_eq!(failure.kind, mobula_proto::FailureKind::Infeasible);
+            assert!(failure.message.contains("CPU"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+    world.demand(a, a.host(1), job, 2, 3);
+    let (lease, _) = world.reserved(a);
+    world.says(a.link, ToHead::LeaseFailed { lease, failure: died() });
+    let heard = world.all(a.link);
+    assert!(
+        matches!(&heard[..], [ToAgent::LeaseEnded { .. }, ToAgent::Infeasible { failure, .. }]
+            if failure.kind == mobula_proto::FailureKind::HostDied && failure.place == "node-1"),
+        "{heard:?}"
+    );
+    world.demand(a, a.host(1), JobId { number: 99 }, 1, 1);
+    assert!(matches!(world.first(a.link), Some(ToAgent::Infeasible { .. })));
+    assert_eq!(world.core.scheduler.demands().count(), 0);
+    world.says(a.link, ToHead::JobEnd { job, failure: died() });
+    world.assert_idle();
+}
+
+#[test]
+fn waiting_tasks_give_their_cpu_to_others() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 1, 2);
+    let (lease, _) = world.reserved(a);
+    world.says(a.link, ToHead::LeaseReady { lease, host: a.host(2) });
+    granted(world.first(a.link));
+    world.says(a.link, ToHead::Block { lease, slots: 1 });
+    let (second, _) = world.reserved(a);
+    world.says(a.link, ToHead::Release { lease: second });
+    world.says(a.link, ToHead::Unblock { lease, slots: 1 });
+    world.says(a.link, ToHead::Release { lease });
+    world.says(a.link, ToHead::JobEnd { job, failure: died() });
+    world.assert_idle();
+}

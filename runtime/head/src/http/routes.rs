@@ -1,0 +1,88 @@
+//! What the routes do.
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    http::StatusCode,
+    middleware,
+    routing::{get, post},
+};
+use mobula_net::identity::Role;
+use mobula_proto::head::Snapshot;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Api, BODY_BYTES_MAX, Refusal, auth};
+use crate::service::Error;
+
+pub(super) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/tokens", post(tokens))
+        .route("/api/v1/shutdown", post(shutdown))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(api.clone(), auth::authorize))
+        .with_state(api)
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(failure) => Self::new(StatusCode::CONFLICT, failure.kind.code(), failure.message),
+            other => Self::new(StatusCode::SERVICE_UNAVAILABLE, "MOB1001", other.to_string()),
+        }
+    }
+}
+
+async fn healthz() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+async fn status(State(api): State<Api>) -> Result<Json<Snapshot>, Refusal> {
+    Ok(Json(api.0.poster.snapshot().await?))
+}
+
+/// What a join token shall be.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenWanted {
+    /// `agent` or `driver`.
+    role: String,
+    /// Seconds until it ends.
+    ttl_seconds: u64,
+}
+
+/// A new join token, a secret.
+#[derive(Serialize)]
+struct TokenMade {
+    token: String,
+}
+
+async fn tokens(
+    State(api): State<Api>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<TokenMade>, Refusal> {
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "MOB5001", message);
+    let body = body.map_err(|e| Refusal::new(e.status(), "MOB5002", e.body_text()))?;
+    let wanted: TokenWanted = serde_json::from_slice(&body)
+        .map_err(|e| bad(format!("send {{\"role\":\"agent\",\"ttl_seconds\":3600}}: {e}")))?;
+    let role = match wanted.role.as_str() {
+        "agent" => Role::Agent,
+        "driver" => Role::Driver,
+        other => return Err(bad(format!("a token is for the role agent or driver, not {other:?}"))),
+    };
+    if wanted.ttl_seconds == 0 {
+        return Err(bad("ttl_seconds must be at least 1".to_owned()));
+    }
+    let token = api.0.poster.create_token(role, Duration::from_secs(wanted.ttl_seconds)).await?;
+    Ok(Json(TokenMade { token }))
+}
+
+async fn shutdown(State(api): State<Api>) -> Result<Json<Value>, Refusal> {
+    api.0.poster.shutdown().await?;
+    Ok(Json(json!({ "status": "ending" })))
+}

@@ -1,0 +1,146 @@
+//! The head's folder.
+//!
+//! ```text
+//! <home>/                mode 0700
+//!   ca/                  the cluster's CA, key included
+//!   head/                the head's certificate and key, and state.redb
+//!   admin.token          the admin token, mode 0600; only its hash is in the state
+//!   head.json            where this head is: addresses, cluster, process
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mobula_net::identity::{Authority, Identity, NODE_LIFETIME, Role};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use super::Error;
+use crate::state::{Disk, Journal, Record};
+
+const ADMIN_FILE: &str = "admin.token";
+const WHERE_FILE: &str = "head.json";
+const ADMIN_PREFIX: &str = "mobula-admin-";
+/// The head's certificate is renewed at a start when it has less than this left.
+const RENEW_BEFORE: Duration = Duration::from_hours(90 * 24);
+
+/// What `head.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// The UDP port, as bound.
+    pub quic: SocketAddr,
+    /// The HTTP API.
+    pub http: SocketAddr,
+    /// The cluster: 32 hexadecimal digits.
+    pub cluster: String,
+    /// The process.
+    pub pid: u32,
+}
+
+/// Everything from the folder that a head needs.
+pub(super) struct Home {
+    pub journal: Arc<dyn Journal>,
+    pub authority: Authority,
+    pub identity: Identity,
+    pub admin_token: String,
+    pub admin_hash: [u8; 32],
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Home { what, path: path.to_owned(), source }
+}
+
+impl Home {
+    /// Opens the folder, making what is missing. Blocks on the disk.
+    pub fn open(home: &Path, cluster_name: &str) -> Result<Self, Error> {
+        folder(home)?;
+        let own = home.join("head");
+        folder(&own)?;
+        // First of all: it is also the lock that keeps a second head out.
+        let journal = Disk::open(&own.join("state.redb"))?;
+        let authority = Authority::load_or_create(&home.join("ca"), cluster_name)?;
+        let identity = identity(&own, &authority)?;
+        let (admin_token, admin_hash) = admin(home, &journal)?;
+        Ok(Self { journal: Arc::new(journal), authority, identity, admin_token, admin_hash })
+    }
+}
+
+/// Makes a folder that only its owner may enter, or closes an existing one to others.
+fn folder(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close to others", path))
+}
+
+fn identity(own: &Path, authority: &Authority) -> Result<Identity, Error> {
+    if Identity::exists(own)
+        && let Ok(identity) = Identity::load(own)
+        && identity.cluster_id() == authority.cluster_id()
+        && identity.expires() > SystemTime::now() + RENEW_BEFORE.min(NODE_LIFETIME / 2)
+    {
+        return Ok(identity);
+    }
+    // The CA is here, so a certificate that is lost, damaged or old is simply made anew.
+    let identity = authority.identity(Role::Head, "head")?;
+    identity.save(own)?;
+    Ok(identity)
+}
+
+/// BLAKE3 of a token's text.
+pub(crate) fn token_hash(text: &str) -> [u8; 32] {
+    *blake3::hash(text.as_bytes()).as_bytes()
+}
+
+/// The admin token and its hash. A file that is lost or does not match the state is replaced by a new token.
+fn admin(home: &Path, journal: &Disk) -> Result<(String, [u8; 32]), Error> {
+    let file = home.join(ADMIN_FILE);
+    let known = journal.load()?.into_iter().find_map(|record| match record {
+        Record::Admin { hash } => Some(hash),
+        _ => None,
+    });
+    if let (Some(known), Ok(text)) = (known, fs::read_to_string(&file)) {
+        let text = text.trim();
+        if bool::from(token_hash(text).ct_eq(&known)) {
+            return Ok((text.to_owned(), known));
+        }
+    }
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|e| Error::Start(format!("the system gives no randomness: {e}")))?;
+    let text = format!("{ADMIN_PREFIX}{}", hex::encode(secret));
+    let hash = token_hash(&text);
+    replace(&file, format!("{text}\n").as_bytes())?;
+    journal.append(&[Record::Admin { hash }])?;
+    Ok((text, hash))
+}
+
+/// Writes where this head is, for the command line on the same machine.
+pub(super) fn announce(home: &Path, quic: SocketAddr, http: SocketAddr, cluster: &str) -> Result<(), Error> {
+    let whereabouts = Whereabouts { quic, http, cluster: cluster.to_owned(), pid: std::process::id() };
+    let text = serde_json::to_vec_pretty(&whereabouts).map_err(|e| Error::Start(e.to_string()))?;
+    replace(&home.join(WHERE_FILE), &text)
+}
+
+/// Replaces a file's contents at once; only its owner may read it.
+fn replace(file: &Path, contents: &[u8]) -> Result<(), Error> {
+    let new = file.with_extension("new");
+    // A leftover of an interrupted start would keep its own mode.
+    if let Err(e) = fs::remove_file(&new)
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(failed("replace", &new)(e));
+    }
+    let mut out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(failed("write", &new))?;
+    out.write_all(contents).and_then(|()| out.sync_all()).map_err(failed("write", &new))?;
+    fs::rename(&new, file).map_err(failed("replace", file))
+}

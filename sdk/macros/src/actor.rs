@@ -1,0 +1,225 @@
+//! `#[mobula::actor]`.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote};
+use syn::{Error, FnArg, ImplItem, ImplItemFn, ItemImpl, Receiver, ReceiverKind, Result, Type, spanned::Spanned};
+
+use crate::{
+    function::{Parts, invocation, register},
+    options,
+};
+
+const ALLOWED: [&str; 8] = ["cpu", "gpu", "tpu", "memory", "restarts", "priority", "isolation", "name"];
+
+pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
+    let mut block: ItemImpl = syn::parse2(item)?;
+    let attributes = options::parse(attributes, &ALLOWED)?;
+    if let Some((path, _)) = &block.trait_ {
+        return Err(Error::new(path.span(), "put `#[mobula::actor]` on the type's own `impl` block"));
+    }
+    if let Some(parameter) = block.generics.params.first() {
+        return Err(Error::new(
+            parameter.span(),
+            "a generic actor has no code of its own that could be found by name: wrap it in a concrete type",
+        ));
+    }
+    let Type::Path(path) = &*block.self_ty else {
+        return Err(Error::new(block.self_ty.span(), "an actor is a struct or enum with a name"));
+    };
+    let actor = path
+        .path
+        .segments
+        .last()
+        .map(|segment| segment.ident.clone())
+        .ok_or_else(|| Error::new(path.span(), "an actor is a struct or enum with a name"))?;
+    let handle = format_ident!("{}Handle", actor);
+    let actor_name = match &attributes.name {
+        Some(text) => quote!(#text),
+        None => {
+            let text = actor.to_string();
+            quote!(::core::concat!(::core::module_path!(), "::", #text))
+        }
+    };
+
+    let mut constructor = None;
+    let mut methods = Vec::new();
+    for item in &mut block.items {
+        let ImplItem::Fn(function) = item else { continue };
+        let before = function.attrs.len();
+        function.attrs.retain(|attribute| !attribute.path().is_ident("local"));
+        if function.attrs.len() != before {
+            continue;
+        }
+        if function.sig.ident == "new" {
+            constructor = Some(function.clone());
+        } else if let Some(FnArg::Receiver(receiver)) = function.sig.inputs.first() {
+            if !matches!(receiver.kind, ReceiverKind::Reference(..)) {
+                return Err(Error::new(receiver.span(), "an actor's method takes `&self` or `&mut self`"));
+            }
+            methods.push(function.clone());
+        }
+    }
+    let constructor = constructor.ok_or_else(|| {
+        Error::new(block.self_ty.span(), "an actor needs a constructor: `fn new(…) -> Self` (it may be async, and may return a `Result`)")
+    })?;
+    let shares = methods.iter().any(|method| !is_exclusive(method));
+    let cell = if shares { quote!(::mobula::private::Shared) } else { quote!(::mobula::private::Exclusive) };
+    let spawn = expand_constructor(&constructor, &actor, &handle, &cell, &actor_name, &attributes.calls)?;
+    let calls = methods
+        .iter()
+        .map(|method| expand_method(method, &actor, &cell, shares, &actor_name))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(quote! {
+        #[allow(dead_code)]
+        #block
+
+        impl #actor {
+            #spawn
+        }
+
+        /// A handle to the actor; calls give refs to their results.
+        #[derive(Clone, Debug, ::mobula::rkyv::Archive, ::mobula::rkyv::Serialize, ::mobula::rkyv::Deserialize)]
+        #[rkyv(crate = ::mobula::rkyv)]
+        #[allow(missing_docs)]
+        pub struct #handle(::mobula::ActorHandle<#actor>);
+
+        impl ::core::convert::From<::mobula::ActorHandle<#actor>> for #handle {
+            fn from(handle: ::mobula::ActorHandle<#actor>) -> Self {
+                Self(handle)
+            }
+        }
+
+        impl ::core::ops::Deref for #handle {
+            type Target = ::mobula::ActorHandle<#actor>;
+
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+
+        impl ::mobula::private::Actor for #actor {
+            type Handle = #handle;
+            const NAME: &'static str = #actor_name;
+        }
+
+        #[allow(dead_code)]
+        impl #handle {
+            #(#calls)*
+        }
+    })
+}
+
+fn is_exclusive(method: &ImplItemFn) -> bool {
+    matches!(
+        method.sig.inputs.first(),
+        Some(FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(_, _, Some(_)), .. }))
+    )
+}
+
+fn expand_constructor(
+    function: &ImplItemFn,
+    actor: &syn::Ident,
+    handle: &syn::Ident,
+    cell: &TokenStream,
+    actor_name: &TokenStream,
+    calls: &TokenStream,
+) -> Result<TokenStream> {
+    let parts = Parts::new(&function.sig, "constructor")?;
+    let is_async = function.sig.asyncness.is_some();
+    let names = &parts.names;
+    let takes = parts.takes();
+    let wait = if is_async { quote!(.await) } else { quote!() };
+    let made = quote!(#actor::new(#(#names),*) #wait);
+    let made = if parts.fallible {
+        quote!(match #made {
+            ::core::result::Result::Ok(value) => value,
+            ::core::result::Result::Err(error) => return ::core::result::Result::Err(::mobula::private::returned(error)),
+        })
+    } else {
+        made
+    };
+    let run = invocation(is_async, &quote!(#takes let value: #actor = #made; ::core::result::Result::Ok(#cell::state(value))));
+    let constant = format_ident!("FUNCTION");
+    let registration = register(
+        &constant,
+        actor_name,
+        &parts.signature,
+        is_async,
+        &quote!(::mobula::private::Entry::Construct(run)),
+    );
+    let (parameters, arguments) = (parts.parameters(), parts.arguments());
+    let visibility = quote!(pub);
+    let _ = handle;
+    Ok(quote! {
+        /// Makes one as an actor somewhere: set options, then await it for a handle.
+        #[allow(dead_code, clippy::too_many_arguments)]
+        #visibility fn spawn(#parameters) -> ::mobula::Spawn<#actor> {
+            fn run(
+                #[allow(unused_mut, unused_variables)] mut arguments: ::mobula::private::Arguments,
+            ) -> ::mobula::private::Invocation<::mobula::private::ActorState> {
+                #run
+            }
+            #registration
+            ::mobula::Spawn::<#actor>::new(&#constant, ::mobula::Options::actor() #calls) #arguments
+        }
+    })
+}
+
+fn expand_method(
+    function: &ImplItemFn,
+    actor: &syn::Ident,
+    cell: &TokenStream,
+    shares: bool,
+    actor_name: &TokenStream,
+) -> Result<TokenStream> {
+    let parts = Parts::new(&function.sig, "method")?;
+    let (name, names, output) = (&function.sig.ident, &parts.names, &parts.output);
+    let is_async = function.sig.asyncness.is_some();
+    let exclusive = is_exclusive(function);
+    let takes = parts.takes();
+    let wait = if is_async { quote!(.await) } else { quote!() };
+    let (guard, this) = match (shares, exclusive, is_async) {
+        (true, true, true) => (quote!(let mut guard = cell.0.write().await;), quote!(&mut *guard)),
+        (true, true, false) => {
+            (quote!(let mut guard = cell.0.try_write().map_err(|_| ::mobula::private::busy())?;), quote!(&mut *guard))
+        }
+        (true, false, true) => (quote!(let guard = cell.0.read().await;), quote!(&*guard)),
+        (true, false, false) => {
+            (quote!(let guard = cell.0.try_read().map_err(|_| ::mobula::private::busy())?;), quote!(&*guard))
+        }
+        (false, _, true) => (quote!(let mut guard = cell.0.lock().await;), quote!(&mut *guard)),
+        (false, _, false) => {
+            (quote!(let mut guard = cell.0.try_lock().map_err(|_| ::mobula::private::busy())?;), quote!(&mut *guard))
+        }
+    };
+    let finish = parts.finish(&quote!(#actor::#name(#this #(, #names)*) #wait));
+    let run = invocation(is_async, &quote!(let cell = cell?; #takes #guard #finish));
+    let constant = format_ident!("FUNCTION");
+    let text = name.to_string();
+    let registered = quote!(::core::concat!(#actor_name, "::", #text));
+    // `concat!` takes literals only, and the actor's name may be a `concat!` itself.
+    let registration = register(
+        &constant,
+        &registered,
+        &parts.signature,
+        is_async,
+        &quote!(::mobula::private::Entry::Method { call: run, exclusive: #exclusive }),
+    );
+    let (parameters, arguments) = (parts.parameters(), parts.arguments());
+    let documentation = function.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
+    Ok(quote! {
+        #(#documentation)*
+        #[allow(clippy::too_many_arguments)]
+        pub fn #name(&self, #parameters) -> ::mobula::ObjectRef<#output> {
+            fn run(
+                state: &::mobula::private::ActorState,
+                #[allow(unused_mut, unused_variables)] mut arguments: ::mobula::private::Arguments,
+            ) -> ::mobula::private::Invocation<::mobula::private::Output> {
+                let cell = #cell::<#actor>::of(state);
+                #run
+            }
+            #registration
+            self.0.call::<#output>(&#constant, ::mobula::Options::actor()) #arguments .submit()
+        }
+    })
+}

@@ -1,0 +1,113 @@
+//! `#[mobula::task]`.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote};
+use syn::{Error, FnArg, ItemFn, Result, spanned::Spanned};
+
+use crate::{
+    function::{Parts, invocation, register},
+    options,
+};
+
+const ALLOWED: [&str; 10] = [
+    "cpu", "gpu", "tpu", "memory", "retries", "retry_errors", "priority", "isolation", "timeout_ms", "name",
+];
+
+pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
+    let function: ItemFn = syn::parse2(item)?;
+    let attributes = options::parse(attributes, &ALLOWED)?;
+    if let Some(FnArg::Receiver(receiver)) = function.sig.inputs.first() {
+        return Err(Error::new(receiver.span(), "a task has no `self`: make the type an actor"));
+    }
+    let parts = Parts::new(&function.sig, "task")?;
+    let (name, visibility) = (&function.sig.ident, &function.vis);
+    let is_async = function.sig.asyncness.is_some();
+    let mut local = function.clone();
+    local.vis = syn::parse_quote!(pub);
+    local.sig.ident = format_ident!("call");
+    let documentation: Vec<_> = function.attrs.iter().filter(|a| a.path().is_ident("doc")).cloned().collect();
+    local.attrs.retain(|a| !a.path().is_ident("doc"));
+    let (names, output, calls) = (&parts.names, &parts.output, &attributes.calls);
+    let types = &parts.types;
+    let takes = parts.takes();
+    let wait = if is_async { quote!(.await) } else { quote!() };
+    let finish = parts.finish(&quote!(#name::call(#(#names),*) #wait));
+    let run = invocation(is_async, &quote!(#takes #finish));
+    let registered = match &attributes.name {
+        Some(text) => quote!(#text),
+        None => {
+            let text = name.to_string();
+            quote!(::core::concat!(::core::module_path!(), "::", #text))
+        }
+    };
+    let constant = format_ident!("FUNCTION");
+    let registration = register(
+        &constant,
+        &registered,
+        &parts.signature,
+        is_async,
+        &quote!(::mobula::private::Entry::Task(run)),
+    );
+    let (parameters, arguments) = (parts.parameters(), parts.arguments());
+    let with_options = format_ident!("{}_with_options", name);
+    let local_fn = {
+        let asyncness = &function.sig.asyncness;
+        let result = &function.sig.output;
+        quote! {
+            /// Calls the function right here.
+            #[allow(dead_code, missing_docs, clippy::too_many_arguments)]
+            pub #asyncness fn local(&self #(, #names: #types)*) #result {
+                Self::call(#(#names),*) #wait
+            }
+        }
+    };
+    let mut body = local;
+    body.attrs.push(syn::parse_quote!(#[allow(clippy::too_many_arguments, missing_docs)]));
+    Ok(quote! {
+        #(#documentation)*
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Copy, Debug)]
+        #visibility struct #name;
+
+        #[doc(hidden)]
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Debug)]
+        #visibility struct #with_options(::mobula::Options);
+
+        impl #name {
+            #body
+            #local_fn
+
+            /// Submits it, and gives a ref to its result at once.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn remote(&self, #parameters) -> ::mobula::ObjectRef<#output> {
+                self.options().remote(#(#names),*)
+            }
+
+            /// Changes how it runs, for one call site.
+            pub fn options(&self) -> #with_options {
+                #with_options(::mobula::Options::task() #calls)
+            }
+        }
+
+        impl #with_options {
+            ::mobula::__option_methods!();
+
+            /// Submits it, and gives a ref to its result at once.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn remote(&self, #parameters) -> ::mobula::ObjectRef<#output> {
+                ::mobula::private::Call::<#output>::new(&Self::function(), self.0.clone()) #arguments .submit()
+            }
+
+            fn function() -> &'static ::mobula::private::Function {
+                fn run(
+                    #[allow(unused_mut, unused_variables)] mut arguments: ::mobula::private::Arguments,
+                ) -> ::mobula::private::Invocation<::mobula::private::Output> {
+                    #run
+                }
+                #registration
+                &#constant
+            }
+        }
+    })
+}

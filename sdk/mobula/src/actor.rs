@@ -1,0 +1,284 @@
+//! Actors: spawning them, and handles to them.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    marker::PhantomData,
+    pin::Pin,
+};
+
+use mobula_host::{codec, registry::Function};
+use mobula_proto::{
+    Failure, FailureKind, ObjectId, TaskId,
+    host::{Answer, Question},
+    peer::State,
+};
+use rkyv::{
+    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    rancor::{Fallible, Source},
+};
+
+use crate::{
+    Error, ErrorKind, ObjectRef, Options, Result,
+    object::{Raw, Settled},
+    task::Call,
+};
+
+/// A type whose values live as actors. `#[mobula::actor]` implements it.
+pub trait Actor: Send + 'static {
+    /// The typed handle, with a method for each of the actor's.
+    type Handle: From<ActorHandle<Self>> + Clone + Send
+    where
+        Self: Sized;
+    /// `crate::module::Type`.
+    const NAME: &'static str;
+}
+
+/// A handle to an actor, which lives while one does, in whichever process.
+pub struct ActorHandle<A> {
+    raw: Raw,
+    kind: PhantomData<fn() -> A>,
+}
+
+impl<A: Actor> ActorHandle<A> {
+    fn adopt(raw: Raw) -> Self {
+        Self { raw, kind: PhantomData }
+    }
+
+    /// The actor's name in the cluster.
+    pub fn id(&self) -> TaskId {
+        self.raw.id.task
+    }
+
+    /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`.
+    pub fn kill(&self) {
+        self.raw.runtime.kill(self.raw.id.task);
+    }
+
+    /// Where it lives, once it does; `None` while it is being made or started again.
+    pub fn node(&self) -> Option<mobula_proto::NodeId> {
+        match self.raw.runtime.state(self.raw.id) {
+            Some(State::Actor { host, .. }) => Some(host.node),
+            _ => None,
+        }
+    }
+
+    #[doc(hidden)]
+    pub fn call<R>(&self, function: &'static Function, options: Options) -> MethodCall<R> {
+        MethodCall { call: Call::new(function, options), actor: self.raw.id }
+    }
+}
+
+impl<A> Clone for ActorHandle<A> {
+    fn clone(&self) -> Self {
+        Self { raw: self.raw.clone(), kind: PhantomData }
+    }
+}
+
+impl<A: Actor> fmt::Debug for ActorHandle<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", A::NAME, self.raw.id.task)
+    }
+}
+
+/// A call of a method that is being put together.
+#[doc(hidden)]
+pub struct MethodCall<R> {
+    call: Call<R>,
+    actor: ObjectId,
+}
+
+impl<R> MethodCall<R> {
+    pub fn argument<T>(self, argument: impl crate::IntoArgument<T>) -> Self {
+        Self { call: self.call.argument(argument), actor: self.actor }
+    }
+
+    pub fn submit(self) -> ObjectRef<R> {
+        self.call.submit_method(self.actor)
+    }
+}
+
+impl<A> Archive for ActorHandle<A> {
+    type Archived = Archived<ObjectId>;
+    type Resolver = Resolver<ObjectId>;
+
+    fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
+        self.raw.id.resolve(resolver, out);
+    }
+}
+
+impl<A, S> Serialize<S> for ActorHandle<A>
+where
+    S: Fallible + ?Sized,
+    S::Error: Source,
+{
+    fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
+        codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
+        self.raw.id.serialize(serializer)
+    }
+}
+
+impl<A, D> Deserialize<ActorHandle<A>, D> for Archived<ObjectId>
+where
+    D: Fallible + ?Sized,
+    D::Error: Source,
+{
+    fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ActorHandle<A>, D::Error> {
+        let id: ObjectId = self.deserialize(deserializer)?;
+        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
+        Ok(ActorHandle { raw: Raw { id, runtime }, kind: PhantomData })
+    }
+}
+
+/// An actor that is about to be made: set its options, then await it for a handle.
+pub struct Spawn<A: Actor> {
+    call: Call<()>,
+    kind: PhantomData<fn() -> A>,
+}
+
+impl<A: Actor> Spawn<A> {
+    /// By this constructor.
+    #[doc(hidden)]
+    pub fn new(function: &'static Function, options: Options) -> Self {
+        Self { call: Call::new(function, options), kind: PhantomData }
+    }
+
+    #[doc(hidden)]
+    pub fn argument<T>(mut self, argument: impl crate::IntoArgument<T>) -> Self {
+        self.call = self.call.argument(argument);
+        self
+    }
+
+    /// Changes its options.
+    pub fn options(mut self, change: impl FnOnce(Options) -> Options) -> Self {
+        let options = self.call.options();
+        *options = change(std::mem::take(options));
+        self
+    }
+
+    /// A name under which others find it; unique in its namespace.
+    pub fn name(self, name: &str) -> Self {
+        self.options(|options| options.name(name))
+    }
+
+    /// The namespace of its name; the job's own unless set.
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.options(|options| options.namespace(namespace))
+    }
+
+    /// If the name is taken, gives a handle to whoever has it instead of failing.
+    pub fn get_or_create(self) -> Self {
+        self.options(|options| options.get_or_create(true))
+    }
+
+    /// Starts it without waiting for its constructor; calls on the handle wait. A failed constructor fails them.
+    /// Not for named actors, whose name must be claimed first: await those.
+    pub fn start(self) -> A::Handle {
+        A::Handle::from(ActorHandle::adopt(self.call.submit_construct().raw.clone()))
+    }
+
+    async fn finish(mut self) -> Result<A::Handle> {
+        let options = self.call.options();
+        let (name, namespace) = (options.name.take(), options.namespace.clone());
+        let (get_or_create, detached) = (options.get_or_create, options.detached);
+        if detached {
+            return Err(Error::new(
+                ErrorKind::ActorName,
+                "detached actors need a cluster that keeps them; this one does not offer that",
+            ));
+        }
+        if let (Some(name), true) = (&name, get_or_create)
+            && let Some(found) = find::<A>(name, &namespace).await?
+        {
+            return Ok(found);
+        }
+        let construction = self.call.submit_construct();
+        if let Some(name) = &name {
+            let actor = construction.raw.id.task;
+            let question = Question::NameClaim {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                actor,
+                actor_type: A::NAME.to_owned(),
+            };
+            match ask(question).await? {
+                Answer::Done => construction.raw.runtime.named(construction.raw.id, &namespace, name),
+                Answer::Actor { .. } if get_or_create => {
+                    // Somebody was faster: this one is given up.
+                    construction.raw.runtime.kill(actor);
+                    return find::<A>(name, &namespace).await?.ok_or_else(|| no_such(name, &namespace));
+                }
+                Answer::Actor { actor: holder, .. } => {
+                    construction.raw.runtime.kill(actor);
+                    return Err(Error::new(
+                        ErrorKind::ActorName,
+                        format!("the name {name:?} is taken by {holder}: use another, or `get_or_create`"),
+                    ));
+                }
+                other => return Err(unexpected(other)),
+            }
+        }
+        Settled::new(construction.raw.clone()).await;
+        match construction.raw.runtime.state(construction.raw.id) {
+            Some(State::Failed(failure)) => Err(failure.into()),
+            _ => match construction.raw.runtime.ended() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(A::Handle::from(ActorHandle::adopt(construction.raw.clone()))),
+            },
+        }
+    }
+}
+
+impl<A: Actor> IntoFuture for Spawn<A> {
+    type Output = Result<A::Handle>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<A::Handle>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.finish())
+    }
+}
+
+/// The actor of this name, in the job's own namespace where `namespace` is empty.
+pub async fn find_actor<A: Actor>(name: &str, namespace: &str) -> Result<A::Handle> {
+    find::<A>(name, namespace).await?.ok_or_else(|| no_such(name, namespace))
+}
+
+async fn find<A: Actor>(name: &str, namespace: &str) -> Result<Option<A::Handle>> {
+    let question = Question::NameFind { namespace: namespace.to_owned(), name: name.to_owned() };
+    match ask(question).await? {
+        Answer::NoSuchName => Ok(None),
+        Answer::Actor { actor, actor_type } => {
+            if actor_type != A::NAME {
+                return Err(Error::new(
+                    ErrorKind::ActorName,
+                    format!("the actor {name:?} is a {actor_type}, not a {}", A::NAME),
+                ));
+            }
+            let runtime = crate::cluster::current()?;
+            let id = actor.object(0);
+            runtime.borrow(id);
+            Ok(Some(A::Handle::from(ActorHandle::adopt(Raw { id, runtime }))))
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+fn no_such(name: &str, namespace: &str) -> Error {
+    let place = if namespace.is_empty() { "the job's own namespace".to_owned() } else { format!("namespace {namespace:?}") };
+    Error::new(ErrorKind::ActorName, format!("there is no actor {name:?} in {place}: spawn it with that name first"))
+}
+
+fn unexpected(answer: Answer) -> Error {
+    match answer {
+        Answer::Failed(failure) => failure.into(),
+        other => Failure::new(FailureKind::Internal, format!("the head answered {other:?}")).into(),
+    }
+}
+
+async fn ask(question: Question) -> Result<Answer> {
+    let runtime = crate::cluster::current()?;
+    let user = runtime.user().clone();
+    user.spawn_blocking(move || runtime.ask(question)).await.map_err(|error| {
+        Error::new(ErrorKind::Internal, format!("a question to the head was interrupted: {error}"))
+    })
+}

@@ -1,0 +1,87 @@
+//! What the macros' code uses. No part of the public interface.
+
+use std::sync::Arc;
+
+pub use mobula_host::{
+    codec::{Arguments, Output},
+    linkme,
+    registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Running},
+};
+pub use mobula_proto::Failure;
+use mobula_proto::FailureKind;
+use tokio::sync::{Mutex, RwLock};
+
+pub use crate::{
+    actor::Actor,
+    argument::FromArgument,
+    cluster::{Outcome, run_main, run_test},
+    task::Call,
+};
+use crate::Data;
+
+/// Encodes what a function returned.
+pub fn finish<T: Data>(value: T) -> Result<Output, Failure> {
+    mobula_host::codec::encode(&value)
+}
+
+/// Encodes what a function returned, or says why it failed.
+pub fn finish_result<T: Data, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    result: Result<T, E>,
+) -> Result<Output, Failure> {
+    match result {
+        Ok(value) => finish(value),
+        Err(error) => Err(returned(error)),
+    }
+}
+
+/// What user code failed with.
+pub fn returned<E: Into<Box<dyn std::error::Error + Send + Sync>>>(error: E) -> Failure {
+    crate::error::returned(error.into().as_ref())
+}
+
+/// The elements of a vector argument: one vector, or several objects.
+pub fn take_list<T: Data>(arguments: &mut Arguments) -> Result<Vec<T>, Failure>
+where
+    Vec<T>: Data,
+{
+    arguments.next_list()
+}
+
+/// The state of an actor that has `&self` methods.
+pub struct Shared<T>(pub RwLock<T>);
+
+/// The state of an actor that has none, and need not be `Sync`.
+pub struct Exclusive<T>(pub Mutex<T>);
+
+fn wrong_state() -> Failure {
+    Failure::new(FailureKind::Internal, "an actor's state is not what its method expects")
+}
+
+impl<T: Send + Sync + 'static> Shared<T> {
+    /// For the registry.
+    pub fn state(value: T) -> ActorState {
+        Arc::new(Self(RwLock::new(value)))
+    }
+
+    /// Of this actor.
+    pub fn of(state: &ActorState) -> Result<Arc<Self>, Failure> {
+        state.clone().downcast::<Self>().map_err(|_| wrong_state())
+    }
+}
+
+impl<T: Send + 'static> Exclusive<T> {
+    /// For the registry.
+    pub fn state(value: T) -> ActorState {
+        Arc::new(Self(Mutex::new(value)))
+    }
+
+    /// Of this actor.
+    pub fn of(state: &ActorState) -> Result<Arc<Self>, Failure> {
+        state.clone().downcast::<Self>().map_err(|_| wrong_state())
+    }
+}
+
+/// A method was called while another had the actor to itself, which the executor rules out.
+pub fn busy() -> Failure {
+    Failure::new(FailureKind::Internal, "the actor's state is in use")
+}

@@ -1,0 +1,584 @@
+//! The actor around [`Core`]: it takes messages, lets the core decide, and does what comes of it. All waiting is
+//! done by the tasks that send to it; each holds a permit for every message of its that is not handled yet.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use mobula_net::{bulk, ring};
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
+    head::{self, Between, Pull, ToHead, Usage},
+    host::{self, ToAgent, ToHost},
+    peer::Copy,
+    wire,
+};
+use mobula_store::{heap::Block, region::Reader};
+use mobula_telemetry::task;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use super::{
+    launch::{self, Launching},
+    memory::{self, Memory, Step, Wanted},
+    peers::{Line, Peers},
+    provision::Provision,
+    routes::{Outbox, Routes, Undelivered},
+};
+use crate::core::{Config, Core, Effect, Launch};
+
+/// Most messages of one sender that the actor has not handled yet.
+pub const PERMITS: usize = 512;
+/// How much touched memory of its own the agent keeps for each job, in bytes, while nobody lacks it.
+const KEEP_BYTES: u64 = 64 * 1024 * 1024;
+
+pub(super) type Permit = OwnedSemaphorePermit;
+
+/// What the actor is told.
+pub(super) enum Message {
+    Host(HostId, Box<ToAgent>, Vec<OwnedFd>, Permit),
+    Head(Box<head::ToAgent>, Permit),
+    Peer(Between, Permit),
+    DriverArrived(Outbox, Arc<Notify>, bool, oneshot::Sender<Result<HostId, Failure>>),
+    Linked(HostId, Outbox),
+    Ended(HostId, Failure),
+    Pulled(ObjectId, u32, JobId, Result<Block, Failure>),
+    Serve(ObjectId, Copy, NodeId, oneshot::Sender<Result<Bytes, String>>),
+    Served(ObjectId, NodeId, u64, Permit),
+    Tick,
+    Usage(oneshot::Sender<Usage>),
+    Report,
+    /// Ends everything; the reply comes when no host is left.
+    Stop(Failure, oneshot::Sender<()>),
+}
+
+/// The way to the actor.
+#[derive(Clone)]
+pub(super) struct Post(ActorRef<Message>);
+
+impl Post {
+    pub(super) fn new(actor: ActorRef<Message>) -> Self {
+        Self(actor)
+    }
+
+    /// A sender's permits.
+    pub(super) fn permits(&self) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(PERMITS))
+    }
+
+    /// Sends once there is a permit. Where the actor is gone, so is everything that the message is about.
+    pub(super) async fn send(&self, permits: &Arc<Semaphore>, message: impl FnOnce(Permit) -> Message) {
+        if let Ok(permit) = Arc::clone(permits).acquire_owned().await {
+            self.cast(message(permit));
+        }
+    }
+
+    fn cast(&self, message: Message) {
+        if self.0.cast(message).is_err() {
+            debug!("the agent has ended");
+        }
+    }
+
+    pub(super) fn linked(&self, host: HostId, outbox: Outbox) {
+        self.cast(Message::Linked(host, outbox));
+    }
+
+    pub(super) fn ended(&self, host: HostId, failure: Failure) {
+        self.cast(Message::Ended(host, failure));
+    }
+
+    pub(super) fn report(&self) {
+        self.cast(Message::Report);
+    }
+
+    pub(super) async fn driver_arrived(
+        &self,
+        outbox: Outbox,
+        close: Arc<Notify>,
+        in_process: bool,
+    ) -> Result<HostId, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(Message::DriverArrived(outbox, close, in_process, reply));
+        answer.await.unwrap_or_else(|_| Err(Failure::new(FailureKind::Unreachable, "the agent has ended")))
+    }
+
+    pub(super) async fn serve(&self, object: ObjectId, copy: Copy, by: NodeId) -> Result<Bytes, String> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(Message::Serve(object, copy, by, reply));
+        answer.await.unwrap_or_else(|_| Err("the agent has ended".to_owned()))
+    }
+
+    pub(super) async fn served(&self, object: ObjectId, by: NodeId, bytes: u64) {
+        self.send(&self.permits(), |permit| Message::Served(object, by, bytes, permit)).await;
+    }
+
+    pub(super) async fn usage(&self) -> Option<Usage> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(Message::Usage(reply));
+        answer.await.ok()
+    }
+
+    pub(super) async fn stop(&self, failure: Failure) {
+        let (reply, answer) = oneshot::channel();
+        self.cast(Message::Stop(failure, reply));
+        // An actor that is gone has nobody left.
+        let _gone = answer.await;
+        self.0.stop(None);
+    }
+}
+
+/// What the actor starts with.
+pub(super) struct Arguments {
+    pub(super) config: Config,
+    pub(super) ring_bytes: u32,
+    pub(super) nodes: Vec<head::Node>,
+    pub(super) to_head: mpsc::Sender<ToHead>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) provision: Arc<Provision>,
+    pub(super) endpoint: Option<Arc<mobula_net::quic::Endpoint>>,
+    pub(super) listens: bool,
+    /// Everything of [`Launching`] but the way to this actor.
+    pub(super) launcher: Arc<dyn crate::launcher::Launcher>,
+    pub(super) devices: Arc<Vec<mobula_proto::resource::Device>>,
+    pub(super) env: Arc<Vec<(String, String)>>,
+}
+
+pub(super) struct State {
+    core: Core,
+    memory: Memory,
+    ring_bytes: u32,
+    to_head: mpsc::Sender<ToHead>,
+    routes: Arc<Routes>,
+    provision: Arc<Provision>,
+    peers: Arc<Peers>,
+    launching: Launching,
+    links: BTreeMap<HostId, Outbox>,
+    /// What ends a driver's link.
+    closing: BTreeMap<HostId, Arc<Notify>>,
+    /// What ends a launched host.
+    killing: BTreeMap<HostId, watch::Sender<bool>>,
+    timer: Option<(Instant, task::Guard)>,
+    reported: Usage,
+    stopping: Option<oneshot::Sender<()>>,
+    post: Post,
+    _accepting: Option<task::Guard>,
+}
+
+pub(super) struct Service;
+
+impl Actor for Service {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Message>,
+        arguments: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        let post = Post::new(myself);
+        let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } = arguments;
+        let accepts = endpoint.is_some() && listens;
+        let (me, store_bytes) = (config.node, config.store_bytes);
+        let peers = Peers::new(
+            me,
+            endpoint,
+            listens,
+            Arc::clone(&routes),
+            Arc::clone(&provision),
+            post.clone(),
+        );
+        provision.set_peers(&peers);
+        let launching = Launching {
+            launcher: arguments.launcher,
+            provision: Arc::clone(&provision),
+            routes: Arc::clone(&routes),
+            post: post.clone(),
+            devices: arguments.devices,
+            env: arguments.env,
+        };
+        let accepting = accepts.then(|| task::scoped("peer-accept", Arc::clone(&peers).accept()));
+        let mut core = Core::new(config);
+        for node in nodes {
+            peers.node_up(node.clone());
+            core.node_up(node);
+        }
+        Ok(State {
+            core,
+            memory: Memory::new(store_bytes),
+            ring_bytes,
+            to_head,
+            routes,
+            provision,
+            peers,
+            launching,
+            links: BTreeMap::new(),
+            closing: BTreeMap::new(),
+            killing: BTreeMap::new(),
+            timer: None,
+            reported: Usage::default(),
+            stopping: None,
+            post,
+            _accepting: accepting,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.handle(message);
+        state.apply();
+        state.set_timer();
+        state.check_stopped();
+        Ok(())
+    }
+}
+
+impl State {
+    fn handle(&mut self, message: Message) {
+        let now = Instant::now();
+        match message {
+            Message::Host(host, said, fds, _permit) => self.from_host(host, *said, fds, now),
+            Message::Head(said, _permit) => {
+                match &*said {
+                    head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
+                    head::ToAgent::NodeDown { node, .. } => self.peers.node_down(*node),
+                    _ => {}
+                }
+                self.core.from_head(*said, now);
+            }
+            Message::Peer(said, _permit) => self.core.from_peer(said),
+            Message::DriverArrived(outbox, close, in_process, reply) => {
+                let arrived = if self.stopping.is_some() {
+                    Err(Failure::new(FailureKind::Unreachable, "the agent is ending"))
+                } else {
+                    self.core.driver_arrived(in_process)
+                };
+                if let Ok(host) = arrived {
+                    self.links.insert(host, outbox);
+                    self.closing.insert(host, close);
+                }
+                // A driver that left meanwhile ends its link next.
+                let _left = reply.send(arrived);
+            }
+            Message::Linked(host, outbox) => {
+                self.links.insert(host, outbox);
+            }
+            Message::Ended(host, failure) => self.ended(host, failure),
+            Message::Pulled(object, attempt, job, result) => self.pulled(object, attempt, job, result),
+            Message::Serve(object, copy, by, reply) => self.serve(object, copy, by, reply),
+            Message::Served(object, by, bytes, _permit) => self.core.served(object, by, bytes),
+            Message::Tick => {
+                self.timer = None;
+                self.core.tick(now);
+            }
+            Message::Usage(reply) => {
+                // Whoever asked may have left.
+                let _left = reply.send(self.core.usage());
+            }
+            Message::Report => {
+                let usage = self.core.usage();
+                if usage != self.reported {
+                    self.reported = usage.clone();
+                    self.core.effects.push(Effect::Head(ToHead::Usage(usage)));
+                }
+            }
+            Message::Stop(failure, reply) => {
+                self.stopping = Some(reply);
+                self.core.end_all(&failure);
+            }
+        }
+    }
+
+    fn from_host(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
+        match &said {
+            ToAgent::Hello { driver: Some(driver), .. } => self.provision.driver(host, driver),
+            ToAgent::RegionAdded { bytes, .. } => {
+                // The size is what the store accounts for: it has to be the file's own.
+                let size = fds.first().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_size);
+                if size.and_then(|size| u64::try_from(size).ok()) != Some(*bytes) {
+                    warn!(%host, ?size, bytes, "a region is not of the size that was said; its host is ended");
+                    self.end(host);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.core.from_host(host, said, fds, now);
+    }
+
+    fn ended(&mut self, host: HostId, failure: Failure) {
+        info!(%host, why = %failure.message, "host ended");
+        self.links.remove(&host);
+        self.closing.remove(&host);
+        self.killing.remove(&host);
+        self.routes.remove_host(host);
+        self.provision.driver_gone(host);
+        self.core.host_ended(host, failure);
+    }
+
+    fn end(&mut self, host: HostId) {
+        if let Some(kill) = self.killing.get(&host) {
+            kill.send_replace(true);
+        } else if let Some(close) = self.closing.get(&host) {
+            close.notify_one();
+        }
+    }
+
+    /// Does what the core decided, and what follows from that, until nothing is left to do.
+    fn apply(&mut self) {
+        loop {
+            let effects = std::mem::take(&mut self.core.effects);
+            if effects.is_empty() {
+                if !self.sweep() {
+                    return;
+                }
+                continue;
+            }
+            for effect in effects {
+                self.perform(effect);
+            }
+        }
+    }
+
+    /// Gives back memory of the agent's own; says whether that changed anything.
+    fn sweep(&mut self) -> bool {
+        let short = self.core.objects.short_by() > 0;
+        let keep = if short { 0 } else { KEEP_BYTES.min(self.core.objects.capacity() / 8) };
+        let agent = self.core.node().agent();
+        let removed = self.memory.sweep(agent, keep);
+        for region in &removed {
+            self.core.own_region_removed(*region);
+        }
+        !removed.is_empty()
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Tell(host, message, fds) => self.tell(host, message, fds),
+            Effect::Head(message) => {
+                if self.to_head.try_send(message).is_err() {
+                    warn!("a message to the head is lost: its link is gone, or too far behind");
+                }
+            }
+            Effect::Peer(node, message) => {
+                let sent = self.peers_outbox(node).map(|outbox| outbox.tell(message));
+                if sent == Some(Err(Undelivered::Full)) {
+                    warn!(%node, "a message to a node is lost: too many wait for it");
+                }
+            }
+            Effect::Launch(launch) => self.launch(*launch),
+            Effect::Kill(host) | Effect::Close(host) => self.end(host),
+            Effect::Ready(host, job) => {
+                if let Some(outbox) = self.links.get(&host) {
+                    self.routes.add_host(host, job, outbox.clone());
+                }
+            }
+            Effect::Died(host, job, failure) => self.routes.died(host, job, &failure),
+            Effect::Rings(pair) => self.rings(pair),
+            Effect::Pull(object, copy, job) => {
+                let steps = self.memory.want(job, Wanted { object, copy });
+                self.steps(job, steps);
+            }
+            Effect::Reclaim(copies) => self.memory.reclaim(&copies),
+            Effect::Room(request, result) => self.room(request, result),
+            Effect::JobGone(job) => {
+                if let Some((_, bytes)) = self.memory.job_gone(job) {
+                    self.core.objects.ungrant(self.core.node().agent(), bytes);
+                }
+                let provision = Arc::clone(&self.provision);
+                drop(tokio::task::spawn_blocking(move || provision.job_gone(job)));
+            }
+        }
+    }
+
+    fn peers_outbox(&self, node: NodeId) -> Option<super::routes::PeerOutbox> {
+        self.routes.peer(node)
+    }
+
+    fn tell(&mut self, host: HostId, message: ToHost, fds: Vec<Arc<OwnedFd>>) {
+        let Some(outbox) = self.links.get(&host) else { return };
+        match outbox.tell(message, fds) {
+            // Its end is on the way to here.
+            Ok(()) | Err(Undelivered::Closed) => {}
+            Err(Undelivered::Full) => {
+                warn!(%host, "a host does not read what it is told, and is ended");
+                self.end(host);
+            }
+        }
+    }
+
+    fn launch(&mut self, launch: Launch) {
+        let (kill, killed) = watch::channel(false);
+        self.killing.insert(launch.host, kill);
+        drop(task::spawn("host", launch::run(self.launching.clone(), launch, killed)));
+    }
+
+    fn rings(&mut self, [(one, one_bell), (other, other_bell)]: [(HostId, Arc<OwnedFd>); 2]) {
+        let made = (|| Ok::<_, ring::Error>((ring::create(self.ring_bytes)?, ring::create(self.ring_bytes)?)))();
+        match made {
+            Ok((forth, back)) => {
+                let (forth, back) = (Arc::new(forth), Arc::new(back));
+                let fds = vec![Arc::clone(&back), Arc::clone(&forth), other_bell];
+                self.tell(one, ToHost::Rings { peer: other }, fds);
+                self.tell(other, ToHost::Rings { peer: one }, vec![forth, back, one_bell]);
+            }
+            // They go on through the agent.
+            Err(error) => warn!(%one, %other, %error, "no rings between two hosts"),
+        }
+    }
+
+    fn steps(&mut self, job: JobId, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Start(wanted, block) => self.pull(job, wanted, block),
+                Step::Ask(request, bytes) => {
+                    let agent = self.core.node().agent();
+                    self.core.want_region(agent, request, bytes, memory::ROOM_WAIT, Instant::now());
+                }
+            }
+        }
+    }
+
+    fn room(&mut self, request: host::Request, result: Result<(), Failure>) {
+        let agent = self.core.node().agent();
+        let Some((job, bytes)) = self.memory.asked(request) else { return };
+        let made = result.and_then(|()| self.memory.make_region(job));
+        let added = made.and_then(|(seq, len, fd)| {
+            let region = RegionId { writer: agent, seq };
+            self.core
+                .objects
+                .add_region(region, job, len, Arc::new(fd))
+                .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+        });
+        let steps = match added {
+            Ok(()) => self.memory.granted(job),
+            Err(failure) => {
+                self.core.objects.ungrant(agent, bytes);
+                let (lost, steps) = self.memory.refused(job);
+                if let Some(lost) = lost {
+                    self.core.pulled(lost.object, lost.copy.attempt, Err(failure));
+                }
+                steps
+            }
+        };
+        self.steps(job, steps);
+    }
+
+    fn pull(&mut self, job: JobId, wanted: Wanted, mut block: Block) {
+        let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
+        drop(task::spawn("pull", async move {
+            let Wanted { object, copy } = wanted;
+            let result = match pull_into(&peers, me, object, copy, &mut block).await {
+                Ok(()) => Ok(block),
+                Err(why) => {
+                    let text = format!("it could not be copied from {}: {why}", copy.node);
+                    Err(Failure::new(FailureKind::ObjectLost, text))
+                }
+            };
+            post.cast(Message::Pulled(object, copy.attempt, job, result));
+        }));
+    }
+
+    fn pulled(&mut self, object: ObjectId, attempt: u32, job: JobId, result: Result<Block, Failure>) {
+        let agent = self.core.node().agent();
+        match result {
+            Ok(block) => {
+                let extent = block.seal();
+                let place = extent.location();
+                let region = RegionId { writer: agent, seq: place.region_seq };
+                self.memory.keep(object, attempt, job, extent);
+                if !self.core.pulled(object, attempt, Ok((region, place.offset, place.len))) {
+                    self.memory.reclaim(&[(object, attempt)]);
+                }
+            }
+            Err(failure) => {
+                self.core.pulled(object, attempt, Err(failure));
+            }
+        }
+    }
+
+    fn serve(
+        &mut self,
+        object: ObjectId,
+        copy: Copy,
+        by: NodeId,
+        reply: oneshot::Sender<Result<Bytes, String>>,
+    ) {
+        let Some((place, fd)) = self.core.serve(object, copy.attempt, by) else {
+            let why = format!("{} has no copy of {object} by attempt {}", self.core.node(), copy.attempt);
+            let _left = reply.send(Err(why));
+            return;
+        };
+        let bytes = fd.as_fd().try_clone_to_owned().map_err(|error| error.to_string()).and_then(|fd| {
+            let reader = Reader::map(fd, place.region_bytes).map_err(|error| error.to_string())?;
+            let bytes = reader.bytes(place.offset, place.bytes, None).map_err(|error| error.to_string())?;
+            Ok(Bytes::from_owner(bytes))
+        });
+        let failed = bytes.is_err();
+        if reply.send(bytes).is_err() || failed {
+            self.core.served(object, by, 0);
+        }
+    }
+
+    fn set_timer(&mut self) {
+        let Some(next) = self.core.next_deadline() else {
+            self.timer = None;
+            return;
+        };
+        if self.timer.as_ref().is_some_and(|(at, _)| *at <= next) {
+            return;
+        }
+        let post = self.post.clone();
+        let guard = task::scoped("agent-timer", async move {
+            tokio::time::sleep_until(next.into()).await;
+            post.cast(Message::Tick);
+        });
+        self.timer = Some((next, guard));
+    }
+
+    fn check_stopped(&mut self) {
+        if self.stopping.is_some()
+            && self.core.hosts().is_empty()
+            && let Some(reply) = self.stopping.take()
+        {
+            // Whoever asked may have left.
+            let _left = reply.send(());
+        }
+    }
+}
+
+async fn pull_into(
+    peers: &Arc<Peers>,
+    me: NodeId,
+    object: ObjectId,
+    copy: Copy,
+    block: &mut Block,
+) -> Result<(), String> {
+    let request = wire::encode(&Pull::Object { object, copy, by: me }).map_err(|error| error.to_string())?;
+    let wanted = usize::try_from(copy.bytes).map_err(|error| error.to_string())?;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let connection = peers.connection(copy.node, Line::Bulk).await.map_err(|error| error.to_string())?;
+        let dest = block.as_mut_slice().get_mut(..wanted).ok_or("its memory is too small")?;
+        match bulk::pull(&connection, &request, dest).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.retryable() && tries < PULL_TRIES => {
+                debug!(%object, %error, "pulling again");
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// How often a pull is tried where trying again can help.
+const PULL_TRIES: u32 = 2;

@@ -1,0 +1,214 @@
+//! A launched host, from its program's arrival to its end.
+
+use std::{
+    collections::VecDeque,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use mobula_net::link::split_async;
+use mobula_proto::{Failure, FailureKind, HostId, resource::Device};
+use mobula_telemetry::task;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, BufReader},
+    sync::watch,
+    time::timeout,
+};
+use tracing::info;
+
+use super::{
+    actor::Post,
+    link::{End, HELLO_TIMEOUT, read_all, write_all},
+    provision::Provision,
+    routes::{Outbox, Routes},
+};
+use crate::{
+    core::Launch,
+    launcher::{Launched, Launcher, Output, Spec, device_env},
+};
+
+/// Longest line of output that is passed on, in bytes; a longer one is cut into several.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+/// How many of a host's last lines on standard error are quoted when it fails.
+pub const LAST_LINES_MAX: usize = 20;
+/// How long a job's program may take to arrive.
+pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a host may live after it closed its link.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
+/// How long what a dead host left in its socket and pipes is read.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What launching needs of the agent.
+#[derive(Clone)]
+pub(super) struct Launching {
+    pub(super) launcher: Arc<dyn Launcher>,
+    pub(super) provision: Arc<Provision>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) post: Post,
+    pub(super) devices: Arc<Vec<Device>>,
+    pub(super) env: Arc<Vec<(String, String)>>,
+}
+
+type LastLines = Arc<Mutex<VecDeque<String>>>;
+
+/// Starts a host, and sees it to its end, which the actor is told of exactly once. `killed` turns true when the
+/// host shall end.
+pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Receiver<bool>) {
+    let host = launch.host;
+    let last = LastLines::default();
+    let why = live(&launching, launch, killed, Arc::clone(&last)).await;
+    let mut failure = Failure::new(FailureKind::HostDied, why).of(host.to_string());
+    failure.causes = last.lock().iter().map(|line| format!("stderr: {line}")).collect();
+    launching.post.ended(host, failure);
+}
+
+async fn live(
+    launching: &Launching,
+    launch: Launch,
+    mut killed: watch::Receiver<bool>,
+    last: LastLines,
+) -> String {
+    let Launch { host, job, devices } = launch;
+    let prepared = tokio::select! {
+        prepared = timeout(PROVISION_TIMEOUT, launching.provision.prepare(&job)) => match prepared {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(failure)) => return failure.to_string(),
+            Err(_) => return format!("its program did not arrive within {PROVISION_TIMEOUT:?}"),
+        },
+        _ = killed.wait_for(|killed| *killed) => return "it was ended before it had started".to_owned(),
+    };
+    let (ours, theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => return format!("no socket for it: {error}"),
+    };
+    let spec = Spec {
+        program: prepared.program.clone(),
+        args: Vec::new(),
+        env: launching.env.to_vec(),
+        device_env: device_env(&devices, &launching.devices),
+        boot_fd: OwnedFd::from(theirs),
+        cwd: prepared.cwd.clone(),
+    };
+    let Launched { pid, stdout, stderr, exit, killer } = match launching.launcher.launch(spec) {
+        Ok(launched) => launched,
+        Err(error) => return error.to_string(),
+    };
+    info!(%host, job = %job.job, pid, "host started");
+    let (sender, receiver) = match split_async(ours) {
+        Ok(halves) => halves,
+        Err(error) => return format!("its socket cannot be used: {error}"),
+    };
+    let (outbox, queue) = Outbox::socket();
+    launching.post.linked(host, outbox);
+    let writing = task::spawn("host-write", write_all(sender, queue));
+    let output = |stderr, stream, last| {
+        let routes = Arc::clone(&launching.routes);
+        task::spawn("host-output", pass_output(routes, job.driver, host, stderr, stream, last))
+    };
+    let out = output(false, stdout, None);
+    let err = output(true, stderr, Some(last));
+    let reading = task::spawn(
+        "host-read",
+        read_all(host, receiver, launching.post.clone(), Arc::clone(&launching.routes)),
+    );
+    tokio::pin!(exit, reading);
+    let mut drained = false;
+    let how = tokio::select! {
+        exit = &mut exit => exit.to_string(),
+        end = &mut reading => {
+            drained = true;
+            match end.unwrap_or(End::Closed) {
+                End::Closed => match timeout(EXIT_GRACE, &mut exit).await {
+                    Ok(exit) => exit.to_string(),
+                    Err(_) => {
+                        killer.kill();
+                        exit.await;
+                        "it closed its link to the agent, and was killed".to_owned()
+                    }
+                },
+                End::Broken(why) => {
+                    killer.kill();
+                    exit.await;
+                    format!("its link broke: {why}; it was killed")
+                }
+                End::NoHello => {
+                    killer.kill();
+                    exit.await;
+                    format!("it did not say hello within {HELLO_TIMEOUT:?}, and was killed")
+                }
+            }
+        },
+        _ = killed.wait_for(|killed| *killed) => {
+            killer.kill();
+            exit.await;
+            "the agent ended it".to_owned()
+        }
+    };
+    // What it said last counts: results that were sealed, lines that explain its end.
+    if !drained && timeout(DRAIN_TIMEOUT, &mut reading).await.is_err() {
+        reading.abort();
+    }
+    let pipes = async {
+        // A task that panicked has nothing more to read either.
+        let _ended = (out.await, err.await);
+    };
+    let _late = timeout(DRAIN_TIMEOUT, pipes).await;
+    writing.abort();
+    drop(prepared);
+    how
+}
+
+async fn pass_output(
+    routes: Arc<Routes>,
+    driver: HostId,
+    host: HostId,
+    stderr: bool,
+    stream: Output,
+    last: Option<LastLines>,
+) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    let mut chunk = [0; 8192];
+    loop {
+        let read = match reader.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        for piece in chunk[..read].split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(piece);
+            let whole = line.last() == Some(&b'\n');
+            if whole {
+                line.pop();
+            }
+            if whole || line.len() >= LINE_BYTES_MAX {
+                pass_line(&routes, driver, host, stderr, &mut line, last.as_ref()).await;
+            }
+        }
+    }
+    if !line.is_empty() {
+        pass_line(&routes, driver, host, stderr, &mut line, last.as_ref()).await;
+    }
+}
+
+async fn pass_line(
+    routes: &Routes,
+    driver: HostId,
+    host: HostId,
+    stderr: bool,
+    line: &mut Vec<u8>,
+    last: Option<&LastLines>,
+) {
+    let cut = line.len().min(LINE_BYTES_MAX);
+    let text = String::from_utf8_lossy(&line[..cut]).trim_end_matches('\r').to_owned();
+    line.drain(..cut);
+    if let Some(last) = last {
+        let mut last = last.lock();
+        if last.len() >= LAST_LINES_MAX {
+            last.pop_front();
+        }
+        last.push_back(text.clone());
+    }
+    routes.output(driver, host, stderr, text).await;
+}

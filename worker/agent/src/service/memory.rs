@@ -1,0 +1,163 @@
+//! The agent's own shared memory, for copies that it pulls: one heap for each job, since descriptors never cross
+//! from one job to another.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId, host::Request, peer::Copy};
+use mobula_store::{
+    heap::{self, Block, Extent, Heap, REGION_STEP_BYTES},
+    region::Writer,
+};
+
+/// Largest region that is asked for to hold several copies, in bytes.
+const REGION_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// How long a pull waits for room in the store.
+pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
+
+/// A pull that has no memory yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) object: ObjectId,
+    pub(super) copy: Copy,
+}
+
+#[derive(Debug)]
+struct JobHeap {
+    heap: Heap,
+    waiting: VecDeque<Wanted>,
+    /// The request for a region that is under way, and its size.
+    asked: Option<(Request, u64)>,
+}
+
+/// A step of the pulls of one job.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// There is memory for this one.
+    Start(Wanted, Block),
+    /// A region of so many bytes is needed.
+    Ask(Request, u64),
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Memory {
+    region_bytes: u64,
+    jobs: BTreeMap<JobId, JobHeap>,
+    extents: HashMap<(ObjectId, u32), (JobId, Extent)>,
+    requests: Request,
+    regions: u32,
+}
+
+impl Memory {
+    pub(super) fn new(store_bytes: u64) -> Self {
+        let region_bytes = (store_bytes / 16 / REGION_STEP_BYTES * REGION_STEP_BYTES)
+            .clamp(REGION_STEP_BYTES, REGION_BYTES_MAX);
+        Self { region_bytes, jobs: BTreeMap::new(), extents: HashMap::new(), requests: 0, regions: 0 }
+    }
+
+    /// Queues a pull and says what can be done at once.
+    pub(super) fn want(&mut self, job: JobId, wanted: Wanted) -> Vec<Step> {
+        let region_bytes_min = self.region_bytes;
+        let entry = self.jobs.entry(job).or_insert_with(|| JobHeap {
+            heap: Heap::new(heap::Options { region_bytes_min }),
+            waiting: VecDeque::new(),
+            asked: None,
+        });
+        entry.waiting.push_back(wanted);
+        self.steps(job)
+    }
+
+    fn steps(&mut self, job: JobId) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let Some(entry) = self.jobs.get_mut(&job) else { return steps };
+        if entry.asked.is_some() {
+            return steps;
+        }
+        while let Some(first) = entry.waiting.front().copied() {
+            // A block of nothing would have no place of its own.
+            match entry.heap.allocate(first.copy.bytes.max(1)) {
+                Ok(block) => {
+                    entry.waiting.pop_front();
+                    steps.push(Step::Start(first, block));
+                }
+                Err(need) => {
+                    self.requests += 1;
+                    entry.asked = Some((self.requests, need.bytes));
+                    steps.push(Step::Ask(self.requests, need.bytes));
+                    break;
+                }
+            }
+        }
+        steps
+    }
+
+    /// Which job asked for room, and how much.
+    pub(super) fn asked(&self, request: Request) -> Option<(JobId, u64)> {
+        self.jobs.iter().find_map(|(job, entry)| match entry.asked {
+            Some((asked, bytes)) if asked == request => Some((*job, bytes)),
+            _ => None,
+        })
+    }
+
+    /// Makes the region that was granted: its number, size and a descriptor to share.
+    pub(super) fn make_region(&mut self, job: JobId) -> Result<(u32, u64, OwnedFd), Failure> {
+        let failed = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
+        let entry = self.jobs.get_mut(&job).ok_or_else(|| Failure::new(FailureKind::JobEnded, "the job ended"))?;
+        let Some((_, bytes)) = entry.asked else {
+            return Err(Failure::new(FailureKind::Internal, "room was granted that nobody asked for"));
+        };
+        let writer = Writer::create(bytes).map_err(failed)?;
+        let fd = writer.share().map_err(failed)?;
+        self.regions += 1;
+        entry.heap.add_region(self.regions, writer).map_err(failed)?;
+        Ok((self.regions, bytes, fd))
+    }
+
+    /// The region is there: what can go on.
+    pub(super) fn granted(&mut self, job: JobId) -> Vec<Step> {
+        if let Some(entry) = self.jobs.get_mut(&job) {
+            entry.asked = None;
+        }
+        self.steps(job)
+    }
+
+    /// There is no room: the first pull in line fails, the others try again.
+    pub(super) fn refused(&mut self, job: JobId) -> (Option<Wanted>, Vec<Step>) {
+        let Some(entry) = self.jobs.get_mut(&job) else { return (None, Vec::new()) };
+        entry.asked = None;
+        let failed = entry.waiting.pop_front();
+        (failed, self.steps(job))
+    }
+
+    /// Keeps a copy that is in the table now.
+    pub(super) fn keep(&mut self, object: ObjectId, attempt: u32, job: JobId, extent: Extent) {
+        self.extents.insert((object, attempt), (job, extent));
+    }
+
+    /// Frees copies.
+    pub(super) fn reclaim(&mut self, copies: &[(ObjectId, u32)]) {
+        for copy in copies {
+            self.extents.remove(copy);
+        }
+    }
+
+    /// Drops regions in which nothing lies, but for `keep_bytes` of touched memory a job.
+    pub(super) fn sweep(&mut self, agent: mobula_proto::HostId, keep_bytes: u64) -> Vec<RegionId> {
+        let mut out = Vec::new();
+        for entry in self.jobs.values() {
+            let removed = entry.heap.remove_empty_regions(keep_bytes);
+            out.extend(removed.into_iter().map(|seq| RegionId { writer: agent, seq }));
+        }
+        out
+    }
+
+    /// A job is gone, and all its memory here.
+    pub(super) fn job_gone(&mut self, job: JobId) -> Option<(Request, u64)> {
+        self.extents.retain(|_, (owner, _)| *owner != job);
+        self.jobs.remove(&job).and_then(|entry| entry.asked)
+    }
+}

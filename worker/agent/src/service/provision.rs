@@ -1,0 +1,220 @@
+//! Programs and files of jobs: taken from the driver's machine once, kept in the hash store, run from there.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Component, Path, PathBuf},
+    sync::{Arc, OnceLock, Weak},
+};
+
+use bytes::Bytes;
+use mobula_net::bulk;
+use mobula_proto::{
+    BinaryHash, Failure, FailureKind, HostId, JobId, NodeId,
+    head::{Job, Pull},
+    host::Driver,
+    wire,
+};
+use parking_lot::Mutex;
+
+use super::peers::{Line, Peers};
+use crate::binaries::{InUse, Store};
+
+/// Most drivers' sources that are remembered; the oldest job's is asked for again where more are.
+const SOURCES_MAX: usize = 65_536;
+
+/// What a host is started from, kept in the store as long as this lives.
+#[derive(Debug)]
+pub(super) struct Provisioned {
+    pub(super) program: PathBuf,
+    /// Where it starts; `None` for the agent's own folder.
+    pub(super) cwd: Option<PathBuf>,
+    _in_use: Vec<InUse>,
+}
+
+/// The store and what can fill it.
+pub(super) struct Provision {
+    me: NodeId,
+    home: PathBuf,
+    store: Store,
+    /// Where drivers here said that a hash is found.
+    sources: Mutex<HashMap<BinaryHash, PathBuf>>,
+    /// Programs of drivers here whose hash is not known.
+    programs: Mutex<HashMap<HostId, PathBuf>>,
+    one_at_a_time: tokio::sync::Mutex<()>,
+    peers: OnceLock<Weak<Peers>>,
+}
+
+fn unhashed(hash: BinaryHash) -> bool {
+    hash.0 == [0; 32]
+}
+
+fn failed(why: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Binary, why.to_string())
+}
+
+impl Provision {
+    pub(super) fn new(me: NodeId, home: PathBuf, store: Store) -> Arc<Self> {
+        Arc::new(Self {
+            me,
+            home,
+            store,
+            sources: Mutex::default(),
+            programs: Mutex::default(),
+            one_at_a_time: tokio::sync::Mutex::default(),
+            peers: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn set_peers(&self, peers: &Arc<Peers>) {
+        // Set once, at the start.
+        let _again = self.peers.set(Arc::downgrade(peers));
+    }
+
+    /// A driver here says where its program and files are.
+    pub(super) fn driver(&self, host: HostId, driver: &Driver) {
+        let mut sources = self.sources.lock();
+        if sources.len() < SOURCES_MAX {
+            for (_, path, hash) in &driver.files {
+                sources.insert(*hash, PathBuf::from(path));
+            }
+            if !unhashed(driver.binary) && !driver.program.is_empty() {
+                sources.insert(driver.binary, PathBuf::from(&driver.program));
+            }
+        }
+        if unhashed(driver.binary) && !driver.program.is_empty() {
+            self.programs.lock().insert(host, PathBuf::from(&driver.program));
+        }
+    }
+
+    /// The driver is gone.
+    pub(super) fn driver_gone(&self, host: HostId) {
+        self.programs.lock().remove(&host);
+    }
+
+    /// What to start a job's host from, fetched if it is not here yet.
+    pub(super) async fn prepare(&self, job: &Job) -> Result<Provisioned, Failure> {
+        if unhashed(job.binary) {
+            let program = self.programs.lock().get(&job.driver).cloned();
+            let program = program.ok_or_else(|| {
+                failed(format!("{} did not say from which program its hosts are started", job.driver))
+            })?;
+            return Ok(Provisioned { program, cwd: None, _in_use: Vec::new() });
+        }
+        let program = self.ensure(job.binary, job.driver.node).await?;
+        let mut in_use = vec![program];
+        let folder = self.job_folder(job.job);
+        create_private(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+        for (name, hash) in &job.files {
+            let entry = self.ensure(*hash, job.driver.node).await?;
+            place(&folder, name, entry.path())?;
+            in_use.push(entry);
+        }
+        let program = in_use.first().map(|entry| entry.path().to_owned()).unwrap_or_default();
+        Ok(Provisioned { program, cwd: Some(folder), _in_use: in_use })
+    }
+
+    fn job_folder(&self, job: JobId) -> PathBuf {
+        self.home.join("jobs").join(job.number.to_string())
+    }
+
+    /// A job is gone; its folder goes.
+    pub(super) fn job_gone(&self, job: JobId) {
+        let folder = self.job_folder(job);
+        match fs::remove_dir_all(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(folder = %folder.display(), %error, "a job's folder stays behind"),
+        }
+    }
+
+    async fn ensure(&self, hash: BinaryHash, from: NodeId) -> Result<InUse, Failure> {
+        if let Some(entry) = self.store.acquire(hash) {
+            return Ok(entry);
+        }
+        let _one = self.one_at_a_time.lock().await;
+        if let Some(entry) = self.store.acquire(hash) {
+            return Ok(entry);
+        }
+        if from == self.me { self.take_in(hash).await } else { self.pull(hash, from).await }
+    }
+
+    async fn take_in(&self, hash: BinaryHash) -> Result<InUse, Failure> {
+        let path = self.sources.lock().get(&hash).cloned();
+        let path = path.ok_or_else(|| failed(format!("nobody here has the file of hash {hash}")))?;
+        let (store, source) = (self.store.clone(), path.clone());
+        let entry = blocking(move || store.insert_file(&source)).await?.map_err(failed)?;
+        if entry.hash() == hash {
+            return Ok(entry);
+        }
+        let (path, now) = (path.display(), entry.hash());
+        Err(failed(format!(
+            "the program at {path} changed since the job started (hash {hash}, now {now}): start the job again"
+        )))
+    }
+
+    async fn pull(&self, hash: BinaryHash, from: NodeId) -> Result<InUse, Failure> {
+        let peers = self.peers.get().and_then(Weak::upgrade);
+        let peers = peers.ok_or_else(|| failed("this agent has no network"))?;
+        let why = |error: &dyn std::fmt::Display| failed(format!("{hash} cannot be fetched from {from}: {error}"));
+        let connection = peers.connection(from, Line::Bulk).await.map_err(|error| why(&error))?;
+        let request = wire::encode(&Pull::Binary { hash }).map_err(failed)?;
+        // A first, empty pull learns the length.
+        let len = match bulk::pull(&connection, &request, &mut []).await {
+            Err(bulk::Error::Length { got, .. }) => got,
+            Ok(()) => 0,
+            Err(error) => return Err(why(&error)),
+        };
+        let mut incoming = self.store.begin(hash, len).map_err(failed)?;
+        let size = usize::try_from(len).map_err(failed)?;
+        let mut bytes = vec![0; size];
+        bulk::pull(&connection, &request, &mut bytes).await.map_err(|error| why(&error))?;
+        blocking(move || {
+            incoming.write(&bytes)?;
+            incoming.finish()
+        })
+        .await?
+        .map_err(failed)
+    }
+
+    /// Serves a program or file to another agent: only what a driver here named, or what is stored.
+    pub(super) async fn serve(&self, hash: BinaryHash) -> Result<Bytes, String> {
+        let entry = self.ensure(hash, self.me).await.map_err(|failure| failure.to_string())?;
+        blocking(move || fs::read(entry.path()))
+            .await
+            .map_err(|failure| failure.to_string())?
+            .map(Bytes::from)
+            .map_err(|error| error.to_string())
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+}
+
+pub(super) fn create_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Puts a stored file under its name into a job's folder.
+fn place(folder: &Path, name: &str, stored: &Path) -> Result<(), Failure> {
+    let relative = Path::new(name);
+    if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(failed(format!("{name:?} is not a name for a file beside a job")));
+    }
+    let target = folder.join(relative);
+    if target.exists() {
+        return Ok(());
+    }
+    let done = target
+        .parent()
+        .map_or(Ok(()), create_private)
+        .and_then(|()| fs::hard_link(stored, &target).or_else(|_| fs::copy(stored, &target).map(|_| ())));
+    match done {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(failed(format!("{}: {error}", target.display())))
+        }
+        _ => Ok(()),
+    }
+}
