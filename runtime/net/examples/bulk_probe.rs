@@ -24,6 +24,7 @@ use mobula_net::{
 use mobula_telemetry::task;
 use quinn::{
     ClientConfig, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    congestion::CubicConfig,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rkyv::util::AlignedVec;
@@ -84,7 +85,8 @@ async fn serve(folder: &str, bytes: usize) -> Result<()> {
                 while let Ok((StreamKind::Bulk, sender, receiver)) = connection.accept_stream().await {
                     let range = range.clone();
                     task::spawn("probe-bulk-stream", async move {
-                        bulk::serve((sender, receiver), async |request: AlignedVec| part(&range, &request)).await
+                        bulk::serve((sender, receiver), async |request: AlignedVec| part(&range, &request))
+                            .await
                     });
                 }
             });
@@ -159,7 +161,10 @@ fn measure_in(runtime: &Runtime, rounds: usize, mib: usize, folder: &std::path::
     for (name, rates) in &rows {
         let (least, most) = (rates[0], rates[rates.len() - 1]);
         let middle = median(rates);
-        println!("{name:14} {middle:5.2} GB/s (min {least:.2}, max {most:.2}), {:.2} of plain", middle / base);
+        println!(
+            "{name:14} {middle:5.2} GB/s (min {least:.2}, max {most:.2}), {:.2} of plain",
+            middle / base
+        );
     }
     Ok(())
 }
@@ -209,6 +214,8 @@ async fn pull_plain(connection: &quinn::Connection, dest: &mut [u8]) -> Result<(
 
 /// What a careful author would set by hand.
 fn plain_transport() -> Arc<TransportConfig> {
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(4 << 20);
     let mut transport = TransportConfig::default();
     transport
         .initial_mtu(65_000)
@@ -218,6 +225,7 @@ fn plain_transport() -> Arc<TransportConfig> {
         .stream_receive_window(VarInt::from_u32(8 << 20))
         .receive_window(VarInt::from_u32(8 << 20))
         .send_window(32 << 20)
+        .congestion_controller_factory(Arc::new(congestion))
         .keep_alive_interval(Some(Duration::from_secs(2)));
     Arc::new(transport)
 }

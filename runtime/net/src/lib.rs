@@ -2,9 +2,9 @@
 
 #![deny(unsafe_code)]
 
-pub mod link;
-#[allow(unsafe_code, reason = "frames are read and written in memory that two processes share")]
-pub mod ring;
 pub mod bulk;
 pub mod identity;
+pub mod link;
 pub mod quic;
+#[allow(unsafe_code, reason = "frames are read and written in memory that two processes share")]
+pub mod ring;

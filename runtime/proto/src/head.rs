@@ -34,6 +34,8 @@ pub enum ToHead {
         namespace: String,
         /// Its program.
         binary: BinaryHash,
+        /// What the program is given when it is executed as a host.
+        arguments: Vec<String>,
         /// Files that travel beside it: name and hash.
         files: Vec<(String, BinaryHash)>,
     },
@@ -306,6 +308,8 @@ pub struct Job {
     pub namespace: String,
     /// Its program.
     pub binary: BinaryHash,
+    /// What the program is given when it is executed as a host.
+    pub arguments: Vec<String>,
     /// Files that travel beside it: name and hash.
     pub files: Vec<(String, BinaryHash)>,
 }

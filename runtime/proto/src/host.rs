@@ -157,6 +157,8 @@ pub struct Driver {
     pub program: String,
     /// The program's hash; zeros in an embedded cluster, which never hashes.
     pub binary: BinaryHash,
+    /// What the program is given when it is executed as a host; only a test harness needs any.
+    pub arguments: Vec<String>,
     /// Files that travel beside it: name, absolute path on the driver's machine, hash.
     pub files: Vec<(String, String, BinaryHash)>,
 }

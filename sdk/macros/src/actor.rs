@@ -73,6 +73,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         #[allow(dead_code)]
         #block
 
+        #[allow(missing_docs)]
         impl #actor {
             #spawn
         }
@@ -81,16 +82,16 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         #[derive(Clone, Debug, ::mobula::rkyv::Archive, ::mobula::rkyv::Serialize, ::mobula::rkyv::Deserialize)]
         #[rkyv(crate = ::mobula::rkyv)]
         #[allow(missing_docs)]
-        pub struct #handle(::mobula::ActorHandle<#actor>);
+        pub struct #handle(::mobula::ActorHandle);
 
-        impl ::core::convert::From<::mobula::ActorHandle<#actor>> for #handle {
-            fn from(handle: ::mobula::ActorHandle<#actor>) -> Self {
+        impl ::core::convert::From<::mobula::ActorHandle> for #handle {
+            fn from(handle: ::mobula::ActorHandle) -> Self {
                 Self(handle)
             }
         }
 
         impl ::core::ops::Deref for #handle {
-            type Target = ::mobula::ActorHandle<#actor>;
+            type Target = ::mobula::ActorHandle;
 
             fn deref(&self) -> &Self::Target {
                 &self.0
@@ -102,7 +103,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             const NAME: &'static str = #actor_name;
         }
 
-        #[allow(dead_code)]
+        #[allow(dead_code, missing_docs)]
         impl #handle {
             #(#calls)*
         }

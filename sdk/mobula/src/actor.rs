@@ -14,37 +14,31 @@ use mobula_proto::{
     peer::State,
 };
 use rkyv::{
-    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    Archive, Deserialize, Place, Resolver, Serialize,
     rancor::{Fallible, Source},
 };
 
 use crate::{
     Error, ErrorKind, ObjectRef, Options, Result,
-    object::{Raw, Settled},
+    object::{ArchivedRefName, Raw, RefName, Settled},
     task::Call,
 };
 
 /// A type whose values live as actors. `#[mobula::actor]` implements it.
 pub trait Actor: Send + 'static {
     /// The typed handle, with a method for each of the actor's.
-    type Handle: From<ActorHandle<Self>> + Clone + Send
-    where
-        Self: Sized;
+    type Handle: From<ActorHandle> + Clone + Send;
     /// `crate::module::Type`.
     const NAME: &'static str;
 }
 
-/// A handle to an actor, which lives while one does, in whichever process.
-pub struct ActorHandle<A> {
+/// A handle to an actor, which lives while one does, in whichever process. `#[mobula::actor]` makes a typed one
+/// around it.
+pub struct ActorHandle {
     raw: Raw,
-    kind: PhantomData<fn() -> A>,
 }
 
-impl<A: Actor> ActorHandle<A> {
-    fn adopt(raw: Raw) -> Self {
-        Self { raw, kind: PhantomData }
-    }
-
+impl ActorHandle {
     /// The actor's name in the cluster.
     pub fn id(&self) -> TaskId {
         self.raw.id.task
@@ -69,15 +63,15 @@ impl<A: Actor> ActorHandle<A> {
     }
 }
 
-impl<A> Clone for ActorHandle<A> {
+impl Clone for ActorHandle {
     fn clone(&self) -> Self {
-        Self { raw: self.raw.clone(), kind: PhantomData }
+        Self { raw: self.raw.clone() }
     }
 }
 
-impl<A: Actor> fmt::Debug for ActorHandle<A> {
+impl fmt::Debug for ActorHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({})", A::NAME, self.raw.id.task)
+        write!(f, "ActorHandle({})", self.raw.id.task)
     }
 }
 
@@ -98,35 +92,33 @@ impl<R> MethodCall<R> {
     }
 }
 
-impl<A> Archive for ActorHandle<A> {
-    type Archived = Archived<ObjectId>;
-    type Resolver = Resolver<ObjectId>;
+impl Archive for ActorHandle {
+    type Archived = ArchivedRefName;
+    type Resolver = Resolver<RefName>;
 
     fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
-        self.raw.id.resolve(resolver, out);
+        self.raw.name().resolve(resolver, out);
     }
 }
 
-impl<A, S> Serialize<S> for ActorHandle<A>
+impl<S> Serialize<S> for ActorHandle
 where
     S: Fallible + ?Sized,
     S::Error: Source,
 {
     fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
         codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
-        self.raw.id.serialize(serializer)
+        self.raw.name().serialize(serializer)
     }
 }
 
-impl<A, D> Deserialize<ActorHandle<A>, D> for Archived<ObjectId>
+impl<D> Deserialize<ActorHandle, D> for ArchivedRefName
 where
     D: Fallible + ?Sized,
     D::Error: Source,
 {
-    fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ActorHandle<A>, D::Error> {
-        let id: ObjectId = self.deserialize(deserializer)?;
-        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
-        Ok(ActorHandle { raw: Raw { id, runtime }, kind: PhantomData })
+    fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ActorHandle, D::Error> {
+        Ok(ActorHandle { raw: self.receive(deserializer)? })
     }
 }
 
@@ -174,7 +166,7 @@ impl<A: Actor> Spawn<A> {
     /// Starts it without waiting for its constructor; calls on the handle wait. A failed constructor fails them.
     /// Not for named actors, whose name must be claimed first: await those.
     pub fn start(self) -> A::Handle {
-        A::Handle::from(ActorHandle::adopt(self.call.submit_construct().raw.clone()))
+        A::Handle::from(ActorHandle { raw: self.call.submit_construct().raw.clone() })
     }
 
     async fn finish(mut self) -> Result<A::Handle> {
@@ -223,7 +215,7 @@ impl<A: Actor> Spawn<A> {
             Some(State::Failed(failure)) => Err(failure.into()),
             _ => match construction.raw.runtime.ended() {
                 Some(failure) => Err(failure.into()),
-                None => Ok(A::Handle::from(ActorHandle::adopt(construction.raw.clone()))),
+                None => Ok(A::Handle::from(ActorHandle { raw: construction.raw.clone() })),
             },
         }
     }
@@ -257,7 +249,7 @@ async fn find<A: Actor>(name: &str, namespace: &str) -> Result<Option<A::Handle>
             let runtime = crate::cluster::current()?;
             let id = actor.object(0);
             runtime.borrow(id);
-            Ok(Some(A::Handle::from(ActorHandle::adopt(Raw { id, runtime }))))
+            Ok(Some(A::Handle::from(ActorHandle { raw: Raw { id, runtime } })))
         }
         other => Err(unexpected(other)),
     }

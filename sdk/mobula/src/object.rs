@@ -19,7 +19,7 @@ use mobula_host::{
 use mobula_proto::{Failure, ObjectId};
 use mobula_store::Object;
 use rkyv::{
-    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    Archive, Deserialize, Place, Resolver, Serialize,
     rancor::{Fallible, Source},
 };
 use tokio::sync::oneshot;
@@ -126,12 +126,35 @@ impl<T> fmt::Debug for ObjectRef<T> {
     }
 }
 
+/// How a counted reference lies in an archive.
+#[derive(Archive, Serialize, Deserialize)]
+pub struct RefName(ObjectId);
+
+impl Raw {
+    pub(crate) fn name(&self) -> RefName {
+        RefName(self.id)
+    }
+}
+
+impl ArchivedRefName {
+    /// Takes a reference for this process.
+    pub(crate) fn receive<D>(&self, deserializer: &mut D) -> std::result::Result<Raw, D::Error>
+    where
+        D: Fallible + ?Sized,
+        D::Error: Source,
+    {
+        let id: ObjectId = self.0.deserialize(deserializer)?;
+        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
+        Ok(Raw { id, runtime })
+    }
+}
+
 impl<T> Archive for ObjectRef<T> {
-    type Archived = Archived<ObjectId>;
-    type Resolver = Resolver<ObjectId>;
+    type Archived = ArchivedRefName;
+    type Resolver = Resolver<RefName>;
 
     fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
-        self.raw.id.resolve(resolver, out);
+        self.raw.name().resolve(resolver, out);
     }
 }
 
@@ -142,19 +165,17 @@ where
 {
     fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
         codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
-        self.raw.id.serialize(serializer)
+        self.raw.name().serialize(serializer)
     }
 }
 
-impl<T, D> Deserialize<ObjectRef<T>, D> for Archived<ObjectId>
+impl<T, D> Deserialize<ObjectRef<T>, D> for ArchivedRefName
 where
     D: Fallible + ?Sized,
     D::Error: Source,
 {
     fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ObjectRef<T>, D::Error> {
-        let id: ObjectId = self.deserialize(deserializer)?;
-        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
-        Ok(ObjectRef::adopt(runtime, id))
+        Ok(ObjectRef { raw: self.receive(deserializer)?, kind: PhantomData })
     }
 }
 

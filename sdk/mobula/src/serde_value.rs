@@ -3,10 +3,10 @@
 use std::ops::{Deref, DerefMut};
 
 use rkyv::{
-    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    Archive, Deserialize, Place, Resolver, Serialize,
     rancor::{Fallible, Source},
 };
-use serde::{Serialize as SerdeSerialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 /// A value that travels in serde's form (postcard). Slower than `#[mobula::data]`, and never read in place; for
 /// types of other crates.
@@ -27,14 +27,18 @@ impl<T> DerefMut for Serde<T> {
     }
 }
 
+/// How it lies in an archive.
+#[derive(Archive, Serialize, Deserialize)]
+pub struct Postcard(Vec<u8>);
+
 /// What [`Serde`] keeps between serializing and resolving.
 pub struct SerdeResolver {
-    bytes: Vec<u8>,
-    inner: Resolver<Vec<u8>>,
+    bytes: Postcard,
+    inner: Resolver<Postcard>,
 }
 
-impl<T: SerdeSerialize> Archive for Serde<T> {
-    type Archived = Archived<Vec<u8>>;
+impl<T: serde::Serialize> Archive for Serde<T> {
+    type Archived = ArchivedPostcard;
     type Resolver = SerdeResolver;
 
     fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
@@ -44,24 +48,24 @@ impl<T: SerdeSerialize> Archive for Serde<T> {
 
 impl<T, S> Serialize<S> for Serde<T>
 where
-    T: SerdeSerialize,
+    T: serde::Serialize,
     S: Fallible + rkyv::ser::Allocator + rkyv::ser::Writer + ?Sized,
     S::Error: Source,
 {
     fn serialize(&self, serializer: &mut S) -> Result<Self::Resolver, S::Error> {
-        let bytes = postcard::to_allocvec(&self.0).map_err(S::Error::new)?;
-        let inner = bytes.serialize(serializer)?;
+        let bytes = Postcard(postcard::to_allocvec(&self.0).map_err(S::Error::new)?);
+        let inner = Serialize::serialize(&bytes, serializer)?;
         Ok(SerdeResolver { bytes, inner })
     }
 }
 
-impl<T, D> Deserialize<Serde<T>, D> for Archived<Vec<u8>>
+impl<T, D> Deserialize<Serde<T>, D> for ArchivedPostcard
 where
     T: DeserializeOwned,
     D: Fallible + ?Sized,
     D::Error: Source,
 {
     fn deserialize(&self, _: &mut D) -> Result<Serde<T>, D::Error> {
-        postcard::from_bytes(self.as_slice()).map(Serde).map_err(D::Error::new)
+        postcard::from_bytes(self.0.as_slice()).map(Serde).map_err(D::Error::new)
     }
 }

@@ -8,7 +8,7 @@ use mobula_proto::FailureKind;
 use mobula_store::Bytes;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use rkyv::{
-    Archive, Archived, Deserialize, Place, Resolver, Serialize,
+    Archive, Deserialize, Place, Resolver, Serialize,
     rancor::{Fallible, Source},
 };
 
@@ -91,7 +91,7 @@ pub struct Tensor {
 
 /// What of a tensor lies in the archive; the bytes lie beside it.
 #[derive(Archive, Serialize, Deserialize)]
-struct Meta {
+pub struct Meta {
     dtype: Dtype,
     shape: Vec<u64>,
     buffer: u32,
@@ -203,7 +203,7 @@ pub struct TensorResolver {
 }
 
 impl Archive for Tensor {
-    type Archived = Archived<Meta>;
+    type Archived = ArchivedMeta;
     type Resolver = TensorResolver;
 
     fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
@@ -234,7 +234,7 @@ struct Mismatch {
     bytes: usize,
 }
 
-impl<D> Deserialize<Tensor, D> for Archived<Meta>
+impl<D> Deserialize<Tensor, D> for ArchivedMeta
 where
     D: Fallible + ?Sized,
     D::Error: Source,

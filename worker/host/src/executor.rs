@@ -65,22 +65,20 @@ struct Lease {
 pub(crate) struct Actor {
     id: TaskId,
     incarnation: u32,
-    type_name: String,
     inner: Mutex<Inbox>,
 }
 
 #[derive(Default)]
 struct Inbox {
     state: Option<ActorState>,
-    entries: VecDeque<Entry_>,
+    entries: VecDeque<Place>,
     exclusive: bool,
     shared: u32,
     ended: Option<Failure>,
-    failed: bool,
 }
 
 /// A place in an actor's inbox, kept while the call's arguments are fetched.
-struct Entry_ {
+struct Place {
     task: TaskId,
     caller: HostId,
     run: Option<Box<Run>>,
@@ -156,14 +154,13 @@ impl Executor {
                 let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
                 return self.reply(runtime, caller, header, 0, Err(failure.of(call_title(function, header))));
             };
-            found.inner.lock().entries.push_back(Entry_ { task: call.task, caller, run: None });
+            found.inner.lock().entries.push_back(Place { task: call.task, caller, run: None });
             actor = Some(found);
         }
         if let Target::Construct { incarnation, .. } = call.target {
             let new = Arc::new(Actor {
                 id: call.task,
                 incarnation,
-                type_name: function.name.to_owned(),
                 inner: Mutex::default(),
             });
             self.state.lock().actors.insert(call.task, new.clone());
@@ -502,7 +499,6 @@ impl Executor {
                 ended.map_or_else(|| Ok(Output::default()), Err)
             }
             Err(failure) => {
-                actor.inner.lock().failed = true;
                 self.state.lock().actors.remove(&actor.id);
                 Err(failure)
             }

@@ -26,7 +26,9 @@ pub enum Error {
     #[error("the digits cannot be unpacked: {0}")]
     Unpack(#[from] std::io::Error),
     /// Not a row of 64 pixels and a label.
-    #[error("line {line} of the digits is not {PIXELS} numbers from 0 to {PIXEL_MAX} and a label from 0 to 9")]
+    #[error(
+        "line {line} of the digits is not {PIXELS} numbers from 0 to {PIXEL_MAX} and a label from 0 to 9"
+    )]
     Row {
         /// From 1.
         line: usize,
@@ -61,9 +63,7 @@ impl Images {
 
     /// Parts of equal size, give or take one: image `i` goes to part `i % count`.
     pub fn deal(&self, count: usize) -> Vec<Self> {
-        (0..count)
-            .map(|part| self.select(&(part..self.len()).step_by(count).collect::<Vec<_>>()))
-            .collect()
+        (0..count).map(|part| self.select(&(part..self.len()).step_by(count).collect::<Vec<_>>())).collect()
     }
 }
 
@@ -94,8 +94,7 @@ fn parse(text: &str) -> Result<Images, Error> {
 
 /// Four fifths to learn from and one fifth to test with, chosen by the seed.
 pub fn split(all: &Images, random: &mut Random) -> (Images, Images) {
-    let mut order: Vec<usize> = (0..all.len()).collect();
-    random.shuffle(&mut order);
+    let order: Vec<usize> = random.order(all.len()).into_iter().map(|row| row as usize).collect();
     let (test, train) = order.split_at(all.len() / TEST_ONE_IN);
     (all.select(train), all.select(test))
 }
@@ -134,12 +133,14 @@ impl Random {
         (self.next() >> 40) as f32 / STEPS - 1.0
     }
 
-    /// Puts the items into a random order.
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for at in (1..items.len()).rev() {
+    /// The numbers from 0 up to `count`, in a random order.
+    pub fn order(&mut self, count: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        for at in (1..order.len()).rev() {
             let other = (self.next() % (at as u64 + 1)) as usize;
-            items.swap(at, other);
+            order.swap(at, other);
         }
+        order
     }
 }
 

@@ -228,7 +228,10 @@ mod tests {
         };
         for (at, slope) in gradient.sum.iter().enumerate() {
             let measured = (loss(at, STEP) - loss(at, -STEP)) / (2.0 * STEP);
-            assert!((slope - measured).abs() < 0.02 * (1.0 + slope.abs()), "{at}: {slope}, measured {measured}");
+            assert!(
+                (slope - measured).abs() < 0.02 * (1.0 + slope.abs()),
+                "{at}: {slope}, measured {measured}"
+            );
         }
     }
 

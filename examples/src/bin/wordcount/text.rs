@@ -171,12 +171,12 @@ mod tests {
 
     #[test]
     fn chunks_end_at_lines_or_else_at_words() {
-        let mut chunks = Chunks::new(&b"one two\nthree\nfour five-and-six seven"[..], 10);
+        let mut chunks = Chunks::new(&b"one two\nthree\nfour five-and-six-and seven"[..], 10);
         let mut all = Vec::new();
         while let Some(chunk) = chunks.next().unwrap() {
             all.push(String::from_utf8(chunk).unwrap());
         }
-        assert_eq!(all, ["one two\n", "three\n", "four ", "five-and-six ", "seven"]);
+        assert_eq!(all, ["one two\n", "three\n", "four ", "five-and-six-and ", "seven"]);
         assert_eq!(Chunks::new(&b""[..], 10).next().unwrap(), None);
     }
 

@@ -10,8 +10,8 @@ use mobula_scheduler::{self as scheduler, Millis};
 use tracing::{info, warn};
 
 use super::{
-    Asker, Core, FILE_NAME_BYTES_MAX, JOB_FILES_MAX, JOB_NUMBERS_BLOCK, JOBS_MAX, Link, PeerKind,
-    STEWARD_START_MS_MAX, STEWARD_WAITERS_MAX,
+    Asker, Core, FILE_NAME_BYTES_MAX, JOB_ARGUMENTS_MAX, JOB_FILES_MAX, JOB_NUMBERS_BLOCK, JOBS_MAX, Link,
+    PeerKind, STEWARD_START_MS_MAX, STEWARD_WAITERS_MAX,
 };
 use crate::state::Record;
 
@@ -55,6 +55,8 @@ pub(super) struct Start {
     pub name: String,
     pub namespace: String,
     pub binary: BinaryHash,
+    /// What the program is given when it is executed as a host.
+    pub arguments: Vec<String>,
     pub files: Vec<(String, BinaryHash)>,
 }
 
@@ -70,9 +72,9 @@ impl Core {
             self.reserved_jobs = job.number.saturating_add(JOB_NUMBERS_BLOCK);
             self.persist(Record::NextJob { number: self.reserved_jobs });
         }
-        let Start { request, driver, name, namespace, binary, files } = start;
+        let Start { request, driver, name, namespace, binary, arguments, files } = start;
         let namespace = if namespace.is_empty() { job.to_string() } else { namespace };
-        let job = Job { job, driver, name, namespace, binary, files };
+        let job = Job { job, driver, name, namespace, binary, arguments, files };
         info!(job = %job.job, name = job.name, driver = %driver, "job started");
         self.jobs.insert(job.job, Entry { job: job.clone(), steward: Steward::None, detached: false });
         self.send(link, ToAgent::JobStarted { request, job });
@@ -95,6 +97,13 @@ impl Core {
         }
         if !start.namespace.is_empty() {
             check_name(&start.namespace).map_err(|e| refuse(format!("its namespace: {e}")))?;
+        }
+        let (count_max, bytes_max) = JOB_ARGUMENTS_MAX;
+        let bytes: usize = start.arguments.iter().map(String::len).sum();
+        if start.arguments.len() > count_max || bytes > bytes_max {
+            return Err(refuse(format!(
+                "it has over {count_max} arguments, or over {bytes_max} bytes of them"
+            )));
         }
         if start.files.len() > JOB_FILES_MAX {
             return Err(refuse(format!("it has {} files, over {JOB_FILES_MAX}", start.files.len())));
@@ -204,10 +213,7 @@ impl Core {
             }
         }
         self.broadcast(None, ToAgent::JobEnded { job, failure });
-        for owner in self.leases.owners_of(job, &self.scheduler) {
-            self.leases.forget_owners(|o| o == owner);
-            self.schedule(scheduler::Event::OwnerGone { owner });
-        }
+        self.end_leases_of(job);
         self.drop_names(|entry_job, _| entry_job == job);
     }
 

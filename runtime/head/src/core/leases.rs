@@ -1,6 +1,7 @@
 //! Demands and leases: between owners, the scheduler and the granting nodes.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -11,10 +12,10 @@ use mobula_proto::{
     host::{Grant, Revocation},
     resource::Class,
 };
-use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, Scheduler};
+use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
 
-use super::{Core, DEMANDS_MAX, Link, RESERVE_MS_MAX};
+use super::{Core, DEMANDS_MAX, Link, RESERVE_MS_MAX, TEXT_BYTES_MAX};
 
 /// An owner's class: who, and its number there.
 type Key = (HostId, u32);
@@ -88,14 +89,6 @@ impl Table {
         self.wanted.retain(|(owner, _), _| !gone(*owner));
     }
 
-    /// Everyone who waits for slots or holds some for a job.
-    pub fn owners_of(&self, job: JobId, scheduler: &Scheduler) -> BTreeSet<HostId> {
-        let wanting = self.wanted.iter().filter(|(_, w)| w.job == job).map(|((owner, _), _)| *owner);
-        let waiting = scheduler.demands().filter(|d| d.job == job).map(|d| d.owner);
-        let holding = scheduler.leases().filter(|l| l.lease.job == job).map(|l| l.lease.owner);
-        wanting.chain(waiting).chain(holding).collect()
-    }
-
     fn reserving(&self, key: Key) -> u32 {
         self.reserving.get(&key).copied().unwrap_or(0)
     }
@@ -139,7 +132,7 @@ impl Table {
 
 impl Core {
     pub(super) fn demand(&mut self, wish: Wish) {
-        let Wish { owner, job, key, class, backlog, locality } = wish;
+        let Wish { owner, job, key, class, backlog, mut locality } = wish;
         let at = (owner, key);
         if backlog == 0 {
             self.leases.wanted.remove(&at);
@@ -149,6 +142,9 @@ impl Core {
             Some(Failure::new(FailureKind::JobEnded, format!("{job} has ended")))
         } else if let Err(e) = class.validate() {
             Some(Failure::new(FailureKind::Infeasible, e.to_string()))
+        } else if class.function.len() > TEXT_BYTES_MAX {
+            let text = format!("the function's name is longer than {TEXT_BYTES_MAX} bytes");
+            Some(Failure::new(FailureKind::Infeasible, text))
         } else if self.leases.wanted.len() >= DEMANDS_MAX && !self.leases.wanted.contains_key(&at) {
             let text = format!("{DEMANDS_MAX} classes wait for slots, the most that may");
             Some(Failure::new(FailureKind::Limit, text))
@@ -162,9 +158,27 @@ impl Core {
             Some(known) if *known.class == class => Arc::clone(&known.class),
             _ => Arc::new(class),
         };
+        locality.sort_unstable_by_key(|(node, bytes)| (Reverse(*bytes), *node));
+        locality.truncate(LOCALITY_MAX);
         self.leases.wanted.insert(at, Wanted { job, class, backlog, locality });
         if let Some(event) = self.leases.event(at) {
             self.schedule(event);
+        }
+    }
+
+    /// Withdraws what a job waits for and ends what it holds.
+    pub(super) fn end_leases_of(&mut self, job: JobId) {
+        self.leases.wanted.retain(|_, wanted| wanted.job != job);
+        // All demands first: what one owner's leases free must not go to another owner of the same job.
+        let waiting: Vec<Key> =
+            self.scheduler.demands().filter(|d| d.job == job).map(|d| (d.owner, d.key)).collect();
+        for key in waiting {
+            self.schedule(Table::withdrawal(key, job));
+        }
+        let leases: Vec<LeaseId> =
+            self.scheduler.leases().filter(|l| l.lease.job == job).map(|l| l.lease.id).collect();
+        for lease in leases {
+            self.schedule(scheduler::Event::Release { lease });
         }
     }
 
@@ -237,13 +251,12 @@ impl Core {
             return;
         }
         let (owner, key) = (held.owner, held.key);
-        // The owner decides whether to ask again: asking for it here could go round for ever.
-        let withdrawn =
-            self.leases.wanted.remove(&(owner, key)).map(|w| Table::withdrawal((owner, key), w.job));
-        self.schedule(scheduler::Event::Release { lease });
-        if let Some(event) = withdrawn {
-            self.schedule(event);
+        // The owner decides whether to ask again: asking for it here could go round for ever. Withdrawn first, or
+        // what the release frees would answer it.
+        if let Some(wanted) = self.leases.wanted.remove(&(owner, key)) {
+            self.schedule(Table::withdrawal((owner, key), wanted.job));
         }
+        self.schedule(scheduler::Event::Release { lease });
         let failure = failure.on(from.to_string());
         self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
     }

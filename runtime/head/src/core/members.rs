@@ -11,7 +11,7 @@ use mobula_proto::{
 use mobula_scheduler as scheduler;
 use tracing::{info, warn};
 
-use super::{Core, Effect, KNOWN_NODES_MAX, Link, NODES_MAX, Peer, PeerKind};
+use super::{Core, Effect, KNOWN_NODES_MAX, Link, NODES_MAX, Peer, PeerKind, TEXT_BYTES_MAX};
 use crate::state::Record;
 
 /// A living node.
@@ -60,6 +60,9 @@ impl Core {
         }
         if peer.kind == PeerKind::Driver && !register.total.is_empty() {
             return Err(refuse(&"a driver may offer no resources; join as an agent to do so"));
+        }
+        if register.devices.iter().any(|d| d.model.len().max(d.uuid.len()) > TEXT_BYTES_MAX) {
+            return Err(refuse(&format!("a device's model or name is longer than {TEXT_BYTES_MAX} bytes")));
         }
         register.labels.sort();
         let (number, incarnation, record) = self.number_for(&peer)?;

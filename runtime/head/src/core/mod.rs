@@ -41,10 +41,18 @@ pub use tokens::{Redeemed, Token};
 pub const NODES_MAX: usize = 10_000;
 /// Most node names remembered; each costs about 200 bytes of memory and disk.
 pub const KNOWN_NODES_MAX: usize = 100_000;
+/// Longest name of a class's function or of a device's model, in bytes.
+pub const TEXT_BYTES_MAX: usize = 1024;
+/// Longest message of a failure that is passed on, in bytes; a longer one is cut.
+pub const FAILURE_BYTES_MAX: usize = 16 * 1024;
+/// Most causes of a failure that are passed on; the innermost ones are cut.
+pub const FAILURE_CAUSES_MAX: usize = 32;
 /// Most running jobs.
 pub const JOBS_MAX: usize = 10_000;
 /// Most files that travel with one job.
 pub const JOB_FILES_MAX: usize = 1024;
+/// Most arguments that a job's hosts are started with, and the most bytes that all of them have together.
+pub const JOB_ARGUMENTS_MAX: (usize, usize) = (256, 64 * 1024);
 /// Longest name of a job's file, in bytes.
 pub const FILE_NAME_BYTES_MAX: usize = 4096;
 /// Most named actors.
@@ -263,12 +271,15 @@ impl Core {
         };
         match message {
             ToHead::Register { .. } => warn!(node = %from, "ignored a second registration on one link"),
-            ToHead::JobStart { request, driver, name, namespace, binary, files } => {
+            ToHead::JobStart { request, driver, name, namespace, binary, arguments, files } => {
                 if self.speaks_for(from, driver) {
-                    self.job_start(link, jobs::Start { request, driver, name, namespace, binary, files });
+                    self.job_start(
+                        link,
+                        jobs::Start { request, driver, name, namespace, binary, arguments, files },
+                    );
                 }
             }
-            ToHead::JobEnd { job, failure } => self.job_end(from, job, failure),
+            ToHead::JobEnd { job, failure } => self.job_end(from, job, cut(failure)),
             ToHead::Demand { owner, job, key, class, backlog, locality } => {
                 if self.speaks_for(from, owner) {
                     self.demand(leases::Wish { owner, job, key, class, backlog, locality });
@@ -283,10 +294,10 @@ impl Core {
                     self.lease_ready(link, from, lease, host);
                 }
             }
-            ToHead::LeaseFailed { lease, failure } => self.lease_failed(from, lease, failure),
+            ToHead::LeaseFailed { lease, failure } => self.lease_failed(from, lease, cut(failure)),
             ToHead::HostEnded { host, job, failure } => {
                 if self.speaks_for(from, host) {
-                    self.host_ended(host, job, failure);
+                    self.host_ended(host, job, cut(failure));
                 }
             }
             ToHead::Ask { host, job, request, question } => {
@@ -365,6 +376,20 @@ impl Core {
     fn persist(&mut self, record: Record) {
         self.out.push(Effect::Persist(record));
     }
+}
+
+/// A failure short enough to be told to everyone.
+fn cut(mut failure: Failure) -> Failure {
+    let shorten = |text: &mut String| {
+        if text.len() > FAILURE_BYTES_MAX {
+            text.truncate(text.floor_char_boundary(FAILURE_BYTES_MAX));
+            text.push('…');
+        }
+    };
+    failure.causes.truncate(FAILURE_CAUSES_MAX);
+    failure.causes.iter_mut().for_each(shorten);
+    [&mut failure.message, &mut failure.what, &mut failure.place].into_iter().for_each(shorten);
+    failure
 }
 
 /// Who asked, and how it is answered.

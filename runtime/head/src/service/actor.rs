@@ -222,7 +222,7 @@ struct Outlet {
 }
 
 enum Pending {
-    Effect(Effect),
+    Effect(Box<Effect>),
     Then(Box<dyn FnOnce() + Send>),
 }
 
@@ -318,7 +318,7 @@ impl State {
             if self.pending.is_empty() && !matches!(effect, Effect::Persist(_)) {
                 self.apply(effect);
             } else {
-                self.pending.push_back(Pending::Effect(effect));
+                self.pending.push_back(Pending::Effect(Box::new(effect)));
             }
         }
     }
@@ -370,7 +370,7 @@ impl State {
         let now = self.now();
         let effects =
             self.core.step(Event::Lost { link, why: "it did not read its messages".to_owned() }, now);
-        self.pending.extend(effects.into_iter().map(Pending::Effect));
+        self.pending.extend(effects.into_iter().map(|effect| Pending::Effect(Box::new(effect))));
     }
 
     /// Makes the batch durable, then applies what waited for it.
@@ -380,8 +380,11 @@ impl State {
         let records: Vec<Record> = batch
             .iter()
             .filter_map(|pending| match pending {
-                Pending::Effect(Effect::Persist(record)) => Some(record.clone()),
-                _ => None,
+                Pending::Effect(effect) => match &**effect {
+                    Effect::Persist(record) => Some(record.clone()),
+                    _ => None,
+                },
+                Pending::Then(_) => None,
             })
             .collect();
         if !records.is_empty() {
@@ -396,7 +399,7 @@ impl State {
         }
         for pending in batch {
             match pending {
-                Pending::Effect(effect) => self.apply(effect),
+                Pending::Effect(effect) => self.apply(*effect),
                 Pending::Then(then) => then(),
             }
         }

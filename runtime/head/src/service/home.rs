@@ -44,6 +44,15 @@ pub struct Whereabouts {
     pub pid: u32,
 }
 
+impl Whereabouts {
+    /// What the head of this folder said when it started. It may have ended since, if it could not tidy up.
+    pub fn read(home: &Path) -> Result<Self, Error> {
+        let file = home.join(WHERE_FILE);
+        let text = fs::read(&file).map_err(failed("read", &file))?;
+        serde_json::from_slice(&text).map_err(|e| failed("read", &file)(e.into()))
+    }
+}
+
 /// Everything from the folder that a head needs.
 pub(super) struct Home {
     pub journal: Arc<dyn Journal>,
@@ -124,6 +133,12 @@ pub(super) fn announce(home: &Path, quic: SocketAddr, http: SocketAddr, cluster:
     let whereabouts = Whereabouts { quic, http, cluster: cluster.to_owned(), pid: std::process::id() };
     let text = serde_json::to_vec_pretty(&whereabouts).map_err(|e| Error::Start(e.to_string()))?;
     replace(&home.join(WHERE_FILE), &text)
+}
+
+/// Takes back what [`announce`] wrote.
+pub(super) fn withdraw(home: &Path) {
+    // Best effort: a reader of a stale one finds nobody at that address.
+    let _left_over = fs::remove_file(home.join(WHERE_FILE));
 }
 
 /// Replaces a file's contents at once; only its owner may read it.

@@ -171,7 +171,7 @@ impl Head {
                 http::serve(listener, http::Api::new(started.poster.clone(), home.admin_hash)),
             ),
         ];
-        let ports = Ports { endpoint, links, _guards: guards };
+        let ports = Ports { endpoint, links, home: options.home, _guards: guards };
         Ok(Handle(Arc::new(Inner {
             poster: started.poster,
             closed: started.closed,
@@ -206,6 +206,7 @@ struct Inner {
 struct Ports {
     endpoint: Arc<quic::Endpoint>,
     links: network::Links,
+    home: PathBuf,
     _guards: Vec<task::Guard>,
 }
 
@@ -247,7 +248,8 @@ impl Handle {
         let _ended = self.0.poster.shutdown().await;
         self.closed().await;
         let ports = self.0.ports.lock().take();
-        if let Some(Ports { endpoint, links, .. }) = ports {
+        if let Some(Ports { endpoint, links, home, .. }) = ports {
+            home::withdraw(&home);
             links.wait_gone(SHUTDOWN_GRACE).await;
             endpoint.close("the head has ended");
             endpoint.wait_idle(SHUTDOWN_GRACE / 2).await;

@@ -22,6 +22,8 @@ use crate::core::{NODES_MAX, Peer, PeerKind};
 
 /// Connections of members at once, those that are about to be refused included.
 pub const LINKS_MAX: usize = NODES_MAX + 256;
+/// Longest message from an agent, in bytes; a longer one ends its link.
+pub const TO_HEAD_BYTES_MAX: usize = 1024 * 1024;
 /// How long a new connection may take to register.
 pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a link that ends may take to send what it still has.
@@ -123,6 +125,7 @@ async fn first(connection: &Connection) -> Result<(Sender, Receiver, Hello, Regi
     if kind != StreamKind::Control {
         return Err(format!("the first stream must be for control, not {kind:?}"));
     }
+    receiver.limit(TO_HEAD_BYTES_MAX);
     let message = receiver.recv().await.map_err(|e| e.to_string())?.ok_or("the control stream is empty")?;
     match wire::decode(&message).map_err(|e| e.to_string())? {
         ToHead::Register { hello, node } => Ok((sender, receiver, hello, node)),

@@ -145,6 +145,7 @@ async fn a_driver_may_bring_a_job_but_no_resources() {
         name: "job".to_owned(),
         namespace: String::new(),
         binary: BinaryHash([1; 32]),
+        arguments: Vec::new(),
         files: Vec::new(),
     };
     link.says(&start).await;
@@ -171,8 +172,7 @@ async fn the_folder_is_private_and_has_one_head_at_a_time() {
     let mode = |name: &str| std::fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("."), mode("ca"), mode("head")), (0o700, 0o700, 0o700));
     assert_eq!((mode("admin.token"), mode("head.json"), mode("head/state.redb")), (0o600, 0o600, 0o600));
-    let text = std::fs::read_to_string(folder.join("head.json")).unwrap();
-    let found: Whereabouts = serde_json::from_str(&text).unwrap();
+    let found = Whereabouts::read(&folder).unwrap();
     assert_eq!(Some(found.quic), head.quic_address());
     assert_eq!(Some(found.http), head.http_address());
     assert_eq!((found.cluster.as_str(), found.pid), (head.cluster(), std::process::id()));
@@ -181,6 +181,7 @@ async fn the_folder_is_private_and_has_one_head_at_a_time() {
     // A lost admin token is replaced, and the old one is worth nothing any more.
     let old = head.admin_token().to_owned();
     soon(head.shutdown()).await;
+    assert!(Whereabouts::read(&folder).is_err(), "a head that has ended is nowhere");
     std::fs::remove_file(folder.join("admin.token")).unwrap();
     let head = Head::start(options(&folder)).await.unwrap();
     assert_ne!(head.admin_token(), old);
@@ -217,4 +218,56 @@ async fn dropping_the_last_handle_ends_the_head() {
     assert!(soon(head.from_head.recv()).await.is_some());
     drop(head.handle);
     assert!(soon(head.from_head.recv()).await.is_none());
+}
+
+/// A journal whose disk is full from the second write on.
+#[derive(Default)]
+struct FullDisk(std::sync::atomic::AtomicBool);
+
+impl state::Journal for FullDisk {
+    fn load(&self) -> Result<Vec<state::Record>, state::Error> {
+        Ok(Vec::new())
+    }
+
+    fn append(&self, _: &[state::Record]) -> Result<(), state::Error> {
+        match self.0.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(state::Error::Database("no space left".to_owned())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_cannot_write_promises_nothing_and_ends() {
+    let started = actor::start(core::Options::default(), Arc::new(FullDisk::default()), None).await.unwrap();
+    let (outbox, mut heard) = tokio::sync::mpsc::channel(8);
+    let ToHead::Register { hello, node } = register("a", 1) else { panic!() };
+    let peer = core::Peer { kind: core::PeerKind::Agent, name: "a".to_owned() };
+    let link = started.poster.new_link();
+    started.poster.register(link, peer, hello, node, actor::Outbox::Memory(outbox)).await.unwrap();
+    assert!(soon(heard.recv()).await.is_none(), "no number is given that is not on disk");
+    let mut closed = started.closed;
+    assert!(soon(closed.changed()).await.is_err());
+    assert!(matches!(started.poster.snapshot().await, Err(Error::Ended)));
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_read_is_given_up() {
+    let journal = Arc::new(state::Memory::default());
+    let started = actor::start(core::Options::default(), journal, None).await.unwrap();
+    let join = async |name: &str, room| {
+        let (outbox, heard) = tokio::sync::mpsc::channel(room);
+        let ToHead::Register { hello, node } = register(name, 1) else { panic!() };
+        let peer = core::Peer { kind: core::PeerKind::Agent, name: name.to_owned() };
+        let link = started.poster.new_link();
+        started.poster.register(link, peer, hello, node, actor::Outbox::Memory(outbox)).await.unwrap();
+        heard
+    };
+    let mut deaf = join("deaf", 1).await;
+    // Its own registration fills its queue, and the news of the second node is one too many.
+    let mut other = join("other", 8).await;
+    assert!(matches!(soon(other.recv()).await, Some(ToAgent::Registered { .. })));
+    assert!(matches!(soon(other.recv()).await, Some(ToAgent::NodeDown { node, .. }) if node.number == 1));
+    assert!(matches!(soon(deaf.recv()).await, Some(ToAgent::Registered { .. })));
+    assert!(soon(deaf.recv()).await.is_none());
 }

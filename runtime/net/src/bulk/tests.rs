@@ -79,9 +79,9 @@ async fn a_reply_that_breaks_the_rules_is_an_error() {
         (&[0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3], "inside a message"),
     ];
     let pair = Pair::new().await;
-    for (reply, expected) in replies.into_iter().chain([(&[
-        0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5,
-    ][..], "bad header")])
+    for (reply, expected) in replies
+        .into_iter()
+        .chain([(&[0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5][..], "bad header")])
     {
         let accepted = pair.accepted.clone();
         let server = task::spawn("test-serve", async move {

@@ -75,7 +75,7 @@ impl Authority {
             .push(DnType::CommonName, format!("mobula ca {}", hex::encode(random::<8>()?)));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        hold_for(&mut params, LIFETIME_MAX)?;
+        hold_for(&mut params, LIFETIME_MAX, SystemTime::now())?;
         let certificate = params.self_signed(&key).map_err(|e| Error::invalid("a new CA certificate", e))?;
         files::folder(folder)?;
         // The certificate last: a folder without one holds no CA yet, and the key there is nobody's.
@@ -93,14 +93,21 @@ impl Authority {
 
     /// [`Authority::load`] where the folder holds a CA, else [`Authority::create`].
     pub fn load_or_create(folder: &Path, cluster_name: &str) -> Result<Self, Error> {
-        if folder.join(CERTIFICATE_FILE).exists() { Self::load(folder) } else { Self::create(folder, cluster_name) }
+        if folder.join(CERTIFICATE_FILE).exists() {
+            Self::load(folder)
+        } else {
+            Self::create(folder, cluster_name)
+        }
     }
 
     fn new(key: KeyPair, pem: String) -> Result<Self, Error> {
         let der = certificate_from_pem("the CA's certificate", &pem)?;
         let parsed = EndEntityCert::try_from(&der).map_err(|e| Error::invalid("the CA's certificate", e))?;
         if parsed.subject_public_key_info().as_ref() != key.subject_public_key_info() {
-            return Err(Error::invalid("the CA's certificate", "it is for another key than the one beside it"));
+            return Err(Error::invalid(
+                "the CA's certificate",
+                "it is for another key than the one beside it",
+            ));
         }
         let issuer =
             Issuer::from_ca_cert_pem(&pem, key).map_err(|e| Error::invalid("the CA's certificate", e))?;
@@ -125,6 +132,17 @@ impl Authority {
     /// Signs a request (PEM, P-256) and returns the certificate (PEM). Only its key counts: role and name are the
     /// caller's decision, whatever the request asks for. `lifetime` is cut to [`LIFETIME_MAX`].
     pub fn issue(&self, csr: &str, role: Role, name: &str, lifetime: Duration) -> Result<String, Error> {
+        self.issue_at(csr, role, name, lifetime, SystemTime::now())
+    }
+
+    pub(crate) fn issue_at(
+        &self,
+        csr: &str,
+        role: Role,
+        name: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, Error> {
         let peer = PeerName::new(role, name)?;
         if csr.len() > PEM_BYTES_MAX {
             return Err(Error::invalid("the signing request", format!("over {PEM_BYTES_MAX} bytes")));
@@ -149,7 +167,7 @@ impl Authority {
         let mut serial = random::<16>()?;
         serial[0] &= 0x7f;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        hold_for(&mut params, lifetime)?;
+        hold_for(&mut params, lifetime, now)?;
         let certificate = params
             .signed_by(&request.public_key, &self.issuer)
             .map_err(|e| Error::invalid("a new certificate", e))?;
@@ -170,8 +188,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-fn hold_for(params: &mut CertificateParams, lifetime: Duration) -> Result<(), Error> {
-    let now = SystemTime::now();
+fn hold_for(params: &mut CertificateParams, lifetime: Duration, now: SystemTime) -> Result<(), Error> {
     let (Some(from), Some(until)) =
         (now.checked_sub(CLOCK_SKEW_MAX), now.checked_add(lifetime.min(LIFETIME_MAX)))
     else {

@@ -8,9 +8,7 @@ use std::{
 };
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
-use rustls::{
-    RootCertStore, client::verify_server_cert_signed_by_trust_anchor, server::ParsedCertificate,
-};
+use rustls::{RootCertStore, client::verify_server_cert_signed_by_trust_anchor, server::ParsedCertificate};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 use webpki::{EndEntityCert, KeyUsage};
 use zeroize::Zeroizing;
@@ -136,7 +134,10 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("peer", &self.0.peer).field("cluster_id", &self.0.cluster_id).finish()
+        f.debug_struct("Identity")
+            .field("peer", &self.0.peer)
+            .field("cluster_id", &self.0.cluster_id)
+            .finish()
     }
 }
 
@@ -218,7 +219,8 @@ pub(crate) fn verify_issued(
     if theirs != ours {
         return Err(Error::OtherCluster { theirs, ours });
     }
-    let anchor = webpki::anchor_from_trusted_cert(ca).map_err(|e| Error::invalid("the CA's certificate", e))?;
+    let anchor =
+        webpki::anchor_from_trusted_cert(ca).map_err(|e| Error::invalid("the CA's certificate", e))?;
     // A client certificate is what every role has; servers' are checked for their use too, when they serve.
     parse(certificate)?
         .verify_for_usage(crypto::algorithms().all, &[anchor], &[], now, KeyUsage::client_auth(), None, None)
@@ -245,7 +247,8 @@ pub(crate) fn verify_server(
 /// When a certificate ends. Verification at the end of time fails, and says since when.
 fn expiry(parsed: &EndEntityCert<'_>, ca: &CertificateDer<'_>) -> Result<SystemTime, Error> {
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) * 64));
-    let anchor = webpki::anchor_from_trusted_cert(ca).map_err(|e| Error::invalid("the CA's certificate", e))?;
+    let anchor =
+        webpki::anchor_from_trusted_cert(ca).map_err(|e| Error::invalid("the CA's certificate", e))?;
     let usage = KeyUsage::client_auth();
     match parsed.verify_for_usage(crypto::algorithms().all, &[anchor], &[], end_of_time, usage, None, None) {
         Err(webpki::Error::CertExpired { not_after, .. }) => {

@@ -44,9 +44,13 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Zeroizing<String>, Error
     let path = folder.join(name);
     let mut text = Zeroizing::new(String::with_capacity(PEM_BYTES_MAX));
     let file = File::open(&path).map_err(failed("read", &path))?;
-    let bytes = file.take(PEM_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed("read", &path))?;
+    let bytes =
+        file.take(PEM_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed("read", &path))?;
     if bytes > PEM_BYTES_MAX {
-        return Err(Error::invalid("a PEM file", format!("{} is over {PEM_BYTES_MAX} bytes", path.display())));
+        return Err(Error::invalid(
+            "a PEM file",
+            format!("{} is over {PEM_BYTES_MAX} bytes", path.display()),
+        ));
     }
     Ok(text)
 }

@@ -163,7 +163,9 @@ pub enum Error {
         name: String,
     },
     /// A certificate that belongs to another cluster.
-    #[error("this certificate is of cluster {theirs}, not of {ours}: join again with a token of that cluster")]
+    #[error(
+        "this certificate is of cluster {theirs}, not of {ours}: join again with a token of that cluster"
+    )]
     OtherCluster {
         /// The cluster that the certificate states.
         theirs: String,

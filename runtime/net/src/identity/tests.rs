@@ -44,7 +44,9 @@ fn a_certificate_names_what_the_authority_decided_and_ends_when_it_said() {
     assert!(left <= Duration::from_hours(2) && left > Duration::from_mins(119), "{left:?}");
 
     let der = identity.chain().remove(0);
-    let later = |hours| UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + hours * 3600));
+    let later = |hours: u64| {
+        UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + hours * 3600))
+    };
     assert!(verify_server(&der, identity.ca(), later(1)).is_ok());
     assert!(verify_server(&der, identity.ca(), later(3)).is_err());
     assert!(verify_issued(&der, identity.ca(), later(3)).is_err());

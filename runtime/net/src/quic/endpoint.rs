@@ -69,10 +69,16 @@ impl Endpoint {
     /// Opens `addr` (port 0 for any) for accepting and dialling. Must be called inside a tokio runtime.
     pub fn bind(addr: SocketAddr, identity: Identity, options: Options) -> Result<Self, Error> {
         if options.accept_join && identity.peer().role != Role::Head {
-            return Err(Error::Option { knob: "accept_join", detail: "only a head can let others join".to_owned() });
+            return Err(Error::Option {
+                knob: "accept_join",
+                detail: "only a head can let others join".to_owned(),
+            });
         }
         if identity.peer().role == Role::Driver {
-            return Err(Error::Option { knob: "bind", detail: "a driver's certificate cannot serve".to_owned() });
+            return Err(Error::Option {
+                knob: "bind",
+                detail: "a driver's certificate cannot serve".to_owned(),
+            });
         }
         let (inner, shared) = open(addr, identity, options)?;
         // What it is does not matter: each connection is accepted with one of its own.
@@ -130,10 +136,8 @@ impl Endpoint {
         let greeted = async {
             let connection = dial(&self.inner, &self.shared, addr, crypto, &verifier).await?;
             greeting(&connection, addr).await?;
-            let (_, peer) = peer_of(&connection).ok_or_else(|| Error::Untrusted {
-                addr,
-                detail: "it presented no certificate".to_owned(),
-            })?;
+            let (_, peer) = peer_of(&connection)
+                .ok_or_else(|| Error::Untrusted { addr, detail: "it presented no certificate".to_owned() })?;
             Ok(Connection::new(connection, peer))
         };
         timeout(after, greeted).await.unwrap_or(Err(Error::Unreachable { addr, after }))
@@ -157,7 +161,11 @@ impl Drop for Endpoint {
     }
 }
 
-fn open(addr: SocketAddr, identity: Identity, options: Options) -> Result<(quinn::Endpoint, Arc<Shared>), Error> {
+fn open(
+    addr: SocketAddr,
+    identity: Identity,
+    options: Options,
+) -> Result<(quinn::Endpoint, Arc<Shared>), Error> {
     options.check()?;
     let (socket, buffers) = options.socket(addr)?;
     let failed = |source| Error::Bind { addr, source };
@@ -253,9 +261,10 @@ fn refused(addr: SocketAddr, after: Duration, error: ConnectionError) -> Error {
                 }
                 Some(alert) if ALERTS_CERTIFICATE.contains(&alert) => Error::Refused {
                     addr,
-                    detail: "it does not accept this node's certificate, which may have expired or be of another \
+                    detail:
+                        "it does not accept this node's certificate, which may have expired or be of another \
                              cluster: join again"
-                        .to_owned(),
+                            .to_owned(),
                 },
                 _ => Error::Refused { addr, detail: close.to_string() },
             }
@@ -316,7 +325,8 @@ async fn accept_all(endpoint: quinn::Endpoint, shared: Arc<Shared>, arrived: mps
             let _impossible = incoming.retry();
             continue;
         }
-        let arrival = Arrival { shared: shared.clone(), joins: joins.clone(), arrived: arrived.clone(), permit };
+        let arrival =
+            Arrival { shared: shared.clone(), joins: joins.clone(), arrived: arrived.clone(), permit };
         // Bounded by the permits; each ends by its deadline or when `accept` takes its result.
         task::spawn("quic-handshake", arrival.complete(incoming));
     }
@@ -354,7 +364,8 @@ impl Arrival {
                     Ok(Incoming::Peer(Connection::new(connection, peer)))
                 }
                 None => {
-                    connection.close(code::UNAUTHENTICATED, b"a member must present a certificate: join first");
+                    connection
+                        .close(code::UNAUTHENTICATED, b"a member must present a certificate: join first");
                     Err(Error::Refused { addr: from, detail: "it presented no certificate".to_owned() })
                 }
             },

@@ -21,8 +21,6 @@ pub(super) mod code {
     pub(crate) const BUSY: VarInt = VarInt::from_u32(3);
     /// The two builds have no protocol in common.
     pub(crate) const PROTOCOL: VarInt = VarInt::from_u32(4);
-    /// The other side is not what was to be reached.
-    pub(crate) const WRONG_PEER: VarInt = VarInt::from_u32(5);
 }
 
 /// How a frame breaks the rules.
@@ -194,7 +192,9 @@ pub enum Error {
         reason: String,
     },
     /// The join token is for another cluster than the head's.
-    #[error("the head at {addr} belongs to another cluster than this join token: ask its operator for a token")]
+    #[error(
+        "the head at {addr} belongs to another cluster than this join token: ask its operator for a token"
+    )]
     ForeignToken {
         /// The head.
         addr: SocketAddr,

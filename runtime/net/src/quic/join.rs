@@ -12,8 +12,8 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use zeroize::Zeroize;
 
 use super::{
-    Closed, Error, JOIN_BYTES_MAX, Malformed, Options, REASON_BYTES_MAX, Receiver, Sender, endpoint, error::code,
-    tls::Trust,
+    Closed, Error, JOIN_BYTES_MAX, Malformed, Options, REASON_BYTES_MAX, Receiver, Sender, endpoint,
+    error::code, tls::Trust,
 };
 use crate::identity::{Fingerprint, Identity, JoinToken, Request, Role, SecretHash};
 
@@ -64,7 +64,11 @@ pub struct Join {
 }
 
 impl Join {
-    pub(super) fn new(connection: quinn::Connection, identity: Identity, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(
+        connection: quinn::Connection,
+        identity: Identity,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         Self { connection, identity, _permit: permit }
     }
 
@@ -88,7 +92,8 @@ impl Join {
             let mut ask: Ask = wire::decode(&bytes)?;
             let secret_hash = SecretHash::of(&ask.secret);
             ask.secret.zeroize();
-            let answer = if ask.protocol < wire::PROTOCOL_OLDEST || ask.protocol_min > wire::PROTOCOL_CURRENT {
+            let answer = if ask.protocol < wire::PROTOCOL_OLDEST || ask.protocol_min > wire::PROTOCOL_CURRENT
+            {
                 Err(format!(
                     "it speaks protocol {} to {}, this node {} to {}: upgrade the older of the two",
                     wire::PROTOCOL_OLDEST,

@@ -161,11 +161,13 @@ impl Options {
                 // much, and not for long.
                 let mut discovery = MtuDiscoveryConfig::default();
                 discovery.upper_bound(mtu).black_hole_cooldown(Duration::from_secs(1));
-                transport.initial_mtu(mtu).min_mtu(mtu.min(MTU_HANDSHAKE_MAX)).mtu_discovery_config(Some(discovery));
+                transport
+                    .initial_mtu(mtu)
+                    .min_mtu(mtu.min(MTU_HANDSHAKE_MAX))
+                    .mtu_discovery_config(Some(discovery));
                 transport.enable_segmentation_offload(mtu <= UDP_PAYLOAD_MAX / SEGMENTS_MAX);
-                let mut congestion = CubicConfig::default();
-                congestion.initial_window(u64::from(window / 4).max(u64::from(mtu) * 4));
-                transport.congestion_controller_factory(Arc::new(congestion));
+                // Losses here are overflows of the receive buffer, which the window already rules out.
+                transport.congestion_controller_factory(congestion(mtu, u64::from(window / 4)));
             }
             (Mtu::Auto, false) => {
                 let mut discovery = MtuDiscoveryConfig::default();
@@ -174,6 +176,7 @@ impl Options {
             }
             (Mtu::Fixed(mtu), _) => {
                 transport.initial_mtu(mtu).mtu_discovery_config(None);
+                transport.congestion_controller_factory(congestion(mtu, 0));
                 transport.enable_segmentation_offload(mtu <= UDP_PAYLOAD_MAX / SEGMENTS_MAX);
             }
         }
@@ -222,11 +225,20 @@ impl Options {
     }
 }
 
+/// Congestion control that starts with `window` bytes, and with ten packets at least as quinn's own does. A window
+/// smaller than one packet would let nothing out, ever.
+fn congestion(mtu: u16, window: u64) -> Arc<CubicConfig> {
+    let mut config = CubicConfig::default();
+    config.initial_window(window.max(u64::from(mtu) * 10));
+    Arc::new(config)
+}
+
 /// What loopback carries; an interface made smaller than usual is believed.
 fn loopback_mtu() -> u16 {
     let interface = std::fs::read_to_string("/sys/class/net/lo/mtu").ok();
     let carried = interface.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(u32::from(MTU_MIN));
-    let payload = carried.saturating_sub(HEADERS_BYTES).clamp(u32::from(MTU_MIN), u32::from(MTU_LOOPBACK_MAX));
+    let payload =
+        carried.saturating_sub(HEADERS_BYTES).clamp(u32::from(MTU_MIN), u32::from(MTU_LOOPBACK_MAX));
     u16::try_from(payload).unwrap_or(MTU_MIN)
 }
 

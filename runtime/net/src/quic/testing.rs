@@ -47,10 +47,8 @@ impl Pair {
         let cluster = Cluster::new();
         let (head, addr) = cluster.endpoint(Role::Head, "head");
         let (agent, _) = cluster.endpoint(Role::Agent, "node-1");
-        let (dialled, accepted) = Self::soon(async {
-            tokio::join!(agent.connect(addr, Role::Head), head.accept())
-        })
-        .await;
+        let (dialled, accepted) =
+            Self::soon(async { tokio::join!(agent.connect(addr, Role::Head), head.accept()) }).await;
         let Some(Incoming::Peer(accepted)) = accepted else { panic!("{accepted:?}") };
         Self { dialled: dialled.unwrap(), accepted, _ends: (agent, head), _cluster: cluster }
     }

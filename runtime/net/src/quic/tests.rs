@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mobula_proto::wire::MESSAGE_BYTES_MAX;
@@ -61,6 +61,36 @@ async fn small_messages_leave_together() {
     }
     let frames = pair.dialled.stats().frame_tx.stream - before;
     assert!(frames <= 2, "{frames} QUIC frames for a thousand messages");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_packet_size_works_on_loopback() {
+    let cluster = Cluster::new();
+    for mtu in [Mtu::Fixed(1200), Mtu::Fixed(6500), Mtu::Fixed(9000), Mtu::Fixed(65_000), Mtu::Auto] {
+        let end = |name| {
+            let identity = cluster.authority.identity(Role::Agent, name).unwrap();
+            Endpoint::bind(ANY.into(), identity, Options { mtu, ..Options::default() }).unwrap()
+        };
+        let (a, b) = (end("a"), end("b"));
+        let addr = b.local_addr().unwrap();
+        let (dialled, accepted) =
+            Pair::soon(async { tokio::join!(a.connect(addr, Role::Agent), b.accept()) }).await;
+        let (mut to, _) = dialled.unwrap().open(StreamKind::Relay).await.unwrap();
+        let Some(Incoming::Peer(accepted)) = accepted else { panic!("{accepted:?}") };
+        let (_, _, mut there) = Pair::soon(accepted.accept_stream()).await.unwrap();
+        let body = vec![3; 4 << 20];
+        let (sent, got) = Pair::soon(async { tokio::join!(to.send(&body), there.recv()) }).await;
+        sent.unwrap();
+        assert_eq!(&got.unwrap().unwrap()[..], &body[..], "{mtu:?}");
+    }
+    for mtu in [0, 1199, 65_001] {
+        let identity = cluster.authority.identity(Role::Agent, "c").unwrap();
+        let options = Options { mtu: Mtu::Fixed(mtu), ..Options::default() };
+        assert!(matches!(
+            Endpoint::bind(ANY.into(), identity, options),
+            Err(Error::Option { knob: "mtu", .. })
+        ));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +165,12 @@ async fn another_cluster_is_refused_with_the_cure() {
 }
 
 /// Dials with a hand-made configuration, as a hostile peer may.
-async fn dial_by_hand(addr: SocketAddr, identity: Option<&Identity>, trust: Trust, alpn: &[u8]) -> quinn::Connection {
+async fn dial_by_hand(
+    addr: SocketAddr,
+    identity: Option<&Identity>,
+    trust: Trust,
+    alpn: &[u8],
+) -> quinn::Connection {
     let verifier = ServerVerifier::new(trust);
     let config = tls::client_with_alpn(identity, verifier, alpn).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(config));
@@ -162,7 +197,10 @@ async fn strangers_and_foreigners_reach_nothing() {
         }
         // None of them was let in: the next to arrive is a member.
         let (agent, _) = ours.endpoint(Role::Agent, "node-1");
-        let accepting = { let server = server.clone(); task::spawn("test-accept", async move { server.accept().await }) };
+        let accepting = {
+            let server = server.clone();
+            task::spawn("test-accept", async move { server.accept().await })
+        };
         Pair::soon(agent.connect(addr, role)).await.unwrap();
         let Some(Incoming::Peer(peer)) = Pair::soon(accepting).await.unwrap() else { panic!("no peer") };
         assert_eq!(peer.peer().name, "node-1");
@@ -178,10 +216,11 @@ async fn a_wrong_role_and_an_ended_certificate_are_named() {
     assert!(matches!(error, Error::WrongRole { expected: Role::Head, found: Role::Agent, .. }), "{error}");
 
     // A certificate that was good half an hour ago.
+    let then = SystemTime::now() - Duration::from_mins(30);
     let request = crate::identity::Request::new().unwrap();
     let ca = &cluster.authority;
-    let cert = ca.issue(request.csr(), Role::Agent, "brief", Duration::ZERO).unwrap();
-    let then = Duration::from_secs(UnixTime::now().as_secs() - 1800);
+    let cert = ca.issue_at(request.csr(), Role::Agent, "brief", Duration::from_mins(1), then).unwrap();
+    let then = then.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let brief = request.accept_at(&cert, ca.ca_pem(), UnixTime::since_unix_epoch(then));
     let endpoint = Endpoint::bind(ANY.into(), brief, Options::default()).unwrap();
     let error = Pair::soon(endpoint.connect(addr, Role::Agent)).await.unwrap_err();
@@ -260,7 +299,8 @@ async fn a_token_joins_once_and_only_its_own_cluster() {
                         tokens.spend(&request)?;
                         let ca = &serving_cluster.authority;
                         let lifetime = crate::identity::NODE_LIFETIME;
-                        ca.issue(&request.csr, request.role, &request.name, lifetime).map_err(|e| e.to_string())
+                        ca.issue(&request.csr, request.role, &request.name, lifetime)
+                            .map_err(|e| e.to_string())
                     });
                     served.await.unwrap();
                 }

@@ -61,7 +61,12 @@ impl ServerVerifier {
         self.refusal.lock().take()
     }
 
-    fn judge(&self, server: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Refusal> {
+    fn judge(
+        &self,
+        server: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
         let (peer, expected) = match &self.trust {
             Trust::Member { ca, role } => (verify_server(server, ca, now)?, *role),
             Trust::Pinned { ca } => {

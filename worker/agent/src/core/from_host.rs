@@ -16,7 +16,7 @@ use mobula_proto::{
 
 use super::{Core, Effect, hosts::Connect, hosts::Kind};
 
-/// Most files that travel with a job.
+/// Most files that travel with a job, and most arguments of its hosts.
 pub const FILES_MAX: usize = 256;
 /// Longest name, namespace or path that a driver brings, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
@@ -142,9 +142,10 @@ impl Core {
 
     fn driver_hello(&mut self, id: HostId, driver: Driver, registry: u64) {
         let texts = [&driver.name, &driver.namespace, &driver.program];
-        let names = driver.files.iter().flat_map(|(name, path, _)| [name, path]);
-        if driver.files.len() > FILES_MAX || texts.into_iter().chain(names).any(|t| t.len() > TEXT_BYTES_MAX) {
-            let text = format!("a job has at most {FILES_MAX} files, and names of {TEXT_BYTES_MAX} bytes");
+        let names = driver.files.iter().flat_map(|(name, path, _)| [name, path]).chain(&driver.arguments);
+        let many = driver.files.len() > FILES_MAX || driver.arguments.len() > FILES_MAX;
+        if many || texts.into_iter().chain(names).any(|t| t.len() > TEXT_BYTES_MAX) {
+            let text = format!("a job has at most {FILES_MAX} files and arguments, of {TEXT_BYTES_MAX} bytes of text each");
             self.refuse(id, Failure::new(FailureKind::Limit, text));
             return;
         }
@@ -156,6 +157,7 @@ impl Core {
             name: driver.name,
             namespace: driver.namespace,
             binary: driver.binary,
+            arguments: driver.arguments,
             files,
         }));
     }

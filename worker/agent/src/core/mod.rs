@@ -31,6 +31,7 @@ use mobula_proto::{
     resource::DeviceGrant,
 };
 
+pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
 use leases::{Leases, Need};
 use objects::{Gone, Objects, Place};

@@ -47,7 +47,7 @@ pub(super) enum Message {
     DriverArrived(Outbox, Arc<Notify>, bool, oneshot::Sender<Result<HostId, Failure>>),
     Linked(HostId, Outbox),
     Ended(HostId, Failure),
-    Pulled(ObjectId, u32, JobId, Result<Block, Failure>),
+    Pulled(ObjectId, Copy, JobId, Result<Block, Failure>),
     Serve(ObjectId, Copy, NodeId, oneshot::Sender<Result<Bytes, String>>),
     Served(ObjectId, NodeId, u64, Permit),
     Tick,
@@ -128,6 +128,10 @@ impl Post {
         self.cast(Message::Stop(failure, reply));
         // An actor that is gone has nobody left.
         let _gone = answer.await;
+    }
+
+    /// Ends the actor itself.
+    pub(super) fn halt(&self) {
         self.0.stop(None);
     }
 }
@@ -273,7 +277,7 @@ impl State {
                 self.links.insert(host, outbox);
             }
             Message::Ended(host, failure) => self.ended(host, failure),
-            Message::Pulled(object, attempt, job, result) => self.pulled(object, attempt, job, result),
+            Message::Pulled(object, copy, job, result) => self.pulled(object, copy, job, result),
             Message::Serve(object, copy, by, reply) => self.serve(object, copy, by, reply),
             Message::Served(object, by, bytes, _permit) => self.core.served(object, by, bytes),
             Message::Tick => {
@@ -484,24 +488,22 @@ impl State {
                     Err(Failure::new(FailureKind::ObjectLost, text))
                 }
             };
-            post.cast(Message::Pulled(object, copy.attempt, job, result));
+            post.cast(Message::Pulled(object, copy, job, result));
         }));
     }
 
-    fn pulled(&mut self, object: ObjectId, attempt: u32, job: JobId, result: Result<Block, Failure>) {
-        let agent = self.core.node().agent();
+    fn pulled(&mut self, object: ObjectId, copy: Copy, job: JobId, result: Result<Block, Failure>) {
         match result {
             Ok(block) => {
                 let extent = block.seal();
                 let place = extent.location();
-                let region = RegionId { writer: agent, seq: place.region_seq };
-                self.memory.keep(object, attempt, job, extent);
-                if !self.core.pulled(object, attempt, Ok((region, place.offset, place.len))) {
-                    self.memory.reclaim(&[(object, attempt)]);
+                let region = RegionId { writer: self.core.node().agent(), seq: place.region_seq };
+                if self.core.pulled(object, copy.attempt, Ok((region, place.offset, copy.bytes))) {
+                    self.memory.keep(object, copy.attempt, job, extent);
                 }
             }
             Err(failure) => {
-                self.core.pulled(object, attempt, Err(failure));
+                self.core.pulled(object, copy.attempt, Err(failure));
             }
         }
     }

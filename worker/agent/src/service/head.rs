@@ -79,9 +79,8 @@ pub(super) struct Registered {
     pub(super) nodes: Vec<Node>,
 }
 
-fn registration(node: Register, driver: bool) -> ToHead {
-    let role = if driver { wire::Role::Driver } else { wire::Role::Agent };
-    ToHead::Register { hello: Hello::new(role), node }
+fn registration(node: Register) -> ToHead {
+    ToHead::Register { hello: Hello::new(wire::Role::Agent), node }
 }
 
 fn registered(answer: ToAgent) -> Result<Registered, Error> {
@@ -99,7 +98,7 @@ pub(super) async fn register_memory(
     node: Register,
 ) -> Result<(Link, Registered), Error> {
     let exchange = async {
-        to_head.send(registration(node, false)).await.map_err(|_| Error::NoAnswer)?;
+        to_head.send(registration(node)).await.map_err(|_| Error::NoAnswer)?;
         registered(from_head.recv().await.ok_or(Error::NoAnswer)?)
     };
     let registered = timeout(REGISTER_TIMEOUT, exchange).await.map_err(|_| Error::NoAnswer)??;
@@ -114,7 +113,7 @@ async fn dial(
     let exchange = async {
         let connection = endpoint.connect(address, Role::Head).await?;
         let (mut sender, mut receiver) = connection.open(StreamKind::Control).await?;
-        sender.send(&wire::encode(&registration(node.clone(), false))?).await?;
+        sender.send(&wire::encode(&registration(node.clone()))?).await?;
         let answer = receiver.recv().await?.ok_or(Error::NoAnswer)?;
         let registered = registered(wire::decode(&answer)?)?;
         Ok((connection, sender, receiver, registered))

@@ -64,6 +64,12 @@ pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Rec
     launching.post.ended(host, failure);
 }
 
+/// Returns once the host shall end, because the actor said so or is gone.
+async fn told_to_end(killed: &mut watch::Receiver<bool>) {
+    // An error means that the actor is gone.
+    let _gone = killed.wait_for(|killed| *killed).await.is_err();
+}
+
 async fn live(
     launching: &Launching,
     launch: Launch,
@@ -77,7 +83,7 @@ async fn live(
             Ok(Err(failure)) => return failure.to_string(),
             Err(_) => return format!("its program did not arrive within {PROVISION_TIMEOUT:?}"),
         },
-        _ = killed.wait_for(|killed| *killed) => return "it was ended before it had started".to_owned(),
+        () = told_to_end(&mut killed) => return "it was ended before it had started".to_owned(),
     };
     let (ours, theirs) = match UnixStream::pair() {
         Ok(pair) => pair,
@@ -85,7 +91,7 @@ async fn live(
     };
     let spec = Spec {
         program: prepared.program.clone(),
-        args: Vec::new(),
+        args: job.arguments.clone(),
         env: launching.env.to_vec(),
         device_env: device_env(&devices, &launching.devices),
         boot_fd: OwnedFd::from(theirs),
@@ -140,7 +146,7 @@ async fn live(
                 }
             }
         },
-        _ = killed.wait_for(|killed| *killed) => {
+        () = told_to_end(&mut killed) => {
             killer.kill();
             exit.await;
             "the agent ended it".to_owned()

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use mobula_net::{
     bulk,
     identity::Role,
@@ -18,6 +19,7 @@ use mobula_proto::{
 };
 use mobula_telemetry::task;
 use parking_lot::Mutex;
+use rkyv::util::AlignedVec;
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     time::{Instant, sleep, timeout, timeout_at},
@@ -223,7 +225,7 @@ impl Peers {
         Ok(connection)
     }
 
-    fn hello(&self) -> Result<rkyv::util::AlignedVec, wire::Error> {
+    fn hello(&self) -> Result<AlignedVec, wire::Error> {
         wire::encode(&Between::Hello { hello: Hello::new(wire::Role::Agent), node: self.me })
     }
 
@@ -294,13 +296,12 @@ impl Peers {
     }
 
     async fn serve(self: &Arc<Self>, stream: (Sender, Receiver)) {
-        let mut pinned = None;
-        let pinned_by = &mut pinned;
+        let pinned = Mutex::new(None);
         let served = bulk::serve(stream, async |request| {
             match wire::decode::<Pull>(&request).map_err(|error| error.to_string())? {
                 Pull::Object { object, copy, by } => {
                     let bytes = self.post.serve(object, copy, by).await?;
-                    *pinned_by = Some((object, by));
+                    *pinned.lock() = Some((object, by));
                     Ok(bytes)
                 }
                 Pull::Binary { hash } => self.provision.serve(hash).await,
@@ -310,15 +311,20 @@ impl Peers {
         if let Err(error) = &served {
             debug!(%error, "a transfer to a peer failed");
         }
-        if let Some((object, by)) = pinned {
+        if let Some((object, by)) = pinned.into_inner() {
             self.post.served(object, by, served.unwrap_or(0)).await;
         }
     }
 }
 
+/// [`serve_streams`] as a boxed future: serving may dial, and dialling serves.
+fn streams(peers: Arc<Peers>, connection: Connection, node: Option<NodeId>) -> BoxFuture<'static, ()> {
+    Box::pin(serve_streams(peers, connection, node))
+}
+
 /// Serves the streams that the peer of one connection opens, until it closes. `node` is who that is, where this
 /// side dialled.
-async fn streams(peers: Arc<Peers>, connection: Connection, node: Option<NodeId>) {
+async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<NodeId>) {
     let serving = Arc::new(Semaphore::new(SERVED_MAX));
     // The tasks of a connection end with it.
     loop {
@@ -377,7 +383,12 @@ async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: mpsc::
             batch.push(next);
         }
         let Some(peers) = peers.upgrade() else { return };
-        if let Err(error) = send_batch(&peers, node, &mut stream, &batch).await {
+        let bodies: Result<Vec<_>, _> = batch.iter().map(|item| wire::encode(&item.message)).collect();
+        let sent = match bodies {
+            Ok(bodies) => send_batch(&peers, node, &mut stream, &bodies).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = sent {
             warn!(peer = %node, %error, messages = batch.len(), "messages to a node are lost");
             stream = None;
             for message in batch {
@@ -398,15 +409,21 @@ fn lost(node: NodeId, to: HostId, error: &Error) -> mobula_proto::Failure {
     failure
 }
 
+async fn send_bodies(sender: &mut Sender, bodies: &[AlignedVec]) -> Result<(), mobula_net::quic::Error> {
+    for body in bodies {
+        sender.feed(body).await?;
+    }
+    sender.flush().await
+}
+
 async fn send_batch(
     peers: &Arc<Peers>,
     node: NodeId,
     stream: &mut Option<Sender>,
-    batch: &[ForPeer],
+    bodies: &[AlignedVec],
 ) -> Result<(), Error> {
-    let bodies = batch.iter().map(|item| wire::encode(&item.message)).collect::<Result<Vec<_>, _>>()?;
     if let Some(sender) = stream
-        && sender.send_all(bodies.iter().map(|body| &body[..])).await.is_ok()
+        && send_bodies(sender, bodies).await.is_ok()
     {
         return Ok(());
     }
@@ -417,7 +434,7 @@ async fn send_batch(
         .await
         .map_err(|_| Error::Timeout(node))??;
     sender.send(&hello).await?;
-    sender.send_all(bodies.iter().map(|body| &body[..])).await?;
+    send_bodies(&mut sender, bodies).await?;
     *stream = Some(sender);
     Ok(())
 }

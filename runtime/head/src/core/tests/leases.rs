@@ -182,3 +182,21 @@ fn waiting_tasks_give_their_cpu_to_others() {
     world.says(a.link, ToHead::JobEnd { job, failure: died() });
     world.assert_idle();
 }
+
+#[test]
+fn a_failure_too_long_for_everyone_is_cut() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let job = world.start_job(a, 1).job;
+    let mut failure = Failure::new(mobula_proto::FailureKind::Panicked, "ä".repeat(FAILURE_BYTES_MAX));
+    failure.causes = vec!["why".to_owned(); 2 * FAILURE_CAUSES_MAX];
+    world.says(a.link, ToHead::HostEnded { host: a.host(2), job, failure });
+    match world.first(a.link) {
+        Some(ToAgent::HostEnded { failure, .. }) => {
+            assert!(failure.message.len() <= FAILURE_BYTES_MAX + '…'.len_utf8());
+            assert!(failure.message.ends_with('…'));
+            assert_eq!(failure.causes.len(), FAILURE_CAUSES_MAX);
+        }
+        other => panic!("{other:?}"),
+    }
+}

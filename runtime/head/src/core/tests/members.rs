@@ -26,6 +26,7 @@ fn a_node_keeps_its_number_and_a_newer_incarnation_fences_the_older() {
         name: String::new(),
         namespace: String::new(),
         binary: BinaryHash([0; 32]),
+        arguments: Vec::new(),
         files: Vec::new(),
     };
     world.says(again.link, start);

@@ -3,6 +3,7 @@
 mod leases;
 mod members;
 mod names;
+mod random;
 
 use std::collections::BTreeSet;
 
@@ -56,6 +57,9 @@ impl World {
     }
 
     fn step(&mut self, event: Event) {
+        if let Event::Lost { link, .. } = event {
+            self.attached.remove(&link);
+        }
         for effect in self.core.step(event, self.now) {
             match effect {
                 Effect::Persist(record) => self.records.push(record),
@@ -119,8 +123,10 @@ impl World {
             name: "test".to_owned(),
             namespace: String::new(),
             binary: BinaryHash([0; 32]),
+            arguments: Vec::new(),
             files: Vec::new(),
         };
+        self.all(agent.link);
         self.says(agent.link, start);
         match self.first(agent.link) {
             Some(ToAgent::JobStarted { request: 7, job }) => job,

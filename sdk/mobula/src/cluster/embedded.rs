@@ -1,0 +1,134 @@
+//! Head, agent and host in the author's own process.
+
+use std::{sync::Arc, time::Duration};
+
+use mobula_agent::{
+    Agent, HeadLink, LocalLink, SendError,
+    detect::{self, Detected},
+    launcher::ProcessLauncher,
+};
+use mobula_head::{EmbeddedHead, Head};
+use mobula_host::link::{AgentReceiver, AgentSender, Delivery};
+use mobula_proto::Quantity;
+
+use super::{Builder, Cluster, Program};
+use crate::{Error, ErrorKind, Result};
+
+/// The head and the agent, and the threads that run them.
+pub(super) struct Embedded {
+    agent: Option<mobula_agent::Handle>,
+    head: Option<mobula_head::Handle>,
+    io: Option<tokio::runtime::Runtime>,
+    _home: tempfile::TempDir,
+}
+
+/// Threads for the head's and the agent's IO.
+const IO_THREADS: usize = 1;
+/// Longest that an orderly end may take.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+pub(super) fn io_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .thread_name("mobula-io")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("the IO runtime did not start: {error}")))
+}
+
+pub(super) fn home() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("mobula-")
+        .tempdir()
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("no temporary folder: {error}")))
+}
+
+/// What a node of this builder offers.
+pub(super) fn detected(builder: &Builder) -> Result<Detected> {
+    let amount = |name: &str, amount: f64| {
+        Quantity::from_f64(amount)
+            .map_err(|error| Error::new(ErrorKind::Infeasible, format!("resource {name}: {error}")))
+    };
+    let options = detect::Options {
+        cpu: builder.cpus.map(|cpus| amount("cpu", cpus)).transpose()?,
+        extra_resources: builder
+            .resources
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), amount(name, *value)?)))
+            .collect::<Result<_>>()?,
+        labels: builder.labels.clone(),
+        ..detect::Options::default()
+    };
+    detect::detect(&options).map_err(|error| Error::new(ErrorKind::Infeasible, error.to_string()))
+}
+
+/// The same messages as over a socket, in memory.
+pub(super) fn adapt(link: LocalLink) -> (AgentSender, AgentReceiver) {
+    let LocalLink { sender, receiver } = link;
+    let send = AgentSender::new(move |parcel| {
+        let mut parcel = (parcel.message, parcel.descriptors);
+        // A full queue is back-pressure: the agent's threads are others than this one.
+        while let Err(SendError::Full(back)) = sender.send(parcel.0, parcel.1) {
+            parcel = *back;
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+    let receive: AgentReceiver = Box::new(move || {
+        let (message, descriptors) = receiver.recv().ok()?;
+        Some(Delivery { message, descriptors })
+    });
+    (send, receive)
+}
+
+pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<Cluster> {
+    let io = io_runtime()?;
+    let home = home()?;
+    let resources = detected(builder)?;
+    let (head, agent, link) = io.block_on(async {
+        let EmbeddedHead { to_head, from_head, handle } =
+            Head::start_embedded().await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let mut options = mobula_agent::Options::new(
+            "embedded",
+            home.path(),
+            HeadLink::Memory { to_head, from_head },
+            resources,
+            Arc::new(ProcessLauncher),
+        );
+        options.in_process_executor = true;
+        if let Some(bytes) = builder.store_bytes {
+            options.store_bytes = bytes;
+        }
+        let agent =
+            Agent::start(options).await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let link = agent.attach();
+        Ok::<_, Error>((handle, agent, link))
+    })?;
+    let program = Program::current(false)?;
+    let (runtime, over) = builder.join(adapt(link), program, true, user)?;
+    let embedded = Embedded { agent: Some(agent), head: Some(head), io: Some(io), _home: home };
+    Ok(Cluster::new(runtime, "embedded", Some(Box::new(embedded)), over))
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        let (Some(io), Some(agent), Some(head)) = (self.io.take(), self.agent.take(), self.head.take()) else {
+            return;
+        };
+        end(io, async move {
+            drop(agent.shutdown().await);
+            head.shutdown().await;
+        });
+    }
+}
+
+/// Runs an orderly end on a thread of its own, since the current one may be running async code.
+pub(super) fn end(io: tokio::runtime::Runtime, orderly: impl Future<Output = ()> + Send + 'static) {
+    let ended = std::thread::spawn(move || {
+        // Running over the time is fine: what is left ends with the runtime.
+        let _late = io.block_on(async { tokio::time::timeout(END_WAIT, orderly).await });
+        io.shutdown_timeout(END_WAIT);
+    });
+    if ended.join().is_err() {
+        tracing::error!("the embedded cluster did not end in good order");
+    }
+}

@@ -1,0 +1,196 @@
+//! What `#[mobula::main]` and `#[mobula::test]` expand to.
+
+use std::{
+    future::Future,
+    io::Write,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use mobula_host::{boot, context};
+use mobula_proto::HostId;
+
+use super::{Cluster, Leftovers, roles};
+use crate::{Error, Result};
+
+/// Exit code of a program whose cluster could not be started.
+pub(super) const EXIT_NO_CLUSTER: i32 = 70;
+/// How long a test waits for everything it used to be given back.
+const TIDY_WAIT: Duration = Duration::from_secs(10);
+
+/// What an author's `main` or test returned.
+pub struct Outcome(std::result::Result<(), String>);
+
+impl Outcome {
+    /// Understands `()` and `Result<(), E>`.
+    pub fn of(value: impl IntoOutcome) -> Self {
+        Self(value.into_outcome())
+    }
+}
+
+/// A value that `main` may return.
+pub trait IntoOutcome {
+    /// What it means.
+    fn into_outcome(self) -> std::result::Result<(), String>;
+}
+
+impl IntoOutcome for () {
+    fn into_outcome(self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoOutcome for std::result::Result<(), E> {
+    fn into_outcome(self) -> std::result::Result<(), String> {
+        self.map_err(|error| {
+            let error = error.into();
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(cause) = source {
+                text.push_str(&format!("\n  caused by: {cause}"));
+                source = cause.source();
+            }
+            text
+        })
+    }
+}
+
+/// Runs the process in the role that it was started in, if it is not a driver.
+fn run_as_child() -> Option<ExitCode> {
+    match boot::take_boot_socket() {
+        Ok(Some(socket)) => {
+            mobula_telemetry::log::init("warn");
+            return Some(match boot::run_host(socket) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(failure) => {
+                    eprintln!("mobula: this host could not start: {failure}");
+                    ExitCode::FAILURE
+                }
+            });
+        }
+        Ok(None) => {}
+        Err(error) => {
+            eprintln!("mobula: this host has no socket to its agent: {error}");
+            return Some(ExitCode::FAILURE);
+        }
+    }
+    roles::run_if_asked()
+}
+
+/// The life of a driver.
+pub fn run_main<F: Future<Output = Outcome>>(
+    wants_cluster: bool,
+    main: impl FnOnce(Option<Cluster>) -> F,
+) -> ExitCode {
+    if let Some(code) = run_as_child() {
+        return code;
+    }
+    mobula_telemetry::log::init("warn");
+    let user = match boot::user_runtime(None) {
+        Ok(user) => user,
+        Err(error) => {
+            eprintln!("mobula: the runtime did not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let cluster = if wants_cluster {
+        match Cluster::auto().start_blocking(user.handle()) {
+            Ok(cluster) => Some(cluster),
+            Err(error) => {
+                eprintln!("mobula: no cluster could be started: {error}");
+                return ExitCode::from(EXIT_NO_CLUSTER as u8);
+            }
+        }
+    } else {
+        None
+    };
+    let outcome = user.block_on(polled(main(cluster)));
+    let code = match outcome.0 {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+    };
+    user.shutdown_timeout(Duration::from_millis(100));
+    code
+}
+
+/// Polls with the thread marked as running async code, so that blocking waits are refused.
+async fn polled<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(move |poller| {
+        let entered = context::runtime().map(|runtime| context::enter(&runtime, None, true));
+        let polled = future.as_mut().poll(poller);
+        drop(entered);
+        polled
+    })
+    .await
+}
+
+/// The life of a test: a cluster, the body, and a look at what is left.
+#[expect(clippy::panic, reason = "a failed test panics")]
+pub fn run_test<F: Future<Output = Outcome>>(
+    name: &'static str,
+    nodes: u32,
+    cpus: u32,
+    body: impl FnOnce(Cluster) -> F,
+) {
+    if let Some(code) = run_as_child() {
+        std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 });
+    }
+    let outcome: Result<std::result::Result<(), String>> = (|| {
+        let user =
+            boot::user_runtime(None).map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
+        let mut builder = if nodes == 0 { Cluster::embedded() } else { Cluster::local().nodes(nodes) };
+        builder = builder.cpus(f64::from(cpus)).test(name);
+        let cluster = builder.start_blocking(user.handle())?;
+        let runtime = cluster.runtime().clone();
+        let future = body(cluster.clone());
+        let outcome = {
+            let _entered = context::enter(&runtime, None, false);
+            user.block_on(polled_on(&runtime, future))
+        };
+        let left = wait_until_tidy(&cluster);
+        drop(cluster);
+        user.shutdown_timeout(Duration::from_millis(100));
+        Ok(outcome.0.and_then(|()| {
+            if left == Leftovers::default() { Ok(()) } else { Err(format!("something was left over: {left:?}")) }
+        }))
+    })();
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => panic!("{name}: {text}"),
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+async fn polled_on<F: Future>(runtime: &std::sync::Arc<mobula_host::runtime::Runtime>, future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(move |poller| {
+        let _entered = context::enter(runtime, None, true);
+        future.as_mut().poll(poller)
+    })
+    .await
+}
+
+fn wait_until_tidy(cluster: &Cluster) -> Leftovers {
+    let deadline = Instant::now() + TIDY_WAIT;
+    loop {
+        let left = cluster.leftovers();
+        if left == Leftovers::default() || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A line that a host printed, on this terminal.
+pub(super) fn print_line(host: HostId, stderr: bool, line: &str) {
+    // A closed terminal is no reason to end the job.
+    let _closed = if stderr {
+        writeln!(std::io::stderr().lock(), "({host}) {line}")
+    } else {
+        writeln!(std::io::stdout().lock(), "({host}) {line}")
+    };
+}

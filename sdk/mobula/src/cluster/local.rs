@@ -1,0 +1,91 @@
+//! A head and agents as processes on this machine: this program, executed again.
+
+use mobula_host::link;
+
+use super::{
+    Builder, Cluster, Program, embedded,
+    roles::{Offer, Process, Ready, Task},
+};
+use crate::{Error, ErrorKind, Result};
+
+/// Most nodes of a local cluster.
+pub const NODES_MAX: u32 = 64;
+
+/// The processes, in the order in which they end.
+pub(super) struct Processes {
+    nodes: Vec<Process>,
+    head: Option<Process>,
+    _home: tempfile::TempDir,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.ask_to_end();
+        }
+        self.nodes.clear();
+        self.head.take();
+    }
+}
+
+pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle) -> Result<Cluster> {
+    if nodes == 0 || nodes > NODES_MAX {
+        return Err(Error::new(
+            ErrorKind::Limit,
+            format!("a local cluster has 1 to {NODES_MAX} nodes, not {nodes}"),
+        ));
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
+    let home = embedded::home()?;
+    let arguments = builder.arguments.clone();
+    let unexpected = |ready: Ready| Error::new(ErrorKind::Internal, format!("a process said {ready:?}"));
+    let (head, ready) =
+        Process::start(&program, &arguments, &Task::Head { home: home.path().join("head"), tokens: nodes })?;
+    let Ready::Head { quic, tokens, .. } = ready else { return Err(unexpected(ready)) };
+    let offer = Offer {
+        cpus: builder.cpus,
+        resources: builder.resources.clone(),
+        labels: builder.labels.clone(),
+        store_bytes: builder.store_bytes,
+    };
+    let started: Vec<Result<(Process, Ready)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = tokens
+            .into_iter()
+            .zip(1u32..)
+            .map(|(token, number)| {
+                let task = Task::Node {
+                    home: home.path().join(format!("node-{number}")),
+                    head: quic,
+                    token,
+                    name: format!("local-{number}"),
+                    offer: offer.clone(),
+                };
+                let (program, arguments) = (&program, &arguments);
+                scope.spawn(move || Process::start(program, arguments, &task))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread.join().unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::Internal, "a thread that starts a node panicked"))
+                })
+            })
+            .collect()
+    });
+    let mut processes = Processes { nodes: Vec::new(), head: Some(head), _home: home };
+    let mut first = None;
+    for node in started {
+        let (process, ready) = node?;
+        let Ready::Node { socket, .. } = ready else { return Err(unexpected(ready)) };
+        processes.nodes.push(process);
+        first.get_or_insert(socket);
+    }
+    let socket = first.ok_or_else(|| Error::new(ErrorKind::Internal, "the local cluster has no node"))?;
+    let stream = std::os::unix::net::UnixStream::connect(&socket).map_err(|error| {
+        Error::new(ErrorKind::Unreachable, format!("the agent's socket {}: {error}", socket.display()))
+    })?;
+    let (runtime, over) = builder.join(link::over_socket(stream), Program::current(true)?, true, user)?;
+    Ok(Cluster::new(runtime, "local", Some(Box::new(processes)), over))
+}

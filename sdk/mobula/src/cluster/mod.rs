@@ -1,0 +1,348 @@
+//! Where a program's tasks run: in its own process, in a cluster of processes on this machine, or in a cluster that
+//! others run. The program is the same.
+
+mod embedded;
+mod entry;
+mod local;
+mod remote;
+pub mod roles;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use mobula_host::{
+    boot, context,
+    link::{self, AgentReceiver, AgentSender},
+    registry::Registry,
+    runtime::Runtime,
+};
+use mobula_proto::{
+    BinaryHash, Failure, FailureKind,
+    head::Snapshot,
+    host::{Answer, Driver, Question},
+};
+
+use crate::{Error, ErrorKind, Result};
+
+pub use entry::{Outcome, run_main, run_test};
+
+/// Names the head of a cluster that others run, as `HOST:PORT`; or, as `unix:PATH`, the socket of an agent on this
+/// machine.
+pub const ADDRESS_VARIABLE: &str = "MOBULA_ADDRESS";
+/// A token that lets this program join that cluster as a driver: `mobula token create --role driver`.
+pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
+
+/// A running cluster, as its driver sees it. Clones are the same cluster; when the last one goes, the job ends and
+/// everything that was started for it with it.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Arc<Runtime>,
+    mode: &'static str,
+    /// What keeps the cluster up, dropped after the job has ended; nothing where others run it.
+    keeper: Option<Keeper>,
+    over: Arc<AtomicBool>,
+}
+
+/// What was started for a driver; dropping it ends that.
+type Keeper = Box<dyn std::any::Any + Send + Sync>;
+
+/// How a cluster is started.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    mode: Mode,
+    cpus: Option<f64>,
+    resources: Vec<(String, f64)>,
+    labels: Vec<(String, String)>,
+    store_bytes: Option<u64>,
+    namespace: String,
+    quiet: bool,
+    /// What this program is given when it is executed again.
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Mode {
+    #[default]
+    Auto,
+    Embedded,
+    Local(u32),
+    Remote {
+        address: String,
+        token: Option<String>,
+    },
+}
+
+impl Cluster {
+    /// The cluster that [`ADDRESS_VARIABLE`] names, or an embedded one where it is unset.
+    pub fn auto() -> Builder {
+        Builder::default()
+    }
+
+    /// Everything in this process: ready in milliseconds, nothing is spawned until a task asks for a process of
+    /// its own.
+    pub fn embedded() -> Builder {
+        Builder { mode: Mode::Embedded, ..Builder::default() }
+    }
+
+    /// A head and agents as processes on this machine, this program executed again: nothing to install.
+    pub fn local() -> Builder {
+        Builder { mode: Mode::Local(1), ..Builder::default() }
+    }
+
+    /// A cluster that others run: the head's `HOST:PORT`, or `unix:PATH` of an agent's socket on this machine.
+    /// The token comes from [`TOKEN_VARIABLE`] unless [`Builder::token`] is given.
+    pub fn connect(address: &str) -> Builder {
+        Builder { mode: Mode::Remote { address: address.to_owned(), token: None }, ..Builder::default() }
+    }
+
+    /// `embedded`, `local` or `remote`.
+    pub fn mode(&self) -> &'static str {
+        self.inner.mode
+    }
+
+    /// What the cluster looks like now: nodes with what they offer and what is free, jobs, and what waits, why.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let runtime = self.inner.runtime.clone();
+        let user = runtime.user().clone();
+        let answer = user.spawn_blocking(move || runtime.ask(Question::Snapshot)).await;
+        match answer {
+            Ok(Answer::Json(text)) => serde_json::from_str(&text)
+                .map_err(|error| Error::new(ErrorKind::Internal, format!("the head's snapshot: {error}"))),
+            Ok(Answer::Failed(failure)) => Err(failure.into()),
+            Ok(other) => Err(Error::new(ErrorKind::Internal, format!("the head answered {other:?}"))),
+            Err(error) => Err(Error::new(ErrorKind::Internal, error.to_string())),
+        }
+    }
+
+    /// What this process still holds: objects owned and borrowed, leases, running calls and living actors. All
+    /// zero when a program has let go of everything.
+    pub fn leftovers(&self) -> Leftovers {
+        let counts = self.inner.runtime.counts();
+        let (leases, calls, actors) = self.inner.runtime.load();
+        let (store_bytes, _) = self.inner.runtime.store().usage();
+        Leftovers { objects: counts.owned + counts.borrowed, leases, calls, actors, store_bytes }
+    }
+
+    /// Ends the job: every wait fails from now on, and everything that was started for it goes.
+    pub fn shutdown(self) {
+        self.inner.end();
+    }
+
+    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<AtomicBool>) -> Self {
+        Self { inner: Arc::new(Inner { runtime, mode, keeper, over }) }
+    }
+
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        &self.inner.runtime
+    }
+}
+
+/// What a driver's process holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Objects owned or borrowed.
+    pub objects: usize,
+    /// Leases held (given back half a second after their last use).
+    pub leases: usize,
+    /// Calls running here.
+    pub calls: usize,
+    /// Actors living here.
+    pub actors: usize,
+    /// Bytes of objects in this process's part of the store.
+    pub store_bytes: u64,
+}
+
+impl Inner {
+    fn end(&self) {
+        if !self.over.swap(true, Ordering::AcqRel) {
+            self.runtime.job_done();
+        }
+        self.runtime.end(Failure::new(FailureKind::JobEnded, "the job has ended"));
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.end();
+        drop(self.keeper.take());
+    }
+}
+
+impl Builder {
+    /// How many nodes a local cluster has.
+    pub fn nodes(mut self, nodes: u32) -> Self {
+        self.mode = Mode::Local(nodes);
+        self
+    }
+
+    /// CPUs that each node offers; those of the machine unless set. For embedded and local clusters.
+    pub fn cpus(mut self, cpus: f64) -> Self {
+        self.cpus = Some(cpus);
+        self
+    }
+
+    /// A custom resource that each node offers. For embedded and local clusters.
+    pub fn resource(mut self, name: &str, amount: f64) -> Self {
+        self.resources.push((name.to_owned(), amount));
+        self
+    }
+
+    /// A label that each node carries. For embedded and local clusters.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The capacity of each node's object store; 30% of its memory unless set. For embedded and local clusters.
+    pub fn store_bytes(mut self, bytes: u64) -> Self {
+        self.store_bytes = Some(bytes);
+        self
+    }
+
+    /// The namespace of this job's named actors; one of its own unless set.
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// The token for a remote cluster.
+    pub fn token(mut self, text: &str) -> Self {
+        if let Mode::Remote { token, .. } = &mut self.mode {
+            *token = Some(text.to_owned());
+        }
+        self
+    }
+
+    /// Does not print what the job's hosts print.
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// For a test harness: executed again, the program must come back to this test, which then becomes what the
+    /// process is to be.
+    pub(crate) fn test(mut self, name: &str) -> Self {
+        let within = name.split_once("::").map_or(name, |(_, rest)| rest);
+        self.arguments = [within, "--exact", "--nocapture", "--test-threads=1"].map(str::to_owned).to_vec();
+        self
+    }
+
+    /// Starts it, or connects to it.
+    pub async fn start(self) -> Result<Cluster> {
+        let user = tokio::runtime::Handle::current();
+        let task = user.clone();
+        // Starting waits for processes and sockets; not on a thread that runs async code.
+        task.spawn_blocking(move || self.start_blocking(&user))
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?
+    }
+
+    pub(crate) fn start_blocking(self, user: &tokio::runtime::Handle) -> Result<Cluster> {
+        let mode = match &self.mode {
+            Mode::Auto => match std::env::var(ADDRESS_VARIABLE) {
+                Ok(address) if !address.is_empty() => Mode::Remote { address, token: None },
+                _ => Mode::Embedded,
+            },
+            other => other.clone(),
+        };
+        match mode {
+            Mode::Auto | Mode::Embedded => embedded::start(&self, user),
+            Mode::Local(nodes) => local::start(&self, nodes, user),
+            Mode::Remote { address, token } => remote::start(&self, &address, token, user),
+        }
+    }
+
+    /// Joins as the driver over this link, and prints what its hosts print.
+    fn join(
+        &self,
+        link: (AgentSender, AgentReceiver),
+        program: Program,
+        rings: bool,
+        user: &tokio::runtime::Handle,
+    ) -> Result<(Arc<Runtime>, Arc<AtomicBool>)> {
+        let registry =
+            Registry::linked().map_err(|error| Error::new(ErrorKind::UnknownFunction, error.to_string()))?;
+        let driver = Driver {
+            name: program.name,
+            namespace: self.namespace.clone(),
+            program: program.path,
+            binary: program.hash,
+            arguments: self.arguments.clone(),
+            files: Vec::new(),
+        };
+        let (runtime, receive) = boot::join(link.0, link.1, Some(driver), registry, user.clone(), rings)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let weak = Arc::downgrade(&runtime);
+        link::pump(&runtime, receive, move || {
+            if let Some(runtime) = weak.upgrade() {
+                runtime.end(Failure::new(FailureKind::Unreachable, "the connection to the agent was lost"));
+            }
+        })
+        .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        if !self.quiet {
+            runtime.set_output(Box::new(entry::print_line));
+        }
+        Ok((runtime, over))
+    }
+}
+
+/// The program that hosts execute.
+struct Program {
+    name: String,
+    path: String,
+    hash: BinaryHash,
+}
+
+impl Program {
+    /// This program; hashed only where other nodes must be able to name it.
+    fn current(hashed: bool) -> Result<Self> {
+        let path = std::env::current_exe()
+            .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
+        let hash = if hashed {
+            mobula_agent::binaries::hash_file(&path)
+                .map_err(|error| Error::new(ErrorKind::Binary, error.to_string()))?
+        } else {
+            BinaryHash([0; 32])
+        };
+        let name = path.file_name().map_or_else(|| "job".to_owned(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { name, path: path.to_string_lossy().into_owned(), hash })
+    }
+}
+
+/// The cluster of the current thread.
+pub(crate) fn current() -> Result<Arc<Runtime>> {
+    context::runtime().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Internal,
+            "there is no cluster: use `#[mobula::main]`, or start one with `Cluster::auto().start()`",
+        )
+    })
+}
+
+/// The cluster of the current thread; an embedded one is started where there is none.
+pub(crate) fn current_or_stray() -> Arc<Runtime> {
+    static STRAY: std::sync::OnceLock<(Cluster, tokio::runtime::Runtime)> = std::sync::OnceLock::new();
+    if let Some(runtime) = context::runtime() {
+        return runtime;
+    }
+    let start = || {
+        let user = boot::user_runtime(None).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let cluster = Cluster::auto().start_blocking(user.handle())?;
+        Ok::<_, Error>((cluster, user))
+    };
+    let (cluster, _) = STRAY.get_or_init(|| match std::thread::scope(|scope| scope.spawn(start).join()) {
+        Ok(Ok(started)) => started,
+        Ok(Err(error)) => {
+            eprintln!("mobula: no cluster could be started: {error}");
+            std::process::exit(entry::EXIT_NO_CLUSTER);
+        }
+        Err(_) => std::process::exit(entry::EXIT_NO_CLUSTER),
+    });
+    cluster.inner.runtime.clone()
+}

@@ -1,0 +1,102 @@
+//! A cluster that others run.
+//!
+//! On a machine with an agent the driver attaches to its socket. Elsewhere it carries an agent of its own that
+//! offers nothing and only dials outward.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    os::unix::net::UnixStream,
+};
+
+use mobula_agent::{Agent, detect::Detected};
+use mobula_host::link;
+use mobula_net::{
+    identity::{JoinToken, Role},
+    quic,
+};
+use mobula_proto::Resources;
+
+use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, roles};
+use crate::{Error, ErrorKind, Result};
+
+/// A driver's own agent. `None` where it is attached to the machine's.
+pub(super) struct Remote {
+    agent: Option<mobula_agent::Handle>,
+    io: Option<tokio::runtime::Runtime>,
+    _home: tempfile::TempDir,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let (Some(io), Some(agent)) = (self.io.take(), self.agent.take()) {
+            embedded::end(io, async move { drop(agent.shutdown().await) });
+        }
+    }
+}
+
+pub(super) fn start(
+    builder: &Builder,
+    address: &str,
+    token: Option<String>,
+    user: &tokio::runtime::Handle,
+) -> Result<Cluster> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let stream = UnixStream::connect(path).map_err(|error| {
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("no agent listens on {path} ({error}): start one with `mobula node`, or name the head as HOST:PORT in {ADDRESS_VARIABLE}"),
+            )
+        })?;
+        let (runtime, over) = builder.join(link::over_socket(stream), Program::current(true)?, true, user)?;
+        return Ok(Cluster::new(runtime, "remote", None, over));
+    }
+    let head = resolve(address)?;
+    let token = token.or_else(|| std::env::var(TOKEN_VARIABLE).ok()).filter(|text| !text.is_empty()).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unreachable,
+            format!("a driver needs a token to join {address}: set {TOKEN_VARIABLE} to what `mobula token create --role driver` prints"),
+        )
+    })?;
+    let trouble = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Unreachable, error.to_string());
+    let token = JoinToken::parse(&token).map_err(|error| trouble(&error))?;
+    let io = embedded::io_runtime()?;
+    let home = embedded::home()?;
+    let name = format!("driver-{}-{}", std::process::id(), random_name());
+    let (agent, link) = io.block_on(async {
+        let joined = quic::join(head, &token, Role::Driver, &name).await.map_err(|error| trouble(&error))?;
+        let nothing = Detected {
+            total: Resources::none(),
+            devices: Vec::new(),
+            labels: Vec::new(),
+            hostname: name.clone(),
+        };
+        let options =
+            roles::node_options(home.path(), head, joined.identity, None, None, nothing, builder.store_bytes);
+        let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
+        let link = agent.attach();
+        Ok::<_, Error>((agent, link))
+    })?;
+    let (runtime, over) = builder.join(embedded::adapt(link), Program::current(true)?, false, user)?;
+    let remote = Remote { agent: Some(agent), io: Some(io), _home: home };
+    Ok(Cluster::new(runtime, "remote", Some(Box::new(remote)), over))
+}
+
+fn resolve(address: &str) -> Result<SocketAddr> {
+    address
+        .to_socket_addrs()
+        .map_err(|error| {
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("{address:?} is no address of a head ({error}): write HOST:PORT, for example 10.0.0.1:7420"),
+            )
+        })?
+        .next()
+        .ok_or_else(|| Error::new(ErrorKind::Unreachable, format!("{address:?} has no address")))
+}
+
+fn random_name() -> String {
+    let mut bytes = [0; 4];
+    // Without randomness the process number still tells drivers of one machine apart.
+    let _predictable = getrandom::fill(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

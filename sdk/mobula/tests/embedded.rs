@@ -1,0 +1,119 @@
+//! The author's experience in an embedded cluster.
+
+use mobula::prelude::*;
+
+#[mobula::task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+#[mobula::task]
+fn total(all: Vec<u64>) -> u64 {
+    all.iter().sum()
+}
+
+#[mobula::task]
+async fn add(a: u64, b: u64) -> mobula::Result<u64> {
+    tokio::task::yield_now().await;
+    Ok(a + b)
+}
+
+#[mobula::task(retries = 0)]
+fn explode(x: u64) -> u64 {
+    assert!(x == 0, "x is {x}");
+    x
+}
+
+#[mobula::task]
+fn refuse() -> Result<u64, std::io::Error> {
+    Err(std::io::Error::other("no such luck"))
+}
+
+#[mobula::task]
+fn fibonacci(n: u64) -> mobula::Result<u64> {
+    if n < 2 {
+        return Ok(n);
+    }
+    let (a, b) = (fibonacci.remote(n - 1), fibonacci.remote(n - 2));
+    Ok(a.get()? + b.get()?)
+}
+
+struct Counter {
+    hits: u64,
+}
+
+#[mobula::actor]
+impl Counter {
+    fn new(start: u64) -> Self {
+        Self { hits: start }
+    }
+
+    fn add(&mut self, by: u64) -> u64 {
+        self.hits += by;
+        self.hits
+    }
+
+    async fn peek(&self) -> u64 {
+        self.hits
+    }
+}
+
+#[mobula::test]
+async fn tasks_and_graphs() -> mobula::Result<()> {
+    assert_eq!(square.remote(7).await?, 49);
+    let squares: Vec<ObjectRef<u64>> = (0..1000).map(|i| square.remote(i)).collect();
+    let sum = total.remote(&squares[..]);
+    assert_eq!(add.remote(&sum, 1).await?, 332_833_501);
+    Ok(())
+}
+
+#[mobula::test]
+async fn failures_name_their_place() -> mobula::Result<()> {
+    let error = square.remote(&explode.remote(3)).await.unwrap_err().to_string();
+    assert!(error.contains("an argument failed"), "{error}");
+    assert!(error.contains("explode#"), "{error}");
+    assert!(error.contains("sdk/mobula/tests/embedded.rs:"), "{error}");
+    let error = refuse.remote().await.unwrap_err();
+    assert_eq!(error.kind(), mobula::ErrorKind::Returned);
+    assert!(error.to_string().contains("no such luck"), "{error}");
+    Ok(())
+}
+
+#[mobula::test(cpus = 1)]
+async fn nested_tasks_on_one_cpu() -> mobula::Result<()> {
+    assert_eq!(fibonacci.remote(12).await?, 144);
+    Ok(())
+}
+
+#[mobula::test]
+async fn actors_keep_order() -> mobula::Result<()> {
+    let counter = Counter::spawn(10).name("hits").await?;
+    let results: Vec<ObjectRef<u64>> = (0..100).map(|_| counter.add(1)).collect();
+    let values = mobula::get_all(&results).await?;
+    assert_eq!(values, (11..111).collect::<Vec<u64>>());
+    let again: CounterHandle = mobula::find_actor::<Counter>("hits", "").await?;
+    assert_eq!(again.peek().await?, 110);
+    drop(counter);
+    assert_eq!(again.add(&square.remote(3)).await?, 119);
+    again.kill();
+    let error = again.add(1).await.unwrap_err();
+    assert_eq!(error.kind(), mobula::ErrorKind::ActorDied, "{error}");
+    Ok(())
+}
+
+#[mobula::test]
+async fn tensors_share_memory() -> mobula::Result<()> {
+    let tensor = Tensor::from_vec(&[512, 1024], vec![1.5f32; 512 * 1024])?;
+    let object = mobula::put(&tensor)?;
+    let (one, two) = (object.clone().await?, object.clone().await?);
+    assert_eq!(one.as_bytes().as_ptr(), two.as_bytes().as_ptr());
+    assert_eq!(one, tensor);
+    Ok(())
+}
+
+#[mobula::test]
+async fn blocking_in_async_code_is_refused() -> mobula::Result<()> {
+    let error = square.remote(2).get().unwrap_err();
+    assert_eq!(error.kind(), mobula::ErrorKind::BlockingInAsync);
+    Ok(())
+}

@@ -1,0 +1,338 @@
+use mobula_proto::{
+    BinaryHash, Quantity, Resources, TaskId,
+    head::ToAgent as FromHead,
+    host::{Driver, ToAgent},
+    resource::{Class, Isolation, Kind as ResourceKind},
+    wire::{Hello, Role},
+};
+
+use super::*;
+
+const JOB: JobId = JobId { number: 7 };
+const MIB: u64 = 1024 * 1024;
+const REGISTRY: u64 = 99;
+
+fn other_node() -> Node {
+    let node = NodeId { number: 2, incarnation: 1 };
+    Node { node, name: "two".to_owned(), address: "127.0.0.1:1".to_owned() }
+}
+
+fn id(seq: u32) -> HostId {
+    HostId { node: NodeId::EMBEDDED, seq }
+}
+
+fn lease(number: u64) -> LeaseId {
+    LeaseId { number }
+}
+
+fn fd() -> OwnedFd {
+    OwnedFd::from(std::fs::File::open("/dev/null").unwrap())
+}
+
+fn hello(role: Role, driver: Option<Driver>, registry: u64) -> ToAgent {
+    ToAgent::Hello { hello: Hello::new(role), pid: 1, driver, registry }
+}
+
+fn driver() -> Driver {
+    Driver {
+        name: "crawl".to_owned(),
+        namespace: String::new(),
+        program: "/bin/crawl".to_owned(),
+        binary: BinaryHash([1; 32]),
+        arguments: vec![],
+        files: vec![],
+    }
+}
+
+struct Rig {
+    core: Core,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(in_process: bool) -> Self {
+        let mut core = Core::new(Config {
+            node: NodeId::EMBEDDED,
+            cpus: 4,
+            store_bytes: 4 * MIB,
+            in_process_executor: in_process,
+            idle_timeout: Duration::from_secs(10),
+        });
+        core.node_up(other_node());
+        Self { core, now: Instant::now() }
+    }
+
+    fn take(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.core.effects)
+    }
+
+    /// What comes of a host's message, one line each.
+    fn host(&mut self, host: HostId, message: ToAgent) -> Vec<String> {
+        self.host_with(host, message, vec![])
+    }
+
+    fn host_with(&mut self, host: HostId, message: ToAgent, fds: Vec<OwnedFd>) -> Vec<String> {
+        self.core.from_host(host, message, fds, self.now);
+        self.lines()
+    }
+
+    fn head(&mut self, message: FromHead) -> Vec<String> {
+        self.core.from_head(message, self.now);
+        self.lines()
+    }
+
+    fn lines(&mut self) -> Vec<String> {
+        self.take().iter().map(line).collect()
+    }
+
+    /// A driver whose job runs.
+    fn driver(&mut self, in_process: bool) -> HostId {
+        let host = self.core.driver_arrived(in_process).unwrap();
+        let said = self.host(host, hello(Role::Driver, Some(driver()), REGISTRY));
+        assert_eq!(said, ["head JobStart"]);
+        let said = self.head(FromHead::JobStarted { request: u64::from(host.seq), job: job(host) });
+        assert_eq!(said, ["ready host-1", "host-1 < Welcome"]);
+        host
+    }
+
+    fn launched(&mut self, number: u64, class: Class) -> HostId {
+        let said = self.head(reserve(number, class));
+        let host = id(self.core.hosts.iter().last().unwrap().0.seq);
+        assert_eq!(said, [format!("launch host-{}", host.seq)]);
+        let said = self.host(host, hello(Role::Host, None, REGISTRY));
+        let n = host.seq;
+        assert_eq!(
+            said,
+            [format!("ready host-{n}"), format!("host-{n} < Welcome"), format!("head LeaseReady host-{n}")]
+        );
+        host
+    }
+}
+
+fn job(driver: HostId) -> Job {
+    Job {
+        job: JOB,
+        driver,
+        name: "crawl".to_owned(),
+        namespace: "x".to_owned(),
+        binary: BinaryHash([1; 32]),
+        arguments: vec![],
+        files: vec![],
+    }
+}
+
+fn reserve(number: u64, class: Class) -> FromHead {
+    FromHead::Reserve { lease: lease(number), job: job(id(1)), class, slots: 1, devices: vec![] }
+}
+
+fn own() -> Class {
+    Class { isolation: Isolation::Process, ..Class::default() }
+}
+
+fn short(id: &HostId) -> String {
+    if id.is_agent() { "agent".to_owned() } else { format!("host-{}", id.seq) }
+}
+
+fn name_of(debug: &impl std::fmt::Debug) -> String {
+    let text = format!("{debug:?}");
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
+}
+
+fn line(effect: &Effect) -> String {
+    match effect {
+        Effect::Tell(host, message, fds) => {
+            let fds = if fds.is_empty() { String::new() } else { format!(" +{}fd", fds.len()) };
+            let detail = match message {
+                ToHost::RegionRefused { failure, .. } | ToHost::OpenFailed { failure, .. } => {
+                    format!(" {:?}", failure.kind)
+                }
+                ToHost::HostDied { host, .. } => format!(" {}", short(host)),
+                ToHost::Reclaim { objects } => format!(" {}", objects.len()),
+                _ => String::new(),
+            };
+            format!("{} < {}{detail}{fds}", short(host), name_of(message))
+        }
+        Effect::Head(ToHead::LeaseReady { host, .. }) => format!("head LeaseReady {}", short(host)),
+        Effect::Head(message) => format!("head {}", name_of(message)),
+        Effect::Peer(node, message) => format!("{node} {}", name_of(message)),
+        Effect::Launch(launch) => format!("launch {}", short(&launch.host)),
+        Effect::Kill(host) => format!("kill {}", short(host)),
+        Effect::Close(host) => format!("close {}", short(host)),
+        Effect::Ready(host, _) => format!("ready {}", short(host)),
+        Effect::Died(host, ..) => format!("died {}", short(host)),
+        Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
+        Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
+        Effect::Reclaim(copies) => format!("reclaim {}", copies.len()),
+        Effect::Room(request, result) => format!("room {request} {}", result.is_ok()),
+        Effect::JobGone(job) => format!("gone {job}"),
+    }
+}
+
+fn object(seq: u64) -> ObjectId {
+    TaskId { owner: id(1), seq }.object(0)
+}
+
+fn copy(node: NodeId, attempt: u32) -> Copy {
+    Copy { node, bytes: 100, attempt }
+}
+
+#[test]
+fn a_lease_starts_the_shared_host_once() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    assert_eq!(rig.head(reserve(1, Class::default())), ["launch host-2"]);
+    assert_eq!(rig.head(reserve(2, Class::default())), [""; 0]);
+    let said = rig.host(id(2), hello(Role::Host, None, REGISTRY));
+    assert_eq!(said, ["ready host-2", "host-2 < Welcome", "head LeaseReady host-2", "head LeaseReady host-2"]);
+    assert_eq!(rig.head(reserve(3, Class::default())), ["head LeaseReady host-2"]);
+    assert_eq!(rig.head(reserve(4, own())), ["launch host-3"]);
+    rig.core.host_ended(id(3), Failure::new(FailureKind::HostDied, "exited with code 101"));
+    assert_eq!(rig.lines(), ["head LeaseFailed", "died host-3"]);
+    rig.core.host_ended(id(2), Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    assert_eq!(rig.lines(), ["head HostEnded", "died host-2"]);
+}
+
+#[test]
+fn a_host_of_another_program_is_refused() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    rig.head(reserve(1, Class::default()));
+    let said = rig.host(id(2), hello(Role::Host, None, REGISTRY + 1));
+    assert_eq!(said, ["host-2 < Refused", "kill host-2"]);
+    assert_eq!(rig.host(id(2), ToAgent::JobDone), ["kill host-2"], "it was not welcomed");
+}
+
+#[test]
+fn in_process_the_driver_executes() {
+    let mut rig = Rig::new(true);
+    rig.driver(true);
+    assert_eq!(rig.head(reserve(1, Class::default())), ["head LeaseReady host-1"]);
+    assert_eq!(rig.head(reserve(2, own())), ["launch host-2"]);
+    assert_eq!(rig.head(FromHead::StartSteward { job: job(id(1)) }), ["head StewardReady"]);
+}
+
+#[test]
+fn objects_are_opened_pinned_freed_and_reclaimed() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    let wanted = ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 };
+    assert_eq!(rig.host(host, wanted), ["host-2 < RegionGranted"]);
+    let added = ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB };
+    assert_eq!(rig.host_with(host, added, vec![fd()]), [""; 0]);
+    let sealed = ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 64, bytes: 100 };
+    assert_eq!(rig.host(host, sealed), [""; 0]);
+    let here = copy(NodeId::EMBEDDED, 1);
+    let open = |attempt| ToAgent::Open { request: 9, object: object(1), copy: Copy { attempt, ..here } };
+    assert_eq!(rig.host(id(1), open(2)), ["host-1 < OpenFailed ObjectLost"]);
+    assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened +1fd"]);
+    assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened"], "the descriptor came the first time");
+    assert_eq!(rig.host(id(1), ToAgent::Free { object: object(1), copy: here }), [""; 0]);
+    assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0]);
+    assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), ["host-2 < Reclaim 1"]);
+    // No room for a second region until the first one goes.
+    let wanted = ToAgent::RegionWanted { request: 6, bytes: 2 * MIB, wait_ms: 100 };
+    assert_eq!(rig.host(host, wanted.clone()), [""; 0]);
+    rig.now += Duration::from_millis(100);
+    assert_eq!(rig.core.next_deadline(), Some(rig.now));
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-2 < RegionRefused StoreFull"]);
+    assert_eq!(rig.host(host, wanted), [""; 0]);
+    assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-2 < RegionGranted"]);
+    let sealed = ToAgent::Sealed { object: object(2), attempt: 1, region: 1, offset: 0, bytes: 1 };
+    assert_eq!(rig.host(host, sealed), ["kill host-2"], "there is no such region");
+}
+
+#[test]
+fn pulls_are_shared_and_go_with_the_primary() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    let there = copy(other_node().node, 3);
+    let open = ToAgent::Open { request: 1, object: object(1), copy: there };
+    assert_eq!(rig.host(id(1), open.clone()).len(), 1, "one pull");
+    assert_eq!(rig.host(host, open.clone()), [""; 0]);
+    // What the service does: room, region, copy.
+    let agent = NodeId::EMBEDDED.agent();
+    rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
+    assert_eq!(rig.lines(), ["room 1 true"]);
+    let region = RegionId { writer: agent, seq: 1 };
+    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    assert!(rig.core.pulled(object(1), 3, Ok((region, 0, 100))));
+    assert_eq!(rig.lines(), ["host-1 < Opened +1fd", "host-2 < Opened +1fd"]);
+    rig.core.from_peer(Between::Drop { object: object(1) });
+    rig.host(id(1), ToAgent::Unpin { object: object(1) });
+    assert_eq!(rig.host(host, ToAgent::Unpin { object: object(1) }), ["reclaim 1"]);
+    // Freed at its owner: the node with the primary is told.
+    assert_eq!(rig.host(id(1), ToAgent::Free { object: object(1), copy: there }), ["node-2 Free"]);
+    // The node goes while it is pulled from.
+    let open = ToAgent::Open { request: 1, object: object(2), copy: there };
+    assert_eq!(rig.host(id(1), open.clone()).len(), 1);
+    let failure = Failure::new(FailureKind::NodeDied, "gone");
+    let said = rig.head(FromHead::NodeDown { node: there.node, failure });
+    assert_eq!(said, ["host-1 < OpenFailed ObjectLost", "host-1 < NodeDied", "host-2 < NodeDied"]);
+    assert!(!rig.core.pulled(object(2), 3, Ok((region, 0, 100))), "nobody waits for it any more");
+    assert_eq!(rig.host(id(1), open), ["host-1 < OpenFailed ObjectLost"]);
+}
+
+#[test]
+fn served_objects_are_dropped_where_they_were_pulled() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let wanted = ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 };
+    rig.host(id(1), wanted);
+    rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host(id(1), ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100 });
+    let by = other_node().node;
+    assert!(rig.core.serve(object(1), 2, by).is_none());
+    let (place, _fd) = rig.core.serve(object(1), 1, by).unwrap();
+    assert_eq!((place.bytes, place.region_bytes), (100, MIB));
+    let free = ToAgent::Free { object: object(1), copy: copy(NodeId::EMBEDDED, 1) };
+    assert_eq!(rig.host(id(1), free), ["node-2 Drop"], "it is still read");
+    rig.core.served(object(1), by, 100);
+    assert_eq!(rig.lines(), ["host-1 < Reclaim 1"]);
+    assert_eq!(rig.core.usage().served_bytes, 100);
+}
+
+#[test]
+fn the_job_ends_with_its_driver() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
+    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
+    assert_eq!(
+        rig.lines(),
+        ["head HostEnded", "died host-1", "head JobEnd", "kill host-2", "gone job-7"]
+    );
+    assert_eq!(rig.host(host, ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 0 }), [""; 0]);
+    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    let usage = rig.core.usage();
+    assert_eq!((usage.store_used_bytes, usage.hosts, usage.objects), (0, 0, 0));
+    // A number for a driver that left meanwhile.
+    let gone = rig.core.driver_arrived(false).unwrap();
+    rig.host(gone, hello(Role::Driver, Some(driver()), REGISTRY));
+    rig.core.host_ended(gone, Failure::new(FailureKind::HostDied, "left"));
+    rig.lines();
+    let started = FromHead::JobStarted { request: u64::from(gone.seq), job: job(gone) };
+    assert_eq!(rig.head(started), ["head JobEnd"]);
+}
+
+#[test]
+fn demands_are_checked_and_rings_brokered() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let mut class = Class::default();
+    let demand = |class: &Class| ToAgent::Demand { key: 1, class: class.clone(), backlog: 1, locality: vec![] };
+    assert_eq!(rig.host(id(1), demand(&class)), ["head Demand"]);
+    class.resources =
+        Resources::from_list([(ResourceKind::Gpu, Quantity::from_units(15_000).unwrap())]).unwrap();
+    assert_eq!(rig.host(id(1), demand(&class)), ["host-1 < Infeasible"]);
+    assert_eq!(rig.host_with(id(1), ToAgent::Doorbell, vec![fd()]), [""; 0]);
+    assert_eq!(rig.host(id(1), ToAgent::Connect { peer: id(2) }), ["host-1 < HostDied host-2"]);
+    let host = rig.launched(1, Class::default());
+    assert_eq!(rig.host(id(1), ToAgent::Connect { peer: host }), [""; 0]);
+    assert_eq!(rig.host_with(host, ToAgent::Doorbell, vec![fd()]), ["rings host-1 host-2"]);
+    assert_eq!(rig.host(host, ToAgent::Doorbell), ["kill host-2"], "without a descriptor");
+}

@@ -1,0 +1,222 @@
+//! One agent, its head in memory.
+
+use mobula_net::ring;
+use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy};
+use mobula_store::region::{Reader, Writer};
+
+use super::*;
+
+struct One {
+    handle: Handle,
+    head: FakeHead,
+    started: mpsc::UnboundedReceiver<Started>,
+    _home: tempfile::TempDir,
+    socket: PathBuf,
+}
+
+async fn one(in_process_executor: bool) -> One {
+    let home = tempfile::tempdir().unwrap();
+    let (to_head, mut from_agent) = mpsc::channel(1024);
+    let (to_agent, from_head) = mpsc::channel(1024);
+    let (launcher, started) = launcher();
+    let socket = home.path().join("run").join("agent.sock");
+    let mut options = Options::new(
+        "here",
+        home.path().join("home"),
+        HeadLink::Memory { to_head, from_head },
+        detected(),
+        launcher,
+    );
+    options.store_bytes = 8 * MIB;
+    options.in_process_executor = in_process_executor;
+    options.socket = Some(socket.clone());
+    options.env = vec![("MOBULA_TEST".to_owned(), "1".to_owned())];
+    let registered = ToAgentOfHead::Registered { node: NodeId::EMBEDDED, nodes: vec![] };
+    to_agent.send(registered).await.unwrap();
+    let handle = soon(Agent::start(options)).await.unwrap();
+    let Some(ToHead::Register { node, .. }) = from_agent.recv().await else { panic!("no registration") };
+    assert_eq!((node.name.as_str(), node.store_bytes), ("here", 8 * MIB));
+    One { handle, head: FakeHead { from_agent, to_agent }, started, _home: home, socket }
+}
+
+impl One {
+    /// An in-process driver whose job runs.
+    async fn driver(&mut self) -> (LocalLink, Job) {
+        let link = self.handle.attach();
+        link.send(driver_hello("/bin/program", BinaryHash([0; 32]), vec![]), vec![]).unwrap();
+        let job = self.head.start_job().await;
+        let (ToHost::Welcome(welcome), _) = local(&link) else { panic!("no welcome") };
+        assert_eq!((welcome.host, welcome.driver, welcome.cpus), (job.driver, job.driver, 4));
+        (link, job)
+    }
+
+    async fn host(&mut self, job: &Job) -> (Started, HostId) {
+        self.head.send(reserve(1, job.clone(), Class::default())).await;
+        let mut started = soon(self.started.recv()).await.unwrap();
+        assert_eq!(started.program, PathBuf::from("/bin/program"));
+        assert_eq!(started.args, ["--child"]);
+        assert_eq!(started.env, [("MOBULA_TEST".to_owned(), "1".to_owned())]);
+        let welcome = started.link.welcome().await;
+        assert!(welcome.shared && welcome.job == JOB);
+        let ToHead::LeaseReady { host, .. } = self.head.recv().await else { panic!("no lease") };
+        assert_eq!(host, welcome.host);
+        (started, host)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_launched_talks_shares_objects_and_ends() {
+    let mut one = one(false).await;
+    let (link, job) = one.driver().await;
+    let (mut started, host) = one.host(&job).await;
+    let driver = job.driver;
+
+    // Output, from the first line.
+    let (ToHost::Output { line, stderr: false, .. }, _) = local(&link) else { panic!("no output") };
+    assert_eq!(line, "hello from stdout");
+
+    // Rings, through which bytes pass.
+    let bell = |_| ring::doorbell::Doorbell::create().unwrap().1;
+    link.send(ToAgent::Doorbell, vec![bell(0)]).unwrap();
+    link.send(ToAgent::Connect { peer: host }, vec![]).unwrap();
+    started.link.send_with(ToAgent::Doorbell, &[bell(1)]).await;
+    let (ToHost::Rings { peer }, mut ours) = local(&link) else { panic!("no rings") };
+    assert_eq!((peer, ours.len()), (host, 3));
+    let (ToHost::Rings { peer }, mut theirs) = started.link.recv().await else { panic!("no rings") };
+    assert_eq!((peer, theirs.len()), (driver, 3));
+    for (write, read) in [(ours.remove(1), theirs.remove(0)), (theirs.remove(0), ours.remove(0))] {
+        let mut producer = ring::Sender::map(write).unwrap();
+        let mut consumer = ring::Receiver::map(read).unwrap();
+        producer.send(b"he", b"llo").unwrap();
+        assert_eq!(consumer.recv_with(<[u8]>::to_vec).unwrap().unwrap(), b"hello");
+    }
+
+    // Relays, both ways, and to nobody.
+    started.link.send(ToAgent::Relay { to: driver, body: vec![1, 2] }).await;
+    let (ToHost::Relayed { from, same_job: true, body }, _) = local(&link) else { panic!("no relay") };
+    assert_eq!((from, body), (host, vec![1, 2]));
+    link.send(ToAgent::Relay { to: host, body: vec![3] }, vec![]).unwrap();
+    let (ToHost::Relayed { from, .. }, _) = started.link.recv().await else { panic!("no relay") };
+    assert_eq!(from, driver);
+    let nobody = HostId { seq: 99, ..host };
+    link.send(ToAgent::Relay { to: nobody, body: vec![3] }, vec![]).unwrap();
+    let (ToHost::HostDied { host: dead, .. }, _) = local(&link) else { panic!("no notice") };
+    assert_eq!(dead, nobody);
+
+    // An object of the host's, read by the driver.
+    started.link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }).await;
+    assert!(matches!(started.link.recv().await.0, ToHost::RegionGranted { request: 1 }));
+    let writer = Writer::create(4 * MIB).unwrap();
+    let fd = writer.share().unwrap();
+    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
+    let made = object(driver, 1);
+    started.link.send(ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32 }).await;
+    started.link.send(ToAgent::Relay { to: driver, body: vec![4] }).await;
+    assert!(matches!(local(&link).0, ToHost::Relayed { .. }), "sent after it was sealed");
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
+    link.send(ToAgent::Open { request: 2, object: made, copy }, vec![]).unwrap();
+    let (ToHost::Opened { request: 2, region_bytes, offset: 64, bytes: 32, .. }, mut fds) = local(&link) else {
+        panic!("not opened")
+    };
+    let reader = Reader::map(fds.remove(0), region_bytes).unwrap();
+    assert_eq!(reader.bytes(64, 32, None).unwrap().len(), 32);
+    let usage = one.handle.usage().await;
+    assert_eq!((usage.objects, usage.pinned, usage.store_used_bytes, usage.hosts), (1, 1, 4 * MIB, 2));
+    link.send(ToAgent::Free { object: made, copy }, vec![]).unwrap();
+    link.send(ToAgent::Unpin { object: made }, vec![]).unwrap();
+    let (ToHost::Reclaim { objects }, _) = started.link.recv().await else { panic!("not reclaimed") };
+    assert_eq!(objects, [made]);
+
+    // A store that stays full.
+    started.link.send(ToAgent::RegionWanted { request: 3, bytes: 5 * MIB, wait_ms: 30 }).await;
+    let (ToHost::RegionRefused { request: 3, failure }, _) = started.link.recv().await else { panic!() };
+    assert_eq!(failure.kind, FailureKind::StoreFull);
+
+    // Its end, with its last words.
+    started.fail(101, "thread panicked\n").await;
+    let (ToHost::Output { line, stderr: true, .. }, _) = local(&link) else { panic!("no output") };
+    assert_eq!(line, "thread panicked");
+    let (ToHost::HostDied { host: dead, failure }, _) = local(&link) else { panic!("no notice") };
+    assert_eq!((dead, failure.message.as_str()), (host, "exited with code 101"));
+    assert_eq!(failure.causes, ["stderr: thread panicked"]);
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { host: dead, .. } if dead == host));
+    assert_eq!(one.handle.usage().await.store_used_bytes, 0, "an orphaned region without objects goes");
+
+    // And the driver's.
+    drop(link);
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { .. }));
+    assert!(matches!(one.head.recv().await, ToHead::JobEnd { job: JOB, .. }));
+    assert_eq!(one.handle.usage().await, Usage::default());
+    soon(one.handle.shutdown()).await.unwrap();
+    assert!(!one.socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_ends_before_its_hello_fails_its_lease() {
+    let mut one = one(false).await;
+    let (_link, job) = one.driver().await;
+    one.head.send(reserve(1, job, Class::default())).await;
+    soon(one.started.recv()).await.unwrap().fail(3, "no such library\n").await;
+    let ToHead::LeaseFailed { failure, .. } = one.head.recv().await else { panic!("no failure") };
+    assert_eq!(failure.message, "exited with code 3");
+    assert_eq!(failure.causes, ["stderr: no such library"]);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_process_nothing_is_started_and_jobs_end_with_their_hosts() {
+    let mut one = one(true).await;
+    let (link, job) = one.driver().await;
+    one.head.send(reserve(1, job.clone(), Class::default())).await;
+    assert!(matches!(one.head.recv().await, ToHead::LeaseReady { host, .. } if host == job.driver));
+    let own = Class { isolation: mobula_proto::resource::Isolation::Process, ..Class::default() };
+    one.head.send(reserve(2, job.clone(), own)).await;
+    let mut started = soon(one.started.recv()).await.unwrap();
+    assert!(!started.link.welcome().await.shared);
+    assert!(matches!(one.head.recv().await, ToHead::LeaseReady { .. }));
+    link.send(ToAgent::JobDone, vec![]).unwrap();
+    assert!(matches!(one.head.recv().await, ToHead::JobEnd { .. }));
+    assert!(soon(started.link.receiver.recv()).await.unwrap_or(None).is_none(), "it was killed");
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { .. }));
+    soon(one.handle.shutdown()).await.unwrap();
+    let lost = loop {
+        if let Err(lost) = link.receiver.recv_timeout(SOON) {
+            break lost;
+        }
+    };
+    assert_eq!(lost, std::sync::mpsc::RecvTimeoutError::Disconnected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drivers_attach_over_the_socket() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut one = one(false).await;
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&one.socket), mode(one.socket.parent().unwrap())), (0o600, 0o700));
+    let mut link = HostLink::new(UnixStream::connect(&one.socket).unwrap());
+    link.send(driver_hello("/bin/program", BinaryHash([0; 32]), vec![])).await;
+    let job = one.head.start_job().await;
+    assert!(matches!(link.recv().await.0, ToHost::Welcome(welcome) if welcome.host == job.driver));
+    let (mut started, host) = one.host(&job).await;
+    // A second one that is no driver.
+    let mut stranger = HostLink::new(UnixStream::connect(&one.socket).unwrap());
+    stranger.send(host_hello()).await;
+    assert!(matches!(stranger.recv().await.0, ToHost::Refused(_)));
+    // The job goes with its driver, and its host with it.
+    drop(link);
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { .. }));
+    assert!(matches!(one.head.recv().await, ToHead::JobEnd { .. }));
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { host: dead, .. } if dead == host));
+    while let Ok(Some(_)) = soon(started.link.receiver.recv()).await {}
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_ends_with_its_head() {
+    let mut one = one(false).await;
+    let (link, job) = one.driver().await;
+    let (_started, _) = one.host(&job).await;
+    drop(one.head);
+    soon(one.handle.closed()).await.unwrap();
+    while link.receiver.recv_timeout(SOON).is_ok() {}
+}
