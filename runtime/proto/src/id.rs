@@ -122,6 +122,23 @@ impl ObjectId {
     }
 }
 
+/// Text that names no node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no node: write node-3, or node-3.2 for its second incarnation")]
+pub struct NodeIdError(String);
+
+impl std::str::FromStr for NodeId {
+    type Err = NodeIdError;
+
+    fn from_str(text: &str) -> Result<Self, NodeIdError> {
+        let error = || NodeIdError(text.chars().take(64).collect());
+        let rest = text.strip_prefix("node-").ok_or_else(error)?;
+        let (number, incarnation) = rest.split_once('.').unwrap_or((rest, "1"));
+        let parse = |digits: &str| digits.parse().map_err(|_| error());
+        Ok(Self { number: parse(number)?, incarnation: parse(incarnation)? })
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.incarnation <= 1 {
@@ -196,6 +213,8 @@ mod tests {
         assert_eq!(node.to_string(), "node-3");
         assert_eq!(again.to_string(), "node-3.2");
         assert_eq!(host.to_string(), "node-3/host-5");
+        assert_eq!("node-3.2".parse(), Ok(again));
+        assert!("node-x".parse::<NodeId>().is_err());
         assert_eq!(node.agent().to_string(), "node-3/agent");
         assert_eq!(TaskId { owner: host, seq: 81 }.object(0).to_string(), "node-3/host-5#81.0");
     }

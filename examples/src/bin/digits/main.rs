@@ -210,7 +210,7 @@ fn progress(epochs: u64) -> ProgressBar {
 
 fn table(header: [&str; 2], rows: impl Iterator<Item = [String; 2]>) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     table.add_rows(rows);
     table

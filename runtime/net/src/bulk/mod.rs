@@ -23,7 +23,7 @@ pub const REFUSAL_BYTES_MAX: usize = 4 * 1024;
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The server hands out its memory in pieces of this many bytes. quinn counts a piece against the send window until
 /// all of it is acknowledged, and looks through all pieces for each packet: too large stalls, too small crawls.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 const HEADER_BYTES: usize = 16;
 const STATUS_RANGE: u8 = 0;
 const STATUS_REFUSED: u8 = 1;

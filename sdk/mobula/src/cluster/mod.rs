@@ -120,6 +120,17 @@ impl Cluster {
         }
     }
 
+    /// The nodes that offer anything, by number.
+    pub async fn nodes(&self) -> Result<Vec<mobula_proto::NodeId>> {
+        let snapshot = self.snapshot().await?;
+        let offering = snapshot.nodes.iter().filter(|node| !node.total.is_empty());
+        offering
+            .map(|node| {
+                node.node.parse().map_err(|error| Error::new(ErrorKind::Internal, format!("the head said {error}")))
+            })
+            .collect()
+    }
+
     /// What this process still holds: objects owned and borrowed, leases, running calls and living actors. All
     /// zero when a program has let go of everything.
     pub fn leftovers(&self) -> Leftovers {

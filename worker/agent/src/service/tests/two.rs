@@ -46,6 +46,7 @@ struct Side {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_relay_pull_and_ship_programs() {
+    mobula_telemetry::log::init("warn");
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -84,7 +85,10 @@ async fn two_agents_relay_pull_and_ship_programs() {
     let job = driver.head.start_job().await;
     assert!(matches!(local(&link).0, ToHost::Welcome(_)));
     worker.head.send(reserve(1, job.clone(), Class::default())).await;
-    let mut host = soon(worker.started.recv()).await.unwrap();
+    let mut host = tokio::select! {
+        started = soon(worker.started.recv()) => started.unwrap(),
+        other = worker.head.recv() => panic!("not started: {other:?}"),
+    };
     assert_eq!(std::fs::read(&host.program).unwrap(), b"#!/bin/sh\n");
     let placed = host.cwd.clone().unwrap().join("in/data.txt");
     assert_eq!(std::fs::read(placed).unwrap(), b"data");
