@@ -60,7 +60,9 @@ impl Core {
             },
             ToAgent::Renew { leases } => self.effects.push(Effect::Head(ToHead::Renew { leases })),
             ToAgent::Release { lease } => self.effects.push(Effect::Head(ToHead::Release { lease })),
-            ToAgent::Block { lease, slots } => self.effects.push(Effect::Head(ToHead::Block { lease, slots })),
+            ToAgent::Block { lease, slots } => {
+                self.effects.push(Effect::Head(ToHead::Block { lease, slots }))
+            }
             ToAgent::Unblock { lease, slots } => {
                 self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
             }
@@ -129,8 +131,12 @@ impl Core {
         match (kind.is_driver(), driver) {
             (true, Some(driver)) => self.driver_hello(id, driver, registry),
             (false, None) => self.launched_hello(id, registry, now),
-            (true, None) => self.refuse(id, Failure::new(FailureKind::Codec, "a driver must say what it runs")),
-            (false, Some(_)) => self.refuse(id, Failure::new(FailureKind::Codec, "a host cannot be a driver")),
+            (true, None) => {
+                self.refuse(id, Failure::new(FailureKind::Codec, "a driver must say what it runs"))
+            }
+            (false, Some(_)) => {
+                self.refuse(id, Failure::new(FailureKind::Codec, "a host cannot be a driver"))
+            }
         }
     }
 
@@ -145,7 +151,9 @@ impl Core {
         let names = driver.files.iter().flat_map(|(name, path, _)| [name, path]).chain(&driver.arguments);
         let many = driver.files.len() > FILES_MAX || driver.arguments.len() > FILES_MAX;
         if many || texts.into_iter().chain(names).any(|t| t.len() > TEXT_BYTES_MAX) {
-            let text = format!("a job has at most {FILES_MAX} files and arguments, of {TEXT_BYTES_MAX} bytes of text each");
+            let text = format!(
+                "a job has at most {FILES_MAX} files and arguments, of {TEXT_BYTES_MAX} bytes of text each"
+            );
             self.refuse(id, Failure::new(FailureKind::Limit, text));
             return;
         }
@@ -166,7 +174,8 @@ impl Core {
         let Some(job) = self.job_of(id) else { return };
         let ours = self.jobs.get(&job).and_then(|state| state.registry);
         if ours.is_some_and(|ours| ours != registry) {
-            let text = "the program that was started registers other functions than its driver: start the job again";
+            let text =
+                "the program that was started registers other functions than its driver: start the job again";
             self.refuse(id, Failure::new(FailureKind::Binary, text));
             return;
         }

@@ -278,8 +278,9 @@ impl Core {
             }
             self.effects.push(Effect::Died(id, job, failure.clone()));
             if host.kind.is_driver() && self.jobs.contains_key(&job) {
-                let why = Failure::new(FailureKind::JobEnded, format!("its driver ended: {}", failure.message))
-                    .of(job.to_string());
+                let why =
+                    Failure::new(FailureKind::JobEnded, format!("its driver ended: {}", failure.message))
+                        .of(job.to_string());
                 self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: why.clone() }));
                 self.end_job(job, why);
             }
@@ -365,7 +366,14 @@ impl Core {
     }
 
     /// `writer` (a host, or this agent) wants a region; the answer is an effect, now or later.
-    pub fn want_region(&mut self, writer: HostId, request: Request, bytes: u64, wait: Duration, now: Instant) {
+    pub fn want_region(
+        &mut self,
+        writer: HostId,
+        request: Request,
+        bytes: u64,
+        wait: Duration,
+        now: Instant,
+    ) {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match self.objects.want(writer, request, bytes, now + wait, wait_ms) {
             objects::Want::Granted => self.room(writer, request, Ok(())),
@@ -416,7 +424,8 @@ impl Core {
             return;
         }
         if !self.nodes.contains_key(&copy.node) {
-            self.effects.push(failed(FailureKind::ObjectLost, format!("{}, which held it, is gone", copy.node)));
+            self.effects
+                .push(failed(FailureKind::ObjectLost, format!("{}, which held it, is gone", copy.node)));
             return;
         }
         let key = (object, copy.attempt);

@@ -183,7 +183,10 @@ fn a_lease_starts_the_shared_host_once() {
     assert_eq!(rig.head(reserve(1, Class::default())), ["launch host-2"]);
     assert_eq!(rig.head(reserve(2, Class::default())), [""; 0]);
     let said = rig.host(id(2), hello(Role::Host, None, REGISTRY));
-    assert_eq!(said, ["ready host-2", "host-2 < Welcome", "head LeaseReady host-2", "head LeaseReady host-2"]);
+    assert_eq!(
+        said,
+        ["ready host-2", "host-2 < Welcome", "head LeaseReady host-2", "head LeaseReady host-2"]
+    );
     assert_eq!(rig.head(reserve(3, Class::default())), ["head LeaseReady host-2"]);
     assert_eq!(rig.head(reserve(4, own())), ["launch host-3"]);
     rig.core.host_ended(id(3), Failure::new(FailureKind::HostDied, "exited with code 101"));
@@ -302,10 +305,7 @@ fn the_job_ends_with_its_driver() {
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
-    assert_eq!(
-        rig.lines(),
-        ["head HostEnded", "died host-1", "head JobEnd", "kill host-2", "gone job-7"]
-    );
+    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd", "kill host-2", "gone job-7"]);
     assert_eq!(rig.host(host, ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 0 }), [""; 0]);
     rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"));
     let usage = rig.core.usage();
@@ -324,7 +324,8 @@ fn demands_are_checked_and_rings_brokered() {
     let mut rig = Rig::new(false);
     rig.driver(false);
     let mut class = Class::default();
-    let demand = |class: &Class| ToAgent::Demand { key: 1, class: class.clone(), backlog: 1, locality: vec![] };
+    let demand =
+        |class: &Class| ToAgent::Demand { key: 1, class: class.clone(), backlog: 1, locality: vec![] };
     assert_eq!(rig.host(id(1), demand(&class)), ["head Demand"]);
     class.resources =
         Resources::from_list([(ResourceKind::Gpu, Quantity::from_units(15_000).unwrap())]).unwrap();

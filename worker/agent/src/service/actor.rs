@@ -186,17 +186,12 @@ impl Actor for Service {
         arguments: Arguments,
     ) -> Result<State, ActorProcessingErr> {
         let post = Post::new(myself);
-        let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } = arguments;
+        let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } =
+            arguments;
         let accepts = endpoint.is_some() && listens;
         let (me, store_bytes) = (config.node, config.store_bytes);
-        let peers = Peers::new(
-            me,
-            endpoint,
-            listens,
-            Arc::clone(&routes),
-            Arc::clone(&provision),
-            post.clone(),
-        );
+        let peers =
+            Peers::new(me, endpoint, listens, Arc::clone(&routes), Arc::clone(&provision), post.clone());
         provision.set_peers(&peers);
         let launching = Launching {
             launcher: arguments.launcher,
@@ -250,7 +245,7 @@ impl State {
     fn handle(&mut self, message: Message) {
         let now = Instant::now();
         match message {
-            Message::Host(host, said, fds, _permit) => self.from_host(host, *said, fds, now),
+            Message::Host(host, said, fds, _permit) => self.host_said(host, *said, fds, now),
             Message::Head(said, _permit) => {
                 match &*said {
                     head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
@@ -302,7 +297,7 @@ impl State {
         }
     }
 
-    fn from_host(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
+    fn host_said(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
         match &said {
             ToAgent::Hello { driver: Some(driver), .. } => self.provision.driver(host, driver),
             ToAgent::RegionAdded { bytes, .. } => {
@@ -427,7 +422,8 @@ impl State {
     }
 
     fn rings(&mut self, [(one, one_bell), (other, other_bell)]: [(HostId, Arc<OwnedFd>); 2]) {
-        let made = (|| Ok::<_, ring::Error>((ring::create(self.ring_bytes)?, ring::create(self.ring_bytes)?)))();
+        let made =
+            (|| Ok::<_, ring::Error>((ring::create(self.ring_bytes)?, ring::create(self.ring_bytes)?)))();
         match made {
             Ok((forth, back)) => {
                 let (forth, back) = (Arc::new(forth), Arc::new(back));

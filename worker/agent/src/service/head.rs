@@ -47,7 +47,9 @@ pub enum Error {
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// It said something else, nothing, or closed the link.
-    #[error("the head did not answer the registration within {REGISTER_TIMEOUT:?}, or answered something else")]
+    #[error(
+        "the head did not answer the registration within {REGISTER_TIMEOUT:?}, or answered something else"
+    )]
     NoAnswer,
     /// It was lost for too long.
     #[error("the head was lost for {0:?}")]
@@ -134,7 +136,12 @@ pub(super) async fn register_quic(
 }
 
 /// Pumps both directions until the link is lost for good (`Err`) or the queue to the head ends (`Ok`).
-pub(super) async fn run(link: Link, me: NodeId, mut queue: mpsc::Receiver<ToHead>, post: Post) -> Result<(), Error> {
+pub(super) async fn run(
+    link: Link,
+    me: NodeId,
+    mut queue: mpsc::Receiver<ToHead>,
+    post: Post,
+) -> Result<(), Error> {
     match link {
         Link::Memory { to_head, mut from_head } => {
             let permits = post.permits();

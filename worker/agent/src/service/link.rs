@@ -39,7 +39,12 @@ pub(super) enum End {
 }
 
 /// Hands on what a host says, until it ends.
-pub(super) async fn read_all(host: HostId, mut receiver: AsyncReceiver, post: Post, routes: Arc<Routes>) -> End {
+pub(super) async fn read_all(
+    host: HostId,
+    mut receiver: AsyncReceiver,
+    post: Post,
+    routes: Arc<Routes>,
+) -> End {
     let permits = post.permits();
     let mut first = true;
     loop {

@@ -106,7 +106,8 @@ impl Memory {
     /// Makes the region that was granted: its number, size and a descriptor to share.
     pub(super) fn make_region(&mut self, job: JobId) -> Result<(u32, u64, OwnedFd), Failure> {
         let failed = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
-        let entry = self.jobs.get_mut(&job).ok_or_else(|| Failure::new(FailureKind::JobEnded, "the job ended"))?;
+        let entry =
+            self.jobs.get_mut(&job).ok_or_else(|| Failure::new(FailureKind::JobEnded, "the job ended"))?;
         let Some((_, bytes)) = entry.asked else {
             return Err(Failure::new(FailureKind::Internal, "room was granted that nobody asked for"));
         };

@@ -247,7 +247,8 @@ impl Agent {
                 }
                 let endpoint = Arc::new(endpoint);
                 let (link, registered) =
-                    head::register_quic(Arc::clone(&endpoint), address, register, options.head_lost_max).await?;
+                    head::register_quic(Arc::clone(&endpoint), address, register, options.head_lost_max)
+                        .await?;
                 (link, registered, Some(endpoint))
             }
         };

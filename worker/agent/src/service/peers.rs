@@ -115,11 +115,13 @@ impl Peers {
         }
         let id = node.node;
         let (outbox, queue) = PeerOutbox::new();
+        // Held until the peer is in the table, where the tasks look for it.
+        let mut peers = self.peers.lock();
         let sending = task::scoped("peer-relay", send_all(Arc::downgrade(self), id, queue));
         let dial = (!self.listens && !node.address.is_empty() && self.endpoint.is_some()).then(|| {
-            let peers = Arc::downgrade(self);
+            let weak = Arc::downgrade(self);
             task::scoped("peer-dial", async move {
-                let Some(peers) = peers.upgrade() else { return };
+                let Some(peers) = weak.upgrade() else { return };
                 for line in [Line::Relay, Line::Bulk] {
                     if let Err(error) = peers.connection(id, line).await {
                         warn!(peer = %id, %error, "a node cannot be reached from here");
@@ -127,15 +129,10 @@ impl Peers {
                 }
             })
         });
-        let peer = Peer {
-            node,
-            relay: None,
-            bulk: None,
-            dialling: Arc::default(),
-            _task: sending,
-            _dial: dial,
-        };
-        self.peers.lock().insert(id, peer);
+        let peer =
+            Peer { node, relay: None, bulk: None, dialling: Arc::default(), _task: sending, _dial: dial };
+        peers.insert(id, peer);
+        drop(peers);
         self.routes.add_peer(id, outbox);
         self.changed.notify_waiters();
     }
@@ -208,7 +205,12 @@ impl Peers {
         }
     }
 
-    async fn dial(self: &Arc<Self>, node: NodeId, address: SocketAddr, line: Line) -> Result<Connection, Error> {
+    async fn dial(
+        self: &Arc<Self>,
+        node: NodeId,
+        address: SocketAddr,
+        line: Line,
+    ) -> Result<Connection, Error> {
         let endpoint = self.endpoint.as_ref().ok_or(Error::NoNetwork)?;
         let connection = endpoint.connect(address, Role::Agent).await?;
         self.check_name(node, &connection)?;
@@ -357,7 +359,11 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
                             let line = if kind == StreamKind::Relay { Line::Relay } else { Line::Bulk };
                             peers.keep(from, line, &connection);
                         }
-                        if kind == StreamKind::Relay { peers.relay_stream(from, receiver).await } else { Ok(()) }
+                        if kind == StreamKind::Relay {
+                            peers.relay_stream(from, receiver).await
+                        } else {
+                            Ok(())
+                        }
                     };
                     if let Err(error) = result.await
                         && connection.close_reason().is_none()

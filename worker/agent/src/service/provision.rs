@@ -156,7 +156,8 @@ impl Provision {
     async fn pull(&self, hash: BinaryHash, from: NodeId) -> Result<InUse, Failure> {
         let peers = self.peers.get().and_then(Weak::upgrade);
         let peers = peers.ok_or_else(|| failed("this agent has no network"))?;
-        let why = |error: &dyn std::fmt::Display| failed(format!("{hash} cannot be fetched from {from}: {error}"));
+        let why =
+            |error: &dyn std::fmt::Display| failed(format!("{hash} cannot be fetched from {from}: {error}"));
         let connection = peers.connection(from, Line::Bulk).await.map_err(|error| why(&error))?;
         let request = wire::encode(&Pull::Binary { hash }).map_err(failed)?;
         // A first, empty pull learns the length.
@@ -189,7 +190,9 @@ impl Provision {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
 }
 
 pub(super) fn create_private(folder: &Path) -> std::io::Result<()> {

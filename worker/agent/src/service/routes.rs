@@ -11,11 +11,7 @@ use std::{
     time::Duration,
 };
 
-use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId,
-    head::Between,
-    host::ToHost,
-};
+use mobula_proto::{Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 

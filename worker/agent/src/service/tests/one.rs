@@ -115,7 +115,8 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     assert!(matches!(local(&link).0, ToHost::Relayed { .. }), "sent after it was sealed");
     let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
     link.send(ToAgent::Open { request: 2, object: made, copy }, vec![]).unwrap();
-    let (ToHost::Opened { request: 2, region_bytes, offset: 64, bytes: 32, .. }, mut fds) = local(&link) else {
+    let (ToHost::Opened { request: 2, region_bytes, offset: 64, bytes: 32, .. }, mut fds) = local(&link)
+    else {
         panic!("not opened")
     };
     let reader = Reader::map(fds.remove(0), region_bytes).unwrap();

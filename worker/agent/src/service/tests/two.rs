@@ -100,7 +100,9 @@ async fn two_agents_relay_pull_and_ship_programs() {
     assert_eq!((from, line.as_str()), (welcome.host, "hello from stdout"));
     for body in [vec![1; 10], vec![2; 3 * MIB as usize]] {
         link.send(ToAgent::Relay { to: welcome.host, body: body.clone() }, vec![]).unwrap();
-        let (ToHost::Relayed { from, same_job: true, body: got }, _) = host.link.recv().await else { panic!() };
+        let (ToHost::Relayed { from, same_job: true, body: got }, _) = host.link.recv().await else {
+            panic!()
+        };
         assert!(from == job.driver && got == body);
         host.link.send(ToAgent::Relay { to: job.driver, body: body.clone() }).await;
         let (ToHost::Relayed { from, same_job: true, body: got }, _) = local(&link) else { panic!() };
@@ -127,7 +129,9 @@ async fn two_agents_relay_pull_and_ship_programs() {
     for request in [1, 2] {
         link.send(ToAgent::Open { request, object: made, copy }, vec![]).unwrap();
     }
-    let (ToHost::Opened { region_bytes, offset, bytes, .. }, mut fds) = local(&link) else { panic!("not opened") };
+    let (ToHost::Opened { region_bytes, offset, bytes, .. }, mut fds) = local(&link) else {
+        panic!("not opened")
+    };
     let read = Reader::map(fds.remove(0), region_bytes).unwrap().bytes(offset, bytes, None).unwrap();
     assert!(read[..] == *extent.as_slice());
     let (ToHost::Opened { .. }, fds) = local(&link) else { panic!("not opened again") };

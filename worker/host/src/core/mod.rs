@@ -9,16 +9,23 @@
 //! - **C-3** A task holds a reference on each ref in its arguments until it is done.
 //! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
 
+mod clients;
+mod spec;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
-    host::{Grant, Question, Revocation, ToAgent},
+    host::{Grant, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
 };
-use mobula_store::Bytes;
+
+use clients::{Client, actor_died};
+pub use spec::{Input, Kind, Spec, title};
 
 /// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
 /// to the executor, shallower ones keep work free to go elsewhere.
@@ -50,98 +57,6 @@ pub enum Action {
     Wake(ObjectId),
     /// The acknowledgements for a finished call have arrived: its `Done` may leave.
     Settled(u64),
-}
-
-/// One input of a call.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// An encoded value.
-    Value(Bytes),
-    /// The value of an object.
-    Ref(ObjectId),
-    /// The values of several objects, as one vector.
-    List(Vec<ObjectId>),
-}
-
-/// What a call is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A task.
-    Task,
-    /// An actor's construction; the actor is restarted so many times.
-    Construct {
-        /// Restarts after the death of its host.
-        restarts: u32,
-    },
-    /// A call of this actor.
-    Method {
-        /// The actor's construction object.
-        actor: ObjectId,
-    },
-}
-
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// The registered function.
-    pub function: u64,
-    /// For people: `crate::function` or `Counter::add`.
-    pub name: String,
-    /// What it is.
-    pub kind: Kind,
-    /// Its scheduling class; unused for methods.
-    pub class: Class,
-    /// Its inputs.
-    pub inputs: Vec<Input>,
-    /// Refs inside the encoded inputs.
-    pub nested: Vec<ObjectId>,
-    /// How many times it may start; more than once only after failures of the system, unless `retry_errors`.
-    pub attempts_max: u32,
-    /// Whether an `Err` or a panic is retried too.
-    pub retry_errors: bool,
-    /// From its start; 0 for none.
-    pub timeout_ms: u64,
-}
-
-impl Spec {
-    fn refs(&self) -> impl Iterator<Item = ObjectId> {
-        let tops = self.inputs.iter().flat_map(|input| match input {
-            Input::Value(_) => &[][..],
-            Input::Ref(object) => std::slice::from_ref(object),
-            Input::List(objects) => &objects[..],
-        });
-        let actor = match self.kind {
-            Kind::Method { actor } => Some(actor),
-            Kind::Task | Kind::Construct { .. } => None,
-        };
-        tops.chain(self.nested.iter()).copied().chain(actor)
-    }
-
-    fn dependencies(&self) -> impl Iterator<Item = ObjectId> {
-        self.inputs.iter().flat_map(|input| match input {
-            Input::Value(_) => &[][..],
-            Input::Ref(object) => std::slice::from_ref(object),
-            Input::List(objects) => &objects[..],
-        }).copied()
-    }
-
-    /// `task crawl::fetch#81`, as errors name it.
-    pub fn title(&self, task: TaskId) -> String {
-        title(&self.kind_word(), &self.name, task)
-    }
-
-    fn kind_word(&self) -> &'static str {
-        match self.kind {
-            Kind::Task => "task",
-            Kind::Construct { .. } => "actor",
-            Kind::Method { .. } => "call",
-        }
-    }
-}
-
-/// `task crawl::fetch#81`.
-pub fn title(kind: &str, name: &str, task: TaskId) -> String {
-    format!("{kind} {name}#{}", task.seq)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,17 +102,6 @@ struct LeaseState {
     actors: u32,
     idle_ticks: u32,
     wanted_back: bool,
-}
-
-/// What this host knows of an actor that it calls.
-#[derive(Debug, Default)]
-struct Client {
-    at: Option<(HostId, u32)>,
-    outbox: VecDeque<u64>,
-    in_flight: VecDeque<u64>,
-    /// Were in flight when the actor's host died: failed once it is known what became of the actor.
-    limbo: Vec<u64>,
-    dead_incarnation: u32,
 }
 
 /// See the module's text.
@@ -553,18 +457,6 @@ impl Core {
         }
     }
 
-    /// Remembers that an actor made here has this name.
-    pub fn named(&mut self, actor: ObjectId, namespace: &str, name: &str) {
-        self.names.insert(actor, (namespace.to_owned(), name.to_owned()));
-    }
-
-    fn give_name_up(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
-        if let Some((namespace, name)) = self.names.remove(&actor) {
-            let question = Question::NameDrop { namespace, name, actor: actor.task };
-            out.push(Action::Tell(ToAgent::Ask { request: UNASKED, question }));
-        }
-    }
-
     /// The call failed for good.
     fn conclude(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) {
         self.give_slot_back(seq);
@@ -647,90 +539,6 @@ impl Core {
         }
         self.on_actor(object, out);
         out.push(Action::Wake(object));
-    }
-
-    /// The construction object of an actor changed.
-    fn on_actor(&mut self, object: ObjectId, out: &mut Vec<Action>) {
-        let Some(client) = self.clients.get_mut(&object) else { return };
-        match self.objects.state(object) {
-            Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
-                client.at = Some((*host, *incarnation));
-                for seq in std::mem::take(&mut client.limbo) {
-                    let failure = Failure::new(
-                        FailureKind::MaybeExecuted,
-                        "the actor's host died during the call, which may have run; the actor was restarted",
-                    );
-                    self.conclude(seq, failure, out);
-                }
-                self.pump_client(object, out);
-            }
-            Some(State::Failed(failure)) => {
-                let failure = actor_died(failure);
-                client.at = None;
-                let mut lost = std::mem::take(&mut client.limbo);
-                lost.extend(std::mem::take(&mut client.in_flight));
-                lost.extend(std::mem::take(&mut client.outbox));
-                for seq in lost {
-                    self.conclude(seq, failure.clone(), out);
-                }
-            }
-            _ => client.at = None,
-        }
-    }
-
-    /// Sends the calls at the front of the outbox that are ready (C-2).
-    fn pump_client(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
-        if !matches!(self.objects.state(actor), Some(State::Actor { .. })) {
-            if let Some(State::Failed(_)) = self.objects.state(actor) {
-                return self.on_actor(actor, out);
-            }
-            self.objects.want(actor, &mut self.effects);
-            return;
-        }
-        let Some(client) = self.clients.get_mut(&actor) else { return };
-        if client.at.is_none()
-            && let Some(State::Actor { host, incarnation }) = self.objects.state(actor)
-            && *incarnation > client.dead_incarnation
-        {
-            client.at = Some((*host, *incarnation));
-        }
-        while let Some(client) = self.clients.get_mut(&actor) {
-            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else { return };
-            let Some(task) = self.tasks.get(&seq) else {
-                client.outbox.pop_front();
-                continue;
-            };
-            if task.missing > 0 {
-                return;
-            }
-            client.outbox.pop_front();
-            let id = TaskId { owner: self.me, seq };
-            match self.arguments(&task.spec) {
-                Err(failure) => {
-                    let title = task.spec.title(id);
-                    self.conclude(seq, failure.cause_of(&title), out);
-                }
-                Ok(arguments) => {
-                    if let Some(client) = self.clients.get_mut(&actor) {
-                        client.in_flight.push_back(seq);
-                    }
-                    let Some(task) = self.tasks.get_mut(&seq) else { continue };
-                    task.phase = Phase::Pushed { host, lease: LeaseId { number: 0 } };
-                    out.push(Action::Send {
-                        to: host,
-                        message: Message::Run(Call {
-                            task: id,
-                            attempt: task.attempt,
-                            attempts_max: task.spec.attempts_max,
-                            function: task.spec.function,
-                            target: Target::Method { actor: actor.task, incarnation },
-                            arguments,
-                            timeout_ms: task.spec.timeout_ms,
-                        }),
-                    });
-                }
-            }
-        }
     }
 
     /// Nobody can reach an owned object any more: drop its lineage, end its actor.
@@ -839,30 +647,6 @@ impl Core {
         }
         self.drain(out);
         true
-    }
-
-    /// Ends an owned actor for good.
-    pub fn end_actor(&mut self, actor: TaskId, failure: Failure, out: &mut Vec<Action>) {
-        let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
-        if !matches!(task.spec.kind, Kind::Construct { .. }) {
-            return;
-        }
-        let at = match (task.phase, task.holds) {
-            (Phase::Pushed { host, .. }, _) => Some(host),
-            (_, Some(lease)) => self.lease_host(lease),
-            _ => None,
-        };
-        let (incarnation, lease, key) = (task.incarnation, task.holds, task.key);
-        if let Some(host) = at {
-            out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
-        }
-        self.withdraw(actor.seq);
-        self.conclude(actor.seq, failure, out);
-        self.drain(out);
-        self.pump(key, out);
-        if let Some(lease) = lease {
-            self.maybe_release(lease, out);
-        }
     }
 
     /// Slots were granted.
@@ -1092,14 +876,4 @@ impl Core {
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, None | Some(State::Pending))
-}
-
-fn actor_died(failure: &Failure) -> Failure {
-    if failure.kind == FailureKind::ActorDied {
-        return failure.clone();
-    }
-    let mut died = Failure::new(FailureKind::ActorDied, "the actor is gone");
-    died.causes.push(failure.headline());
-    died.causes.extend(failure.causes.iter().cloned());
-    died
 }

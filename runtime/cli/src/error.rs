@@ -1,0 +1,253 @@
+//! What can go wrong on the command line: one line that says what failed, one that says what to do.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use mobula_agent::service::HeadError;
+use mobula_net::{identity, quic};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The user has no home folder to keep state in.
+    #[error("there is no folder to keep state in: neither MOBULA_HOME nor HOME is set")]
+    NoHome,
+    /// A file or folder.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused something else.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The home is in use.
+    #[error("{what} already runs in {} (process {pid})", home.display())]
+    AlreadyRuns {
+        /// What runs: `a head`, `a node`, `a cluster`.
+        what: &'static str,
+        /// The home.
+        home: PathBuf,
+        /// The process.
+        pid: u32,
+    },
+    /// No head was started in this home, or it ended.
+    #[error("no head runs in {}", home.display())]
+    NoHead {
+        /// The home.
+        home: PathBuf,
+    },
+    /// The head of this home does not answer.
+    #[error("the head of {} does not answer at {address}: {detail}", home.display())]
+    HeadSilent {
+        /// The home.
+        home: PathBuf,
+        /// Its HTTP address.
+        address: SocketAddr,
+        /// What happened.
+        detail: String,
+    },
+    /// The head refused a request.
+    #[error("the head refused this: {message} [{code}]")]
+    HeadRefused {
+        /// The code.
+        code: String,
+        /// What it said.
+        message: String,
+    },
+    /// A port is taken.
+    #[error("{protocol} port {address} is in use")]
+    PortInUse {
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
+        /// The address wanted.
+        address: SocketAddr,
+        /// The option that chooses another.
+        option: &'static str,
+    },
+    /// A head's address that cannot be understood.
+    #[error("{address:?} is no address of a head: {detail}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// This machine has no certificate, and no token to get one.
+    #[error("this machine has not joined a cluster yet: there is no certificate in {}", folder.display())]
+    NotJoined {
+        /// Where it would be.
+        folder: PathBuf,
+    },
+    /// The certificate has ended.
+    #[error("this machine's certificate has expired")]
+    Expired,
+    /// The join token is not well formed.
+    #[error(transparent)]
+    Token(identity::Error),
+    /// The network, or the head at its other end.
+    #[error(transparent)]
+    Net(quic::Error),
+    /// The agent.
+    #[error("the node could not start: {0}")]
+    Agent(mobula_agent::Error),
+    /// The agent ended by itself.
+    #[error("the node ended: {0}")]
+    AgentEnded(String),
+    /// The head.
+    #[error("the head could not start: {0}")]
+    Head(mobula_head::Error),
+    /// The head ended by itself.
+    #[error("the head ended by itself")]
+    HeadEnded,
+    /// What the node should offer.
+    #[error(transparent)]
+    Offer(mobula_agent::detect::Error),
+    /// A process that `up` started.
+    #[error("{name} did not start: {detail}")]
+    Child {
+        /// Which one.
+        name: String,
+        /// What it said.
+        detail: String,
+        /// What it said to do; empty for nothing.
+        cure: String,
+    },
+    /// A process that `up` started, ended.
+    #[error("{name} ended by itself ({status})")]
+    ChildEnded {
+        /// Which one.
+        name: String,
+        /// How.
+        status: String,
+    },
+    /// A process does not end.
+    #[error("process {pid} ({name}) does not end, even when killed")]
+    WontEnd {
+        /// Which one.
+        name: String,
+        /// Its number.
+        pid: u32,
+    },
+    /// There is no such error code.
+    #[error("there is no error code {0}")]
+    NoCode(String),
+}
+
+impl Error {
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Address { .. } | Self::Offer(_) | Self::NoCode(_) | Self::Token(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// What to do about it, in one line.
+    pub fn cure(&self) -> String {
+        match self {
+            Self::NoHome => "set MOBULA_HOME, or say --home DIR".to_owned(),
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run this as the user who owns the folder, or choose another with --home DIR".to_owned()
+            }
+            Self::File { .. } => "check the path, and that the disk has room".to_owned(),
+            Self::System { .. } => "look at the limits of this user and machine (ulimit -a)".to_owned(),
+            Self::AlreadyRuns { what, .. } => format!(
+                "look at it with `mobula status`, end it with `mobula down`, or start {what} elsewhere with --home DIR"
+            ),
+            Self::NoHead { .. } => {
+                "start one with `mobula head` or `mobula up`; if it runs elsewhere, say --home DIR on its machine".to_owned()
+            }
+            Self::HeadSilent { .. } => {
+                "see whether it still runs and what it logged; `mobula head` with the same --home starts it again".to_owned()
+            }
+            Self::HeadRefused { code, .. } if code == "MOB6001" => {
+                "another head may run on this one's port: end that, or start this one on another with --http ADDR".to_owned()
+            }
+            Self::HeadRefused { code, .. } => match crate::explain::page(code) {
+                Some(_) => format!("`mobula explain {code}` says more"),
+                None => "change what was asked for".to_owned(),
+            },
+            Self::PortInUse { protocol, address, option } => {
+                let list = if *protocol == "UDP" { "ss -lunp" } else { "ss -ltnp" };
+                let port = address.port();
+                format!("see what uses it with `{list} 'sport = :{port}'`, or choose another with {option} {}:0 (any free port)", address.ip())
+            }
+            Self::Address { .. } => "write HOST:PORT, for example --head 10.0.0.1:7420".to_owned(),
+            Self::NotJoined { .. } => {
+                "make a token on the head's machine with `mobula token create`, and pass it with --join or in MOBULA_JOIN".to_owned()
+            }
+            Self::Expired => "join again: pass a new token from `mobula token create` with --join".to_owned(),
+            Self::Token(_) => "copy the whole line that `mobula token create` prints".to_owned(),
+            Self::Net(error) => net_cure(error).to_owned(),
+            Self::Agent(mobula_agent::Error::Head(HeadError::Net(error)) | mobula_agent::Error::Net(error)) => {
+                net_cure(error).to_owned()
+            }
+            Self::Agent(mobula_agent::Error::Head(HeadError::Refused(_))) => {
+                "change what this node asks for, or join again with a new token".to_owned()
+            }
+            Self::Agent(mobula_agent::Error::Io { source, .. }) => match source.kind() {
+                io::ErrorKind::AddrInUse => "another node uses this socket: choose another with --socket PATH".to_owned(),
+                io::ErrorKind::InvalidInput => "if the path is over 107 bytes, choose a shorter one with --socket PATH".to_owned(),
+                _ => "check the path, who owns it, and that the disk has room".to_owned(),
+            },
+            Self::Agent(_) => "start it again; the log above says more".to_owned(),
+            Self::AgentEnded(_) => {
+                "see whether the head still runs, then start this node again; it needs no token".to_owned()
+            }
+            Self::Head(mobula_head::Error::HttpNotLoopback { .. }) => "say --http 127.0.0.1:7421".to_owned(),
+            Self::Head(_) => "check --home, --quic and --http; the log above says more".to_owned(),
+            Self::HeadEnded => "the log above says why; if its disk is full, make room and start it again".to_owned(),
+            Self::Offer(_) => "change --resource, --label, --cpus or --memory".to_owned(),
+            Self::Child { cure, .. } if !cure.is_empty() => cure.clone(),
+            Self::Child { .. } | Self::ChildEnded { .. } => {
+                "look at its log (the folder `log` in the home, or above), and try again".to_owned()
+            }
+            Self::WontEnd { pid, .. } => {
+                format!("it waits for the kernel, most likely a disk or device: see /proc/{pid}/stack")
+            }
+            Self::NoCode(_) => "`mobula explain` lists all codes".to_owned(),
+        }
+    }
+}
+
+fn net_cure(error: &quic::Error) -> &'static str {
+    match error {
+        quic::Error::Unreachable { .. } | quic::Error::Timeout { .. } => {
+            "check the address, that the head runs, and that no firewall drops UDP to it"
+        }
+        quic::Error::JoinRefused { .. } | quic::Error::ForeignToken { .. } => {
+            "make a new token on the head's machine with `mobula token create`; each is good once, for its time"
+        }
+        quic::Error::OtherCluster { .. } | quic::Error::Untrusted { .. } | quic::Error::Refused { .. } => {
+            "check the address; if it is right, join again with a token that its head made"
+        }
+        quic::Error::Protocol { .. } => "run the same version of Mobula on both machines",
+        quic::Error::Bind { .. } => "choose another address with --listen or --quic",
+        _ => "try again; if it stays, look at the log of the head",
+    }
+}
+
+/// Whether the port was taken.
+pub fn taken(source: &io::Error) -> bool {
+    source.kind() == io::ErrorKind::AddrInUse
+}
+
+/// For `map_err`: a file or folder.
+pub fn file(what: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { what, path, source }
+}
+
+/// For `map_err`: anything else of the system.
+pub fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { what, source }
+}

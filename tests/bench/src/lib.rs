@@ -1,1 +1,0 @@
-//! mobula-bench

@@ -1,0 +1,2 @@
+//! Measures Mobula.
+fn main() {}

@@ -1,0 +1,120 @@
+use std::time::Duration;
+
+use mobula_proto::TaskId;
+
+use super::*;
+
+const JOB: JobId = JobId { number: 1 };
+const MIB: u64 = 1024 * 1024;
+
+fn host(seq: u32) -> HostId {
+    HostId { node: NodeId::EMBEDDED, seq }
+}
+
+fn object(seq: u64) -> ObjectId {
+    TaskId { owner: host(1), seq }.object(0)
+}
+
+fn fd() -> Arc<OwnedFd> {
+    Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()))
+}
+
+fn with_region(capacity: u64, bytes: u64) -> (Objects, RegionId) {
+    let mut objects = Objects::new(capacity);
+    let region = RegionId { writer: host(2), seq: 1 };
+    assert_eq!(objects.want(host(2), 1, bytes, Instant::now(), 0), Want::Granted);
+    objects.add_region(region, JOB, bytes, fd()).unwrap();
+    (objects, region)
+}
+
+#[test]
+fn o1_o2_room_is_granted_in_order_and_refused_at_the_deadline() {
+    let (mut objects, region) = with_region(4 * MIB, 3 * MIB);
+    let now = Instant::now();
+    let soon = now + Duration::from_millis(50);
+    let late = now + Duration::from_secs(5);
+    assert_eq!(objects.want(host(3), 1, 2 * MIB, late, 5000), Want::Waiting);
+    assert_eq!(objects.want(host(4), 7, MIB, soon, 50), Want::Waiting, "it would fit, but is not first");
+    assert_eq!(objects.grants(), vec![]);
+    assert_eq!(objects.next_deadline(), Some(soon));
+    let refused = objects.expire(soon);
+    assert_eq!(refused.len(), 1);
+    let text = refused[0].2.to_string();
+    assert!(text.contains("3.0 MiB of the store's 4.0 MiB") && text.contains("MOB2001"), "{text}");
+    objects.remove_region(region).unwrap();
+    assert_eq!(objects.grants(), vec![(host(3), 1)]);
+    assert_eq!(objects.used(), 2 * MIB);
+    let Want::Refused(failure) = objects.want(host(3), 2, 5 * MIB, late, 0) else { panic!("too large") };
+    assert_eq!(failure.kind, FailureKind::ObjectTooLarge);
+    objects.host_gone(host(3));
+    assert_eq!(objects.used(), 0, "a grant goes with its host");
+}
+
+#[test]
+fn o3_memory_is_reused_only_when_freed_and_unpinned() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    objects.seal(object(1), 1, region, 0, 100, None).unwrap();
+    assert!(objects.pin(object(1), 2, host(3)).is_none(), "attempts are never mixed");
+    assert_eq!(objects.pin(object(1), 1, host(3)).unwrap().bytes, 100);
+    objects.pin(object(1), 1, host(3)).unwrap();
+    let other = NodeId { number: 2, incarnation: 1 };
+    objects.pulled_by(object(1), 1, other);
+    let gone = objects.free(object(1));
+    assert_eq!((gone.reclaim.len(), gone.drop_at), (0, vec![(other, object(1))]));
+    assert!(objects.pin(object(1), 1, host(4)).is_none(), "freed is freed");
+    assert_eq!(objects.unpin(object(1), host(3)), Gone::default());
+    assert_eq!(objects.pinned(), 1);
+    assert_eq!(objects.unpin(object(1), host(3)).reclaim[&host(2)], vec![(object(1), 1)]);
+    assert_eq!((objects.len(), objects.pinned()), (0, 0));
+}
+
+#[test]
+fn o4_a_region_outlives_its_writer_with_its_objects() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    objects.seal(object(1), 1, region, 0, 100, None).unwrap();
+    objects.seal(object(2), 1, region, 128, 100, None).unwrap();
+    objects.pin(object(2), 1, host(2)).unwrap();
+    assert_eq!(objects.host_gone(host(2)), Gone::default());
+    assert_eq!(objects.pinned(), 0);
+    assert!(objects.free(object(1)).regions.is_empty());
+    let gone = objects.free(object(2));
+    assert_eq!((gone.regions, gone.reclaim.len(), objects.used()), (vec![region], 0, 0));
+}
+
+#[test]
+fn writers_that_break_the_contract_are_found_out() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    let again = objects.add_region(region, JOB, MIB, fd());
+    assert_eq!(again, Err(Error::RegionTwice(region)));
+    let other = RegionId { seq: 2, ..region };
+    assert!(matches!(objects.add_region(other, JOB, MIB, fd()), Err(Error::NotGranted { .. })));
+    assert_eq!(objects.seal(object(1), 1, other, 0, 1, None), Err(Error::UnknownRegion(other)));
+    assert!(matches!(objects.seal(object(1), 1, region, MIB, 1, None), Err(Error::OutOfBounds { .. })));
+    assert!(matches!(objects.seal(object(1), 1, region, u64::MAX, 1, None), Err(Error::OutOfBounds { .. })));
+    objects.seal(object(1), 1, region, 0, 1, None).unwrap();
+    assert!(matches!(objects.seal(object(1), 1, region, 8, 1, None), Err(Error::SealedTwice { .. })));
+    assert!(matches!(objects.remove_region(region), Err(Error::RegionInUse { live: 1, .. })));
+}
+
+#[test]
+fn copies_are_evicted_oldest_first_and_jobs_leave_nothing() {
+    let mut objects = Objects::new(4 * MIB);
+    let agent = NodeId::EMBEDDED.agent();
+    let region = RegionId { writer: agent, seq: 1 };
+    objects.want(agent, 1, 4 * MIB, Instant::now(), 0);
+    objects.add_region(region, JOB, 4 * MIB, fd()).unwrap();
+    let origin = Some(NodeId { number: 2, incarnation: 1 });
+    for seq in 1..=3 {
+        objects.seal(object(seq), 1, region, seq * 1000, 1000, origin).unwrap();
+    }
+    objects.pin(object(1), 1, host(1)).unwrap();
+    objects.unpin(object(1), host(1));
+    objects.pin(object(2), 1, host(1)).unwrap();
+    assert_eq!(objects.want(host(3), 1, MIB, Instant::now(), 0), Want::Waiting);
+    assert_eq!(objects.short_by(), MIB);
+    assert_eq!(objects.evict(1000).reclaim[&agent], vec![(object(3), 1)]);
+    assert_eq!(objects.evict(u64::MAX).reclaim[&agent], vec![(object(1), 1)]);
+    assert!(objects.evict(u64::MAX).reclaim.is_empty(), "what is pinned stays");
+    assert_eq!(objects.job_gone(JOB).regions, vec![region]);
+    assert_eq!((objects.used(), objects.len(), objects.pinned()), (0, 0, 0));
+}

@@ -1,0 +1,155 @@
+//! Actors: calling them in order, and ending those that were made here.
+
+use std::collections::VecDeque;
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, ObjectId, TaskId,
+    host::{Question, ToAgent},
+    peer::{Call, Message, State, Target},
+};
+
+use super::{Action, Core, Kind, Phase, UNASKED};
+
+/// What this host knows of an actor that it calls.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    pub(super) at: Option<(HostId, u32)>,
+    pub(super) outbox: VecDeque<u64>,
+    pub(super) in_flight: VecDeque<u64>,
+    /// Were in flight when the actor's host died: failed once it is known what became of the actor.
+    pub(super) limbo: Vec<u64>,
+    pub(super) dead_incarnation: u32,
+}
+
+impl Core {
+    /// Remembers that an actor made here has this name.
+    pub fn named(&mut self, actor: ObjectId, namespace: &str, name: &str) {
+        self.names.insert(actor, (namespace.to_owned(), name.to_owned()));
+    }
+
+    pub(super) fn give_name_up(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
+        if let Some((namespace, name)) = self.names.remove(&actor) {
+            let question = Question::NameDrop { namespace, name, actor: actor.task };
+            out.push(Action::Tell(ToAgent::Ask { request: UNASKED, question }));
+        }
+    }
+
+    /// The construction object of an actor changed.
+    pub(super) fn on_actor(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        let Some(client) = self.clients.get_mut(&object) else { return };
+        match self.objects.state(object) {
+            Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
+                client.at = Some((*host, *incarnation));
+                for seq in std::mem::take(&mut client.limbo) {
+                    let failure = Failure::new(
+                        FailureKind::MaybeExecuted,
+                        "the actor's host died during the call, which may have run; the actor was restarted",
+                    );
+                    self.conclude(seq, failure, out);
+                }
+                self.pump_client(object, out);
+            }
+            Some(State::Failed(failure)) => {
+                let failure = actor_died(failure);
+                client.at = None;
+                let mut lost = std::mem::take(&mut client.limbo);
+                lost.extend(std::mem::take(&mut client.in_flight));
+                lost.extend(std::mem::take(&mut client.outbox));
+                for seq in lost {
+                    self.conclude(seq, failure.clone(), out);
+                }
+            }
+            _ => client.at = None,
+        }
+    }
+
+    /// Sends the calls at the front of the outbox that are ready (C-2).
+    pub(super) fn pump_client(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
+        if !matches!(self.objects.state(actor), Some(State::Actor { .. })) {
+            if let Some(State::Failed(_)) = self.objects.state(actor) {
+                return self.on_actor(actor, out);
+            }
+            self.objects.want(actor, &mut self.effects);
+            return;
+        }
+        let Some(client) = self.clients.get_mut(&actor) else { return };
+        if client.at.is_none()
+            && let Some(State::Actor { host, incarnation }) = self.objects.state(actor)
+            && *incarnation > client.dead_incarnation
+        {
+            client.at = Some((*host, *incarnation));
+        }
+        while let Some(client) = self.clients.get_mut(&actor) {
+            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else { return };
+            let Some(task) = self.tasks.get(&seq) else {
+                client.outbox.pop_front();
+                continue;
+            };
+            if task.missing > 0 {
+                return;
+            }
+            client.outbox.pop_front();
+            let id = TaskId { owner: self.me, seq };
+            match self.arguments(&task.spec) {
+                Err(failure) => {
+                    let title = task.spec.title(id);
+                    self.conclude(seq, failure.cause_of(&title), out);
+                }
+                Ok(arguments) => {
+                    if let Some(client) = self.clients.get_mut(&actor) {
+                        client.in_flight.push_back(seq);
+                    }
+                    let Some(task) = self.tasks.get_mut(&seq) else { continue };
+                    task.phase = Phase::Pushed { host, lease: LeaseId { number: 0 } };
+                    out.push(Action::Send {
+                        to: host,
+                        message: Message::Run(Call {
+                            task: id,
+                            attempt: task.attempt,
+                            attempts_max: task.spec.attempts_max,
+                            function: task.spec.function,
+                            target: Target::Method { actor: actor.task, incarnation },
+                            arguments,
+                            timeout_ms: task.spec.timeout_ms,
+                        }),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends an owned actor for good.
+    pub fn end_actor(&mut self, actor: TaskId, failure: Failure, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
+        if !matches!(task.spec.kind, Kind::Construct { .. }) {
+            return;
+        }
+        let at = match (task.phase, task.holds) {
+            (Phase::Pushed { host, .. }, _) => Some(host),
+            (_, Some(lease)) => self.lease_host(lease),
+            _ => None,
+        };
+        let (incarnation, lease, key) = (task.incarnation, task.holds, task.key);
+        if let Some(host) = at {
+            out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
+        }
+        self.withdraw(actor.seq);
+        self.conclude(actor.seq, failure, out);
+        self.drain(out);
+        self.pump(key, out);
+        if let Some(lease) = lease {
+            self.maybe_release(lease, out);
+        }
+    }
+}
+
+/// The failure of a call whose actor is gone for this reason.
+pub(super) fn actor_died(failure: &Failure) -> Failure {
+    if failure.kind == FailureKind::ActorDied {
+        return failure.clone();
+    }
+    let mut died = Failure::new(FailureKind::ActorDied, "the actor is gone");
+    died.causes.push(failure.headline());
+    died.causes.extend(failure.causes.iter().cloned());
+    died
+}

@@ -1,0 +1,216 @@
+//! Scenarios for the core, each citing the invariant that it checks.
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
+    host::{Grant, Revocation, ToAgent},
+    peer::{Call, Done, Message, Outcome, Part, Argument, Returned, State, Target, Value},
+    resource::Class,
+};
+
+use super::{Action, Core, Input, Kind, Spec};
+
+const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
+const ME: HostId = HostId { node: NODE, seq: 1 };
+const THERE: HostId = HostId { node: NODE, seq: 2 };
+
+fn spec(kind: Kind, inputs: Vec<Input>) -> Spec {
+    Spec {
+        function: 1,
+        name: "test::f".to_owned(),
+        kind,
+        class: Class { function: "test::f".to_owned(), ..Class::default() },
+        inputs,
+        nested: Vec::new(),
+        attempts_max: 2,
+        retry_errors: false,
+        timeout_ms: 0,
+    }
+}
+
+fn grant(lease: u64, slots: u32) -> Grant {
+    Grant { lease: LeaseId { number: lease }, key: 0, host: THERE, slots, term_ms: 1000, devices: Vec::new() }
+}
+
+fn runs(actions: &[Action]) -> Vec<Call> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send { message: Message::Run(call), .. } => Some(call.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn done(call: &Call, outcome: Outcome) -> Message {
+    Message::Done(Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos: 1000 })
+}
+
+fn value(byte: u8) -> Outcome {
+    Outcome::Values(vec![Returned { value: Value::Inline(vec![byte]), contains: Vec::new() }])
+}
+
+struct Bench {
+    core: Core,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { core: Core::new(ME) }
+    }
+
+    fn submit(&mut self, kind: Kind, inputs: Vec<Input>) -> (ObjectId, Vec<Action>) {
+        let mut out = Vec::new();
+        let object = self.core.submit(spec(kind, inputs), &mut out);
+        (object, out)
+    }
+
+    fn granted(&mut self, grant: Grant) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.core.granted(&grant, &mut out);
+        out
+    }
+
+    fn message(&mut self, message: Message) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.core.on_message(THERE, message, &mut out).unwrap();
+        out
+    }
+
+    fn died(&mut self) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.core.host_died(THERE, &Failure::new(FailureKind::HostDied, "killed by signal 9"), &mut out);
+        out
+    }
+
+    fn failure(&self, object: ObjectId) -> Failure {
+        match self.core.objects.state(object) {
+            Some(State::Failed(failure)) => failure.clone(),
+            other => panic!("{object} is {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn c1_a_task_waits_for_its_arguments() {
+    let mut bench = Bench::new();
+    let (first, out) = bench.submit(Kind::Task, Vec::new());
+    assert!(matches!(&out[..], [Action::Tell(ToAgent::Demand { backlog: 1, .. })]), "{out:?}");
+    let (second, out) = bench.submit(Kind::Task, vec![Input::Ref(first)]);
+    assert!(runs(&out).is_empty());
+    let calls = runs(&bench.granted(grant(1, 4)));
+    assert_eq!(calls.len(), 1, "the second waits for the first");
+    let out = bench.message(done(&calls[0], value(7)));
+    let calls = runs(&out);
+    assert_eq!(calls[0].task, second.task);
+    assert_eq!(calls[0].arguments, [Argument::One(Part::Inline(vec![7]))]);
+}
+
+#[test]
+fn c3_arguments_live_until_the_task_is_done() {
+    let mut bench = Bench::new();
+    let (first, _) = bench.submit(Kind::Task, Vec::new());
+    let (second, _) = bench.submit(Kind::Task, vec![Input::List(vec![first])]);
+    let mut out = Vec::new();
+    bench.core.drop_ref(first, &mut out);
+    let calls = runs(&bench.granted(grant(1, 1)));
+    let calls = runs(&bench.message(done(&calls[0], value(1))));
+    assert!(bench.core.objects.state(first).is_some());
+    bench.message(done(&calls[0], value(2)));
+    assert!(bench.core.objects.state(first).is_none());
+    bench.core.drop_ref(second, &mut out);
+    assert_eq!(bench.core.objects.counts().owned, 0);
+    assert_eq!(bench.core.unfinished(), 0);
+}
+
+#[test]
+fn c4_what_was_pushed_to_a_dead_host_is_retried_then_failed() {
+    let mut bench = Bench::new();
+    let (object, _) = bench.submit(Kind::Task, Vec::new());
+    assert_eq!(runs(&bench.granted(grant(1, 1)))[0].attempt, 1);
+    let out = bench.died();
+    assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
+    assert_eq!(runs(&bench.granted(grant(2, 1)))[0].attempt, 2);
+    bench.died();
+    let failure = bench.failure(object);
+    assert_eq!(failure.kind, FailureKind::HostDied);
+    assert!(failure.to_string().contains("task test::f#1 failed: killed by signal 9 (attempt 2 of 2)"), "{failure}");
+}
+
+#[test]
+fn c2_calls_of_an_actor_leave_in_order_and_its_end_fails_them() {
+    let mut bench = Bench::new();
+    let (actor, _) = bench.submit(Kind::Construct { restarts: 0 }, Vec::new());
+    let (late, _) = bench.submit(Kind::Task, Vec::new());
+    let method = Kind::Method { actor };
+    let (one, _) = bench.submit(method, vec![Input::Ref(late)]);
+    let (two, _) = bench.submit(method, Vec::new());
+    let calls = runs(&bench.granted(grant(1, 2)));
+    assert!(matches!(calls[0].target, Target::Construct { incarnation: 1, .. }));
+    let out = bench.message(done(&calls[0], Outcome::Values(Vec::new())));
+    assert!(runs(&out).is_empty(), "the first call waits for its argument, and the second for the first");
+    let sent: Vec<_> =
+        runs(&bench.message(done(&calls[1], value(1)))).iter().map(|call| call.task).collect();
+    assert_eq!(sent, [one.task, two.task]);
+    bench.died();
+    for object in [one, two] {
+        let failure = bench.failure(object);
+        assert_eq!(failure.kind, FailureKind::ActorDied, "{failure}");
+        assert!(failure.to_string().contains("killed by signal 9"), "{failure}");
+    }
+}
+
+#[test]
+fn a_restarted_actor_fails_only_what_was_on_its_way() {
+    let mut bench = Bench::new();
+    let (actor, _) = bench.submit(Kind::Construct { restarts: 1 }, Vec::new());
+    let method = Kind::Method { actor };
+    let calls = runs(&bench.granted(grant(1, 1)));
+    bench.message(done(&calls[0], Outcome::Values(Vec::new())));
+    let (on_its_way, out) = bench.submit(method, Vec::new());
+    assert_eq!(runs(&out).len(), 1);
+    bench.died();
+    let (later, _) = bench.submit(method, Vec::new());
+    let calls = runs(&bench.granted(grant(2, 1)));
+    assert!(matches!(calls[0].target, Target::Construct { incarnation: 2, .. }));
+    let sent = runs(&bench.message(done(&calls[0], Outcome::Values(Vec::new()))));
+    assert_eq!(sent.iter().map(|call| call.task).collect::<Vec<_>>(), [later.task]);
+    assert_eq!(bench.failure(on_its_way).kind, FailureKind::MaybeExecuted);
+}
+
+#[test]
+fn an_idle_lease_goes_back_when_asked_for_or_after_a_while() {
+    let mut bench = Bench::new();
+    let (_, _) = bench.submit(Kind::Task, Vec::new());
+    let calls = runs(&bench.granted(grant(1, 1)));
+    let mut out = Vec::new();
+    bench.core.revoked(LeaseId { number: 1 }, Revocation::Idle, &mut out);
+    assert!(out.is_empty(), "it is in use");
+    let out = bench.message(done(&calls[0], value(1)));
+    assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
+    bench.granted(grant(2, 1));
+    let mut out = Vec::new();
+    for _ in 0..4 {
+        bench.core.tick(&mut out);
+    }
+    assert!(matches!(out.last(), Some(Action::Tell(ToAgent::Release { lease })) if lease.number == 2), "{out:?}");
+    assert_eq!(bench.core.lease_count(), 0);
+}
+
+#[test]
+fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
+    let mut bench = Bench::new();
+    let (running, _) = bench.submit(Kind::Task, Vec::new());
+    let (queued, _) = bench.submit(Kind::Task, Vec::new());
+    let calls = runs(&bench.granted(grant(1, 1)));
+    assert_eq!(calls.len(), 1);
+    let mut out = Vec::new();
+    assert!(bench.core.cancel(queued, false, &mut out));
+    assert!(bench.core.cancel(running, false, &mut out));
+    assert!(out.iter().any(|a| matches!(a, Action::Send { message: Message::Cancel { .. }, .. })));
+    assert_eq!(bench.failure(queued).kind, FailureKind::Cancelled);
+    assert_eq!(bench.failure(running).kind, FailureKind::Cancelled);
+    let (_, out) = bench.submit(Kind::Task, Vec::new());
+    assert!(runs(&out).is_empty(), "the slot is still charged");
+    let out = bench.message(done(&calls[0], Outcome::Failed(Failure::new(FailureKind::Cancelled, ""))));
+    assert_eq!(runs(&out).len(), 1);
+}
