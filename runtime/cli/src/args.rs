@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mobula_head::service::TOKEN_TTL_MAX;
 use mobula_net::identity::{PeerName, Role};
 use mobula_proto::{Quantity, resource};
 
@@ -59,21 +60,19 @@ pub struct HomeArg {
 
 /// `mobula head`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         mobula head\n  \
         mobula head --home /var/lib/mobula --quic 10.0.0.1:7420 --name lab\n\n\
-        The first start makes the cluster: its certificate authority and the admin token, both in the home\n\
-        and readable by you alone. Ctrl-C or SIGTERM ends the head, and the cluster with it."
-)]
+        The first start makes the cluster: its certificate authority and the admin token, both in the home \
+        and readable by you alone. Ctrl-C or SIGTERM ends the head, and the cluster with it.")]
 pub struct HeadArgs {
     #[command(flatten)]
     pub home: HomeArg,
     /// UDP address for nodes and drivers; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], mobula_head::QUIC_PORT)))]
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], mobula_head::service::QUIC_PORT)))]
     pub quic: SocketAddr,
     /// TCP address of the HTTP API for people and scripts; loopback only; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([127, 0, 0, 1], mobula_head::HTTP_PORT)))]
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([127, 0, 0, 1], mobula_head::service::HTTP_PORT)))]
     pub http: SocketAddr,
     /// Name of the cluster, for people; written into its certificate authority at the first start
     #[arg(long, value_name = "NAME", default_value = "mobula", value_parser = peer_name)]
@@ -90,6 +89,16 @@ pub enum ByUp {
     Attached,
     /// It outlives the command, in a session of its own.
     Detached,
+}
+
+impl ByUp {
+    /// As an option's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Detached => "detached",
+        }
+    }
 }
 
 /// What a node offers.
@@ -114,18 +123,16 @@ pub struct Offer {
 
 /// `mobula node`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         mobula node --head 10.0.0.1:7420 --join mobula-join-…\n  \
         MOBULA_JOIN=mobula-join-… mobula node --head 10.0.0.1:7420      keeps the token off the command line\n  \
         mobula node --head 10.0.0.1:7420                                once it has joined\n  \
         mobula node --head 10.0.0.1:7420 --cpus 6 --memory 24GiB --resource licence=2 --label zone=a\n\n\
-        Joining buys this machine a certificate, kept in the home; later starts use that and need no token. GPUs\n\
-        are found by themselves; CUDA_VISIBLE_DEVICES hides some. Ctrl-C or SIGTERM makes the node leave."
-)]
+        Joining buys this machine a certificate, kept in the home; later starts use that and need no token. GPUs \
+        are found by themselves; CUDA_VISIBLE_DEVICES hides some. Ctrl-C or SIGTERM makes the node leave.")]
 pub struct NodeArgs {
     /// The head, as HOST:PORT (its UDP port)
-    #[arg(long, value_name = "HOST:PORT", env = "MOBULA_HEAD")]
+    #[arg(long, value_name = "HOST:PORT", env = "MOBULA_HEAD", hide_env_values = true)]
     pub head: String,
     /// Join token, from `mobula token create`; only for the first start
     #[arg(long, value_name = "TOKEN", env = "MOBULA_JOIN", hide_env_values = true)]
@@ -264,7 +271,9 @@ fn custom_resource(text: &str) -> Result<(String, Quantity), String> {
     let (name, amount) = pair(text, "licence=2")?;
     let kind = resource::Kind::parse(name).map_err(|error| error.to_string())?;
     match kind {
-        resource::Kind::Custom(name) => Ok((name, amount.parse().map_err(|e: resource::Error| e.to_string())?)),
+        resource::Kind::Custom(name) => {
+            Ok((name, amount.parse().map_err(|e: resource::Error| e.to_string())?))
+        }
         resource::Kind::Cpu => Err("say --cpus N for CPUs".to_owned()),
         resource::Kind::Memory => Err("say --memory SIZE for memory".to_owned()),
         device => Err(format!("a {device} cannot be stated: devices are found by themselves")),
@@ -296,8 +305,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| no())?;
     match number.checked_mul(seconds).map(Duration::from_secs) {
-        Some(time) if !time.is_zero() && time <= mobula_head::TOKEN_TTL_MAX => Ok(time),
-        _ => Err(format!("{text} is out of range: 1s to {}d", mobula_head::TOKEN_TTL_MAX.as_secs() / 86_400)),
+        Some(time) if !time.is_zero() && time <= TOKEN_TTL_MAX => Ok(time),
+        _ => Err(format!("{text} is out of range: 1s to {}d", TOKEN_TTL_MAX.as_secs() / 86_400)),
     }
 }
 

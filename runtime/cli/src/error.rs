@@ -122,12 +122,10 @@ pub enum Error {
         cure: String,
     },
     /// A process that `up` started, ended.
-    #[error("{name} ended by itself ({status})")]
+    #[error("{name} ended by itself")]
     ChildEnded {
         /// Which one.
         name: String,
-        /// How.
-        status: String,
     },
     /// A process does not end.
     #[error("process {pid} ({name}) does not end, even when killed")]

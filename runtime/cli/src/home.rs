@@ -97,12 +97,13 @@ impl Home {
             }
             Err(TryLockError::Error(source)) => return Err(error::file("lock", &path)(source)),
         }
-        let text = serde_json::to_vec(&Mark::own(role)?).map_err(|e| error::file("write", &path)(e.into()))?;
+        let text =
+            serde_json::to_vec(&Mark::own(role)?).map_err(|e| error::file("write", &path)(e.into()))?;
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(&text))
             .map_err(error::file("write", &path))?;
-        Ok(Claim { path, _locked: file })
+        Ok(Claim { _locked: file })
     }
 
     /// The process that said it has this role, alive or not.
@@ -113,25 +114,17 @@ impl Home {
 
     /// Removes what processes that are gone left to be found by.
     pub fn tidy(&self) {
-        for left in ["up.json", "head.json", "run/head.json", "run/node.json", "run/up.json"] {
+        for left in ["up.json", "head.json"] {
             // What is not there need not be removed.
             let _absent = std::fs::remove_file(self.0.join(left));
         }
     }
 }
 
-/// A role, held.
+/// A role, held. The record stays when this goes; it then names a process that is gone, which its readers check.
 #[derive(Debug)]
 pub struct Claim {
-    path: PathBuf,
     _locked: File,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // A stale record names a process that is gone, which its readers check.
-        let _stale = std::fs::remove_file(&self.path);
-    }
 }
 
 fn read_mark(file: &mut File) -> Option<Mark> {

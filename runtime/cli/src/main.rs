@@ -1,2 +1,99 @@
-//! The `mobula` binary.
-fn main() {}
+//! The `mobula` binary: what operators run.
+//!
+//! | module | what |
+//! |---|---|
+//! | `args` | the command line |
+//! | `head`, `node`, `up` | commands that run something |
+//! | `down`, `token`, `status`, `explain` | commands that ask or tell |
+//! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
+//! | `api` | the head's HTTP API |
+//!
+//! Exit codes: 0 fine, 1 it failed, 2 it was asked wrongly.
+
+#![forbid(unsafe_code)]
+
+mod api;
+mod args;
+mod down;
+mod error;
+mod explain;
+mod head;
+mod home;
+mod node;
+mod process;
+mod ready;
+mod signals;
+mod status;
+mod token;
+mod up;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Parser;
+
+use crate::{
+    args::{ByUp, Cli, Command, TokenCommand},
+    error::Error,
+    ready::Ready,
+};
+
+/// Most threads for the IO of a head or node.
+const IO_THREADS_MAX: usize = 4;
+/// How long the runtime may take to end after all it ran for is done.
+const RUNTIME_END_WAIT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let by_up = match &command {
+        Command::Head(args) => args.by_up,
+        Command::Node(args) => args.by_up,
+        _ => None,
+    };
+    match run(command, by_up) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On the terminal that both share, the `up` that waits for this process says it.
+            if by_up != Some(ByUp::Attached) || Ready::said() {
+                eprintln!("error: {error}\n  help: {}", error.cure());
+            }
+            if by_up.is_some() {
+                Ready::failed(&error).say();
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
+    if by_up == Some(ByUp::Detached) {
+        // Away from the terminal and its signals. It fails only for one that leads a session already.
+        let _leader = rustix::process::setsid();
+    }
+    match command {
+        Command::Head(args) => blocking(by_up, head::run(&args)),
+        Command::Node(args) => blocking(by_up, node::run(&args)),
+        Command::Up(args) => blocking(by_up, up::run(args)),
+        Command::Down(args) => down::run(&args),
+        Command::Token(args) => match args.command {
+            TokenCommand::Create(args) => token::create(&args),
+        },
+        Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(&args),
+    }
+}
+
+/// Runs what needs a runtime.
+fn blocking(by_up: Option<ByUp>, command: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    // A terminal shows what matters; a file, what there was.
+    mobula_telemetry::log::init(if by_up == Some(ByUp::Attached) { "warn" } else { "info" });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(IO_THREADS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("mobula-io")
+        .enable_all()
+        .build()
+        .map_err(error::system("start the runtime"))?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_timeout(RUNTIME_END_WAIT);
+    result
+}

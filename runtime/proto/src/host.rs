@@ -261,7 +261,7 @@ pub enum ToHost {
         /// The objects.
         objects: Vec<ObjectId>,
     },
-    /// The object lies in this region; the region's descriptor travels along the first time.
+    /// The object lies in this region, whose descriptor travels along.
     Opened {
         /// From the request.
         request: Request,

@@ -47,6 +47,12 @@ mod view;
 #[doc(hidden)]
 pub mod private;
 
+/// What processes of a cluster are started as; for the tools that start them.
+#[doc(hidden)]
+pub mod roles {
+    pub use crate::cluster::roles::*;
+}
+
 pub mod blocking;
 pub mod context;
 

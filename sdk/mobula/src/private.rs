@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, RwLock};
 pub use crate::{
     actor::Actor,
     argument::FromArgument,
-    cluster::{Outcome, run_main, run_test},
+    cluster::{Leftovers, Outcome, drive, run_as_child as become_child, run_main, run_test},
     task::Call,
 };
 use crate::Data;

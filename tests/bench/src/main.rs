@@ -1,2 +1,85 @@
-//! Measures Mobula.
-fn main() {}
+//! Measures Mobula and what the machine would allow, in the same run. See README.md.
+
+#![forbid(unsafe_code)]
+
+mod limits;
+mod measure;
+mod report;
+mod row;
+mod run;
+mod subjects;
+mod system;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::measure::{Result, Scale};
+
+/// Measures Mobula.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Subcommand)]
+enum Subject {
+    /// Calls, objects, starts and idle costs of the core.
+    Core(Core),
+    #[command(hide = true, name = limits::pair::SOCKET_ROLE)]
+    PeerSocket,
+    #[command(hide = true, name = limits::pair::RING_ROLE)]
+    PeerRing,
+    #[command(hide = true, name = limits::quic::ROLE)]
+    PeerQuic { folder: PathBuf, bytes: usize },
+}
+
+/// What is measured, and how long.
+#[derive(Args, Clone)]
+pub struct Core {
+    /// Where the results go, as JSON; written anew after each round.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Only rows whose name contains this, and the limits that they are held against.
+    #[arg(long, default_value = "")]
+    rows: String,
+    /// How often everything is measured, the order alternating.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Short windows, small transfers, one round: to see that everything works. The numbers mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Seconds after which a row is given up.
+    #[arg(long, default_value_t = 60)]
+    limit: u64,
+}
+
+impl Core {
+    fn scale(&self) -> Scale {
+        if self.quick { Scale::QUICK } else { Scale::FULL }
+    }
+
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { self.rounds.max(1) }
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.limit)
+    }
+}
+
+#[mobula::main]
+async fn main() -> Result<()> {
+    match Arguments::parse().subject {
+        Subject::PeerSocket => limits::pair::serve_socket(),
+        Subject::PeerRing => limits::pair::serve_ring(),
+        Subject::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Subject::Core(core) => {
+            let runtime = tokio::runtime::Handle::current();
+            // Probes are plain threads' code, as most drivers are: they block.
+            tokio::task::spawn_blocking(move || run::core(&core, &runtime)).await?
+        }
+    }
+}

@@ -56,7 +56,8 @@ pub struct Runtime {
     peers: Peers,
     agent: AgentSender,
     user: tokio::runtime::Handle,
-    loopback: Mutex<VecDeque<Message>>,
+    /// Messages to this host itself, each with the refs that must live until it is handled.
+    loopback: Mutex<VecDeque<(Message, Held)>>,
     loopback_turn: Mutex<()>,
     waiters: Mutex<HashMap<ObjectId, Vec<Waiter>>>,
     unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
@@ -192,7 +193,7 @@ impl Runtime {
             let result = step(&mut core, &mut actions);
             for action in actions {
                 match action {
-                    Action::Send { to, message } if to == self.me() => self.loopback.lock().push_back(message),
+                    Action::Send { to, message } if to == self.me() => self.loopback.lock().push_back((message, Held::default())),
                     Action::Send { to, message } => self.peers.send(self, to, message),
                     Action::Tell(message) => self.tell(message),
                     Action::Wake(_) | Action::Settled(_) => later.push(action),
@@ -217,8 +218,9 @@ impl Runtime {
             let Some(_turn) = self.loopback_turn.try_lock() else { return };
             loop {
                 let next = self.loopback.lock().pop_front();
-                let Some(message) = next else { break };
+                let Some((message, held)) = next else { break };
                 self.on_peer(self.me(), true, message);
+                drop(held);
             }
         }
     }
@@ -411,11 +413,10 @@ impl Runtime {
     /// Sends a result, once the owners of the refs that stay behind or travel along know about it.
     pub(crate) fn reply(self: &Arc<Self>, caller: HostId, mut done: Done, received: &[ObjectId], contains: Held) {
         if received.is_empty() && contains.ids().is_empty() {
-            return self.send(caller, Message::Done(done));
+            return self.send(caller, Message::Done(done), contains);
         }
         let token = self.number();
-        let mut later = None;
-        self.step(|core, out| {
+        let ready = self.step(|core, out| {
             let waiting = core.own(out, |objects, fx| {
                 let settled = objects.settle(caller, received, token, fx);
                 done.retained = settled.retained;
@@ -424,26 +425,27 @@ impl Runtime {
             });
             if waiting {
                 self.unsettled.lock().insert(token, (caller, done, contains));
+                None
             } else {
-                out.push(Action::Send { to: caller, message: Message::Done(done) });
-                later = Some(contains);
+                Some((done, contains))
             }
         });
-        // Given back only now: the owner has been told of the borrower before.
-        drop(later);
+        if let Some((done, contains)) = ready {
+            self.send(caller, Message::Done(done), contains);
+        }
     }
 
     fn settled(self: &Arc<Self>, token: u64) {
         let found = self.unsettled.lock().remove(&token);
         if let Some((caller, done, contains)) = found {
-            self.send(caller, Message::Done(done));
-            drop(contains);
+            self.send(caller, Message::Done(done), contains);
         }
     }
 
-    fn send(self: &Arc<Self>, to: HostId, message: Message) {
+    /// Sends, and lets go of `held` only when the message is on its way (or, if it is to this host, handled).
+    fn send(self: &Arc<Self>, to: HostId, message: Message, held: Held) {
         if to == self.me() {
-            self.loopback.lock().push_back(message);
+            self.loopback.lock().push_back((message, held));
             self.run_loopback();
         } else {
             self.peers.send(self, to, message);
@@ -504,27 +506,29 @@ impl Runtime {
                 "a blocking wait inside async code would stop everything that runs on the same thread: use `.await`",
             ));
         }
-        let parker = Parker::new();
-        let mut blocked: Option<Blocked> = None;
-        loop {
-            let mut pending = Vec::new();
-            self.step(|core, out| {
-                pending.extend(objects.iter().filter(|id| !is_final(core.objects.state(**id))).copied());
-                if objects.len() - pending.len() < count {
-                    let mut waiters = self.waiters.lock();
-                    parker.reset();
-                    for object in &pending {
-                        core.want(*object, out);
-                        waiters.entry(*object).or_default().push(Waiter::Thread(parker.clone()));
-                    }
-                }
-            });
-            let done = objects.len() - pending.len() >= count || self.ended.lock().is_some();
-            let expired = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if done || expired {
-                drop(blocked);
-                return Ok(());
+        let pending = |core: &Core| -> Vec<ObjectId> {
+            objects.iter().filter(|id| !is_final(core.objects.state(**id))).copied().collect()
+        };
+        let enough = |pending: usize| objects.len() - pending >= count || self.ended.lock().is_some();
+        let mut waiting = Vec::new();
+        let parker = self.step(|core, out| {
+            waiting = pending(core);
+            if enough(waiting.len()) {
+                return None;
             }
+            let parker = Parker::new(count - (objects.len() - waiting.len()));
+            for object in &waiting {
+                core.want(*object, out);
+            }
+            let mut waiters = self.waiters.lock();
+            for object in &waiting {
+                waiters.entry(*object).or_default().push(Waiter::Thread(parker.clone()));
+            }
+            Some(parker)
+        });
+        let Some(parker) = parker else { return Ok(()) };
+        let mut blocked: Option<Blocked> = None;
+        while !parker.is_woken() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
             if !self.peers.lead_until(self, &parker, blocked.is_none(), deadline) {
                 match blocked {
                     // Look again after the slot was lent out: what was waited for may have come meanwhile.
@@ -532,8 +536,10 @@ impl Runtime {
                     _ => parker.park(deadline),
                 }
             }
-            self.unregister(&parker, &pending);
         }
+        drop(blocked);
+        self.unregister(&parker, &waiting);
+        Ok(())
     }
 
     fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {

@@ -3,34 +3,30 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicIsize, Ordering},
     },
     task::Waker,
     thread::Thread,
     time::Instant,
 };
 
-/// A waiting thread.
+/// A thread that waits for so many of the objects under which it is registered.
 #[derive(Debug)]
 pub struct Parker {
-    woken: AtomicBool,
+    missing: AtomicIsize,
     thread: Thread,
 }
 
 impl Parker {
     /// For the current thread.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { woken: AtomicBool::new(false), thread: std::thread::current() })
+    pub fn new(count: usize) -> Arc<Self> {
+        let missing = isize::try_from(count).unwrap_or(isize::MAX).into();
+        Arc::new(Self { missing, thread: std::thread::current() })
     }
 
-    /// Before registering anew.
-    pub fn reset(&self) {
-        self.woken.store(false, Ordering::Release);
-    }
-
-    /// Whether somebody woke it since the last reset.
+    /// Whether enough objects are there.
     pub fn is_woken(&self) -> bool {
-        self.woken.load(Ordering::Acquire)
+        self.missing.load(Ordering::Acquire) <= 0
     }
 
     /// Waits until woken or until the deadline.
@@ -60,13 +56,13 @@ pub enum Waiter {
 }
 
 impl Waiter {
-    /// Wakes it; says whether it is a thread other than this one, which may be parked elsewhere than in
-    /// [`Parker::park`].
+    /// One object is there: wakes whoever has enough now. Says whether that is a thread other than this one, which
+    /// may be parked elsewhere than in [`Parker::park`].
     pub fn wake(self) -> bool {
         match self {
             Self::Thread(parker) => {
-                parker.woken.store(true, Ordering::Release);
-                let other = parker.thread.id() != std::thread::current().id();
+                let last = parker.missing.fetch_sub(1, Ordering::AcqRel) == 1;
+                let other = last && parker.thread.id() != std::thread::current().id();
                 if other {
                     parker.thread.unpark();
                 }

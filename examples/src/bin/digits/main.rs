@@ -151,7 +151,11 @@ async fn train(arguments: &Arguments) -> mobula::Result<Report> {
                 .zip(&orders)
                 .filter_map(|(shard, order)| {
                     let rows = order.get(start..order.len().min(start + BATCH))?;
-                    Some(gradient_of.options().strategy(Strategy::Spread).remote(&object, shard, rows.to_vec()))
+                    Some(gradient_of.options().strategy(Strategy::Spread).remote(
+                        &object,
+                        shard,
+                        rows.to_vec(),
+                    ))
                 })
                 .collect();
             loss += step(&parts, &mut parameters, &mut adam, &mut report).await?;

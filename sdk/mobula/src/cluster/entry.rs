@@ -10,7 +10,7 @@ use std::{
 use mobula_host::{boot, context};
 use mobula_proto::HostId;
 
-use super::{Cluster, Leftovers, roles};
+use super::{Builder, Cluster, Leftovers, roles};
 use crate::{Error, Result};
 
 /// Exit code of a program whose cluster could not be started.
@@ -56,7 +56,7 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoOutcome for std::res
 }
 
 /// Runs the process in the role that it was started in, if it is not a driver.
-fn run_as_child() -> Option<ExitCode> {
+pub fn run_as_child() -> Option<ExitCode> {
     match boot::take_boot_socket() {
         Ok(Some(socket)) => {
             mobula_telemetry::log::init("warn");
@@ -139,30 +139,36 @@ pub fn run_test<F: Future<Output = Outcome>>(
     if let Some(code) = run_as_child() {
         std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 });
     }
-    let outcome: Result<std::result::Result<(), String>> = (|| {
-        let user =
-            boot::user_runtime(None).map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
-        let mut builder = if nodes == 0 { Cluster::embedded() } else { Cluster::local().nodes(nodes) };
-        builder = builder.cpus(f64::from(cpus)).test(name);
-        let cluster = builder.start_blocking(user.handle())?;
-        let runtime = cluster.runtime().clone();
-        let future = body(cluster.clone());
-        let outcome = {
-            let _entered = context::enter(&runtime, None, false);
-            user.block_on(polled_on(&runtime, future))
-        };
-        let left = wait_until_tidy(&cluster);
-        drop(cluster);
-        user.shutdown_timeout(Duration::from_millis(100));
-        Ok(outcome.0.and_then(|()| {
+    let mut builder = if nodes == 0 { Cluster::embedded() } else { Cluster::local().nodes(nodes) };
+    builder = builder.cpus(f64::from(cpus)).test(name);
+    let outcome = drive(builder, body).map(|(outcome, left)| {
+        outcome.0.and_then(|()| {
             if left == Leftovers::default() { Ok(()) } else { Err(format!("something was left over: {left:?}")) }
-        }))
-    })();
+        })
+    });
     match outcome {
         Ok(Ok(())) => {}
         Ok(Err(text)) => panic!("{name}: {text}"),
         Err(error) => panic!("{name}: {error}"),
     }
+}
+
+/// A driver inside a program that is more than one: a cluster, the body on a runtime of its own, and what was left
+/// when it had let go of everything.
+pub fn drive<F: Future>(builder: Builder, body: impl FnOnce(Cluster) -> F) -> Result<(F::Output, Leftovers)> {
+    let user =
+        boot::user_runtime(None).map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
+    let cluster = builder.start_blocking(user.handle())?;
+    let runtime = cluster.runtime().clone();
+    let future = body(cluster.clone());
+    let outcome = {
+        let _entered = context::enter(&runtime, None, false);
+        user.block_on(polled_on(&runtime, future))
+    };
+    let left = wait_until_tidy(&cluster);
+    drop(cluster);
+    user.shutdown_timeout(Duration::from_millis(100));
+    Ok((outcome, left))
 }
 
 async fn polled_on<F: Future>(runtime: &std::sync::Arc<mobula_host::runtime::Runtime>, future: F) -> F::Output {

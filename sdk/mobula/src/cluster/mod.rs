@@ -26,7 +26,7 @@ use mobula_proto::{
 
 use crate::{Error, ErrorKind, Result};
 
-pub use entry::{Outcome, run_main, run_test};
+pub use entry::{Outcome, drive, run_as_child, run_main, run_test};
 
 /// Names the head of a cluster that others run, as `HOST:PORT`; or, as `unix:PATH`, the socket of an agent on this
 /// machine.

@@ -142,6 +142,18 @@ impl Process {
         }
     }
 
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once and waits until it is gone.
+    pub fn kill(mut self) {
+        // An error means that it has ended already.
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+
     /// Asks it to end.
     pub fn ask_to_end(&mut self) {
         drop(self.child.stdin.take());

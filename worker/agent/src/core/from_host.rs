@@ -77,17 +77,17 @@ impl Core {
                     self.violation(id, &error);
                     return;
                 }
-                self.forget_region(region);
                 self.pump();
             }
             ToAgent::Sealed { object, attempt, region, offset, bytes } => {
                 let region = RegionId { writer: id, seq: region };
-                if let Err(error) = self.objects.seal(object, attempt, region, offset, bytes, None) {
-                    self.violation(id, &error);
+                match self.objects.seal(object, attempt, region, offset, bytes, None) {
+                    Ok(()) => self.sealed(object, attempt),
+                    Err(error) => self.violation(id, &error),
                 }
             }
-            ToAgent::Free { object, copy } => self.free(object, copy),
-            ToAgent::Open { request, object, copy } => self.open(id, job, request, object, copy),
+            ToAgent::Free { object, copy } => self.free(object, copy, now),
+            ToAgent::Open { request, object, copy } => self.open(id, job, request, object, copy, now),
             ToAgent::Unpin { object } => {
                 let gone = self.objects.unpin(object, id);
                 self.gone(gone);
@@ -205,8 +205,13 @@ impl Core {
         }
     }
 
-    fn free(&mut self, object: ObjectId, copy: Copy) {
+    fn free(&mut self, object: ObjectId, copy: Copy, now: Instant) {
         if copy.node == self.config.node {
+            if self.objects.find(object, copy.attempt).is_none() {
+                // With too many early wishes already, the object goes with its job.
+                let _noted = self.early.note(object, copy.attempt, now, |wish| wish.freed = true);
+                return;
+            }
             self.free_here(object);
         } else if self.nodes.contains_key(&copy.node) {
             self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mobula_proto::{HostId, JobId, RegionId, resource::DeviceGrant};
+use mobula_proto::{HostId, JobId, resource::DeviceGrant};
 
 /// Most hosts on a node, drivers included: each costs the agent a link and some descriptors.
 pub const HOSTS_MAX: usize = 4096;
@@ -51,8 +51,6 @@ pub struct Host {
     pub devices: Vec<DeviceGrant>,
     /// What wakes it.
     pub doorbell: Option<Arc<OwnedFd>>,
-    /// Regions whose descriptor it was given.
-    pub regions: BTreeSet<RegionId>,
     peers: BTreeSet<HostId>,
     wanted: BTreeSet<HostId>,
 }
@@ -93,7 +91,6 @@ impl Hosts {
             ready: false,
             devices,
             doorbell: None,
-            regions: BTreeSet::new(),
             peers: BTreeSet::new(),
             wanted: BTreeSet::new(),
         };

@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod leases;
 pub mod objects;
 
+mod early;
 mod from_head;
 mod from_host;
 #[cfg(test)]
@@ -127,6 +128,7 @@ pub struct Core {
     pulls: BTreeMap<(ObjectId, u32), Pull>,
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
+    early: early::Early,
     pulled_bytes: u64,
     served_bytes: u64,
     /// What is to be done, in order; whoever called takes it.
@@ -145,6 +147,7 @@ impl Core {
             pulls: BTreeMap::new(),
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
+            early: early::Early::default(),
             pulled_bytes: 0,
             served_bytes: 0,
             effects: Vec::new(),
@@ -181,13 +184,18 @@ impl Core {
 
     /// When [`Core::tick`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.objects.next_deadline(), self.leases.next_deadline()].into_iter().flatten().min()
+        let deadlines =
+            [self.objects.next_deadline(), self.leases.next_deadline(), self.early.next_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) {
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
+        }
+        for (object, attempt, (host, _, request)) in self.early.expire(now) {
+            self.open_failed(host, request, object, self.no_copy(attempt));
         }
         let refused = self.objects.expire(now);
         let any = !refused.is_empty();
@@ -327,18 +335,6 @@ impl Core {
         for (node, object) in gone.drop_at {
             self.effects.push(Effect::Peer(node, Between::Drop { object }));
         }
-        for region in gone.regions {
-            self.forget_region(region);
-        }
-    }
-
-    fn forget_region(&mut self, region: RegionId) {
-        let ids: Vec<_> = self.hosts.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            if let Some(host) = self.hosts.get_mut(id) {
-                host.regions.remove(&region);
-            }
-        }
     }
 
     /// Grants what fits, after dropping copies of other nodes' objects where that may help.
@@ -390,7 +386,6 @@ impl Core {
             tracing::error!(%error, "the agent's own memory is not what its table says");
             return;
         }
-        self.forget_region(region);
         self.pump();
     }
 
@@ -404,7 +399,31 @@ impl Core {
         self.jobs.contains_key(&job)
     }
 
-    fn open(&mut self, id: HostId, job: JobId, request: Request, object: ObjectId, copy: Copy) {
+    fn no_copy(&self, attempt: u32) -> String {
+        format!("{} has no copy of it by attempt {attempt}", self.config.node)
+    }
+
+    fn open_failed(&mut self, id: HostId, request: Request, object: ObjectId, why: String) {
+        let failure = Failure::new(FailureKind::ObjectLost, why).of(object.to_string());
+        self.effects.push(Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new()));
+    }
+
+    /// An object is complete: whatever was wanted of it meanwhile.
+    fn sealed(&mut self, object: ObjectId, attempt: u32) {
+        let Some(wish) = self.early.take(object, attempt) else { return };
+        for (host, job, request) in wish.opens {
+            if self.objects.find(object, attempt).is_some_and(|(_, owner)| owner == job) {
+                self.opened(host, request, object, attempt);
+            } else {
+                self.open_failed(host, request, object, self.no_copy(attempt));
+            }
+        }
+        if wish.freed {
+            self.free_here(object);
+        }
+    }
+
+    fn open(&mut self, id: HostId, job: JobId, request: Request, object: ObjectId, copy: Copy, now: Instant) {
         let failed = |kind: FailureKind, why: String| {
             let failure = Failure::new(kind, why).of(object.to_string());
             Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
@@ -419,8 +438,9 @@ impl Core {
             return;
         }
         if copy.node == self.config.node {
-            let why = format!("{} has no copy of it by attempt {}", copy.node, copy.attempt);
-            self.effects.push(failed(FailureKind::ObjectLost, why));
+            if !self.early.note(object, copy.attempt, now, |wish| wish.opens.push((id, job, request))) {
+                self.open_failed(id, request, object, self.no_copy(copy.attempt));
+            }
             return;
         }
         if !self.nodes.contains_key(&copy.node) {
@@ -455,8 +475,8 @@ impl Core {
     fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {
         let Some(place) = self.objects.pin(object, attempt, id) else { return };
         let Place { region, region_bytes, offset, bytes, .. } = place;
-        let new = self.hosts.get_mut(id).is_some_and(|host| host.regions.insert(region));
-        let fds = if new { self.objects.region_fd(region).into_iter().collect() } else { Vec::new() };
+        // Always: the reader may have unmapped the region since it was last told.
+        let fds = self.objects.region_fd(region).into_iter().collect();
         let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
         self.effects.push(Effect::Tell(id, message, fds));
     }

@@ -134,8 +134,7 @@ async fn two_agents_relay_pull_and_ship_programs() {
     };
     let read = Reader::map(fds.remove(0), region_bytes).unwrap().bytes(offset, bytes, None).unwrap();
     assert!(read[..] == *extent.as_slice());
-    let (ToHost::Opened { .. }, fds) = local(&link) else { panic!("not opened again") };
-    assert!(fds.is_empty());
+    let (ToHost::Opened { .. }, _) = local(&link) else { panic!("not opened again") };
     let usage = driver.handle.usage().await;
     assert_eq!((usage.pulled_bytes, usage.objects, usage.pinned), (5 * MIB, 1, 1), "pulled once");
     // Another attempt's copy there is none.

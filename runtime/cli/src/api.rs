@@ -1,0 +1,131 @@
+//! The head's HTTP API, as the administrator of this home.
+
+use std::{net::SocketAddr, time::Duration};
+
+use mobula_head::service::Whereabouts;
+use mobula_proto::head::Snapshot;
+use serde::Deserialize;
+
+use crate::{
+    args::TokenRole,
+    error::{self, Error},
+    home::Home,
+};
+
+/// Longest that a request may take.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// Longest answer, in bytes; a thousand nodes with all their labels have a few megabytes.
+const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// The way to a head.
+pub struct Api {
+    agent: ureq::Agent,
+    home: Home,
+    address: SocketAddr,
+    token: String,
+}
+
+#[derive(Deserialize)]
+struct TokenMade {
+    token: String,
+}
+
+impl Api {
+    /// To the head that runs in this home.
+    pub fn open(home: &Home) -> Result<Self, Error> {
+        let whereabouts = match Whereabouts::read(home.path()) {
+            Ok(whereabouts) => whereabouts,
+            Err(mobula_head::Error::Home { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NoHead { home: home.clone().path().to_owned() });
+            }
+            Err(mobula_head::Error::Home { what, path, source }) => {
+                return Err(Error::File { what, path, source });
+            }
+            Err(other) => return Err(Error::Head(other)),
+        };
+        let file = home.path().join("admin.token");
+        let token = std::fs::read_to_string(&file).map_err(error::file("read", &file))?.trim().to_owned();
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(REQUEST_WAIT))
+            .http_status_as_error(false)
+            // The head is on this machine, and the token stays on it.
+            .proxy(None)
+            .build()
+            .new_agent();
+        Ok(Self { agent, home: home.clone(), address: whereabouts.http, token })
+    }
+
+    /// The cluster now, as the head's own JSON and decoded.
+    pub fn status(&self) -> Result<(String, Snapshot), Error> {
+        let answer = self
+            .agent
+            .get(self.url("/api/v1/status"))
+            .header("Authorization", format!("Bearer {}", self.token))
+            .call();
+        let text = self.text(answer)?;
+        let snapshot = self.decode(&text)?;
+        Ok((text, snapshot))
+    }
+
+    /// A new join token.
+    pub fn create_token(&self, role: TokenRole, ttl: Duration) -> Result<String, Error> {
+        let role = match role {
+            TokenRole::Node => "agent",
+            TokenRole::Driver => "driver",
+        };
+        let body = serde_json::json!({ "role": role, "ttl_seconds": ttl.as_secs() }).to_string();
+        let answer = self
+            .agent
+            .post(self.url("/api/v1/tokens"))
+            .header("Authorization", format!("Bearer {}", self.token))
+            .header("Content-Type", "application/json")
+            .send(body);
+        let text = self.text(answer)?;
+        self.decode::<TokenMade>(&text).map(|made| made.token)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    fn text(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<String, Error> {
+        let mut answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                // A head that was killed could not say that it is gone.
+                let gone = self.home.claimed("head").is_some_and(|mark| mark.find().is_none());
+                return Err(if gone {
+                    Error::NoHead { home: self.home.path().to_owned() }
+                } else {
+                    self.silent(&error)
+                });
+            }
+        };
+        let text = answer
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_string()
+            .map_err(|error| self.silent(&error))?;
+        if answer.status().is_success() {
+            return Ok(text);
+        }
+        Err(match serde_json::from_str::<mobula_head::http::Error>(&text) {
+            Ok(refused) => Error::HeadRefused { code: refused.code, message: refused.message },
+            Err(_) => self.silent(&format!("status {}", answer.status())),
+        })
+    }
+
+    fn decode<'a, T: Deserialize<'a>>(&self, text: &'a str) -> Result<T, Error> {
+        serde_json::from_str(text)
+            .map_err(|error| self.silent(&format!("its answer is no JSON of this version: {error}")))
+    }
+
+    fn silent(&self, detail: &dyn std::fmt::Display) -> Error {
+        Error::HeadSilent {
+            home: self.home.path().to_owned(),
+            address: self.address,
+            detail: detail.to_string(),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `mobula status`.
+
+use std::collections::BTreeSet;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use mobula_proto::{
+    head::{NodeSnapshot, Snapshot},
+    resource::bytes_text,
+};
+
+use crate::{api::Api, args::StatusArgs, error::Error, home::Home, ready::say};
+
+/// Labels that every node carries; they are in `--json` only.
+const OWN_LABELS: &str = "mobula.io/";
+
+/// Shows the cluster.
+pub fn run(args: &StatusArgs) -> Result<(), Error> {
+    let (json, snapshot) = Api::open(&Home::of(&args.home)?)?.status()?;
+    say(if args.json { json } else { text(&snapshot) }.trim_end());
+    Ok(())
+}
+
+/// The snapshot for people.
+fn text(snapshot: &Snapshot) -> String {
+    let mut text = format!("Cluster {}, {} granted\n\n", snapshot.cluster, count(snapshot.leases, "lease"));
+    if snapshot.nodes.is_empty() {
+        text.push_str("No nodes: add one with `mobula node`, and a token from `mobula token create`.\n");
+    } else {
+        text.push_str(&nodes(&snapshot.nodes));
+    }
+    if !snapshot.jobs.is_empty() {
+        let rows = snapshot
+            .jobs
+            .iter()
+            .map(|job| vec![job.job.clone(), job.name.clone(), job.driver.clone(), job.slots.to_string()]);
+        text.push_str(&format!("\n{}", table(&["JOB", "NAME", "DRIVER", "SLOTS"], rows)));
+    }
+    if !snapshot.waiting.is_empty() {
+        let rows = snapshot.waiting.iter().map(|class| {
+            vec![class.function.clone(), class.owner.clone(), class.backlog.to_string(), class.why.clone()]
+        });
+        text.push_str(&format!("\n{}", table(&["WAITING", "OF", "SLOTS", "WHY"], rows)));
+    }
+    if !snapshot.names.is_empty() {
+        let rows = snapshot.names.iter().map(|name| {
+            vec![name.name.clone(), name.namespace.clone(), name.actor_type.clone(), name.actor.clone()]
+        });
+        text.push_str(&format!("\n{}", table(&["NAMED ACTOR", "NAMESPACE", "TYPE", "ACTOR"], rows)));
+    }
+    let single: Vec<&str> =
+        snapshot.nodes.iter().filter(|node| !node.multi_tenant).map(|node| node.name.as_str()).collect();
+    if !single.is_empty() {
+        let all = single.len() == snapshot.nodes.len();
+        let which = if all { "All nodes".to_owned() } else { single.join(", ") };
+        text.push_str(&format!(
+            "\n{which} are single-tenant: their jobs run as one user, and are not protected from one another.\n"
+        ));
+    }
+    text
+}
+
+fn nodes(nodes: &[NodeSnapshot]) -> String {
+    // CPU and memory on every node; the others where any has them.
+    let mut kinds = vec!["CPU", "memory"];
+    let others: BTreeSet<&str> =
+        nodes.iter().flat_map(|node| node.total.keys().map(String::as_str)).collect();
+    kinds.extend(["GPU", "TPU"].iter().filter(|kind| others.contains(*kind)));
+    kinds.extend(others.iter().filter(|kind| !["CPU", "memory", "GPU", "TPU"].contains(kind)));
+    let mut header = vec!["NODE".to_owned(), "NAME".to_owned(), "ADDRESS".to_owned()];
+    header.extend(kinds.iter().map(|kind| format!("{} FREE", kind_title(kind))));
+    header.extend(["STORE USED", "HOSTS", "LABELS"].map(str::to_owned));
+    let rows = nodes.iter().map(|node| {
+        let address = if node.address.is_empty() { "(dials only)".to_owned() } else { node.address.clone() };
+        let mut row = vec![node.node.clone(), node.name.clone(), address];
+        row.extend(kinds.iter().map(|kind| {
+            let total = node.total.get(*kind).copied().unwrap_or(0.0);
+            let free = node.available.get(*kind).copied().unwrap_or(0.0);
+            match *kind {
+                _ if total == 0.0 => "-".to_owned(),
+                "memory" => format!("{} of {}", bytes_text(free as u64), bytes_text(total as u64)),
+                _ => format!("{free} of {total}"),
+            }
+        }));
+        row.push(format!("{} of {}", bytes_text(node.usage.store_used_bytes), bytes_text(node.store_bytes)));
+        row.push(node.usage.hosts.to_string());
+        let labels: Vec<String> = node
+            .labels
+            .iter()
+            .filter(|(key, _)| !key.starts_with(OWN_LABELS))
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        row.push(labels.join(" "));
+        row
+    });
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    table(&header, rows)
+}
+
+/// Built-in kinds as titles; custom ones as they are named.
+fn kind_title(kind: &str) -> &str {
+    if kind == "memory" { "MEMORY" } else { kind }
+}
+
+fn count(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.to_vec()).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2)).set_cell_alignment(CellAlignment::Left);
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mobula_proto::head::{Usage, WaitingSnapshot};
+
+    use super::*;
+
+    #[test]
+    fn a_person_can_read_it() {
+        let amounts = |cpu: f64, gpu: f64| {
+            BTreeMap::from([
+                ("CPU".to_owned(), cpu),
+                ("memory".to_owned(), 1024.0 * 1024.0 * 1024.0),
+                ("GPU".to_owned(), gpu),
+                ("licence".to_owned(), 2.0),
+            ])
+        };
+        let node = NodeSnapshot {
+            node: "node-3".to_owned(),
+            name: "gpu-box".to_owned(),
+            address: "10.0.0.3:7422".to_owned(),
+            total: amounts(8.0, 2.0),
+            available: amounts(6.5, 0.5),
+            devices: Vec::new(),
+            labels: BTreeMap::from([
+                ("zone".to_owned(), "a".to_owned()),
+                ("mobula.io/os".to_owned(), "linux".to_owned()),
+            ]),
+            store_bytes: 512 * 1024 * 1024,
+            multi_tenant: false,
+            usage: Usage { hosts: 3, ..Usage::default() },
+        };
+        let waiting = WaitingSnapshot {
+            owner: "host-1".to_owned(),
+            function: "train::step".to_owned(),
+            backlog: 4,
+            why: "no GPU is free".to_owned(),
+        };
+        let snapshot = Snapshot { nodes: vec![node], waiting: vec![waiting], ..Snapshot::default() };
+        let text = text(&snapshot);
+        for part in [
+            "node-3",
+            "gpu-box",
+            "10.0.0.3:7422",
+            "CPU FREE",
+            "6.5 of 8",
+            "1.0 GiB of 1.0 GiB",
+            "0.5 of 2",
+            "licence FREE",
+            "zone=a",
+            "0 B of 512.0 MiB",
+            "single-tenant",
+            "train::step",
+            "no GPU is free",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(!text.contains("mobula.io"), "{text}");
+        assert!(self::text(&Snapshot::default()).contains("mobula token create"));
+    }
+}

@@ -1,0 +1,380 @@
+//! `mobula up`: a head and nodes on this machine, each a process of its own.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::Api,
+    args::{ByUp, Offer, TokenRole, UpArgs},
+    error::{self, Error},
+    home::{self, Home, quoted},
+    node,
+    process::{Alive, Mark},
+    ready::{Ready, say},
+    signals::Signals,
+};
+
+/// Longest that a process may take until it is ready.
+const READY_WAIT: Duration = Duration::from_secs(20);
+/// How often a wait looks whether it was cut short.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long processes have to end in good order before they are killed; a node takes at most half of it.
+pub const END_WAIT: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+pub const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How long the tokens for the nodes are good.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
+
+/// What `up.json` says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Up {
+    /// The head.
+    pub head: Mark,
+    /// The nodes.
+    pub nodes: Vec<UpNode>,
+    /// The head's UDP address.
+    pub quic: SocketAddr,
+    /// Its HTTP address.
+    pub http: SocketAddr,
+}
+
+/// A node in `up.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpNode {
+    /// The process.
+    pub process: Mark,
+    /// Its socket for drivers.
+    pub socket: PathBuf,
+}
+
+impl Up {
+    /// What `up` noted in this home, if it did; the processes may be gone since.
+    pub fn read(home: &Home) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(home.up_file()).ok()?).ok()
+    }
+
+    /// The first of its processes that still runs.
+    fn running(&self) -> Option<&Mark> {
+        std::iter::once(&self.head)
+            .chain(self.nodes.iter().map(|node| &node.process))
+            .find(|mark| mark.find().is_some())
+    }
+}
+
+/// A process that was started here. It is ended when this is dropped, unless it was let go.
+struct Child {
+    mark: Mark,
+    process: std::process::Child,
+    ready: Receiver<String>,
+    ours: bool,
+}
+
+impl Child {
+    fn start(mut command: std::process::Command, name: &str) -> Result<Self, Error> {
+        let mut process = command.spawn().map_err(error::system("start a process"))?;
+        // Not yet waited for, so it is there even if it has ended.
+        let mark = Mark::of(name, process.id()).map_err(error::system("look at a process"))?;
+        let (sender, ready) = sync_channel(1);
+        let stdout = process.stdout.take();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            if let Some(stdout) = stdout
+                && BufReader::new(stdout).read_line(&mut line).is_ok_and(|read| read > 0)
+            {
+                // Nobody listens only if the wait was given up.
+                let _late = sender.send(line);
+            }
+        });
+        Ok(Self { mark, process, ready, ours: true })
+    }
+
+    fn ready(&mut self, cancelled: &AtomicBool) -> Result<Ready, Error> {
+        let failed =
+            |detail: String, cure: String| Error::Child { name: self.mark.name.clone(), detail, cure };
+        let deadline = Instant::now() + READY_WAIT;
+        loop {
+            match self.ready.recv_timeout(LOOK_INTERVAL) {
+                Ok(line) => {
+                    return match serde_json::from_str(&line) {
+                        Ok(Ready::Failed { what, cure }) => Err(failed(what, cure)),
+                        Ok(ready) => Ok(ready),
+                        Err(_) => Err(failed(format!("it said {line:?}"), String::new())),
+                    };
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(failed("it ended before it was ready".to_owned(), String::new()));
+                }
+                Err(RecvTimeoutError::Timeout) if cancelled.load(Ordering::Acquire) => {
+                    return Err(failed("it was interrupted".to_owned(), "start it again".to_owned()));
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
+                    return Err(failed(format!("it was not ready within {READY_WAIT:?}"), String::new()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn ask_to_end(&self) {
+        if let Some(alive) = self.mark.find() {
+            alive.signal(Signal::TERM);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
+        self.ask_to_end();
+        if self.mark.find().is_some_and(|alive| !alive.wait(END_WAIT)) {
+            // It had its time; one that has ended meanwhile cannot be killed, which is as well.
+            let _ended = self.process.kill();
+        }
+        let _reaped = self.process.wait();
+    }
+}
+
+/// The processes of a cluster. Dropped, the nodes end first, together, then the head.
+struct Cluster {
+    nodes: Vec<Child>,
+    head: Child,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in self.nodes.iter().filter(|node| node.ours) {
+            node.ask_to_end();
+        }
+        self.nodes.clear();
+    }
+}
+
+impl Cluster {
+    fn let_go(&mut self) {
+        self.head.ours = false;
+        for node in &mut self.nodes {
+            node.ours = false;
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Child> {
+        std::iter::once(&self.head).chain(&self.nodes)
+    }
+}
+
+/// Starts a cluster; stays with it unless it shall be detached.
+pub async fn run(args: UpArgs) -> Result<(), Error> {
+    let home = Home::of(&args.home)?;
+    let mut signals = Signals::take(None)?;
+    let claim = home.claim("up")?;
+    let running = Up::read(&home).and_then(|up| up.running().cloned());
+    if let Some(mark) = running.or_else(|| home.claimed("head").filter(|mark| mark.find().is_some())) {
+        return Err(Error::AlreadyRuns { what: "a cluster", home: home.path().to_owned(), pid: mark.pid });
+    }
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let detach = args.detach;
+    let mut starting = tokio::task::spawn_blocking({
+        let (home, cancelled) = (home.clone(), Arc::clone(&cancelled));
+        move || start(&args, &home, &cancelled)
+    });
+    let started = tokio::select! {
+        started = &mut starting => started,
+        () = signals.next() => {
+            cancelled.store(true, Ordering::Release);
+            starting.await
+        }
+    };
+    let (mut cluster, up) = started.map_err(|error| error::system("start a cluster")(error.into()))??;
+    greet(&up, &home, detach);
+    if detach {
+        cluster.let_go();
+        return Ok(());
+    }
+    let ended = stay(&cluster, &mut signals).await;
+    let over = async {
+        // Waits for processes, with limits; not on the thread that listens for signals.
+        let _ended = tokio::task::spawn_blocking(move || drop(cluster)).await;
+    };
+    // The processes end by themselves when this one does, cut short or not.
+    signals.while_ending(over).await;
+    home.tidy();
+    drop(claim);
+    ended
+}
+
+fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster, Up), Error> {
+    let (by_up, logs) = match args.detach {
+        true => (ByUp::Detached, Some(home.path().join("log"))),
+        false => (ByUp::Attached, None),
+    };
+    if let Some(logs) = &logs {
+        home::private(logs)?;
+    }
+    let mut command = command(by_up, logs.as_deref(), "head")?;
+    command.arg("head").arg("--home").arg(home.path());
+    command.arg("--quic").arg(args.quic.to_string()).arg("--http").arg(args.http.to_string());
+    command.arg("--by-up").arg(by_up.as_str());
+    let mut head = Child::start(command, "head")?;
+    let Ready::Head { quic, http } = head.ready(cancelled)? else { return Err(unexpected("head")) };
+    let mut cluster = Cluster { nodes: Vec::new(), head };
+    let api = Api::open(home)?;
+    let offer = shared(&args.offer, args.nodes)?;
+    let dial = crate::head::reachable(quic);
+    for number in 1..=args.nodes {
+        // Not `node-N`, which is how the head numbers nodes, in the order in which they joined.
+        let name = format!("local-{number}");
+        let folder = home.path().join("nodes").join(number.to_string());
+        let mut command = self::command(by_up, logs.as_deref(), &name)?;
+        command.arg("node").arg("--home").arg(&folder).arg("--head").arg(dial.to_string());
+        command.arg("--name").arg(&name).arg("--listen").arg(SocketAddr::new(dial.ip(), 0).to_string());
+        command.arg("--socket").arg(folder.join("agent.sock")).arg("--by-up").arg(by_up.as_str());
+        offers(&mut command, &offer);
+        command.env("MOBULA_JOIN", api.create_token(TokenRole::Node, TOKEN_LIFETIME)?);
+        if number > 1 {
+            // One device can be offered by one node only.
+            command.env(mobula_agent::detect::VISIBLE_VARIABLE, "");
+        }
+        cluster.nodes.push(Child::start(command, &name)?);
+    }
+    let mut nodes = Vec::new();
+    for child in &mut cluster.nodes {
+        let Ready::Node { socket, .. } = child.ready(cancelled)? else {
+            return Err(unexpected(&child.mark.name));
+        };
+        nodes.push(UpNode { process: child.mark.clone(), socket });
+    }
+    let up = Up { head: cluster.head.mark.clone(), nodes, quic, http };
+    let text = serde_json::to_vec_pretty(&up).map_err(|e| error::file("write", &home.up_file())(e.into()))?;
+    home::replace(&home.up_file(), &text)?;
+    Ok((cluster, up))
+}
+
+fn unexpected(name: &str) -> Error {
+    Error::Child {
+        name: name.to_owned(),
+        detail: "it said something unexpected".to_owned(),
+        cure: String::new(),
+    }
+}
+
+/// This program again.
+fn command(by_up: ByUp, logs: Option<&Path>, name: &str) -> Result<std::process::Command, Error> {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().map_err(error::system("find this program's own file"))?;
+    let mut command = std::process::Command::new(program);
+    command.stdout(Stdio::piped()).env_remove("MOBULA_JOIN");
+    match by_up {
+        ByUp::Attached => {
+            // Its end tells the process that this one is gone. A Ctrl-C on the terminal is for this one, which
+            // then ends the others in their order.
+            command.stdin(Stdio::piped()).process_group(0);
+        }
+        ByUp::Detached => {
+            command.stdin(Stdio::null());
+        }
+    }
+    if let Some(logs) = logs {
+        let path = logs.join(format!("{name}.log"));
+        command.stderr(File::create(&path).map_err(error::file("make", &path))?);
+    }
+    Ok(command)
+}
+
+/// What each node offers: the default store is shared, since several take it from the same memory.
+fn shared(offer: &Offer, nodes: u32) -> Result<Offer, Error> {
+    let mut offer = offer.clone();
+    if offer.store.is_none() && nodes > 1 {
+        let machine = node::detected(&Offer { memory: offer.memory, ..Offer::default() })?;
+        let all = mobula_agent::service::store_bytes_default(&machine.total);
+        offer.store = Some(all / u64::from(nodes));
+    }
+    Ok(offer)
+}
+
+fn offers(command: &mut std::process::Command, offer: &Offer) {
+    if let Some(cpus) = offer.cpus {
+        command.arg("--cpus").arg(cpus.to_string());
+    }
+    if let Some(memory) = offer.memory {
+        command.arg("--memory").arg(memory.to_string());
+    }
+    if let Some(store) = offer.store {
+        command.arg("--store").arg(store.to_string());
+    }
+    for (name, amount) in &offer.resource {
+        command.arg("--resource").arg(format!("{name}={amount}"));
+    }
+    for (key, value) in &offer.label {
+        command.arg("--label").arg(format!("{key}={value}"));
+    }
+}
+
+/// Waits until it shall end, or the head or the last node has ended by itself.
+async fn stay(cluster: &Cluster, signals: &mut Signals) -> Result<(), Error> {
+    let (sender, mut ends) = tokio::sync::mpsc::channel(cluster.nodes.len() + 1);
+    for child in cluster.all() {
+        let (mark, sender) = (child.mark.clone(), sender.clone());
+        // Ends with the process, or with this one.
+        std::thread::spawn(move || {
+            while mark.find().as_ref().is_some_and(|alive: &Alive| !alive.wait(READY_WAIT)) {}
+            // Nobody listens once all shall end.
+            let _late = sender.blocking_send(mark.name);
+        });
+    }
+    let mut left = cluster.nodes.len();
+    loop {
+        let name = tokio::select! {
+            () = signals.next() => return Ok(()),
+            name = ends.recv() => name.unwrap_or_default(),
+        };
+        if name == cluster.head.mark.name {
+            return Err(Error::ChildEnded { name: "the head".to_owned() });
+        }
+        left = left.saturating_sub(1);
+        if left == 0 {
+            return Err(Error::ChildEnded { name: "the last node".to_owned() });
+        }
+        eprintln!("mobula: {name} ended by itself; {left} of the nodes are left");
+    }
+}
+
+fn greet(up: &Up, home: &Home, detached: bool) {
+    let option = home.option();
+    let nodes = match up.nodes.len() {
+        1 => "1 node".to_owned(),
+        n => format!("{n} nodes"),
+    };
+    let mut text = format!("A head and {nodes} run: UDP {}, http://{}.\n", up.quic, up.http);
+    if let Some(first) = up.nodes.first() {
+        text.push_str(&format!(
+            "\nTo run a program on it, from this machine:\n  export MOBULA_ADDRESS=unix:{}\n",
+            quoted(&first.socket)
+        ));
+    }
+    let reach = crate::head::reachable(up.quic);
+    text.push_str(&format!(
+        "or over the network:\n  export MOBULA_ADDRESS={reach} MOBULA_TOKEN=$(mobula token create --role driver{option})\n\
+         \nTo see the cluster:\n  mobula status{option}\n"
+    ));
+    text.push_str(&match detached {
+        true => format!("To end it:\n  mobula down{option}"),
+        false => "Ctrl-C ends it.".to_owned(),
+    });
+    say(&text);
+}

@@ -1,0 +1,7 @@
+//! The real binary, with homes of its own and ports that the system chooses.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics, and so do its helpers")]
+
+mod cluster;
+mod harness;
+mod refusals;

@@ -1,0 +1,234 @@
+//! One large range between two processes: `mobula_net::bulk`, against a plain quinn stream tuned by hand.
+//!
+//! Both read in one process into the same warm buffer what another process serves from touched memory.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mobula_net::{
+    bulk,
+    identity::{Authority, Identity, Role},
+    quic::{Connection, Endpoint, Incoming, Options, StreamKind},
+};
+use mobula_telemetry::task;
+use quinn::{
+    ClientConfig, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    congestion::CubicConfig,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls::{
+    RootCertStore,
+    crypto::{CryptoProvider, aws_lc_rs},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::{Peer, own_socket};
+use crate::{
+    measure::Result,
+    row::{Place, Probe, Row, Stage, Target},
+};
+
+/// What the child is to be; takes a folder and a number of bytes.
+pub const ROLE: &str = "peer-quic";
+/// The name of the limit.
+pub const PLAIN: &str = "quinn stream 1 GiB, tuned by hand";
+
+const PIECE_BYTES: usize = 1 << 20;
+const NAME: &str = "plain";
+/// In the folder that both processes share.
+const CERTIFICATE: &str = "plain.der";
+
+/// GB/s, the two in turns.
+pub const PROBE: Probe = Probe {
+    rows: &[
+        Row::more("agent to agent 1 GiB pull", "GB/s").limit(PLAIN).targets(&[Target::OfLimit(0.8)]),
+        Row::more(PLAIN, "GB/s").is_limit(),
+    ],
+    stage: Stage::Alone,
+    run,
+};
+
+fn run(place: &Place) -> Result<Vec<f64>> {
+    let folder = tempfile::tempdir()?;
+    let authority = Authority::create(&folder.path().join("ca"), "bench")?;
+    authority.identity(Role::Agent, "server")?.save(&folder.path().join("server"))?;
+    let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
+    std::fs::write(folder.path().join(CERTIFICATE), made.cert.der())?;
+    std::fs::write(folder.path().join("plain.pem"), made.signing_key.serialize_pem())?;
+
+    let bytes = place.scale.bulk_bytes;
+    let (here, there) = UnixStream::pair()?;
+    let at = folder.path().to_str().ok_or("the temporary folder's name is no text")?;
+    let _server = Peer::start(&[ROLE, at, &bytes.to_string()], there)?;
+    let mut line = String::new();
+    BufReader::new(&here).read_line(&mut line)?;
+    let (bulk_address, plain_address) = line.trim().split_once(' ').ok_or("the server did not start")?;
+    let (bulk_address, plain_address): (SocketAddr, SocketAddr) =
+        (bulk_address.parse()?, plain_address.parse()?);
+
+    let identity = authority.identity(Role::Agent, "client")?;
+    let mut dest = vec![1; bytes];
+    let (mut pulled, mut plain) = (0.0, 0.0);
+    place.runtime.block_on(async {
+        let (_plain_endpoint, plain_connection) = plain_connection(plain_address, folder.path()).await?;
+        let endpoint = Endpoint::client(identity, Options::default())?;
+        let connection = endpoint.connect(bulk_address, Role::Agent).await?;
+        // Two of each, in turns; the second counts, when windows are open and pages are mapped.
+        for turn in 0..4 {
+            let begun = Instant::now();
+            let ours = (turn + place.round) % 2 == 0;
+            if ours {
+                bulk::pull(&connection, b"all", &mut dest).await?;
+            } else {
+                pull_plain(&plain_connection, &mut dest).await?;
+            }
+            let rate = bytes as f64 / begun.elapsed().as_secs_f64() / 1e9;
+            *(if ours { &mut pulled } else { &mut plain }) = rate;
+            check(&dest)?;
+            dest.fill(1);
+        }
+        Result::Ok(())
+    })?;
+    Ok(vec![pulled, plain])
+}
+
+fn check(dest: &[u8]) -> Result<()> {
+    let wrong = dest.iter().enumerate().step_by(4093).find(|(at, byte)| **byte != pattern(*at));
+    wrong.map_or(Ok(()), |(at, _)| Err(format!("byte {at} is wrong").into()))
+}
+
+fn pattern(at: usize) -> u8 {
+    (at % 251) as u8 + 1
+}
+
+/// The server process: says its two addresses and runs until its socket ends.
+pub async fn serve(folder: &Path, bytes: usize) -> Result<()> {
+    let range = Bytes::from((0..bytes).map(pattern).collect::<Vec<_>>());
+    let identity = Identity::load(&folder.join("server"))?;
+    let plain = plain_endpoint(Some(folder))?;
+    let endpoint = Endpoint::bind(([127, 0, 0, 1], 0).into(), identity, Options::default())?;
+    let mut socket = own_socket()?;
+    writeln!(socket, "{} {}", endpoint.local_addr()?, plain.local_addr()?)?;
+    task::spawn("bench-plain", serve_plain(plain, range.clone()));
+    task::spawn("bench-bulk", async move {
+        while let Some(Incoming::Peer(connection)) = endpoint.accept().await {
+            task::spawn("bench-bulk-connection", serve_bulk(connection, range.clone()));
+        }
+    });
+    tokio::task::spawn_blocking(move || std::io::copy(&mut socket, &mut std::io::sink())).await??;
+    Ok(())
+}
+
+async fn serve_bulk(connection: Connection, range: Bytes) {
+    while let Ok((StreamKind::Bulk, sender, receiver)) = connection.accept_stream().await {
+        let range = range.clone();
+        task::spawn("bench-bulk-stream", async move {
+            bulk::serve((sender, receiver), async |_request| Ok(range)).await
+        });
+    }
+}
+
+async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
+    while let Some(incoming) = endpoint.accept().await {
+        let connection = incoming.await?;
+        while let Ok((mut send, _receive)) = connection.accept_bi().await {
+            for piece in range.chunks(PIECE_BYTES) {
+                send.write_chunk(range.slice_ref(piece)).await?;
+            }
+            send.finish()?;
+        }
+    }
+    Ok(())
+}
+
+async fn pull_plain(connection: &quinn::Connection, dest: &mut [u8]) -> Result<()> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send.write_all(b"all").await?;
+    send.finish()?;
+    let mut filled = 0;
+    while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
+        let space = dest.get_mut(filled..filled + chunk.bytes.len()).ok_or("the plain stream is too long")?;
+        space.copy_from_slice(&chunk.bytes);
+        filled += chunk.bytes.len();
+    }
+    if filled == dest.len() { Ok(()) } else { Err("the plain stream ended early".into()) }
+}
+
+/// What a careful author would set by hand on loopback.
+fn plain_transport() -> Arc<TransportConfig> {
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(4 << 20);
+    let mut transport = TransportConfig::default();
+    transport
+        .initial_mtu(65_000)
+        .min_mtu(16_000)
+        .mtu_discovery_config(None)
+        .enable_segmentation_offload(false)
+        .stream_receive_window(VarInt::from_u32(8 << 20))
+        .receive_window(VarInt::from_u32(8 << 20))
+        .send_window(32 << 20)
+        .congestion_controller_factory(Arc::new(congestion))
+        .keep_alive_interval(Some(Duration::from_secs(2)));
+    Arc::new(transport)
+}
+
+/// A server's where a folder with its certificate is given.
+fn plain_endpoint(server: Option<&Path>) -> Result<quinn::Endpoint> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20).is_err() {
+        socket.set_recv_buffer_size(16 << 20)?;
+    }
+    if rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, 4 << 20).is_err() {
+        socket.set_send_buffer_size(4 << 20)?;
+    }
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(65_507)?;
+    let server = server.map(plain_server).transpose()?;
+    Ok(quinn::Endpoint::new(config, server, socket.into(), Arc::new(TokioRuntime))?)
+}
+
+fn plain_server(folder: &Path) -> Result<ServerConfig> {
+    let key = PrivateKeyDer::from_pem_file(folder.join("plain.pem"))?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate(folder)?], key)?;
+    tls.alpn_protocols = vec![NAME.into()];
+    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    server.transport_config(plain_transport());
+    Ok(server)
+}
+
+fn certificate(folder: &Path) -> Result<CertificateDer<'static>> {
+    Ok(std::fs::read(folder.join(CERTIFICATE))?.into())
+}
+
+async fn plain_connection(addr: SocketAddr, folder: &Path) -> Result<(quinn::Endpoint, quinn::Connection)> {
+    let endpoint = plain_endpoint(None)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(folder)?)?;
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![NAME.into()];
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(plain_transport());
+    let connection = endpoint.connect_with(config, addr, NAME)?.await?;
+    Ok((endpoint, connection))
+}
+
+/// The same cipher as Mobula's.
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    Arc::new(provider)
+}

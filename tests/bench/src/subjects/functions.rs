@@ -1,0 +1,199 @@
+//! The tasks and actors that the subjects call.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mobula::{blocking, prelude::*};
+
+/// What every small call returns.
+fn ok() -> Vec<u8> {
+    b"ok".to_vec()
+}
+
+/// The smallest task.
+#[mobula::task]
+pub fn small_value() -> Vec<u8> {
+    ok()
+}
+
+static SPINNING: AtomicU32 = AtomicU32::new(0);
+
+/// Holds a processor for so long, or until somebody gives up on it.
+#[mobula::task(cpu = 0.5, retries = 0)]
+pub fn spin(milliseconds: u64) -> u64 {
+    SPINNING.fetch_add(1, Ordering::Relaxed);
+    let begun = Instant::now();
+    let mut turns = 0;
+    while begun.elapsed() < Duration::from_millis(milliseconds) && !mobula::context::cancelled() {
+        turns += 1;
+    }
+    SPINNING.fetch_sub(1, Ordering::Relaxed);
+    turns
+}
+
+/// A tensor of this many bytes, all touched.
+#[mobula::task]
+pub fn make_tensor(bytes: u64) -> mobula::Result<Tensor> {
+    ones(usize::try_from(bytes / 8).unwrap_or(usize::MAX))
+}
+
+/// A tensor of so many ones.
+pub fn ones(elements: usize) -> mobula::Result<Tensor> {
+    Tensor::from_vec(&[elements], vec![1i64; elements])
+}
+
+/// A hundred small objects.
+#[mobula::task]
+pub fn do_put_small() -> mobula::Result<()> {
+    for _ in 0..100 {
+        mobula::put(&0u64)?;
+    }
+    Ok(())
+}
+
+/// Ten objects of 80 MiB.
+#[mobula::task]
+pub fn do_put() -> mobula::Result<()> {
+    static VALUE: OnceLock<mobula::Result<Tensor>> = OnceLock::new();
+    let tensor = VALUE.get_or_init(|| ones(10 * 1024 * 1024)).as_ref().map_err(Clone::clone)?;
+    for _ in 0..10 {
+        mobula::put(tensor)?;
+    }
+    Ok(())
+}
+
+/// One object with 10,000 refs to others.
+#[mobula::task]
+pub fn create_object_containing_refs() -> mobula::Result<Vec<ObjectRef<u64>>> {
+    (0..10_000).map(|_| mobula::put(&1u64)).collect()
+}
+
+/// Calls all the actors in turn, `calls` times in all.
+#[mobula::task]
+pub fn work(actors: Vec<EchoHandle>, calls: u64) -> mobula::Result<()> {
+    let results: Vec<_> =
+        actors.iter().cycle().take(calls as usize).map(|actor| actor.small_value()).collect();
+    blocking::get_all(&results).map(drop)
+}
+
+/// Calls all the async actors in turn, `calls` times in all.
+#[mobula::task]
+pub fn async_work(actors: Vec<AsyncEchoHandle>, calls: u64) -> mobula::Result<()> {
+    let results: Vec<_> =
+        actors.iter().cycle().take(calls as usize).map(|actor| actor.small_value()).collect();
+    blocking::get_all(&results).map(drop)
+}
+
+/// Answers, one call at a time.
+pub struct Echo;
+
+#[mobula::actor]
+impl Echo {
+    fn new() -> Self {
+        Self
+    }
+
+    fn small_value(&mut self) -> Vec<u8> {
+        ok()
+    }
+
+    /// How many tasks spin in this actor's process.
+    fn spinning(&mut self) -> u32 {
+        SPINNING.load(Ordering::Relaxed)
+    }
+
+    fn small_value_arg(&mut self, _x: u64) -> Vec<u8> {
+        ok()
+    }
+
+    fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
+        let results: Vec<_> = (0..n).map(|_| small_value.remote()).collect();
+        blocking::get_all(&results).map(drop)
+    }
+}
+
+/// Answers, many calls at once.
+pub struct ConcurrentEcho;
+
+#[mobula::actor]
+impl ConcurrentEcho {
+    fn new() -> Self {
+        Self
+    }
+
+    fn small_value(&self) -> Vec<u8> {
+        ok()
+    }
+}
+
+/// Answers from async code.
+pub struct AsyncEcho;
+
+#[mobula::actor]
+impl AsyncEcho {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn small_value(&self) -> Vec<u8> {
+        ok()
+    }
+
+    async fn small_value_with_arg(&self, _x: u64) -> Vec<u8> {
+        ok()
+    }
+}
+
+/// Calls other actors.
+pub struct Client {
+    servers: Vec<EchoHandle>,
+}
+
+#[mobula::actor]
+impl Client {
+    fn new(servers: Vec<EchoHandle>) -> Self {
+        Self { servers }
+    }
+
+    fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
+        let mut results = Vec::new();
+        for server in &self.servers {
+            results.extend((0..n).map(|_| server.small_value()));
+        }
+        blocking::get_all(&results).map(drop)
+    }
+
+    fn small_value_batch_arg(&mut self, n: u64) -> mobula::Result<()> {
+        let x = mobula::put(&0u64)?;
+        let mut results = Vec::new();
+        for server in &self.servers {
+            results.extend((0..n).map(|_| server.small_value_arg(&x)));
+        }
+        blocking::get_all(&results).map(drop)
+    }
+}
+
+/// Calls other async actors.
+pub struct AsyncClient {
+    servers: Vec<AsyncEchoHandle>,
+}
+
+#[mobula::actor]
+impl AsyncClient {
+    fn new(servers: Vec<AsyncEchoHandle>) -> Self {
+        Self { servers }
+    }
+
+    fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
+        let mut results = Vec::new();
+        for server in &self.servers {
+            results.extend((0..n).map(|_| server.small_value()));
+        }
+        blocking::get_all(&results).map(drop)
+    }
+}

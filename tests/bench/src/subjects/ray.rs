@@ -1,0 +1,207 @@
+//! The rows of `ray microbenchmark`, under its names, with its loop sizes.
+//!
+//! Drivers and what they call are different processes. What Ray runs as client processes are actors here with
+//! `isolation = "process"`; where the callers are tasks (they run in the job's shared host), the called actors are.
+
+use mobula::{ObjectRef, blocking};
+
+use super::functions::{
+    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, async_work,
+    create_object_containing_refs, do_put, do_put_small, ones, small_value, work,
+};
+use crate::{
+    limits::memory::MEMCPY,
+    measure::{Result, rate},
+    row::{Place, Probe, Row, Stage},
+    system::cores,
+};
+
+/// Calls that one client makes to each server.
+const CALLS: u64 = 5000;
+/// Tasks that each client submits.
+const TASKS: u64 = 10_000;
+/// Clients.
+const CLIENTS: u64 = 4;
+
+macro_rules! probes {
+    ($($row:expr, $run:expr;)*) => {
+        &[$(Probe { rows: &[$row], stage: Stage::OneNode, run: |place| Ok(vec![$run(place)?]) }),*]
+    };
+}
+
+const fn calls(name: &'static str) -> Row {
+    Row::more(name, "1/s")
+}
+
+const fn gigabytes(name: &'static str) -> Row {
+    Row::more(name, "GB/s").limit(MEMCPY)
+}
+
+/// All of them, in Ray's order.
+pub const PROBES: &[Probe] = probes! {
+    calls("single client get calls (Plasma Store)"), get_small;
+    calls("single client put calls (Plasma Store)"), put_small;
+    calls("multi client put calls (Plasma Store)"), put_multi_small;
+    gigabytes("single client put gigabytes"), put_large;
+    calls("single client tasks and get batch"), |place| batches(place, 1.0);
+    gigabytes("multi client put gigabytes"), put_multi;
+    calls("single client get object containing 10k refs"), get_containing_refs;
+    calls("single client wait 1k refs"), wait_multiple_refs;
+    calls("single client tasks sync"), task_sync;
+    calls("single client tasks async"), |place| batches(place, 1000.0);
+    calls("multi client tasks async"), multi_task;
+    calls("1:1 actor calls sync"), actor_sync;
+    calls("1:1 actor calls async"), actor_async;
+    calls("1:1 actor calls concurrent"), actor_concurrent;
+    calls("1:n actor calls async"), actor_async_direct;
+    calls("n:n actor calls async"), actor_multi;
+    calls("n:n actor calls with arg async"), actor_multi_direct_arg;
+    calls("1:1 async-actor calls sync"), async_actor_sync;
+    calls("1:1 async-actor calls async"), async_actor;
+    calls("1:1 async-actor calls with args async"), async_actor_args;
+    calls("1:n async-actor calls async"), async_actor_async;
+    calls("n:n async-actor calls async"), async_actor_multi;
+    calls("placement group create/removal"), placement_groups;
+};
+
+fn servers() -> usize {
+    (cores() / 2).max(1)
+}
+
+fn process(options: mobula::Options) -> mobula::Options {
+    options.isolation("process")
+}
+
+fn all<T: mobula::Data>(refs: &[ObjectRef<T>]) -> Result<()> {
+    Ok(blocking::get_all(refs).map(drop)?)
+}
+
+fn get_small(place: &Place) -> Result<f64> {
+    let value = mobula::put(&0u64)?;
+    rate(place.scale, 1.0, || Ok(value.get().map(drop)?))
+}
+
+fn put_small(place: &Place) -> Result<f64> {
+    rate(place.scale, 1.0, || Ok(mobula::put(&0u64).map(drop)?))
+}
+
+fn put_multi_small(place: &Place) -> Result<f64> {
+    rate(place.scale, 1000.0, || all(&(0..10).map(|_| do_put_small.remote()).collect::<Vec<_>>()))
+}
+
+fn put_large(place: &Place) -> Result<f64> {
+    let array = ones(100 * 1024 * 1024)?;
+    rate(place.scale, 8.0 * 0.1, || Ok(mobula::put(&array).map(drop)?))
+}
+
+fn batches(place: &Place, operations: f64) -> Result<f64> {
+    rate(place.scale, operations, || all(&(0..1000).map(|_| small_value.remote()).collect::<Vec<_>>()))
+}
+
+fn put_multi(place: &Place) -> Result<f64> {
+    rate(place.scale, 10.0 * 8.0 * 0.1, || all(&(0..10).map(|_| do_put.remote()).collect::<Vec<_>>()))
+}
+
+fn get_containing_refs(place: &Place) -> Result<f64> {
+    let object = create_object_containing_refs.remote();
+    rate(place.scale, 1.0, || Ok(object.get().map(drop)?))
+}
+
+fn wait_multiple_refs(place: &Place) -> Result<f64> {
+    rate(place.scale, 1.0, || {
+        let mut waiting: Vec<_> = (0..1000).map(|_| small_value.remote()).collect();
+        while !waiting.is_empty() {
+            let (ready, _) = blocking::wait(&waiting, 1, None)?;
+            // One for each wait, though more may be ready.
+            waiting.swap_remove(*ready.first().ok_or("a wait gave nothing")?);
+        }
+        Ok(())
+    })
+}
+
+fn task_sync(place: &Place) -> Result<f64> {
+    rate(place.scale, 1.0, || Ok(small_value.remote().get().map(drop)?))
+}
+
+fn multi_task(place: &Place) -> Result<f64> {
+    let actors: Vec<_> = (0..CLIENTS).map(|_| Echo::spawn().options(process).start()).collect();
+    rate(place.scale, (TASKS * CLIENTS) as f64, || {
+        all(&actors.iter().map(|actor| actor.small_value_batch(TASKS)).collect::<Vec<_>>())
+    })
+}
+
+fn actor_sync(place: &Place) -> Result<f64> {
+    let actor = Echo::spawn().start();
+    rate(place.scale, 1.0, || Ok(actor.small_value().get().map(drop)?))
+}
+
+fn actor_async(place: &Place) -> Result<f64> {
+    let actor = Echo::spawn().start();
+    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+}
+
+fn actor_concurrent(place: &Place) -> Result<f64> {
+    let actor = ConcurrentEcho::spawn().start();
+    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+}
+
+fn echoes() -> Vec<EchoHandle> {
+    (0..servers()).map(|_| Echo::spawn().start()).collect()
+}
+
+fn async_echoes() -> Vec<AsyncEchoHandle> {
+    (0..servers()).map(|_| AsyncEcho::spawn().start()).collect()
+}
+
+fn actor_async_direct(place: &Place) -> Result<f64> {
+    let client = Client::spawn(echoes()).options(process).start();
+    rate(place.scale, (CALLS * servers() as u64) as f64, || Ok(client.small_value_batch(CALLS).get()?))
+}
+
+fn actor_multi(place: &Place) -> Result<f64> {
+    let actors: Vec<_> = (0..servers()).map(|_| Echo::spawn().options(process).start()).collect();
+    rate(place.scale, (CLIENTS * CALLS) as f64, || {
+        all(&(0..CLIENTS).map(|_| work.remote(actors.clone(), CALLS)).collect::<Vec<_>>())
+    })
+}
+
+fn actor_multi_direct_arg(place: &Place) -> Result<f64> {
+    let clients: Vec<_> =
+        echoes().into_iter().map(|echo| Client::spawn(vec![echo]).options(process).start()).collect();
+    rate(place.scale, (1000 * clients.len()) as f64, || {
+        all(&clients.iter().map(|client| client.small_value_batch_arg(1000)).collect::<Vec<_>>())
+    })
+}
+
+fn async_actor_sync(place: &Place) -> Result<f64> {
+    let actor = AsyncEcho::spawn().start();
+    rate(place.scale, 1.0, || Ok(actor.small_value().get().map(drop)?))
+}
+
+fn async_actor(place: &Place) -> Result<f64> {
+    let actor = AsyncEcho::spawn().start();
+    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+}
+
+fn async_actor_args(place: &Place) -> Result<f64> {
+    let actor = AsyncEcho::spawn().start();
+    rate(place.scale, 1000.0, || {
+        all(&(0..1000u64).map(|i| actor.small_value_with_arg(i)).collect::<Vec<_>>())
+    })
+}
+
+fn async_actor_async(place: &Place) -> Result<f64> {
+    let client = AsyncClient::spawn(async_echoes()).options(process).start();
+    rate(place.scale, (CALLS * servers() as u64) as f64, || Ok(client.small_value_batch(CALLS).get()?))
+}
+
+fn async_actor_multi(place: &Place) -> Result<f64> {
+    let actors: Vec<_> = (0..servers()).map(|_| AsyncEcho::spawn().options(process).start()).collect();
+    rate(place.scale, (CLIENTS * CALLS) as f64, || {
+        all(&(0..CLIENTS).map(|_| async_work.remote(actors.clone(), CALLS)).collect::<Vec<_>>())
+    })
+}
+
+fn placement_groups(_place: &Place) -> Result<f64> {
+    Err("the SDK has no placement groups yet".into())
+}

@@ -1,0 +1,141 @@
+//! The machine, the source's version, and what processes use.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+
+use serde_json::{Map, Value};
+
+use crate::measure::Result;
+
+/// What the numbers were measured on.
+pub fn machine() -> Map<String, Value> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mut machine = Map::new();
+    machine.insert("cores".into(), cores().into());
+    machine.insert("model".into(), field(&cpuinfo, "model name").unwrap_or_default().into());
+    machine.insert("memory".into(), field(&meminfo, "MemTotal").unwrap_or_default().into());
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    machine.insert("kernel".into(), kernel.trim().into());
+    // Somebody else's work beside this one's explains a bad number.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    machine.insert("load_at_start".into(), load.split(' ').next().unwrap_or_default().into());
+    machine
+}
+
+fn field(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    })
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The commit of the working folder; empty where there is none.
+pub fn commit() -> String {
+    match Command::new("git").args(["rev-parse", "HEAD"]).output() {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// The `mobula` binary beside this one, if it was built.
+pub fn mobula_binary() -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok()?.with_file_name("mobula");
+    beside.is_file().then_some(beside)
+}
+
+/// What a process of the cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The control plane.
+    Head,
+    /// A node's agent.
+    Agent,
+    /// Executes tasks.
+    Host,
+}
+
+/// The processes that this one started, with theirs, by their roles.
+pub fn cluster_processes() -> Result<Vec<(u32, Role)>> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if let Some(parent) = stat(pid).and_then(|fields| fields.get(1)?.parse::<u32>().ok()) {
+            parents.insert(pid, parent);
+        }
+    }
+    let own = std::process::id();
+    let descends = |mut pid: u32| {
+        // A chain of parents is no longer than there are processes.
+        for _ in 0..parents.len() {
+            match parents.get(&pid) {
+                Some(parent) if *parent == own => return true,
+                Some(parent) => pid = *parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    Ok(parents.keys().filter(|pid| descends(**pid)).filter_map(|pid| Some((*pid, role(*pid)?))).collect())
+}
+
+fn role(pid: u32) -> Option<Role> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let variables: Vec<&[u8]> = environment.split(|byte| *byte == 0).collect();
+    let starting = |start: &[u8]| variables.iter().any(|variable| variable.starts_with(start));
+    if starting(b"MOBULA_BOOT_FD=") {
+        Some(Role::Host)
+    } else if starting(b"MOBULA_ROLE={\"Head\"") {
+        Some(Role::Head)
+    } else if starting(b"MOBULA_ROLE={\"Node\"") {
+        Some(Role::Agent)
+    } else {
+        None
+    }
+}
+
+/// The fields of `/proc/PID/stat` from the state on.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so what follows its last parenthesis counts.
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Processor time that the process has used, in seconds; 0 if it is gone.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let ticks = stat(pid).map_or(0, |fields| {
+        [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum::<u64>()
+    });
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Resident memory without what is shared with other processes by memory files, in bytes: anonymous and file
+/// pages.
+pub fn private_memory(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kilobytes = |name: &str| -> Result<f64> {
+        let value = field(&text, name).ok_or_else(|| format!("smaps_rollup has no {name}"))?;
+        Ok(value.trim_end_matches(" kB").trim().parse::<f64>()?)
+    };
+    Ok((kilobytes("Rss")? - kilobytes("Pss_Shmem")?) * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_a_parent_and_memory() {
+        let own = std::process::id();
+        assert!(stat(own).unwrap()[1].parse::<u32>().unwrap() > 0);
+        assert!(private_memory(own).unwrap() > 0.0);
+        assert!(machine()["cores"].as_u64().unwrap() > 0);
+    }
+}

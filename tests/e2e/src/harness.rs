@@ -1,0 +1,183 @@
+//! Cases, modes, and running them.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use mobula::{Cluster, private};
+use mobula_rig::Rig;
+
+use crate::env::{Env, Mode};
+
+/// A scenario that is known to fail, and why.
+pub type Known = (&'static str, &'static str);
+
+type Scenario = fn(Env) -> Pin<Box<dyn Future<Output = mobula::Result<()>>>>;
+
+/// A scenario and what it needs.
+#[derive(Clone)]
+pub struct Case {
+    name: &'static str,
+    run: Scenario,
+    modes: &'static [Mode],
+    cpus: f64,
+    resources: &'static [(&'static str, f64)],
+    labels: &'static [(&'static str, &'static str)],
+    store_bytes: Option<u64>,
+}
+
+/// The modes of a scenario that says nothing else.
+const MODES: [Mode; 3] = [Mode::Embedded, Mode::Local, Mode::Remote];
+/// Longest that a scenario may take.
+const SCENARIO_WAIT: Duration = Duration::from_secs(60);
+
+impl Case {
+    /// On two CPUs for each node, in all three modes.
+    pub const fn new(name: &'static str, run: Scenario) -> Self {
+        Self { name, run, modes: &MODES, cpus: 2.0, resources: &[], labels: &[], store_bytes: None }
+    }
+
+    /// In these modes only.
+    pub const fn modes(mut self, modes: &'static [Mode]) -> Self {
+        self.modes = modes;
+        self
+    }
+
+    /// With so many CPUs on each node.
+    pub const fn cpus(mut self, cpus: f64) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// With these custom resources on each node.
+    pub const fn resources(mut self, resources: &'static [(&'static str, f64)]) -> Self {
+        self.resources = resources;
+        self
+    }
+
+    /// With these labels on each node; each node of a rig has `rig` = its place besides.
+    pub const fn labels(mut self, labels: &'static [(&'static str, &'static str)]) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    /// With so large a store on each node.
+    pub const fn store_bytes(mut self, bytes: u64) -> Self {
+        self.store_bytes = Some(bytes);
+        self
+    }
+
+    fn trial(&self, mode: Mode, alone: bool) -> Result<(), Failed> {
+        let rig = match mode {
+            Mode::Embedded | Mode::Local => None,
+            Mode::Remote | Mode::Socket => Some(Arc::new(Mutex::new(self.rig(alone)?))),
+        };
+        let builder = self.builder(mode, rig.as_deref())?;
+        let run = self.run;
+        let in_env = rig.clone();
+        let (outcome, left) = private::drive(builder, move |cluster| async move {
+            let env = Env { cluster, mode, rig: in_env };
+            match tokio::time::timeout(SCENARIO_WAIT, run(env)).await {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("it took longer than {SCENARIO_WAIT:?}")),
+            }
+        })?;
+        outcome?;
+        if left != private::Leftovers::default() {
+            return Err(format!("the driver still holds {left:?}").into());
+        }
+        if let Some(rig) = rig {
+            let rig = Arc::try_unwrap(rig).map_err(|_| "the scenario kept the rig")?;
+            rig.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+        }
+        Ok(())
+    }
+
+    fn rig(&self, alone: bool) -> Result<Rig, Failed> {
+        let mut builder = Rig::nodes(2).cpus(self.cpus);
+        for at in 0..2 {
+            builder = builder.node(at, |offer| offer.labels.push(("rig".to_owned(), at.to_string())));
+        }
+        for (name, amount) in self.resources {
+            builder = builder.resource(name, *amount);
+        }
+        for (key, value) in self.labels {
+            builder = builder.label(key, value);
+        }
+        if let Some(bytes) = self.store_bytes {
+            builder = builder.store_bytes(bytes);
+        }
+        Ok(if alone { builder.alone() } else { builder }.start()?)
+    }
+
+    fn builder(&self, mode: Mode, rig: Option<&Mutex<Rig>>) -> Result<mobula::Builder, Failed> {
+        let mut builder = match mode {
+            Mode::Embedded => Cluster::embedded(),
+            Mode::Local => Cluster::local().nodes(2),
+            Mode::Remote | Mode::Socket => {
+                let rig = rig.ok_or("this mode has a rig")?.lock().unwrap_or_else(PoisonError::into_inner);
+                if mode == Mode::Remote {
+                    Cluster::connect(&rig.address()).token(&rig.driver_token()?)
+                } else {
+                    Cluster::connect(&rig.socket(0)?)
+                }
+            }
+        };
+        builder = builder.cpus(self.cpus).quiet();
+        for (name, amount) in self.resources {
+            builder = builder.resource(name, *amount);
+        }
+        for (key, value) in self.labels {
+            builder = builder.label(key, value);
+        }
+        if let Some(bytes) = self.store_bytes {
+            builder = builder.store_bytes(bytes);
+        }
+        Ok(builder)
+    }
+}
+
+/// A scenario that starts what it needs by itself.
+#[derive(Clone, Copy)]
+pub struct Solo {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub run: fn() -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The life of the test binary, once it is neither a host nor a head nor an agent.
+pub fn run(cases: &[Case], solos: &[Solo], known: &'static [Known]) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each scenario starts processes enough to fill two cores; and alone, its descriptors can be counted.
+    let threads = *arguments.test_threads.get_or_insert(1);
+    let alone = threads == 1;
+    let reason = |name: &str| known.iter().find(|(known, _)| *known == name).map(|(_, reason)| *reason);
+    let mut trials = Vec::new();
+    for case in cases {
+        for mode in case.modes {
+            let name = format!("{}::{mode}", case.name);
+            let (case, mode, known) = (case.clone(), *mode, reason(&name));
+            trials.push(marked(Trial::test(name, move || case.trial(mode, alone)), known));
+        }
+    }
+    for solo in solos {
+        let run = solo.run;
+        let trial = Trial::test(solo.name, move || run().map_err(|error| error.to_string().into()));
+        trials.push(marked(trial, reason(solo.name)));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A trial that is known to fail is reported as ignored, with the reason beside its name.
+fn marked(trial: Trial, known: Option<&str>) -> Trial {
+    match known {
+        None => trial,
+        Some(reason) => trial.with_kind(format!("known failing: {reason}")).with_ignored_flag(true),
+    }
+}

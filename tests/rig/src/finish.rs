@@ -1,0 +1,141 @@
+//! The end of a rig: everything is given back, or the test has failed.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use mobula_proto::head::{NodeSnapshot, Snapshot};
+
+use crate::{
+    LOOK_INTERVAL, Rig,
+    error::{Error, Result},
+    processes,
+};
+
+/// How long what a job held may take to come back, as the head sees it: use is reported every two seconds.
+const TIDY_WAIT: Duration = Duration::from_secs(10);
+/// How long hosts may outlive their agent.
+const GONE_WAIT: Duration = Duration::from_secs(5);
+
+impl Rig {
+    /// Waits until the cluster holds nothing for anybody any more: no job, lease, name or waiting class, every
+    /// resource free, no object in any store.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.head.is_none() {
+            return Ok(());
+        }
+        let members = self.nodes.iter().filter(|node| node.process.is_some()).count();
+        look_until(TIDY_WAIT, || match self.snapshot() {
+            Ok(snapshot) => in_use(&snapshot, members),
+            Err(error) => vec![error.to_string()],
+        })
+    }
+
+    /// Ends the cluster and checks that nothing is left: what [`Rig::settle`] says, no process, no folder of a
+    /// job, and no descriptor in this process that was not open before.
+    pub fn finish(mut self) -> Result<()> {
+        self.settle()?;
+        let pids: Vec<u32> = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.process.as_ref())
+            .chain(&self.head)
+            .map(mobula::roles::Process::id)
+            .collect();
+        let mut all = std::mem::take(&mut self.seen);
+        for pid in pids {
+            all.extend(processes::Process::find(pid));
+            all.extend(processes::children(pid));
+        }
+        for node in &mut self.nodes {
+            if let Some(process) = &mut node.process {
+                process.ask_to_end();
+            }
+        }
+        for node in &mut self.nodes {
+            drop(node.process.take());
+        }
+        drop(self.head.take());
+        look_until(GONE_WAIT, || {
+            all.iter()
+                .filter(|process| process.is_alive())
+                .map(|process| format!("process {} still runs", process.pid))
+                .collect()
+        })?;
+        for node in &self.nodes {
+            let folders = entries(&node.home.join("jobs"));
+            if !folders.is_empty() {
+                return Err(Error::Leftovers(folders));
+            }
+        }
+        if let Some(before) = self.descriptors.take() {
+            look_until(GONE_WAIT, || {
+                let now = processes::descriptors();
+                if now.len() <= before.len() {
+                    return Vec::new();
+                }
+                let new = now.iter().filter(|target| !before.contains(target));
+                vec![format!(
+                    "{} descriptors are open, {} were: {:?}",
+                    now.len(),
+                    before.len(),
+                    new.collect::<Vec<_>>()
+                )]
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks until nothing is left, or the time is up.
+fn look_until(wait: Duration, mut look: impl FnMut() -> Vec<String>) -> Result<()> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let left = look();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Leftovers(left));
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+fn in_use(snapshot: &Snapshot, members: usize) -> Vec<String> {
+    let mut left = Vec::new();
+    if snapshot.nodes.len() != members {
+        let names: Vec<_> = snapshot.nodes.iter().map(|node| &node.name).collect();
+        left.push(format!("{} nodes are known, {members} run: {names:?}", snapshot.nodes.len()));
+    }
+    left.extend(snapshot.jobs.iter().map(|job| format!("job {} of {} has not ended", job.job, job.driver)));
+    if snapshot.leases > 0 {
+        left.push(format!("{} leases are held", snapshot.leases));
+    }
+    left.extend(snapshot.waiting.iter().map(|class| format!("{} waits: {}", class.function, class.why)));
+    left.extend(snapshot.names.iter().map(|name| format!("the name {} is taken", name.name)));
+    left.extend(snapshot.nodes.iter().flat_map(in_use_on));
+    left
+}
+
+fn in_use_on(node: &NodeSnapshot) -> Vec<String> {
+    let mut left = Vec::new();
+    if node.available != node.total {
+        left.push(format!("{} has {:?} of {:?}", node.name, node.available, node.total));
+    }
+    let usage = &node.usage;
+    if usage.store_used_bytes > 0 || usage.objects > 0 || usage.pinned > 0 || usage.hosts > 0 {
+        left.push(format!(
+            "{} has {} bytes in its store, {} objects, {} pinned, and {} hosts",
+            node.name, usage.store_used_bytes, usage.objects, usage.pinned, usage.hosts
+        ));
+    }
+    left
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    // A folder that was never made is empty.
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path().display().to_string())).collect()
+}

@@ -1,0 +1,64 @@
+//! Processes as `/proc` shows them.
+
+use std::{collections::BTreeSet, fs};
+
+/// A process that cannot be mistaken for a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in the kernel's ticks since boot.
+    started: u64,
+}
+
+struct Stat {
+    parent: u32,
+    state: char,
+    started: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may contain anything.
+    let rest = &text[text.rfind(')')? + 2..];
+    let mut fields = rest.split(' ');
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    // Fields 3 (state) and 4 (parent) are taken; the start is field 22.
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(Stat { parent, state, started })
+}
+
+impl Process {
+    /// The process of this number, if there is one.
+    pub fn find(pid: u32) -> Option<Self> {
+        stat(pid).map(|stat| Self { pid, started: stat.started })
+    }
+
+    /// Whether it runs; one that has ended and was not reaped does not.
+    pub fn is_alive(self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.started == self.started && !matches!(stat.state, 'Z' | 'X'))
+    }
+}
+
+/// The processes whose parent is `pid`.
+pub fn children(pid: u32) -> BTreeSet<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return BTreeSet::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|child: u32| {
+            let stat = stat(child)?;
+            (stat.parent == pid && stat.state != 'Z').then_some(Process { pid: child, started: stat.started })
+        })
+        .collect()
+}
+
+/// What the open descriptors of this process lead to, sorted.
+pub fn descriptors() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let mut all: Vec<String> = entries
+        .filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.to_string_lossy().into_owned()))
+        .collect();
+    all.sort_unstable();
+    all
+}
