@@ -122,6 +122,7 @@ pub fn register(
             is_async: #is_async,
             entry: #entry,
             id: ::std::sync::OnceLock::new(),
+            nanos: ::core::sync::atomic::AtomicU64::new(0),
         };
     }
 }

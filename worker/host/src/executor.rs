@@ -7,7 +7,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,6 +34,42 @@ use crate::{
 pub const THREADS_MAX: usize = 1024;
 /// An idle thread of the pool ends after this long.
 const THREAD_IDLE: Duration = Duration::from_secs(10);
+
+/// What waits must be worth so much time before another thread is woken for it, which costs about as much.
+const WAKE_NANOS: u64 = 30_000;
+
+/// How far into the queue the estimate looks.
+const ESTIMATE_MAX: usize = 64;
+
+/// Whether a call of this function may keep a thread for longer than waking another takes.
+fn is_long(function: &Function) -> bool {
+    let nanos = function.nanos.load(Ordering::Relaxed);
+    nanos == 0 || nanos >= WAKE_NANOS
+}
+
+/// Whether one more thread is worth its waking: nobody is about to take what is ready, or it would keep whoever
+/// is for longer than waking another takes.
+fn wants_another_thread(state: &State) -> bool {
+    let polling = crate::peers::is_polling_worker();
+    let quick = (state.threads - state.idle).saturating_sub(state.blocked + state.long) + usize::from(polling);
+    if quick == 0 {
+        return true;
+    }
+    let mut nanos = 0;
+    for run in state.ready.iter().skip(usize::from(polling)).take(ESTIMATE_MAX) {
+        if is_long(run.function) {
+            return true;
+        }
+        nanos += run.function.nanos.load(Ordering::Relaxed);
+    }
+    nanos >= WAKE_NANOS || state.ready.len() > ESTIMATE_MAX
+}
+
+/// Remembers about the longest that a function has run of late.
+fn note_time(function: &Function, nanos: u64) {
+    let before = function.nanos.load(Ordering::Relaxed);
+    function.nanos.store(nanos.max(before - before / 16).max(1), Ordering::Relaxed);
+}
 
 /// A call with its arguments at hand.
 struct Run {
@@ -93,6 +132,8 @@ struct State {
     threads: usize,
     idle: usize,
     blocked: usize,
+    /// Threads that run what may take long.
+    long: usize,
     stopping: bool,
 }
 
@@ -100,11 +141,19 @@ struct State {
 pub struct Executor {
     state: Mutex<State>,
     work: Condvar,
+    /// How many are in `state.ready`, for looking without the lock.
+    ready: AtomicUsize,
+    stopping: AtomicBool,
 }
 
 impl Default for Executor {
     fn default() -> Self {
-        Self { state: Mutex::new(State::default()), work: Condvar::new() }
+        Self {
+            state: Mutex::new(State::default()),
+            work: Condvar::new(),
+            ready: 0.into(),
+            stopping: false.into(),
+        }
     }
 }
 
@@ -211,7 +260,8 @@ impl Executor {
                 {
                     let mut inbox = actor.inner.lock();
                     let task = run.call.task;
-                    if let Some(entry) = inbox.entries.iter_mut().find(|entry| entry.task == task) {
+                    // From the back: it is there unless its arguments had to be fetched.
+                    if let Some(entry) = inbox.entries.iter_mut().rev().find(|entry| entry.task == task) {
                         entry.run = Some(run);
                     }
                 }
@@ -272,15 +322,16 @@ impl Executor {
             return self.finish(runtime, run, 0, Err(failure));
         }
         state.ready.push_back(run);
-        self.wake_or_grow(runtime, &mut state);
+        self.ready.store(state.ready.len(), Ordering::Release);
+        if wants_another_thread(&state) {
+            self.wake_or_grow(runtime, &mut state);
+        }
     }
 
     fn wake_or_grow(&self, runtime: &Arc<Runtime>, state: &mut State) {
         if state.idle > 0 {
             self.work.notify_one();
             runtime.peers().nudge();
-        } else if crate::peers::is_polling_worker() {
-            // The thread that received the call runs it itself, right after this.
         } else if state.threads < THREADS_MAX && !state.stopping {
             state.threads += 1;
             let runtime = runtime.clone();
@@ -300,12 +351,25 @@ impl Executor {
         let mut state = self.state.lock();
         loop {
             if let Some(run) = state.ready.pop_front() {
-                if !state.ready.is_empty() {
+                self.ready.store(state.ready.len(), Ordering::Release);
+                if !state.ready.is_empty() && wants_another_thread(&state) {
                     self.wake_or_grow(runtime, &mut state);
                 }
+                let long = is_long(run.function);
+                state.long += usize::from(long);
                 drop(state);
+                // One wake for several results, as long as there is more to run right now.
+                crate::peers::defer_rings();
                 run_sync(runtime, run);
+                crate::peers::ring_all(self.ready.load(Ordering::Acquire) == 0);
                 state = self.state.lock();
+                state.long -= usize::from(long);
+                continue;
+            }
+            drop(state);
+            crate::peers::ring_all(true);
+            state = self.state.lock();
+            if !state.ready.is_empty() {
                 continue;
             }
             if state.stopping {
@@ -328,8 +392,15 @@ impl Executor {
     }
 
     fn has_work(&self) -> bool {
-        let state = self.state.lock();
-        !state.ready.is_empty() || state.stopping
+        self.ready.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not.
+    pub(crate) fn tick(&self, runtime: &Arc<Runtime>) {
+        let mut state = self.state.lock();
+        if !state.ready.is_empty() {
+            self.wake_or_grow(runtime, &mut state);
+        }
     }
 
     /// A call waits for an object: its slot may serve others.
@@ -438,6 +509,7 @@ impl Executor {
     fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
         let Run { call, caller, function, context, actor, arguments } = *run;
         drop(arguments);
+        note_time(function, nanos);
         let result = result.map_err(|failure| {
             let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
             failure.attempt = call.attempt;
@@ -567,6 +639,7 @@ impl Executor {
     /// Ends idle threads; running calls go on until they return.
     pub(crate) fn stop(&self) {
         self.state.lock().stopping = true;
+        self.stopping.store(true, Ordering::Release);
         self.work.notify_all();
     }
 

@@ -6,7 +6,7 @@
 //! the doorbell instead; so nothing is ever left lying, and an idle process does not spin.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{
@@ -22,6 +22,7 @@ use mobula_net::ring::{
 };
 use mobula_proto::{HostId, NodeId, host::ToAgent, peer::Message, wire};
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use crate::{context, runtime::Runtime, wait::Parker};
 
@@ -61,6 +62,35 @@ pub struct Peers {
 
 thread_local! {
     static POLLING_WORKER: Cell<bool> = const { Cell::new(false) };
+    static UNRUNG: RefCell<Option<Unrung>> = const { RefCell::new(None) };
+}
+
+/// Hosts to which results were sent whose doorbells are yet to be rung.
+struct Unrung {
+    since: Instant,
+    bells: SmallVec<[Arc<Outbound>; 4]>,
+}
+
+/// Longest that a result may lie in a ring before its receiver is woken, while this thread has more to run.
+const BATCH_WAIT: Duration = Duration::from_micros(100);
+
+/// From now on this thread's messages wake their receivers only when [`ring_all`] is called; receivers that are
+/// awake see them at once.
+pub(crate) fn defer_rings() {
+    UNRUNG.with_borrow_mut(|unrung| {
+        unrung.get_or_insert_with(|| Unrung { since: Instant::now(), bells: SmallVec::new() });
+    });
+}
+
+/// Wakes whom [`defer_rings`] left asleep: always if `all`, else only if the first of them has waited for long.
+pub(crate) fn ring_all(all: bool) {
+    let due = UNRUNG.with_borrow_mut(|unrung| match unrung {
+        Some(waiting) if all || waiting.since.elapsed() >= BATCH_WAIT => unrung.take(),
+        _ => None,
+    });
+    for outbound in due.map(|unrung| unrung.bells).unwrap_or_default() {
+        outbound.doorbell.ring();
+    }
 }
 
 /// Whether this thread belongs to the pool and is draining rings: it will run what it receives itself.
@@ -194,7 +224,7 @@ impl Peers {
     fn drain(&self, runtime: &Arc<Runtime>) -> bool {
         let mut any = false;
         let mut broken = Vec::new();
-        let all: smallvec::SmallVec<[Arc<Inbound>; 8]> = self.inbound.read().iter().cloned().collect();
+        let all: SmallVec<[Arc<Inbound>; 8]> = self.inbound.read().iter().cloned().collect();
         for inbound in all {
             if inbound.watch.is_empty() {
                 continue;
@@ -324,7 +354,7 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
     mapped.map_err(|error| tracing::error!(%peer, %error, "rings could not be mapped")).ok()
 }
 
-fn push(outbound: &Outbound, message: &Message) {
+fn push(outbound: &Arc<Outbound>, message: &Message) {
     let body = match wire::encode(message) {
         Ok(body) => body,
         Err(error) => return tracing::error!(%error, "a message could not be encoded"),
@@ -332,7 +362,18 @@ fn push(outbound: &Outbound, message: &Message) {
     if let Err(error) = outbound.sender.lock().send(&[], &body) {
         tracing::error!(%error, "a message could not be sent");
     }
-    outbound.doorbell.ring();
+    let deferred = UNRUNG.with_borrow_mut(|unrung| match unrung {
+        Some(waiting) => {
+            if !waiting.bells.iter().any(|other| Arc::ptr_eq(other, outbound)) {
+                waiting.bells.push(outbound.clone());
+            }
+            true
+        }
+        None => false,
+    });
+    if !deferred {
+        outbound.doorbell.ring();
+    }
 }
 
 fn relay(runtime: &Runtime, to: HostId, message: &Message) {

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
 use mobula_proto::Failure;
@@ -64,6 +64,8 @@ pub struct Function {
     pub entry: Entry,
     /// Filled on first use.
     pub id: OnceLock<u64>,
+    /// About the longest that it has run of late, in nanoseconds; 0 before its first run.
+    pub nanos: AtomicU64,
 }
 
 impl Function {
@@ -179,6 +181,7 @@ mod tests {
             is_async: false,
             entry: Entry::Task(|_| Invocation::Finished(Ok(Output::default()))),
             id: OnceLock::new(),
+            nanos: AtomicU64::new(0),
         }))
     }
 

@@ -313,6 +313,7 @@ impl Runtime {
 
     fn tick(self: &Arc<Self>) {
         self.step(|core, out| core.tick(out));
+        self.executor.tick(self);
         self.store.tidy(self);
     }
 

@@ -19,7 +19,7 @@ use mobula_net::{
 
 use super::{Peer, own_socket};
 use crate::{
-    measure::{Result, latencies, quantile, rate},
+    measure::{Result, latencies, quantile},
     row::{Place, Probe, Row, Stage},
 };
 
@@ -143,7 +143,7 @@ fn spinning(place: &Place) -> Result<f64> {
         end.send(&ping)?;
         end.other.ring();
         end.recv(SPIN)?;
-        let rate = rate(place.scale, SPIN_BATCH as f64, || {
+        let all = latencies(place.scale, || {
             for _ in 0..SPIN_BATCH {
                 end.send(&ping)?;
                 end.recv(SPIN)?;
@@ -153,7 +153,7 @@ fn spinning(place: &Place) -> Result<f64> {
         // To be woken by the end it must park again.
         end.send(&[PARK; PING_BYTES])?;
         end.recv(PARK)?;
-        Ok(1e6 / rate)
+        Ok(quantile(&all, 0.5) * 1e6 / SPIN_BATCH as f64)
     })
 }
 

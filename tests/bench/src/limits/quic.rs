@@ -83,7 +83,7 @@ fn run(place: &Place) -> Result<Vec<f64>> {
         // Two of each, in turns; the second counts, when windows are open and pages are mapped.
         for turn in 0..4 {
             let begun = Instant::now();
-            let ours = (turn + place.round) % 2 == 0;
+            let ours = (turn + place.round).is_multiple_of(2);
             if ours {
                 bulk::pull(&connection, b"all", &mut dest).await?;
             } else {

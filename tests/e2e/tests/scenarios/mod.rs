@@ -1,0 +1,107 @@
+//! The scenarios, by subject.
+
+mod actors;
+mod cancelling;
+mod dying;
+pub mod driver;
+mod joining;
+mod objects;
+mod pinning;
+mod placing;
+mod store;
+mod tasks;
+mod telling;
+mod ui;
+
+use mobula_e2e::{Case, Mode, Solo};
+
+macro_rules! case {
+    ($module:ident :: $function:ident) => {
+        Case::new(concat!(stringify!($module), "::", stringify!($function)), |env| {
+            Box::pin($module::$function(env))
+        })
+    };
+}
+
+macro_rules! solo {
+    ($module:ident :: $function:ident) => {
+        Solo { name: concat!(stringify!($module), "::", stringify!($function)), run: $module::$function }
+    };
+}
+
+/// With processes in any case.
+const PROCESSES: &[Mode] = &[Mode::Local, Mode::Remote];
+/// With a rig whose nodes differ.
+const RIG: &[Mode] = &[Mode::Remote];
+/// Every way in.
+const EVERYWHERE: &[Mode] = &[Mode::Embedded, Mode::Local, Mode::Remote, Mode::Socket];
+
+/// Scenarios that run in several modes.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case!(tasks::sync_and_async).modes(EVERYWHERE),
+        case!(tasks::refs_are_arguments),
+        case!(tasks::a_graph_runs_without_its_driver),
+        case!(tasks::refs_travel_inside_values),
+        case!(tasks::large_arguments_and_results),
+        case!(tasks::nested_on_one_cpu).cpus(1.0),
+        case!(tasks::a_task_knows_itself),
+        case!(tasks::a_process_of_its_own),
+        case!(objects::put_and_get),
+        case!(objects::views_look_in_place),
+        case!(objects::waiting_for_some),
+        case!(objects::a_timeout_is_an_answer),
+        case!(objects::tensors_of_every_kind),
+        case!(objects::tensors_cross_nodes),
+        case!(objects::blocking_inside_async_is_refused),
+        case!(store::big_objects_are_freed_with_their_last_ref),
+        case!(store::borrowed_objects_outlive_the_first_ref),
+        case!(store::a_full_store_says_so).store_bytes(32 << 20),
+        case!(store::too_large_for_the_store).store_bytes(32 << 20),
+        case!(store::a_lost_object_is_made_again).modes(RIG),
+        case!(actors::calls_keep_their_order),
+        case!(actors::shared_calls_overlap),
+        case!(actors::constructors_may_wait_and_fail),
+        case!(actors::handles_travel),
+        case!(actors::nested_actors).cpus(1.0),
+        case!(actors::names_are_found_and_freed),
+        case!(actors::get_or_create_makes_one),
+        case!(actors::kill_ends_it_for_good),
+        case!(actors::it_ends_with_its_last_handle),
+        case!(cancelling::async_code_is_dropped_at_its_await),
+        case!(cancelling::what_waits_never_runs).cpus(1.0),
+        case!(cancelling::sync_code_is_asked),
+        case!(cancelling::force_needs_a_process),
+        case!(cancelling::time_runs_out),
+        case!(dying::a_task_is_tried_again),
+        case!(dying::attempts_end),
+        case!(dying::an_actor_starts_again),
+        case!(dying::restarts_end),
+        case!(dying::a_killed_host_is_replaced).modes(RIG),
+        case!(dying::a_killed_node_is_replaced).modes(RIG),
+        case!(telling::a_panic_names_its_place),
+        case!(telling::an_error_keeps_its_causes),
+        case!(telling::a_failed_argument_fails_what_needs_it),
+        case!(telling::errors_are_retried_on_request),
+        case!(telling::a_failing_actor_lives_on),
+        case!(placing::resources_bound_what_runs_at_once).resources(&[("token", 1.0)]),
+        case!(placing::fractions_and_zero).cpus(1.0),
+        case!(placing::the_impossible_is_named),
+        case!(placing::labels_choose).labels(&[("disk", "fast")]),
+        case!(placing::mistakes_are_reported_by_the_ref),
+        case!(pinning::spread_and_affinity).modes(PROCESSES),
+        case!(pinning::labels_choose_among_nodes).modes(RIG),
+        case!(pinning::waiting_for_a_node_is_explained).modes(RIG),
+    ]
+}
+
+/// Scenarios that bring their own processes.
+pub const SOLOS: &[Solo] = &[
+    solo!(driver::output_reaches_the_driver),
+    solo!(driver::a_killed_driver_ends_its_job),
+    solo!(driver::a_failing_main_says_why),
+    solo!(joining::tokens_are_for_one),
+    solo!(joining::strangers_are_refused),
+    solo!(joining::an_unknown_head_is_named),
+    solo!(ui::the_compiler_refuses_with_a_reason),
+];

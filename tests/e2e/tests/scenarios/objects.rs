@@ -1,0 +1,203 @@
+//! Values, views, tensors, and waiting for them.
+
+use std::time::{Duration, Instant};
+
+use mobula::{Dtype, Element, ErrorKind, Result, prelude::*};
+use mobula_e2e::{Env, Witness, env::{on, witness}};
+
+#[mobula::data]
+#[derive(Clone, Debug, PartialEq)]
+struct Record {
+    name: String,
+    numbers: Vec<u64>,
+    nested: Option<Box<(i8, f64)>>,
+}
+
+fn record(numbers: usize) -> Record {
+    Record { name: "manta".to_owned(), numbers: vec![3; numbers], nested: Some(Box::new((-1, 0.5))) }
+}
+
+pub async fn put_and_get(_env: Env) -> Result<()> {
+    for numbers in [0, 10, 100_000] {
+        let value = record(numbers);
+        let object = mobula::put(&value)?;
+        assert_eq!((&object).await?, value);
+        assert_eq!(object.clone().await?, value);
+        assert!(object.is_ready());
+        // Blocking is for other threads than those that run async code.
+        let elsewhere = object.clone();
+        let got = tokio::task::spawn_blocking(move || elsewhere.get()).await.unwrap()?;
+        assert_eq!(got, value);
+    }
+    let objects: Vec<_> = (0..20).map(|i| mobula::put(&i)).collect::<Result<_>>()?;
+    assert_eq!(mobula::get_all(&objects).await?, (0..20).collect::<Vec<i32>>());
+    let got = tokio::task::spawn_blocking(move || mobula::blocking::get_all(&objects)).await.unwrap()?;
+    assert_eq!(got.len(), 20);
+    Ok(())
+}
+
+#[mobula::task]
+fn look(record: View<Record>) -> (u64, u64) {
+    (record.numbers.iter().map(|n| n.to_native()).sum(), record.bytes())
+}
+
+#[mobula::task]
+fn make(numbers: usize) -> Record {
+    record(numbers)
+}
+
+pub async fn views_look_in_place(_env: Env) -> Result<()> {
+    let object = mobula::put(&record(100_000))?;
+    let (one, two) = (object.fetch_view().await?, object.fetch_view().await?);
+    assert_eq!(one.numbers.as_ptr(), two.numbers.as_ptr(), "both look at the same memory");
+    assert_eq!(one.name, "manta");
+    assert!(one.bytes() > 800_000);
+    drop(object);
+    assert_eq!(two.numbers.len(), 100_000, "a view keeps its value alive");
+    assert_eq!(look.remote(record(4)).await?.0, 12);
+    let (sum, bytes) = look.remote(&make.remote(50_000)).await?;
+    assert_eq!(sum, 150_000);
+    assert!(bytes > 400_000);
+    Ok(())
+}
+
+#[mobula::task]
+async fn once_noted(place: String, value: u32) -> u32 {
+    while !witness::noted(&place) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    value
+}
+
+pub async fn waiting_for_some(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let refs: Vec<_> =
+        (0..4).map(|i| once_noted.options().cpu(0.0).remote(witness.place(&i.to_string()), i)).collect();
+    witness.say("2");
+    let (ready, rest) = mobula::wait(&refs, 1, None).await?;
+    assert_eq!((ready, rest), (vec![2], vec![0, 1, 3]));
+    witness.say("0");
+    let (ready, _) = mobula::wait(&refs, 2, Some(Duration::from_secs(20))).await?;
+    assert_eq!(ready, [0, 2]);
+    witness.say("1");
+    witness.say("3");
+    let elsewhere = refs.clone();
+    let blocking = tokio::task::spawn_blocking(move || mobula::blocking::wait(&elsewhere, 4, None));
+    assert_eq!(blocking.await.unwrap()?.0.len(), 4);
+    assert_eq!(mobula::get_all(&refs).await?, [0, 1, 2, 3]);
+    Ok(())
+}
+
+pub async fn a_timeout_is_an_answer(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let refs = [mobula::put(&7u32)?, once_noted.remote(witness.place("go"), 1)];
+    let began = Instant::now();
+    let (ready, rest) = mobula::wait(&refs, 2, Some(Duration::from_millis(50))).await?;
+    assert_eq!((ready, rest), (vec![0], vec![1]));
+    assert!(began.elapsed() >= Duration::from_millis(50) && began.elapsed() < Duration::from_secs(10));
+    let elsewhere = refs.clone();
+    let blocking = tokio::task::spawn_blocking(move || {
+        mobula::blocking::wait(&elsewhere, 2, Some(Duration::from_millis(20)))
+    });
+    assert_eq!(blocking.await.unwrap()?.1, [1]);
+    witness.say("go");
+    assert_eq!(mobula::get_all(&refs).await?, [7, 1]);
+    Ok(())
+}
+
+#[mobula::task]
+fn double(tensor: Tensor) -> Result<Tensor> {
+    fn doubled<T: Element + std::ops::Add<Output = T>>(tensor: &Tensor) -> Result<Tensor> {
+        let view = tensor.view::<T>()?;
+        Ok(Tensor::from_array(&view.mapv(|x| x + x)))
+    }
+    match tensor.dtype() {
+        Dtype::F32 => doubled::<f32>(&tensor),
+        Dtype::F64 => doubled::<f64>(&tensor),
+        Dtype::I8 => doubled::<i8>(&tensor),
+        Dtype::I64 => doubled::<i64>(&tensor),
+        Dtype::U8 => doubled::<u8>(&tensor),
+        Dtype::U16 => doubled::<u16>(&tensor),
+        _ => Ok(tensor),
+    }
+}
+
+async fn doubles<T>(shape: &[usize], values: Vec<T>) -> Result<()>
+where
+    T: Element + PartialEq + std::fmt::Debug + std::ops::Add<Output = T> + Copy,
+{
+    let expected: Vec<T> = values.iter().map(|x| *x + *x).collect();
+    let tensor = Tensor::from_vec(shape, values)?;
+    let there = double.remote(tensor).await?;
+    assert_eq!(there.shape(), shape);
+    assert_eq!(there.as_slice::<T>()?, &expected[..]);
+    Ok(())
+}
+
+pub async fn tensors_of_every_kind(_env: Env) -> Result<()> {
+    doubles(&[3], vec![1.5f32, -2.0, 0.25]).await?;
+    doubles(&[2, 2], vec![1.0f64, 2.0, 3.0, 1e300]).await?;
+    doubles(&[2, 1, 2], vec![1i8, -2, 3, -4]).await?;
+    doubles(&[512, 300], (0..512 * 300).collect::<Vec<i64>>()).await?;
+    doubles(&[0, 5], Vec::<u16>::new()).await?;
+    doubles(&[1 << 20], vec![21u8; 1 << 20]).await?;
+    let bools = Tensor::from_bools(&[3], &[true, false, true])?;
+    assert_eq!(double.remote(bools.clone()).await?, bools);
+    let wrong = bools.as_slice::<f32>().unwrap_err();
+    assert!(wrong.to_string().contains("bool") && wrong.to_string().contains("f32"), "{wrong}");
+    Ok(())
+}
+
+#[mobula::task]
+fn sums(tensor: View<Tensor>) -> Result<Vec<f64>> {
+    let tensor = tensor.tensor()?;
+    let view = tensor.view::<f64>()?;
+    assert_eq!(tensor.as_bytes().as_ptr() as usize % 64, 0, "buffers are aligned");
+    Ok(view.outer_iter().map(|row| row.iter().sum()).collect())
+}
+
+#[mobula::task]
+fn made(rows: usize, columns: usize) -> Result<Tensor> {
+    Tensor::from_vec(&[rows, columns], (0..rows * columns).map(|i| (i / columns) as f64).collect())
+}
+
+pub async fn tensors_cross_nodes(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    assert_eq!(nodes.len(), if env.has_processes() { 2 } else { 1 });
+    let expected: Vec<f64> = (0..8).map(|row| f64::from(row) * 40_000.0).collect();
+    for from in &nodes {
+        let tensor = made.options().strategy(on(*from)).remote(8, 40_000);
+        for to in &nodes {
+            assert_eq!(sums.options().strategy(on(*to)).remote(&tensor).await?, expected);
+        }
+        let here = tensor.await?;
+        assert_eq!(here.shape(), [8, 40_000]);
+        assert_eq!(here.view::<f64>()?[[7, 39_999]], 7.0);
+        // And back again, from the driver's own store.
+        let put = mobula::put(&here)?;
+        assert_eq!(sums.options().strategy(on(*from)).remote(&put).await?, expected);
+    }
+    Ok(())
+}
+
+#[mobula::task]
+async fn blocks_inside() -> Result<u32> {
+    mobula::put(&1u32)?.get()
+}
+
+pub async fn blocking_inside_async_is_refused(_env: Env) -> Result<()> {
+    let object = mobula::put(&1u32)?;
+    for error in [
+        object.get().unwrap_err(),
+        object.view().unwrap_err(),
+        mobula::blocking::get_all(std::slice::from_ref(&object)).unwrap_err(),
+        mobula::blocking::wait(std::slice::from_ref(&object), 1, None).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::BlockingInAsync, "{error}");
+        assert!(error.to_string().contains(".await"), "{error}");
+    }
+    let error = blocks_inside.remote().await.unwrap_err().to_string();
+    assert!(error.contains("blocking"), "{error}");
+    assert_eq!(object.await?, 1);
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Which of several nodes.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use mobula::{ErrorKind, LabelRule, Result, Strategy};
+use mobula_e2e::{Env, env::on, eventually};
+
+#[mobula::task]
+fn place(millis: u64) -> Result<u32> {
+    std::thread::sleep(Duration::from_millis(millis));
+    Ok(mobula::context::current()?.node().number)
+}
+
+struct Settler;
+
+#[mobula::actor]
+impl Settler {
+    fn new() -> Self {
+        Self
+    }
+
+    fn place(&self) -> Result<u32> {
+        Ok(mobula::context::current()?.node().number)
+    }
+}
+
+pub async fn spread_and_affinity(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    for node in &nodes {
+        let there: Vec<_> = (0..8).map(|_| place.options().strategy(on(*node)).remote(0)).collect();
+        assert_eq!(mobula::get_all(&there).await?, [node.number; 8]);
+        let settler = Settler::spawn().options(|options| options.strategy(on(*node))).await?;
+        assert_eq!(settler.place().await?, node.number);
+        assert_eq!(settler.node(), Some(*node));
+    }
+    let spread: Vec<_> = (0..8).map(|_| place.options().strategy(Strategy::Spread).remote(20)).collect();
+    let places: BTreeSet<u32> = mobula::get_all(&spread).await?.into_iter().collect();
+    assert_eq!(places.len(), 2, "both nodes do some of it");
+    let nowhere = mobula::NodeId { number: 999, incarnation: 1 };
+    let error = place.options().strategy(on(nowhere)).remote(0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("node-999"), "{error}");
+    let soft = Strategy::Node { node: nowhere, soft: true };
+    place.options().strategy(soft).remote(0).await?;
+    Ok(())
+}
+
+pub async fn labels_choose_among_nodes(env: Env) -> Result<()> {
+    let numbers: Vec<u32> = {
+        let rig = env.rig().unwrap();
+        (0..2).map(|at| rig.number(at).unwrap()).collect()
+    };
+    for (at, number) in numbers.iter().enumerate() {
+        let there = place.options().label("rig", &at.to_string()).remote(0);
+        assert_eq!(there.await?, *number);
+        let other = LabelRule::NotIn("rig".to_owned(), vec![at.to_string()]);
+        assert_eq!(place.options().label_rule(other).remote(0).await?, numbers[1 - at]);
+    }
+    Ok(())
+}
+
+pub async fn waiting_for_a_node_is_explained(env: Env) -> Result<()> {
+    let waits = place.options().resource("rare", 1.0).wait_for_node(true).remote(0);
+    let elsewhere = place.remote(0).await?;
+    assert!(elsewhere > 0);
+    eventually("the reason", async || {
+        let waiting = env.cluster.snapshot().await?.waiting;
+        Ok(waiting.iter().any(|class| class.function.ends_with("pinning::place") && class.why.contains("rare")))
+    })
+    .await?;
+    assert!(!waits.is_ready());
+    let number = {
+        let mut rig = env.rig().unwrap();
+        let token = rig.token(mobula_rig::For::Agent, Duration::from_secs(60)).unwrap();
+        let offer = mobula_rig::Offer {
+            cpus: Some(1.0),
+            resources: vec![("rare".to_owned(), 1.0)],
+            ..mobula_rig::Offer::default()
+        };
+        let at = rig.add_node(token, offer).unwrap();
+        rig.number(at).unwrap()
+    };
+    assert_eq!(waits.await?, number);
+    Ok(())
+}

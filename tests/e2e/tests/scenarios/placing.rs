@@ -1,0 +1,79 @@
+//! Resources and labels.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use mobula::{ErrorKind, Result};
+use mobula_e2e::Env;
+
+/// How many run at once in this process, and the most that ever did.
+static NOW: AtomicUsize = AtomicUsize::new(0);
+
+#[mobula::task(cpu = 0)]
+fn crowd(millis: u64) -> usize {
+    let here = NOW.fetch_add(1, Ordering::SeqCst) + 1;
+    std::thread::sleep(Duration::from_millis(millis));
+    NOW.fetch_sub(1, Ordering::SeqCst);
+    here
+}
+
+#[mobula::task]
+fn nothing() {}
+
+pub async fn resources_bound_what_runs_at_once(env: Env) -> Result<()> {
+    let one_by_one: Vec<_> = (0..12).map(|_| crowd.options().resource("token", 1.0).remote(3)).collect();
+    assert_eq!(mobula::get_all(&one_by_one).await?, [1; 12]);
+    let halves: Vec<_> = (0..12).map(|_| crowd.options().resource("token", 0.5).remote(3)).collect();
+    assert!(mobula::get_all(&halves).await?.iter().all(|here| *here <= 2));
+    let snapshot = env.cluster.snapshot().await?;
+    let tokens: f64 = snapshot.nodes.iter().filter_map(|node| node.total.get("token")).sum();
+    assert_eq!(tokens, if env.has_processes() { 2.0 } else { 1.0 });
+    Ok(())
+}
+
+pub async fn fractions_and_zero(_env: Env) -> Result<()> {
+    let most = async |cpu: f64| -> Result<usize> {
+        let all: Vec<_> = (0..24).map(|_| crowd.options().cpu(cpu).remote(3)).collect();
+        Ok(mobula::get_all(&all).await?.into_iter().max().unwrap_or(0))
+    };
+    assert_eq!(most(1.0).await?, 1);
+    assert!(most(0.25).await? <= 4);
+    assert_eq!(crowd.options().cpu(0.0).remote(0).await?, 1);
+    Ok(())
+}
+
+pub async fn the_impossible_is_named(_env: Env) -> Result<()> {
+    let error = nothing.options().resource("unobtainium", 1.0).remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("unobtainium"), "{error}");
+    let error = nothing.options().cpu(10_000.0).remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("cpu") && error.to_string().contains("10000"), "{error}");
+    let error = nothing.options().gpu(64.0).remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    nothing.remote().await
+}
+
+pub async fn labels_choose(_env: Env) -> Result<()> {
+    nothing.options().label("disk", "fast").remote().await?;
+    nothing.options().label_rule(mobula::LabelRule::Exists("disk".to_owned())).remote().await?;
+    nothing.options().label_rule(mobula::LabelRule::Absent("tape".to_owned())).remote().await?;
+    let error = nothing.options().label("disk", "slow").remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("disk"), "{error}");
+    Ok(())
+}
+
+pub async fn mistakes_are_reported_by_the_ref(_env: Env) -> Result<()> {
+    for (wrong, word) in [
+        (nothing.options().cpu(-1.0), "cpu"),
+        (nothing.options().memory("much"), "memory"),
+        (nothing.options().isolation("hermit"), "hermit"),
+    ] {
+        let error = wrong.remote().await.unwrap_err();
+        assert!(error.to_string().contains(word), "{word} is not in {error}");
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+#[mobula::task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn main() {
+    square.remote(|| 7);
+}

@@ -1,0 +1,6 @@
+#[mobula::task]
+fn length(text: &str) -> usize {
+    text.len()
+}
+
+fn main() {}
