@@ -282,7 +282,7 @@ pub enum ToHost {
         failure: Failure,
     },
     /// Rings to and from a peer; three descriptors travel along: the ring to read, the ring to write, the
-    /// peer's doorbell.
+    /// peer's doorbell. Without them there will be no rings, and messages go through the agent.
     Rings {
         /// The peer.
         peer: HostId,

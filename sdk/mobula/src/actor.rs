@@ -20,6 +20,7 @@ use rkyv::{
 
 use crate::{
     Error, ErrorKind, ObjectRef, Options, Result,
+    detached::Made,
     object::{ArchivedRefName, Raw, RefName, Settled},
     task::Call,
 };
@@ -174,10 +175,7 @@ impl<A: Actor> Spawn<A> {
         let (name, namespace) = (options.name.take(), options.namespace.clone());
         let (get_or_create, detached) = (options.get_or_create, options.detached);
         if detached {
-            return Err(Error::new(
-                ErrorKind::ActorName,
-                "detached actors need a cluster that keeps them; this one does not offer that",
-            ));
+            return self.finish_detached(name, get_or_create).await;
         }
         if let (Some(name), true) = (&name, get_or_create)
             && let Some(found) = find::<A>(name, &namespace).await?
@@ -202,10 +200,7 @@ impl<A: Actor> Spawn<A> {
                 }
                 Answer::Actor { actor: holder, .. } => {
                     construction.raw.runtime.kill(actor);
-                    return Err(Error::new(
-                        ErrorKind::ActorName,
-                        format!("the name {name:?} is taken by {holder}: use another, or `get_or_create`"),
-                    ));
+                    return Err(taken(name, holder));
                 }
                 other => return Err(unexpected(other)),
             }
@@ -219,6 +214,32 @@ impl<A: Actor> Spawn<A> {
             },
         }
     }
+}
+
+impl<A: Actor> Spawn<A> {
+    async fn finish_detached(mut self, name: Option<String>, get_or_create: bool) -> Result<A::Handle> {
+        let options = self.call.options().clone();
+        let name = name.ok_or_else(|| {
+            Error::new(ErrorKind::ActorName, "a detached actor needs a name, under which others find it: `.name(\"…\")`")
+        })?;
+        if get_or_create && let Some(found) = find::<A>(&name, &options.namespace).await? {
+            return Ok(found);
+        }
+        let (function, arguments) = self.call.parts();
+        match crate::detached::construct(function, &options, arguments, &name).await? {
+            Made::Taken(holder) if !get_or_create => Err(taken(&name, holder)),
+            Made::New(_) | Made::Taken(_) => find_actor::<A>(&name, &options.namespace).await,
+        }
+    }
+
+    /// Lives until it is killed, even after its job has ended. Needs a name and a namespace.
+    pub fn detached(self) -> Self {
+        self.options(|options| options.detached(true))
+    }
+}
+
+fn taken(name: &str, holder: TaskId) -> Error {
+    Error::new(ErrorKind::ActorName, format!("the name {name:?} is taken by {holder}: use another, or `get_or_create`"))
 }
 
 impl<A: Actor> IntoFuture for Spawn<A> {
@@ -260,14 +281,14 @@ fn no_such(name: &str, namespace: &str) -> Error {
     Error::new(ErrorKind::ActorName, format!("there is no actor {name:?} in {place}: spawn it with that name first"))
 }
 
-fn unexpected(answer: Answer) -> Error {
+pub(crate) fn unexpected(answer: Answer) -> Error {
     match answer {
         Answer::Failed(failure) => failure.into(),
         other => Failure::new(FailureKind::Internal, format!("the head answered {other:?}")).into(),
     }
 }
 
-async fn ask(question: Question) -> Result<Answer> {
+pub(crate) async fn ask(question: Question) -> Result<Answer> {
     let runtime = crate::cluster::current()?;
     let user = runtime.user().clone();
     user.spawn_blocking(move || runtime.ask(question)).await.map_err(|error| {

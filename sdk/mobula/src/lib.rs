@@ -33,9 +33,13 @@
 
 #![forbid(unsafe_code)]
 
+// The macros name this crate from outside, and are used inside too.
+extern crate self as mobula;
+
 mod actor;
 mod argument;
 mod cluster;
+mod detached;
 mod error;
 mod object;
 mod options;

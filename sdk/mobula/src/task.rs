@@ -6,7 +6,7 @@ use mobula_host::{
     core::{Kind, Spec},
     registry::Function,
 };
-use mobula_proto::{Failure, ObjectId};
+use mobula_proto::{Failure, HostId, ObjectId};
 
 use crate::{ObjectRef, Options, argument::Builder};
 
@@ -47,6 +47,15 @@ impl<R> Call<R> {
     pub(crate) fn submit_construct(self) -> ObjectRef<R> {
         let restarts = self.options.restarts;
         self.submit_as(Kind::Construct { restarts })
+    }
+
+    /// Submits it to this very host, which runs it without a lease.
+    pub(crate) fn submit_to(self, host: HostId) -> ObjectRef<R> {
+        self.submit_as(Kind::Direct { host })
+    }
+
+    pub(crate) fn parts(&self) -> (&'static Function, &Builder) {
+        (self.function, &self.arguments)
     }
 
     pub(crate) fn options(&mut self) -> &mut Options {

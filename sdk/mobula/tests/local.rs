@@ -50,3 +50,39 @@ async fn objects_cross_nodes(cluster: Cluster) -> mobula::Result<()> {
     assert_eq!(made.await?.len(), 1 << 20);
     Ok(())
 }
+
+struct Keeper {
+    kept: Vec<String>,
+}
+
+#[mobula::actor]
+impl Keeper {
+    fn new(first: String) -> Self {
+        Self { kept: vec![first] }
+    }
+
+    fn keep(&mut self, word: String) -> usize {
+        self.kept.push(word);
+        self.kept.len()
+    }
+}
+
+#[mobula::test(nodes = 1)]
+async fn detached_actors_are_found_by_name() -> mobula::Result<()> {
+    let made = Keeper::spawn("one").name("words").namespace("library").detached().await?;
+    drop(made);
+    let again = Keeper::spawn("two").name("words").namespace("library").detached().get_or_create().await?;
+    assert_eq!(again.keep("three").await?, 2);
+    let error = Keeper::spawn("four").name("words").namespace("library").detached().await.unwrap_err();
+    assert_eq!(error.kind(), mobula::ErrorKind::ActorName, "{error}");
+    again.kill();
+    assert_eq!(again.keep("five").await.unwrap_err().kind(), mobula::ErrorKind::ActorDied);
+    Ok(())
+}
+
+#[mobula::test(nodes = 1)]
+async fn a_detached_actor_needs_a_namespace() -> mobula::Result<()> {
+    let error = Keeper::spawn("one").name("words").detached().await.unwrap_err();
+    assert!(error.to_string().contains("namespace"), "{error}");
+    Ok(())
+}

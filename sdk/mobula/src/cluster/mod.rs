@@ -62,6 +62,7 @@ pub struct Builder {
     store_bytes: Option<u64>,
     namespace: String,
     quiet: bool,
+    files: Vec<std::path::PathBuf>,
     /// What this program is given when it is executed again.
     arguments: Vec<String>,
 }
@@ -222,6 +223,26 @@ impl Builder {
         self
     }
 
+    /// A file that travels with the job: hosts find it in their working folder under its own name. In an embedded
+    /// cluster, the working folder is the program's.
+    pub fn file(mut self, path: impl Into<std::path::PathBuf>) -> Self {
+        self.files.push(path.into());
+        self
+    }
+
+    fn hashed_files(&self) -> Result<Vec<(String, String, BinaryHash)>> {
+        let hashed = self.files.iter().map(|path| {
+            let trouble = |error: &dyn std::fmt::Display| {
+                Error::new(ErrorKind::Binary, format!("the job's file {}: {error}", path.display()))
+            };
+            let whole = std::path::absolute(path).map_err(|error| trouble(&error))?;
+            let name = whole.file_name().ok_or_else(|| trouble(&"it has no name"))?;
+            let hash = mobula_agent::binaries::hash_file(&whole).map_err(|error| trouble(&error))?;
+            Ok((name.to_string_lossy().into_owned(), whole.to_string_lossy().into_owned(), hash))
+        });
+        hashed.collect()
+    }
+
     /// The token for a remote cluster.
     pub fn token(mut self, text: &str) -> Self {
         if let Mode::Remote { token, .. } = &mut self.mode {
@@ -285,7 +306,7 @@ impl Builder {
             program: program.path,
             binary: program.hash,
             arguments: self.arguments.clone(),
-            files: Vec::new(),
+            files: if program.hash == UNHASHED { Vec::new() } else { self.hashed_files()? },
         };
         let (runtime, receive) = boot::join(link.0, link.1, Some(driver), registry, user.clone(), rings)?;
         let over = Arc::new(AtomicBool::new(false));
@@ -303,6 +324,9 @@ impl Builder {
     }
 }
 
+/// Stands for the program in an embedded cluster.
+const UNHASHED: BinaryHash = BinaryHash([0; 32]);
+
 /// The program that hosts execute.
 struct Program {
     name: String,
@@ -319,7 +343,7 @@ impl Program {
             mobula_agent::binaries::hash_file(&path)
                 .map_err(|error| Error::new(ErrorKind::Binary, error.to_string()))?
         } else {
-            BinaryHash([0; 32])
+            UNHASHED
         };
         let name = path.file_name().map_or_else(|| "job".to_owned(), |name| name.to_string_lossy().into_owned());
         Ok(Self { name, path: path.to_string_lossy().into_owned(), hash })

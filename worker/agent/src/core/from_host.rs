@@ -96,6 +96,7 @@ impl Core {
             ToAgent::Connect { peer } => match self.hosts.connect(id, peer) {
                 Connect::Now => self.rings(id, peer),
                 Connect::Nothing => {}
+                Connect::Relay => self.effects.push(Effect::Tell(id, ToHost::Rings { peer }, Vec::new())),
                 Connect::NoSuchHost => {
                     let failure = no_such_host(peer);
                     self.effects.push(Effect::Tell(id, ToHost::HostDied { host: peer, failure }, Vec::new()));

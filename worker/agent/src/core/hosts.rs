@@ -64,6 +64,8 @@ pub enum Connect {
     Nothing,
     /// There is no such host of the same job here.
     NoSuchHost,
+    /// They are of different jobs, which share no memory: messages go through the agent.
+    Relay,
 }
 
 /// The table.
@@ -143,8 +145,11 @@ impl Hosts {
         let (Some(one), Some(other)) = (self.hosts.get(&from), self.hosts.get(&to)) else {
             return Connect::NoSuchHost;
         };
-        if from == to || one.job.is_none() || one.job != other.job {
+        if from == to || one.job.is_none() {
             return Connect::NoSuchHost;
+        }
+        if one.job != other.job {
+            return Connect::Relay;
         }
         if one.peers.contains(&to) {
             return Connect::Nothing;

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, ObjectId, TaskId,
     host::{Question, ToAgent},
-    peer::{Call, Message, State, Target},
+    peer::{Message, State, Target},
 };
 
-use super::{Action, Core, Kind, Phase, UNASKED};
+use super::{Action, Core, Kind, NO_LEASE, Phase, UNASKED};
 
 /// What this host knows of an actor that it calls.
 #[derive(Debug, Default)]
@@ -100,19 +100,11 @@ impl Core {
                         client.in_flight.push_back(seq);
                     }
                     let Some(task) = self.tasks.get_mut(&seq) else { continue };
-                    task.phase = Phase::Pushed { host, lease: LeaseId { number: 0 } };
-                    out.push(Action::Send {
-                        to: host,
-                        message: Message::Run(Call {
-                            task: id,
-                            attempt: task.attempt,
-                            attempts_max: task.spec.attempts_max,
-                            function: task.spec.function,
-                            target: Target::Method { actor: actor.task, incarnation },
-                            arguments,
-                            timeout_ms: task.spec.timeout_ms,
-                        }),
-                    });
+                    task.phase = Phase::Pushed { host, lease: NO_LEASE };
+                    let target = Target::Method { actor: actor.task, incarnation };
+                    if let Some(task) = self.tasks.get(&seq) {
+                        out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) });
+                    }
                 }
             }
         }

@@ -36,6 +36,8 @@ const PIPELINE_TASKS_MAX: u64 = 512;
 const BACKLOG_SLOTS_MAX: usize = 16_384;
 /// Ticks after which an idle lease is given back.
 const IDLE_TICKS_MAX: u32 = 2;
+/// The lease of calls that need none.
+const NO_LEASE: LeaseId = LeaseId { number: 0 };
 /// The number of a question whose answer nobody waits for.
 const UNASKED: u64 = 0;
 /// Most tasks submitted and not yet done, in one host.
@@ -172,7 +174,7 @@ impl Core {
             self.objects.add_ref(held);
         }
         let key = match spec.kind {
-            Kind::Method { .. } => 0,
+            Kind::Method { .. } | Kind::Direct { .. } => 0,
             Kind::Task | Kind::Construct { .. } => self.key(&spec.class),
         };
         let mut missing = 0;
@@ -198,7 +200,9 @@ impl Core {
                 cancelled: false,
             },
         );
-        if let Kind::Method { actor } = kind {
+        if let Kind::Direct { host } = kind {
+            self.push_direct(task.seq, host, out);
+        } else if let Kind::Method { actor } = kind {
             self.clients.entry(actor).or_default().outbox.push_back(task.seq);
             self.pump_client(actor, out);
         } else if missing == 0 {
@@ -298,24 +302,40 @@ impl Core {
                 task.holds = Some(lease);
                 Target::Construct { lease, incarnation: task.incarnation }
             }
-            Kind::Task | Kind::Method { .. } => {
+            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
                 held.in_flight += 1;
                 Target::Task { lease, slots: held.slots }
             }
         };
         task.phase = Phase::Pushed { host: held.host, lease };
-        out.push(Action::Send {
-            to: held.host,
-            message: Message::Run(Call {
-                task: id,
-                attempt: task.attempt,
-                attempts_max: task.spec.attempts_max,
-                function: task.spec.function,
-                target,
-                arguments,
-                timeout_ms: task.spec.timeout_ms,
-            }),
-        });
+        let to = held.host;
+        if let Some(task) = self.tasks.get(&seq) {
+            out.push(Action::Send { to, message: self.call(seq, task, target, arguments) });
+        }
+    }
+
+    /// Sends a call to a host that takes it without a lease.
+    fn push_direct(&mut self, seq: u64, host: HostId, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        task.phase = Phase::Pushed { host, lease: NO_LEASE };
+        let Some(task) = self.tasks.get(&seq) else { return };
+        let target = Target::Task { lease: NO_LEASE, slots: u32::MAX };
+        match self.arguments(&task.spec) {
+            Ok(arguments) => out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) }),
+            Err(failure) => self.conclude(seq, failure, out),
+        }
+    }
+
+    fn call(&self, seq: u64, task: &Task, target: Target, arguments: Vec<Argument>) -> Message {
+        Message::Run(Call {
+            task: TaskId { owner: self.me, seq },
+            attempt: task.attempt,
+            attempts_max: task.spec.attempts_max,
+            function: task.spec.function,
+            target,
+            arguments,
+            timeout_ms: task.spec.timeout_ms,
+        })
     }
 
     fn arguments(&self, spec: &Spec) -> Result<Vec<Argument>, Failure> {
@@ -394,7 +414,7 @@ impl Core {
                     old => (old * 7 + done.nanos) / 8 + 1,
                 };
             }
-            Kind::Construct { .. } => {}
+            Kind::Construct { .. } | Kind::Direct { .. } => {}
         }
         match done.outcome {
             Outcome::Values(values) => {
@@ -432,7 +452,7 @@ impl Core {
                     && (failure.kind.is_system()
                         || (task.spec.retry_errors
                             && matches!(failure.kind, FailureKind::Panicked | FailureKind::Returned)));
-                if again && !matches!(kind, Kind::Method { .. }) {
+                if again && !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
                     self.give_slot_back(seq);
                     if let Some(task) = self.tasks.get_mut(&seq) {
                         task.attempt += 1;
@@ -443,7 +463,7 @@ impl Core {
                 }
             }
         }
-        if !matches!(kind, Kind::Method { .. }) {
+        if !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
             self.pump(key, out);
             self.maybe_release(lease, out);
         }
@@ -473,9 +493,11 @@ impl Core {
                 self.give_name_up(object, out);
                 self.objects.set_actor(object, State::Failed(failure), &mut self.effects);
             }
-            Kind::Task | Kind::Method { .. } => self.objects.fail(object, failure, &mut self.effects),
+            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
+                self.objects.fail(object, failure, &mut self.effects);
+            }
         }
-        if !matches!(task.spec.kind, Kind::Method { .. }) {
+        if !matches!(task.spec.kind, Kind::Method { .. } | Kind::Direct { .. }) {
             self.pump(task.key, out);
         }
     }
@@ -535,6 +557,7 @@ impl Core {
             match task.spec.kind {
                 Kind::Method { actor } => self.pump_client(actor, out),
                 Kind::Task | Kind::Construct { .. } => self.enqueue(seq, false, out),
+                Kind::Direct { host } => self.push_direct(seq, host, out),
             }
         }
         self.on_actor(object, out);
@@ -799,6 +822,7 @@ impl Core {
         match task.spec.kind {
             // Decided with the actor: see `limbo`.
             Kind::Method { .. } => {}
+            Kind::Direct { .. } => self.conclude(seq, failure.clone(), out),
             Kind::Construct { restarts } => {
                 let was_alive = task.phase == Phase::Kept;
                 if task.incarnation <= restarts && !task.cancelled {

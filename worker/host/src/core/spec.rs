@@ -1,6 +1,6 @@
 //! What can be submitted.
 
-use mobula_proto::{ObjectId, TaskId, resource::Class};
+use mobula_proto::{HostId, ObjectId, TaskId, resource::Class};
 use mobula_store::Bytes;
 
 /// One input of a call.
@@ -23,6 +23,11 @@ pub enum Kind {
     Construct {
         /// Restarts after the death of its host.
         restarts: u32,
+    },
+    /// A call that this very host runs at once, without a lease; it has no refs among its inputs.
+    Direct {
+        /// The host.
+        host: HostId,
     },
     /// A call of this actor.
     Method {
@@ -63,7 +68,7 @@ impl Spec {
         });
         let actor = match self.kind {
             Kind::Method { actor } => Some(actor),
-            Kind::Task | Kind::Construct { .. } => None,
+            Kind::Task | Kind::Construct { .. } | Kind::Direct { .. } => None,
         };
         tops.chain(self.nested.iter()).copied().chain(actor)
     }
@@ -83,7 +88,7 @@ impl Spec {
 
     fn kind_word(&self) -> &'static str {
         match self.kind {
-            Kind::Task => "task",
+            Kind::Task | Kind::Direct { .. } => "task",
             Kind::Construct { .. } => "actor",
             Kind::Method { .. } => "call",
         }

@@ -1,0 +1,132 @@
+//! Actors that outlive their job.
+//!
+//! Whoever constructs an actor owns it, and the driver that wants a detached one will be gone. So each job that
+//! has any gets a *steward*: one more host of its binary, which lives until the last of them is killed. The
+//! driver sends it what to construct; from then on the ordinary rules hold.
+
+use mobula_host::{
+    core::{Input, Kind, Spec},
+    registry::Function,
+};
+use mobula_proto::{
+    Failure, FailureKind, TaskId,
+    host::{Answer, Question},
+    peer::State,
+    resource::Class,
+};
+use mobula_store::Bytes;
+
+use crate::{
+    Error, Options, Result,
+    actor::{ask, unexpected},
+    argument::Builder,
+    object::{Raw, Settled},
+    task::Call,
+};
+
+/// What a steward constructs.
+#[crate::data]
+pub(crate) struct Wish {
+    function: u64,
+    actor_type: String,
+    class: Class,
+    restarts: u32,
+    inputs: Vec<Vec<u8>>,
+    name: String,
+    namespace: String,
+}
+
+/// What became of it.
+#[crate::data]
+pub(crate) enum Made {
+    /// It lives under its name.
+    New(TaskId),
+    /// Somebody has the name.
+    Taken(TaskId),
+}
+
+/// Constructs an actor on the steward of this job; gives its name in the cluster, or whoever has the name.
+pub(crate) async fn construct(
+    function: &'static Function,
+    options: &Options,
+    arguments: &Builder,
+    name: &str,
+) -> Result<Made> {
+    let mistake = |text: &str| Error::new(FailureKind::ActorName, text);
+    if options.namespace.is_empty() {
+        return Err(mistake("a detached actor needs a namespace, in which others find it: `.namespace(\"…\")`"));
+    }
+    let values = arguments.inputs.iter().map(|input| match input {
+        Input::Value(bytes) => Some(bytes.to_vec()),
+        Input::Ref(_) | Input::List(_) => None,
+    });
+    let inputs = values.collect::<Option<Vec<_>>>().filter(|_| arguments.nested.is_empty()).ok_or_else(|| {
+        mistake("a detached actor outlives the refs of its job: give its constructor values of up to 100 KiB")
+    })?;
+    options.check()?;
+    let steward = match ask(Question::Steward).await? {
+        Answer::Host(host) => host,
+        other => return Err(unexpected(other)),
+    };
+    let mut class = options.class.clone();
+    function.name.clone_into(&mut class.function);
+    let wish = Wish {
+        function: function.id(),
+        actor_type: function.name.to_owned(),
+        class,
+        restarts: options.restarts,
+        inputs,
+        name: name.to_owned(),
+        namespace: options.namespace.clone(),
+    };
+    let options = Options::task().cpu(0.0).retries(0);
+    Call::<Made>::new(construct_here_with_options::function(), options)
+        .argument::<Wish>(wish)
+        .submit_to(steward)
+        .await
+}
+
+/// Runs on the steward.
+#[crate::task(name = "mobula::detached::construct")]
+async fn construct_here(wish: Wish) -> Result<Made> {
+    let runtime = crate::cluster::current()?;
+    let spec = Spec {
+        function: wish.function,
+        name: wish.actor_type.clone(),
+        kind: Kind::Construct { restarts: wish.restarts },
+        class: wish.class,
+        inputs: wish.inputs.iter().map(|bytes| Input::Value(Bytes::from_slice(bytes))).collect(),
+        nested: Vec::new(),
+        attempts_max: 1,
+        retry_errors: false,
+        timeout_ms: 0,
+    };
+    let id = runtime.submit(spec);
+    let actor = id.task;
+    let handle = Raw { id, runtime: runtime.clone() };
+    let question = Question::NameClaim {
+        namespace: wish.namespace.clone(),
+        name: wish.name.clone(),
+        actor,
+        actor_type: wish.actor_type,
+    };
+    match ask(question).await? {
+        Answer::Done => runtime.named(id, &wish.namespace, &wish.name),
+        Answer::Actor { actor: holder, .. } => {
+            runtime.kill(actor);
+            return Ok(Made::Taken(holder));
+        }
+        other => {
+            runtime.kill(actor);
+            return Err(unexpected(other));
+        }
+    }
+    Settled::new(handle.clone()).await;
+    if let Some(State::Failed(failure)) = runtime.state(id) {
+        let failure: Failure = failure;
+        return Err(failure.into());
+    }
+    // It lives until it is killed, not until this handle goes: the steward keeps one for good.
+    std::mem::forget(handle);
+    Ok(Made::New(actor))
+}
