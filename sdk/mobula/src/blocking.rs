@@ -17,7 +17,7 @@ pub fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
         let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
         first.raw.runtime.wait(&ids, ids.len(), None)?;
     }
-    refs.iter().map(ObjectRef::get).collect()
+    refs.iter().map(|one| one.decode(read_raw(&one.raw)?)).collect()
 }
 
 /// Waits until `count` of the refs are ready or the time is up; gives the positions of those that are ready and
@@ -49,6 +49,9 @@ pub(crate) fn read_raw(raw: &Raw) -> Result<Object> {
             FailureKind::BlockingInAsync,
             "a blocking read inside async code would stop everything that runs on the same thread: use `.await`",
         ));
+    }
+    if let Some(result) = raw.runtime.read_here(raw.id) {
+        return Ok(result?);
     }
     let (sender, receiver) = sync_channel(1);
     raw.runtime.read(raw.id, move |result| {

@@ -104,7 +104,7 @@ impl<T: Data> ObjectRef<T> {
         async move { Ok(View::new(reading.await?)?) }
     }
 
-    fn decode(&self, object: Object) -> Result<T> {
+    pub(crate) fn decode(&self, object: Object) -> Result<T> {
         decode(&self.raw, &object)
     }
 }

@@ -156,7 +156,7 @@ pub fn run(cases: &[Case], solos: &[Solo], known: &'static [Known]) -> ExitCode 
     let mut arguments = Arguments::from_args();
     // Each scenario starts processes enough to fill two cores; and alone, its descriptors can be counted.
     let threads = *arguments.test_threads.get_or_insert(1);
-    let alone = threads == 1;
+    let alone = threads == 1 && keep_what_runtimes_share();
     let reason = |name: &str| known.iter().find(|(known, _)| *known == name).map(|(_, reason)| *reason);
     let mut trials = Vec::new();
     for case in cases {
@@ -172,6 +172,11 @@ pub fn run(cases: &[Case], solos: &[Solo], known: &'static [Known]) -> ExitCode 
         trials.push(marked(trial, reason(solo.name)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The first async runtime of a process opens descriptors that it never closes. From here on they are there.
+fn keep_what_runtimes_share() -> bool {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().is_ok()
 }
 
 /// A trial that is known to fail is reported as ignored, with the reason beside its name.

@@ -33,8 +33,13 @@ struct Made {
 
 impl Head {
     pub(crate) fn new(address: SocketAddr, admin: String) -> Self {
-        let agent =
-            ureq::Agent::config_builder().timeout_global(Some(ANSWER_WAIT)).proxy(None).build().new_agent();
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(ANSWER_WAIT))
+            .proxy(None)
+            // A connection that is kept would be a descriptor left over.
+            .max_idle_connections(0)
+            .build()
+            .new_agent();
         Self { agent, address, admin }
     }
 

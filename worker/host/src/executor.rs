@@ -20,6 +20,7 @@ use mobula_proto::{
     peer::{Argument, Call, Done, Outcome, Part, Returned, Target},
 };
 use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashMap;
 
 use crate::{
     codec::{Arguments, Output, Value},
@@ -126,9 +127,9 @@ struct Place {
 #[derive(Default)]
 struct State {
     ready: VecDeque<Box<Run>>,
-    leases: HashMap<LeaseId, Lease>,
-    actors: HashMap<TaskId, Arc<Actor>>,
-    running: HashMap<TaskId, Arc<Context>>,
+    leases: FxHashMap<LeaseId, Lease>,
+    actors: FxHashMap<TaskId, Arc<Actor>>,
+    running: FxHashMap<TaskId, Arc<Context>>,
     threads: usize,
     idle: usize,
     blocked: usize,

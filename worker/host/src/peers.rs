@@ -7,7 +7,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -22,6 +21,7 @@ use mobula_net::ring::{
 };
 use mobula_proto::{HostId, NodeId, host::ToAgent, peer::Message, wire};
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::{context, runtime::Runtime, wait::Parker};
@@ -54,7 +54,7 @@ enum Route {
 /// See the module's text.
 pub struct Peers {
     doorbell: Option<Doorbell>,
-    routes: Mutex<HashMap<HostId, Route>>,
+    routes: Mutex<FxHashMap<HostId, Route>>,
     inbound: RwLock<Vec<Arc<Inbound>>>,
     lead: Mutex<Spin>,
     stopped: AtomicBool,

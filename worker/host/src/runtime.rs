@@ -24,6 +24,8 @@ use mobula_proto::{
 };
 use mobula_store::{Bytes, Object};
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use crate::{
     codec::{Held, Output},
@@ -59,7 +61,7 @@ pub struct Runtime {
     /// Messages to this host itself, each with the refs that must live until it is handled.
     loopback: Mutex<VecDeque<(Message, Held)>>,
     loopback_turn: Mutex<()>,
-    waiters: Mutex<HashMap<ObjectId, Vec<Waiter>>>,
+    waiters: Mutex<FxHashMap<ObjectId, SmallVec<[Waiter; 1]>>>,
     unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
     questions: Mutex<HashMap<u64, std::sync::mpsc::SyncSender<Answer>>>,
     next_number: AtomicU64,
@@ -572,6 +574,14 @@ impl Runtime {
             }
             false
         })
+    }
+
+    /// The value of an object, if it is in this process already.
+    pub fn read_here(&self, object: ObjectId) -> Option<Result<Object, Failure>> {
+        match self.core.lock().objects.state(object) {
+            Some(State::Inline { bytes, .. }) => Some(parse(Bytes::from_slice(bytes))),
+            _ => None,
+        }
     }
 
     /// The value of an object whose state is final. One in a store is opened, and pulled here if need be, which

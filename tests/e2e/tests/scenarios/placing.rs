@@ -50,7 +50,7 @@ pub async fn the_impossible_is_named(_env: Env) -> Result<()> {
     assert!(error.to_string().contains("unobtainium"), "{error}");
     let error = nothing.options().cpu(10_000.0).remote().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
-    assert!(error.to_string().contains("cpu") && error.to_string().contains("10000"), "{error}");
+    assert!(error.to_string().contains("CPU") && error.to_string().contains("10000"), "{error}");
     let error = nothing.options().gpu(64.0).remote().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
     nothing.remote().await
@@ -68,7 +68,7 @@ pub async fn labels_choose(_env: Env) -> Result<()> {
 
 pub async fn mistakes_are_reported_by_the_ref(_env: Env) -> Result<()> {
     for (wrong, word) in [
-        (nothing.options().cpu(-1.0), "cpu"),
+        (nothing.options().cpu(-1.0), "CPU"),
         (nothing.options().memory("much"), "memory"),
         (nothing.options().isolation("hermit"), "hermit"),
     ] {

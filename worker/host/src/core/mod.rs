@@ -14,7 +14,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
@@ -23,6 +23,7 @@ use mobula_proto::{
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
 };
+use rustc_hash::FxHashMap;
 
 use clients::{Client, actor_died};
 pub use spec::{Input, Kind, Spec, title};
@@ -112,16 +113,16 @@ pub struct Core {
     me: HostId,
     /// The objects.
     pub objects: Ownership,
-    tasks: HashMap<u64, Task>,
+    tasks: FxHashMap<u64, Task>,
     last_seq: u64,
     unfinished: usize,
-    dependents: HashMap<ObjectId, Vec<u64>>,
+    dependents: FxHashMap<ObjectId, Vec<u64>>,
     classes: Vec<ClassState>,
-    keys: HashMap<Class, u32>,
+    keys: FxHashMap<Class, u32>,
     leases: BTreeMap<LeaseId, LeaseState>,
     clients: BTreeMap<ObjectId, Client>,
     /// Names of actors made here.
-    names: HashMap<ObjectId, (String, String)>,
+    names: FxHashMap<ObjectId, (String, String)>,
     effects: Vec<Effect>,
 }
 
@@ -131,15 +132,15 @@ impl Core {
         Self {
             me,
             objects: Ownership::new(me),
-            tasks: HashMap::new(),
+            tasks: FxHashMap::default(),
             last_seq: 0,
             unfinished: 0,
-            dependents: HashMap::new(),
+            dependents: FxHashMap::default(),
             classes: Vec::new(),
-            keys: HashMap::new(),
+            keys: FxHashMap::default(),
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
-            names: HashMap::new(),
+            names: FxHashMap::default(),
             effects: Vec::new(),
         }
     }
@@ -850,6 +851,11 @@ impl Core {
                     self.enqueue(seq, true, out);
                 } else {
                     let mut failure = failure.clone();
+                    // What failed is the task; the host is why.
+                    if !failure.what.is_empty() {
+                        let host = std::mem::take(&mut failure.what);
+                        failure.message = format!("{host} ended: {}", failure.message);
+                    }
                     failure.attempt = task.attempt;
                     failure.attempts_max = task.spec.attempts_max;
                     self.conclude(seq, failure, out);
