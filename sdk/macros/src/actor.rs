@@ -2,7 +2,9 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
-use syn::{Error, FnArg, ImplItem, ImplItemFn, ItemImpl, Receiver, ReceiverKind, Result, Type, spanned::Spanned};
+use syn::{
+    Error, FnArg, ImplItem, ImplItemFn, ItemImpl, Receiver, ReceiverKind, Result, Type, spanned::Spanned,
+};
 
 use crate::{
     function::{Parts, invocation, register},
@@ -60,7 +62,10 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         }
     }
     let constructor = constructor.ok_or_else(|| {
-        Error::new(block.self_ty.span(), "an actor needs a constructor: `fn new(…) -> Self` (it may be async, and may return a `Result`)")
+        Error::new(
+            block.self_ty.span(),
+            "an actor needs a constructor: `fn new(…) -> Self` (it may be async, and may return a `Result`)",
+        )
     })?;
     let shares = methods.iter().any(|method| !is_exclusive(method));
     let cell = if shares { quote!(::mobula::private::Shared) } else { quote!(::mobula::private::Exclusive) };
@@ -139,7 +144,10 @@ fn expand_constructor(
     } else {
         made
     };
-    let run = invocation(is_async, &quote!(#takes let value: #actor = #made; ::core::result::Result::Ok(#cell::state(value))));
+    let run = invocation(
+        is_async,
+        &quote!(#takes let value: #actor = #made; ::core::result::Result::Ok(#cell::state(value))),
+    );
     let constant = format_ident!("FUNCTION");
     let registration = register(
         &constant,
@@ -181,17 +189,19 @@ fn expand_method(
     let wait = if is_async { quote!(.await) } else { quote!() };
     let (guard, this) = match (shares, exclusive, is_async) {
         (true, true, true) => (quote!(let mut guard = cell.0.write().await;), quote!(&mut *guard)),
-        (true, true, false) => {
-            (quote!(let mut guard = cell.0.try_write().map_err(|_| ::mobula::private::busy())?;), quote!(&mut *guard))
-        }
+        (true, true, false) => (
+            quote!(let mut guard = cell.0.try_write().map_err(|_| ::mobula::private::busy())?;),
+            quote!(&mut *guard),
+        ),
         (true, false, true) => (quote!(let guard = cell.0.read().await;), quote!(&*guard)),
         (true, false, false) => {
             (quote!(let guard = cell.0.try_read().map_err(|_| ::mobula::private::busy())?;), quote!(&*guard))
         }
         (false, _, true) => (quote!(let mut guard = cell.0.lock().await;), quote!(&mut *guard)),
-        (false, _, false) => {
-            (quote!(let mut guard = cell.0.try_lock().map_err(|_| ::mobula::private::busy())?;), quote!(&mut *guard))
-        }
+        (false, _, false) => (
+            quote!(let mut guard = cell.0.try_lock().map_err(|_| ::mobula::private::busy())?;),
+            quote!(&mut *guard),
+        ),
     };
     let finish = parts.finish(&quote!(#actor::#name(#this #(, #names)*) #wait));
     let run = invocation(is_async, &quote!(let cell = cell?; #takes #guard #finish));

@@ -10,7 +10,10 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
     }
     let input: DeriveInput = syn::parse2(item)?;
     if let Data::Union(union) = &input.data {
-        return Err(Error::new(union.union_token.span(), "a union cannot cross to another process: use an enum"));
+        return Err(Error::new(
+            union.union_token.span(),
+            "a union cannot cross to another process: use an enum",
+        ));
     }
     Ok(quote! {
         #[derive(::mobula::rkyv::Archive, ::mobula::rkyv::Serialize, ::mobula::rkyv::Deserialize)]

@@ -19,7 +19,10 @@ fn check(function: &ItemFn) -> Result<bool> {
 
 pub fn expand_main(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if let Some((key, value)) = options::pairs(attributes)?.first() {
-        return Err(Error::new(value.span(), format!("`{key}` is not known here: `#[mobula::main]` takes nothing")));
+        return Err(Error::new(
+            value.span(),
+            format!("`{key}` is not known here: `#[mobula::main]` takes nothing"),
+        ));
     }
     let function: ItemFn = syn::parse2(item)?;
     let wants_cluster = check(&function)?;
@@ -29,12 +32,16 @@ pub fn expand_main(attributes: TokenStream, item: TokenStream) -> Result<TokenSt
     let call = if wants_cluster {
         quote!(::mobula::private::run_main(true, |cluster| async move {
             match cluster {
-                ::core::option::Option::Some(cluster) => ::mobula::private::Outcome::of(author_main(cluster).await),
+                ::core::option::Option::Some(cluster) => {
+                    ::mobula::private::Outcome::of(author_main(cluster).await)
+                }
                 ::core::option::Option::None => ::mobula::private::Outcome::of(()),
             }
         }))
     } else {
-        quote!(::mobula::private::run_main(false, |_| async move { ::mobula::private::Outcome::of(author_main().await) }))
+        quote!(::mobula::private::run_main(false, |_| async move {
+            ::mobula::private::Outcome::of(author_main().await)
+        }))
     };
     Ok(quote! {
         fn #name() -> ::std::process::ExitCode {
@@ -51,7 +58,12 @@ pub fn expand_test(attributes: TokenStream, item: TokenStream) -> Result<TokenSt
         match key.as_str() {
             "nodes" => nodes = quote!(#value),
             "cpus" => cpus = quote!(#value),
-            other => return Err(Error::new(value.span(), format!("`{other}` is not known here: use nodes, cpus"))),
+            other => {
+                return Err(Error::new(
+                    value.span(),
+                    format!("`{other}` is not known here: use nodes, cpus"),
+                ));
+            }
         }
     }
     let function: ItemFn = syn::parse2(item)?;

@@ -2,7 +2,10 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
-use syn::{Error, FnArg, GenericArgument, PatType, PathArguments, Result, ReturnType, Signature, Type, spanned::Spanned};
+use syn::{
+    Error, FnArg, GenericArgument, PatType, PathArguments, Result, ReturnType, Signature, Type,
+    spanned::Spanned,
+};
 
 /// A function's parameters and result, as calls need them.
 pub struct Parts {
@@ -24,7 +27,9 @@ impl Parts {
         if let Some(parameter) = signature.generics.type_params().next() {
             return Err(Error::new(
                 parameter.span(),
-                format!("a generic {what} has no code of its own that could be found by name: write one that calls the generic function with a concrete type"),
+                format!(
+                    "a generic {what} has no code of its own that could be found by name: write one that calls the generic function with a concrete type"
+                ),
             ));
         }
         if let Some(variadic) = &signature.variadic {
@@ -51,7 +56,7 @@ impl Parts {
                 }
             }
         };
-        let arguments: Vec<String> = types.iter().map(|ty| plain(ty)).collect();
+        let arguments: Vec<String> = types.iter().map(plain).collect();
         let result = match &signature.output {
             ReturnType::Default => "()".to_owned(),
             ReturnType::Type(_, ty) => plain(ty),
@@ -131,11 +136,15 @@ fn refuse(ty: &Type, what: &str) -> Result<()> {
     match ty {
         Type::Reference(_) => Err(Error::new(
             ty.span(),
-            format!("a {what} cannot take or return a reference: its caller may be on another machine; take the value, or `View<T>` to read a large one in place"),
+            format!(
+                "a {what} cannot take or return a reference: its caller may be on another machine; take the value, or `View<T>` to read a large one in place"
+            ),
         )),
         Type::ImplTrait(_) => Err(Error::new(
             ty.span(),
-            format!("a {what} needs concrete types: closures and `impl Trait` cannot cross to another process; name a type that is `#[mobula::data]`"),
+            format!(
+                "a {what} needs concrete types: closures and `impl Trait` cannot cross to another process; name a type that is `#[mobula::data]`"
+            ),
         )),
         Type::TraitObject(_) => Err(Error::new(
             ty.span(),

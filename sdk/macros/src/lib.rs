@@ -1,5 +1,7 @@
 //! The attributes of the `mobula` crate. See there for what they mean to an author.
 
+#![forbid(unsafe_code)]
+
 mod actor;
 mod data;
 mod entry;

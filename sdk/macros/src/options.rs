@@ -83,7 +83,12 @@ fn number(value: &Expr, call: TokenStream) -> Result<TokenStream> {
     let number: f64 = match value {
         Expr::Lit(ExprLit { lit: Lit::Int(int), .. }) => int.base10_parse()?,
         Expr::Lit(ExprLit { lit: Lit::Float(float), .. }) => float.base10_parse()?,
-        other => return Err(Error::new(other.span(), "write a number that is not negative, for example 2 or 0.5")),
+        other => {
+            return Err(Error::new(
+                other.span(),
+                "write a number that is not negative, for example 2 or 0.5",
+            ));
+        }
     };
     Ok(quote!(.#call(#number)))
 }

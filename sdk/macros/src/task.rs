@@ -9,9 +9,8 @@ use crate::{
     options,
 };
 
-const ALLOWED: [&str; 10] = [
-    "cpu", "gpu", "tpu", "memory", "retries", "retry_errors", "priority", "isolation", "timeout_ms", "name",
-];
+const ALLOWED: [&str; 10] =
+    ["cpu", "gpu", "tpu", "memory", "retries", "retry_errors", "priority", "isolation", "timeout_ms", "name"];
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let function: ItemFn = syn::parse2(item)?;

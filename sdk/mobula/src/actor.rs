@@ -220,7 +220,10 @@ impl<A: Actor> Spawn<A> {
     async fn finish_detached(mut self, name: Option<String>, get_or_create: bool) -> Result<A::Handle> {
         let options = self.call.options().clone();
         let name = name.ok_or_else(|| {
-            Error::new(ErrorKind::ActorName, "a detached actor needs a name, under which others find it: `.name(\"…\")`")
+            Error::new(
+                ErrorKind::ActorName,
+                "a detached actor needs a name, under which others find it: `.name(\"…\")`",
+            )
         })?;
         if get_or_create && let Some(found) = find::<A>(&name, &options.namespace).await? {
             return Ok(found);
@@ -239,7 +242,10 @@ impl<A: Actor> Spawn<A> {
 }
 
 fn taken(name: &str, holder: TaskId) -> Error {
-    Error::new(ErrorKind::ActorName, format!("the name {name:?} is taken by {holder}: use another, or `get_or_create`"))
+    Error::new(
+        ErrorKind::ActorName,
+        format!("the name {name:?} is taken by {holder}: use another, or `get_or_create`"),
+    )
 }
 
 impl<A: Actor> IntoFuture for Spawn<A> {
@@ -277,8 +283,15 @@ async fn find<A: Actor>(name: &str, namespace: &str) -> Result<Option<A::Handle>
 }
 
 fn no_such(name: &str, namespace: &str) -> Error {
-    let place = if namespace.is_empty() { "the job's own namespace".to_owned() } else { format!("namespace {namespace:?}") };
-    Error::new(ErrorKind::ActorName, format!("there is no actor {name:?} in {place}: spawn it with that name first"))
+    let place = if namespace.is_empty() {
+        "the job's own namespace".to_owned()
+    } else {
+        format!("namespace {namespace:?}")
+    };
+    Error::new(
+        ErrorKind::ActorName,
+        format!("there is no actor {name:?} in {place}: spawn it with that name first"),
+    )
 }
 
 pub(crate) fn unexpected(answer: Answer) -> Error {

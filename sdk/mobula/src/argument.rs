@@ -115,7 +115,7 @@ pub trait FromArgument: Sized {
 
 impl<T: Data> FromArgument for T {
     fn take(arguments: &mut Arguments) -> Result<Self, Failure> {
-        arguments.next()
+        arguments.next_decoded()
     }
 }
 

@@ -29,7 +29,11 @@ pub fn wait<T>(
 ) -> Result<(Vec<usize>, Vec<usize>)> {
     if let Some(first) = refs.first() {
         let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
-        first.raw.runtime.wait(&ids, count.min(ids.len()), timeout.map(|timeout| Instant::now() + timeout))?;
+        first.raw.runtime.wait(
+            &ids,
+            count.min(ids.len()),
+            timeout.map(|timeout| Instant::now() + timeout),
+        )?;
     }
     Ok((0..refs.len()).partition(|at| refs[*at].is_ready()))
 }
@@ -60,9 +64,9 @@ pub(crate) fn read_raw(raw: &Raw) -> Result<Object> {
     });
     match receiver.recv() {
         Ok(result) => Ok(result?),
-        Err(_) => Err(raw.runtime.ended().map_or_else(
-            || Error::new(FailureKind::Internal, "the runtime dropped a read"),
-            Error::from,
-        )),
+        Err(_) => Err(raw
+            .runtime
+            .ended()
+            .map_or_else(|| Error::new(FailureKind::Internal, "the runtime dropped a read"), Error::from)),
     }
 }

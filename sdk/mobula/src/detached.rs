@@ -54,15 +54,20 @@ pub(crate) async fn construct(
 ) -> Result<Made> {
     let mistake = |text: &str| Error::new(FailureKind::ActorName, text);
     if options.namespace.is_empty() {
-        return Err(mistake("a detached actor needs a namespace, in which others find it: `.namespace(\"…\")`"));
+        return Err(mistake(
+            "a detached actor needs a namespace, in which others find it: `.namespace(\"…\")`",
+        ));
     }
     let values = arguments.inputs.iter().map(|input| match input {
         Input::Value(bytes) => Some(bytes.to_vec()),
         Input::Ref(_) | Input::List(_) => None,
     });
-    let inputs = values.collect::<Option<Vec<_>>>().filter(|_| arguments.nested.is_empty()).ok_or_else(|| {
-        mistake("a detached actor outlives the refs of its job: give its constructor values of up to 100 KiB")
-    })?;
+    let inputs =
+        values.collect::<Option<Vec<_>>>().filter(|_| arguments.nested.is_empty()).ok_or_else(|| {
+            mistake(
+                "a detached actor outlives the refs of its job: give its constructor values of up to 100 KiB",
+            )
+        })?;
     options.check()?;
     let steward = match ask(Question::Steward).await? {
         Answer::Host(host) => host,

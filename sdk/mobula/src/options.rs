@@ -181,7 +181,9 @@ impl Options {
         if let Some(mistake) = &self.mistake {
             return Err(Failure::new(FailureKind::Infeasible, mistake.clone()));
         }
-        self.class.validate().map_err(|error: resource::Error| Failure::new(FailureKind::Infeasible, error.to_string()))
+        self.class
+            .validate()
+            .map_err(|error: resource::Error| Failure::new(FailureKind::Infeasible, error.to_string()))
     }
 }
 

@@ -11,13 +11,13 @@ pub use mobula_proto::Failure;
 use mobula_proto::FailureKind;
 use tokio::sync::{Mutex, RwLock};
 
+use crate::Data;
 pub use crate::{
     actor::Actor,
     argument::FromArgument,
     cluster::{Leftovers, Outcome, drive, run_as_child as become_child, run_main, run_test},
     task::Call,
 };
-use crate::Data;
 
 /// Encodes what a function returned.
 pub fn finish<T: Data>(value: T) -> Result<Output, Failure> {

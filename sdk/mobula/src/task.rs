@@ -84,9 +84,9 @@ impl<R> Call<R> {
             nested: arguments.nested.clone(),
             attempts_max,
             retry_errors: options.retry_errors,
-            timeout_ms: options.timeout.map_or(0, |timeout| {
-                u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)
-            }),
+            timeout_ms: options
+                .timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
         };
         let id = runtime.submit(spec);
         drop(arguments);

@@ -119,7 +119,8 @@ impl Tensor {
 
     /// Elements of a bool tensor.
     pub fn from_bools(shape: &[usize], values: &[bool]) -> Result<Self> {
-        let mut tensor = Self::from_vec(shape, values.iter().map(|value| u8::from(*value)).collect::<Vec<u8>>())?;
+        let mut tensor =
+            Self::from_vec(shape, values.iter().map(|value| u8::from(*value)).collect::<Vec<u8>>())?;
         tensor.dtype = Dtype::Bool;
         Ok(tensor)
     }
@@ -167,13 +168,15 @@ impl Tensor {
         if !matches {
             return Err(shape_error(format!("the tensor holds {}, not {}", self.dtype, T::DTYPE)));
         }
-        bytemuck::try_cast_slice(&self.bytes)
-            .map_err(|error| shape_error(format!("the tensor's bytes are not {} elements: {error}", T::DTYPE)))
+        bytemuck::try_cast_slice(&self.bytes).map_err(|error| {
+            shape_error(format!("the tensor's bytes are not {} elements: {error}", T::DTYPE))
+        })
     }
 
     /// A view as an array, in place.
     pub fn view<T: Element>(&self) -> Result<ArrayViewD<'_, T>> {
-        ArrayViewD::from_shape(IxDyn(&self.shape), self.as_slice()?).map_err(|error| shape_error(error.to_string()))
+        ArrayViewD::from_shape(IxDyn(&self.shape), self.as_slice()?)
+            .map_err(|error| shape_error(error.to_string()))
     }
 
     /// An array of its own.
@@ -242,7 +245,8 @@ where
     fn deserialize(&self, deserializer: &mut D) -> std::result::Result<Tensor, D::Error> {
         let meta: Meta = self.deserialize(deserializer)?;
         let bytes = codec::receive_buffer(meta.buffer).map_err(D::Error::new)?;
-        let shape: Vec<usize> = meta.shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(usize::MAX)).collect();
+        let shape: Vec<usize> =
+            meta.shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(usize::MAX)).collect();
         let expected = elements(&shape).and_then(|count| count.checked_mul(meta.dtype.bytes()));
         if shape.len() > RANK_MAX || expected != Some(bytes.len()) {
             return Err(D::Error::new(Mismatch { shape: meta.shape, dtype: meta.dtype, bytes: bytes.len() }));

@@ -74,8 +74,7 @@ fn decode<T: serde::de::DeserializeOwned>(
     answer: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
 ) -> Result<T> {
     let trouble = |error: &dyn std::fmt::Display| Error::Head { path, detail: error.to_string() };
-    let text = answer
-        .and_then(|mut answer| answer.body_mut().read_to_string())
-        .map_err(|error| trouble(&error))?;
+    let text =
+        answer.and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| trouble(&error))?;
     serde_json::from_str(&text).map_err(|error| trouble(&error))
 }

@@ -38,8 +38,8 @@ use std::{
 
 pub use error::{Error, Result};
 pub use head::For;
-pub use mobula::{private::become_child, roles::Offer};
 use mobula::roles::{self, Ready, Task};
+pub use mobula::{private::become_child, roles::Offer};
 use mobula_proto::head::Snapshot;
 use processes::Process;
 use rustix::process::{Pid, Signal};
@@ -123,12 +123,16 @@ impl Builder {
     pub fn start(self) -> Result<Rig> {
         let descriptors = self.alone.then(processes::descriptors);
         let program = std::env::current_exe().map_err(error::system("find this program's own file"))?;
-        let home =
-            tempfile::Builder::new().prefix("mobula-rig-").tempdir().map_err(error::system("make a folder"))?;
+        let home = tempfile::Builder::new()
+            .prefix("mobula-rig-")
+            .tempdir()
+            .map_err(error::system("make a folder"))?;
         let count = u32::try_from(self.offers.len()).unwrap_or(u32::MAX);
         let task = Task::Head { home: home.path().join("head"), tokens: count };
         let (head, ready) = start("the head", &program, &task)?;
-        let Ready::Head { quic, http, tokens, admin } = ready else { return Err(unexpected("the head", &ready)) };
+        let Ready::Head { quic, http, tokens, admin } = ready else {
+            return Err(unexpected("the head", &ready));
+        };
         let started: Vec<Result<Node>> = std::thread::scope(|scope| {
             let program = &program;
             let threads: Vec<_> = self

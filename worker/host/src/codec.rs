@@ -127,7 +127,10 @@ pub fn decode<T: Data>(object: &Object, via: Via) -> Result<T, Failure> {
 fn codec_failure<T>(what: &str, error: &rancor::Error) -> Failure {
     let detail = error.to_string();
     let line = detail.lines().next().unwrap_or_default();
-    Failure::new(FailureKind::Codec, format!("a value of type {} could not be {what}: {line}", std::any::type_name::<T>()))
+    Failure::new(
+        FailureKind::Codec,
+        format!("a value of type {} could not be {what}: {line}", std::any::type_name::<T>()),
+    )
 }
 
 /// Why a ref or tensor cannot be encoded or decoded where it is tried.
@@ -167,7 +170,8 @@ pub fn collect_buffer(bytes: Bytes) -> Result<u32, Error> {
 
 /// Called while a ref is decoded: this process holds one more reference to it, which the caller must give back.
 pub fn receive_ref(object: ObjectId) -> Result<Arc<Runtime>, Error> {
-    let via = SOURCES.with_borrow(|stack| stack.last().map(|source| source.via)).ok_or(Error::OutsideContext)?;
+    let via =
+        SOURCES.with_borrow(|stack| stack.last().map(|source| source.via)).ok_or(Error::OutsideContext)?;
     let runtime = context::runtime().ok_or(Error::NoCluster)?;
     runtime.receive(object, via);
     if matches!(via, Via::Argument)
@@ -215,12 +219,14 @@ impl Arguments {
     pub fn next_object(&mut self) -> Result<Object, Failure> {
         match self.next_value()? {
             Value::One(object) => Ok(object),
-            Value::List(_) => Err(Failure::new(FailureKind::Codec, "a list was given where one value is expected")),
+            Value::List(_) => {
+                Err(Failure::new(FailureKind::Codec, "a list was given where one value is expected"))
+            }
         }
     }
 
     /// The next argument, decoded.
-    pub fn next<T: Data>(&mut self) -> Result<T, Failure> {
+    pub fn next_decoded<T: Data>(&mut self) -> Result<T, Failure> {
         decode(&self.next_object()?, Via::Argument)
     }
 

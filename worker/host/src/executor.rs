@@ -52,7 +52,8 @@ fn is_long(function: &Function) -> bool {
 /// is for longer than waking another takes.
 fn wants_another_thread(state: &State) -> bool {
     let polling = crate::peers::is_polling_worker();
-    let quick = (state.threads - state.idle).saturating_sub(state.blocked + state.long) + usize::from(polling);
+    let quick =
+        (state.threads - state.idle).saturating_sub(state.blocked + state.long) + usize::from(polling);
     if quick == 0 {
         return true;
     }
@@ -199,7 +200,8 @@ impl Executor {
         });
         let mut actor = None;
         if let Target::Method { actor: id, incarnation } = call.target {
-            let found = self.state.lock().actors.get(&id).cloned().filter(|actor| actor.incarnation == incarnation);
+            let found =
+                self.state.lock().actors.get(&id).cloned().filter(|actor| actor.incarnation == incarnation);
             let Some(found) = found else {
                 let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
                 return self.reply(runtime, caller, header, 0, Err(failure.of(call_title(function, header))));
@@ -208,11 +210,7 @@ impl Executor {
             actor = Some(found);
         }
         if let Target::Construct { incarnation, .. } = call.target {
-            let new = Arc::new(Actor {
-                id: call.task,
-                incarnation,
-                inner: Mutex::default(),
-            });
+            let new = Arc::new(Actor { id: call.task, incarnation, inner: Mutex::default() });
             self.state.lock().actors.insert(call.task, new.clone());
             actor = Some(new);
         }
@@ -318,7 +316,9 @@ impl Executor {
             drop(state);
             let failure = Failure::new(
                 FailureKind::Limit,
-                format!("all {THREADS_MAX} threads of the host wait for other objects (limit: threads of one host): make these functions async"),
+                format!(
+                    "all {THREADS_MAX} threads of the host wait for other objects (limit: threads of one host): make these functions async"
+                ),
             );
             return self.finish(runtime, run, 0, Err(failure));
         }
@@ -506,6 +506,10 @@ impl Executor {
         runtime.user().spawn_blocking(move || drop(state));
     }
 
+    #[expect(
+        clippy::boxed_local,
+        reason = "calls are moved between queues as boxes, and this is where they end"
+    )]
     /// Everything a finished call leaves: result sent, slot and actor free for the next.
     fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
         let Run { call, caller, function, context, actor, arguments } = *run;
@@ -557,7 +561,13 @@ impl Executor {
     }
 
     /// The construction of an actor ended.
-    fn constructed(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<ActorState, Failure>) {
+    fn constructed(
+        &self,
+        runtime: &Arc<Runtime>,
+        run: Box<Run>,
+        nanos: u64,
+        result: Result<ActorState, Failure>,
+    ) {
         let Some(actor) = run.actor.clone() else { return };
         let result = match result {
             Ok(state) => {
@@ -725,7 +735,9 @@ fn fetch(
             Part::Inline(bytes) => runtime_object(mobula_store::Bytes::from_slice(&bytes)),
             Part::Stored { object, .. } => stored
                 .get_mut(&object)
-                .ok_or_else(|| Failure::new(FailureKind::ObjectLost, format!("object {object} was not fetched")))
+                .ok_or_else(|| {
+                    Failure::new(FailureKind::ObjectLost, format!("object {object} was not fetched"))
+                })
                 .and_then(|bytes| runtime_object(bytes.clone())),
         };
         arguments

@@ -31,7 +31,9 @@ fn install_hook() {
         std::panic::set_hook(Box::new(move |info| {
             let noted = PLACE.with_borrow_mut(|place| match place {
                 Some(place) => {
-                    *place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+                    *place = info
+                        .location()
+                        .map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
                     true
                 }
                 None => false,

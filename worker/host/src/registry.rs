@@ -87,7 +87,9 @@ impl Function {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Two functions have one name.
-    #[error("two functions are registered as `{name}` ({first} and {second}): rename one, or give it `name = \"…\"`")]
+    #[error(
+        "two functions are registered as `{name}` ({first} and {second}): rename one, or give it `name = \"…\"`"
+    )]
     Duplicate {
         /// The name.
         name: String,
@@ -138,7 +140,10 @@ impl Registry {
                 });
             }
             if let Some(other) = by_id.insert(function.id(), function) {
-                return Err(Error::Collision { first: other.name.to_owned(), second: function.name.to_owned() });
+                return Err(Error::Collision {
+                    first: other.name.to_owned(),
+                    second: function.name.to_owned(),
+                });
             }
         }
         let mut ids: Vec<u64> = by_id.keys().copied().collect();
@@ -187,7 +192,8 @@ mod tests {
 
     #[test]
     fn two_functions_under_one_name_are_refused() {
-        let error = Registry::new([function("a::f", "()"), function("a::f", "(u64)")].into_iter()).unwrap_err();
+        let error =
+            Registry::new([function("a::f", "()"), function("a::f", "(u64)")].into_iter()).unwrap_err();
         assert!(error.to_string().contains("two functions are registered as `a::f`"), "{error}");
     }
 

@@ -116,7 +116,8 @@ impl Runtime {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 interval.tick().await;
-                let Some(runtime) = weak.upgrade().filter(|runtime| !runtime.stopped.load(Ordering::Relaxed)) else {
+                let Some(runtime) = weak.upgrade().filter(|runtime| !runtime.stopped.load(Ordering::Relaxed))
+                else {
                     return;
                 };
                 runtime.tick();
@@ -195,7 +196,9 @@ impl Runtime {
             let result = step(&mut core, &mut actions);
             for action in actions {
                 match action {
-                    Action::Send { to, message } if to == self.me() => self.loopback.lock().push_back((message, Held::default())),
+                    Action::Send { to, message } if to == self.me() => {
+                        self.loopback.lock().push_back((message, Held::default()))
+                    }
                     Action::Send { to, message } => self.peers.send(self, to, message),
                     Action::Tell(message) => self.tell(message),
                     Action::Wake(_) | Action::Settled(_) => later.push(action),
@@ -414,7 +417,13 @@ impl Runtime {
     }
 
     /// Sends a result, once the owners of the refs that stay behind or travel along know about it.
-    pub(crate) fn reply(self: &Arc<Self>, caller: HostId, mut done: Done, received: &[ObjectId], contains: Held) {
+    pub(crate) fn reply(
+        self: &Arc<Self>,
+        caller: HostId,
+        mut done: Done,
+        received: &[ObjectId],
+        contains: Held,
+    ) {
         if received.is_empty() && contains.ids().is_empty() {
             return self.send(caller, Message::Done(done), contains);
         }
@@ -636,7 +645,11 @@ impl Runtime {
         let runtime = self.clone();
         self.user.spawn(async move {
             std::future::poll_fn(|poller| {
-                if runtime.poll_ready(object, poller.waker()) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                if runtime.poll_ready(object, poller.waker()) {
+                    std::task::Poll::Ready(())
+                } else {
+                    std::task::Poll::Pending
+                }
             })
             .await;
             let again = runtime.core.lock().objects.state(object).cloned();

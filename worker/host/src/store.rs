@@ -148,7 +148,10 @@ impl Store {
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
         let answer = receiver.recv_timeout(STORE_FULL_WAIT * 2).unwrap_or_else(|_| {
             Err(runtime.ended().unwrap_or_else(|| {
-                Failure::new(FailureKind::Unreachable, "the agent did not answer a request for a store region")
+                Failure::new(
+                    FailureKind::Unreachable,
+                    "the agent did not answer a request for a store region",
+                )
             }))
         });
         self.answers.lock().remove(&request);
@@ -290,10 +293,9 @@ impl Store {
         if let Some(reader) = readers.get(&place.region).and_then(Weak::upgrade) {
             return Ok(reader);
         }
-        let descriptor = descriptors
-            .into_iter()
-            .next()
-            .ok_or_else(|| Failure::new(FailureKind::Internal, "the agent sent no descriptor for a region"))?;
+        let descriptor = descriptors.into_iter().next().ok_or_else(|| {
+            Failure::new(FailureKind::Internal, "the agent sent no descriptor for a region")
+        })?;
         let reader = Reader::map(descriptor, place.region_bytes)
             .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))?;
         readers.insert(place.region, Arc::downgrade(&reader));

@@ -85,8 +85,9 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
     let home = home()?;
     let resources = detected(builder)?;
     let (head, agent, link) = io.block_on(async {
-        let EmbeddedHead { to_head, from_head, handle } =
-            Head::start_embedded().await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         let mut options = mobula_agent::Options::new(
             "embedded",
             home.path(),
@@ -98,8 +99,9 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
         if let Some(bytes) = builder.store_bytes {
             options.store_bytes = bytes;
         }
-        let agent =
-            Agent::start(options).await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let agent = Agent::start(options)
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         let link = agent.attach();
         Ok::<_, Error>((handle, agent, link))
     })?;
@@ -111,7 +113,8 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        let (Some(io), Some(agent), Some(head)) = (self.io.take(), self.agent.take(), self.head.take()) else {
+        let (Some(io), Some(agent), Some(head)) = (self.io.take(), self.agent.take(), self.head.take())
+        else {
             return;
         };
         end(io, async move {

@@ -143,7 +143,11 @@ pub fn run_test<F: Future<Output = Outcome>>(
     builder = builder.cpus(f64::from(cpus)).test(name);
     let outcome = drive(builder, body).map(|(outcome, left)| {
         outcome.0.and_then(|()| {
-            if left == Leftovers::default() { Ok(()) } else { Err(format!("something was left over: {left:?}")) }
+            if left == Leftovers::default() {
+                Ok(())
+            } else {
+                Err(format!("something was left over: {left:?}"))
+            }
         })
     });
     match outcome {
@@ -156,8 +160,8 @@ pub fn run_test<F: Future<Output = Outcome>>(
 /// A driver inside a program that is more than one: a cluster, the body on a runtime of its own, and what was left
 /// when it had let go of everything.
 pub fn drive<F: Future>(builder: Builder, body: impl FnOnce(Cluster) -> F) -> Result<(F::Output, Leftovers)> {
-    let user =
-        boot::user_runtime(None).map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
+    let user = boot::user_runtime(None)
+        .map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
     let cluster = builder.start_blocking(user.handle())?;
     let runtime = cluster.runtime().clone();
     let future = body(cluster.clone());
@@ -171,7 +175,10 @@ pub fn drive<F: Future>(builder: Builder, body: impl FnOnce(Cluster) -> F) -> Re
     Ok((outcome, left))
 }
 
-async fn polled_on<F: Future>(runtime: &std::sync::Arc<mobula_host::runtime::Runtime>, future: F) -> F::Output {
+async fn polled_on<F: Future>(
+    runtime: &std::sync::Arc<mobula_host::runtime::Runtime>,
+    future: F,
+) -> F::Output {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(move |poller| {
         let _entered = context::enter(runtime, None, true);

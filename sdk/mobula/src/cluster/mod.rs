@@ -127,7 +127,9 @@ impl Cluster {
         let offering = snapshot.nodes.iter().filter(|node| !node.total.is_empty());
         offering
             .map(|node| {
-                node.node.parse().map_err(|error| Error::new(ErrorKind::Internal, format!("the head said {error}")))
+                node.node
+                    .parse()
+                    .map_err(|error| Error::new(ErrorKind::Internal, format!("the head said {error}")))
             })
             .collect()
     }
@@ -345,7 +347,8 @@ impl Program {
         } else {
             UNHASHED
         };
-        let name = path.file_name().map_or_else(|| "job".to_owned(), |name| name.to_string_lossy().into_owned());
+        let name =
+            path.file_name().map_or_else(|| "job".to_owned(), |name| name.to_string_lossy().into_owned());
         Ok(Self { name, path: path.to_string_lossy().into_owned(), hash })
     }
 }
@@ -367,7 +370,8 @@ pub(crate) fn current_or_stray() -> Arc<Runtime> {
         return runtime;
     }
     let start = || {
-        let user = boot::user_runtime(None).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        let user =
+            boot::user_runtime(None).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         let cluster = Cluster::auto().start_blocking(user.handle())?;
         Ok::<_, Error>((cluster, user))
     };

@@ -126,11 +126,11 @@ impl Process {
             let mut lines = BufReader::new(stdout);
             // A test harness prints lines of its own around ours.
             while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
-                if let Some(at) = line.find(READY_MARK) {
-                    if let Ok(ready) = serde_json::from_str::<Ready>(line[at + READY_MARK.len()..].trim_end()) {
-                        // Nobody listens only if the wait was given up.
-                        let _late = sender.send(ready);
-                    }
+                if let Some(at) = line.find(READY_MARK)
+                    && let Ok(ready) = serde_json::from_str::<Ready>(line[at + READY_MARK.len()..].trim_end())
+                {
+                    // Nobody listens only if the wait was given up.
+                    let _late = sender.send(ready);
                 }
                 line.clear();
             }
@@ -222,7 +222,9 @@ async fn run(task: Task) -> Result<()> {
             let mut all = Vec::new();
             for _ in 0..tokens {
                 all.push(
-                    head.create_join_token(Role::Agent, TOKEN_LIFETIME).await.map_err(|error| trouble(&error))?,
+                    head.create_join_token(Role::Agent, TOKEN_LIFETIME)
+                        .await
+                        .map_err(|error| trouble(&error))?,
                 );
             }
             if let (Some(quic), Some(http)) = (head.quic_address(), head.http_address()) {

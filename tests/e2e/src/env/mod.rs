@@ -100,14 +100,20 @@ pub const WAIT: Duration = Duration::from_secs(15);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Waits until the condition holds, at most [`WAIT`]; `what` completes the sentence "waited for …".
-pub async fn eventually<F: Future<Output = Result<bool>>>(what: &str, mut condition: impl FnMut() -> F) -> Result<()> {
+pub async fn eventually<F: Future<Output = Result<bool>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> Result<()> {
     let end = Instant::now() + WAIT;
     loop {
         if condition().await? {
             return Ok(());
         }
         if Instant::now() >= end {
-            return Err(Error::new(ErrorKind::TimedOut, format!("waited {WAIT:?} for {what}, which did not come")));
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("waited {WAIT:?} for {what}, which did not come"),
+            ));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }

@@ -217,10 +217,8 @@ pub async fn names_are_found_and_freed(env: Env) -> Result<()> {
     assert_eq!(apart.push(1).await?, 1);
     assert_eq!(env.cluster.snapshot().await?.names.len(), 2);
     log.kill();
-    eventually("the name to be free", async || {
-        Ok(mobula::find_actor::<Log>("log", "").await.is_err())
-    })
-    .await?;
+    eventually("the name to be free", async || Ok(mobula::find_actor::<Log>("log", "").await.is_err()))
+        .await?;
     let next = Log::spawn().name("log").await?;
     assert!(next.all().await?.is_empty());
     drop((next, apart));

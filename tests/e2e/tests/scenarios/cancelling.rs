@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use mobula::{ErrorKind, Result};
-use mobula_e2e::{Env, Witness, env::{WAIT, witness}};
+use mobula_e2e::{
+    Env, Witness,
+    env::{WAIT, witness},
+};
 
 struct Noted(String);
 
@@ -131,7 +134,8 @@ pub async fn time_runs_out(_env: Env) -> Result<()> {
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(error.to_string().contains("for_ever"), "{error}");
     witness.sees("dropped").await?;
-    let computes = until_cancelled.options().timeout(short).remote(witness.place("computes"), witness.place("seen"));
+    let computes =
+        until_cancelled.options().timeout(short).remote(witness.place("computes"), witness.place("seen"));
     let error = computes.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     witness.sees("seen").await?;

@@ -89,11 +89,7 @@ fn start(name: &str, address: Option<(String, String)>) -> std::io::Result<Child
 /// The hosts' output is on the driver's terminal when its `main` is over.
 pub fn output_reaches_the_driver() -> Outcome {
     let rig = Rig::nodes(2).cpus(1.0).start()?;
-    let ways = [
-        None,
-        Some((rig.address(), rig.driver_token()?)),
-        Some((rig.socket(0)?, String::new())),
-    ];
+    let ways = [None, Some((rig.address(), rig.driver_token()?)), Some((rig.socket(0)?, String::new()))];
     for way in ways {
         let embedded = way.is_none();
         let output = start("speak", way)?.wait_with_output()?;

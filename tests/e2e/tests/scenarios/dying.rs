@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use mobula::{ErrorKind, Result};
-use mobula_e2e::{Env, Part, Witness, env::{on, witness}, eventually};
+use mobula_e2e::{
+    Env, Part, Witness,
+    env::{on, witness},
+    eventually,
+};
 
 #[mobula::task]
 fn dies_until(attempt: u32, place: String) -> Result<u32> {

@@ -21,7 +21,8 @@ async fn connect(builder: mobula::Builder) -> mobula::Result<()> {
 
 /// Tries to become a driver, and gives the reason why not.
 fn refusal(builder: mobula::Builder) -> Result<mobula::Error, String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(connect(builder)).err().ok_or_else(|| "it was let in".to_owned())
 }
 
@@ -45,7 +46,9 @@ pub fn tokens_are_for_one() -> Outcome {
     // One that has expired lets nobody in.
     let short = rig.token(For::Driver, Duration::from_secs(1))?;
     let made = Instant::now();
-    rig.wait("a token to expire", Duration::from_secs(5), |_| Ok(made.elapsed() > Duration::from_millis(1100)))?;
+    rig.wait("a token to expire", Duration::from_secs(5), |_| {
+        Ok(made.elapsed() > Duration::from_millis(1100))
+    })?;
     let error = refusal(Cluster::connect(&rig.address()).token(&short))?;
     assert!(error.to_string().contains("expired"), "{error}");
     rig.finish()?;

@@ -2,8 +2,8 @@
 
 mod actors;
 mod cancelling;
-mod dying;
 pub mod driver;
+mod dying;
 mod joining;
 mod objects;
 mod pinning;

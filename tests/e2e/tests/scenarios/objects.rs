@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use mobula::{Dtype, Element, ErrorKind, Result, prelude::*};
-use mobula_e2e::{Env, Witness, env::{on, witness}};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+};
 
 #[mobula::data]
 #[derive(Clone, Debug, PartialEq)]

@@ -65,7 +65,9 @@ pub async fn waiting_for_a_node_is_explained(env: Env) -> Result<()> {
     assert!(elsewhere > 0);
     eventually("the reason", async || {
         let waiting = env.cluster.snapshot().await?.waiting;
-        Ok(waiting.iter().any(|class| class.function.ends_with("pinning::place") && class.why.contains("rare")))
+        Ok(waiting
+            .iter()
+            .any(|class| class.function.ends_with("pinning::place") && class.why.contains("rare")))
     })
     .await?;
     assert!(!waits.is_ready());

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use mobula::{ErrorKind, Result, prelude::*};
-use mobula_e2e::{Env, Part, Witness, env::{on, witness}, eventually};
+use mobula_e2e::{
+    Env, Part, Witness,
+    env::{on, witness},
+    eventually,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -132,7 +136,10 @@ pub async fn a_lost_object_is_made_again(env: Env) -> Result<()> {
     let witness = Witness::new()?;
     let nodes = env.nodes().await?;
     let last = nodes[nodes.len() - 1];
-    let object = counted.options().strategy(mobula::Strategy::Node { node: last, soft: true }).remote(witness.place("made"), MIB);
+    let object = counted
+        .options()
+        .strategy(mobula::Strategy::Node { node: last, soft: true })
+        .remote(witness.place("made"), MIB);
     mobula::wait(std::slice::from_ref(&object), 1, None).await?;
     assert_eq!(witness.count("made"), 1);
     {

@@ -34,7 +34,8 @@ pub async fn sync_and_async(env: Env) -> Result<()> {
     let text = describe.remote("a ray", vec!["flat".to_owned()], Some(2)).await?;
     assert_eq!(text, "a ray [\"flat\"] Some(2)");
     assert_eq!(square.local(3), 9);
-    let many: Vec<_> = (0..500).map(|i| if i % 2 == 0 { square.remote(i) } else { add.remote(i * i, 0) }).collect();
+    let many: Vec<_> =
+        (0..500).map(|i| if i % 2 == 0 { square.remote(i) } else { add.remote(i * i, 0) }).collect();
     let values = mobula::get_all(&many).await?;
     assert_eq!(values, (0..500).map(|i| i * i).collect::<Vec<u64>>());
     assert_eq!(env.cluster.snapshot().await?.jobs.len(), 1);

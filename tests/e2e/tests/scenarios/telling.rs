@@ -75,7 +75,14 @@ pub async fn a_failed_argument_fails_what_needs_it(_env: Env) -> Result<()> {
     let end = plus_one.remote(&plus_one.remote(&parse.remote("x")));
     let error = end.await.unwrap_err();
     let text = error.to_string();
-    for part in ["telling::plus_one#", "an argument failed", "caused by: task ", "parse#", "no number", "invalid digit"] {
+    for part in [
+        "telling::plus_one#",
+        "an argument failed",
+        "caused by: task ",
+        "parse#",
+        "no number",
+        "invalid digit",
+    ] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
     assert_eq!(error.kind(), ErrorKind::Returned);

@@ -35,7 +35,13 @@ pub struct Early(BTreeMap<(ObjectId, u32), Wish>);
 
 impl Early {
     /// Notes a wish; `false` where there are too many.
-    pub fn note(&mut self, object: ObjectId, attempt: u32, now: Instant, wish: impl FnOnce(&mut Wish)) -> bool {
+    pub fn note(
+        &mut self,
+        object: ObjectId,
+        attempt: u32,
+        now: Instant,
+        wish: impl FnOnce(&mut Wish),
+    ) -> bool {
         if self.0.len() >= EARLY_MAX && !self.0.contains_key(&(object, attempt)) {
             return false;
         }
@@ -52,8 +58,12 @@ impl Early {
 
     /// Opens that have waited long enough.
     pub fn expire(&mut self, now: Instant) -> Vec<(ObjectId, u32, Open)> {
-        let over: Vec<_> =
-            self.0.iter().filter(|(_, wish)| wish.until.is_some_and(|until| until <= now)).map(|(key, _)| *key).collect();
+        let over: Vec<_> = self
+            .0
+            .iter()
+            .filter(|(_, wish)| wish.until.is_some_and(|until| until <= now))
+            .map(|(key, _)| *key)
+            .collect();
         let mut opens = Vec::new();
         for (object, attempt) in over {
             let wish = self.take(object, attempt).unwrap_or_default();

@@ -80,7 +80,9 @@ impl Core {
             client.at = Some((*host, *incarnation));
         }
         while let Some(client) = self.clients.get_mut(&actor) {
-            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else { return };
+            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else {
+                return;
+            };
             let Some(task) = self.tasks.get(&seq) else {
                 client.outbox.pop_front();
                 continue;

@@ -322,7 +322,9 @@ impl Core {
         let Some(task) = self.tasks.get(&seq) else { return };
         let target = Target::Task { lease: NO_LEASE, slots: u32::MAX };
         match self.arguments(&task.spec) {
-            Ok(arguments) => out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) }),
+            Ok(arguments) => {
+                out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) })
+            }
             Err(failure) => self.conclude(seq, failure, out),
         }
     }
@@ -344,10 +346,9 @@ impl Core {
             Some(State::Inline { bytes, .. }) => Ok(Part::Inline(bytes.clone())),
             Some(State::Stored(copy)) => Ok(Part::Stored { object: *object, copy: *copy }),
             Some(State::Failed(failure)) => Err(failure.clone()),
-            Some(State::Actor { .. } | State::Pending) | None => Err(Failure::new(
-                FailureKind::ObjectFreed,
-                format!("object {object} has no value"),
-            )),
+            Some(State::Actor { .. } | State::Pending) | None => {
+                Err(Failure::new(FailureKind::ObjectFreed, format!("object {object} has no value")))
+            }
         };
         spec.inputs
             .iter()
@@ -355,14 +356,21 @@ impl Core {
                 Ok(match input {
                     Input::Value(bytes) => Argument::One(Part::Inline(bytes.to_vec())),
                     Input::Ref(object) => Argument::One(part(object)?),
-                    Input::List(objects) => Argument::List(objects.iter().map(part).collect::<Result<_, _>>()?),
+                    Input::List(objects) => {
+                        Argument::List(objects.iter().map(part).collect::<Result<_, _>>()?)
+                    }
                 })
             })
             .collect()
     }
 
     /// A message about objects, a result, or a death notice from an executor or owner. Others come back.
-    pub fn on_message(&mut self, from: HostId, message: Message, out: &mut Vec<Action>) -> Result<(), Message> {
+    pub fn on_message(
+        &mut self,
+        from: HostId,
+        message: Message,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Message> {
         match message {
             Message::Done(done) => self.on_done(from, done, out),
             Message::Kill { actor } => {
@@ -379,7 +387,10 @@ impl Core {
         let seq = done.task.seq;
         self.objects.retained(from, &done.retained);
         let stale = match self.tasks.get(&seq) {
-            Some(task) => !matches!(task.phase, Phase::Pushed { host, .. } if host == from) || task.attempt != done.attempt,
+            Some(task) => {
+                !matches!(task.phase, Phase::Pushed { host, .. } if host == from)
+                    || task.attempt != done.attempt
+            }
             None => true,
         };
         if stale {
@@ -396,13 +407,14 @@ impl Core {
         }
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         let Phase::Pushed { lease, .. } = task.phase else { return };
-        let (key, kind, incarnation, cancelled) = (task.key, task.spec.kind, task.incarnation, task.cancelled);
+        let (key, kind, incarnation, cancelled) =
+            (task.key, task.spec.kind, task.incarnation, task.cancelled);
         match kind {
             Kind::Method { actor } => {
-                if let Some(client) = self.clients.get_mut(&actor) {
-                    if let Some(at) = client.in_flight.iter().position(|other| *other == seq) {
-                        client.in_flight.remove(at);
-                    }
+                if let Some(client) = self.clients.get_mut(&actor)
+                    && let Some(at) = client.in_flight.iter().position(|other| *other == seq)
+                {
+                    client.in_flight.remove(at);
                 }
             }
             Kind::Task => {
@@ -436,7 +448,9 @@ impl Core {
                     for (index, returned) in values.into_iter().enumerate() {
                         let object = done.task.object(index as u32);
                         let state = match returned.value {
-                            Value::Inline(bytes) => State::Inline { bytes, contains: returned.contains.clone() },
+                            Value::Inline(bytes) => {
+                                State::Inline { bytes, contains: returned.contains.clone() }
+                            }
                             Value::Stored(copy) => State::Stored(copy),
                         };
                         self.objects.complete(object, state, returned.contains, &mut self.effects);
@@ -650,7 +664,8 @@ impl Core {
     /// Returns `false` where it is already done or not ours.
     pub fn cancel(&mut self, object: ObjectId, force: bool, out: &mut Vec<Action>) -> bool {
         let seq = object.task.seq;
-        let Some(task) = self.tasks.get_mut(&seq).filter(|task| object.owner() == self.me && task.phase != Phase::Kept)
+        let Some(task) =
+            self.tasks.get_mut(&seq).filter(|task| object.owner() == self.me && task.phase != Phase::Kept)
         else {
             return false;
         };
@@ -721,9 +736,10 @@ impl Core {
     }
 
     fn maybe_release(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
-        let idle = self.leases.get(&lease).is_some_and(|held| {
-            held.wanted_back && held.in_flight == 0 && held.actors == 0
-        });
+        let idle = self
+            .leases
+            .get(&lease)
+            .is_some_and(|held| held.wanted_back && held.in_flight == 0 && held.actors == 0);
         if idle {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
@@ -840,7 +856,8 @@ impl Core {
                     let incarnations = restarts + 1;
                     let mut failure = actor_died(failure);
                     if restarts > 0 {
-                        failure.message = format!("{} (incarnation {incarnations} of {incarnations})", failure.message);
+                        failure.message =
+                            format!("{} (incarnation {incarnations} of {incarnations})", failure.message);
                     }
                     self.conclude(seq, failure, out);
                 }

@@ -74,11 +74,14 @@ impl Spec {
     }
 
     pub(super) fn dependencies(&self) -> impl Iterator<Item = ObjectId> {
-        self.inputs.iter().flat_map(|input| match input {
-            Input::Value(_) => &[][..],
-            Input::Ref(object) => std::slice::from_ref(object),
-            Input::List(objects) => &objects[..],
-        }).copied()
+        self.inputs
+            .iter()
+            .flat_map(|input| match input {
+                Input::Value(_) => &[][..],
+                Input::Ref(object) => std::slice::from_ref(object),
+                Input::List(objects) => &objects[..],
+            })
+            .copied()
     }
 
     /// `task crawl::fetch#81`, as errors name it.

@@ -3,7 +3,7 @@
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
     host::{Grant, Revocation, ToAgent},
-    peer::{Call, Done, Message, Outcome, Part, Argument, Returned, State, Target, Value},
+    peer::{Argument, Call, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
 };
 
@@ -133,7 +133,10 @@ fn c4_what_was_pushed_to_a_dead_host_is_retried_then_failed() {
     bench.died();
     let failure = bench.failure(object);
     assert_eq!(failure.kind, FailureKind::HostDied);
-    assert!(failure.to_string().contains("task test::f#1 failed: killed by signal 9 (attempt 2 of 2)"), "{failure}");
+    assert!(
+        failure.to_string().contains("task test::f#1 failed: killed by signal 9 (attempt 2 of 2)"),
+        "{failure}"
+    );
 }
 
 #[test]
@@ -148,8 +151,7 @@ fn c2_calls_of_an_actor_leave_in_order_and_its_end_fails_them() {
     assert!(matches!(calls[0].target, Target::Construct { incarnation: 1, .. }));
     let out = bench.message(done(&calls[0], Outcome::Values(Vec::new())));
     assert!(runs(&out).is_empty(), "the first call waits for its argument, and the second for the first");
-    let sent: Vec<_> =
-        runs(&bench.message(done(&calls[1], value(1)))).iter().map(|call| call.task).collect();
+    let sent: Vec<_> = runs(&bench.message(done(&calls[1], value(1)))).iter().map(|call| call.task).collect();
     assert_eq!(sent, [one.task, two.task]);
     bench.died();
     for object in [one, two] {
@@ -192,7 +194,10 @@ fn an_idle_lease_goes_back_when_asked_for_or_after_a_while() {
     for _ in 0..4 {
         bench.core.tick(&mut out);
     }
-    assert!(matches!(out.last(), Some(Action::Tell(ToAgent::Release { lease })) if lease.number == 2), "{out:?}");
+    assert!(
+        matches!(out.last(), Some(Action::Tell(ToAgent::Release { lease })) if lease.number == 2),
+        "{out:?}"
+    );
     assert_eq!(bench.core.lease_count(), 0);
 }
 
