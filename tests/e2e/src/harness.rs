@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,6 +29,14 @@ pub struct Case {
     resources: &'static [(&'static str, f64)],
     labels: &'static [(&'static str, &'static str)],
     store_bytes: Option<u64>,
+    fresh: bool,
+}
+
+/// Rigs that wait for the next case that wants one like them, with what they were made for.
+static RIGS: Mutex<Vec<(String, Rig)>> = Mutex::new(Vec::new());
+
+fn rigs() -> MutexGuard<'static, Vec<(String, Rig)>> {
+    RIGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The modes of a scenario that says nothing else.
@@ -39,7 +47,7 @@ const SCENARIO_WAIT: Duration = Duration::from_secs(60);
 impl Case {
     /// On two CPUs for each node, in all three modes.
     pub const fn new(name: &'static str, run: Scenario) -> Self {
-        Self { name, run, modes: &MODES, cpus: 2.0, resources: &[], labels: &[], store_bytes: None }
+        Self { name, run, modes: &MODES, cpus: 2.0, resources: &[], labels: &[], store_bytes: None, fresh: false }
     }
 
     /// In these modes only.
@@ -72,6 +80,12 @@ impl Case {
         self
     }
 
+    /// With a rig of its own, because it changes it.
+    pub const fn fresh(mut self) -> Self {
+        self.fresh = true;
+        self
+    }
+
     fn trial(&self, mode: Mode, alone: bool) -> Result<(), Failed> {
         let rig = match mode {
             Mode::Embedded | Mode::Local => None,
@@ -93,12 +107,30 @@ impl Case {
         }
         if let Some(rig) = rig {
             let rig = Arc::try_unwrap(rig).map_err(|_| "the scenario kept the rig")?;
-            rig.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+            let mut rig = rig.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if self.fresh {
+                rig.finish()?;
+            } else {
+                rig.idle()?;
+                rigs().push((self.made_for(), rig));
+            }
         }
         Ok(())
     }
 
+    /// Cases for which this is the same can share a rig, one after the other.
+    fn made_for(&self) -> String {
+        format!("{} {:?} {:?} {:?}", self.cpus, self.resources, self.labels, self.store_bytes)
+    }
+
     fn rig(&self, alone: bool) -> Result<Rig, Failed> {
+        let made_for = self.made_for();
+        if !self.fresh {
+            let mut rigs = rigs();
+            if let Some(at) = rigs.iter().position(|(other, _)| *other == made_for) {
+                return Ok(rigs.swap_remove(at).1);
+            }
+        }
         let mut builder = Rig::nodes(2).cpus(self.cpus);
         for at in 0..2 {
             builder = builder.node(at, |offer| offer.labels.push(("rig".to_owned(), at.to_string())));
@@ -112,7 +144,7 @@ impl Case {
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
         }
-        Ok(if alone { builder.alone() } else { builder }.start()?)
+        Ok(if alone && self.fresh { builder.alone() } else { builder }.start()?)
     }
 
     fn builder(&self, mode: Mode, rig: Option<&Mutex<Rig>>) -> Result<mobula::Builder, Failed> {
@@ -171,7 +203,15 @@ pub fn run(cases: &[Case], solos: &[Solo], known: &'static [Known]) -> ExitCode 
         let trial = Trial::test(solo.name, move || run().map_err(|error| error.to_string().into()));
         trials.push(marked(trial, reason(solo.name)));
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut tidy = true;
+    for (made_for, rig) in std::mem::take(&mut *rigs()) {
+        if let Err(error) = rig.finish() {
+            eprintln!("the rig of {made_for}, when all its scenarios were over: {error}");
+            tidy = false;
+        }
+    }
+    if tidy { conclusion.exit_code() } else { ExitCode::FAILURE }
 }
 
 /// The first async runtime of a process opens descriptors that it never closes. From here on they are there.

@@ -19,15 +19,28 @@ const TIDY_WAIT: Duration = Duration::from_secs(10);
 const GONE_WAIT: Duration = Duration::from_secs(5);
 
 impl Rig {
-    /// Waits until the cluster holds nothing for anybody any more: no job, lease, name or waiting class, every
-    /// resource free, no object in any store.
+    /// Waits until the head knows of no job, lease, name or waiting class, and every resource is free.
+    pub fn idle(&mut self) -> Result<()> {
+        self.look(in_use)
+    }
+
+    /// Waits for what [`Rig::idle`] waits for, and until no node has an object, a host or memory in use. It takes
+    /// up to two seconds until agents have said so.
     pub fn settle(&mut self) -> Result<()> {
+        self.look(|snapshot, members| {
+            let mut left = in_use(snapshot, members);
+            left.extend(snapshot.nodes.iter().filter_map(kept_on));
+            left
+        })
+    }
+
+    fn look(&mut self, left: impl Fn(&Snapshot, usize) -> Vec<String>) -> Result<()> {
         if self.head.is_none() {
             return Ok(());
         }
         let members = self.nodes.iter().filter(|node| node.process.is_some()).count();
         look_until(TIDY_WAIT, || match self.snapshot() {
-            Ok(snapshot) => in_use(&snapshot, members),
+            Ok(snapshot) => left(&snapshot, members),
             Err(error) => vec![error.to_string()],
         })
     }
@@ -115,23 +128,20 @@ fn in_use(snapshot: &Snapshot, members: usize) -> Vec<String> {
     }
     left.extend(snapshot.waiting.iter().map(|class| format!("{} waits: {}", class.function, class.why)));
     left.extend(snapshot.names.iter().map(|name| format!("the name {} is taken", name.name)));
-    left.extend(snapshot.nodes.iter().flat_map(in_use_on));
+    let taken = snapshot.nodes.iter().filter(|node| node.available != node.total);
+    left.extend(taken.map(|node| format!("{} has {:?} of {:?}", node.name, node.available, node.total)));
     left
 }
 
-fn in_use_on(node: &NodeSnapshot) -> Vec<String> {
-    let mut left = Vec::new();
-    if node.available != node.total {
-        left.push(format!("{} has {:?} of {:?}", node.name, node.available, node.total));
-    }
+fn kept_on(node: &NodeSnapshot) -> Option<String> {
     let usage = &node.usage;
-    if usage.store_used_bytes > 0 || usage.objects > 0 || usage.pinned > 0 || usage.hosts > 0 {
-        left.push(format!(
+    let none = usage.store_used_bytes == 0 && usage.objects == 0 && usage.pinned == 0 && usage.hosts == 0;
+    (!none).then(|| {
+        format!(
             "{} has {} bytes in its store, {} objects, {} pinned, and {} hosts",
             node.name, usage.store_used_bytes, usage.objects, usage.pinned, usage.hosts
-        ));
-    }
-    left
+        )
+    })
 }
 
 fn entries(folder: &Path) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     time::Duration,
@@ -24,6 +24,8 @@ use crate::{context, link::AgentSender, runtime::Runtime};
 
 /// How long a writer waits for room before the store counts as full.
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
+/// How long a writer waits for room before it gives back what it only keeps for reuse.
+const PRESSURE_WAIT: Duration = Duration::from_millis(50);
 /// Touched memory that an idle writer keeps for reuse.
 const KEEP_BYTES: u64 = 256 * 1024 * 1024;
 /// Smallest region, unless the store itself is small.
@@ -78,6 +80,8 @@ pub struct Store {
     requests: Mutex<HashMap<u64, ObjectId>>,
     readers: Mutex<HashMap<RegionId, Weak<Reader>>>,
     growing: Mutex<()>,
+    /// The agent has no room for a region that was asked for, so none is kept empty.
+    pressed: AtomicBool,
     answers: Mutex<HashMap<u64, SyncSender<Result<(), Failure>>>>,
 }
 
@@ -96,6 +100,7 @@ impl Store {
             requests: Mutex::default(),
             readers: Mutex::default(),
             growing: Mutex::default(),
+            pressed: AtomicBool::new(false),
             answers: Mutex::default(),
         }
     }
@@ -146,7 +151,14 @@ impl Store {
         self.answers.lock().insert(request, sender);
         let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
-        let answer = receiver.recv_timeout(STORE_FULL_WAIT * 2).unwrap_or_else(|_| {
+        let answer = receiver.recv_timeout(PRESSURE_WAIT).or_else(|_| {
+            self.pressed.store(true, Ordering::Release);
+            self.trim(runtime, 0);
+            let answer = receiver.recv_timeout(STORE_FULL_WAIT * 2);
+            self.pressed.store(false, Ordering::Release);
+            answer
+        });
+        let answer = answer.unwrap_or_else(|_| {
             Err(runtime.ended().unwrap_or_else(|| {
                 Failure::new(
                     FailureKind::Unreachable,
@@ -155,6 +167,10 @@ impl Store {
             }))
         });
         self.answers.lock().remove(&request);
+        if answer.is_err() && self.heap.allocate(wanted).is_ok() {
+            // Room came free in the regions that are here already.
+            return Ok(());
+        }
         answer?;
         let trouble = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
         let writer = Writer::create(bytes).map_err(trouble)?;
@@ -180,7 +196,7 @@ impl Store {
             objects.iter().filter_map(|object| kept.remove(object)).collect()
         };
         drop(gone);
-        self.trim(runtime, KEEP_BYTES);
+        self.trim(runtime, if self.pressed.load(Ordering::Acquire) { 0 } else { KEEP_BYTES });
     }
 
     fn trim(&self, runtime: &Arc<Runtime>, keep_bytes: u64) {

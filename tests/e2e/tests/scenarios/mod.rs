@@ -39,7 +39,7 @@ const EVERYWHERE: &[Mode] = &[Mode::Embedded, Mode::Local, Mode::Remote, Mode::S
 /// Scenarios that run in several modes.
 pub fn cases() -> Vec<Case> {
     vec![
-        case!(tasks::sync_and_async).modes(EVERYWHERE),
+        case!(tasks::sync_and_async).modes(EVERYWHERE).fresh(),
         case!(tasks::refs_are_arguments),
         case!(tasks::a_graph_runs_without_its_driver),
         case!(tasks::refs_travel_inside_values),
@@ -58,7 +58,7 @@ pub fn cases() -> Vec<Case> {
         case!(store::borrowed_objects_outlive_the_first_ref),
         case!(store::a_full_store_says_so).store_bytes(32 << 20),
         case!(store::too_large_for_the_store).store_bytes(32 << 20),
-        case!(store::a_lost_object_is_made_again).modes(RIG),
+        case!(store::a_lost_object_is_made_again).modes(RIG).fresh(),
         case!(actors::calls_keep_their_order),
         case!(actors::shared_calls_overlap),
         case!(actors::constructors_may_wait_and_fail),
@@ -78,7 +78,7 @@ pub fn cases() -> Vec<Case> {
         case!(dying::an_actor_starts_again),
         case!(dying::restarts_end),
         case!(dying::a_killed_host_is_replaced).modes(RIG),
-        case!(dying::a_killed_node_is_replaced).modes(RIG),
+        case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
         case!(telling::a_panic_names_its_place),
         case!(telling::an_error_keeps_its_causes),
         case!(telling::a_failed_argument_fails_what_needs_it),
@@ -91,7 +91,7 @@ pub fn cases() -> Vec<Case> {
         case!(placing::mistakes_are_reported_by_the_ref),
         case!(pinning::spread_and_affinity).modes(PROCESSES),
         case!(pinning::labels_choose_among_nodes).modes(RIG),
-        case!(pinning::waiting_for_a_node_is_explained).modes(RIG),
+        case!(pinning::waiting_for_a_node_is_explained).modes(RIG).fresh(),
     ]
 }
 

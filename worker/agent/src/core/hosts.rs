@@ -203,7 +203,7 @@ mod tests {
         hosts.add(id(1), Kind::Driver, job, vec![]);
         hosts.add(id(2), Kind::Shared, job, vec![]);
         hosts.add(id(3), Kind::Shared, other, vec![]);
-        assert_eq!(hosts.connect(id(1), id(3)), Connect::NoSuchHost, "another job's");
+        assert_eq!(hosts.connect(id(1), id(3)), Connect::Relay, "another job's");
         assert_eq!(hosts.connect(id(1), id(9)), Connect::NoSuchHost);
         assert_eq!(hosts.doorbell(id(1), fd()), vec![]);
         assert_eq!(hosts.connect(id(1), id(2)), Connect::Nothing);
