@@ -66,8 +66,12 @@ impl Rig {
                 process.ask_to_end();
             }
         }
+        // What was killed could not tidy up after itself.
+        let mut ended = Vec::new();
         for node in &mut self.nodes {
-            drop(node.process.take());
+            if node.process.take().is_some() {
+                ended.push(node.home.join("jobs"));
+            }
         }
         drop(self.head.take());
         look_until(GONE_WAIT, || {
@@ -76,8 +80,8 @@ impl Rig {
                 .map(|process| format!("process {} still runs", process.pid))
                 .collect()
         })?;
-        for node in &self.nodes {
-            let folders = entries(&node.home.join("jobs"));
+        for jobs in ended {
+            let folders = entries(&jobs);
             if !folders.is_empty() {
                 return Err(Error::Leftovers(folders));
             }

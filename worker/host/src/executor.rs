@@ -360,15 +360,19 @@ impl Executor {
                 state.long += usize::from(long);
                 drop(state);
                 // One wake for several results, as long as there is more to run right now.
-                crate::peers::defer_rings();
+                crate::peers::defer_rings(!long);
+                if long {
+                    runtime.peers().ring_all(true);
+                }
                 run_sync(runtime, run);
-                crate::peers::ring_all(self.ready.load(Ordering::Acquire) == 0);
+                crate::peers::defer_rings(false);
+                runtime.peers().ring_all(self.ready.load(Ordering::Acquire) == 0);
                 state = self.state.lock();
                 state.long -= usize::from(long);
                 continue;
             }
             drop(state);
-            crate::peers::ring_all(true);
+            runtime.peers().ring_all(true);
             state = self.state.lock();
             if !state.ready.is_empty() {
                 continue;
@@ -398,6 +402,7 @@ impl Executor {
 
     /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not.
     pub(crate) fn tick(&self, runtime: &Arc<Runtime>) {
+        runtime.peers().ring_all(true);
         let mut state = self.state.lock();
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
@@ -407,7 +412,12 @@ impl Executor {
     /// A call waits for an object: its slot may serve others.
     pub(crate) fn block(&self, runtime: &Arc<Runtime>, context: &Context, thread: bool) {
         if thread {
-            self.state.lock().blocked += 1;
+            let mut state = self.state.lock();
+            state.blocked += 1;
+            // What was left for this thread to take needs another now.
+            if !state.ready.is_empty() && wants_another_thread(&state) {
+                self.wake_or_grow(runtime, &mut state);
+            }
         }
         if context.waiting.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
@@ -488,19 +498,30 @@ impl Executor {
 
     /// Ends an actor.
     pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
-        let found = {
+        let (actor, mut running) = {
             let mut state = self.state.lock();
-            match state.actors.get(&id) {
+            let found = match state.actors.get(&id) {
                 Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
                 _ => None,
-            }
+            };
+            let Some(actor) = found else { return };
+            let running: Vec<_> =
+                state.running.values().filter(|call| call.actor == Some(id)).cloned().collect();
+            (actor, running)
         };
-        let Some(actor) = found else { return };
         let state = {
             let mut inbox = actor.inner.lock();
             inbox.ended = Some(Failure::new(FailureKind::ActorDied, "the actor ended"));
+            // What has not started ends below, in the actor's own order.
+            running.retain(|call| inbox.entries.iter().all(|entry| entry.task != call.task));
             inbox.state.take()
         };
+        for call in running {
+            call.cancelled.store(true, Ordering::Relaxed);
+            if let Some(abort) = call.abort.lock().as_ref() {
+                abort.abort();
+            }
+        }
         self.pump(runtime, &actor);
         // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
         runtime.user().spawn_blocking(move || drop(state));
@@ -515,7 +536,11 @@ impl Executor {
         let Run { call, caller, function, context, actor, arguments } = *run;
         drop(arguments);
         note_time(function, nanos);
+        let ended = || actor.as_ref().and_then(|actor| actor.inner.lock().ended.clone());
         let result = result.map_err(|failure| {
+            // Its actor's end is what stopped it.
+            let failure =
+                if failure.kind == FailureKind::Cancelled { ended().unwrap_or(failure) } else { failure };
             let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
             failure.attempt = call.attempt;
             failure.attempts_max = call.attempts_max;

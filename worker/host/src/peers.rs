@@ -6,7 +6,7 @@
 //! the doorbell instead; so nothing is ever left lying, and an idle process does not spin.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -58,39 +58,28 @@ pub struct Peers {
     inbound: RwLock<Vec<Arc<Inbound>>>,
     lead: Mutex<Spin>,
     stopped: AtomicBool,
+    unrung: Mutex<Unrung>,
 }
 
 thread_local! {
     static POLLING_WORKER: Cell<bool> = const { Cell::new(false) };
-    static UNRUNG: RefCell<Option<Unrung>> = const { RefCell::new(None) };
+    static DEFERRING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Hosts to which results were sent whose doorbells are yet to be rung.
+#[derive(Default)]
 struct Unrung {
-    since: Instant,
+    since: Option<Instant>,
     bells: SmallVec<[Arc<Outbound>; 4]>,
 }
 
-/// Longest that a result may lie in a ring before its receiver is woken, while this thread has more to run.
+/// Longest that a result may lie in a ring before its receiver is woken, while there is more to run.
 const BATCH_WAIT: Duration = Duration::from_micros(100);
 
-/// From now on this thread's messages wake their receivers only when [`ring_all`] is called; receivers that are
-/// awake see them at once.
-pub(crate) fn defer_rings() {
-    UNRUNG.with_borrow_mut(|unrung| {
-        unrung.get_or_insert_with(|| Unrung { since: Instant::now(), bells: SmallVec::new() });
-    });
-}
-
-/// Wakes whom [`defer_rings`] left asleep: always if `all`, else only if the first of them has waited for long.
-pub(crate) fn ring_all(all: bool) {
-    let due = UNRUNG.with_borrow_mut(|unrung| match unrung {
-        Some(waiting) if all || waiting.since.elapsed() >= BATCH_WAIT => unrung.take(),
-        _ => None,
-    });
-    for outbound in due.map(|unrung| unrung.bells).unwrap_or_default() {
-        outbound.doorbell.ring();
-    }
+/// While this thread runs a short call, the results that it sends wake their receivers only with
+/// [`Peers::ring_all`]; receivers that are awake see them at once.
+pub(crate) fn defer_rings(yes: bool) {
+    DEFERRING.set(yes);
 }
 
 /// Whether this thread belongs to the pool and is draining rings: it will run what it receives itself.
@@ -107,6 +96,7 @@ impl Peers {
             inbound: RwLock::default(),
             lead: Mutex::new(Spin::default()),
             stopped: AtomicBool::new(false),
+            unrung: Mutex::default(),
         }
     }
 
@@ -139,6 +129,39 @@ impl Peers {
         }
     }
 
+    /// Wakes whom [`defer_rings`] left asleep: always if `all`, else only if the first of them has waited for long.
+    pub(crate) fn ring_all(&self, all: bool) {
+        let due = {
+            let mut unrung = self.unrung.lock();
+            match unrung.since {
+                Some(since) if all || since.elapsed() >= BATCH_WAIT => std::mem::take(&mut *unrung),
+                _ => return,
+            }
+        };
+        for outbound in due.bells {
+            outbound.doorbell.ring();
+        }
+    }
+
+    fn push(&self, outbound: &Arc<Outbound>, message: &Message) {
+        let body = match wire::encode(message) {
+            Ok(body) => body,
+            Err(error) => return tracing::error!(%error, "a message could not be encoded"),
+        };
+        if let Err(error) = outbound.sender.lock().send(&[], &body) {
+            tracing::error!(%error, "a message could not be sent");
+        }
+        if DEFERRING.get() && matches!(message, Message::Done(_)) {
+            let mut unrung = self.unrung.lock();
+            unrung.since.get_or_insert_with(Instant::now);
+            if !unrung.bells.iter().any(|other| Arc::ptr_eq(other, outbound)) {
+                unrung.bells.push(outbound.clone());
+            }
+        } else {
+            outbound.doorbell.ring();
+        }
+    }
+
     /// Sends a message to another host.
     pub(crate) fn send(&self, runtime: &Runtime, to: HostId, message: Message) {
         let mut routes = self.routes.lock();
@@ -146,7 +169,7 @@ impl Peers {
             Some(Route::Rings(outbound)) => {
                 let outbound = outbound.clone();
                 drop(routes);
-                push(&outbound, &message);
+                self.push(&outbound, &message);
             }
             Some(Route::Connecting(queue)) => queue.push(message),
             Some(Route::Relay) => relay(runtime, to, &message),
@@ -174,7 +197,7 @@ impl Peers {
             return;
         };
         for message in queued {
-            push(&outbound, &message);
+            self.push(&outbound, &message);
         }
         routes.insert(peer, Route::Rings(outbound));
         drop(routes);
@@ -352,28 +375,6 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
         Ok::<_, ring::Error>((outbound, Arc::new(inbound)))
     })();
     mapped.map_err(|error| tracing::error!(%peer, %error, "rings could not be mapped")).ok()
-}
-
-fn push(outbound: &Arc<Outbound>, message: &Message) {
-    let body = match wire::encode(message) {
-        Ok(body) => body,
-        Err(error) => return tracing::error!(%error, "a message could not be encoded"),
-    };
-    if let Err(error) = outbound.sender.lock().send(&[], &body) {
-        tracing::error!(%error, "a message could not be sent");
-    }
-    let deferred = UNRUNG.with_borrow_mut(|unrung| match unrung {
-        Some(waiting) => {
-            if !waiting.bells.iter().any(|other| Arc::ptr_eq(other, outbound)) {
-                waiting.bells.push(outbound.clone());
-            }
-            true
-        }
-        None => false,
-    });
-    if !deferred {
-        outbound.doorbell.ring();
-    }
 }
 
 fn relay(runtime: &Runtime, to: HostId, message: &Message) {

@@ -539,6 +539,8 @@ impl Runtime {
             Some(parker)
         });
         let Some(parker) = parker else { return Ok(()) };
+        // What is waited for may depend on a result whose receiver has not been woken yet.
+        self.peers.ring_all(true);
         let mut blocked: Option<Blocked> = None;
         while !parker.is_woken() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
             if !self.peers.lead_until(self, &parker, blocked.is_none(), deadline) {

@@ -70,8 +70,13 @@ pub(super) fn start(
             labels: Vec::new(),
             hostname: name.clone(),
         };
+        // It offers no memory to others, but what the driver puts and gets has to lie somewhere.
+        let store_bytes = match builder.store_bytes {
+            Some(bytes) => bytes,
+            None => mobula_agent::service::store_bytes_default(&embedded::detected(builder)?.total),
+        };
         let options =
-            roles::node_options(home.path(), head, joined.identity, None, None, nothing, builder.store_bytes);
+            roles::node_options(home.path(), head, joined.identity, None, None, nothing, Some(store_bytes));
         let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
         let link = agent.attach();
         Ok::<_, Error>((agent, link))

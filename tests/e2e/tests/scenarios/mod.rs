@@ -98,6 +98,7 @@ pub fn cases() -> Vec<Case> {
 /// Scenarios that bring their own processes.
 pub const SOLOS: &[Solo] = &[
     solo!(driver::output_reaches_the_driver),
+    solo!(driver::the_last_line_reaches_the_driver),
     solo!(driver::a_killed_driver_ends_its_job),
     solo!(driver::a_failing_main_says_why),
     solo!(joining::tokens_are_for_one),

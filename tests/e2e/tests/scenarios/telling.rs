@@ -27,7 +27,7 @@ fn explode(x: u64) -> u64 {
 #[mobula::task]
 async fn explode_async() {
     tokio::task::yield_now().await;
-    let none: Option<u8> = None;
+    let none: Option<u8> = std::hint::black_box(None);
     none.expect("there is something");
 }
 
