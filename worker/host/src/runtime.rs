@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, Spec},
+    core::{Action, Core, Spec, UNFINISHED_TASKS_MAX},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -336,9 +336,26 @@ impl Runtime {
     // ---- submitting ----
 
     /// Submits a call. The returned object has one reference, which the caller gives back with
-    /// [`Runtime::drop_ref`].
+    /// [`Runtime::drop_ref`]. With [`UNFINISHED_TASKS_MAX`] calls unfinished it first waits, on this thread, until
+    /// one is done; inside a task that counts as waiting for an object.
     pub fn submit(self: &Arc<Self>, spec: Spec) -> ObjectId {
+        if self.unfinished() >= UNFINISHED_TASKS_MAX {
+            self.wait_for_budget();
+        }
         self.step(|core, out| core.submit(spec, out))
+    }
+
+    fn wait_for_budget(self: &Arc<Self>) {
+        let is_async = context::is_async();
+        let _blocked = Blocked::enter(self, !is_async);
+        while self.unfinished() >= UNFINISHED_TASKS_MAX && self.ended().is_none() {
+            let parker = Parker::new(1);
+            if is_async {
+                tokio::task::block_in_place(|| std::thread::sleep(BUDGET_LOOK));
+            } else if !self.peers.lead_until(self, &parker, false, Some(Instant::now() + BUDGET_LOOK)) {
+                std::thread::sleep(BUDGET_LOOK);
+            }
+        }
     }
 
     /// Tasks submitted here and not yet done.
@@ -699,6 +716,8 @@ impl Runtime {
     }
 }
 
+/// How often a submitter that is over its budget looks again.
+const BUDGET_LOOK: Duration = Duration::from_millis(1);
 /// How often leases are renewed or given back.
 const TICK: Duration = Duration::from_millis(250);
 /// Longest wait for the head's answer to a question.

@@ -104,16 +104,57 @@ pub fn run_main<F: Future<Output = Outcome>>(
     } else {
         None
     };
-    let outcome = user.block_on(polled(main(cluster)));
-    let code = match outcome.0 {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
+    let stopped = watch_signals(&user);
+    let main = polled(main(cluster));
+    let outcome = user.block_on(async {
+        // Whichever ends first, the other is dropped, and the cluster that `main` holds with it.
+        tokio::select! {
+            outcome = main => Ok(outcome.0),
+            Ok(signal) = stopped => Err(signal),
+        }
+    });
+    let code = match outcome {
+        Err(signal) => ExitCode::from(SIGNAL_EXIT + signal),
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(text)) => {
             eprintln!("error: {text}");
             ExitCode::FAILURE
         }
     };
     user.shutdown_timeout(Duration::from_millis(100));
     code
+}
+
+/// Exit code of a program that a signal ended, less the signal's number.
+const SIGNAL_EXIT: u8 = 128;
+/// How long an interrupted driver may take to end its job.
+const STOP_WAIT: Duration = Duration::from_secs(1);
+
+/// Says when Ctrl-C or SIGTERM comes. The job then ends in good order; should that take longer than [`STOP_WAIT`]
+/// (because `main` does not come to its next `await`, say), the process ends all the same.
+fn watch_signals(user: &tokio::runtime::Runtime) -> tokio::sync::oneshot::Receiver<u8> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (say, stopped) = tokio::sync::oneshot::channel();
+    user.spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            // Without handlers a signal ends the process at once, which ends its job too.
+            return std::future::pending().await;
+        };
+        let kind = tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+        };
+        let number = u8::try_from(kind.as_raw_value()).unwrap_or(0);
+        std::thread::spawn(move || {
+            std::thread::sleep(STOP_WAIT);
+            std::process::exit(i32::from(SIGNAL_EXIT + number));
+        });
+        // `main` may have ended meanwhile.
+        let _ended = say.send(number);
+    });
+    stopped
 }
 
 /// Polls with the thread marked as running async code, so that blocking waits are refused.

@@ -164,14 +164,11 @@ fn collect(stream: impl Read, word: &str, witness: &Witness) -> Vec<String> {
     lines
 }
 
-pub fn a_killed_driver_ends_its_job() -> Outcome {
+/// How a driver is ended from outside, and how long its job may outlive that.
+fn ended_driver(end: fn(&mut Child) -> std::io::Result<()>, limits: [Duration; 2]) -> Outcome {
     let mut rig = Rig::nodes(2).cpus(1.0).start()?;
-    // A socket closes at once; over the network it is silence that tells, after the idle timeout of 10 s.
-    let ways = [
-        ((rig.socket(0)?, String::new()), Duration::from_secs(2)),
-        ((rig.address(), rig.driver_token()?), Duration::from_secs(15)),
-    ];
-    for (way, limit) in ways {
+    let ways = [(rig.socket(0)?, String::new()), (rig.address(), rig.driver_token()?)];
+    for (way, limit) in ways.into_iter().zip(limits) {
         let mut driver = start("hang", Some(way))?;
         let stdout = driver.stdout.take().ok_or("its output is piped")?;
         let mut line = String::new();
@@ -179,7 +176,7 @@ pub fn a_killed_driver_ends_its_job() -> Outcome {
         assert!(line.contains("here for ever"), "{line:?}");
         let snapshot = rig.snapshot()?;
         assert_eq!((snapshot.jobs.len(), snapshot.names.len()), (1, 1));
-        driver.kill()?;
+        end(&mut driver)?;
         driver.wait()?;
         rig.wait("the job to end", limit, |rig| {
             let snapshot = rig.snapshot()?;
@@ -192,6 +189,20 @@ pub fn a_killed_driver_ends_its_job() -> Outcome {
     }
     rig.finish()?;
     Ok(())
+}
+
+/// A socket closes at once; over the network it is silence that tells, after the idle timeout of 10 s.
+pub fn a_killed_driver_ends_its_job() -> Outcome {
+    ended_driver(Child::kill, [Duration::from_secs(2), Duration::from_secs(15)])
+}
+
+/// Ctrl-C ends the job in good order, wherever the driver is.
+pub fn an_interrupted_driver_ends_its_job() -> Outcome {
+    let interrupt = |driver: &mut Child| {
+        let pid = rustix::process::Pid::from_child(driver);
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::INT)?)
+    };
+    ended_driver(interrupt, [Duration::from_secs(2); 2])
 }
 
 pub fn a_failing_main_says_why() -> Outcome {

@@ -100,6 +100,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(driver::output_reaches_the_driver),
     solo!(driver::the_last_line_reaches_the_driver),
     solo!(driver::a_killed_driver_ends_its_job),
+    solo!(driver::an_interrupted_driver_ends_its_job),
     solo!(driver::a_failing_main_says_why),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
