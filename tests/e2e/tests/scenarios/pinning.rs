@@ -3,12 +3,28 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use mobula::{ErrorKind, LabelRule, Result, Strategy};
-use mobula_e2e::{Env, env::on, eventually};
+use mobula_e2e::{
+    Env, Witness,
+    env::{WAIT, on, witness},
+    eventually,
+};
 
 #[mobula::task]
 fn place(millis: u64) -> Result<u32> {
     std::thread::sleep(Duration::from_millis(millis));
     Ok(mobula::context::current()?.node().number)
+}
+
+/// Ends when it runs on every one of these nodes at once: each call leaves a note beside `notes`.
+#[mobula::task]
+fn meet(notes: String, nodes: Vec<u32>) -> Result<u32> {
+    let here = mobula::context::current()?.node().number;
+    witness::note(&format!("{notes}-{here}"));
+    let began = std::time::Instant::now();
+    while began.elapsed() < WAIT && !nodes.iter().all(|node| witness::noted(&format!("{notes}-{node}"))) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(here)
 }
 
 struct Settler;
@@ -33,7 +49,11 @@ pub async fn spread_and_affinity(env: Env) -> Result<()> {
         assert_eq!(settler.place().await?, node.number);
         assert_eq!(settler.node(), Some(*node));
     }
-    let spread: Vec<_> = (0..8).map(|_| place.options().strategy(Strategy::Spread).remote(20)).collect();
+    let witness = Witness::new()?;
+    let numbers: Vec<u32> = nodes.iter().map(|node| node.number).collect();
+    let spread_out =
+        || meet.options().strategy(Strategy::Spread).remote(witness.place("node"), numbers.clone());
+    let spread: Vec<_> = (0..8).map(|_| spread_out()).collect();
     let places: BTreeSet<u32> = mobula::get_all(&spread).await?.into_iter().collect();
     assert_eq!(places.len(), 2, "both nodes do some of it");
     let nowhere = mobula::NodeId { number: 999, incarnation: 1 };
