@@ -30,9 +30,9 @@ impl Ownership {
         let me = self.me;
         let entry = self.objects.entry(object).or_insert_with(|| {
             let state = if owner == me {
-                State::Failed(freed(object))
+                State::failed(freed(object))
             } else if owner_dead {
-                State::Failed(crate::death::owner_died(object, None))
+                State::failed(crate::death::owner_died(object, None))
             } else {
                 State::Pending
             };

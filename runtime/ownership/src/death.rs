@@ -54,7 +54,7 @@ impl Ownership {
         orphans.sort_unstable();
         for object in orphans {
             if let Some(entry) = self.objects.get_mut(&object) {
-                change(entry, object, State::Failed(owner_died(object, Some(failure))), fx);
+                change(entry, object, State::failed(owner_died(object, Some(failure))), fx);
             }
         }
         let mut tokens: Vec<u64> = self

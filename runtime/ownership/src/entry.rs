@@ -1,9 +1,4 @@
-//! One object in the table, and the table's hash function.
-
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-};
+//! One object in the table.
 
 use mobula_proto::{HostId, ObjectId, peer::State};
 
@@ -161,42 +156,5 @@ impl Entry {
             Some(rare) if stay => rare.waiters.clone(),
             Some(rare) => std::mem::take(&mut rare.waiters),
         }
-    }
-}
-
-pub(crate) type FastHasher = BuildHasherDefault<Mix>;
-/// Looked up, never iterated where the order could show.
-pub(crate) type FastMap<K, V> = HashMap<K, V, FastHasher>;
-
-/// A multiply-and-add hash for identifiers: cheap, and enough inside a trust domain.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Mix(u64);
-
-impl Mix {
-    const FACTOR: u64 = 0xf135_7aea_2e62_a9c5;
-
-    fn add(&mut self, word: u64) {
-        self.0 = self.0.wrapping_add(word).wrapping_mul(Self::FACTOR);
-    }
-}
-
-impl Hasher for Mix {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.add(u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.add(u64::from(word));
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.add(word);
-    }
-
-    fn finish(&self) -> u64 {
-        // The good bits of a product are its high ones, and the table picks its bucket by the low ones.
-        self.0.rotate_left(26)
     }
 }

@@ -53,15 +53,11 @@ mod owner;
 mod tests;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
-use crate::{
-    borrower::Outstanding,
-    dead::Dead,
-    entry::{Entry, FastMap},
-};
+use crate::{borrower::Outstanding, dead::Dead, entry::Entry};
 
 /// What the host must do after a call. Effects are meant to be carried out in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,11 +144,11 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Ownership {
     me: HostId,
-    objects: FastMap<ObjectId, Entry>,
+    objects: IdMap<ObjectId, Entry>,
     /// `Borrow`s sent and not acknowledged, by their token.
-    outstanding: FastMap<u64, Outstanding>,
+    outstanding: IdMap<u64, Outstanding>,
     /// How many acknowledgements each settling task still waits for, by the task's token.
-    settling: FastMap<u64, u32>,
+    settling: IdMap<u64, u32>,
     next_token: u64,
     dead: Dead,
 }
@@ -162,9 +158,9 @@ impl Ownership {
     pub fn new(me: HostId) -> Self {
         Self {
             me,
-            objects: FastMap::default(),
-            outstanding: FastMap::default(),
-            settling: FastMap::default(),
+            objects: IdMap::default(),
+            outstanding: IdMap::default(),
+            settling: IdMap::default(),
             next_token: 1,
             dead: Dead::default(),
         }
@@ -286,7 +282,7 @@ impl Ownership {
                 for to in entry.waiters() {
                     fx.push(Effect::Send {
                         to: *to,
-                        message: Message::Resolved { object, state: State::Failed(freed(object)) },
+                        message: Message::Resolved { object, state: State::failed(freed(object)) },
                     });
                 }
             }

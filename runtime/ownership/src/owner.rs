@@ -81,7 +81,7 @@ impl Ownership {
             }
             State::Inline { .. } | State::Failed(_) => return,
         }
-        self.finish(object, State::Failed(failure), Vec::new(), fx);
+        self.finish(object, State::failed(failure), Vec::new(), fx);
     }
 
     /// The submitter's part of `Done.retained`: notes `by` as borrower of each, once more. Must come before the
@@ -121,7 +121,7 @@ impl Ownership {
                 )
                 .of(format!("object {object}"));
                 failure.attempt = attempt;
-                self.finish(object, State::Failed(failure), Vec::new(), fx);
+                self.finish(object, State::failed(failure), Vec::new(), fx);
             }
         } else if self.dead.host(owner) {
             let failure = Failure::new(
@@ -129,7 +129,7 @@ impl Ownership {
                 format!("its owner {owner} ended, and its copy on {node} cannot be read"),
             )
             .of(format!("object {object}"));
-            entry.state = State::Failed(failure);
+            entry.state = State::failed(failure);
             fx.push(Effect::Ready { object });
         } else {
             entry.asked = true;
@@ -178,7 +178,7 @@ impl Ownership {
             }
             _ => fx.push(Effect::Send {
                 to: from,
-                message: Message::Resolved { object, state: State::Failed(freed(object)) },
+                message: Message::Resolved { object, state: State::failed(freed(object)) },
             }),
         }
     }

@@ -12,9 +12,11 @@
 //! | [`head`] | messages between an agent and the head |
 //! | [`host`] | messages between a host and its agent |
 //! | [`peer`] | messages between two hosts |
+//! | [`blob`] | encoded values inside messages |
 
 #![forbid(unsafe_code)]
 
+pub mod blob;
 pub mod failure;
 pub mod head;
 pub mod host;
@@ -23,6 +25,7 @@ pub mod peer;
 pub mod resource;
 pub mod wire;
 
+pub use blob::Blob;
 pub use failure::{Failure, Kind as FailureKind};
-pub use id::{BinaryHash, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
+pub use id::{BinaryHash, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
 pub use resource::{Quantity, Resources};

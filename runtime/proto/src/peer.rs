@@ -5,7 +5,9 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::{Failure, HostId, LeaseId, NodeId, ObjectId, TaskId};
+use smallvec::SmallVec;
+
+use crate::{Blob, Failure, HostId, LeaseId, NodeId, ObjectId, TaskId};
 
 /// Most arguments of one task, and most values that one task returns.
 pub const ARGUMENTS_MAX: usize = 65_536;
@@ -94,7 +96,7 @@ pub struct Call {
     /// What it is and whom it concerns.
     pub target: Target,
     /// Arguments in order.
-    pub arguments: Vec<Argument>,
+    pub arguments: SmallVec<[Argument; 1]>,
     /// Time from its start after which it is cancelled; 0 for none.
     pub timeout_ms: u64,
 }
@@ -138,7 +140,7 @@ pub enum Argument {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub enum Part {
     /// The encoded value.
-    Inline(Vec<u8>),
+    Inline(Blob),
     /// An object in a store, to be read where it lies or pulled.
     Stored {
         /// The object.
@@ -173,7 +175,7 @@ pub struct Returned {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub enum Value {
     /// The encoded value.
-    Inline(Vec<u8>),
+    Inline(Blob),
     /// In a node's store.
     Stored(Copy),
 }
@@ -198,9 +200,9 @@ pub struct Done {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// In the order in which they are indexed.
-    Values(Vec<Returned>),
+    Values(SmallVec<[Returned; 1]>),
     /// Why it failed.
-    Failed(Failure),
+    Failed(Box<Failure>),
 }
 
 /// The state of an object as its owner knows it.
@@ -212,7 +214,7 @@ pub enum State {
     /// owns itself; for others the asker registers while it still holds this object.
     Inline {
         /// The encoded value.
-        bytes: Vec<u8>,
+        bytes: Blob,
         /// The refs inside it.
         contains: Vec<ObjectId>,
     },
@@ -226,5 +228,19 @@ pub enum State {
         incarnation: u32,
     },
     /// It failed, was cancelled, freed or lost.
-    Failed(Failure),
+    Failed(Box<Failure>),
+}
+
+impl Outcome {
+    /// It failed.
+    pub fn failed(failure: Failure) -> Self {
+        Self::Failed(Box::new(failure))
+    }
+}
+
+impl State {
+    /// It failed.
+    pub fn failed(failure: Failure) -> Self {
+        Self::Failed(Box::new(failure))
+    }
 }

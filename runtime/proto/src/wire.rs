@@ -4,6 +4,8 @@
 //! split by the link and joined again, up to [`MESSAGE_BYTES_MAX`]. Decoding always validates (invariant I8):
 //! a message that does not hold together is an [`Error`], never a panic.
 
+use std::cell::RefCell;
+
 use rkyv::{
     Archive, Deserialize, Serialize,
     api::high::{HighDeserializer, HighSerializer, HighValidator},
@@ -90,6 +92,33 @@ pub fn encode<T: Message>(message: &T) -> Result<AlignedVec, Error> {
         return Err(Error::TooLong { what: short_name::<T>(), bytes: bytes.len() });
     }
     Ok(bytes)
+}
+
+thread_local! {
+    /// For [`encode_with`]; taken out while it is in use.
+    static SCRATCH: RefCell<AlignedVec> = RefCell::default();
+}
+
+/// Longest buffer that a thread keeps between two messages. Unit: bytes.
+const SCRATCH_BYTES_KEPT: usize = 2 * INLINE_BYTES_MAX;
+
+/// Encodes a message after `head` bytes of zero (a multiple of 16), into a buffer that the thread keeps for the
+/// next one. `then` gets the buffer; it may take it.
+pub fn encode_with<T: Message, R>(
+    message: &T,
+    head: usize,
+    then: impl FnOnce(&mut AlignedVec) -> R,
+) -> Result<R, Error> {
+    let mut buffer = SCRATCH.take();
+    buffer.clear();
+    buffer.resize(head, 0);
+    let mut buffer = rkyv::api::high::to_bytes_in::<_, rancor::Error>(message, buffer)
+        .map_err(|e| Error::Malformed { what: short_name::<T>(), bytes: 0, detail: e.to_string() })?;
+    let result = then(&mut buffer);
+    if (1..=SCRATCH_BYTES_KEPT).contains(&buffer.capacity()) {
+        SCRATCH.set(buffer);
+    }
+    Ok(result)
 }
 
 /// Validates and decodes a message. `bytes` may lie at any alignment; aligned to 16 it is not copied first.

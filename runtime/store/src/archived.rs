@@ -122,7 +122,10 @@ mod tests {
     }
 
     fn encoded(archive: AlignedVec) -> Bytes {
-        Encoded { archive, buffers: vec![Bytes::from_slice(b"raw")] }.to_bytes().unwrap()
+        let mut front = AlignedVec::new();
+        front.extend_from_slice(&[0; crate::layout::HEADER_BYTES]);
+        front.extend_from_slice(&archive);
+        Bytes::from_slice(&Encoded::new(&mut front, vec![Bytes::from_slice(b"raw")]).to_blob().unwrap())
     }
 
     #[test]

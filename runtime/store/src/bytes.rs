@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use mobula_proto::Blob;
+
 use crate::{ALIGN, Error, heap::Extent, region::Reader};
 
 /// Something that is kept as long as bytes of a mapped region are, and whose drop tells the writer that they
@@ -39,6 +41,8 @@ enum Owner {
     Static,
     /// Ordinary memory, count and bytes in one allocation; initialised where the bytes are.
     Units(Arc<[MaybeUninit<Unit>]>),
+    /// What came inside a message.
+    Blob(Blob),
     /// A vector as it was given, at the alignment of its elements.
     Vector(Arc<dyn Any + Send + Sync>),
     /// A region that another process writes.
@@ -178,11 +182,19 @@ impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.owner {
             Owner::Static => "static",
-            Owner::Units(_) | Owner::Vector(_) => "in memory",
+            Owner::Units(_) | Owner::Vector(_) | Owner::Blob(_) => "in memory",
             Owner::Mapped(..) => "mapped",
             Owner::Extent(_) => "in the heap",
         };
         write!(f, "Bytes({} {place})", self.len)
+    }
+}
+
+/// The same memory, at a multiple of 16 bytes.
+impl From<Blob> for Bytes {
+    fn from(blob: Blob) -> Self {
+        let bytes: &[u8] = &blob;
+        Self { start: NonNull::from_ref(bytes).cast(), len: bytes.len(), owner: Owner::Blob(blob) }
     }
 }
 

@@ -12,47 +12,74 @@
 //! All numbers are little-endian; gaps are zero. A blob without buffers must lie at a multiple of 16 bytes to
 //! be read in place, one with buffers at a multiple of 64.
 
+use mobula_proto::{Blob, wire::INLINE_BYTES_MAX};
 use rkyv::util::AlignedVec;
 
-use crate::{
-    ALIGN, Error,
-    bytes::{Builder, Bytes},
-};
+use crate::{ALIGN, Error, bytes::Bytes};
 
 /// Most buffers in one object.
 pub const BUFFERS_MAX: usize = 65_536;
 
 /// First bytes of every blob: what it is, and version 1.
 const MAGIC: u32 = u32::from_le_bytes(*b"mob\x01");
-const HEADER_BYTES: usize = 16;
+/// Bytes in front of an archive that has no buffers beside it.
+pub const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
 /// Alignment of archives, as rkyv writes them.
 const ARCHIVE_ALIGN: usize = 16;
 
 /// An object ready to be written: its archive, and the buffers that the archive refers to by index.
 #[derive(Debug, Default)]
-pub struct Encoded {
-    /// What rkyv wrote.
-    pub archive: AlignedVec,
-    /// Raw buffers, at most [`BUFFERS_MAX`].
-    pub buffers: Vec<Bytes>,
+pub struct Encoded(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// As it will lie in memory.
+    Whole(Blob),
+    /// Room for the header and what rkyv wrote after it; raw buffers.
+    Parts { front: AlignedVec, buffers: Vec<Bytes> },
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::Whole(Blob::default())
+    }
 }
 
 impl Encoded {
+    /// The object whose archive is in `front`, after [`HEADER_BYTES`] of room, and whose buffers are these, at most
+    /// [`BUFFERS_MAX`]. A small archive alone is copied out of `front`, so that whoever wrote it can use the memory
+    /// again; else `front` is taken.
+    pub fn new(front: &mut AlignedVec, buffers: Vec<Bytes>) -> Self {
+        if front.len() < HEADER_BYTES {
+            front.resize(HEADER_BYTES, 0);
+        }
+        let bytes = front.len();
+        if buffers.is_empty() && bytes <= INLINE_BYTES_MAX {
+            front[..HEADER_BYTES].copy_from_slice(&header(0, bytes - HEADER_BYTES));
+            return Self(Form::Whole(Blob::from_slice(front)));
+        }
+        Self(Form::Parts { front: std::mem::take(front), buffers })
+    }
+
     /// How many bytes the blob has.
     #[expect(clippy::len_without_is_empty, reason = "a blob has a header, so it is never empty")]
     pub fn len(&self) -> u64 {
-        let mut end = (HEADER_BYTES + ENTRY_BYTES * self.buffers.len() + self.archive.len()) as u64;
-        for buffer in &self.buffers {
-            end = aligned(end) + buffer.len() as u64;
+        match &self.0 {
+            Form::Whole(blob) => blob.len() as u64,
+            Form::Parts { front, buffers } => {
+                let mut end = (front.len() + ENTRY_BYTES * buffers.len()) as u64;
+                for buffer in buffers {
+                    end = aligned(end) + buffer.len() as u64;
+                }
+                end
+            }
         }
-        end
     }
 
     /// Writes the blob over all of `target`, which has exactly [`Self::len`] bytes; gaps become zero. For
     /// reading in place `target` must be aligned, as blocks of a heap are.
     pub fn write_into(&self, target: &mut [u8]) -> Result<(), Error> {
-        self.check_count()?;
         let expected = self.len();
         if target.len() as u64 != expected {
             return Err(Error::WrongSize {
@@ -68,51 +95,57 @@ impl Encoded {
                 now.copy_from_slice(part);
                 rest = later;
             }
-        });
-        Ok(())
+        })
     }
 
-    /// The blob in ordinary, aligned memory: for what is small enough to travel inside a message.
-    pub fn to_bytes(&self) -> Result<Bytes, Error> {
-        self.check_count()?;
-        let mut builder = Builder::with_len(self.len() as usize);
-        self.emit(|part| {
-            builder.append(part);
-        });
-        Ok(builder.finish())
-    }
-
-    fn check_count(&self) -> Result<(), Error> {
-        if self.buffers.len() > BUFFERS_MAX {
-            return Err(Error::TooManyBuffers { buffers: self.buffers.len() as u64 });
+    /// The blob in ordinary memory: for what is small enough to travel inside a message.
+    pub fn to_blob(&self) -> Result<Blob, Error> {
+        match &self.0 {
+            Form::Whole(blob) => Ok(blob.clone()),
+            Form::Parts { .. } => Blob::build(self.len() as usize, |target| self.write_into(target)),
         }
-        Ok(())
     }
 
     /// Hands out the parts of the blob, in order and without gaps.
-    fn emit(&self, mut put: impl FnMut(&[u8])) {
-        let mut header = [0; HEADER_BYTES];
-        header[..4].copy_from_slice(&MAGIC.to_le_bytes());
-        header[4..8].copy_from_slice(&(self.buffers.len() as u32).to_le_bytes());
-        header[8..].copy_from_slice(&(self.archive.len() as u64).to_le_bytes());
-        put(&header);
-        let archive_end = (HEADER_BYTES + ENTRY_BYTES * self.buffers.len() + self.archive.len()) as u64;
+    fn emit(&self, mut put: impl FnMut(&[u8])) -> Result<(), Error> {
+        let (front, buffers) = match &self.0 {
+            Form::Whole(blob) => {
+                put(blob);
+                return Ok(());
+            }
+            Form::Parts { front, buffers } => (front, buffers),
+        };
+        if buffers.len() > BUFFERS_MAX {
+            return Err(Error::TooManyBuffers { buffers: buffers.len() as u64 });
+        }
+        let archive = &front[HEADER_BYTES..];
+        put(&header(buffers.len() as u32, archive.len()));
+        let archive_end = (front.len() + ENTRY_BYTES * buffers.len()) as u64;
         let mut end = archive_end;
-        for buffer in &self.buffers {
+        for buffer in buffers {
             let mut entry = [0; ENTRY_BYTES];
             entry[..8].copy_from_slice(&aligned(end).to_le_bytes());
             entry[8..].copy_from_slice(&(buffer.len() as u64).to_le_bytes());
             put(&entry);
             end = aligned(end) + buffer.len() as u64;
         }
-        put(&self.archive);
+        put(archive);
         let mut end = archive_end;
-        for buffer in &self.buffers {
+        for buffer in buffers {
             put(&[0; ALIGN][..(aligned(end) - end) as usize]);
             put(buffer);
             end = aligned(end) + buffer.len() as u64;
         }
+        Ok(())
     }
+}
+
+fn header(buffers: u32, archive_len: usize) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    header[4..8].copy_from_slice(&buffers.to_le_bytes());
+    header[8..].copy_from_slice(&(archive_len as u64).to_le_bytes());
+    header
 }
 
 fn aligned(offset: u64) -> u64 {
@@ -130,6 +163,15 @@ pub struct Object {
 }
 
 impl Object {
+    /// [`Self::parse`] for what came inside a message: read where it lies, unless it has buffers, which need their
+    /// alignment and so are copied.
+    pub fn from_message(blob: Blob) -> Result<Self, Error> {
+        if u32_at(&blob, 4) == Some(0) {
+            return Self::parse(Bytes::from(blob));
+        }
+        Self::parse(Bytes::from_slice(&blob))
+    }
+
     /// Checks a blob: kind and version, counts, and that archive and every buffer are aligned and inside it.
     /// Buffers may share bytes. Takes no memory, however many buffers there are.
     pub fn parse(blob: Bytes) -> Result<Self, Error> {

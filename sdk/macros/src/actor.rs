@@ -11,7 +11,8 @@ use crate::{
     options,
 };
 
-const ALLOWED: [&str; 8] = ["cpu", "gpu", "tpu", "memory", "restarts", "priority", "isolation", "name"];
+const ALLOWED: [&str; 9] =
+    ["cpu", "gpu", "tpu", "memory", "restarts", "call_retries", "priority", "isolation", "name"];
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut block: ItemImpl = syn::parse2(item)?;
@@ -72,7 +73,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
     let spawn = expand_constructor(&constructor, &actor, &handle, &cell, &actor_name, &attributes.calls)?;
     let calls = methods
         .iter()
-        .map(|method| expand_method(method, &actor, &cell, shares, &actor_name))
+        .map(|method| expand_method(method, &actor, &cell, shares, &actor_name, &attributes.call_retries))
         .collect::<Result<Vec<_>>>()?;
     Ok(quote! {
         #[allow(dead_code)]
@@ -180,6 +181,7 @@ fn expand_method(
     cell: &TokenStream,
     shares: bool,
     actor_name: &TokenStream,
+    call_retries: &TokenStream,
 ) -> Result<TokenStream> {
     let parts = Parts::new(&function.sig, "method")?;
     let (name, names, output) = (&function.sig.ident, &parts.names, &parts.output);
@@ -230,7 +232,9 @@ fn expand_method(
                 #run
             }
             #registration
-            self.0.call::<#output>(&#constant, ::mobula::Options::actor()) #arguments .submit()
+            static OPTIONS: ::std::sync::OnceLock<::mobula::Options> = ::std::sync::OnceLock::new();
+            let options = OPTIONS.get_or_init(|| ::mobula::Options::method(#call_retries));
+            self.0.call::<#output>(&#constant, options.clone()) #arguments .submit()
         }
     })
 }

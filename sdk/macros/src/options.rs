@@ -15,6 +15,8 @@ pub struct Attributes {
     pub calls: TokenStream,
     /// `name = "…"`.
     pub name: Option<String>,
+    /// `call_retries = 2`.
+    pub call_retries: TokenStream,
 }
 
 struct List(Punctuated<Meta, Token![,]>);
@@ -43,6 +45,7 @@ pub fn pairs(attributes: TokenStream) -> Result<Vec<(String, Expr)>> {
 pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
     let mut calls = TokenStream::new();
     let mut name = None;
+    let mut call_retries = quote!(0);
     for (key, value) in pairs(attributes)? {
         if !allowed.contains(&key.as_str()) {
             return Err(Error::new(
@@ -57,6 +60,10 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
             "memory" => quote!(.memory(#value)),
             "retries" => quote!(.retries(#value)),
             "restarts" => quote!(.restarts(#value)),
+            "call_retries" => {
+                call_retries = quote!(#value);
+                continue;
+            }
             "retry_errors" => quote!(.retry_errors(#value)),
             "priority" => quote!(.priority(#value)),
             "isolation" => quote!(.isolation(#value)),
@@ -68,7 +75,7 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
             _ => TokenStream::new(),
         });
     }
-    Ok(Attributes { calls, name })
+    Ok(Attributes { calls, name, call_retries })
 }
 
 /// A string literal.

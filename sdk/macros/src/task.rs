@@ -85,7 +85,8 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
 
             /// Changes how it runs, for one call site.
             pub fn options(&self) -> #with_options {
-                #with_options(::mobula::Options::task() #calls)
+                static OPTIONS: ::std::sync::OnceLock<::mobula::Options> = ::std::sync::OnceLock::new();
+                #with_options(OPTIONS.get_or_init(|| ::mobula::Options::task() #calls).clone())
             }
         }
 

@@ -172,8 +172,9 @@ impl<A: Actor> Spawn<A> {
 
     async fn finish(mut self) -> Result<A::Handle> {
         let options = self.call.options();
-        let (name, namespace) = (options.name.take(), options.namespace.clone());
-        let (get_or_create, detached) = (options.get_or_create, options.detached);
+        let (name, set) = (options.take_name(), options.set());
+        let namespace = set.namespace.clone();
+        let (get_or_create, detached) = (set.get_or_create, set.detached);
         if detached {
             return self.finish_detached(name, get_or_create).await;
         }
@@ -207,7 +208,7 @@ impl<A: Actor> Spawn<A> {
         }
         Settled::new(construction.raw.clone()).await;
         match construction.raw.runtime.state(construction.raw.id) {
-            Some(State::Failed(failure)) => Err(failure.into()),
+            Some(State::Failed(failure)) => Err((*failure).into()),
             _ => match construction.raw.runtime.ended() {
                 Some(failure) => Err(failure.into()),
                 None => Ok(A::Handle::from(ActorHandle { raw: construction.raw.clone() })),
@@ -225,13 +226,13 @@ impl<A: Actor> Spawn<A> {
                 "a detached actor needs a name, under which others find it: `.name(\"…\")`",
             )
         })?;
-        if get_or_create && let Some(found) = find::<A>(&name, &options.namespace).await? {
+        if get_or_create && let Some(found) = find::<A>(&name, &options.set().namespace).await? {
             return Ok(found);
         }
         let (function, arguments) = self.call.parts();
         match crate::detached::construct(function, &options, arguments, &name).await? {
             Made::Taken(holder) if !get_or_create => Err(taken(&name, holder)),
-            Made::New(_) | Made::Taken(_) => find_actor::<A>(&name, &options.namespace).await,
+            Made::New(_) | Made::Taken(_) => find_actor::<A>(&name, &options.set().namespace).await,
         }
     }
 

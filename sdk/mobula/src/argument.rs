@@ -5,16 +5,22 @@ use mobula_host::{
     core::Input,
 };
 use mobula_proto::{Failure, ObjectId, wire::INLINE_BYTES_MAX};
+use smallvec::SmallVec;
 
 use crate::{ObjectRef, View, object::Raw};
 
 /// Arguments on their way into a call.
 #[derive(Default)]
 pub struct Builder {
-    pub(crate) inputs: Vec<Input>,
+    pub(crate) inputs: SmallVec<[Input; 1]>,
     pub(crate) nested: Vec<ObjectId>,
     inline_bytes: u64,
-    /// Kept until the call is submitted, which takes references of its own.
+    pub(crate) holds: Holds,
+}
+
+/// References that are kept until a call is submitted, which takes its own.
+#[derive(Default)]
+pub(crate) struct Holds {
     held: Vec<Held>,
     raws: Vec<Raw>,
 }
@@ -27,29 +33,31 @@ impl Builder {
             let runtime = crate::cluster::current().map_err(Failure::from)?;
             let id = runtime.put(&output)?;
             self.inputs.push(Input::Ref(id));
-            self.raws.push(Raw { id, runtime });
+            self.holds.raws.push(Raw { id, runtime });
             return Ok(());
         }
         self.inline_bytes += bytes;
         let encoded = output
             .encoded
-            .to_bytes()
+            .to_blob()
             .map_err(|error| Failure::new(mobula_proto::FailureKind::Codec, error.to_string()))?;
         self.inputs.push(Input::Value(encoded));
-        self.nested.extend_from_slice(output.refs.ids());
-        self.held.push(output.refs);
+        if !output.refs.ids().is_empty() {
+            self.nested.extend_from_slice(output.refs.ids());
+            self.holds.held.push(output.refs);
+        }
         Ok(())
     }
 
     fn object<T>(&mut self, object: &ObjectRef<T>) {
         self.inputs.push(Input::Ref(object.raw.id));
-        self.raws.push(object.raw.clone());
+        self.holds.raws.push(object.raw.clone());
     }
 
     fn list<'a, T: 'a>(&mut self, objects: impl Iterator<Item = &'a ObjectRef<T>>) {
         let raws: Vec<Raw> = objects.map(|object| object.raw.clone()).collect();
         self.inputs.push(Input::List(raws.iter().map(|raw| raw.id).collect()));
-        self.raws.extend(raws);
+        self.holds.raws.extend(raws);
     }
 }
 

@@ -4,17 +4,18 @@
 //! has any gets a *steward*: one more host of its binary, which lives until the last of them is killed. The
 //! driver sends it what to construct; from then on the ordinary rules hold.
 
+use std::sync::Arc;
+
 use mobula_host::{
-    core::{Input, Kind, Spec},
+    core::{Input, Kind, Spec, Template},
     registry::Function,
 };
 use mobula_proto::{
-    Failure, FailureKind, TaskId,
+    Blob, Failure, FailureKind, TaskId,
     host::{Answer, Question},
     peer::State,
     resource::Class,
 };
-use mobula_store::Bytes;
 
 use crate::{
     Error, Options, Result,
@@ -53,7 +54,7 @@ pub(crate) async fn construct(
     name: &str,
 ) -> Result<Made> {
     let mistake = |text: &str| Error::new(FailureKind::ActorName, text);
-    if options.namespace.is_empty() {
+    if options.set().namespace.is_empty() {
         return Err(mistake(
             "a detached actor needs a namespace, in which others find it: `.namespace(\"…\")`",
         ));
@@ -68,13 +69,13 @@ pub(crate) async fn construct(
                 "a detached actor outlives the refs of its job: give its constructor values of up to 100 KiB",
             )
         })?;
-    options.check()?;
+    let template = options.template(function)?;
+    let options = options.set();
     let steward = match ask(Question::Steward).await? {
         Answer::Host(host) => host,
         other => return Err(unexpected(other)),
     };
-    let mut class = options.class.clone();
-    function.name.clone_into(&mut class.function);
+    let class = template.class.clone();
     let wish = Wish {
         function: function.id(),
         actor_type: function.name.to_owned(),
@@ -95,16 +96,19 @@ pub(crate) async fn construct(
 #[crate::task(name = "mobula::detached::construct")]
 async fn construct_here(wish: Wish) -> Result<Made> {
     let runtime = crate::cluster::current()?;
+    let function = runtime.registry().get(wish.function).ok_or_else(|| {
+        Error::new(
+            FailureKind::UnknownFunction,
+            format!("this program has no actor {} of that signature", wish.actor_type),
+        )
+    })?;
+    let mut template = Template::new(function.id(), function.name);
+    template.class = wish.class;
     let spec = Spec {
-        function: wish.function,
-        name: wish.actor_type.clone(),
+        template: Arc::new(template),
         kind: Kind::Construct { restarts: wish.restarts },
-        class: wish.class,
-        inputs: wish.inputs.iter().map(|bytes| Input::Value(Bytes::from_slice(bytes))).collect(),
+        inputs: wish.inputs.iter().map(|bytes| Input::Value(Blob::from_slice(bytes))).collect(),
         nested: Vec::new(),
-        attempts_max: 1,
-        retry_errors: false,
-        timeout_ms: 0,
     };
     let id = runtime.submit(spec);
     let actor = id.task;
@@ -128,7 +132,7 @@ async fn construct_here(wish: Wish) -> Result<Made> {
     }
     Settled::new(handle.clone()).await;
     if let Some(State::Failed(failure)) = runtime.state(id) {
-        let failure: Failure = failure;
+        let failure: Failure = *failure;
         return Err(failure.into());
     }
     // It lives until it is killed, not until this handle goes: the steward keeps one for good.

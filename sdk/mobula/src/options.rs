@@ -1,16 +1,28 @@
 //! What a call site may override.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use mobula_host::{
+    core::Template,
+    registry::{Entry, Function},
+};
 use mobula_proto::{
     Failure, FailureKind, Quantity,
     resource::{self, Class, Isolation, Kind, LabelRule, Strategy},
 };
 
 /// How a task runs or an actor lives: resources, retries, place. A mistake in a value (a negative amount, say) is
-/// reported by the ref that the call returns.
+/// reported by the ref that the call returns. A clone costs a reference count.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    set: Arc<Set>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Set {
     pub(crate) class: Class,
     pub(crate) retries: u32,
     pub(crate) retry_errors: bool,
@@ -21,6 +33,26 @@ pub struct Options {
     pub(crate) get_or_create: bool,
     pub(crate) detached: bool,
     mistake: Option<String>,
+    /// Made of the above at the first call.
+    template: OnceLock<Arc<Template>>,
+}
+
+impl Clone for Set {
+    fn clone(&self) -> Self {
+        Self {
+            class: self.class.clone(),
+            retries: self.retries,
+            retry_errors: self.retry_errors,
+            restarts: self.restarts,
+            timeout: self.timeout,
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            get_or_create: self.get_or_create,
+            detached: self.detached,
+            mistake: self.mistake.clone(),
+            template: OnceLock::new(),
+        }
+    }
 }
 
 /// How often a task is run again after failures of the system, unless it says otherwise.
@@ -29,8 +61,7 @@ pub(crate) const RETRIES_DEFAULT: u32 = 3;
 impl Options {
     /// The defaults of a task: one CPU, three retries.
     pub fn task() -> Self {
-        let options = Self { retries: RETRIES_DEFAULT, ..Self::default() };
-        options.cpu(1.0)
+        Self::default().retries(RETRIES_DEFAULT).cpu(1.0)
     }
 
     /// The defaults of an actor: no resources while it is alive, no restarts.
@@ -38,12 +69,30 @@ impl Options {
         Self::default()
     }
 
-    fn amount(mut self, kind: Kind, amount: f64) -> Self {
-        match Quantity::from_f64(amount) {
-            Ok(amount) => self.class.resources.set(kind, amount),
-            Err(error) => drop(self.mistake.get_or_insert(format!("{kind}: {error}"))),
-        }
+    /// A method of an actor: run again so often where its host died during the call.
+    #[doc(hidden)]
+    pub fn method(retries: u32) -> Self {
+        Self::default().retries(retries)
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Set)) -> Self {
+        let set = Arc::make_mut(&mut self.set);
+        set.template = OnceLock::new();
+        change(set);
         self
+    }
+
+    fn mistaken(self, mistake: String) -> Self {
+        self.change(|set| {
+            set.mistake.get_or_insert(mistake);
+        })
+    }
+
+    fn amount(self, kind: Kind, amount: f64) -> Self {
+        match Quantity::from_f64(amount) {
+            Ok(amount) => self.change(|set| set.class.resources.set(kind, amount)),
+            Err(error) => self.mistaken(format!("{kind}: {error}")),
+        }
     }
 
     /// CPUs; fractions are fine, 0 for code that only waits.
@@ -62,65 +111,54 @@ impl Options {
     }
 
     /// Memory: `"2GiB"`, `"500 MB"`, or a number of bytes.
-    pub fn memory(mut self, amount: &str) -> Self {
+    pub fn memory(self, amount: &str) -> Self {
         match amount.parse::<Quantity>() {
-            Ok(amount) => self.class.resources.set(Kind::Memory, amount),
-            Err(error) => drop(self.mistake.get_or_insert(format!("memory: {error}"))),
+            Ok(amount) => self.change(|set| set.class.resources.set(Kind::Memory, amount)),
+            Err(error) => self.mistaken(format!("memory: {error}")),
         }
-        self
     }
 
     /// A custom resource that operators named with `--resource NAME=N`.
-    pub fn resource(mut self, name: &str, amount: f64) -> Self {
+    pub fn resource(self, name: &str, amount: f64) -> Self {
         match Kind::parse(name) {
             Ok(kind) => self.amount(kind, amount),
-            Err(error) => {
-                self.mistake.get_or_insert(error.to_string());
-                self
-            }
+            Err(error) => self.mistaken(error.to_string()),
         }
     }
 
     /// How often it is run again after its host or node died.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.retries = retries;
-        self
+    pub fn retries(self, retries: u32) -> Self {
+        self.change(|set| set.retries = retries)
     }
 
     /// Whether a panic or an `Err` is retried too.
-    pub fn retry_errors(mut self, yes: bool) -> Self {
-        self.retry_errors = yes;
-        self
+    pub fn retry_errors(self, yes: bool) -> Self {
+        self.change(|set| set.retry_errors = yes)
     }
 
     /// How often an actor is started again after its host died; its state is lost each time.
-    pub fn restarts(mut self, restarts: u32) -> Self {
-        self.restarts = restarts;
-        self
+    pub fn restarts(self, restarts: u32) -> Self {
+        self.change(|set| set.restarts = restarts)
     }
 
     /// Longest that it may run, from its start.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.change(|set| set.timeout = Some(timeout))
     }
 
     /// Higher goes first.
-    pub fn priority(mut self, priority: i32) -> Self {
-        self.class.priority = priority;
-        self
+    pub fn priority(self, priority: i32) -> Self {
+        self.change(|set| set.class.priority = priority)
     }
 
     /// The queue that is charged.
-    pub fn queue(mut self, queue: &str) -> Self {
-        queue.clone_into(&mut self.class.queue);
-        self
+    pub fn queue(self, queue: &str) -> Self {
+        self.change(|set| queue.clone_into(&mut set.class.queue))
     }
 
     /// How a node is chosen.
-    pub fn strategy(mut self, strategy: Strategy) -> Self {
-        self.class.strategy = strategy;
-        self
+    pub fn strategy(self, strategy: Strategy) -> Self {
+        self.change(|set| set.class.strategy = strategy)
     }
 
     /// Only nodes with this label.
@@ -129,61 +167,80 @@ impl Options {
     }
 
     /// Only nodes whose labels fulfil the rule; all rules must hold.
-    pub fn label_rule(mut self, rule: LabelRule) -> Self {
-        self.class.labels.push(rule);
-        self
+    pub fn label_rule(self, rule: LabelRule) -> Self {
+        self.change(|set| set.class.labels.push(rule))
     }
 
     /// `"shared"` (the default: one process for each job and node) or `"process"`.
-    pub fn isolation(mut self, isolation: &str) -> Self {
+    pub fn isolation(self, isolation: &str) -> Self {
         match isolation {
-            "shared" => self.class.isolation = Isolation::Shared,
-            "process" => self.class.isolation = Isolation::Process,
-            other => drop(
-                self.mistake
-                    .get_or_insert(format!("isolation {other:?} is unknown: use \"shared\" or \"process\"")),
-            ),
+            "shared" => self.change(|set| set.class.isolation = Isolation::Shared),
+            "process" => self.change(|set| set.class.isolation = Isolation::Process),
+            other => self.mistaken(format!("isolation {other:?} is unknown: use \"shared\" or \"process\"")),
         }
-        self
     }
 
     /// Waits for a node that could run it instead of failing when there is none.
-    pub fn wait_for_node(mut self, yes: bool) -> Self {
-        self.class.wait_for_node = yes;
-        self
+    pub fn wait_for_node(self, yes: bool) -> Self {
+        self.change(|set| set.class.wait_for_node = yes)
     }
 
     /// A name under which others find the actor; unique in its namespace.
-    pub fn name(mut self, name: &str) -> Self {
-        self.name = Some(name.to_owned());
-        self
+    pub fn name(self, name: &str) -> Self {
+        self.change(|set| set.name = Some(name.to_owned()))
     }
 
     /// The namespace of the name; the job's own unless set.
-    pub fn namespace(mut self, namespace: &str) -> Self {
-        namespace.clone_into(&mut self.namespace);
-        self
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.change(|set| namespace.clone_into(&mut set.namespace))
     }
 
     /// If the name is taken, gives a handle to whoever has it instead of failing.
-    pub fn get_or_create(mut self, yes: bool) -> Self {
-        self.get_or_create = yes;
-        self
+    pub fn get_or_create(self, yes: bool) -> Self {
+        self.change(|set| set.get_or_create = yes)
     }
 
     /// Lives until it is killed, even after its job has ended. Needs a name and a namespace.
-    pub fn detached(mut self, yes: bool) -> Self {
-        self.detached = yes;
-        self
+    pub fn detached(self, yes: bool) -> Self {
+        self.change(|set| set.detached = yes)
     }
 
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        if let Some(mistake) = &self.mistake {
+    /// What was set.
+    pub(crate) fn set(&self) -> &Set {
+        &self.set
+    }
+
+    /// Takes the name out.
+    pub(crate) fn take_name(&mut self) -> Option<String> {
+        Arc::make_mut(&mut self.set).name.take()
+    }
+
+    /// What calls of this function under these options have in common.
+    pub(crate) fn template(&self, function: &'static Function) -> Result<Arc<Template>, Failure> {
+        if let Some(template) = self.set.template.get().filter(|made| made.function == function.id()) {
+            return Ok(template.clone());
+        }
+        let set = &self.set;
+        if let Some(mistake) = &set.mistake {
             return Err(Failure::new(FailureKind::Infeasible, mistake.clone()));
         }
-        self.class
+        set.class
             .validate()
-            .map_err(|error: resource::Error| Failure::new(FailureKind::Infeasible, error.to_string()))
+            .map_err(|error: resource::Error| Failure::new(FailureKind::Infeasible, error.to_string()))?;
+        let mut template = Template::new(function.id(), function.name);
+        template.class = set.class.clone();
+        function.name.clone_into(&mut template.class.function);
+        template.attempts_max = match function.entry {
+            Entry::Task(_) | Entry::Method { .. } => set.retries.saturating_add(1),
+            Entry::Construct(_) => 1,
+        };
+        template.retry_errors = set.retry_errors;
+        template.timeout_ms =
+            set.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
+        let template = Arc::new(template);
+        // Kept for the next call, unless these options were used with another function before.
+        let _other = set.template.set(template.clone());
+        Ok(template)
     }
 }
 

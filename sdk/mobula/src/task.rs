@@ -8,7 +8,10 @@ use mobula_host::{
 };
 use mobula_proto::{Failure, HostId, ObjectId};
 
-use crate::{ObjectRef, Options, argument::Builder};
+use crate::{
+    ObjectRef, Options,
+    argument::{Builder, Holds},
+};
 
 /// A call that is being put together. The code that `#[mobula::task]` makes uses it.
 pub struct Call<R> {
@@ -45,7 +48,7 @@ impl<R> Call<R> {
 
     /// Submits it as the construction of an actor.
     pub(crate) fn submit_construct(self) -> ObjectRef<R> {
-        let restarts = self.options.restarts;
+        let restarts = self.options.set().restarts;
         self.submit_as(Kind::Construct { restarts })
     }
 
@@ -64,32 +67,28 @@ impl<R> Call<R> {
 
     fn submit_as(self, kind: Kind) -> ObjectRef<R> {
         let runtime = crate::cluster::current_or_stray();
+        match self.spec(kind) {
+            Ok((spec, held)) => {
+                let id = runtime.submit(spec);
+                drop(held);
+                ObjectRef::adopt(runtime, id)
+            }
+            Err(failure) => {
+                let id = runtime.failed(failure);
+                ObjectRef::adopt(runtime, id)
+            }
+        }
+    }
+
+    /// What to submit, and what must live until it is.
+    fn spec(self, kind: Kind) -> Result<(Spec, Holds), Failure> {
         let Self { function, options, arguments, mistake, .. } = self;
-        if let Some(failure) = mistake.or_else(|| options.check().err()) {
-            let failure = failure.of(function.name);
-            let id = runtime.failed(failure);
-            return ObjectRef::adopt(runtime, id);
-        }
-        let mut class = options.class;
-        if !matches!(kind, Kind::Method { .. }) {
-            function.name.clone_into(&mut class.function);
-        }
-        let attempts_max = if kind == Kind::Task { options.retries.saturating_add(1) } else { 1 };
-        let spec = Spec {
-            function: function.id(),
-            name: function.name.to_owned(),
-            kind,
-            class,
-            inputs: arguments.inputs.clone(),
-            nested: arguments.nested.clone(),
-            attempts_max,
-            retry_errors: options.retry_errors,
-            timeout_ms: options
-                .timeout
-                .map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
+        let template = match mistake {
+            Some(failure) => Err(failure),
+            None => options.template(function),
         };
-        let id = runtime.submit(spec);
-        drop(arguments);
-        ObjectRef::adopt(runtime, id)
+        let template = template.map_err(|failure| failure.of(function.name))?;
+        let Builder { inputs, nested, holds, .. } = arguments;
+        Ok((Spec { template, kind, inputs, nested }, holds))
     }
 }

@@ -8,8 +8,8 @@
 use std::{cell::RefCell, sync::Arc};
 
 use mobula_ownership::Via;
-use mobula_proto::{Failure, FailureKind, ObjectId};
-use mobula_store::{Bytes, Encoded, Object};
+use mobula_proto::{Failure, FailureKind, ObjectId, wire};
+use mobula_store::{Bytes, Encoded, Object, layout};
 use rkyv::{
     Archive, Deserialize, Serialize,
     api::high::{HighDeserializer, HighSerializer, HighValidator},
@@ -18,6 +18,8 @@ use rkyv::{
     ser::allocator::ArenaHandle,
     util::AlignedVec,
 };
+
+use smallvec::SmallVec;
 
 use crate::{context, runtime::Runtime};
 
@@ -110,10 +112,20 @@ thread_local! {
 /// Encodes a value.
 pub fn encode<T: Data>(value: &T) -> Result<Output, Failure> {
     COLLECTORS.with_borrow_mut(|stack| stack.push(Collector::default()));
-    let archive = rkyv::to_bytes::<rancor::Error>(value);
-    let collector = COLLECTORS.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let archive = archive.map_err(|e| codec_failure::<T>("encoded", &e))?;
-    Ok(Output { encoded: Encoded { archive, buffers: collector.buffers }, refs: collector.held })
+    let mut collector = None;
+    let encoded = wire::encode_with(value, layout::HEADER_BYTES, |front| {
+        let Collector { held, buffers } = COLLECTORS.with_borrow_mut(Vec::pop).unwrap_or_default();
+        collector = Some(held);
+        Encoded::new(front, buffers)
+    });
+    match (encoded, collector) {
+        (Ok(encoded), Some(refs)) => Ok(Output { encoded, refs }),
+        (result, _) => {
+            drop(COLLECTORS.with_borrow_mut(Vec::pop));
+            let error = result.err().map_or_else(String::new, |error| error.to_string());
+            Err(codec_failure::<T>("encoded", &error))
+        }
+    }
 }
 
 /// Decodes a value out of `object`; `via` says what keeps the refs inside it alive meanwhile.
@@ -121,11 +133,10 @@ pub fn decode<T: Data>(object: &Object, via: Via) -> Result<T, Failure> {
     SOURCES.with_borrow_mut(|stack| stack.push(Source { object: object.clone(), via }));
     let value = rkyv::from_bytes::<T, rancor::Error>(object.archive());
     SOURCES.with_borrow_mut(|stack| drop(stack.pop()));
-    value.map_err(|e| codec_failure::<T>("decoded", &e))
+    value.map_err(|e| codec_failure::<T>("decoded", &e.to_string()))
 }
 
-fn codec_failure<T>(what: &str, error: &rancor::Error) -> Failure {
-    let detail = error.to_string();
+fn codec_failure<T>(what: &str, detail: &str) -> Failure {
     let line = detail.lines().next().unwrap_or_default();
     Failure::new(
         FailureKind::Codec,
@@ -201,12 +212,12 @@ pub enum Value {
 
 /// The arguments of a call, in order.
 pub struct Arguments {
-    values: std::vec::IntoIter<Value>,
+    values: smallvec::IntoIter<[Value; 1]>,
 }
 
 impl Arguments {
     /// These values.
-    pub fn new(values: Vec<Value>) -> Self {
+    pub fn new(values: SmallVec<[Value; 1]>) -> Self {
         Self { values: values.into_iter() }
     }
 

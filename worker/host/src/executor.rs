@@ -6,7 +6,7 @@
 //! itself.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,18 +15,18 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, TaskId,
+    Failure, FailureKind, HostId, IdMap, LeaseId, TaskId,
     host::ToAgent,
-    peer::{Argument, Call, Done, Outcome, Part, Returned, Target},
+    peer::{Call, Done, Outcome, Returned, Target},
 };
-use parking_lot::{Condvar, Mutex};
-use rustc_hash::FxHashMap;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use smallvec::SmallVec;
 
 use crate::{
     codec::{Arguments, Output, Value},
     context::{self, Context},
     core::title,
-    guarded,
+    fetch, guarded,
     registry::{ActorState, Entry, Function, Invocation},
     runtime::Runtime,
 };
@@ -38,6 +38,9 @@ const THREAD_IDLE: Duration = Duration::from_secs(10);
 
 /// What waits must be worth so much time before another thread is woken for it, which costs about as much.
 const WAKE_NANOS: u64 = 30_000;
+
+/// Most calls that a thread takes straight from what it ran before, while others wait for a thread.
+const STREAK_MAX: u32 = 16;
 
 /// How far into the queue the estimate looks.
 const ESTIMATE_MAX: usize = 64;
@@ -78,7 +81,7 @@ struct Run {
     call: Header,
     caller: HostId,
     function: &'static Function,
-    arguments: Vec<Value>,
+    arguments: SmallVec<[Value; 1]>,
     context: Arc<Context>,
     actor: Option<Arc<Actor>>,
 }
@@ -128,9 +131,9 @@ struct Place {
 #[derive(Default)]
 struct State {
     ready: VecDeque<Box<Run>>,
-    leases: FxHashMap<LeaseId, Lease>,
-    actors: FxHashMap<TaskId, Arc<Actor>>,
-    running: FxHashMap<TaskId, Arc<Context>>,
+    leases: IdMap<LeaseId, Lease>,
+    actors: IdMap<TaskId, Arc<Actor>>,
+    running: IdMap<TaskId, Arc<Context>>,
     threads: usize,
     idle: usize,
     blocked: usize,
@@ -174,7 +177,7 @@ impl Executor {
                 FailureKind::UnknownFunction,
                 "the executing program has no function of that name and signature: was it built from other sources?",
             );
-            return self.reply(runtime, caller, header, 0, Err(failure.of(title("task", "?", call.task))));
+            return self.reply(runtime, caller, header, Err(failure.of(title("task", "?", call.task))));
         };
         let (lease, actor_id) = match call.target {
             Target::Task { lease, .. } => (Some(lease), None),
@@ -198,120 +201,177 @@ impl Executor {
             abort: Mutex::new(None),
             refs: Mutex::new(Vec::new()),
         });
-        let mut actor = None;
-        if let Target::Method { actor: id, incarnation } = call.target {
-            let found =
-                self.state.lock().actors.get(&id).cloned().filter(|actor| actor.incarnation == incarnation);
-            let Some(found) = found else {
-                let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
-                return self.reply(runtime, caller, header, 0, Err(failure.of(call_title(function, header))));
-            };
-            found.inner.lock().entries.push_back(Place { task: call.task, caller, run: None });
-            actor = Some(found);
-        }
-        if let Target::Construct { incarnation, .. } = call.target {
-            let new = Arc::new(Actor { id: call.task, incarnation, inner: Mutex::default() });
-            self.state.lock().actors.insert(call.task, new.clone());
-            actor = Some(new);
-        }
-        self.state.lock().running.insert(call.task, context.clone());
-        let ready = move |runtime: &Arc<Runtime>, arguments: Result<Vec<Value>, Failure>| {
-            let executor = runtime.executor();
-            match arguments {
-                Ok(arguments) => {
-                    let run = Box::new(Run { call: header, caller, function, arguments, context, actor });
-                    executor.admit(runtime, run);
-                }
-                Err(failure) => {
-                    if let Some(actor) = actor.filter(|_| matches!(header.target, Target::Method { .. })) {
-                        actor.inner.lock().entries.retain(|entry| entry.task != header.task);
-                        executor.pump(runtime, &actor);
-                    }
-                    let failure = failure.cause_of(&call_title(function, header));
-                    executor.reply(runtime, caller, header, 0, Err(failure));
-                }
+        let arguments = fetch::here(call.arguments);
+        let mut state = self.state.lock();
+        let actor = match call.target {
+            Target::Task { .. } => None,
+            Target::Construct { incarnation, .. } => {
+                let new = Arc::new(Actor { id: call.task, incarnation, inner: Mutex::default() });
+                state.actors.insert(call.task, new.clone());
+                Some(new)
+            }
+            Target::Method { actor: id, incarnation } => {
+                let found = state.actors.get(&id).filter(|actor| actor.incarnation == incarnation).cloned();
+                let Some(found) = found else {
+                    drop(state);
+                    let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
+                    return self.reply(
+                        runtime,
+                        caller,
+                        header,
+                        Err(failure.of(call_title(function, header))),
+                    );
+                };
+                Some(found)
             }
         };
-        fetch(runtime, call.arguments, ready);
-    }
-
-    fn admit(&self, runtime: &Arc<Runtime>, run: Box<Run>) {
-        if run.context.cancelled() {
-            let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
-            return self.finish(runtime, run, 0, Err(failure));
-        }
-        match run.call.target {
-            Target::Task { lease, slots } => {
-                let mut state = self.state.lock();
-                let held = state.leases.entry(lease).or_default();
-                held.slots = slots;
-                if held.running < held.slots {
-                    held.running += 1;
-                    drop(state);
-                    self.start(runtime, run);
-                } else {
-                    held.queue.push_back(run);
-                }
-            }
-            Target::Construct { .. } => self.start(runtime, run),
-            Target::Method { .. } => {
-                let Some(actor) = run.actor.clone() else { return };
-                {
-                    let mut inbox = actor.inner.lock();
-                    let task = run.call.task;
-                    // From the back: it is there unless its arguments had to be fetched.
-                    if let Some(entry) = inbox.entries.iter_mut().rev().find(|entry| entry.task == task) {
-                        entry.run = Some(run);
+        state.running.insert(call.task, context.clone());
+        let run = |arguments| Box::new(Run { call: header, caller, function, arguments, context, actor });
+        match arguments {
+            Ok(Ok(arguments)) => {
+                let run = run(arguments);
+                match call.target {
+                    Target::Task { lease, slots } => self.admit_task(runtime, state, run, lease, slots),
+                    Target::Construct { .. } => {
+                        drop(state);
+                        self.start(runtime, run);
+                    }
+                    Target::Method { .. } => {
+                        drop(state);
+                        let Some(actor) = run.actor.clone() else { return };
+                        actor.inner.lock().entries.push_back(Place {
+                            task: call.task,
+                            caller,
+                            run: Some(run),
+                        });
+                        self.pump(runtime, &actor);
                     }
                 }
-                self.pump(runtime, &actor);
             }
+            Ok(Err(failure)) => {
+                drop(state);
+                self.reply(runtime, caller, header, Err(failure.cause_of(&call_title(function, header))));
+            }
+            Err(arguments) => {
+                drop(state);
+                let run = run(SmallVec::new());
+                if let (Target::Method { .. }, Some(actor)) = (call.target, &run.actor) {
+                    // Its place in the caller's order.
+                    actor.inner.lock().entries.push_back(Place { task: call.task, caller, run: None });
+                }
+                fetch::all(runtime, arguments, move |runtime, arguments| {
+                    runtime.executor().fetched(runtime, run, arguments);
+                });
+            }
+        }
+    }
+
+    /// A call's stored arguments are here, or are not to be had.
+    fn fetched(
+        &self,
+        runtime: &Arc<Runtime>,
+        mut run: Box<Run>,
+        arguments: Result<SmallVec<[Value; 1]>, Failure>,
+    ) {
+        let early = match arguments {
+            Ok(_) if run.context.cancelled() => {
+                Failure::new(FailureKind::Cancelled, "it was cancelled before it started")
+            }
+            Err(failure) => failure.cause_of(&call_title(run.function, run.call)),
+            Ok(arguments) => {
+                run.arguments = arguments;
+                return match run.call.target {
+                    Target::Task { lease, slots } => {
+                        self.admit_task(runtime, self.state.lock(), run, lease, slots);
+                    }
+                    Target::Construct { .. } => self.start(runtime, run),
+                    Target::Method { .. } => {
+                        let Some(actor) = run.actor.clone() else { return };
+                        {
+                            let mut inbox = actor.inner.lock();
+                            let task = run.call.task;
+                            if let Some(entry) = inbox.entries.iter_mut().find(|entry| entry.task == task) {
+                                entry.run = Some(run);
+                            }
+                        }
+                        self.pump(runtime, &actor);
+                    }
+                };
+            }
+        };
+        if let (Target::Method { .. }, Some(actor)) = (run.call.target, &run.actor) {
+            actor.inner.lock().entries.retain(|entry| entry.task != run.call.task);
+            self.pump(runtime, actor);
+        }
+        self.reply(runtime, run.caller, run.call, Err(early.of(call_title(run.function, run.call))));
+    }
+
+    /// Starts a task if its lease has a slot free.
+    fn admit_task(
+        &self,
+        runtime: &Arc<Runtime>,
+        mut state: MutexGuard<'_, State>,
+        run: Box<Run>,
+        lease: LeaseId,
+        slots: u32,
+    ) {
+        let held = state.leases.entry(lease).or_default();
+        held.slots = slots;
+        if held.running < held.slots {
+            held.running += 1;
+            self.start_locked(runtime, state, run);
+        } else {
+            held.queue.push_back(run);
         }
     }
 
     /// Starts the actor's calls that may start now.
     fn pump(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
+        while let Some(run) = self.take_next(runtime, actor) {
+            self.start(runtime, run);
+        }
+    }
+
+    /// The actor's next call, if it may start now.
+    fn take_next(&self, runtime: &Arc<Runtime>, actor: &Actor) -> Option<Box<Run>> {
         loop {
-            let (run, ended) = {
+            let (run, failure) = {
                 let mut inbox = actor.inner.lock();
                 let ended = inbox.ended.clone();
                 if ended.is_none() && inbox.state.is_none() {
-                    return;
+                    return None;
                 }
-                let Some(at) = next_entry(&inbox) else { return };
+                let at = next_entry(&inbox)?;
                 let exclusive = inbox.entries[at].run.as_ref().is_some_and(|run| is_exclusive(run.function));
                 if ended.is_none() && (inbox.exclusive || (exclusive && inbox.shared > 0)) {
-                    return;
+                    return None;
                 }
-                let Some(run) = inbox.entries.remove(at).and_then(|entry| entry.run) else { return };
-                if ended.is_none() {
+                let run = inbox.entries.remove(at).and_then(|entry| entry.run)?;
+                let Some(failure) = ended else {
                     if exclusive {
                         inbox.exclusive = true;
                     } else {
                         inbox.shared += 1;
                     }
-                }
-                (run, ended)
+                    return Some(run);
+                };
+                (run, failure)
             };
-            match ended {
-                None => self.start(runtime, run),
-                Some(failure) => {
-                    let failure = failure.of(call_title(run.function, run.call));
-                    self.reply(runtime, run.caller, run.call, 0, Err(failure));
-                }
-            }
+            let failure = failure.of(call_title(run.function, run.call));
+            self.reply(runtime, run.caller, run.call, Err(failure));
         }
     }
 
     /// Runs it, on a thread of the pool or on the runtime for user code.
     fn start(&self, runtime: &Arc<Runtime>, run: Box<Run>) {
-        if run.call.timeout_ms > 0 {
-            watch_timeout(runtime, &run);
-        }
+        self.start_locked(runtime, self.state.lock(), run);
+    }
+
+    fn start_locked(&self, runtime: &Arc<Runtime>, mut state: MutexGuard<'_, State>, run: Box<Run>) {
         if run.function.is_async {
+            drop(state);
             return start_async(runtime, run);
         }
-        let mut state = self.state.lock();
         if state.idle == 0 && state.threads >= THREADS_MAX && state.blocked >= state.threads {
             drop(state);
             let failure = Failure::new(
@@ -349,26 +409,27 @@ impl Executor {
     /// The life of a pool thread.
     fn work(&self, runtime: &Arc<Runtime>) {
         let _entered = context::enter(runtime, None, false);
-        let mut state = self.state.lock();
+        // What the last call left to be done next, and how often that went before what others wait for.
+        let mut next: Option<Box<Run>> = None;
+        let mut streak = 0;
         loop {
+            if let Some(run) = next.take() {
+                if streak < STREAK_MAX || self.ready.load(Ordering::Acquire) == 0 {
+                    streak += 1;
+                    next = self.run_sync(runtime, run);
+                    continue;
+                }
+                self.start(runtime, run);
+            }
+            streak = 0;
+            let mut state = self.state.lock();
             if let Some(run) = state.ready.pop_front() {
                 self.ready.store(state.ready.len(), Ordering::Release);
                 if !state.ready.is_empty() && wants_another_thread(&state) {
                     self.wake_or_grow(runtime, &mut state);
                 }
-                let long = is_long(run.function);
-                state.long += usize::from(long);
                 drop(state);
-                // One wake for several results, as long as there is more to run right now.
-                crate::peers::defer_rings(!long);
-                if long {
-                    runtime.peers().ring_all(true);
-                }
-                run_sync(runtime, run);
-                crate::peers::defer_rings(false);
-                runtime.peers().ring_all(self.ready.load(Ordering::Acquire) == 0);
-                state = self.state.lock();
-                state.long -= usize::from(long);
+                next = self.run_sync(runtime, run);
                 continue;
             }
             drop(state);
@@ -378,7 +439,8 @@ impl Executor {
                 continue;
             }
             if state.stopping {
-                break;
+                state.threads -= 1;
+                return;
             }
             state.idle += 1;
             drop(state);
@@ -388,12 +450,39 @@ impl Executor {
                 let timed_out = self.work.wait_for(&mut state, THREAD_IDLE).timed_out();
                 if timed_out && state.ready.is_empty() && state.idle > 1 {
                     state.idle -= 1;
-                    break;
+                    state.threads -= 1;
+                    return;
                 }
             }
             state.idle -= 1;
         }
-        state.threads -= 1;
+    }
+
+    /// Runs sync code; returns what may run after it on the same thread.
+    fn run_sync(&self, runtime: &Arc<Runtime>, run: Box<Run>) -> Option<Box<Run>> {
+        if run.call.timeout_ms > 0 {
+            watch_timeout(runtime, &run);
+        }
+        let long = is_long(run.function);
+        if long {
+            self.state.lock().long += 1;
+            runtime.peers().ring_all(true);
+        }
+        // One wake for several results, as long as there is more to run right now.
+        crate::peers::defer_rings(!long);
+        let next = call_sync(runtime, run);
+        crate::peers::defer_rings(false);
+        runtime.peers().ring_all(next.is_none() && self.ready.load(Ordering::Acquire) == 0);
+        if long {
+            self.state.lock().long -= 1;
+        }
+        match next {
+            Some(run) if run.function.is_async => {
+                self.start(runtime, run);
+                None
+            }
+            next => next,
+        }
     }
 
     fn has_work(&self) -> bool {
@@ -527,12 +616,26 @@ impl Executor {
         runtime.user().spawn_blocking(move || drop(state));
     }
 
+    /// Everything a finished call leaves: result sent, and what may start now that its slot or actor is free.
+    fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
+        if let Some(next) = self.finish_with(runtime, run, nanos, result) {
+            self.start(runtime, next);
+        }
+    }
+
+    /// [`Self::finish`], but one of those that may start is left to the caller.
+    #[must_use]
     #[expect(
         clippy::boxed_local,
         reason = "calls are moved between queues as boxes, and this is where they end"
     )]
-    /// Everything a finished call leaves: result sent, slot and actor free for the next.
-    fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
+    fn finish_with(
+        &self,
+        runtime: &Arc<Runtime>,
+        run: Box<Run>,
+        nanos: u64,
+        result: Result<Output, Failure>,
+    ) -> Option<Box<Run>> {
         let Run { call, caller, function, context, actor, arguments } = *run;
         drop(arguments);
         note_time(function, nanos);
@@ -547,42 +650,46 @@ impl Executor {
             failure
         });
         let refs = std::mem::take(&mut *context.refs.lock());
+        let mut next = None;
+        {
+            let mut state = self.state.lock();
+            // A later attempt may have taken its place.
+            if state.running.get(&call.task).is_some_and(|other| Arc::ptr_eq(other, &context)) {
+                state.running.remove(&call.task);
+            }
+            if let Target::Task { lease, .. } = call.target
+                && let Some(held) = state.leases.get_mut(&lease)
+            {
+                held.running = held.running.saturating_sub(1);
+                if held.running < held.slots {
+                    next = held.queue.pop_front();
+                }
+                if next.is_some() {
+                    held.running += 1;
+                } else if held.running == 0 && held.lent == 0 {
+                    state.leases.remove(&lease);
+                }
+            }
+        }
         if !context.finished.swap(true, Ordering::AcqRel) {
-            self.reply_with(runtime, caller, call, nanos, result, &refs);
+            self.send_done(runtime, caller, call, nanos, result, &refs);
         }
-        match call.target {
-            Target::Task { lease, .. } => {
-                let next = {
-                    let mut state = self.state.lock();
-                    let Some(held) = state.leases.get_mut(&lease) else { return };
-                    held.running = held.running.saturating_sub(1);
-                    let next = if held.running < held.slots { held.queue.pop_front() } else { None };
-                    if next.is_some() {
-                        held.running += 1;
-                    } else if held.running == 0 && held.lent == 0 {
-                        state.leases.remove(&lease);
-                    }
-                    next
-                };
-                if let Some(next) = next {
-                    self.start(runtime, next);
+        if let (Target::Method { .. }, Some(actor)) = (call.target, actor) {
+            {
+                let mut inbox = actor.inner.lock();
+                if is_exclusive(function) {
+                    inbox.exclusive = false;
+                } else {
+                    inbox.shared = inbox.shared.saturating_sub(1);
                 }
             }
-            Target::Method { .. } => {
-                if let Some(actor) = actor {
-                    {
-                        let mut inbox = actor.inner.lock();
-                        if is_exclusive(function) {
-                            inbox.exclusive = false;
-                        } else {
-                            inbox.shared = inbox.shared.saturating_sub(1);
-                        }
-                    }
-                    self.pump(runtime, &actor);
-                }
+            next = self.take_next(runtime, &actor);
+            if next.as_ref().is_some_and(|next| !is_exclusive(next.function)) {
+                // More may run beside a shared one.
+                self.pump(runtime, &actor);
             }
-            Target::Construct { .. } => {}
         }
+        next
     }
 
     /// The construction of an actor ended.
@@ -592,8 +699,8 @@ impl Executor {
         run: Box<Run>,
         nanos: u64,
         result: Result<ActorState, Failure>,
-    ) {
-        let Some(actor) = run.actor.clone() else { return };
+    ) -> Option<Box<Run>> {
+        let actor = run.actor.clone()?;
         let result = match result {
             Ok(state) => {
                 let ended = {
@@ -611,21 +718,16 @@ impl Executor {
                 Err(failure)
             }
         };
-        self.finish(runtime, run, nanos, result);
+        self.finish_with(runtime, run, nanos, result)
     }
 
-    fn reply(
-        &self,
-        runtime: &Arc<Runtime>,
-        caller: HostId,
-        call: Header,
-        nanos: u64,
-        result: Result<Output, Failure>,
-    ) {
-        self.reply_with(runtime, caller, call, nanos, result, &[]);
+    /// Ends a call that has not run, or does so no more.
+    fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Output, Failure>) {
+        self.state.lock().running.remove(&call.task);
+        self.send_done(runtime, caller, call, 0, result, &[]);
     }
 
-    fn reply_with(
+    fn send_done(
         &self,
         runtime: &Arc<Runtime>,
         caller: HostId,
@@ -634,19 +736,21 @@ impl Executor {
         result: Result<Output, Failure>,
         received: &[mobula_proto::ObjectId],
     ) {
-        self.state.lock().running.remove(&call.task);
         let is_construct = matches!(call.target, Target::Construct { .. });
         let mut contains = crate::codec::Held::default();
         let outcome = match result {
-            Ok(_) if is_construct => Outcome::Values(Vec::new()),
+            Ok(_) if is_construct => Outcome::Values(SmallVec::new()),
             Ok(output) => match runtime.keep_result(call.task.object(0), call.attempt, &output) {
                 Ok(value) => {
                     contains = output.refs;
-                    Outcome::Values(vec![Returned { value, contains: contains.ids().to_vec() }])
+                    Outcome::Values(SmallVec::from_buf([Returned {
+                        value,
+                        contains: contains.ids().to_vec(),
+                    }]))
                 }
-                Err(failure) => Outcome::Failed(failure),
+                Err(failure) => Outcome::failed(failure),
             },
-            Err(failure) => Outcome::Failed(failure),
+            Err(failure) => Outcome::failed(failure),
         };
         let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos };
         runtime.reply(caller, done, received, contains);
@@ -666,7 +770,7 @@ impl Executor {
         .on(runtime.me().node.to_string());
         failure.attempt = run.call.attempt;
         failure.attempts_max = run.call.attempts_max;
-        self.reply(runtime, run.caller, run.call, 0, Err(failure));
+        self.reply(runtime, run.caller, run.call, Err(failure));
         if let Some(abort) = run.context.abort.lock().as_ref() {
             abort.abort();
         }
@@ -737,96 +841,52 @@ fn call_title(function: &Function, call: Header) -> String {
     title(kind, function.name, call.task)
 }
 
-/// Finds every argument's bytes, then calls `ready` (on whichever thread brought the last).
-fn fetch(
-    runtime: &Arc<Runtime>,
-    arguments: Vec<Argument>,
-    ready: impl FnOnce(&Arc<Runtime>, Result<Vec<Value>, Failure>) + Send + 'static,
-) {
-    let mut wanted = Vec::new();
-    for argument in &arguments {
-        let parts = match argument {
-            Argument::One(part) => std::slice::from_ref(part),
-            Argument::List(parts) => parts.as_slice(),
-        };
-        for part in parts {
-            if let Part::Stored { object, copy } = part {
-                wanted.push((*object, *copy));
-            }
-        }
-    }
-    let assemble = move |mut stored: HashMap<mobula_proto::ObjectId, mobula_store::Bytes>| {
-        let mut one = |part: Part| match part {
-            Part::Inline(bytes) => runtime_object(mobula_store::Bytes::from_slice(&bytes)),
-            Part::Stored { object, .. } => stored
-                .get_mut(&object)
-                .ok_or_else(|| {
-                    Failure::new(FailureKind::ObjectLost, format!("object {object} was not fetched"))
-                })
-                .and_then(|bytes| runtime_object(bytes.clone())),
-        };
-        arguments
-            .into_iter()
-            .map(|argument| {
-                Ok(match argument {
-                    Argument::One(part) => Value::One(one(part)?),
-                    Argument::List(parts) => {
-                        Value::List(parts.into_iter().map(&mut one).collect::<Result<_, Failure>>()?)
-                    }
-                })
-            })
-            .collect::<Result<Vec<_>, Failure>>()
-    };
-    if wanted.is_empty() {
-        return ready(runtime, assemble(HashMap::new()));
-    }
-    let weak = Arc::downgrade(runtime);
-    runtime.open_all(wanted, move |opened| {
-        if let Some(runtime) = weak.upgrade() {
-            ready(&runtime, opened.and_then(assemble));
-        }
-    });
-}
-
-fn runtime_object(bytes: mobula_store::Bytes) -> Result<mobula_store::Object, Failure> {
-    mobula_store::Object::parse(bytes).map_err(|e| Failure::new(FailureKind::Codec, e.to_string()))
-}
-
-fn run_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) {
+/// Calls sync user code; returns what may run next on this thread.
+fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
     let _entered = context::enter(runtime, Some(run.context.clone()), false);
     let started = Instant::now();
     let arguments = Arguments::new(std::mem::take(&mut run.arguments));
     let executor = runtime.executor();
+    if run.context.cancelled() {
+        let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
+        return match &run.function.entry {
+            Entry::Construct(_) => executor.constructed(runtime, run, 0, Err(failure)),
+            Entry::Task(_) | Entry::Method { .. } => executor.finish_with(runtime, run, 0, Err(failure)),
+        };
+    }
     match &run.function.entry {
         Entry::Task(call) => {
-            let result = guarded::call(|| match call(arguments) {
-                Invocation::Finished(result) => result,
-                Invocation::Future(_) => Err(mislabelled()),
-            });
-            executor.finish(runtime, run, nanos_since(started), result);
+            let result = guarded::call(|| finished(call(arguments)));
+            executor.finish_with(runtime, run, nanos_since(started), result)
         }
         Entry::Construct(call) => {
-            let result = guarded::call(|| match call(arguments) {
-                Invocation::Finished(result) => result,
-                Invocation::Future(_) => Err(mislabelled()),
-            });
-            executor.constructed(runtime, run, nanos_since(started), result);
+            let result = guarded::call(|| finished(call(arguments)));
+            executor.constructed(runtime, run, nanos_since(started), result)
         }
         Entry::Method { call, .. } => {
             let state = run.actor.as_ref().and_then(|actor| actor.inner.lock().state.clone());
             let result = match state {
-                Some(state) => guarded::call(|| match call(&state, arguments) {
-                    Invocation::Finished(result) => result,
-                    Invocation::Future(_) => Err(mislabelled()),
-                }),
+                Some(state) => guarded::call(|| finished(call(&state, arguments))),
                 None => Err(Failure::new(FailureKind::ActorDied, "the actor ended")),
             };
-            executor.finish(runtime, run, nanos_since(started), result);
+            executor.finish_with(runtime, run, nanos_since(started), result)
+        }
+    }
+}
+
+fn finished<T>(invocation: Invocation<T>) -> Result<T, Failure> {
+    match invocation {
+        Invocation::Finished(result) => result,
+        Invocation::Future(_) => {
+            Err(Failure::new(FailureKind::Internal, "a function registered as sync returned a future"))
         }
     }
 }
 
 fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
+    if run.call.timeout_ms > 0 {
+        watch_timeout(runtime, &run);
+    }
     let arguments = Arguments::new(std::mem::take(&mut run.arguments));
     let runtime_ = runtime.clone();
     let context = run.context.clone();
@@ -843,7 +903,9 @@ fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
             Entry::Construct(call) => {
                 let call = *call;
                 let result = drive(&runtime_, &run.context, move || call(arguments)).await;
-                executor.constructed(&runtime_, run, nanos_since(started), result);
+                if let Some(next) = executor.constructed(&runtime_, run, nanos_since(started), result) {
+                    executor.start(&runtime_, next);
+                }
             }
             Entry::Method { call, .. } => {
                 let call = *call;
@@ -880,8 +942,4 @@ async fn drive<T: Send + 'static>(
 
 fn nanos_since(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn mislabelled() -> Failure {
-    Failure::new(FailureKind::Internal, "a function registered as sync returned a future")
 }

@@ -18,6 +18,7 @@ pub mod codec;
 pub mod context;
 pub mod core;
 pub mod executor;
+mod fetch;
 mod guarded;
 pub mod link;
 pub mod peers;

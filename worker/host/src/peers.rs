@@ -19,15 +19,15 @@ use mobula_net::ring::{
     self,
     doorbell::{Doorbell, Spin},
 };
-use mobula_proto::{HostId, NodeId, host::ToAgent, peer::Message, wire};
+use mobula_proto::{HostId, IdMap, NodeId, host::ToAgent, peer::Message, wire};
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::{context, runtime::Runtime, wait::Parker};
 
-/// Most messages taken from one ring before the next ring is looked at.
-const DRAIN_BATCH: usize = 256;
+/// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
+/// waits for the core's lock meanwhile need not sleep.
+const DRAIN_BATCH: usize = 64;
 /// Longest sleep of a leader between two looks around; only a safety net.
 const LEADER_SLEEP: Duration = Duration::from_secs(1);
 
@@ -54,7 +54,7 @@ enum Route {
 /// See the module's text.
 pub struct Peers {
     doorbell: Option<Doorbell>,
-    routes: Mutex<FxHashMap<HostId, Route>>,
+    routes: Mutex<IdMap<HostId, Route>>,
     inbound: RwLock<Vec<Arc<Inbound>>>,
     lead: Mutex<Spin>,
     stopped: AtomicBool,
@@ -144,12 +144,10 @@ impl Peers {
     }
 
     fn push(&self, outbound: &Arc<Outbound>, message: &Message) {
-        let body = match wire::encode(message) {
-            Ok(body) => body,
+        match wire::encode_with(message, 0, |body| outbound.sender.lock().send(&[], body)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a message could not be sent"),
             Err(error) => return tracing::error!(%error, "a message could not be encoded"),
-        };
-        if let Err(error) = outbound.sender.lock().send(&[], &body) {
-            tracing::error!(%error, "a message could not be sent");
         }
         if DEFERRING.get() && matches!(message, Message::Done(_)) {
             let mut unrung = self.unrung.lock();
@@ -248,34 +246,33 @@ impl Peers {
         let mut any = false;
         let mut broken = Vec::new();
         let all: SmallVec<[Arc<Inbound>; 8]> = self.inbound.read().iter().cloned().collect();
+        let mut messages = Vec::new();
         for inbound in all {
             if inbound.watch.is_empty() {
                 continue;
             }
-            for _ in 0..DRAIN_BATCH {
-                let received = {
-                    let mut receiver = inbound.receiver.lock();
-                    let received = receiver.recv_with(wire::decode::<Message>);
-                    if receiver.take_space_wanted() {
-                        inbound.back.doorbell.ring();
-                    }
-                    received
-                };
-                match received {
-                    Ok(None) => break,
-                    Ok(Some(Ok(message))) => {
-                        any = true;
-                        runtime.on_peer(inbound.peer, true, message);
-                    }
-                    Ok(Some(Err(error))) => {
-                        tracing::warn!(peer = %inbound.peer, %error, "dropped a malformed message");
-                    }
-                    Err(error) => {
-                        tracing::error!(peer = %inbound.peer, %error, "a ring broke");
-                        broken.push(inbound.peer);
-                        break;
+            {
+                let mut receiver = inbound.receiver.lock();
+                for _ in 0..DRAIN_BATCH {
+                    match receiver.recv_with(wire::decode::<Message>) {
+                        Ok(None) => break,
+                        Ok(Some(Ok(message))) => messages.push(message),
+                        Ok(Some(Err(error))) => {
+                            tracing::warn!(peer = %inbound.peer, %error, "dropped a malformed message");
+                        }
+                        Err(error) => {
+                            tracing::error!(peer = %inbound.peer, %error, "a ring broke");
+                            broken.push(inbound.peer);
+                            break;
+                        }
                     }
                 }
+                if receiver.take_space_wanted() {
+                    inbound.back.doorbell.ring();
+                }
+                any |= !messages.is_empty();
+                // Still locked: whoever forgets the peer must not overtake what it sent.
+                runtime.on_peers(inbound.peer, &mut messages);
             }
         }
         for peer in broken {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use mobula_proto::Failure;
+use rustc_hash::FxHashMap;
 
 use crate::codec::{Arguments, Output};
 
@@ -111,7 +112,7 @@ pub enum Error {
 /// A checked view of [`FUNCTIONS`].
 #[derive(Debug)]
 pub struct Registry {
-    by_id: HashMap<u64, &'static Function>,
+    by_id: FxHashMap<u64, &'static Function>,
     fingerprint: u64,
 }
 
@@ -130,7 +131,7 @@ impl Registry {
     /// A registry of these functions: refuses two under one name or one hash.
     pub fn new(functions: impl Iterator<Item = &'static Function>) -> Result<Self, Error> {
         let mut by_name: HashMap<&str, &'static Function> = HashMap::new();
-        let mut by_id: HashMap<u64, &'static Function> = HashMap::new();
+        let mut by_id: FxHashMap<u64, &'static Function> = FxHashMap::default();
         for function in functions {
             if let Some(other) = by_name.insert(function.name, function) {
                 return Err(Error::Duplicate {

@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use std::{
 
 use mobula_ownership::{Counts, Via};
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, ObjectId, TaskId,
+    Blob, Failure, FailureKind, HostId, IdMap, JobId, ObjectId, TaskId,
     host::{Answer, Question, ToAgent, ToHost, Welcome},
     peer::{Copy, Done, Message, State, Value},
     resource::DeviceGrant,
@@ -24,13 +24,12 @@ use mobula_proto::{
 };
 use mobula_store::{Bytes, Object};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, Spec, UNFINISHED_TASKS_MAX},
+    core::{Action, Core, Spec},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -38,6 +37,23 @@ use crate::{
     store::Store,
     wait::{Parker, Waiter},
 };
+
+/// What follows from a step of the core and is done without its lock.
+enum Later {
+    Wake(ObjectId),
+    Settled(u64),
+    Room,
+}
+
+fn is_for_executor(message: &Message) -> bool {
+    matches!(message, Message::Run(_) | Message::Cancel { .. } | Message::Terminate { .. })
+}
+
+fn on_core_message(core: &mut Core, from: HostId, message: Message, out: &mut Vec<Action>) {
+    if let Err(message) = core.on_message(from, message, out) {
+        tracing::warn!(%from, ?message, "a message that nobody handles");
+    }
+}
 
 /// Messages from hosts of other jobs are cut off here: only what another job may ask is let through.
 fn allowed_across_jobs(message: &Message) -> bool {
@@ -53,6 +69,8 @@ pub struct Runtime {
     welcome: Welcome,
     registry: Registry,
     core: Mutex<Core>,
+    /// Who waits until there is room for more calls.
+    room: Mutex<Vec<Waiter>>,
     executor: Executor,
     store: Store,
     peers: Peers,
@@ -60,8 +78,10 @@ pub struct Runtime {
     user: tokio::runtime::Handle,
     /// Messages to this host itself, each with the refs that must live until it is handled.
     loopback: Mutex<VecDeque<(Message, Held)>>,
+    /// How many are in `loopback`, for looking without the lock.
+    loopback_waiting: AtomicUsize,
     loopback_turn: Mutex<()>,
-    waiters: Mutex<FxHashMap<ObjectId, SmallVec<[Waiter; 1]>>>,
+    waiters: Mutex<IdMap<ObjectId, SmallVec<[Waiter; 1]>>>,
     unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
     questions: Mutex<HashMap<u64, std::sync::mpsc::SyncSender<Answer>>>,
     next_number: AtomicU64,
@@ -91,6 +111,7 @@ impl Runtime {
     ) -> Arc<Self> {
         let runtime = Arc::new(Self {
             core: Mutex::new(Core::new(welcome.host)),
+            room: Mutex::default(),
             executor: Executor::default(),
             store: Store::new(&welcome, agent.clone()),
             peers,
@@ -98,6 +119,7 @@ impl Runtime {
             agent,
             user,
             loopback: Mutex::default(),
+            loopback_waiting: 0.into(),
             loopback_turn: Mutex::default(),
             waiters: Mutex::default(),
             unsettled: Mutex::default(),
@@ -189,40 +211,81 @@ impl Runtime {
 
     /// Runs a step of the core and carries out what follows.
     fn step<R>(self: &Arc<Self>, step: impl FnOnce(&mut Core, &mut Vec<Action>) -> R) -> R {
-        let mut actions = Vec::new();
-        let mut later = Vec::new();
+        let mut later: SmallVec<[Later; 4]> = SmallVec::new();
         let result = {
             let mut core = self.core.lock();
+            let mut actions = core.take_actions();
             let result = step(&mut core, &mut actions);
-            for action in actions {
+            for action in actions.drain(..) {
                 match action {
                     Action::Send { to, message } if to == self.me() => {
-                        self.loopback.lock().push_back((message, Held::default()))
+                        self.push_loopback(message, Held::default());
                     }
                     Action::Send { to, message } => self.peers.send(self, to, message),
                     Action::Tell(message) => self.tell(message),
-                    Action::Wake(_) | Action::Settled(_) => later.push(action),
+                    Action::Wake(object) => later.push(Later::Wake(object)),
+                    Action::Settled(token) => later.push(Later::Settled(token)),
+                    Action::Room => later.push(Later::Room),
                 }
             }
+            core.give_actions(actions);
             result
         };
-        for action in later {
-            match action {
-                Action::Wake(object) => self.wake(object),
-                Action::Settled(token) => self.settled(token),
-                Action::Send { .. } | Action::Tell(_) => {}
-            }
+        if !later.is_empty() {
+            self.carry_out(&later);
         }
         self.run_loopback();
         result
     }
 
+    /// What is done without the core's lock.
+    fn carry_out(self: &Arc<Self>, later: &[Later]) {
+        let mut parked = false;
+        {
+            let mut waiters = self.waiters.lock();
+            if !waiters.is_empty() {
+                for one in later {
+                    if let Later::Wake(object) = one {
+                        for waiter in waiters.remove(object).unwrap_or_default() {
+                            parked |= waiter.wake();
+                        }
+                    }
+                }
+            }
+        }
+        for one in later {
+            match one {
+                Later::Wake(_) => {}
+                Later::Settled(token) => self.settled(*token),
+                Later::Room => {
+                    for waiter in std::mem::take(&mut *self.room.lock()) {
+                        parked |= waiter.wake();
+                    }
+                }
+            }
+        }
+        if parked {
+            self.peers.nudge();
+        }
+    }
+
+    fn push_loopback(&self, message: Message, held: Held) {
+        let mut loopback = self.loopback.lock();
+        loopback.push_back((message, held));
+        self.loopback_waiting.store(loopback.len(), Ordering::Release);
+    }
+
     /// Handles what this host sent to itself, one thread at a time, in order.
     fn run_loopback(self: &Arc<Self>) {
-        while !self.loopback.lock().is_empty() {
+        while self.loopback_waiting.load(Ordering::Acquire) > 0 {
             let Some(_turn) = self.loopback_turn.try_lock() else { return };
             loop {
-                let next = self.loopback.lock().pop_front();
+                let next = {
+                    let mut loopback = self.loopback.lock();
+                    let next = loopback.pop_front();
+                    self.loopback_waiting.store(loopback.len(), Ordering::Release);
+                    next
+                };
                 let Some((message, held)) = next else { break };
                 self.on_peer(self.me(), true, message);
                 drop(held);
@@ -236,17 +299,35 @@ impl Runtime {
             tracing::warn!(%from, "refused a message that only a host of the same job may send");
             return;
         }
+        if let Some(message) = self.execute(from, message) {
+            self.step(|core, out| on_core_message(core, from, message, out));
+        }
+    }
+
+    /// Messages from a host of the same job, in order; leaves none.
+    pub(crate) fn on_peers(self: &Arc<Self>, from: HostId, messages: &mut Vec<Message>) {
+        let mut messages = messages.drain(..).peekable();
+        while let Some(message) = messages.next() {
+            let Some(message) = self.execute(from, message) else { continue };
+            // All that are for the core, under its lock once.
+            self.step(|core, out| {
+                on_core_message(core, from, message, out);
+                while let Some(message) = messages.next_if(|next| !is_for_executor(next)) {
+                    on_core_message(core, from, message, out);
+                }
+            });
+        }
+    }
+
+    /// Messages for the executor are handled; others come back.
+    fn execute(self: &Arc<Self>, from: HostId, message: Message) -> Option<Message> {
         match message {
             Message::Run(call) => self.executor.receive(self, from, call),
             Message::Cancel { task, force } => self.executor.cancel(self, task, force),
             Message::Terminate { actor, incarnation } => self.executor.terminate(self, actor, incarnation),
-            other => {
-                let unhandled = self.step(|core, out| core.on_message(from, other, out));
-                if let Err(message) = unhandled {
-                    tracing::warn!(%from, ?message, "a message that nobody handles");
-                }
-            }
+            other => return Some(other),
         }
+        None
     }
 
     /// A message from the agent.
@@ -304,10 +385,9 @@ impl Runtime {
         self.executor.stop();
         self.questions.lock().clear();
         self.store.end(&failure);
-        let all: Vec<ObjectId> = self.waiters.lock().keys().copied().collect();
-        for object in all {
-            self.wake(object);
-        }
+        let mut all: Vec<Later> = self.waiters.lock().keys().copied().map(Later::Wake).collect();
+        all.push(Later::Room);
+        self.carry_out(&all);
         self.peers.stop();
     }
 
@@ -322,40 +402,58 @@ impl Runtime {
         self.store.tidy(self);
     }
 
-    fn wake(&self, object: ObjectId) {
-        let waiters = self.waiters.lock().remove(&object).unwrap_or_default();
-        let mut parked = false;
-        for waiter in waiters {
-            parked |= waiter.wake();
-        }
-        if parked {
-            self.peers.nudge();
-        }
-    }
-
     // ---- submitting ----
 
     /// Submits a call. The returned object has one reference, which the caller gives back with
-    /// [`Runtime::drop_ref`]. With [`UNFINISHED_TASKS_MAX`] calls unfinished it first waits, on this thread, until
-    /// one is done; inside a task that counts as waiting for an object.
+    /// [`Runtime::drop_ref`]. With [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX) calls unfinished it first waits, on this thread, until
+    /// there is room; inside a task that counts as waiting for an object.
     pub fn submit(self: &Arc<Self>, spec: Spec) -> ObjectId {
-        if self.unfinished() >= UNFINISHED_TASKS_MAX {
-            self.wait_for_budget();
-        }
-        self.step(|core, out| core.submit(spec, out))
-    }
-
-    fn wait_for_budget(self: &Arc<Self>) {
-        let is_async = context::is_async();
-        let _blocked = Blocked::enter(self, !is_async);
-        while self.unfinished() >= UNFINISHED_TASKS_MAX && self.ended().is_none() {
+        let mut spec = spec;
+        loop {
+            match self.try_submit(spec) {
+                Ok(object) => return object,
+                Err(refused) => spec = refused,
+            }
+            let is_async = context::is_async();
+            let _blocked = Blocked::enter(self, !is_async);
             let parker = Parker::new(1);
+            if self.has_room_or(|| Waiter::Thread(parker.clone())) {
+                continue;
+            }
             if is_async {
-                tokio::task::block_in_place(|| std::thread::sleep(BUDGET_LOOK));
-            } else if !self.peers.lead_until(self, &parker, false, Some(Instant::now() + BUDGET_LOOK)) {
-                std::thread::sleep(BUDGET_LOOK);
+                // Somebody who cannot wait in another way; those who can use `submit_when_room`.
+                tokio::task::block_in_place(|| parker.park(None));
+                continue;
+            }
+            self.peers.ring_all(true);
+            while !parker.is_woken() {
+                if !self.peers.lead_until(self, &parker, false, None) {
+                    parker.park(None);
+                }
             }
         }
+    }
+
+    /// Submits a call, or hands it back where [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX) are unfinished.
+    #[expect(clippy::result_large_err, reason = "what was refused comes back whole")]
+    pub fn try_submit(self: &Arc<Self>, spec: Spec) -> Result<ObjectId, Spec> {
+        let ended = self.stopped.load(Ordering::Relaxed);
+        self.step(|core, out| if ended || core.has_room() { Ok(core.submit(spec, out)) } else { Err(spec) })
+    }
+
+    /// Whether a call could be submitted now; else `waker` is woken when one can.
+    pub fn poll_room(self: &Arc<Self>, waker: &Waker) -> bool {
+        self.has_room_or(|| Waiter::Task(waker.clone()))
+    }
+
+    fn has_room_or(&self, waiter: impl FnOnce() -> Waiter) -> bool {
+        let mut core = self.core.lock();
+        if self.stopped.load(Ordering::Relaxed) || core.has_room() {
+            return true;
+        }
+        core.want_room();
+        self.room.lock().push(waiter());
+        false
     }
 
     /// Tasks submitted here and not yet done.
@@ -422,12 +520,8 @@ impl Runtime {
     ) -> Result<Value, Failure> {
         let bytes = output.encoded.len();
         if bytes <= wire::INLINE_BYTES_MAX as u64 {
-            let mut inline = vec![0; bytes as usize];
-            output
-                .encoded
-                .write_into(&mut inline)
-                .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
-            return Ok(Value::Inline(inline));
+            let blob = output.encoded.to_blob();
+            return blob.map(Value::Inline).map_err(|e| Failure::new(FailureKind::Codec, e.to_string()));
         }
         self.store.keep(self, object, attempt, &output.encoded)?;
         Ok(Value::Stored(Copy { node: self.me().node, bytes, attempt }))
@@ -474,7 +568,7 @@ impl Runtime {
     /// Sends, and lets go of `held` only when the message is on its way (or, if it is to this host, handled).
     fn send(self: &Arc<Self>, to: HostId, message: Message, held: Held) {
         if to == self.me() {
-            self.loopback.lock().push_back((message, held));
+            self.push_loopback(message, held);
             self.run_loopback();
         } else {
             self.peers.send(self, to, message);
@@ -606,10 +700,16 @@ impl Runtime {
 
     /// The value of an object, if it is in this process already.
     pub fn read_here(&self, object: ObjectId) -> Option<Result<Object, Failure>> {
-        match self.core.lock().objects.state(object) {
-            Some(State::Inline { bytes, .. }) => Some(parse(Bytes::from_slice(bytes))),
-            _ => None,
-        }
+        read_inline(&self.core.lock(), object)
+    }
+
+    /// [`Self::read_here`] for each.
+    pub fn read_all_here(
+        &self,
+        objects: impl Iterator<Item = ObjectId>,
+    ) -> Vec<Option<Result<Object, Failure>>> {
+        let core = self.core.lock();
+        objects.map(|object| read_inline(&core, object)).collect()
     }
 
     /// The value of an object whose state is final. One in a store is opened, and pulled here if need be, which
@@ -624,7 +724,7 @@ impl Runtime {
         }
         let state = self.core.lock().objects.state(object).cloned();
         match state {
-            Some(State::Inline { bytes, .. }) => done(parse(Bytes::from_slice(&bytes))),
+            Some(State::Inline { bytes, .. }) => done(parse_inline(bytes)),
             Some(State::Stored(copy)) => {
                 let weak = Arc::downgrade(self);
                 self.open_all(vec![(object, copy)], move |opened| {
@@ -641,7 +741,7 @@ impl Runtime {
                     }
                 });
             }
-            Some(State::Failed(failure)) => done(Err(failure)),
+            Some(State::Failed(failure)) => done(Err(*failure)),
             Some(State::Actor { .. }) => {
                 done(Err(Failure::new(FailureKind::Internal, "an actor was read as if it were a value")));
             }
@@ -716,8 +816,6 @@ impl Runtime {
     }
 }
 
-/// How often a submitter that is over its budget looks again.
-const BUDGET_LOOK: Duration = Duration::from_millis(1);
 /// How often leases are renewed or given back.
 const TICK: Duration = Duration::from_millis(250);
 /// Longest wait for the head's answer to a question.
@@ -725,6 +823,17 @@ pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, Some(State::Pending))
+}
+
+fn read_inline(core: &Core, object: ObjectId) -> Option<Result<Object, Failure>> {
+    match core.objects.state(object) {
+        Some(State::Inline { bytes, .. }) => Some(parse_inline(bytes.clone())),
+        _ => None,
+    }
+}
+
+fn parse_inline(blob: Blob) -> Result<Object, Failure> {
+    Object::from_message(blob).map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))
 }
 
 pub(crate) fn parse(bytes: Bytes) -> Result<Object, Failure> {

@@ -245,7 +245,7 @@ impl World {
     fn value(&mut self, at: usize, object: ObjectId, contains: &[ObjectId]) -> State {
         self.inside.entry(object).or_default().extend(contains);
         if self.random.one_in(2) {
-            return State::Inline { bytes: vec![1], contains: Vec::new() };
+            return State::Inline { bytes: mobula_proto::Blob::from_slice(&[1]), contains: Vec::new() };
         }
         self.seal(at, object, 1, contains.to_vec())
     }
@@ -275,7 +275,7 @@ impl World {
         let Some(last) = self.hosts[at].actors.last().copied() else { return };
         let id = self.hosts[at].id;
         let state = match self.random.below(6) {
-            0 => State::Failed(Failure::new(FailureKind::ActorDied, "killed")),
+            0 => State::failed(Failure::new(FailureKind::ActorDied, "killed")),
             1 | 2 => State::Pending,
             _ => State::Actor { host: id, incarnation: self.random.below(9) as u32 },
         };

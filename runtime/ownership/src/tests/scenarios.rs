@@ -25,7 +25,7 @@ fn copy(attempt: u32) -> Copy {
 }
 
 fn inline(contains: Vec<ObjectId>) -> State {
-    State::Inline { bytes: vec![7], contains }
+    State::Inline { bytes: mobula_proto::Blob::from_slice(&[7]), contains }
 }
 
 fn killed() -> Failure {
@@ -301,7 +301,7 @@ fn o5_waiters_are_told_when_it_is_ready_and_when_it_fails() {
         own.create(x, false);
         assert_eq!(message(&mut own, E, Message::Resolve { object: x }), []);
         assert_eq!(message(&mut own, B, Message::Resolve { object: x }), []);
-        let state = if fails { State::Failed(killed()) } else { inline(vec![]) };
+        let state = if fails { State::failed(killed()) } else { inline(vec![]) };
         let effects = fx(&mut own, |own, fx| {
             if fails {
                 own.fail(x, killed(), fx)
@@ -471,7 +471,7 @@ fn an_actors_borrowers_follow_it() {
         (up(1), vec![ready.clone()]),
         (State::Pending, vec![moved.clone()]),
         (up(2), vec![ready, moved.clone()]),
-        (State::Failed(killed()), vec![moved]),
+        (State::failed(killed()), vec![moved]),
     ];
     for (state, news) in steps {
         let answer = Message::Resolved { object: x, state: state.clone() };

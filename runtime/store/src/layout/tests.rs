@@ -3,20 +3,25 @@ use proptest::prelude::*;
 use super::*;
 
 fn archive(bytes: &[u8]) -> AlignedVec {
-    let mut archive = AlignedVec::new();
-    archive.extend_from_slice(bytes);
-    archive
+    let mut front = AlignedVec::new();
+    front.extend_from_slice(&[0; HEADER_BYTES]);
+    front.extend_from_slice(bytes);
+    front
+}
+
+fn bytes(encoded: &Encoded) -> Result<Bytes, Error> {
+    Ok(Bytes::from_slice(&encoded.to_blob()?))
 }
 
 fn sample(lens: &[usize]) -> Encoded {
     let buffers = lens.iter().enumerate().map(|(i, len)| Bytes::from_vec(vec![i as u8 + 1; *len])).collect();
-    Encoded { archive: archive(b"archive"), buffers }
+    Encoded::new(&mut archive(b"archive"), buffers)
 }
 
 #[track_caller]
 fn check_round_trip(lens: &[usize]) {
     let encoded = sample(lens);
-    let blob = encoded.to_bytes().unwrap();
+    let blob = bytes(&encoded).unwrap();
     assert_eq!(blob.len() as u64, encoded.len());
     // Written over what lay there before, it is the same: gaps are cleared.
     let mut dirty = vec![0xaa; blob.len()];
@@ -45,6 +50,33 @@ fn objects_survive_the_round_trip() {
 }
 
 #[test]
+fn a_small_archive_is_read_out_of_its_message() {
+    for lens in [&[][..], &[5, 70]] {
+        let blob = sample(lens).to_blob().unwrap();
+        let object = Object::from_message(blob.clone()).unwrap();
+        assert_eq!(object.archive(), b"archive");
+        assert_eq!(object.buffers(), lens.len());
+        // Only buffers need more alignment than a message gives.
+        assert_eq!(object.blob().as_ptr() == blob.as_ptr(), lens.is_empty());
+    }
+    assert!(Object::from_message(Blob::default()).is_err());
+    assert!(Object::from_message(Blob::from_slice(&[0; 7])).is_err());
+}
+
+#[test]
+fn memory_of_a_small_archive_is_left_to_its_writer() {
+    let mut front = archive(b"archive");
+    let at = front.as_ptr();
+    assert_eq!(Encoded::new(&mut front, Vec::new()).len(), HEADER_BYTES as u64 + 7);
+    assert_eq!(front.as_ptr(), at);
+    let mut front = archive(&[1; INLINE_BYTES_MAX]);
+    let large = Encoded::new(&mut front, Vec::new());
+    assert!(front.is_empty());
+    let object = Object::parse(bytes(&large).unwrap()).unwrap();
+    assert_eq!(object.archive(), [1; INLINE_BYTES_MAX]);
+}
+
+#[test]
 fn a_target_of_another_size_is_refused() {
     let encoded = sample(&[10]);
     for len in [0, encoded.len() - 1, encoded.len() + 1] {
@@ -55,23 +87,23 @@ fn a_target_of_another_size_is_refused() {
 
 #[test]
 fn the_count_of_buffers_is_capped_on_both_sides() {
-    let encoded = Encoded { archive: archive(b""), buffers: vec![Bytes::new(); BUFFERS_MAX + 1] };
-    assert!(matches!(encoded.to_bytes(), Err(Error::TooManyBuffers { .. })));
-    let mut blob = sample(&[]).to_bytes().unwrap().to_vec();
+    let encoded = Encoded::new(&mut archive(b""), vec![Bytes::new(); BUFFERS_MAX + 1]);
+    assert!(matches!(bytes(&encoded), Err(Error::TooManyBuffers { .. })));
+    let mut blob = bytes(&sample(&[])).unwrap().to_vec();
     blob[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(matches!(Object::parse(Bytes::from_slice(&blob)), Err(Error::TooManyBuffers { .. })));
 }
 
 #[test]
 fn misaligned_blobs_are_refused() {
-    let blob = sample(&[10]).to_bytes().unwrap();
+    let blob = bytes(&sample(&[10])).unwrap();
     let mut moved = vec![0; 16];
     moved.extend_from_slice(&blob);
     let moved = Bytes::from_slice(&moved).slice(16..).unwrap();
     let error = Object::parse(moved).unwrap_err();
     assert!(error.to_string().contains("aligned"), "{error}");
     // Without buffers 16 bytes are enough.
-    let small = sample(&[]).to_bytes().unwrap();
+    let small = bytes(&sample(&[])).unwrap();
     let mut moved = vec![0; 16];
     moved.extend_from_slice(&small);
     assert!(Object::parse(Bytes::from_slice(&moved).slice(16..).unwrap()).is_ok());
@@ -80,7 +112,7 @@ fn misaligned_blobs_are_refused() {
 /// Changes one number of the table or header and expects an error that mentions `text`.
 #[track_caller]
 fn check_refused(at: usize, value: u64, text: &str) {
-    let mut blob = sample(&[10, 100]).to_bytes().unwrap().to_vec();
+    let mut blob = bytes(&sample(&[10, 100])).unwrap().to_vec();
     blob[at..at + 8].copy_from_slice(&value.to_le_bytes());
     let error = Object::parse(Bytes::from_slice(&blob)).unwrap_err().to_string();
     assert!(error.contains(text), "{error}");
@@ -118,7 +150,7 @@ proptest! {
         cut in any::<prop::sample::Index>(),
         truncate: bool,
     ) {
-        let mut blob = sample(&lens).to_bytes().unwrap().to_vec();
+        let mut blob = bytes(&sample(&lens)).unwrap().to_vec();
         for (at, to) in edits {
             let at = at.index(blob.len());
             blob[at] = to;

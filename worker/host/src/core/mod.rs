@@ -18,15 +18,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, LeaseId, NodeId, ObjectId, TaskId,
     host::{Grant, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
 };
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use clients::{Client, actor_died};
-pub use spec::{Input, Kind, Spec, title};
+use spec::CoreNumber;
+pub use spec::{Input, Kind, Spec, Template, title};
 
 /// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
 /// to the executor, shallower ones keep work free to go elsewhere.
@@ -41,8 +43,12 @@ const IDLE_TICKS_MAX: u32 = 2;
 const NO_LEASE: LeaseId = LeaseId { number: 0 };
 /// The number of a question whose answer nobody waits for.
 const UNASKED: u64 = 0;
-/// Most tasks submitted and not yet done, in one host.
+/// Most calls submitted and not yet done, in one host.
 pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
+/// Who waits for room is told when so many calls are done at once: a share of the limit.
+const ROOM_SHARE: usize = 64;
+/// Longest list of actions or effects whose memory is kept for the next step.
+const ACTIONS_KEPT: usize = 4096;
 
 /// What has to be done after an event.
 #[derive(Debug)]
@@ -60,6 +66,8 @@ pub enum Action {
     Wake(ObjectId),
     /// The acknowledgements for a finished call have arrived: its `Done` may leave.
     Settled(u64),
+    /// Calls may be submitted again.
+    Room,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +119,15 @@ struct LeaseState {
 #[derive(Debug)]
 pub struct Core {
     me: HostId,
+    number: CoreNumber,
     /// The objects.
     pub objects: Ownership,
-    tasks: FxHashMap<u64, Task>,
+    tasks: IdMap<u64, Task>,
     last_seq: u64,
     unfinished: usize,
-    dependents: FxHashMap<ObjectId, Vec<u64>>,
+    unfinished_max: usize,
+    room_wanted: bool,
+    dependents: IdMap<ObjectId, Vec<u64>>,
     classes: Vec<ClassState>,
     keys: FxHashMap<Class, u32>,
     leases: BTreeMap<LeaseId, LeaseState>,
@@ -124,6 +135,8 @@ pub struct Core {
     /// Names of actors made here.
     names: FxHashMap<ObjectId, (String, String)>,
     effects: Vec<Effect>,
+    /// Kept for its memory.
+    actions: Vec<Action>,
 }
 
 impl Core {
@@ -131,17 +144,53 @@ impl Core {
     pub fn new(me: HostId) -> Self {
         Self {
             me,
+            number: CoreNumber::next(),
             objects: Ownership::new(me),
-            tasks: FxHashMap::default(),
+            tasks: IdMap::default(),
             last_seq: 0,
             unfinished: 0,
-            dependents: FxHashMap::default(),
+            unfinished_max: UNFINISHED_TASKS_MAX,
+            room_wanted: false,
+            dependents: IdMap::default(),
             classes: Vec::new(),
             keys: FxHashMap::default(),
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
             names: FxHashMap::default(),
             effects: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// An empty list for what follows from a step, to be given back with [`Self::give_actions`].
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// See [`Self::take_actions`].
+    pub fn give_actions(&mut self, mut actions: Vec<Action>) {
+        actions.clear();
+        if actions.capacity() <= ACTIONS_KEPT {
+            self.actions = actions;
+        }
+    }
+
+    /// Whether one more call may be submitted.
+    pub fn has_room(&self) -> bool {
+        self.unfinished < self.unfinished_max
+    }
+
+    /// Somebody waits for room: [`Action::Room`] says when there is.
+    pub fn want_room(&mut self) {
+        self.room_wanted = true;
+    }
+
+    fn one_finished(&mut self, out: &mut Vec<Action>) {
+        self.unfinished -= 1;
+        let enough = self.unfinished_max - self.unfinished_max.div_ceil(ROOM_SHARE);
+        if self.room_wanted && self.unfinished <= enough {
+            self.room_wanted = false;
+            out.push(Action::Room);
         }
     }
 
@@ -170,13 +219,13 @@ impl Core {
     pub fn submit(&mut self, spec: Spec, out: &mut Vec<Action>) -> ObjectId {
         let task = self.next_task();
         let object = task.object(0);
-        self.objects.create(object, spec.kind == Kind::Task && spec.attempts_max > 1);
+        self.objects.create(object, spec.kind == Kind::Task && spec.template.attempts_max > 1);
         for held in spec.refs() {
             self.objects.add_ref(held);
         }
         let key = match spec.kind {
             Kind::Method { .. } | Kind::Direct { .. } => 0,
-            Kind::Task | Kind::Construct { .. } => self.key(&spec.class),
+            Kind::Task | Kind::Construct { .. } => self.key(&spec.template),
         };
         let mut missing = 0;
         for dependency in spec.dependencies() {
@@ -213,7 +262,11 @@ impl Core {
         object
     }
 
-    fn key(&mut self, class: &Class) -> u32 {
+    fn key(&mut self, template: &Template) -> u32 {
+        template.key(self.number, || self.find_key(&template.class))
+    }
+
+    fn find_key(&mut self, class: &Class) -> u32 {
         if let Some(key) = self.keys.get(class) {
             return *key;
         }
@@ -329,23 +382,23 @@ impl Core {
         }
     }
 
-    fn call(&self, seq: u64, task: &Task, target: Target, arguments: Vec<Argument>) -> Message {
+    fn call(&self, seq: u64, task: &Task, target: Target, arguments: SmallVec<[Argument; 1]>) -> Message {
         Message::Run(Call {
             task: TaskId { owner: self.me, seq },
             attempt: task.attempt,
-            attempts_max: task.spec.attempts_max,
-            function: task.spec.function,
+            attempts_max: task.spec.template.attempts_max,
+            function: task.spec.template.function,
             target,
             arguments,
-            timeout_ms: task.spec.timeout_ms,
+            timeout_ms: task.spec.template.timeout_ms,
         })
     }
 
-    fn arguments(&self, spec: &Spec) -> Result<Vec<Argument>, Failure> {
+    fn arguments(&self, spec: &Spec) -> Result<SmallVec<[Argument; 1]>, Failure> {
         let part = |object: &ObjectId| match self.objects.state(*object) {
             Some(State::Inline { bytes, .. }) => Ok(Part::Inline(bytes.clone())),
             Some(State::Stored(copy)) => Ok(Part::Stored { object: *object, copy: *copy }),
-            Some(State::Failed(failure)) => Err(failure.clone()),
+            Some(State::Failed(failure)) => Err((**failure).clone()),
             Some(State::Actor { .. } | State::Pending) | None => {
                 Err(Failure::new(FailureKind::ObjectFreed, format!("object {object} has no value")))
             }
@@ -354,7 +407,7 @@ impl Core {
             .iter()
             .map(|input| {
                 Ok(match input {
-                    Input::Value(bytes) => Argument::One(Part::Inline(bytes.to_vec())),
+                    Input::Value(bytes) => Argument::One(Part::Inline(bytes.clone())),
                     Input::Ref(object) => Argument::One(part(object)?),
                     Input::List(objects) => {
                         Argument::List(objects.iter().map(part).collect::<Result<_, _>>()?)
@@ -433,18 +486,19 @@ impl Core {
             Outcome::Values(values) => {
                 if let Kind::Construct { .. } = kind {
                     task.phase = Phase::Kept;
-                    self.unfinished -= 1;
+                    self.one_finished(out);
                     let at = State::Actor { host: from, incarnation };
                     self.objects.set_actor(done.task.object(0), at, &mut self.effects);
                 } else {
                     let stored = values.iter().any(|v| matches!(v.value, Value::Stored(_)));
-                    self.unfinished -= 1;
-                    let finished = if stored && kind == Kind::Task && task.attempt < task.spec.attempts_max {
-                        task.phase = Phase::Kept;
-                        None
-                    } else {
-                        self.tasks.remove(&seq)
-                    };
+                    let finished =
+                        if stored && kind == Kind::Task && task.attempt < task.spec.template.attempts_max {
+                            task.phase = Phase::Kept;
+                            None
+                        } else {
+                            self.tasks.remove(&seq)
+                        };
+                    self.one_finished(out);
                     for (index, returned) in values.into_iter().enumerate() {
                         let object = done.task.object(index as u32);
                         let state = match returned.value {
@@ -462,10 +516,10 @@ impl Core {
                 }
             }
             Outcome::Failed(failure) => {
-                let again = task.attempt < task.spec.attempts_max
+                let again = task.attempt < task.spec.template.attempts_max
                     && !cancelled
                     && (failure.kind.is_system()
-                        || (task.spec.retry_errors
+                        || (task.spec.template.retry_errors
                             && matches!(failure.kind, FailureKind::Panicked | FailureKind::Returned)));
                 if again && !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
                     self.give_slot_back(seq);
@@ -474,7 +528,7 @@ impl Core {
                     }
                     self.enqueue(seq, true, out);
                 } else {
-                    self.conclude(seq, failure, out);
+                    self.conclude(seq, *failure, out);
                 }
             }
         }
@@ -497,7 +551,7 @@ impl Core {
         self.give_slot_back(seq);
         let Some(task) = self.tasks.remove(&seq) else { return };
         if task.phase != Phase::Kept {
-            self.unfinished -= 1;
+            self.one_finished(out);
         }
         self.release(&task.spec);
         let id = TaskId { owner: self.me, seq };
@@ -506,7 +560,7 @@ impl Core {
         match task.spec.kind {
             Kind::Construct { .. } => {
                 self.give_name_up(object, out);
-                self.objects.set_actor(object, State::Failed(failure), &mut self.effects);
+                self.objects.set_actor(object, State::failed(failure), &mut self.effects);
             }
             Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
                 self.objects.fail(object, failure, &mut self.effects);
@@ -535,7 +589,7 @@ impl Core {
     /// Whether a call submitted here has a process of its own; `None` where it is done or not ours.
     pub fn has_own_process(&self, object: ObjectId) -> Option<bool> {
         let task = self.tasks.get(&object.task.seq).filter(|_| object.owner() == self.me)?;
-        let class = &task.spec.class;
+        let class = &task.spec.template.class;
         let devices = class.resources.iter().any(|(kind, _)| kind.is_device());
         Some(class.isolation == mobula_proto::resource::Isolation::Process || devices)
     }
@@ -543,7 +597,8 @@ impl Core {
     /// Carries out what the ownership protocol decided, until nothing follows any more.
     fn drain(&mut self, out: &mut Vec<Action>) {
         while !self.effects.is_empty() {
-            for effect in std::mem::take(&mut self.effects) {
+            let mut effects = std::mem::take(&mut self.effects);
+            for effect in effects.drain(..) {
                 match effect {
                     Effect::Send { to, message } => out.push(Action::Send { to, message }),
                     Effect::Free { object, copy } => {
@@ -558,6 +613,9 @@ impl Core {
                     Effect::Rebuild { task } => self.rebuild(task, out),
                     Effect::Settled { token } => out.push(Action::Settled(token)),
                 }
+            }
+            if self.effects.is_empty() && effects.capacity() <= ACTIONS_KEPT {
+                self.effects = effects;
             }
         }
     }
@@ -863,7 +921,7 @@ impl Core {
                 }
             }
             Kind::Task => {
-                if task.attempt < task.spec.attempts_max && !task.cancelled {
+                if task.attempt < task.spec.template.attempts_max && !task.cancelled {
                     task.attempt += 1;
                     self.enqueue(seq, true, out);
                 } else {
@@ -874,7 +932,7 @@ impl Core {
                         failure.message = format!("{host} ended: {}", failure.message);
                     }
                     failure.attempt = task.attempt;
-                    failure.attempts_max = task.spec.attempts_max;
+                    failure.attempts_max = task.spec.template.attempts_max;
                     self.conclude(seq, failure, out);
                 }
             }

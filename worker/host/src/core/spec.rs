@@ -1,13 +1,18 @@
 //! What can be submitted.
 
-use mobula_proto::{HostId, ObjectId, TaskId, resource::Class};
-use mobula_store::Bytes;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use mobula_proto::{Blob, HostId, ObjectId, TaskId, resource::Class};
+use smallvec::SmallVec;
 
 /// One input of a call.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// An encoded value.
-    Value(Bytes),
+    Value(Blob),
     /// The value of an object.
     Ref(ObjectId),
     /// The values of several objects, as one vector.
@@ -36,27 +41,76 @@ pub enum Kind {
     },
 }
 
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct Spec {
+/// What calls have in common that were put together alike; made once for a function and its options.
+#[derive(Debug)]
+pub struct Template {
     /// The registered function.
     pub function: u64,
     /// For people: `crate::function` or `Counter::add`.
-    pub name: String,
-    /// What it is.
-    pub kind: Kind,
-    /// Its scheduling class; unused for methods.
+    pub name: &'static str,
+    /// The scheduling class; unused for methods.
     pub class: Class,
-    /// Its inputs.
-    pub inputs: Vec<Input>,
-    /// Refs inside the encoded inputs.
-    pub nested: Vec<ObjectId>,
-    /// How many times it may start; more than once only after failures of the system, unless `retry_errors`.
+    /// How many times a call may start; more than once only after failures of the system, unless `retry_errors`.
     pub attempts_max: u32,
     /// Whether an `Err` or a panic is retried too.
     pub retry_errors: bool,
     /// From its start; 0 for none.
     pub timeout_ms: u64,
+    key: OnceLock<(CoreNumber, u32)>,
+}
+
+/// Tells the cores of a process apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CoreNumber(u64);
+
+impl CoreNumber {
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Template {
+    /// Of this function, run once and in the default class.
+    pub fn new(function: u64, name: &'static str) -> Self {
+        Self {
+            function,
+            name,
+            class: Class::default(),
+            attempts_max: 1,
+            retry_errors: false,
+            timeout_ms: 0,
+            key: OnceLock::new(),
+        }
+    }
+
+    /// The number of its class in `core`, found by `find` the first time. A template serves one cluster as a rule;
+    /// in others its class is looked up for each call.
+    pub(super) fn key(&self, core: CoreNumber, find: impl FnOnce() -> u32) -> u32 {
+        match self.key.get() {
+            Some((known, key)) if *known == core => *key,
+            Some(_) => find(),
+            None => {
+                let key = find();
+                // Somebody may have been faster, for another core.
+                let _kept = self.key.set((core, key));
+                key
+            }
+        }
+    }
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// What it shares with its like.
+    pub template: Arc<Template>,
+    /// What it is.
+    pub kind: Kind,
+    /// Its inputs.
+    pub inputs: SmallVec<[Input; 1]>,
+    /// Refs inside the encoded inputs.
+    pub nested: Vec<ObjectId>,
 }
 
 impl Spec {
@@ -86,7 +140,7 @@ impl Spec {
 
     /// `task crawl::fetch#81`, as errors name it.
     pub fn title(&self, task: TaskId) -> String {
-        title(self.kind_word(), &self.name, task)
+        title(self.kind_word(), self.template.name, task)
     }
 
     fn kind_word(&self) -> &'static str {

@@ -1,30 +1,25 @@
 //! Scenarios for the core, each citing the invariant that it checks.
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
+    Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
     host::{Grant, Revocation, ToAgent},
     peer::{Argument, Call, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
 };
 
-use super::{Action, Core, Input, Kind, Spec};
+use smallvec::smallvec;
+
+use super::{Action, Core, Input, Kind, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
 const ME: HostId = HostId { node: NODE, seq: 1 };
 const THERE: HostId = HostId { node: NODE, seq: 2 };
 
 fn spec(kind: Kind, inputs: Vec<Input>) -> Spec {
-    Spec {
-        function: 1,
-        name: "test::f".to_owned(),
-        kind,
-        class: Class { function: "test::f".to_owned(), ..Class::default() },
-        inputs,
-        nested: Vec::new(),
-        attempts_max: 2,
-        retry_errors: false,
-        timeout_ms: 0,
-    }
+    let mut template = Template::new(1, "test::f");
+    template.class = Class { function: "test::f".to_owned(), ..Class::default() };
+    template.attempts_max = if matches!(kind, Kind::Method { .. }) { 1 } else { 2 };
+    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Vec::new() }
 }
 
 fn grant(lease: u64, slots: u32) -> Grant {
@@ -46,7 +41,10 @@ fn done(call: &Call, outcome: Outcome) -> Message {
 }
 
 fn value(byte: u8) -> Outcome {
-    Outcome::Values(vec![Returned { value: Value::Inline(vec![byte]), contains: Vec::new() }])
+    Outcome::Values(smallvec![Returned {
+        value: Value::Inline(Blob::from_slice(&[byte])),
+        contains: Vec::new()
+    }])
 }
 
 struct Bench {
@@ -84,7 +82,7 @@ impl Bench {
 
     fn failure(&self, object: ObjectId) -> Failure {
         match self.core.objects.state(object) {
-            Some(State::Failed(failure)) => failure.clone(),
+            Some(State::Failed(failure)) => (**failure).clone(),
             other => panic!("{object} is {other:?}"),
         }
     }
@@ -102,7 +100,7 @@ fn c1_a_task_waits_for_its_arguments() {
     let out = bench.message(done(&calls[0], value(7)));
     let calls = runs(&out);
     assert_eq!(calls[0].task, second.task);
-    assert_eq!(calls[0].arguments, [Argument::One(Part::Inline(vec![7]))]);
+    assert_eq!(calls[0].arguments[..], [Argument::One(Part::Inline(Blob::from_slice(&[7])))]);
 }
 
 #[test]
@@ -149,7 +147,7 @@ fn c2_calls_of_an_actor_leave_in_order_and_its_end_fails_them() {
     let (two, _) = bench.submit(method, Vec::new());
     let calls = runs(&bench.granted(grant(1, 2)));
     assert!(matches!(calls[0].target, Target::Construct { incarnation: 1, .. }));
-    let out = bench.message(done(&calls[0], Outcome::Values(Vec::new())));
+    let out = bench.message(done(&calls[0], Outcome::Values(smallvec![])));
     assert!(runs(&out).is_empty(), "the first call waits for its argument, and the second for the first");
     let sent: Vec<_> = runs(&bench.message(done(&calls[1], value(1)))).iter().map(|call| call.task).collect();
     assert_eq!(sent, [one.task, two.task]);
@@ -167,14 +165,14 @@ fn a_restarted_actor_fails_only_what_was_on_its_way() {
     let (actor, _) = bench.submit(Kind::Construct { restarts: 1 }, Vec::new());
     let method = Kind::Method { actor };
     let calls = runs(&bench.granted(grant(1, 1)));
-    bench.message(done(&calls[0], Outcome::Values(Vec::new())));
+    bench.message(done(&calls[0], Outcome::Values(smallvec![])));
     let (on_its_way, out) = bench.submit(method, Vec::new());
     assert_eq!(runs(&out).len(), 1);
     bench.died();
     let (later, _) = bench.submit(method, Vec::new());
     let calls = runs(&bench.granted(grant(2, 1)));
     assert!(matches!(calls[0].target, Target::Construct { incarnation: 2, .. }));
-    let sent = runs(&bench.message(done(&calls[0], Outcome::Values(Vec::new()))));
+    let sent = runs(&bench.message(done(&calls[0], Outcome::Values(smallvec![]))));
     assert_eq!(sent.iter().map(|call| call.task).collect::<Vec<_>>(), [later.task]);
     assert_eq!(bench.failure(on_its_way).kind, FailureKind::MaybeExecuted);
 }
@@ -216,6 +214,6 @@ fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
     assert_eq!(bench.failure(running).kind, FailureKind::Cancelled);
     let (_, out) = bench.submit(Kind::Task, Vec::new());
     assert!(runs(&out).is_empty(), "the slot is still charged");
-    let out = bench.message(done(&calls[0], Outcome::Failed(Failure::new(FailureKind::Cancelled, ""))));
+    let out = bench.message(done(&calls[0], Outcome::failed(Failure::new(FailureKind::Cancelled, ""))));
     assert_eq!(runs(&out).len(), 1);
 }

@@ -1,0 +1,72 @@
+//! Finding the bytes of a call's arguments.
+
+use std::{collections::HashMap, sync::Arc};
+
+use mobula_proto::{
+    Failure, FailureKind, ObjectId,
+    peer::{Argument, Part},
+};
+use mobula_store::{Bytes, Object};
+use smallvec::SmallVec;
+
+use crate::{codec::Value, runtime::Runtime};
+
+type Given = SmallVec<[Argument; 1]>;
+type Values = SmallVec<[Value; 1]>;
+
+/// The arguments, where all came inside the message; else they come back.
+pub(crate) fn here(arguments: Given) -> Result<Result<Values, Failure>, Given> {
+    if arguments.iter().flat_map(parts).any(|part| matches!(part, Part::Stored { .. })) {
+        return Err(arguments);
+    }
+    Ok(assemble(arguments, &HashMap::new()))
+}
+
+/// Makes every argument readable here, then calls `ready` (on whichever thread brought the last).
+pub(crate) fn all(
+    runtime: &Arc<Runtime>,
+    arguments: Given,
+    ready: impl FnOnce(&Arc<Runtime>, Result<Values, Failure>) + Send + 'static,
+) {
+    let stored = arguments.iter().flat_map(parts).filter_map(|part| match part {
+        Part::Stored { object, copy } => Some((*object, *copy)),
+        Part::Inline(_) => None,
+    });
+    let wanted = stored.collect();
+    let weak = Arc::downgrade(runtime);
+    runtime.open_all(wanted, move |opened| {
+        if let Some(runtime) = weak.upgrade() {
+            ready(&runtime, opened.and_then(|stored| assemble(arguments, &stored)));
+        }
+    });
+}
+
+fn parts(argument: &Argument) -> &[Part] {
+    match argument {
+        Argument::One(part) => std::slice::from_ref(part),
+        Argument::List(parts) => parts,
+    }
+}
+
+fn assemble(arguments: Given, stored: &HashMap<ObjectId, Bytes>) -> Result<Values, Failure> {
+    let one = |part: Part| {
+        let parsed = match part {
+            Part::Inline(blob) => Object::from_message(blob),
+            Part::Stored { object, .. } => match stored.get(&object) {
+                Some(bytes) => Object::parse(bytes.clone()),
+                None => {
+                    let message = format!("object {object} was not fetched");
+                    return Err(Failure::new(FailureKind::ObjectLost, message));
+                }
+            },
+        };
+        parsed.map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))
+    };
+    let values = arguments.into_iter().map(|argument| {
+        Ok(match argument {
+            Argument::One(part) => Value::One(one(part)?),
+            Argument::List(parts) => Value::List(parts.into_iter().map(one).collect::<Result<_, Failure>>()?),
+        })
+    });
+    values.collect()
+}
