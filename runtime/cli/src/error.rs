@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use mobula_agent::service::HeadError;
-use mobula_net::{identity, quic};
+use mobula_net::{code, identity, quic};
+use mobula_proto::FailureKind;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ pub enum Error {
         detail: String,
     },
     /// The head refused a request.
-    #[error("the head refused this: {message} [{code}]")]
+    #[error("the head refused this: {message}")]
     HeadRefused {
         /// The code.
         code: String,
@@ -120,6 +121,8 @@ pub enum Error {
         detail: String,
         /// What it said to do; empty for nothing.
         cure: String,
+        /// Its error's code.
+        code: String,
     },
     /// A process that `up` started, ended.
     #[error("{name} ended by itself")]
@@ -149,6 +152,33 @@ impl Error {
         }
     }
 
+    /// The code under which it is documented.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::NoHome | Self::File { .. } | Self::System { .. } => code::SYSTEM,
+            Self::AlreadyRuns { .. } | Self::NoHead { .. } => code::HOME,
+            Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
+            Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
+            Self::PortInUse { .. } => code::PORT,
+            Self::Address { .. } | Self::Offer(_) | Self::NoCode(_) => code::SETTING,
+            Self::NotJoined { .. } | Self::Expired => code::JOIN,
+            Self::Token(error) => error.code(),
+            Self::Net(error) => error.code(),
+            Self::Agent(error) => agent_code(error),
+            Self::Head(error) => head_code(error),
+            Self::AgentEnded(_) | Self::HeadEnded | Self::ChildEnded { .. } | Self::WontEnd { .. } => {
+                code::PROCESS
+            }
+        }
+    }
+
+    /// What failed, with its code at the end.
+    pub fn text(&self) -> String {
+        let (text, code) = (self.to_string(), format!("[{}]", self.code()));
+        // A failure that the head gave as its reason says its own code.
+        if text.ends_with(&code) { text } else { format!("{text} {code}") }
+    }
+
     /// What to do about it, in one line.
     pub fn cure(&self) -> String {
         match self {
@@ -167,13 +197,10 @@ impl Error {
             Self::HeadSilent { .. } => {
                 "see whether it still runs and what it logged; `mobula head` with the same --home starts it again".to_owned()
             }
-            Self::HeadRefused { code, .. } if code == "MOB6001" => {
+            Self::HeadRefused { code, .. } if code == code::ADMIN => {
                 "another head may run on this one's port: end that, or start this one on another with --http ADDR".to_owned()
             }
-            Self::HeadRefused { code, .. } => match crate::explain::page(code) {
-                Some(_) => format!("`mobula explain {code}` says more"),
-                None => "change what was asked for".to_owned(),
-            },
+            Self::HeadRefused { code, .. } => format!("`mobula explain {code}` says more"),
             Self::PortInUse { protocol, address, option } => {
                 let list = if *protocol == "UDP" { "ss -lunp" } else { "ss -ltnp" };
                 let port = address.port();
@@ -214,6 +241,32 @@ impl Error {
             }
             Self::NoCode(_) => "`mobula explain` lists all codes".to_owned(),
         }
+    }
+}
+
+fn agent_code(error: &mobula_agent::Error) -> &'static str {
+    match error {
+        mobula_agent::Error::Io { .. } | mobula_agent::Error::Binaries(_) => code::SYSTEM,
+        mobula_agent::Error::Net(error) | mobula_agent::Error::Head(HeadError::Net(error)) => error.code(),
+        mobula_agent::Error::Head(HeadError::Refused(failure)) => failure.kind.code(),
+        mobula_agent::Error::Head(HeadError::Wire(_)) => code::PROTOCOL,
+        mobula_agent::Error::Head(
+            HeadError::Stale { .. } | HeadError::NoAnswer | HeadError::Lost(_) | HeadError::Shutdown,
+        ) => FailureKind::Unreachable.code(),
+        mobula_agent::Error::ListenWithoutNetwork => code::SETTING,
+        mobula_agent::Error::Actor(_) => code::PROCESS,
+    }
+}
+
+fn head_code(error: &mobula_head::Error) -> &'static str {
+    match error {
+        mobula_head::Error::Home { .. } | mobula_head::Error::State(_) => code::SYSTEM,
+        mobula_head::Error::Identity(error) => error.code(),
+        mobula_head::Error::Network(error) => error.code(),
+        mobula_head::Error::HttpNotLoopback { .. } => code::SETTING,
+        mobula_head::Error::HttpBind { .. } => code::PORT,
+        mobula_head::Error::Refused(failure) => failure.kind.code(),
+        mobula_head::Error::Ended | mobula_head::Error::Start(_) => code::PROCESS,
     }
 }
 

@@ -29,7 +29,8 @@ mod up;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
+use mobula_net::code;
 
 use crate::{
     args::{ByUp, Cli, Command, TokenCommand},
@@ -43,7 +44,10 @@ const IO_THREADS_MAX: usize = 4;
 const RUNTIME_END_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(told) => return asked_wrongly(&told),
+    };
     let by_up = match &command {
         Command::Head(args) => args.by_up,
         Command::Node(args) => args.by_up,
@@ -54,12 +58,26 @@ fn main() -> ExitCode {
         Err(error) => {
             // On the terminal that both share, the `up` that waits for this process says it.
             if by_up != Some(ByUp::Attached) || Ready::said() {
-                eprintln!("error: {error}\n  help: {}", error.cure());
+                eprintln!("error: {}\n  help: {}", error.text(), error.cure());
             }
             if by_up.is_some() {
                 Ready::failed(&error).say();
             }
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Prints what clap has to say: the help that was asked for, or what is wrong with the arguments.
+fn asked_wrongly(told: &clap::Error) -> ExitCode {
+    // Whoever closed the terminal needs no answer.
+    let _gone = told.print();
+    match told.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::from(2),
+        _ => {
+            eprintln!("[{code}] `mobula explain {code}` says more.", code = code::SETTING);
+            ExitCode::from(2)
         }
     }
 }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mobula_net::code;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -103,26 +104,33 @@ impl Child {
     }
 
     fn ready(&mut self, cancelled: &AtomicBool) -> Result<Ready, Error> {
-        let failed =
-            |detail: String, cure: String| Error::Child { name: self.mark.name.clone(), detail, cure };
+        let name = self.mark.name.clone();
+        let failed = |detail: String, cure: &str| Error::Child {
+            name: name.clone(),
+            detail,
+            cure: cure.to_owned(),
+            code: code::PROCESS.to_owned(),
+        };
         let deadline = Instant::now() + READY_WAIT;
         loop {
             match self.ready.recv_timeout(LOOK_INTERVAL) {
                 Ok(line) => {
                     return match serde_json::from_str(&line) {
-                        Ok(Ready::Failed { what, cure }) => Err(failed(what, cure)),
+                        Ok(Ready::Failed { what, cure, code }) => {
+                            Err(Error::Child { name, detail: what, cure, code })
+                        }
                         Ok(ready) => Ok(ready),
-                        Err(_) => Err(failed(format!("it said {line:?}"), String::new())),
+                        Err(_) => Err(failed(format!("it said {line:?}"), "")),
                     };
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(failed("it ended before it was ready".to_owned(), String::new()));
+                    return Err(failed("it ended before it was ready".to_owned(), ""));
                 }
                 Err(RecvTimeoutError::Timeout) if cancelled.load(Ordering::Acquire) => {
-                    return Err(failed("it was interrupted".to_owned(), "start it again".to_owned()));
+                    return Err(failed("it was interrupted".to_owned(), "start it again"));
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
-                    return Err(failed(format!("it was not ready within {READY_WAIT:?}"), String::new()));
+                    return Err(failed(format!("it was not ready within {READY_WAIT:?}"), ""));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -270,6 +278,7 @@ fn unexpected(name: &str) -> Error {
         name: name.to_owned(),
         detail: "it said something unexpected".to_owned(),
         cure: String::new(),
+        code: code::PROCESS.to_owned(),
     }
 }
 

@@ -41,12 +41,13 @@ impl Said {
         self.out
     }
 
-    /// It failed with this code, and said these things in its two lines.
+    /// It ended with this status, and said these things in its two lines, of which the first has the error's code.
     pub(crate) fn failed(self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         let lines: Vec<&str> = self.err.lines().filter(|line| !line.starts_with('{')).collect();
         assert_eq!(lines.len(), 2, "one line what failed, one line the cure: {self:?}");
         assert!(lines[0].starts_with("error: ") && lines[1].starts_with("  help: "), "{self:?}");
+        assert!(lines[0].contains("[MOB") && lines[0].ends_with(']'), "no code: {self:?}");
         for part in parts {
             assert!(self.err.contains(part), "nothing of {part:?} in {self:?}");
         }
