@@ -138,6 +138,24 @@ pub enum Error {
         /// Its number.
         pid: u32,
     },
+    /// A file of settings that cannot be used.
+    #[error("{}:{line}: {detail}{}", file.display(), if text.is_empty() { String::new() } else { format!(" (it says `{text}`)") })]
+    Setting {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there, shortened; empty where the whole file is meant.
+        text: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Arguments that cannot be used.
+    #[error("{0}")]
+    Arguments(clap::Error),
+    /// Nobody said where the head is.
+    #[error("this node is not told where its head is")]
+    NoHeadNamed,
     /// There is no such error code.
     #[error("there is no error code {0}")]
     NoCode(String),
@@ -147,7 +165,13 @@ impl Error {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Address { .. } | Self::Offer(_) | Self::NoCode(_) | Self::Token(_) => 2,
+            Self::Address { .. }
+            | Self::Offer(_)
+            | Self::NoCode(_)
+            | Self::Token(_)
+            | Self::Setting { .. }
+            | Self::Arguments(_)
+            | Self::NoHeadNamed => 2,
             _ => 1,
         }
     }
@@ -160,7 +184,12 @@ impl Error {
             Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
             Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
             Self::PortInUse { .. } => code::PORT,
-            Self::Address { .. } | Self::Offer(_) | Self::NoCode(_) => code::SETTING,
+            Self::Address { .. }
+            | Self::Offer(_)
+            | Self::NoCode(_)
+            | Self::Setting { .. }
+            | Self::Arguments(_)
+            | Self::NoHeadNamed => code::SETTING,
             Self::NotJoined { .. } | Self::Expired => code::JOIN,
             Self::Token(error) => error.code(),
             Self::Net(error) => error.code(),
@@ -231,13 +260,18 @@ impl Error {
             Self::Head(mobula_head::Error::HttpNotLoopback { .. }) => "say --http 127.0.0.1:7421".to_owned(),
             Self::Head(_) => "check --home, --quic and --http; the log above says more".to_owned(),
             Self::HeadEnded => "the log above says why; if its disk is full, make room and start it again".to_owned(),
-            Self::Offer(_) => "change --resource, --label, --cpus or --memory".to_owned(),
+            Self::Offer(_) => "change --resource, --label, --cpus or --memory, or the same under [offer] in mobula.toml".to_owned(),
             Self::Child { cure, .. } if !cure.is_empty() => cure.clone(),
             Self::Child { .. } | Self::ChildEnded { .. } => {
                 "look at its log (the folder `log` in the home, or above), and try again".to_owned()
             }
             Self::WontEnd { pid, .. } => {
                 format!("it waits for the kernel, most likely a disk or device: see /proc/{pid}/stack")
+            }
+            Self::Setting { .. } => "correct it or take it out; `mobula config` then shows all that can be set".to_owned(),
+            Self::Arguments(_) => "`mobula config` without options shows all that can be set".to_owned(),
+            Self::NoHeadNamed => {
+                "say --head HOST:PORT, or set MOBULA_NODE_HEAD, or `head` under [node] in mobula.toml".to_owned()
             }
             Self::NoCode(_) => "`mobula explain` lists all codes".to_owned(),
         }

@@ -119,10 +119,13 @@ impl Home {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mobula"));
-        command.args(arguments).env("HOME", self.folder.path()).env("MOBULA_HOME", self.path());
-        for variable in ["MOBULA_JOIN", "MOBULA_HEAD", "MOBULA_LOG", "MOBULA_ADDRESS", "MOBULA_TOKEN"] {
-            command.env_remove(variable);
+        command.args(arguments).env("HOME", self.folder.path());
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("MOBULA_") {
+                command.env_remove(variable);
+            }
         }
+        command.env("MOBULA_HOME", self.path());
         command
     }
 
