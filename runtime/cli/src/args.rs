@@ -1,13 +1,15 @@
 //! What can be said on the command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mobula_head::service::TOKEN_TTL_MAX;
-use mobula_net::identity::{PeerName, Role};
-use mobula_proto::{Quantity, resource};
 
-use crate::node::LISTEN_PORT;
+use crate::{
+    error::Error,
+    home::Home,
+    settings::{File, Head, Hosts, Log, Node, Offer},
+    values::ttl,
+};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -23,6 +25,8 @@ use crate::node::LISTEN_PORT;
         mobula head                                        on one machine\n  \
         mobula token create                                there too: lets one machine in\n  \
         mobula node --head 10.0.0.1:7420 --join TOKEN      on every other machine\n\n\
+        Settings come from mobula.toml in the home, MOBULA_<SECTION>_<KEY>, and the options; `mobula config` shows \
+        them all.\n\
         A program uses the cluster that MOBULA_ADDRESS names; see `mobula up --help`."
 )]
 pub struct Cli {
@@ -46,6 +50,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Show the cluster: nodes, jobs, and what waits, with the reason
     Status(StatusArgs),
+    /// Show every setting, with what it is now and why
+    Config(ConfigArgs),
     /// Explain an error code, such as MOB2001
     Explain(ExplainArgs),
 }
@@ -58,6 +64,14 @@ pub struct HomeArg {
     pub home: Option<PathBuf>,
 }
 
+/// Where settings are kept.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArg {
+    /// File of settings; see `mobula config` [default: mobula.toml in the home, where there is one]
+    #[arg(long, value_name = "FILE", env = "MOBULA_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+}
+
 /// `mobula head`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -68,18 +82,26 @@ pub struct HomeArg {
 pub struct HeadArgs {
     #[command(flatten)]
     pub home: HomeArg,
-    /// UDP address for nodes and drivers; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], mobula_head::service::QUIC_PORT)))]
-    pub quic: SocketAddr,
-    /// TCP address of the HTTP API for people and scripts; loopback only; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([127, 0, 0, 1], mobula_head::service::HTTP_PORT)))]
-    pub http: SocketAddr,
-    /// Name of the cluster, for people; written into its certificate authority at the first start
-    #[arg(long, value_name = "NAME", default_value = "mobula", value_parser = peer_name)]
-    pub name: String,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    #[command(flatten)]
+    pub head: Head,
+    #[command(flatten)]
+    pub log: Log,
     /// Set by `mobula up`.
     #[arg(long, hide = true, value_enum)]
     pub by_up: Option<ByUp>,
+}
+
+impl HeadArgs {
+    /// Fills from the file what was not said, and says which home it is.
+    pub fn settle(&mut self) -> Result<Home, Error> {
+        let home = Home::of(&self.home)?;
+        let file = File::load(&self.config, &home)?;
+        self.head.fall_back(file.head);
+        self.log.fall_back(file.log);
+        Ok(home)
+    }
 }
 
 /// How a process that `mobula up` started is tied to it.
@@ -101,26 +123,6 @@ impl ByUp {
     }
 }
 
-/// What a node offers.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Offer {
-    /// CPUs to offer, such as 8 or 0.5 [default: those of the machine or container]
-    #[arg(long, value_name = "N", value_parser = quantity)]
-    pub cpus: Option<Quantity>,
-    /// Memory to offer, such as 16GiB [default: that of the machine or container]
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
-    pub memory: Option<u64>,
-    /// A custom resource to offer, such as licence=2; may be repeated
-    #[arg(long, value_name = "NAME=N", value_parser = custom_resource)]
-    pub resource: Vec<(String, Quantity)>,
-    /// A label to carry, such as zone=a; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    pub label: Vec<(String, String)>,
-    /// Capacity of the shared-memory object store, such as 4GiB [default: 30% of the memory]
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
-    pub store: Option<u64>,
-}
-
 /// `mobula node`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -131,32 +133,37 @@ pub struct Offer {
         Joining buys this machine a certificate, kept in the home; later starts use that and need no token. GPUs \
         are found by themselves; CUDA_VISIBLE_DEVICES hides some. Ctrl-C or SIGTERM makes the node leave.")]
 pub struct NodeArgs {
-    /// The head, as HOST:PORT (its UDP port)
-    #[arg(long, value_name = "HOST:PORT", env = "MOBULA_HEAD", hide_env_values = true)]
-    pub head: String,
+    #[command(flatten)]
+    pub node: Node,
     /// Join token, from `mobula token create`; only for the first start
     #[arg(long, value_name = "TOKEN", env = "MOBULA_JOIN", hide_env_values = true)]
     pub join: Option<String>,
-    /// Name of this node, for people [default: the host name]
-    #[arg(long, value_name = "NAME", value_parser = peer_name)]
-    pub name: Option<String>,
-    /// UDP address for the other nodes; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], LISTEN_PORT)))]
-    pub listen: SocketAddr,
-    /// Where the other nodes reach this one, if that is not where it listens (a forwarded port, say) or not the
-    /// address that the head sees it come from
-    #[arg(long, value_name = "IP:PORT")]
-    pub advertise: Option<SocketAddr>,
-    /// Unix socket for drivers on this machine [default: node/agent.sock in the home]
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
     #[command(flatten)]
     pub offer: Offer,
     #[command(flatten)]
+    pub hosts: Hosts,
+    #[command(flatten)]
+    pub log: Log,
+    #[command(flatten)]
     pub home: HomeArg,
+    #[command(flatten)]
+    pub config: ConfigArg,
     /// Set by `mobula up`.
     #[arg(long, hide = true, value_enum)]
     pub by_up: Option<ByUp>,
+}
+
+impl NodeArgs {
+    /// Fills from the file what was not said, and says which home it is.
+    pub fn settle(&mut self) -> Result<Home, Error> {
+        let home = Home::of(&self.home)?;
+        let file = File::load(&self.config, &home)?;
+        self.node.fall_back(file.node);
+        self.offer.fall_back(file.offer);
+        self.hosts.fall_back(file.hosts);
+        self.log.fall_back(file.log);
+        Ok(home)
+    }
 }
 
 /// `mobula up`.
@@ -175,16 +182,31 @@ pub struct UpArgs {
     /// Return once all is ready, and leave it running
     #[arg(long, short)]
     pub detach: bool,
-    /// UDP address of the head; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([127, 0, 0, 1], 0)))]
-    pub quic: SocketAddr,
-    /// TCP address of the HTTP API; loopback only; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([127, 0, 0, 1], 0)))]
-    pub http: SocketAddr,
+    #[command(flatten)]
+    pub head: Head,
     #[command(flatten)]
     pub offer: Offer,
     #[command(flatten)]
+    pub hosts: Hosts,
+    #[command(flatten)]
+    pub log: Log,
+    #[command(flatten)]
     pub home: HomeArg,
+    #[command(flatten)]
+    pub config: ConfigArg,
+}
+
+impl UpArgs {
+    /// Fills from the file what was not said, and says which home it is.
+    pub fn settle(&mut self) -> Result<Home, Error> {
+        let home = Home::of(&self.home)?;
+        let file = File::load(&self.config, &home)?;
+        self.head.fall_back(file.head);
+        self.offer.fall_back(file.offer);
+        self.hosts.fall_back(file.hosts);
+        self.log.fall_back(file.log);
+        Ok(home)
+    }
 }
 
 /// `mobula token`.
@@ -213,7 +235,7 @@ pub struct TokenCreateArgs {
     #[arg(long, value_enum, default_value_t = TokenRole::Node)]
     pub role: TokenRole,
     /// How long it is good, such as 90s, 10m, 2h or 1d (at most 30d)
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = ttl)]
     pub ttl: Duration,
     #[command(flatten)]
     pub home: HomeArg,
@@ -242,6 +264,34 @@ pub struct StatusArgs {
     pub home: HomeArg,
 }
 
+/// `mobula config`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Examples:\n  \
+        mobula config                        all that can be set, as a file with comments\n  \
+        mobula config node --cpus 6          what `mobula node --cpus 6` would run with\n\n\
+        A flag overrides a variable, a variable overrides the file, the file overrides the default.")]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    pub home: HomeArg,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Whose settings; all, where it is left out.
+    #[command(subcommand)]
+    pub of: Option<ConfigOf>,
+}
+
+/// The commands that have settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigOf {
+    /// Those of `mobula head`
+    Head(HeadArgs),
+    /// Those of `mobula node`
+    Node(NodeArgs),
+    /// Those of `mobula up`
+    Up(UpArgs),
+}
+
 /// `mobula explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mobula explain MOB2001\n  mobula explain            lists all codes")]
@@ -249,65 +299,6 @@ pub struct ExplainArgs {
     /// The code, such as MOB2001 or just 2001; all are listed where it is left out
     #[arg(value_name = "CODE")]
     pub code: Option<String>,
-}
-
-fn quantity(text: &str) -> Result<Quantity, resource::Error> {
-    text.parse()
-}
-
-/// A number of bytes.
-fn bytes(text: &str) -> Result<u64, String> {
-    let amount: Quantity = text
-        .parse()
-        .map_err(|_| format!("{text:?} is no size: write for example 512MiB, 16GiB, or a number of bytes"))?;
-    u64::try_from(amount.units() / Quantity::PER_ONE).map_err(|error| error.to_string())
-}
-
-fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> {
-    text.split_once('=').ok_or_else(|| format!("{text:?} has no '=': write for example {example}"))
-}
-
-fn custom_resource(text: &str) -> Result<(String, Quantity), String> {
-    let (name, amount) = pair(text, "licence=2")?;
-    let kind = resource::Kind::parse(name).map_err(|error| error.to_string())?;
-    match kind {
-        resource::Kind::Custom(name) => {
-            Ok((name, amount.parse().map_err(|e: resource::Error| e.to_string())?))
-        }
-        resource::Kind::Cpu => Err("say --cpus N for CPUs".to_owned()),
-        resource::Kind::Memory => Err("say --memory SIZE for memory".to_owned()),
-        device => Err(format!("a {device} cannot be stated: devices are found by themselves")),
-    }
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = pair(text, "zone=a")?;
-    for name in [key, value] {
-        resource::check_name(name).map_err(|error| error.to_string())?;
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-fn peer_name(text: &str) -> Result<String, String> {
-    PeerName::new(Role::Agent, text).map(|peer| peer.name).map_err(|error| error.to_string())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let no = || format!("{text:?} is no time: write for example 90s, 10m, 2h or 1d");
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(no)?;
-    let (number, unit) = text.split_at(split);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return Err(no()),
-    };
-    let number: u64 = number.parse().map_err(|_| no())?;
-    match number.checked_mul(seconds).map(Duration::from_secs) {
-        Some(time) if !time.is_zero() && time <= TOKEN_TTL_MAX => Ok(time),
-        _ => Err(format!("{text} is out of range: 1s to {}d", TOKEN_TTL_MAX.as_secs() / 86_400)),
-    }
 }
 
 #[cfg(test)]
@@ -319,20 +310,5 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_times_and_pairs_are_read() {
-        assert_eq!(bytes("512MiB"), Ok(512 * 1024 * 1024));
-        assert!(bytes("lots").unwrap_err().contains("16GiB"));
-        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        for bad in ["10", "m", "0s", "31d", "1w", "-1s", ""] {
-            assert!(duration(bad).is_err(), "{bad:?} was taken for a time");
-        }
-        assert_eq!(custom_resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));
-        for bad in ["licence", "gpu=1", "cpu=1", "memory=1GiB", "a b=1", "x=y", "x=-1"] {
-            assert!(custom_resource(bad).is_err(), "{bad:?} was taken for a resource");
-        }
-        assert!(label("zone").is_err() && label("zone=a").is_ok());
     }
 }

@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use mobula_agent::service::HeadError;
-use mobula_net::{identity, quic};
+use mobula_net::{code, identity, quic};
+use mobula_proto::FailureKind;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ pub enum Error {
         detail: String,
     },
     /// The head refused a request.
-    #[error("the head refused this: {message} [{code}]")]
+    #[error("the head refused this: {message}")]
     HeadRefused {
         /// The code.
         code: String,
@@ -120,6 +121,8 @@ pub enum Error {
         detail: String,
         /// What it said to do; empty for nothing.
         cure: String,
+        /// Its error's code.
+        code: String,
     },
     /// A process that `up` started, ended.
     #[error("{name} ended by itself")]
@@ -135,6 +138,24 @@ pub enum Error {
         /// Its number.
         pid: u32,
     },
+    /// A file of settings that cannot be used.
+    #[error("{}:{line}: {detail}{}", file.display(), if text.is_empty() { String::new() } else { format!(" (it says `{text}`)") })]
+    Setting {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there, shortened; empty where the whole file is meant.
+        text: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Arguments that cannot be used.
+    #[error("{0}")]
+    Arguments(clap::Error),
+    /// Nobody said where the head is.
+    #[error("this node is not told where its head is")]
+    NoHeadNamed,
     /// There is no such error code.
     #[error("there is no error code {0}")]
     NoCode(String),
@@ -144,9 +165,47 @@ impl Error {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Address { .. } | Self::Offer(_) | Self::NoCode(_) | Self::Token(_) => 2,
+            Self::Address { .. }
+            | Self::Offer(_)
+            | Self::NoCode(_)
+            | Self::Token(_)
+            | Self::Setting { .. }
+            | Self::Arguments(_)
+            | Self::NoHeadNamed => 2,
             _ => 1,
         }
+    }
+
+    /// The code under which it is documented.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::NoHome | Self::File { .. } | Self::System { .. } => code::SYSTEM,
+            Self::AlreadyRuns { .. } | Self::NoHead { .. } => code::HOME,
+            Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
+            Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
+            Self::PortInUse { .. } => code::PORT,
+            Self::Address { .. }
+            | Self::Offer(_)
+            | Self::NoCode(_)
+            | Self::Setting { .. }
+            | Self::Arguments(_)
+            | Self::NoHeadNamed => code::SETTING,
+            Self::NotJoined { .. } | Self::Expired => code::JOIN,
+            Self::Token(error) => error.code(),
+            Self::Net(error) => error.code(),
+            Self::Agent(error) => agent_code(error),
+            Self::Head(error) => head_code(error),
+            Self::AgentEnded(_) | Self::HeadEnded | Self::ChildEnded { .. } | Self::WontEnd { .. } => {
+                code::PROCESS
+            }
+        }
+    }
+
+    /// What failed, with its code at the end.
+    pub fn text(&self) -> String {
+        let (text, code) = (self.to_string(), format!("[{}]", self.code()));
+        // A failure that the head gave as its reason says its own code.
+        if text.ends_with(&code) { text } else { format!("{text} {code}") }
     }
 
     /// What to do about it, in one line.
@@ -167,13 +226,10 @@ impl Error {
             Self::HeadSilent { .. } => {
                 "see whether it still runs and what it logged; `mobula head` with the same --home starts it again".to_owned()
             }
-            Self::HeadRefused { code, .. } if code == "MOB6001" => {
+            Self::HeadRefused { code, .. } if code == code::ADMIN => {
                 "another head may run on this one's port: end that, or start this one on another with --http ADDR".to_owned()
             }
-            Self::HeadRefused { code, .. } => match crate::explain::page(code) {
-                Some(_) => format!("`mobula explain {code}` says more"),
-                None => "change what was asked for".to_owned(),
-            },
+            Self::HeadRefused { code, .. } => format!("`mobula explain {code}` says more"),
             Self::PortInUse { protocol, address, option } => {
                 let list = if *protocol == "UDP" { "ss -lunp" } else { "ss -ltnp" };
                 let port = address.port();
@@ -204,7 +260,7 @@ impl Error {
             Self::Head(mobula_head::Error::HttpNotLoopback { .. }) => "say --http 127.0.0.1:7421".to_owned(),
             Self::Head(_) => "check --home, --quic and --http; the log above says more".to_owned(),
             Self::HeadEnded => "the log above says why; if its disk is full, make room and start it again".to_owned(),
-            Self::Offer(_) => "change --resource, --label, --cpus or --memory".to_owned(),
+            Self::Offer(_) => "change --resource, --label, --cpus or --memory, or the same under [offer] in mobula.toml".to_owned(),
             Self::Child { cure, .. } if !cure.is_empty() => cure.clone(),
             Self::Child { .. } | Self::ChildEnded { .. } => {
                 "look at its log (the folder `log` in the home, or above), and try again".to_owned()
@@ -212,8 +268,39 @@ impl Error {
             Self::WontEnd { pid, .. } => {
                 format!("it waits for the kernel, most likely a disk or device: see /proc/{pid}/stack")
             }
+            Self::Setting { .. } => "correct it or take it out; `mobula config` then shows all that can be set".to_owned(),
+            Self::Arguments(_) => "`mobula config` without options shows all that can be set".to_owned(),
+            Self::NoHeadNamed => {
+                "say --head HOST:PORT, or set MOBULA_NODE_HEAD, or `head` under [node] in mobula.toml".to_owned()
+            }
             Self::NoCode(_) => "`mobula explain` lists all codes".to_owned(),
         }
+    }
+}
+
+fn agent_code(error: &mobula_agent::Error) -> &'static str {
+    match error {
+        mobula_agent::Error::Io { .. } | mobula_agent::Error::Binaries(_) => code::SYSTEM,
+        mobula_agent::Error::Net(error) | mobula_agent::Error::Head(HeadError::Net(error)) => error.code(),
+        mobula_agent::Error::Head(HeadError::Refused(failure)) => failure.kind.code(),
+        mobula_agent::Error::Head(HeadError::Wire(_)) => code::PROTOCOL,
+        mobula_agent::Error::Head(
+            HeadError::Stale { .. } | HeadError::NoAnswer | HeadError::Lost(_) | HeadError::Shutdown,
+        ) => FailureKind::Unreachable.code(),
+        mobula_agent::Error::ListenWithoutNetwork => code::SETTING,
+        mobula_agent::Error::Actor(_) => code::PROCESS,
+    }
+}
+
+fn head_code(error: &mobula_head::Error) -> &'static str {
+    match error {
+        mobula_head::Error::Home { .. } | mobula_head::Error::State(_) => code::SYSTEM,
+        mobula_head::Error::Identity(error) => error.code(),
+        mobula_head::Error::Network(error) => error.code(),
+        mobula_head::Error::HttpNotLoopback { .. } => code::SETTING,
+        mobula_head::Error::HttpBind { .. } => code::PORT,
+        mobula_head::Error::Refused(failure) => failure.kind.code(),
+        mobula_head::Error::Ended | mobula_head::Error::Start(_) => code::PROCESS,
     }
 }
 

@@ -10,28 +10,24 @@ use crate::{
     error::{Error, taken},
     home::Home,
     ready::{Ready, say},
+    settings,
     signals::Signals,
 };
 
 /// Runs a head until it is asked to end.
-pub async fn run(args: &HeadArgs) -> Result<(), Error> {
-    let home = Home::of(&args.home)?;
+pub async fn run(args: &HeadArgs, home: &Home) -> Result<(), Error> {
     let mut signals = Signals::take(args.by_up)?;
     let _claim = home.claim("head")?;
-    let options = Options {
-        quic_address: args.quic,
-        http_address: args.http,
-        cluster_name: args.name.clone(),
-        ..Options::new(home.path())
-    };
+    let options = options(&args.head, home);
+    let (quic, http) = (options.quic_address, options.http_address);
     let head = tokio::select! {
-        head = Head::start(options) => head.map_err(|error| failed(error, args))?,
+        head = Head::start(options) => head.map_err(|error| failed(error, quic, http))?,
         () = signals.next() => return Ok(()),
     };
     if let (Some(quic), Some(http)) = (head.quic_address(), head.http_address()) {
         match args.by_up {
             Some(_) => Ready::Head { quic, http }.say(),
-            None => greet(&head, quic, http, &home),
+            None => greet(&head, quic, http, home),
         }
     }
     let ended = tokio::select! {
@@ -42,13 +38,25 @@ pub async fn run(args: &HeadArgs) -> Result<(), Error> {
     if ended { Err(Error::HeadEnded) } else { Ok(()) }
 }
 
-fn failed(error: mobula_head::Error, args: &HeadArgs) -> Error {
+/// What is set, over the defaults.
+fn options(set: &settings::Head, home: &Home) -> Options {
+    let default = Options::new(home.path());
+    Options {
+        quic_address: set.quic.unwrap_or(default.quic_address),
+        http_address: set.http.unwrap_or(default.http_address),
+        cluster_name: set.name.clone().unwrap_or_else(|| default.cluster_name.clone()),
+        idle_timeout: set.node_timeout.unwrap_or(default.idle_timeout),
+        ..default
+    }
+}
+
+fn failed(error: mobula_head::Error, quic: SocketAddr, http: SocketAddr) -> Error {
     match error {
         mobula_head::Error::HttpBind { source, .. } if taken(&source) => {
-            Error::PortInUse { protocol: "TCP", address: args.http, option: "--http" }
+            Error::PortInUse { protocol: "TCP", address: http, option: "--http" }
         }
         mobula_head::Error::Network(quic::Error::Bind { source, .. }) if taken(&source) => {
-            Error::PortInUse { protocol: "UDP", address: args.quic, option: "--quic" }
+            Error::PortInUse { protocol: "UDP", address: quic, option: "--quic" }
         }
         other => Error::Head(other),
     }
@@ -83,4 +91,27 @@ pub fn reachable(open: SocketAddr) -> SocketAddr {
     });
     let ip = outward.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
     SocketAddr::new(ip, open.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::args::HomeArg;
+
+    #[test]
+    fn every_setting_reaches_the_head() {
+        let home = Home::of(&HomeArg { home: Some("/nowhere".into()) }).unwrap();
+        let set = settings::Head {
+            quic: Some("127.0.0.1:1".parse().unwrap()),
+            http: Some("127.0.0.1:2".parse().unwrap()),
+            name: Some("lab".to_owned()),
+            node_timeout: Some(Duration::from_secs(7)),
+        };
+        let options = options(&set, &home);
+        assert_eq!(options.quic_address.to_string(), "127.0.0.1:1");
+        assert_eq!(options.http_address.to_string(), "127.0.0.1:2");
+        assert_eq!((options.cluster_name.as_str(), options.idle_timeout), ("lab", Duration::from_secs(7)));
+    }
 }

@@ -2,9 +2,9 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `args` | the command line |
+//! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `config`, `explain` | commands that ask or tell |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
 //!
@@ -14,6 +14,7 @@
 
 mod api;
 mod args;
+mod config;
 mod down;
 mod error;
 mod explain;
@@ -22,19 +23,26 @@ mod home;
 mod node;
 mod process;
 mod ready;
+mod settings;
 mod signals;
 mod status;
 mod token;
 mod up;
+mod values;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{
+    Parser,
+    error::{ContextKind, ErrorKind},
+};
+use mobula_net::code;
 
 use crate::{
     args::{ByUp, Cli, Command, TokenCommand},
     error::Error,
     ready::Ready,
+    settings::Log,
 };
 
 /// Most threads for the IO of a head or node.
@@ -43,7 +51,10 @@ const IO_THREADS_MAX: usize = 4;
 const RUNTIME_END_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(told) => return asked_wrongly(&told),
+    };
     let by_up = match &command {
         Command::Head(args) => args.by_up,
         Command::Node(args) => args.by_up,
@@ -51,15 +62,38 @@ fn main() -> ExitCode {
     };
     match run(command, by_up) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Arguments(told)) => asked_wrongly(&told),
         Err(error) => {
             // On the terminal that both share, the `up` that waits for this process says it.
             if by_up != Some(ByUp::Attached) || Ready::said() {
-                eprintln!("error: {error}\n  help: {}", error.cure());
+                eprintln!("error: {}\n  help: {}", error.text(), error.cure());
             }
             if by_up.is_some() {
                 Ready::failed(&error).say();
             }
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Prints what clap has to say: the help that was asked for, or what is wrong with the arguments.
+fn asked_wrongly(told: &clap::Error) -> ExitCode {
+    // Whoever closed the terminal needs no answer.
+    let _gone = told.print();
+    match told.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::from(2),
+        _ => {
+            let given = |kind| told.get(kind).map(ToString::to_string).unwrap_or_default();
+            let variable = config::variable(&given(ContextKind::InvalidArg));
+            // Clap names the option alone, also where the value is a variable's.
+            if let Some(variable) = variable.filter(|name| {
+                std::env::var(name).is_ok_and(|set| set.contains(&given(ContextKind::InvalidValue)))
+            }) {
+                eprintln!("The value may come from the variable {variable}.");
+            }
+            eprintln!("[{code}] `mobula explain {code}` says more.", code = code::SETTING);
+            ExitCode::from(2)
         }
     }
 }
@@ -70,22 +104,38 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
         let _leader = rustix::process::setsid();
     }
     match command {
-        Command::Head(args) => blocking(by_up, head::run(&args)),
-        Command::Node(args) => blocking(by_up, node::run(&args)),
-        Command::Up(args) => blocking(by_up, up::run(args)),
+        Command::Head(mut args) => {
+            let home = args.settle()?;
+            blocking(by_up, &args.log, head::run(&args, &home))
+        }
+        Command::Node(mut args) => {
+            let home = args.settle()?;
+            blocking(by_up, &args.log, node::run(&args, &home))
+        }
+        Command::Up(mut args) => {
+            let home = args.settle()?;
+            let log = args.log.clone();
+            blocking(by_up, &log, up::run(args, home))
+        }
         Command::Down(args) => down::run(&args),
         Command::Token(args) => match args.command {
             TokenCommand::Create(args) => token::create(&args),
         },
         Command::Status(args) => status::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }
 
 /// Runs what needs a runtime.
-fn blocking(by_up: Option<ByUp>, command: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+fn blocking(
+    by_up: Option<ByUp>,
+    log: &Log,
+    command: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
     // A terminal shows what matters; a file, what there was.
-    mobula_telemetry::log::init(if by_up == Some(ByUp::Attached) { "warn" } else { "info" });
+    let default = if by_up == Some(ByUp::Attached) { "warn" } else { "info" };
+    mobula_telemetry::log::init_at(log.level.as_deref().unwrap_or(default));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(IO_THREADS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)

@@ -1,6 +1,11 @@
 //! `mobula node`.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use mobula_agent::{
     Agent, HeadLink,
@@ -12,25 +17,26 @@ use mobula_net::{
     identity::{Identity, JoinToken, NAME_BYTES_MAX, Role},
     quic,
 };
+use mobula_telemetry::log::LEVEL_VARIABLE;
 
 use crate::{
-    args::{NodeArgs, Offer},
+    args::NodeArgs,
     error::{self, Error, taken},
     home::{Home, quoted},
     ready::{Ready, say},
+    settings::Offer,
     signals::Signals,
 };
 
-/// UDP port of a node unless set: the one after the head's two.
-pub const LISTEN_PORT: u16 = 7422;
+/// UDP address of a node unless set; the port is the one after the head's two.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7422);
 
 /// Joins if that is still to be done, and runs a node until it is asked to end.
-pub async fn run(args: &NodeArgs) -> Result<(), Error> {
-    let home = Home::of(&args.home)?;
+pub async fn run(args: &NodeArgs, home: &Home) -> Result<(), Error> {
     let mut signals = Signals::take(args.by_up)?;
     let _claim = home.claim("node")?;
     let started = tokio::select! {
-        started = start(args, &home) => started?,
+        started = start(args, home) => started?,
         () = signals.next() => return Ok(()),
     };
     let (agent, name, socket) = started;
@@ -72,32 +78,43 @@ async fn start(
     let resources = tokio::task::spawn_blocking(move || detected(&offer))
         .await
         .map_err(|error| error::system("look at this machine")(error.into()))??;
-    let head = resolve(&args.head, args.listen).await?;
+    let listen = args.node.listen.unwrap_or(LISTEN);
+    let head = resolve(args.node.head.as_deref().ok_or(Error::NoHeadNamed)?, listen).await?;
     let folder = home.node();
     crate::home::private(&folder)?;
-    let wished = args.name.clone().unwrap_or_else(|| plain(&resources.hostname));
+    let wished = args.node.name.clone().unwrap_or_else(|| plain(&resources.hostname));
     let identity = identity(args, &folder.join("identity"), head, &wished).await?;
     let name = identity.peer().name.clone();
-    if args.name.as_ref().is_some_and(|wish| *wish != name) {
+    if args.node.name.as_ref().is_some_and(|wish| *wish != name) {
         eprintln!(
             "mobula: this node's name is {name}, in its certificate since it joined, or because another has {wished}"
         );
     }
-    let socket = match &args.socket {
+    let socket = match &args.node.socket {
         Some(path) => std::path::absolute(path).map_err(error::file("find", path))?,
         None => folder.join("agent.sock"),
     };
     let link = HeadLink::Quic { address: head, identity, network: quic::Options::default() };
     let mut options =
         mobula_agent::Options::new(name.clone(), folder, link, resources, Arc::new(ProcessLauncher));
-    options.listen = Some(args.listen);
-    options.advertise = args.advertise.map(|address| address.to_string());
+    options.listen = Some(listen);
     options.socket = Some(socket.clone());
-    if let Some(bytes) = args.offer.store {
-        options.store_bytes = bytes;
-    }
-    let agent = Agent::start(options).await.map_err(|error| failed(error, args.listen))?;
+    set(&mut options, args);
+    let agent = Agent::start(options).await.map_err(|error| failed(error, listen))?;
     Ok((agent, name, socket))
+}
+
+/// Puts what is set in place of the defaults; the machine's resources are [`detected`]'s.
+fn set(options: &mut mobula_agent::Options, args: &NodeArgs) {
+    options.advertise = args.node.advertise.map(|address| address.to_string());
+    options.store_bytes = args.offer.store.unwrap_or(options.store_bytes);
+    options.binaries_bytes = args.offer.disk.unwrap_or(options.binaries_bytes);
+    options.idle_timeout = args.hosts.host_idle.unwrap_or(options.idle_timeout);
+    options.head_lost_max = args.hosts.head_lost.unwrap_or(options.head_lost_max);
+    options.ring_bytes = args.hosts.ring.unwrap_or(options.ring_bytes);
+    // Hosts have a default of their own.
+    let level = args.log.level.iter().map(|level| (LEVEL_VARIABLE.to_owned(), level.clone()));
+    options.env.extend(level);
 }
 
 fn failed(error: mobula_agent::Error, listen: SocketAddr) -> Error {
@@ -179,7 +196,64 @@ fn plain(hostname: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use mobula_proto::{Quantity, resource::Kind};
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(line: &str) -> NodeArgs {
+        match Cli::try_parse_from(format!("mobula node {line}").split_whitespace()).unwrap().command {
+            Command::Node(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What an agent would be started with.
+    fn options(args: &NodeArgs) -> mobula_agent::Options {
+        let (to_head, _) = tokio::sync::mpsc::channel(1);
+        let (_, from_head) = tokio::sync::mpsc::channel(1);
+        let link = HeadLink::Memory { to_head, from_head };
+        let resources = detected(&args.offer).unwrap();
+        let mut options =
+            mobula_agent::Options::new("n", "/nowhere", link, resources, Arc::new(ProcessLauncher));
+        set(&mut options, args);
+        options
+    }
+
+    #[test]
+    fn every_setting_of_offer_hosts_and_log_reaches_the_agent() {
+        let args = args(
+            "--advertise 10.0.0.1:5 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
+             --disk 2GiB --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
+        );
+        let options = options(&args);
+        assert_eq!(options.advertise.as_deref(), Some("10.0.0.1:5"));
+        let total = &options.resources.total;
+        assert_eq!(total.get(&Kind::Cpu), Quantity::whole(3));
+        assert_eq!(total.get(&Kind::Custom("licence".to_owned())), Quantity::whole(2));
+        assert_eq!(total.get(&Kind::Memory).to_string(), (1 << 30).to_string());
+        assert!(options.resources.labels.contains(&("zone".to_owned(), "a".to_owned())));
+        assert_eq!((options.store_bytes, options.binaries_bytes), (64 << 20, 2 << 30));
+        assert_eq!(
+            (options.idle_timeout, options.head_lost_max),
+            (Duration::from_secs(3), Duration::from_secs(4))
+        );
+        assert_eq!(options.ring_bytes, 64 << 10);
+        assert_eq!(options.env, [("MOBULA_LOG".to_owned(), "warn,mobula_agent=debug".to_owned())]);
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_the_settings_state() {
+        let options = options(&args(""));
+        assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
+        assert_eq!(
+            (options.idle_timeout, options.head_lost_max),
+            (Duration::from_secs(10), Duration::from_secs(10))
+        );
+    }
 
     #[test]
     fn any_host_name_makes_a_name() {

@@ -36,13 +36,15 @@ pub enum Ready {
         what: String,
         /// What to do.
         cure: String,
+        /// The error's code.
+        code: String,
     },
 }
 
 impl Ready {
     /// That it did not start, and why.
     pub fn failed(error: &Error) -> Self {
-        Self::Failed { what: error.to_string(), cure: error.cure() }
+        Self::Failed { what: error.to_string(), cure: error.cure(), code: error.code().to_owned() }
     }
 
     /// Whether [`Ready::say`] was called.

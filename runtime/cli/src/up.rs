@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -14,17 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mobula_net::code;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::Api,
-    args::{ByUp, Offer, TokenRole, UpArgs},
+    args::{ByUp, TokenRole, UpArgs},
     error::{self, Error},
     home::{self, Home, quoted},
     node,
     process::{Alive, Mark},
     ready::{Ready, say},
+    settings::{Head, Hosts, Log, Offer},
     signals::Signals,
 };
 
@@ -36,6 +38,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 pub const END_WAIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
+/// Where the head of `up` listens unless set.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long the tokens for the nodes are good.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 
@@ -103,26 +107,33 @@ impl Child {
     }
 
     fn ready(&mut self, cancelled: &AtomicBool) -> Result<Ready, Error> {
-        let failed =
-            |detail: String, cure: String| Error::Child { name: self.mark.name.clone(), detail, cure };
+        let name = self.mark.name.clone();
+        let failed = |detail: String, cure: &str| Error::Child {
+            name: name.clone(),
+            detail,
+            cure: cure.to_owned(),
+            code: code::PROCESS.to_owned(),
+        };
         let deadline = Instant::now() + READY_WAIT;
         loop {
             match self.ready.recv_timeout(LOOK_INTERVAL) {
                 Ok(line) => {
                     return match serde_json::from_str(&line) {
-                        Ok(Ready::Failed { what, cure }) => Err(failed(what, cure)),
+                        Ok(Ready::Failed { what, cure, code }) => {
+                            Err(Error::Child { name, detail: what, cure, code })
+                        }
                         Ok(ready) => Ok(ready),
-                        Err(_) => Err(failed(format!("it said {line:?}"), String::new())),
+                        Err(_) => Err(failed(format!("it said {line:?}"), "")),
                     };
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(failed("it ended before it was ready".to_owned(), String::new()));
+                    return Err(failed("it ended before it was ready".to_owned(), ""));
                 }
                 Err(RecvTimeoutError::Timeout) if cancelled.load(Ordering::Acquire) => {
-                    return Err(failed("it was interrupted".to_owned(), "start it again".to_owned()));
+                    return Err(failed("it was interrupted".to_owned(), "start it again"));
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
-                    return Err(failed(format!("it was not ready within {READY_WAIT:?}"), String::new()));
+                    return Err(failed(format!("it was not ready within {READY_WAIT:?}"), ""));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -179,8 +190,7 @@ impl Cluster {
 }
 
 /// Starts a cluster; stays with it unless it shall be detached.
-pub async fn run(args: UpArgs) -> Result<(), Error> {
-    let home = Home::of(&args.home)?;
+pub async fn run(args: UpArgs, home: Home) -> Result<(), Error> {
     let mut signals = Signals::take(None)?;
     let claim = home.claim("up")?;
     let running = Up::read(&home).and_then(|up| up.running().cloned());
@@ -228,7 +238,8 @@ fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster,
     }
     let mut command = command(by_up, logs.as_deref(), "head")?;
     command.arg("head").arg("--home").arg(home.path());
-    command.arg("--quic").arg(args.quic.to_string()).arg("--http").arg(args.http.to_string());
+    heads(&mut command, &args.head);
+    logs_at(&mut command, &args.log);
     command.arg("--by-up").arg(by_up.as_str());
     let mut head = Child::start(command, "head")?;
     let Ready::Head { quic, http } = head.ready(cancelled)? else { return Err(unexpected("head")) };
@@ -244,7 +255,11 @@ fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster,
         command.arg("node").arg("--home").arg(&folder).arg("--head").arg(dial.to_string());
         command.arg("--name").arg(&name).arg("--listen").arg(SocketAddr::new(dial.ip(), 0).to_string());
         command.arg("--socket").arg(folder.join("agent.sock")).arg("--by-up").arg(by_up.as_str());
+        // That is for one node alone.
+        command.env_remove("MOBULA_NODE_ADVERTISE");
         offers(&mut command, &offer);
+        hosts(&mut command, &args.hosts);
+        logs_at(&mut command, &args.log);
         command.env("MOBULA_JOIN", api.create_token(TokenRole::Node, TOKEN_LIFETIME)?);
         if number > 1 {
             // One device can be offered by one node only.
@@ -270,6 +285,7 @@ fn unexpected(name: &str) -> Error {
         name: name.to_owned(),
         detail: "it said something unexpected".to_owned(),
         cure: String::new(),
+        code: code::PROCESS.to_owned(),
     }
 }
 
@@ -279,6 +295,8 @@ fn command(by_up: ByUp, logs: Option<&Path>, name: &str) -> Result<std::process:
     let program = std::env::current_exe().map_err(error::system("find this program's own file"))?;
     let mut command = std::process::Command::new(program);
     command.stdout(Stdio::piped()).env_remove("MOBULA_JOIN");
+    // What is set was read here, and is passed on as options.
+    command.env("MOBULA_CONFIG", "/dev/null");
     match by_up {
         ByUp::Attached => {
             // Its end tells the process that this one is gone. A Ctrl-C on the terminal is for this one, which
@@ -317,12 +335,49 @@ fn offers(command: &mut std::process::Command, offer: &Offer) {
     if let Some(store) = offer.store {
         command.arg("--store").arg(store.to_string());
     }
+    if let Some(disk) = offer.disk {
+        command.arg("--disk").arg(disk.to_string());
+    }
     for (name, amount) in &offer.resource {
         command.arg("--resource").arg(format!("{name}={amount}"));
     }
     for (key, value) in &offer.label {
         command.arg("--label").arg(format!("{key}={value}"));
     }
+}
+
+fn heads(command: &mut std::process::Command, head: &Head) {
+    command.arg("--quic").arg(head.quic.unwrap_or(ANY_PORT).to_string());
+    command.arg("--http").arg(head.http.unwrap_or(ANY_PORT).to_string());
+    if let Some(name) = &head.name {
+        command.arg("--name").arg(name);
+    }
+    if let Some(time) = head.node_timeout {
+        command.arg("--node-timeout").arg(seconds(time));
+    }
+}
+
+fn hosts(command: &mut std::process::Command, hosts: &Hosts) {
+    if let Some(time) = hosts.host_idle {
+        command.arg("--host-idle").arg(seconds(time));
+    }
+    if let Some(time) = hosts.head_lost {
+        command.arg("--head-lost").arg(seconds(time));
+    }
+    if let Some(bytes) = hosts.ring {
+        command.arg("--ring").arg(bytes.to_string());
+    }
+}
+
+fn logs_at(command: &mut std::process::Command, log: &Log) {
+    if let Some(level) = &log.level {
+        command.arg("--log").arg(level);
+    }
+}
+
+/// As an option's value; settings have whole seconds.
+fn seconds(time: Duration) -> String {
+    format!("{}s", time.as_secs())
 }
 
 /// Waits until it shall end, or the head or the last node has ended by itself.

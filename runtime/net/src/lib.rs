@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod bulk;
+pub mod code;
 pub mod identity;
 pub mod link;
 pub mod quic;

@@ -10,7 +10,20 @@ pub const LEVEL_VARIABLE: &str = "MOBULA_LOG";
 /// Starts logging for this process; a second call changes nothing. `default_level` holds where
 /// [`LEVEL_VARIABLE`] is unset or unreadable.
 pub fn init(default_level: &str) {
-    let filter = EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default_level));
+    init_with(EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default_level)));
+}
+
+/// [`init`] at this level, whatever the variable says.
+pub fn init_at(level: &str) {
+    init_with(EnvFilter::new(level));
+}
+
+/// What is wrong with a level, if anything is.
+pub fn check(level: &str) -> Result<(), String> {
+    EnvFilter::try_new(level).map(drop).map_err(|error| error.to_string())
+}
+
+fn init_with(filter: EnvFilter) {
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An error here means that the process already logs, which is what was asked for.
     let _already = if std::io::stderr().is_terminal() {

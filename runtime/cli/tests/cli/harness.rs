@@ -41,12 +41,13 @@ impl Said {
         self.out
     }
 
-    /// It failed with this code, and said these things in its two lines.
+    /// It ended with this status, and said these things in its two lines, of which the first has the error's code.
     pub(crate) fn failed(self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         let lines: Vec<&str> = self.err.lines().filter(|line| !line.starts_with('{')).collect();
         assert_eq!(lines.len(), 2, "one line what failed, one line the cure: {self:?}");
         assert!(lines[0].starts_with("error: ") && lines[1].starts_with("  help: "), "{self:?}");
+        assert!(lines[0].contains("[MOB") && lines[0].ends_with(']'), "no code: {self:?}");
         for part in parts {
             assert!(self.err.contains(part), "nothing of {part:?} in {self:?}");
         }
@@ -118,10 +119,13 @@ impl Home {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mobula"));
-        command.args(arguments).env("HOME", self.folder.path()).env("MOBULA_HOME", self.path());
-        for variable in ["MOBULA_JOIN", "MOBULA_HEAD", "MOBULA_LOG", "MOBULA_ADDRESS", "MOBULA_TOKEN"] {
-            command.env_remove(variable);
+        command.args(arguments).env("HOME", self.folder.path());
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("MOBULA_") {
+                command.env_remove(variable);
+            }
         }
+        command.env("MOBULA_HOME", self.path());
         command
     }
 

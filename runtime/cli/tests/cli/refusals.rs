@@ -19,35 +19,36 @@ fn a_token_lets_in_once_for_its_time_its_role_and_its_cluster() {
 
     let second = Home::new();
     let join = |token: &str| second.say(&node(&address, &["--join", token]));
-    join(&token).failed(1, &["was used already", "mobula token create"]);
+    join(&token).failed(1, &["was used already", "[MOB6001]", "mobula token create"]);
     let short = here.say(&["token", "create", "--ttl", "1s"]).ok();
     let expired = SystemTime::now() + Duration::from_secs(2);
     wait_for("the token to expire", || (SystemTime::now() > expired).then_some(()));
-    join(&short).failed(1, &["has expired", "mobula token create"]);
+    join(&short).failed(1, &["has expired", "[MOB6001]", "mobula token create"]);
     let driver = here.say(&["token", "create", "--role", "driver"]).ok();
-    join(&driver).failed(1, &["for the role driver"]);
+    join(&driver).failed(1, &["for the role driver", "[MOB6001]"]);
     let good = here.token();
-    join(&good[..good.len() - 2]).failed(2, &["copy the whole line"]);
-    join("secret").failed(2, &["no join token"]);
+    join(&good[..good.len() - 2]).failed(2, &["copy the whole line", "[MOB6001]"]);
+    join("secret").failed(2, &["no join token", "[MOB6001]"]);
 
     let other = Home::new();
     let (_other_head, other_address) = other.head();
     let other_address = other_address.to_string();
     second
         .say(&node(&other_address, &["--join", &good]))
-        .failed(1, &["another cluster", "mobula token create"]);
+        .failed(1, &["another cluster", "[MOB6001]", "mobula token create"]);
     // Refused there, it is still good here; and the certificate it buys is not good there.
     let mut joined = second.run(&node(&address, &["--join", &good]));
     joined.line("is up");
     joined.end();
-    second.say(&node(&other_address, &[])).failed(1, &["belongs to", "join again"]);
+    second.say(&node(&other_address, &[])).failed(1, &["belongs to", "[MOB6002]", "join again"]);
 }
 
 #[test]
 fn a_node_needs_a_head_and_a_token() {
     let home = Home::new();
-    home.say(&node("127.0.0.1:9", &[])).failed(1, &["has not joined", "mobula token create", "MOBULA_JOIN"]);
-    home.say(&node("nowhere", &[])).failed(2, &["\"nowhere\"", "HOST:PORT"]);
+    home.say(&node("127.0.0.1:9", &[]))
+        .failed(1, &["has not joined", "[MOB6001]", "mobula token create", "MOBULA_JOIN"]);
+    home.say(&node("nowhere", &[])).failed(2, &["\"nowhere\"", "[MOB5001]", "HOST:PORT"]);
     let here = Home::new();
     let (head, address) = here.head();
     let token = here.token();
@@ -55,8 +56,8 @@ fn a_node_needs_a_head_and_a_token() {
     // Nobody answers there any more; the port stays taken, so that nobody else does.
     let _silent = std::net::UdpSocket::bind(address).unwrap();
     home.say(&node(&address.to_string(), &["--join", &token]))
-        .failed(1, &["no answer from", &address.port().to_string(), "check the address"]);
-    here.say(&["token", "create"]).failed(1, &["no head runs in", "mobula head"]);
+        .failed(1, &["no answer from", "[MOB1001]", &address.port().to_string(), "check the address"]);
+    here.say(&["token", "create"]).failed(1, &["no head runs in", "[MOB5004]", "mobula head"]);
 }
 
 #[test]
@@ -79,14 +80,15 @@ fn a_port_in_use_is_named() {
     let (_socket, udp) = taken_udp();
     let udp = udp.to_string();
     home.say(&["head", "--quic", &udp, "--http", "127.0.0.1:0"])
-        .failed(1, &[&format!("UDP port {udp} is in use"), "--quic"]);
+        .failed(1, &[&format!("UDP port {udp} is in use"), "[MOB1003]", "--quic"]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = listener.local_addr().unwrap().to_string();
     home.say(&["head", "--quic", "127.0.0.1:0", "--http", &tcp])
-        .failed(1, &[&format!("TCP port {tcp} is in use"), "--http"]);
-    home.say(&["up", "--http", &tcp]).failed(1, &["head did not start", "in use", "--http"]);
-    home.say(&["up", "--detach", "--http", &tcp]).failed(1, &["head did not start", "in use", "--http"]);
-    home.say(&["head", "--http", "0.0.0.0:0", "--quic", "127.0.0.1:0"]).failed(1, &["loopback"]);
+        .failed(1, &[&format!("TCP port {tcp} is in use"), "[MOB1003]", "--http"]);
+    home.say(&["up", "--http", &tcp]).failed(1, &["head did not start", "in use", "[MOB1003]", "--http"]);
+    home.say(&["up", "--detach", "--http", &tcp])
+        .failed(1, &["head did not start", "in use", "[MOB1003]", "--http"]);
+    home.say(&["head", "--http", "0.0.0.0:0", "--quic", "127.0.0.1:0"]).failed(1, &["loopback", "[MOB5001]"]);
 
     let (_head, address) = home.head();
     let address = address.to_string();
@@ -94,11 +96,11 @@ fn a_port_in_use_is_named() {
     let node_home = Home::new();
     node_home
         .say(&["node", "--head", &address, "--join", &token, "--listen", &udp, "--store", "16MiB"])
-        .failed(1, &[&format!("UDP port {udp} is in use"), "--listen"]);
+        .failed(1, &[&format!("UDP port {udp} is in use"), "[MOB1003]", "--listen"]);
     // It has joined all the same, and needs no second token.
     let mut joined = node_home.run(&node(&address, &[]));
     joined.line("is up");
-    node_home.say(&node(&address, &[])).failed(1, &["a node already runs", "--home"]);
+    node_home.say(&node(&address, &[])).failed(1, &["a node already runs", "[MOB5004]", "--home"]);
     joined.end();
 }
 
@@ -117,10 +119,10 @@ fn what_is_asked_wrongly_is_refused_before_anything_happens() {
     ] {
         let said = home.say(&node("127.0.0.1:9", &more));
         assert_eq!(said.code, Some(2), "{said:?}");
-        assert!(said.err.contains(part), "no {part:?} in {said:?}");
+        assert!(said.err.contains(part) && said.err.contains("[MOB5001]"), "no {part:?} in {said:?}");
     }
     home.say(&node("127.0.0.1:9", &["--resource", "x=1", "--resource", "x=2"]))
-        .failed(2, &["given twice", "--resource"]);
+        .failed(2, &["given twice", "[MOB5001]", "--resource"]);
     let said = home.say(&["up", "--nodes", "0"]);
     assert_eq!(said.code, Some(2), "{said:?}");
     let said = home.say(&["token", "create", "--ttl", "31d"]);
@@ -134,7 +136,7 @@ fn errors_are_explained() {
     assert!(page.starts_with("# MOB2001: the store stayed full") && page.contains("## What to do"), "{page}");
     let list = home.say(&["explain"]).ok();
     assert!(list.lines().count() >= 24 && list.contains("MOB4001: no node could ever run it"), "{list}");
-    home.say(&["explain", "MOB0000"]).failed(2, &["MOB0000", "mobula explain"]);
+    home.say(&["explain", "MOB0000"]).failed(2, &["MOB0000", "[MOB5001]", "mobula explain"]);
     let help = home.say(&["--help"]).ok();
     assert!(help.contains("mobula up --detach") && help.contains("Explain an error code"), "{help}");
 }

@@ -6,6 +6,8 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use mobula_net::code;
+use mobula_proto::FailureKind;
 use subtle::ConstantTimeEq;
 
 use super::{Api, REQUEST_TIMEOUT, Refusal};
@@ -38,18 +40,18 @@ pub(super) async fn authorize(
     if need != Some(Need::Nothing) && !is_admin(&api, &request) {
         return Err(Refusal::new(
             StatusCode::UNAUTHORIZED,
-            "MOB6001",
+            code::ADMIN,
             "this needs the head's admin token: send it as `Authorization: Bearer …` (it is in admin.token under the head's home)",
         ));
     }
     if need.is_none() {
         let message = format!("there is no {method} {path}");
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "MOB6002", message));
+        return Err(Refusal::new(StatusCode::NOT_FOUND, code::REQUEST, message));
     }
     tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await.map_err(|_| {
         Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
-            "MOB6003",
+            FailureKind::TimedOut.code(),
             format!("this took longer than {REQUEST_TIMEOUT:?}"),
         )
     })

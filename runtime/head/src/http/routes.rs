@@ -10,8 +10,8 @@ use axum::{
     middleware,
     routing::{get, post},
 };
-use mobula_net::identity::Role;
-use mobula_proto::head::Snapshot;
+use mobula_net::{code, identity::Role};
+use mobula_proto::{FailureKind, head::Snapshot};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -33,7 +33,9 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(failure) => Self::new(StatusCode::CONFLICT, failure.kind.code(), failure.message),
-            other => Self::new(StatusCode::SERVICE_UNAVAILABLE, "MOB1001", other.to_string()),
+            other => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, FailureKind::Unreachable.code(), other.to_string())
+            }
         }
     }
 }
@@ -66,8 +68,8 @@ async fn tokens(
     State(api): State<Api>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<TokenMade>, Refusal> {
-    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "MOB5001", message);
-    let body = body.map_err(|e| Refusal::new(e.status(), "MOB5002", e.body_text()))?;
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, code::REQUEST, message);
+    let body = body.map_err(|e| Refusal::new(e.status(), code::REQUEST, e.body_text()))?;
     let wanted: TokenWanted = serde_json::from_slice(&body)
         .map_err(|e| bad(format!("send {{\"role\":\"agent\",\"ttl_seconds\":3600}}: {e}")))?;
     let role = match wanted.role.as_str() {

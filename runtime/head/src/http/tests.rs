@@ -57,7 +57,7 @@ async fn every_route_but_health_needs_the_admin_token() {
             match need {
                 auth::Need::Nothing => assert_eq!(status, 200, "{route} {body}"),
                 auth::Need::Admin => {
-                    assert_eq!((status, body["code"].as_str()), (401, Some("MOB6001")), "{route} {token:?}");
+                    assert_eq!((status, body["code"].as_str()), (401, Some("MOB6003")), "{route} {token:?}");
                 }
             }
         }
@@ -67,9 +67,9 @@ async fn every_route_but_health_needs_the_admin_token() {
         ["GET /", "GET /api/v1/tokens", "DELETE /healthz", "GET /api/v1/status/", "GET /api/v1/../healthz"]
     {
         let (status, body) = request(to, route, None, "").await;
-        assert_eq!((status, body["code"].as_str()), (401, Some("MOB6001")), "{route}");
+        assert_eq!((status, body["code"].as_str()), (401, Some("MOB6003")), "{route}");
         let (status, body) = request(to, route, Some(&bearer), "").await;
-        assert_eq!((status, body["code"].as_str()), (404, Some("MOB6002")), "{route}");
+        assert_eq!((status, body["code"].as_str()), (404, Some("MOB1005")), "{route}");
     }
     soon(head.shutdown()).await;
 }
@@ -89,7 +89,7 @@ async fn an_admin_sees_the_cluster_makes_tokens_and_ends_it() {
     assert!(mobula_net::identity::JoinToken::parse(body["token"].as_str().unwrap()).is_ok());
     for bad in ["", "{}", r#"{"role":"head","ttl_seconds":60}"#, r#"{"role":"agent","ttl_seconds":0}"#] {
         let (status, body) = request(to, "POST /api/v1/tokens", admin, bad).await;
-        assert_eq!((status, body["code"].as_str()), (400, Some("MOB5001")), "{bad} {body}");
+        assert_eq!((status, body["code"].as_str()), (400, Some("MOB1005")), "{bad} {body}");
     }
     let long = " ".repeat(BODY_BYTES_MAX + 1);
     let (status, _) = request(to, "POST /api/v1/tokens", admin, &long).await;

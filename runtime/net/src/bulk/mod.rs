@@ -57,16 +57,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// The code under which the handbook explains this error.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Net(error) => error.code(),
-            Self::Refused { .. } => "MOB1020",
-            Self::Length { .. } => "MOB1021",
-            Self::Stalled { .. } => "MOB1022",
-        }
-    }
-
     /// Whether trying again, at this peer or another, can help.
     pub fn retryable(&self) -> bool {
         match self {

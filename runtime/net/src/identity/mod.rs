@@ -18,6 +18,8 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::code;
+
 pub use authority::{Authority, Fingerprint};
 pub use certificate::{Identity, Request};
 pub use token::{JoinToken, SecretHash, TOKEN_PREFIX};
@@ -204,6 +206,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// The code under which it is documented.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::File { .. }
+            | Self::Exposed { .. }
+            | Self::Exists { .. }
+            | Self::Invalid { .. }
+            | Self::OtherKey
+            | Self::Random(_) => code::SYSTEM,
+            Self::Name { .. } => code::SETTING,
+            Self::OtherCluster { .. } => code::PEER,
+            Self::TokenPrefix
+            | Self::TokenLength { .. }
+            | Self::TokenCharacter
+            | Self::TokenChecksum
+            | Self::TokenVersion { .. } => code::JOIN,
+        }
+    }
+
     pub(crate) fn invalid(what: &'static str, detail: impl fmt::Display) -> Self {
         Self::Invalid { what, detail: detail.to_string() }
     }

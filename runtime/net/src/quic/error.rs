@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mobula_proto::wire;
+use mobula_proto::{FailureKind, wire};
 use quinn::{ConnectionError, ReadError, WriteError};
 
-use crate::identity::{self, Role};
+use crate::{
+    code as codes,
+    identity::{self, Role},
+};
 
 /// Application close and reset codes.
 pub(super) mod code {
@@ -240,24 +243,24 @@ pub enum Error {
 }
 
 impl Error {
-    /// The code under which the handbook explains this error.
+    /// The code under which it is documented.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Bind { .. } => "MOB1001",
-            Self::Option { .. } => "MOB1002",
-            Self::Unreachable { .. } => "MOB1003",
-            Self::OtherCluster { .. } => "MOB1004",
-            Self::Untrusted { .. } | Self::Tls(_) => "MOB1005",
-            Self::WrongRole { .. } => "MOB1006",
-            Self::Refused { .. } => "MOB1007",
-            Self::Protocol { .. } => "MOB1008",
-            Self::JoinRefused { .. } => "MOB1009",
-            Self::ForeignToken { .. } => "MOB1010",
-            Self::Timeout { .. } => "MOB1011",
-            Self::Closed(_) | Self::StreamReset { .. } | Self::StreamFinished => "MOB1012",
-            Self::Malformed(_) | Self::Wire(_) => "MOB1013",
-            Self::TooLong { .. } => "MOB1014",
-            Self::Identity(_) => "MOB1015",
+            Self::Bind { .. } => codes::PORT,
+            Self::Option { .. } => codes::SETTING,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed(_) | Self::StreamReset { .. } => {
+                FailureKind::Unreachable.code()
+            }
+            Self::OtherCluster { .. }
+            | Self::Untrusted { .. }
+            | Self::WrongRole { .. }
+            | Self::Refused { .. }
+            | Self::Tls(_) => codes::PEER,
+            Self::Protocol { .. } | Self::Malformed(_) | Self::Wire(_) => codes::PROTOCOL,
+            Self::JoinRefused { .. } | Self::ForeignToken { .. } => codes::JOIN,
+            Self::TooLong { .. } => FailureKind::Limit.code(),
+            Self::StreamFinished => FailureKind::Internal.code(),
+            Self::Identity(error) => error.code(),
         }
     }
 

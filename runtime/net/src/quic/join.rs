@@ -4,9 +4,10 @@
 //! it talks to before it shows the token's secret; the secret tells the head that it was invited. The key is made on
 //! the machine and stays there.
 
-use std::{fmt, future::Future, net::SocketAddr, time::Duration};
+use std::{fmt, future::Future, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use mobula_proto::wire;
+use quinn::ConnectionError;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use zeroize::Zeroize;
@@ -92,26 +93,24 @@ impl Join {
             let mut ask: Ask = wire::decode(&bytes)?;
             let secret_hash = SecretHash::of(&ask.secret);
             ask.secret.zeroize();
-            let answer = if ask.protocol < wire::PROTOCOL_OLDEST || ask.protocol_min > wire::PROTOCOL_CURRENT
-            {
-                Err(format!(
-                    "it speaks protocol {} to {}, this node {} to {}: upgrade the older of the two",
-                    wire::PROTOCOL_OLDEST,
-                    wire::PROTOCOL_CURRENT,
-                    ask.protocol_min,
-                    ask.protocol
-                ))
-            } else {
-                decide(JoinRequest {
-                    token_id: ask.token_id,
-                    secret_hash,
-                    role: ask.role,
-                    name: ask.name,
-                    csr: ask.csr,
-                    from: self.connection.remote_address(),
-                })
-                .await
+            if ask.protocol < wire::PROTOCOL_OLDEST || ask.protocol_min > wire::PROTOCOL_CURRENT {
+                let (oldest, current) = (wire::PROTOCOL_OLDEST, wire::PROTOCOL_CURRENT);
+                let detail = format!(
+                    "the head {oldest} to {current}, the machine {} to {}",
+                    ask.protocol_min, ask.protocol
+                );
+                self.connection.close(code::PROTOCOL, detail.as_bytes());
+                return Err(Error::Protocol { addr: self.connection.remote_address(), detail });
+            }
+            let request = JoinRequest {
+                token_id: ask.token_id,
+                secret_hash,
+                role: ask.role,
+                name: ask.name,
+                csr: ask.csr,
+                from: self.connection.remote_address(),
             };
+            let answer = decide(request).await;
             let answer = match answer {
                 Ok(certificate) => Answer::Certificate { certificate, ca: self.identity.ca_pem().to_owned() },
                 Err(reason) => Answer::Refused { reason: reason.chars().take(REASON_BYTES_MAX).collect() },
@@ -151,6 +150,17 @@ pub struct Joined {
 /// Joins the cluster of `token` through the head at `addr`, as `role` with the wish to be called `name`. Must be
 /// called inside a tokio runtime.
 pub async fn join(addr: SocketAddr, token: &JoinToken, role: Role, name: &str) -> Result<Joined, Error> {
+    join_speaking(wire::PROTOCOL_OLDEST..=wire::PROTOCOL_CURRENT, addr, token, role, name).await
+}
+
+/// [`join`] as a build that speaks these protocols.
+pub(super) async fn join_speaking(
+    protocols: RangeInclusive<u32>,
+    addr: SocketAddr,
+    token: &JoinToken,
+    role: Role,
+    name: &str,
+) -> Result<Joined, Error> {
     let request = Request::new()?;
     let options = Options::default();
     // The endpoint must outlive the exchange.
@@ -161,8 +171,8 @@ pub async fn join(addr: SocketAddr, token: &JoinToken, role: Role, name: &str) -
         let (mut sender, mut receiver) = (Sender::new(send), Receiver::new(recv));
         receiver.limit(JOIN_BYTES_MAX);
         let ask = Ask {
-            protocol_min: wire::PROTOCOL_OLDEST,
-            protocol: wire::PROTOCOL_CURRENT,
+            protocol_min: *protocols.start(),
+            protocol: *protocols.end(),
             token_id: token.id(),
             secret: token.secret(),
             role,
@@ -176,8 +186,15 @@ pub async fn join(addr: SocketAddr, token: &JoinToken, role: Role, name: &str) -
     };
     let late = Error::Timeout { what: "joining", after: EXCHANGE_TIMEOUT };
     let answer = timeout(EXCHANGE_TIMEOUT, exchange).await.unwrap_or(Err(late));
+    let other_protocol = matches!(
+        connection.close_reason(),
+        Some(ConnectionError::ApplicationClosed(close)) if close.error_code == code::PROTOCOL
+    );
     connection.close(code::DONE, b"answered");
     let answer = match answer {
+        Err(Error::Closed(Closed::ByPeer { reason: detail })) if other_protocol => {
+            return Err(Error::Protocol { addr, detail });
+        }
         Err(Error::Closed(Closed::ByPeer { reason })) => return Err(Error::JoinRefused { addr, reason }),
         other => other?,
     };

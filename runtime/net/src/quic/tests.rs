@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mobula_proto::wire::MESSAGE_BYTES_MAX;
+use mobula_proto::wire::{self, MESSAGE_BYTES_MAX};
 use mobula_telemetry::task;
 use parking_lot::Mutex;
 use rustls_pki_types::UnixTime;
@@ -302,7 +302,10 @@ async fn a_token_joins_once_and_only_its_own_cluster() {
                         ca.issue(&request.csr, request.role, &request.name, lifetime)
                             .map_err(|e| e.to_string())
                     });
-                    served.await.unwrap();
+                    match served.await {
+                        Ok(()) | Err(Error::Protocol { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
                 }
                 Some(Incoming::Peer(peer)) => return peer,
                 None => panic!("the head's endpoint closed"),
@@ -318,6 +321,14 @@ async fn a_token_joins_once_and_only_its_own_cluster() {
     let foreign = JoinToken::new(Cluster::new().authority.fingerprint()).unwrap();
     let error = Pair::soon(join(addr, &foreign, Role::Agent, "node-1")).await.unwrap_err();
     assert!(matches!(error, Error::ForeignToken { .. }), "{error}");
+
+    // A build of another protocol spends no token, and is told so.
+    for protocols in [wire::PROTOCOL_CURRENT + 1..=wire::PROTOCOL_CURRENT + 2, 0..=wire::PROTOCOL_OLDEST - 1]
+    {
+        let joining = join::join_speaking(protocols, addr, &good, Role::Agent, "node-1");
+        let error = Pair::soon(joining).await.unwrap_err();
+        assert!(matches!(&error, Error::Protocol { detail, .. } if detail.contains("the head")), "{error}");
+    }
 
     let joined = Pair::soon(join(addr, &good, Role::Agent, "node-1")).await.unwrap();
     assert_eq!(joined.identity.peer().to_string(), "agent node-1");

@@ -1,0 +1,141 @@
+//! Values as people write them, on the command line, in a variable or in `mobula.toml`.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use mobula_head::service::TOKEN_TTL_MAX;
+use mobula_net::{
+    identity::{PeerName, Role},
+    ring,
+};
+use mobula_proto::{Quantity, resource};
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
+/// The head pings every two seconds; what is not heard twice may be late.
+const NODE_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+
+/// An amount of a resource.
+pub fn quantity(text: &str) -> Result<Quantity, resource::Error> {
+    text.parse()
+}
+
+/// A number of bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let amount: Quantity = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no size: write for example 512MiB, 16GiB, or a number of bytes"))?;
+    u64::try_from(amount.units() / Quantity::PER_ONE).map_err(|error| error.to_string())
+}
+
+fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> {
+    text.split_once('=').ok_or_else(|| format!("{text:?} has no '=': write for example {example}"))
+}
+
+/// `NAME=N`.
+pub fn custom_resource(text: &str) -> Result<(String, Quantity), String> {
+    let (name, amount) = pair(text, "licence=2")?;
+    let kind = resource::Kind::parse(name).map_err(|error| error.to_string())?;
+    match kind {
+        resource::Kind::Custom(name) => {
+            Ok((name, amount.parse().map_err(|e: resource::Error| e.to_string())?))
+        }
+        resource::Kind::Cpu => Err("say --cpus N for CPUs".to_owned()),
+        resource::Kind::Memory => Err("say --memory SIZE for memory".to_owned()),
+        device => Err(format!("a {device} cannot be stated: devices are found by themselves")),
+    }
+}
+
+/// `KEY=VALUE`.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = pair(text, "zone=a")?;
+    for name in [key, value] {
+        resource::check_name(name).map_err(|error| error.to_string())?;
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// A name that a certificate may carry.
+pub fn peer_name(text: &str) -> Result<String, String> {
+    PeerName::new(Role::Agent, text).map(|peer| peer.name).map_err(|error| error.to_string())
+}
+
+/// A ring's capacity.
+pub fn ring_bytes(text: &str) -> Result<u32, String> {
+    let (min, max) = (ring::CAPACITY_BYTES_MIN, ring::CAPACITY_BYTES_MAX);
+    match u32::try_from(bytes(text)?) {
+        Ok(bytes) if bytes.is_power_of_two() && (min..=max).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{text} is out of range: a power of two from {}KiB to {}MiB", min >> 10, max >> 20)),
+    }
+}
+
+/// How long a token may be good.
+pub fn ttl(text: &str) -> Result<Duration, String> {
+    time(text, SECOND..=TOKEN_TTL_MAX)
+}
+
+/// Silence after which a node counts as lost.
+pub fn node_timeout(text: &str) -> Result<Duration, String> {
+    time(text, NODE_TIMEOUT_MIN..=DAY)
+}
+
+/// A wait of a second to a day.
+pub fn wait(text: &str) -> Result<Duration, String> {
+    time(text, SECOND..=DAY)
+}
+
+/// What is to be logged.
+pub fn level(text: &str) -> Result<String, String> {
+    mobula_telemetry::log::check(text).map(|()| text.to_owned()).map_err(|error| {
+        format!("{text:?} is no level: write for example info, or warn,mobula_agent=debug ({error})")
+    })
+}
+
+fn time(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let no = || format!("{text:?} is no time: write for example 90s, 10m, 2h or 1d");
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(no)?;
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(no()),
+    };
+    let number: u64 = number.parse().map_err(|_| no())?;
+    match number.checked_mul(seconds).map(Duration::from_secs) {
+        Some(time) if range.contains(&time) => Ok(time),
+        _ => {
+            let (min, max) = (range.start().as_secs(), range.end().as_secs() / 86_400);
+            Err(format!("{text} is out of range: {min}s to {max}d"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_times_and_pairs_are_read() {
+        assert_eq!(bytes("512MiB"), Ok(512 * 1024 * 1024));
+        assert!(bytes("lots").unwrap_err().contains("16GiB"));
+        assert_eq!(ttl("10m"), Ok(Duration::from_secs(600)));
+        for bad in ["10", "m", "0s", "31d", "1w", "-1s", ""] {
+            assert!(ttl(bad).is_err(), "{bad:?} was taken for a time");
+        }
+        assert_eq!(node_timeout("6s"), Ok(Duration::from_secs(6)));
+        assert!(
+            node_timeout("4s").unwrap_err().contains("5s to 1d") && wait("18446744073709551615d").is_err()
+        );
+        assert_eq!(ring_bytes("1MiB"), Ok(1 << 20));
+        for bad in ["3MiB", "1KiB", "8GiB", "-1"] {
+            assert!(ring_bytes(bad).is_err(), "{bad:?} was taken for a ring's size");
+        }
+        assert!(level("info").is_ok() && level("mobula=loud=er").is_err());
+        assert_eq!(custom_resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));
+        for bad in ["licence", "gpu=1", "cpu=1", "memory=1GiB", "a b=1", "x=y", "x=-1"] {
+            assert!(custom_resource(bad).is_err(), "{bad:?} was taken for a resource");
+        }
+        assert!(label("zone").is_err() && label("zone=a").is_ok());
+    }
+}
