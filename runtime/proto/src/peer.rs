@@ -26,6 +26,18 @@ pub enum Message {
         /// Ends the process if it has one of its own.
         force: bool,
     },
+    /// Submitter to executor: give back what has not started under this lease.
+    Recall {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Executor to submitter: these have not started, and will not here.
+    Recalled {
+        /// The lease.
+        lease: LeaseId,
+        /// The tasks, in the order in which they were submitted.
+        tasks: Vec<TaskId>,
+    },
     /// Owner to executor: end this incarnation of an actor and drop its state.
     Terminate {
         /// The actor, named by its constructing task.

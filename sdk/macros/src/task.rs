@@ -83,6 +83,24 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
                 self.options().remote(#(#names),*)
             }
 
+            /// Submits it unless the budget of unfinished calls is full; then the call comes back.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn try_remote(
+                &self,
+                #parameters
+            ) -> ::core::result::Result<::mobula::ObjectRef<#output>, ::mobula::Refused<#output>> {
+                self.options().try_remote(#(#names),*)
+            }
+
+            /// Submits it as soon as the budget of unfinished calls allows; for async code.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn submit(
+                &self,
+                #parameters
+            ) -> ::mobula::Submission<#output> {
+                self.options().submit(#(#names),*)
+            }
+
             /// Changes how it runs, for one call site.
             pub fn options(&self) -> #with_options {
                 static OPTIONS: ::std::sync::OnceLock<::mobula::Options> = ::std::sync::OnceLock::new();
@@ -96,7 +114,25 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             /// Submits it, and gives a ref to its result at once.
             #[allow(dead_code, clippy::too_many_arguments)]
             pub fn remote(&self, #parameters) -> ::mobula::ObjectRef<#output> {
-                ::mobula::private::Call::<#output>::new(&Self::function(), self.0.clone()) #arguments .submit()
+                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .submit()
+            }
+
+            /// Submits it unless the budget of unfinished calls is full; then the call comes back.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn try_remote(
+                &self,
+                #parameters
+            ) -> ::core::result::Result<::mobula::ObjectRef<#output>, ::mobula::Refused<#output>> {
+                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .try_submit()
+            }
+
+            /// Submits it as soon as the budget of unfinished calls allows; for async code.
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub fn submit(
+                &self,
+                #parameters
+            ) -> ::mobula::Submission<#output> {
+                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .submit_later()
             }
 
             fn function() -> &'static ::mobula::private::Function {

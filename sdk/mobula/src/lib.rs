@@ -74,6 +74,7 @@ pub use object::{ObjectRef, get_all, put, wait};
 pub use options::Options;
 pub use rkyv;
 pub use serde_value::Serde;
+pub use task::{Refused, Submission};
 pub use tensor::{Dtype, Element, Tensor};
 pub use view::View;
 

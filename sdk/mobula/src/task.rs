@@ -1,15 +1,23 @@
 //! Submitting a call.
 
-use std::marker::PhantomData;
+use std::{
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use mobula_host::{
     core::{Kind, Spec},
     registry::Function,
+    runtime::Runtime,
 };
-use mobula_proto::{Failure, HostId, ObjectId};
+use mobula_proto::{Failure, FailureKind, HostId, ObjectId};
 
 use crate::{
-    ObjectRef, Options,
+    Error, ObjectRef, Options,
     argument::{Builder, Holds},
 };
 
@@ -39,6 +47,23 @@ impl<R> Call<R> {
     /// Submits it as a task. Returns at once; a mistake becomes the failure of the ref.
     pub fn submit(self) -> ObjectRef<R> {
         self.submit_as(Kind::Task)
+    }
+
+    /// Submits it as a task, or hands it back where the budget of unfinished calls is full.
+    pub fn try_submit(self) -> Result<ObjectRef<R>, Refused<R>> {
+        let runtime = crate::cluster::current_or_stray();
+        match self.spec(Kind::Task) {
+            Ok((spec, holds)) => Refused { runtime, spec, holds, kind: PhantomData }.try_again(),
+            Err(failure) => {
+                let id = runtime.failed(failure);
+                Ok(ObjectRef::adopt(runtime, id))
+            }
+        }
+    }
+
+    /// Submits it as a task as soon as the budget of unfinished calls allows.
+    pub fn submit_later(self) -> Submission<R> {
+        Submission(Some(self.try_submit()))
     }
 
     /// Submits it as a call of this actor.
@@ -90,5 +115,78 @@ impl<R> Call<R> {
         let template = template.map_err(|failure| failure.of(function.name))?;
         let Builder { inputs, nested, holds, .. } = arguments;
         Ok((Spec { template, kind, inputs, nested }, holds))
+    }
+}
+
+/// A call that was not submitted since the budget of unfinished calls is full ([`crate::Builder::budget`]): its
+/// arguments, encoded, to be submitted later.
+pub struct Refused<R> {
+    runtime: Arc<Runtime>,
+    spec: Spec,
+    holds: Holds,
+    kind: PhantomData<fn() -> R>,
+}
+
+impl<R> Refused<R> {
+    /// Tries once more.
+    pub fn try_again(self) -> Result<ObjectRef<R>, Self> {
+        let Self { runtime, spec, holds, .. } = self;
+        match runtime.try_submit(spec) {
+            Ok(id) => Ok(ObjectRef::adopt(runtime, id)),
+            Err(spec) => Err(Self { runtime, spec, holds, kind: PhantomData }),
+        }
+    }
+
+    /// Submits it as soon as there is room.
+    pub fn submit(self) -> Submission<R> {
+        Submission(Some(Err(self)))
+    }
+}
+
+/// The future of a call's submission; of its ref, that is, not of its result.
+#[must_use = "nothing is submitted before it is awaited, if the budget is full"]
+pub struct Submission<R>(Option<std::result::Result<ObjectRef<R>, Refused<R>>>);
+
+impl<R> Future for Submission<R> {
+    type Output = ObjectRef<R>;
+
+    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<ObjectRef<R>> {
+        let state = &mut self.get_mut().0;
+        loop {
+            match state.take() {
+                Some(Ok(submitted)) => return Poll::Ready(submitted),
+                Some(Err(refused)) if refused.runtime.poll_room(poller.waker()) => {
+                    *state = Some(refused.try_again());
+                }
+                pending => {
+                    *state = pending;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl<R> fmt::Display for Refused<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.spec.template.name;
+        write!(
+            f,
+            "{name} was not submitted: as many calls as the budget allows are unfinished; await some, or use `submit`"
+        )
+    }
+}
+
+impl<R> fmt::Debug for Refused<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Refused({})", self.spec.template.name)
+    }
+}
+
+impl<R> std::error::Error for Refused<R> {}
+
+impl<R> From<Refused<R>> for Error {
+    fn from(refused: Refused<R>) -> Self {
+        Self::new(FailureKind::Limit, refused.to_string())
     }
 }

@@ -585,6 +585,23 @@ impl Executor {
         }
     }
 
+    /// Takes back what `caller` submitted under a lease and has not started; in order.
+    pub(crate) fn recall(&self, caller: HostId, lease: LeaseId) -> Vec<TaskId> {
+        let mut state = self.state.lock();
+        let Some(held) = state.leases.get_mut(&lease) else { return Vec::new() };
+        let (back, stay): (VecDeque<_>, _) =
+            std::mem::take(&mut held.queue).into_iter().partition(|run| run.caller == caller);
+        held.queue = stay;
+        let tasks: Vec<TaskId> = back.iter().map(|run| run.call.task).collect();
+        for task in &tasks {
+            state.running.remove(task);
+        }
+        drop(state);
+        // Their arguments go without the lock.
+        drop(back);
+        tasks
+    }
+
     /// Ends an actor.
     pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
         let (actor, mut running) = {

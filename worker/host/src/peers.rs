@@ -71,10 +71,14 @@ thread_local! {
 struct Unrung {
     since: Option<Instant>,
     bells: SmallVec<[Arc<Outbound>; 4]>,
+    /// Whether somebody will ring them all within [`BATCH_WAIT_MAX`].
+    guarded: bool,
 }
 
 /// Longest that a result may lie in a ring before its receiver is woken, while there is more to run.
 const BATCH_WAIT: Duration = Duration::from_micros(100);
+/// The same where the call that runs meanwhile takes longer than it used to.
+const BATCH_WAIT_MAX: Duration = Duration::from_millis(1);
 
 /// While this thread runs a short call, the results that it sends wake their receivers only with
 /// [`Peers::ring_all`]; receivers that are awake see them at once.
@@ -134,16 +138,19 @@ impl Peers {
         let due = {
             let mut unrung = self.unrung.lock();
             match unrung.since {
-                Some(since) if all || since.elapsed() >= BATCH_WAIT => std::mem::take(&mut *unrung),
+                Some(since) if all || since.elapsed() >= BATCH_WAIT => {
+                    unrung.since = None;
+                    std::mem::take(&mut unrung.bells)
+                }
                 _ => return,
             }
         };
-        for outbound in due.bells {
+        for outbound in due {
             outbound.doorbell.ring();
         }
     }
 
-    fn push(&self, outbound: &Arc<Outbound>, message: &Message) {
+    fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, message: &Message) {
         match wire::encode_with(message, 0, |body| outbound.sender.lock().send(&[], body)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "a message could not be sent"),
@@ -155,19 +162,34 @@ impl Peers {
             if !unrung.bells.iter().any(|other| Arc::ptr_eq(other, outbound)) {
                 unrung.bells.push(outbound.clone());
             }
+            if !std::mem::replace(&mut unrung.guarded, true) {
+                self.guard(runtime);
+            }
         } else {
             outbound.doorbell.ring();
         }
     }
 
+    /// Sees to it that what is left unrung now does not stay so.
+    fn guard(&self, runtime: &Arc<Runtime>) {
+        let weak = Arc::downgrade(runtime);
+        runtime.user().spawn(async move {
+            tokio::time::sleep(BATCH_WAIT_MAX).await;
+            if let Some(runtime) = weak.upgrade() {
+                runtime.peers().unrung.lock().guarded = false;
+                runtime.peers().ring_all(true);
+            }
+        });
+    }
+
     /// Sends a message to another host.
-    pub(crate) fn send(&self, runtime: &Runtime, to: HostId, message: Message) {
+    pub(crate) fn send(&self, runtime: &Arc<Runtime>, to: HostId, message: Message) {
         let mut routes = self.routes.lock();
         match routes.get_mut(&to) {
             Some(Route::Rings(outbound)) => {
                 let outbound = outbound.clone();
                 drop(routes);
-                self.push(&outbound, &message);
+                self.push(runtime, &outbound, &message);
             }
             Some(Route::Connecting(queue)) => queue.push(message),
             Some(Route::Relay) => relay(runtime, to, &message),
@@ -195,7 +217,7 @@ impl Peers {
             return;
         };
         for message in queued {
-            self.push(&outbound, &message);
+            self.push(runtime, &outbound, &message);
         }
         routes.insert(peer, Route::Rings(outbound));
         drop(routes);

@@ -29,7 +29,7 @@ use smallvec::SmallVec;
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, Spec},
+    core::{Action, Core, Spec, TICK},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -46,7 +46,10 @@ enum Later {
 }
 
 fn is_for_executor(message: &Message) -> bool {
-    matches!(message, Message::Run(_) | Message::Cancel { .. } | Message::Terminate { .. })
+    matches!(
+        message,
+        Message::Run(_) | Message::Cancel { .. } | Message::Terminate { .. } | Message::Recall { .. }
+    )
 }
 
 fn on_core_message(core: &mut Core, from: HostId, message: Message, out: &mut Vec<Action>) {
@@ -59,7 +62,7 @@ fn on_core_message(core: &mut Core, from: HostId, message: Message, out: &mut Ve
 fn allowed_across_jobs(message: &Message) -> bool {
     match message {
         Message::Run(call) => matches!(call.target, mobula_proto::peer::Target::Method { .. }),
-        Message::Terminate { .. } => false,
+        Message::Terminate { .. } | Message::Recall { .. } | Message::Recalled { .. } => false,
         _ => true,
     }
 }
@@ -325,6 +328,10 @@ impl Runtime {
             Message::Run(call) => self.executor.receive(self, from, call),
             Message::Cancel { task, force } => self.executor.cancel(self, task, force),
             Message::Terminate { actor, incarnation } => self.executor.terminate(self, actor, incarnation),
+            Message::Recall { lease } => {
+                let tasks = self.executor.recall(from, lease);
+                self.send(from, Message::Recalled { lease, tasks }, Held::default());
+            }
             other => return Some(other),
         }
         None
@@ -452,8 +459,18 @@ impl Runtime {
             return true;
         }
         core.want_room();
-        self.room.lock().push(waiter());
+        let mut room = self.room.lock();
+        let waiter = waiter();
+        if !room.iter().any(|other| other.is_same(&waiter)) {
+            room.push(waiter);
+        }
         false
+    }
+
+    /// Bounds the calls that are submitted and not yet done; [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX)
+    /// unless set.
+    pub fn set_budget(&self, calls: usize) {
+        self.core.lock().set_unfinished_max(calls);
     }
 
     /// Tasks submitted here and not yet done.
@@ -816,8 +833,6 @@ impl Runtime {
     }
 }
 
-/// How often leases are renewed or given back.
-const TICK: Duration = Duration::from_millis(250);
 /// Longest wait for the head's answer to a question.
 pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 

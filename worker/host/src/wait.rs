@@ -80,6 +80,14 @@ impl Waiter {
         matches!(self, Self::Thread(own) if Arc::ptr_eq(own, parker))
     }
 
+    /// Whether both are one thread's or one task's.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match other {
+            Self::Thread(parker) => self.is(parker),
+            Self::Task(waker) => self.will_wake(waker),
+        }
+    }
+
     /// Whether it would wake the same task.
     pub fn will_wake(&self, waker: &Waker) -> bool {
         matches!(self, Self::Task(own) if own.will_wake(waker))

@@ -62,6 +62,7 @@ pub struct Builder {
     store_bytes: Option<u64>,
     namespace: String,
     quiet: bool,
+    budget: Option<usize>,
     files: Vec<std::path::PathBuf>,
     /// What this program is given when it is executed again.
     arguments: Vec<String>,
@@ -253,6 +254,14 @@ impl Builder {
         self
     }
 
+    /// How many calls this program may have submitted that are not done yet; 1,048,576 unless set. More of them
+    /// make `remote` wait, `try_remote` hand the call back and `submit` wait without a thread. Each takes some
+    /// hundred bytes and its arguments.
+    pub fn budget(mut self, calls: usize) -> Self {
+        self.budget = Some(calls);
+        self
+    }
+
     /// Does not print what the job's hosts print.
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
@@ -319,6 +328,9 @@ impl Builder {
             }
         })
         .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        if let Some(calls) = self.budget {
+            runtime.set_budget(calls);
+        }
         if !self.quiet {
             runtime.set_output(Box::new(entry::print_line));
         }

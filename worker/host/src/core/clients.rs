@@ -40,12 +40,27 @@ impl Core {
         match self.objects.state(object) {
             Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
                 client.at = Some((*host, *incarnation));
+                let mut again = Vec::new();
                 for seq in std::mem::take(&mut client.limbo) {
+                    if let Some(task) = self.tasks.get_mut(&seq)
+                        && task.attempt < task.spec.template.attempts_max
+                        && !task.cancelled
+                    {
+                        task.attempt += 1;
+                        task.phase = Phase::Waiting;
+                        again.push(seq);
+                        continue;
+                    }
                     let failure = Failure::new(
                         FailureKind::MaybeExecuted,
                         "the actor's host died during the call, which may have run; the actor was restarted",
                     );
                     self.conclude(seq, failure, out);
+                }
+                if let Some(client) = self.clients.get_mut(&object) {
+                    for seq in again.into_iter().rev() {
+                        client.outbox.push_front(seq);
+                    }
                 }
                 self.pump_client(object, out);
             }

@@ -8,13 +8,17 @@
 //! - **C-2** Calls of one actor leave in the order in which they were submitted here.
 //! - **C-3** A task holds a reference on each ref in its arguments until it is done.
 //! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
+//! - **C-5** What waits behind slow work is recalled and pushed anew; no task runs in two places because of it.
 
 mod clients;
 mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
@@ -37,8 +41,12 @@ const PIPELINE_NANOS: u64 = 2_000_000;
 const PIPELINE_TASKS_MAX: u64 = 512;
 /// Most slots asked for at once for one class.
 const BACKLOG_SLOTS_MAX: usize = 16_384;
+/// How often [`Core::tick`] is called.
+pub const TICK: Duration = Duration::from_millis(250);
 /// Ticks after which an idle lease is given back.
 const IDLE_TICKS_MAX: u32 = 2;
+/// Ticks without a result after which what waits behind a lease's running tasks is recalled.
+const QUIET_TICKS_MAX: u32 = 2;
 /// The lease of calls that need none.
 const NO_LEASE: LeaseId = LeaseId { number: 0 };
 /// The number of a question whose answer nobody waits for.
@@ -112,6 +120,9 @@ struct LeaseState {
     in_flight: u32,
     actors: u32,
     idle_ticks: u32,
+    /// Ticks since its last result.
+    quiet_ticks: u32,
+    recalling: bool,
     wanted_back: bool,
 }
 
@@ -178,6 +189,11 @@ impl Core {
     /// Whether one more call may be submitted.
     pub fn has_room(&self) -> bool {
         self.unfinished < self.unfinished_max
+    }
+
+    /// Bounds the calls that are unfinished; at least one.
+    pub fn set_unfinished_max(&mut self, calls: usize) {
+        self.unfinished_max = calls.max(1);
     }
 
     /// Somebody waits for room: [`Action::Room`] says when there is.
@@ -349,6 +365,9 @@ impl Core {
         };
         let Some(held) = self.leases.get_mut(&lease) else { return };
         held.idle_ticks = 0;
+        if held.in_flight == 0 {
+            held.quiet_ticks = 0;
+        }
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         let target = match task.spec.kind {
             Kind::Construct { .. } => {
@@ -426,6 +445,7 @@ impl Core {
     ) -> Result<(), Message> {
         match message {
             Message::Done(done) => self.on_done(from, done, out),
+            Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
             Message::Kill { actor } => {
                 let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
                 self.end_actor(actor, failure, out);
@@ -473,6 +493,7 @@ impl Core {
             Kind::Task => {
                 if let Some(held) = self.leases.get_mut(&lease) {
                     held.in_flight = held.in_flight.saturating_sub(1);
+                    held.quiet_ticks = 0;
                 }
                 let class = &mut self.classes[key as usize];
                 class.nanos = match class.nanos {
@@ -763,11 +784,49 @@ impl Core {
                 in_flight: 0,
                 actors: 0,
                 idle_ticks: 0,
+                quiet_ticks: 0,
+                recalling: false,
                 wanted_back: false,
             },
         );
         self.pump(grant.key, out);
         self.drain(out);
+    }
+
+    /// Asks for what has not started under a lease, at most once at a time.
+    fn recall(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+        if let Some(held) = self.leases.get_mut(&lease).filter(|held| !held.recalling) {
+            held.recalling = true;
+            out.push(Action::Send { to: held.host, message: Message::Recall { lease } });
+        }
+    }
+
+    /// These wait again, in front of what was submitted after them (C-5).
+    fn on_recalled(&mut self, from: HostId, lease: LeaseId, tasks: &[TaskId], out: &mut Vec<Action>) {
+        let mut key = None;
+        for id in tasks.iter().rev() {
+            let Some(task) = self.tasks.get_mut(&id.seq) else { continue };
+            if id.owner != self.me || task.phase != (Phase::Pushed { host: from, lease }) {
+                continue;
+            }
+            if let Some(held) = self.leases.get_mut(&lease) {
+                held.in_flight = held.in_flight.saturating_sub(1);
+            }
+            if task.cancelled {
+                self.conclude(id.seq, Failure::new(FailureKind::Cancelled, "it was cancelled"), out);
+                continue;
+            }
+            task.phase = Phase::Queued;
+            key = Some(task.key);
+            self.classes[task.key as usize].queue.push_front(id.seq);
+        }
+        if let Some(held) = self.leases.get_mut(&lease) {
+            held.recalling = false;
+        }
+        if let Some(key) = key {
+            self.pump(key, out);
+        }
+        self.maybe_release(lease, out);
     }
 
     /// A lease ends, or should.
@@ -776,6 +835,9 @@ impl Core {
         match kind {
             Revocation::Idle | Revocation::Preempted => {
                 held.wanted_back = true;
+                if held.in_flight > held.slots {
+                    self.recall(lease, out);
+                }
                 self.maybe_release(lease, out);
             }
             Revocation::Expired | Revocation::Lost => {
@@ -814,13 +876,21 @@ impl Core {
         self.drain(out);
     }
 
-    /// Four times a second: renews leases with work, gives idle ones back.
+    /// Every [`TICK`]: renews leases with work, gives idle ones back, recalls what waits behind slow work.
     pub fn tick(&mut self, out: &mut Vec<Action>) {
         let mut renew = Vec::new();
         let mut idle = Vec::new();
+        let mut stuck = Vec::new();
         for (id, held) in &mut self.leases {
             if held.in_flight > 0 || held.actors > 0 {
                 renew.push(*id);
+                held.quiet_ticks += 1;
+                if held.in_flight > held.slots && held.quiet_ticks > QUIET_TICKS_MAX {
+                    // Its tasks take longer than the last ones did: none ahead until that is known better.
+                    let class = &mut self.classes[held.key as usize];
+                    class.nanos = class.nanos.max(TICK.as_nanos() as u64);
+                    stuck.push(*id);
+                }
             } else {
                 held.idle_ticks += 1;
                 if held.idle_ticks > IDLE_TICKS_MAX {
@@ -832,6 +902,9 @@ impl Core {
         }
         if !renew.is_empty() {
             out.push(Action::Tell(ToAgent::Renew { leases: renew }));
+        }
+        for lease in stuck {
+            self.recall(lease, out);
         }
         for lease in idle {
             self.forget_lease(lease);

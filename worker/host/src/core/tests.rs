@@ -217,3 +217,86 @@ fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
     let out = bench.message(done(&calls[0], Outcome::failed(Failure::new(FailureKind::Cancelled, ""))));
     assert_eq!(runs(&out).len(), 1);
 }
+
+fn recalls(actions: &[Action]) -> usize {
+    let is_recall = |action: &&Action| matches!(action, Action::Send { message: Message::Recall { .. }, .. });
+    actions.iter().filter(is_recall).count()
+}
+
+/// A class whose tasks were short, and a lease with one that is not: what is behind it.
+fn behind_slow_work(bench: &mut Bench, tasks: usize) -> Vec<Call> {
+    bench.submit(Kind::Task, Vec::new());
+    let calls = runs(&bench.granted(grant(1, 1)));
+    bench.message(done(&calls[0], value(0)));
+    (0..tasks).flat_map(|_| runs(&bench.submit(Kind::Task, Vec::new()).1)).collect()
+}
+
+#[test]
+fn c5_what_waits_behind_slow_work_goes_elsewhere() {
+    let mut bench = Bench::new();
+    let calls = behind_slow_work(&mut bench, 4);
+    assert_eq!(calls.len(), 4, "all are pushed ahead");
+    let mut out = Vec::new();
+    for _ in 0..10 {
+        bench.core.tick(&mut out);
+    }
+    assert_eq!(recalls(&out), 1, "once, until it is answered");
+    let lease = LeaseId { number: 1 };
+    let tasks = calls[1..].iter().map(|call| call.task).collect();
+    let out = bench.message(Message::Recalled { lease, tasks });
+    assert!(runs(&out).is_empty(), "there is no room here");
+    assert!(
+        out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Demand { backlog: 3, .. }))),
+        "more slots are asked for: {out:?}"
+    );
+    let again = runs(&bench.granted(grant(2, 4)));
+    let order: Vec<_> = again.iter().map(|call| (call.task, call.attempt)).collect();
+    assert_eq!(order, calls[1..].iter().map(|call| (call.task, 1)).collect::<Vec<_>>());
+    bench.message(done(&calls[0], value(1)));
+}
+
+#[test]
+fn c5_a_cancelled_task_that_comes_back_is_over() {
+    let mut bench = Bench::new();
+    let calls = behind_slow_work(&mut bench, 2);
+    let object = calls[1].task.object(0);
+    let mut out = Vec::new();
+    assert!(bench.core.cancel(object, false, &mut out));
+    let lease = LeaseId { number: 1 };
+    let out = bench.message(Message::Recalled { lease, tasks: vec![calls[1].task, calls[1].task] });
+    assert!(runs(&out).is_empty());
+    assert_eq!(bench.failure(object).kind, FailureKind::Cancelled);
+    assert_eq!(bench.core.unfinished(), 1);
+    bench.message(done(&calls[0], value(1)));
+    assert_eq!(bench.core.unfinished(), 0);
+}
+
+#[test]
+fn what_a_preempted_lease_has_not_started_comes_back() {
+    let mut bench = Bench::new();
+    let calls = behind_slow_work(&mut bench, 3);
+    let lease = LeaseId { number: 1 };
+    let mut out = Vec::new();
+    bench.core.revoked(lease, Revocation::Preempted, &mut out);
+    assert_eq!(recalls(&out), 1);
+    bench.message(Message::Recalled { lease, tasks: calls[1..].iter().map(|call| call.task).collect() });
+    let out = bench.message(done(&calls[0], value(1)));
+    assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
+    assert_eq!(runs(&bench.granted(grant(2, 4))).len(), 2);
+}
+
+#[test]
+fn a_full_budget_says_when_there_is_room() {
+    let mut bench = Bench::new();
+    bench.core.set_unfinished_max(2);
+    bench.submit(Kind::Task, Vec::new());
+    assert!(bench.core.has_room());
+    bench.submit(Kind::Task, Vec::new());
+    assert!(!bench.core.has_room());
+    bench.core.want_room();
+    let calls = runs(&bench.granted(grant(1, 2)));
+    let out = bench.message(done(&calls[0], value(0)));
+    assert!(out.iter().any(|a| matches!(a, Action::Room)), "{out:?}");
+    let out = bench.message(done(&calls[1], value(0)));
+    assert!(!out.iter().any(|a| matches!(a, Action::Room)), "nobody waits any more");
+}
