@@ -1,6 +1,8 @@
 //! What happens when more calls are submitted than may be unfinished. A program of its own, since code that belongs
 //! to no cluster uses the one that started last.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     sync::{Condvar, Mutex},
     time::{Duration, Instant},
