@@ -4,13 +4,11 @@
 mod embedded;
 mod entry;
 mod local;
+mod over;
 mod remote;
 pub mod roles;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use mobula_host::{
     boot, context,
@@ -25,6 +23,8 @@ use mobula_proto::{
 };
 
 use crate::{Error, ErrorKind, Result};
+
+use over::Over;
 
 pub use entry::{Outcome, drive, run_as_child, run_main, run_test};
 
@@ -46,7 +46,7 @@ struct Inner {
     mode: &'static str,
     /// What keeps the cluster up, dropped after the job has ended; nothing where others run it.
     keeper: Option<Keeper>,
-    over: Arc<AtomicBool>,
+    over: Arc<Over>,
 }
 
 /// What was started for a driver; dropping it ends that.
@@ -148,7 +148,7 @@ impl Cluster {
         self.inner.end();
     }
 
-    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<AtomicBool>) -> Self {
+    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<Over>) -> Self {
         Self { inner: Arc::new(Inner { runtime, mode, keeper, over }) }
     }
 
@@ -174,10 +174,14 @@ pub struct Leftovers {
 
 impl Inner {
     fn end(&self) {
-        if !self.over.swap(true, Ordering::AcqRel) {
+        let first = self.over.begin();
+        if first {
             self.runtime.job_done();
         }
         self.runtime.end(Failure::new(FailureKind::JobEnded, "the job has ended"));
+        if first {
+            self.over.wait();
+        }
     }
 }
 
@@ -299,7 +303,7 @@ impl Builder {
         program: Program,
         rings: bool,
         user: &tokio::runtime::Handle,
-    ) -> Result<(Arc<Runtime>, Arc<AtomicBool>)> {
+    ) -> Result<(Arc<Runtime>, Arc<Over>)> {
         let registry =
             Registry::linked().map_err(|error| Error::new(ErrorKind::UnknownFunction, error.to_string()))?;
         let driver = Driver {
@@ -311,7 +315,8 @@ impl Builder {
             files: if program.hash == UNHASHED { Vec::new() } else { self.hashed_files()? },
         };
         let (runtime, receive) = boot::join(link.0, link.1, Some(driver), registry, user.clone(), rings)?;
-        let over = Arc::new(AtomicBool::new(false));
+        let over = Arc::<Over>::default();
+        let receive = over.listen(receive);
         let weak = Arc::downgrade(&runtime);
         link::pump(&runtime, receive, move || {
             if let Some(runtime) = weak.upgrade() {
