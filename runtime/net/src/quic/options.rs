@@ -66,6 +66,9 @@ pub struct Options {
     /// Silence after which the peer counts as unreachable. Default 10 s; must be over twice `keep_alive`. Longer
     /// means later failover; shorter, that a stopped process or a lost second of network counts as death.
     pub idle_timeout: Duration,
+    /// The same towards a peer on this machine. Default `None`: as `idle_timeout`. Nothing is lost on the way there, so
+    /// silence means a process that is dead or stopped, and a packet is sent after a quarter of it at the latest.
+    pub idle_timeout_loopback: Option<Duration>,
     /// How long [`super::Endpoint::connect`] and handshakes may take in all. Default 5 s. Too short and a loaded
     /// head never answers in time.
     pub connect_timeout: Duration,
@@ -93,6 +96,7 @@ impl Default for Options {
             send_window_bytes: 32 << 20,
             keep_alive: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(10),
+            idle_timeout_loopback: None,
             connect_timeout: Duration::from_secs(5),
             mtu: Mtu::Auto,
             socket_receive_bytes: 16 << 20,
@@ -141,14 +145,18 @@ impl Options {
         } else {
             self.connection_window_bytes
         };
-        let idle = IdleTimeout::try_from(self.idle_timeout)
+        let (keep_alive, idle) = match self.idle_timeout_loopback {
+            Some(idle) if loopback => (self.keep_alive.min(idle / 4), idle),
+            _ => (self.keep_alive, self.idle_timeout),
+        };
+        let idle = IdleTimeout::try_from(idle)
             .map_err(|e| Error::Option { knob: "idle_timeout", detail: e.to_string() })?;
         let mut transport = TransportConfig::default();
         transport
             .stream_receive_window(VarInt::from_u32(self.stream_window_bytes.min(window)))
             .receive_window(VarInt::from_u32(window))
             .send_window(u64::from(self.send_window_bytes))
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(Some(keep_alive))
             .max_idle_timeout(Some(idle))
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams_max))
             // The greeting is the only one.

@@ -3,12 +3,13 @@
 
 mod embedded;
 mod entry;
+mod exit;
 mod local;
 mod over;
 mod remote;
 pub mod roles;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mobula_host::{
     boot, context,
@@ -45,7 +46,7 @@ struct Inner {
     runtime: Arc<Runtime>,
     mode: &'static str,
     /// What keeps the cluster up, dropped after the job has ended; nothing where others run it.
-    keeper: Option<Keeper>,
+    keeper: Mutex<Option<Keeper>>,
     over: Arc<Over>,
 }
 
@@ -149,7 +150,9 @@ impl Cluster {
     }
 
     fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<Over>) -> Self {
-        Self { inner: Arc::new(Inner { runtime, mode, keeper, over }) }
+        let inner = Arc::new(Inner { runtime, mode, keeper: Mutex::new(keeper), over });
+        exit::remember(&inner);
+        Self { inner }
     }
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {
@@ -173,6 +176,13 @@ pub struct Leftovers {
 }
 
 impl Inner {
+    /// Ends the job, and what was started for it.
+    fn leave(&self) {
+        self.end();
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(keeper);
+    }
+
     fn end(&self) {
         let first = self.over.begin();
         if first {
@@ -187,8 +197,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.end();
-        drop(self.keeper.take());
+        self.leave();
     }
 }
 
