@@ -99,8 +99,13 @@ pub fn cases() -> Vec<Case> {
 pub const SOLOS: &[Solo] = &[
     solo!(driver::output_reaches_the_driver),
     solo!(driver::the_last_line_reaches_the_driver),
+    solo!(driver::every_last_line_reaches_the_driver),
     solo!(driver::a_killed_driver_ends_its_job),
     solo!(driver::an_interrupted_driver_ends_its_job),
+    solo!(driver::an_interrupted_driver_need_not_listen),
+    solo!(driver::a_panicking_main_ends_its_job),
+    solo!(driver::an_exit_ends_the_job),
+    solo!(driver::a_returning_main_ends_its_job),
     solo!(driver::a_failing_main_says_why),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
