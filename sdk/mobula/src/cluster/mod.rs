@@ -356,7 +356,8 @@ impl Program {
         let path = std::env::current_exe()
             .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
         let hash = if hashed {
-            mobula_agent::binaries::hash_file(&path)
+            // What runs, even if another file has the name by now.
+            mobula_agent::binaries::hash_file(&mobula_agent::service::own_program(path.clone()))
                 .map_err(|error| Error::new(ErrorKind::Binary, error.to_string()))?
         } else {
             UNHASHED

@@ -29,13 +29,19 @@ impl Over {
         !self.begun.swap(true, Ordering::AcqRel)
     }
 
-    /// Listens along for the agent's word that the job has ended, which comes behind the last line of output.
+    /// Listens along for the agent's word that the job has ended, which comes behind the last line of output. It is the
+    /// agent's last: whoever reads on sees the link end, and closes it.
     pub(super) fn listen(self: &Arc<Self>, mut receive: AgentReceiver) -> AgentReceiver {
         let over = Arc::clone(self);
+        let mut last = false;
         Box::new(move || {
+            if last {
+                return None;
+            }
             // Whoever asks for the next message has dealt with those before it: lines have been printed.
             let delivery = receive();
             if delivery.as_ref().is_none_or(|delivery| matches!(delivery.message, ToHost::JobEnded(_))) {
+                last = true;
                 *over.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 over.changed.notify_all();
             }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
     time::Duration,
 };
@@ -15,14 +16,14 @@ use mobula_e2e::{
 };
 use mobula_rig::{Part, Rig};
 
-type Outcome = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+pub type Outcome = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Names the driver that this program is to be.
 const VARIABLE: &str = "MOBULA_E2E_DRIVER";
 /// Set where it is to start a local cluster of its own.
-const LOCAL_VARIABLE: &str = "MOBULA_E2E_LOCAL";
+pub const LOCAL_VARIABLE: &str = "MOBULA_E2E_LOCAL";
 /// Where it is noted that the driver's output was seen.
-const SEEN_VARIABLE: &str = "MOBULA_E2E_SEEN";
+pub const SEEN_VARIABLE: &str = "MOBULA_E2E_SEEN";
 
 #[mobula::task]
 fn say(text: String) -> u32 {
@@ -134,19 +135,25 @@ pub fn run_if_asked() -> Option<ExitCode> {
             ("speak", Ok(cluster)) => speak(cluster).await,
             ("chatter", Ok(cluster)) => chatter(cluster).await,
             ("fail", Ok(cluster)) => fail(cluster).await,
+            ("outlive", Ok(cluster)) => super::files::outlive_the_program(cluster).await,
             (how, Ok(cluster)) => busy(cluster, how).await,
         })
     }))
 }
 
 fn command(name: &str, address: Option<(String, String)>) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    Ok(command_of(&std::env::current_exe()?, name, address))
+}
+
+/// One of the drivers above, as this program.
+pub fn command_of(program: &Path, name: &str, address: Option<(String, String)>) -> Command {
+    let mut command = Command::new(program);
     command.env(VARIABLE, name).env_remove("MOBULA_ADDRESS").env_remove("MOBULA_TOKEN");
     if let Some((address, token)) = address {
         command.env("MOBULA_ADDRESS", address).env("MOBULA_TOKEN", token);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
 fn start(name: &str, address: Option<(String, String)>) -> std::io::Result<Child> {
