@@ -8,8 +8,8 @@ use mobula_e2e::{
     env::{on, witness},
 };
 
-/// Longer than a lease's term, shorter than it takes to give up a node.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Longer than a lease's term, shorter than it takes to give up a node or a driver.
+const PAUSE: Duration = Duration::from_millis(1500);
 /// Calls of each kind.
 const CALLS: usize = 40;
 
