@@ -20,9 +20,10 @@ use mobula_proto::Resources;
 use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, roles};
 use crate::{Error, ErrorKind, Result};
 
-/// How long it takes at most until a driver that was killed is missed, where the head is on the same machine. Over a
-/// network its silence cannot be told from a connection that will come back, and the head's idle timeout decides.
-const KILLED_WAIT: Duration = Duration::from_millis(2500);
+/// How long nothing may be heard of a driver whose head is on the same machine. With the head's own interval between
+/// packets, one that was killed is missed within 3 s. Over a network its silence cannot be told from a connection that
+/// will come back, and the usual idle timeout decides.
+const SILENCE_MAX: Duration = Duration::from_millis(2200);
 
 /// A driver's own agent. `None` where it is attached to the machine's.
 pub(super) struct Remote {
@@ -83,7 +84,8 @@ pub(super) fn start(
         let mut options =
             roles::node_options(home.path(), head, joined.identity, None, None, nothing, Some(store_bytes));
         if let HeadLink::Quic { network, .. } = &mut options.head {
-            network.idle_timeout_loopback = Some(KILLED_WAIT);
+            network.keep_alive_loopback = Some(SILENCE_MAX / 4);
+            network.idle_timeout_loopback = Some(SILENCE_MAX);
         }
         let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
         let link = agent.attach();
