@@ -47,8 +47,8 @@ pub(super) struct Provision {
     store: Store,
     /// Where drivers here said that a hash is found.
     sources: Mutex<HashMap<BinaryHash, Source>>,
-    /// Programs of drivers here whose hash is not known.
-    programs: Mutex<HashMap<HostId, PathBuf>>,
+    /// Programs of drivers here whose hash is not known, and whether this process runs it itself.
+    programs: Mutex<HashMap<HostId, (PathBuf, bool)>>,
     one_at_a_time: tokio::sync::Mutex<()>,
     peers: OnceLock<Weak<Peers>>,
 }
@@ -92,7 +92,8 @@ impl Provision {
             }
         }
         if unhashed(driver.binary) && !driver.program.is_empty() {
-            self.programs.lock().insert(host, PathBuf::from(&driver.program));
+            let ours = pid == std::process::id();
+            self.programs.lock().insert(host, (PathBuf::from(&driver.program), ours));
         }
     }
 
@@ -105,11 +106,11 @@ impl Provision {
     pub(super) async fn prepare(&self, job: &Job) -> Result<Provisioned, Failure> {
         if unhashed(job.binary) {
             let program = self.programs.lock().get(&job.driver).cloned();
-            let program = program.ok_or_else(|| {
+            let (program, ours) = program.ok_or_else(|| {
                 failed(format!("{} did not say from which program its hosts are started", job.driver))
             })?;
-            // Only a driver in this process brings no hash.
-            return Ok(Provisioned { program: own_program(program), cwd: None, _in_use: Vec::new() });
+            let program = if ours { own_program(program) } else { program };
+            return Ok(Provisioned { program, cwd: None, _in_use: Vec::new() });
         }
         let program = self.ensure(job.binary, job.driver.node).await?;
         let mut in_use = vec![program];
