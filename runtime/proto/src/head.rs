@@ -224,6 +224,9 @@ pub enum ToAgent {
         job: JobId,
         /// Why.
         failure: Failure,
+        /// To the driver's agent: the other nodes that were asked for hosts of the job. Each sends it
+        /// [`Between::OutputEnded`]. Empty to everyone else.
+        nodes: Vec<NodeId>,
     },
     /// Reserve slots, start a host if none is warm, answer with [`ToHead::LeaseReady`].
     Reserve {
@@ -345,6 +348,14 @@ pub enum Between {
         stderr: bool,
         /// The line.
         line: String,
+    },
+    /// To the driver's agent, behind the last [`Between::Output`]: the job's hosts on the sending node are gone, and
+    /// all that they printed was sent.
+    OutputEnded {
+        /// The job.
+        job: JobId,
+        /// The sender's incarnation.
+        node: NodeId,
     },
     /// From an owner's agent to the one with the primary copy: nobody can reach the object any more.
     Free {

@@ -326,7 +326,8 @@ pub enum ToHost {
         /// The line, without its end.
         line: String,
     },
-    /// The job has ended; a host exits, a driver's waits fail.
+    /// To a driver, behind the last [`ToHost::Output`]: the job has ended and its hosts are gone, or the driver is
+    /// not needed any more since detached actors keep the job. Its waits fail from now on.
     JobEnded(Failure),
 }
 

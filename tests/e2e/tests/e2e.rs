@@ -9,10 +9,7 @@ use std::process::ExitCode;
 
 /// `scenario::mode` and why it fails. An entry is a defect that somebody has to mend; it is run all the same with
 /// `--include-ignored`.
-const KNOWN_FAILING: &[mobula_e2e::Known] = &[(
-    "driver::the_last_line_reaches_the_driver",
-    "a result overtakes the output before it, and the driver does not wait for the rest when main ends",
-)];
+const KNOWN_FAILING: &[mobula_e2e::Known] = &[];
 
 fn main() -> ExitCode {
     // This binary is also every head, agent and host that it starts, and the drivers that it watches.

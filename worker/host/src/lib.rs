@@ -10,8 +10,9 @@
 //! | [`store`] | the host's side of the object store |
 //! | [`peers`] | rings to other hosts, and the threads that drain them |
 //! | [`boot`] | how a process becomes a host |
+//! | [`exit`] | what a process does last |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod boot;
 pub mod codec;
@@ -19,6 +20,7 @@ pub mod context;
 pub mod core;
 pub mod executor;
 mod fetch;
+pub mod exit;
 mod guarded;
 pub mod link;
 pub mod peers;

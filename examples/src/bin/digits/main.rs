@@ -20,7 +20,7 @@ use clap::Parser;
 use comfy_table::{ContentArrangement, Table, presets};
 use data::Images;
 use indicatif::{ProgressBar, ProgressStyle};
-use mobula::{Cluster, ErrorKind, ObjectRef, Strategy, Tensor};
+use mobula::{Cluster, ErrorKind, NodeId, ObjectRef, Strategy, Tensor};
 use ndarray::{ArrayView2, Ix2, ShapeError};
 use network::{Adam, Network};
 
@@ -117,7 +117,7 @@ struct Report {
     elapsed: Duration,
 }
 
-async fn train(arguments: &Arguments) -> mobula::Result<Report> {
+async fn train(arguments: &Arguments, nodes: &[NodeId]) -> mobula::Result<Report> {
     let started = Instant::now();
     let mut random = data::Random::new(arguments.seed);
     let all = data::load().map_err(|error| mobula::Error::new(ErrorKind::Returned, error.to_string()))?;
@@ -128,6 +128,8 @@ async fn train(arguments: &Arguments) -> mobula::Result<Report> {
         .iter()
         .map(|shard| mobula::put(&Shard::new(shard)?))
         .collect::<mobula::Result<Vec<ObjectRef<Shard>>>>()?;
+    // Each shard is read on one node, which copies it once; should that be full or gone, another does as well.
+    let homes: Vec<Strategy> = nodes.iter().map(|node| Strategy::Node { node: *node, soft: true }).collect();
 
     let mut parameters = NETWORK.start(&mut random);
     let mut adam = Adam::new(parameters.len(), LEARNING_RATE);
@@ -145,17 +147,15 @@ async fn train(arguments: &Arguments) -> mobula::Result<Report> {
         let mut loss = 0.0;
         for start in (0..longest).step_by(BATCH) {
             let object = put(&parameters, &mut report.bytes)?;
-            // Submitted together, before any is awaited; Spread puts them on the least loaded nodes.
+            // Submitted together, before any is awaited.
             let parts: Vec<ObjectRef<Part>> = stored
                 .iter()
                 .zip(&orders)
-                .filter_map(|(shard, order)| {
+                .zip(homes.iter().cycle())
+                .filter_map(|((shard, order), home)| {
                     let rows = order.get(start..order.len().min(start + BATCH))?;
-                    Some(gradient_of.options().strategy(Strategy::Spread).remote(
-                        &object,
-                        shard,
-                        rows.to_vec(),
-                    ))
+                    let there = gradient_of.options().strategy(home.clone());
+                    Some(there.remote(&object, shard, rows.to_vec()))
                 })
                 .collect();
             loss += step(&parts, &mut parameters, &mut adam, &mut report).await?;
@@ -246,10 +246,10 @@ impl Report {
 #[mobula::main]
 async fn main() -> mobula::Result<()> {
     let arguments = Arguments::parse();
-    let _cluster = match arguments.nodes {
+    let cluster = match arguments.nodes {
         Some(nodes) => Cluster::local().nodes(nodes).start().await?,
         None => Cluster::auto().start().await?,
     };
-    train(&arguments).await?.print();
+    train(&arguments, &cluster.nodes().await?).await?.print();
     Ok(())
 }

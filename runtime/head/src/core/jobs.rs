@@ -1,5 +1,7 @@
 //! Jobs, their drivers, and the stewards of their detached actors.
 
+use std::collections::BTreeSet;
+
 use mobula_proto::{
     BinaryHash, Failure, FailureKind, HostId, JobId, NodeId,
     head::{Job, ToAgent},
@@ -20,6 +22,8 @@ use crate::state::Record;
 pub(super) struct Entry {
     pub job: Job,
     steward: Steward,
+    /// The nodes that were asked for hosts.
+    places: BTreeSet<NodeId>,
     /// The driver is over; detached actors keep the job going.
     detached: bool,
 }
@@ -38,6 +42,16 @@ impl Entry {
             Steward::Ready(host) => Some(host),
             _ => None,
         }
+    }
+
+    /// The job has, or will have, hosts on this node.
+    pub fn placed_on(&mut self, node: NodeId) {
+        self.places.insert(node);
+    }
+
+    /// This node is gone, and its hosts with it.
+    pub fn left_by(&mut self, node: NodeId) {
+        self.places.remove(&node);
     }
 
     pub fn deadline(&self) -> Option<Millis> {
@@ -76,7 +90,9 @@ impl Core {
         let namespace = if namespace.is_empty() { job.to_string() } else { namespace };
         let job = Job { job, driver, name, namespace, binary, arguments, files };
         info!(job = %job.job, name = job.name, driver = %driver, "job started");
-        self.jobs.insert(job.job, Entry { job: job.clone(), steward: Steward::None, detached: false });
+        let entry =
+            Entry { job: job.clone(), steward: Steward::None, places: BTreeSet::new(), detached: false };
+        self.jobs.insert(job.job, entry);
         self.send(link, ToAgent::JobStarted { request, job });
     }
 
@@ -212,7 +228,15 @@ impl Core {
                 self.answer(asker, Answer::Failed(failure.clone()));
             }
         }
-        self.broadcast(None, ToAgent::JobEnded { job, failure });
+        // The driver's agent waits for what the others' hosts printed last.
+        let home = entry.job.driver.node;
+        let link = self.link_of(home);
+        self.broadcast(link, ToAgent::JobEnded { job, failure: failure.clone(), nodes: Vec::new() });
+        if let Some(link) = link {
+            let living = |node: &NodeId| *node != home && self.link_of(*node).is_some();
+            let nodes = entry.places.into_iter().filter(living).collect();
+            self.send(link, ToAgent::JobEnded { job, failure, nodes });
+        }
         self.end_leases_of(job);
         self.drop_names(|entry_job, _| entry_job == job);
     }
@@ -233,6 +257,7 @@ impl Core {
             }
             Steward::None => {
                 entry.steward = Steward::Starting { on: place, until, waiters: vec![asker] };
+                entry.placed_on(place);
                 let job = entry.job.clone();
                 self.send_to_agent_of(place, ToAgent::StartSteward { job });
             }

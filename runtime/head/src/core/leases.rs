@@ -357,7 +357,11 @@ impl Core {
     }
 
     fn granted(&mut self, lease: Lease) {
-        let Some(job) = self.jobs.get(&lease.job).map(|entry| entry.job.clone()) else {
+        let placed = self.jobs.get_mut(&lease.job).map(|entry| {
+            entry.placed_on(lease.node);
+            entry.job.clone()
+        });
+        let Some(job) = placed else {
             // Its job's demands are withdrawn with it, so only a defect leads here; give it back all the same.
             warn!(lease = %lease.id, job = %lease.job, "a lease for a job that has ended");
             return self.schedule(scheduler::Event::Release { lease: lease.id });

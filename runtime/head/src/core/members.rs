@@ -140,6 +140,7 @@ impl Core {
     fn node_lost(&mut self, link: Link, failure: Failure) {
         let Some(node) = self.links.remove(&link) else { return };
         self.nodes.remove(&node.number);
+        self.jobs.values_mut().for_each(|entry| entry.left_by(node));
         info!(%node, %failure, "node gone");
         self.broadcast(Some(link), ToAgent::NodeDown { node, failure: failure.clone() });
         self.leases.forget_owners(|owner| owner.node == node);

@@ -30,6 +30,8 @@ pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Silence after which a packet is sent to keep a connection.
 const KEEP_ALIVE: Duration = Duration::from_millis(1900);
+/// The same on one machine, where a driver that was killed shall be missed soon.
+const KEEP_ALIVE_LOOPBACK: Duration = Duration::from_millis(600);
 
 /// Counts the tasks that serve links, so that an end can wait for them.
 #[derive(Clone, Debug)]
@@ -55,6 +57,7 @@ pub(super) fn bind(options: &Options, identity: Identity) -> Result<Endpoint, Er
         accept_join: true,
         idle_timeout: options.idle_timeout,
         keep_alive: KEEP_ALIVE,
+        keep_alive_loopback: Some(KEEP_ALIVE_LOOPBACK),
         ..Default::default()
     };
     Ok(Endpoint::bind(options.quic_address, identity, quic)?)

@@ -66,6 +66,12 @@ pub struct Options {
     /// Silence after which the peer counts as unreachable. Default 10 s; must be over twice `keep_alive`. Longer
     /// means later failover; shorter, that a stopped process or a lost second of network counts as death.
     pub idle_timeout: Duration,
+    /// `keep_alive` towards a peer on this machine. Default `None`: the same. A connection counts its silence from the
+    /// first packet that was not answered, so a dead peer is noticed after this and the idle timeout together.
+    pub keep_alive_loopback: Option<Duration>,
+    /// `idle_timeout` towards a peer on this machine. Default `None`: the same. Nothing is lost on the way there, so
+    /// silence means a process that is dead or stopped.
+    pub idle_timeout_loopback: Option<Duration>,
     /// How long [`super::Endpoint::connect`] and handshakes may take in all. Default 5 s. Too short and a loaded
     /// head never answers in time.
     pub connect_timeout: Duration,
@@ -93,6 +99,8 @@ impl Default for Options {
             send_window_bytes: 32 << 20,
             keep_alive: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(10),
+            keep_alive_loopback: None,
+            idle_timeout_loopback: None,
             connect_timeout: Duration::from_secs(5),
             mtu: Mtu::Auto,
             socket_receive_bytes: 16 << 20,
@@ -115,7 +123,10 @@ pub struct Buffers {
 impl Options {
     pub(super) fn check(&self) -> Result<(), Error> {
         let wrong = |knob, detail: &str| Err(Error::Option { knob, detail: detail.to_owned() });
-        if self.idle_timeout <= self.keep_alive * 2 {
+        let near = self.idle_timeout_loopback.unwrap_or(self.idle_timeout);
+        if self.idle_timeout <= self.keep_alive * 2
+            || near <= self.keep_alive_loopback.unwrap_or(self.keep_alive) * 2
+        {
             return wrong("idle_timeout", "must be over twice keep_alive, or idle connections die");
         }
         if self.idle_timeout > Duration::from_hours(24) {
@@ -141,14 +152,17 @@ impl Options {
         } else {
             self.connection_window_bytes
         };
-        let idle = IdleTimeout::try_from(self.idle_timeout)
+        let near = |near: Option<Duration>, far| near.filter(|_| loopback).unwrap_or(far);
+        let keep_alive = near(self.keep_alive_loopback, self.keep_alive);
+        let idle = near(self.idle_timeout_loopback, self.idle_timeout);
+        let idle = IdleTimeout::try_from(idle)
             .map_err(|e| Error::Option { knob: "idle_timeout", detail: e.to_string() })?;
         let mut transport = TransportConfig::default();
         transport
             .stream_receive_window(VarInt::from_u32(self.stream_window_bytes.min(window)))
             .receive_window(VarInt::from_u32(window))
             .send_window(u64::from(self.send_window_bytes))
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(Some(keep_alive))
             .max_idle_timeout(Some(idle))
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams_max))
             // The greeting is the only one.

@@ -3,14 +3,19 @@
 use std::{
     future::Future,
     io::Write,
+    panic::AssertUnwindSafe,
     process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use mobula_host::{boot, context};
 use mobula_proto::HostId;
 
-use super::{Builder, Cluster, Leftovers, roles};
+use super::{Builder, Cluster, Leftovers, exit, roles};
 use crate::{Error, Result};
 
 /// Exit code of a program whose cluster could not be started.
@@ -104,37 +109,48 @@ pub fn run_main<F: Future<Output = Outcome>>(
     } else {
         None
     };
-    let stopped = watch_signals(&user);
+    let (signal, stopped) = watch_signals(&user);
     let main = polled(main(cluster));
-    let outcome = user.block_on(async {
-        // Whichever ends first, the other is dropped, and the cluster that `main` holds with it.
-        tokio::select! {
-            outcome = main => Ok(outcome.0),
-            Ok(signal) = stopped => Err(signal),
-        }
-    });
-    let code = match outcome {
-        Err(signal) => ExitCode::from(SIGNAL_EXIT + signal),
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(text)) => {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        user.block_on(async {
+            // Whichever ends first, the other is dropped, and the cluster that `main` holds with it.
+            tokio::select! {
+                biased;
+                Ok(()) = stopped => Ok(()),
+                outcome = main => outcome.0,
+            }
+        })
+    }));
+    // Its threads may be anywhere in the author's code: they are not waited for, be it after a panic.
+    user.shutdown_timeout(THREADS_WAIT);
+    match (signal.load(Ordering::Acquire), outcome) {
+        (_, Err(panic)) => std::panic::resume_unwind(panic),
+        (0, Ok(Ok(()))) => ExitCode::SUCCESS,
+        (0, Ok(Err(text))) => {
             eprintln!("error: {text}");
             ExitCode::FAILURE
         }
-    };
-    user.shutdown_timeout(Duration::from_millis(100));
-    code
+        // What `main` says of waits that the signal cut short is of no interest.
+        (signal, Ok(_)) => ExitCode::from(SIGNAL_EXIT + signal),
+    }
 }
 
+/// How long the threads of author's code may take to end when `main` has.
+const THREADS_WAIT: Duration = Duration::from_millis(100);
 /// Exit code of a program that a signal ended, less the signal's number.
 const SIGNAL_EXIT: u8 = 128;
-/// How long an interrupted driver may take to end its job.
-const STOP_WAIT: Duration = Duration::from_secs(1);
+/// How long an interrupted `main` may take to drop its cluster. Then the job ends regardless, and with it every wait.
+const YIELD_WAIT: Duration = Duration::from_millis(100);
+/// How long an interrupted driver may take in all.
+const STOP_WAIT: Duration = Duration::from_millis(900);
 
-/// Says when Ctrl-C or SIGTERM comes. The job then ends in good order; should that take longer than [`STOP_WAIT`]
-/// (because `main` does not come to its next `await`, say), the process ends all the same.
-fn watch_signals(user: &tokio::runtime::Runtime) -> tokio::sync::oneshot::Receiver<u8> {
+/// Notes the signal when Ctrl-C or SIGTERM comes, and says so. The job ends in good order at once; should `main` not
+/// have ended within [`STOP_WAIT`] (because it does not come to its next `await`, say), the process does all the same.
+fn watch_signals(user: &tokio::runtime::Runtime) -> (Arc<AtomicU8>, tokio::sync::oneshot::Receiver<()>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (say, stopped) = tokio::sync::oneshot::channel();
+    let noted = Arc::new(AtomicU8::new(0));
+    let note = Arc::clone(&noted);
     user.spawn(async move {
         let (Ok(mut interrupt), Ok(mut terminate)) =
             (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -147,14 +163,18 @@ fn watch_signals(user: &tokio::runtime::Runtime) -> tokio::sync::oneshot::Receiv
             _ = terminate.recv() => SignalKind::terminate(),
         };
         let number = u8::try_from(kind.as_raw_value()).unwrap_or(0);
+        note.store(number, Ordering::Release);
+        let begun = Instant::now();
         std::thread::spawn(move || {
-            std::thread::sleep(STOP_WAIT);
+            std::thread::sleep(YIELD_WAIT);
+            exit::leave_all();
+            std::thread::sleep(STOP_WAIT.saturating_sub(begun.elapsed()));
             std::process::exit(i32::from(SIGNAL_EXIT + number));
         });
         // `main` may have ended meanwhile.
-        let _ended = say.send(number);
+        let _ended = say.send(());
     });
-    stopped
+    (noted, stopped)
 }
 
 /// Polls with the thread marked as running async code, so that blocking waits are refused.

@@ -37,6 +37,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
     }
     let program = std::env::current_exe()
         .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
+    let program = mobula_agent::service::own_program(program);
     let home = embedded::home()?;
     let arguments = builder.arguments.clone();
     let unexpected = |ready: Ready| Error::new(ErrorKind::Internal, format!("a process said {ready:?}"));

@@ -3,14 +3,13 @@
 
 mod embedded;
 mod entry;
+mod exit;
 mod local;
+mod over;
 mod remote;
 pub mod roles;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mobula_host::{
     boot, context,
@@ -25,6 +24,8 @@ use mobula_proto::{
 };
 
 use crate::{Error, ErrorKind, Result};
+
+use over::Over;
 
 pub use entry::{Outcome, drive, run_as_child, run_main, run_test};
 
@@ -45,8 +46,8 @@ struct Inner {
     runtime: Arc<Runtime>,
     mode: &'static str,
     /// What keeps the cluster up, dropped after the job has ended; nothing where others run it.
-    keeper: Option<Keeper>,
-    over: Arc<AtomicBool>,
+    keeper: Mutex<Option<Keeper>>,
+    over: Arc<Over>,
 }
 
 /// What was started for a driver; dropping it ends that.
@@ -149,8 +150,10 @@ impl Cluster {
         self.inner.end();
     }
 
-    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<AtomicBool>) -> Self {
-        Self { inner: Arc::new(Inner { runtime, mode, keeper, over }) }
+    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<Over>) -> Self {
+        let inner = Arc::new(Inner { runtime, mode, keeper: Mutex::new(keeper), over });
+        exit::remember(&inner);
+        Self { inner }
     }
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {
@@ -174,18 +177,28 @@ pub struct Leftovers {
 }
 
 impl Inner {
+    /// Ends the job, and what was started for it.
+    fn leave(&self) {
+        self.end();
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(keeper);
+    }
+
     fn end(&self) {
-        if !self.over.swap(true, Ordering::AcqRel) {
+        let first = self.over.begin();
+        if first {
             self.runtime.job_done();
         }
         self.runtime.end(Failure::new(FailureKind::JobEnded, "the job has ended"));
+        if first {
+            self.over.wait();
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.end();
-        drop(self.keeper.take());
+        self.leave();
     }
 }
 
@@ -308,7 +321,7 @@ impl Builder {
         program: Program,
         rings: bool,
         user: &tokio::runtime::Handle,
-    ) -> Result<(Arc<Runtime>, Arc<AtomicBool>)> {
+    ) -> Result<(Arc<Runtime>, Arc<Over>)> {
         let registry =
             Registry::linked().map_err(|error| Error::new(ErrorKind::UnknownFunction, error.to_string()))?;
         let driver = Driver {
@@ -320,7 +333,8 @@ impl Builder {
             files: if program.hash == UNHASHED { Vec::new() } else { self.hashed_files()? },
         };
         let (runtime, receive) = boot::join(link.0, link.1, Some(driver), registry, user.clone(), rings)?;
-        let over = Arc::new(AtomicBool::new(false));
+        let over = Arc::<Over>::default();
+        let receive = over.listen(receive);
         let weak = Arc::downgrade(&runtime);
         link::pump(&runtime, receive, move || {
             if let Some(runtime) = weak.upgrade() {
@@ -354,7 +368,8 @@ impl Program {
         let path = std::env::current_exe()
             .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
         let hash = if hashed {
-            mobula_agent::binaries::hash_file(&path)
+            // What runs, even if another file has the name by now.
+            mobula_agent::binaries::hash_file(&mobula_agent::service::own_program(path.clone()))
                 .map_err(|error| Error::new(ErrorKind::Binary, error.to_string()))?
         } else {
             UNHASHED

@@ -6,9 +6,10 @@
 use std::{
     net::{SocketAddr, ToSocketAddrs},
     os::unix::net::UnixStream,
+    time::Duration,
 };
 
-use mobula_agent::{Agent, detect::Detected};
+use mobula_agent::{Agent, HeadLink, detect::Detected};
 use mobula_host::link;
 use mobula_net::{
     identity::{JoinToken, Role},
@@ -18,6 +19,11 @@ use mobula_proto::Resources;
 
 use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, roles};
 use crate::{Error, ErrorKind, Result};
+
+/// How long nothing may be heard of a driver whose head is on the same machine. With the head's own interval between
+/// packets, one that was killed is missed within 3 s. Over a network its silence cannot be told from a connection that
+/// will come back, and the usual idle timeout decides.
+const SILENCE_MAX: Duration = Duration::from_millis(2200);
 
 /// A driver's own agent. `None` where it is attached to the machine's.
 pub(super) struct Remote {
@@ -75,8 +81,12 @@ pub(super) fn start(
             Some(bytes) => bytes,
             None => mobula_agent::service::store_bytes_default(&embedded::detected(builder)?.total),
         };
-        let options =
+        let mut options =
             roles::node_options(home.path(), head, joined.identity, None, None, nothing, Some(store_bytes));
+        if let HeadLink::Quic { network, .. } = &mut options.head {
+            network.keep_alive_loopback = Some(SILENCE_MAX / 4);
+            network.idle_timeout_loopback = Some(SILENCE_MAX);
+        }
         let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
         let link = agent.attach();
         Ok::<_, Error>((agent, link))

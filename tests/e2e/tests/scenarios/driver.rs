@@ -1,21 +1,29 @@
 //! Drivers as programs of their own, watched from outside.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
     time::Duration,
 };
 
-use mobula::{Cluster, Result};
-use mobula_e2e::{Witness, env::witness, eventually};
+use mobula::{Cluster, NodeId, Result, Strategy};
+use mobula_e2e::{
+    Witness,
+    env::{on, witness},
+    eventually,
+};
 use mobula_rig::{Part, Rig};
 
-type Outcome = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+pub type Outcome = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Names the driver that this program is to be.
 const VARIABLE: &str = "MOBULA_E2E_DRIVER";
+/// Set where it is to start a local cluster of its own.
+pub const LOCAL_VARIABLE: &str = "MOBULA_E2E_LOCAL";
 /// Where it is noted that the driver's output was seen.
-const SEEN_VARIABLE: &str = "MOBULA_E2E_SEEN";
+pub const SEEN_VARIABLE: &str = "MOBULA_E2E_SEEN";
 
 #[mobula::task]
 fn say(text: String) -> u32 {
@@ -48,11 +56,52 @@ async fn speak(_cluster: Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn hang(_cluster: Cluster) -> Result<()> {
+/// How many lines each call of [`babble`] prints on each stream.
+const BABBLE: u32 = 200;
+
+#[mobula::task]
+async fn babble(nodes: Vec<u32>) -> Result<()> {
+    let here = mobula::context::current()?.node().number;
+    if let [next, rest @ ..] = &nodes[..] {
+        // What the driver never talks to is heard as well.
+        babble.options().strategy(on_number(*next)).remote(rest.to_vec()).await?;
+    }
+    for line in 0..BABBLE {
+        println!("out {here}: {line}");
+        eprintln!("err {here}: {line}");
+    }
+    Ok(())
+}
+
+fn on_number(number: u32) -> Strategy {
+    on(NodeId { number, incarnation: 1 })
+}
+
+/// One call on each node, each called by the one before it; the driver ends with the first.
+async fn chatter(cluster: Cluster) -> Result<()> {
+    let nodes: Vec<u32> = cluster.nodes().await?.iter().map(|node| node.number).collect();
+    babble.options().strategy(on_number(nodes[0])).remote(nodes[1..].to_vec()).await
+}
+
+/// Has an actor with a name, an object and a call that never ends; then ends in this way when it is told so.
+async fn busy(_cluster: Cluster, how: &str) -> Result<()> {
     let large = mobula::put(&vec![1u8; 1 << 20])?;
     let actor = Holder::spawn(large).name("holder").await?;
-    let never = for_ever.remote();
-    actor.hold(never).await
+    let held = actor.hold(for_ever.remote());
+    match how {
+        "hang" => return held.await,
+        "stuck" => loop {
+            std::thread::sleep(Duration::from_millis(10));
+        },
+        _ => {}
+    }
+    let told = std::env::var(SEEN_VARIABLE).unwrap_or_default();
+    eventually("the word to end", async || Ok(witness::noted(&told))).await?;
+    match how {
+        "panic" => panic!("that is enough"),
+        "exit" => std::process::exit(3),
+        _ => Ok(()),
+    }
 }
 
 struct Holder {
@@ -75,24 +124,36 @@ async fn fail(_cluster: Cluster) -> Result<()> {
 /// Becomes one of the drivers above, if this process was started as one.
 pub fn run_if_asked() -> Option<ExitCode> {
     let name = std::env::var(VARIABLE).ok()?;
-    Some(mobula::private::run_main(true, |cluster| async move {
-        let Some(cluster) = cluster else { return mobula::private::Outcome::of(()) };
-        mobula::private::Outcome::of(match name.as_str() {
-            "speak" => speak(cluster).await,
-            "hang" => hang(cluster).await,
-            _ => fail(cluster).await,
+    let local = std::env::var_os(LOCAL_VARIABLE).is_some();
+    Some(mobula::private::run_main(!local, |given| async move {
+        let cluster = match given {
+            Some(cluster) => Ok(cluster),
+            None => Cluster::local().nodes(2).cpus(1.0).start().await,
+        };
+        mobula::private::Outcome::of(match (name.as_str(), cluster) {
+            (_, Err(error)) => Err(error),
+            ("speak", Ok(cluster)) => speak(cluster).await,
+            ("chatter", Ok(cluster)) => chatter(cluster).await,
+            ("fail", Ok(cluster)) => fail(cluster).await,
+            ("outlive", Ok(cluster)) => super::files::outlive_the_program(cluster).await,
+            (how, Ok(cluster)) => busy(cluster, how).await,
         })
     }))
 }
 
 fn command(name: &str, address: Option<(String, String)>) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    Ok(command_of(&std::env::current_exe()?, name, address))
+}
+
+/// One of the drivers above, as this program.
+pub fn command_of(program: &Path, name: &str, address: Option<(String, String)>) -> Command {
+    let mut command = Command::new(program);
     command.env(VARIABLE, name).env_remove("MOBULA_ADDRESS").env_remove("MOBULA_TOKEN");
     if let Some((address, token)) = address {
         command.env("MOBULA_ADDRESS", address).env("MOBULA_TOKEN", token);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
 fn start(name: &str, address: Option<(String, String)>) -> std::io::Result<Child> {
@@ -107,6 +168,38 @@ pub fn output_reaches_the_driver() -> Outcome {
 /// That of the last task too, however soon `main` ends after it.
 pub fn the_last_line_reaches_the_driver() -> Outcome {
     check_output(&["goodbye"])
+}
+
+/// And all of what tasks on every node print at the end, in order.
+pub fn every_last_line_reaches_the_driver() -> Outcome {
+    let rig = Rig::nodes(2).cpus(1.0).start()?;
+    let ways = [
+        ("local", None, 2),
+        ("network", Some((rig.address(), rig.driver_token()?)), 2),
+        ("socket", Some((rig.socket(1)?, String::new())), 2),
+    ];
+    for (way, address, nodes) in ways {
+        let mut command = command("chatter", address)?;
+        if way == "local" {
+            command.env(LOCAL_VARIABLE, "");
+        }
+        let output = command.output()?;
+        assert!(output.status.success(), "{way}: {output:?}");
+        for (word, stream) in [("out", &output.stdout), ("err", &output.stderr)] {
+            let text = String::from_utf8_lossy(stream);
+            let mut lines: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+            for line in text.lines().filter_map(|line| line.split_once(&format!(") {word} "))) {
+                let (node, number) = line.1.split_once(": ").ok_or("a node and a number")?;
+                lines.entry(node.parse()?).or_default().push(number.parse()?);
+            }
+            assert_eq!(lines.len(), nodes, "{way}: the nodes heard on std{word}");
+            for (node, numbers) in lines {
+                assert_eq!(numbers, (0..BABBLE).collect::<Vec<_>>(), "{way}: std{word} of node {node}");
+            }
+        }
+    }
+    rig.finish()?;
+    Ok(())
 }
 
 /// Looks for these lines on both streams; the driver may end when those that come before its last are there.
@@ -164,45 +257,91 @@ fn collect(stream: impl Read, word: &str, witness: &Witness) -> Vec<String> {
     lines
 }
 
-/// How a driver is ended from outside, and how long its job may outlive that.
-fn ended_driver(end: fn(&mut Child) -> std::io::Result<()>, limits: [Duration; 2]) -> Outcome {
+/// How a driver ends.
+struct End {
+    /// Which driver.
+    driver: &'static str,
+    /// What is done to it.
+    act: fn(&mut Child, &Witness) -> std::io::Result<()>,
+    /// Its exit code, unless a signal kills it.
+    code: Option<i32>,
+    /// How long its job and hosts may outlive that: attached to a socket, and over the network.
+    limits: [Duration; 2],
+}
+
+/// Longest that anything of a job may outlive its driver that Mobula can know of.
+const SECOND: Duration = Duration::from_secs(1);
+
+fn check_end(end: &End) -> Outcome {
     let mut rig = Rig::nodes(2).cpus(1.0).start()?;
     let ways = [(rig.socket(0)?, String::new()), (rig.address(), rig.driver_token()?)];
-    for (way, limit) in ways.into_iter().zip(limits) {
-        let mut driver = start("hang", Some(way))?;
+    for (way, limit) in ways.into_iter().zip(end.limits) {
+        let witness = Witness::new()?;
+        let mut command = command(end.driver, Some(way))?;
+        command.env(SEEN_VARIABLE, witness.place("end"));
+        let mut driver = command.spawn()?;
         let stdout = driver.stdout.take().ok_or("its output is piped")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         assert!(line.contains("here for ever"), "{line:?}");
         let snapshot = rig.snapshot()?;
         assert_eq!((snapshot.jobs.len(), snapshot.names.len()), (1, 1));
-        end(&mut driver)?;
-        driver.wait()?;
-        rig.wait("the job to end", limit, |rig| {
+        (end.act)(&mut driver, &witness)?;
+        rig.wait("the job and its hosts to end", limit, |rig| {
             let snapshot = rig.snapshot()?;
-            Ok(snapshot.jobs.is_empty() && snapshot.leases == 0 && snapshot.names.is_empty())
+            let job = snapshot.jobs.len() as u64 + snapshot.leases + snapshot.names.len() as u64;
+            Ok(job == 0 && rig.hosts(0)?.is_empty() && rig.hosts(1)?.is_empty())
         })?;
-        rig.wait("its hosts to end", Duration::from_secs(5), |rig| {
-            Ok(rig.hosts(0)?.is_empty() && rig.hosts(1)?.is_empty())
-        })?;
+        assert_eq!(driver.wait()?.code(), end.code);
         assert!(rig.pid(Part::Node(0)).is_ok());
     }
     rig.finish()?;
     Ok(())
 }
 
-/// A socket closes at once; over the network it is silence that tells, after the idle timeout of 10 s.
+fn kill(driver: &mut Child, _: &Witness) -> std::io::Result<()> {
+    driver.kill()
+}
+
+fn interrupt(driver: &mut Child, _: &Witness) -> std::io::Result<()> {
+    let pid = rustix::process::Pid::from_child(driver);
+    Ok(rustix::process::kill_process(pid, rustix::process::Signal::INT)?)
+}
+
+fn tell(_: &mut Child, witness: &Witness) -> std::io::Result<()> {
+    witness.say("end");
+    Ok(())
+}
+
+/// A socket closes at once; over the network it is silence that tells, within 3 s beside the head. A machine that has
+/// other things to do is given one more.
 pub fn a_killed_driver_ends_its_job() -> Outcome {
-    ended_driver(Child::kill, [Duration::from_secs(2), Duration::from_secs(15)])
+    let limits = [SECOND, Duration::from_secs(4)];
+    check_end(&End { driver: "hang", act: kill, code: None, limits })
 }
 
 /// Ctrl-C ends the job in good order, wherever the driver is.
 pub fn an_interrupted_driver_ends_its_job() -> Outcome {
-    let interrupt = |driver: &mut Child| {
-        let pid = rustix::process::Pid::from_child(driver);
-        Ok(rustix::process::kill_process(pid, rustix::process::Signal::INT)?)
-    };
-    ended_driver(interrupt, [Duration::from_secs(2); 2])
+    check_end(&End { driver: "hang", act: interrupt, code: Some(130), limits: [SECOND; 2] })
+}
+
+/// Even where `main` never comes to an `await`.
+pub fn an_interrupted_driver_need_not_listen() -> Outcome {
+    check_end(&End { driver: "stuck", act: interrupt, code: Some(130), limits: [SECOND; 2] })
+}
+
+pub fn a_panicking_main_ends_its_job() -> Outcome {
+    check_end(&End { driver: "panic", act: tell, code: Some(101), limits: [SECOND; 2] })
+}
+
+/// Without a word to Mobula.
+pub fn an_exit_ends_the_job() -> Outcome {
+    check_end(&End { driver: "exit", act: tell, code: Some(3), limits: [SECOND; 2] })
+}
+
+/// With much still under way.
+pub fn a_returning_main_ends_its_job() -> Outcome {
+    check_end(&End { driver: "return", act: tell, code: Some(0), limits: [SECOND; 2] })
 }
 
 pub fn a_failing_main_says_why() -> Outcome {

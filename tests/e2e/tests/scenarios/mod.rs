@@ -2,12 +2,15 @@
 
 mod actors;
 mod cancelling;
+mod detaching;
 pub mod driver;
 mod dying;
+mod files;
 mod joining;
 mod objects;
 mod pinning;
 mod placing;
+mod stopping;
 mod store;
 mod tasks;
 mod telling;
@@ -33,6 +36,8 @@ macro_rules! solo {
 const PROCESSES: &[Mode] = &[Mode::Local, Mode::Remote];
 /// With a rig whose nodes differ.
 const RIG: &[Mode] = &[Mode::Remote];
+/// With a rig, and both ways into it.
+const STOPPABLE: &[Mode] = &[Mode::Remote, Mode::Socket];
 /// Every way in.
 const EVERYWHERE: &[Mode] = &[Mode::Embedded, Mode::Local, Mode::Remote, Mode::Socket];
 
@@ -53,6 +58,7 @@ pub fn cases() -> Vec<Case> {
         case!(objects::a_timeout_is_an_answer),
         case!(objects::tensors_of_every_kind),
         case!(objects::tensors_cross_nodes),
+        case!(objects::a_freed_object_says_so),
         case!(objects::blocking_inside_async_is_refused),
         case!(store::big_objects_are_freed_with_their_last_ref),
         case!(store::borrowed_objects_outlive_the_first_ref),
@@ -79,9 +85,13 @@ pub fn cases() -> Vec<Case> {
         case!(dying::restarts_end),
         case!(dying::a_killed_host_is_replaced).modes(RIG),
         case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
+        case!(stopping::a_stopped_host_goes_on).modes(STOPPABLE),
+        case!(stopping::a_stopped_agent_goes_on).modes(STOPPABLE),
+        case!(stopping::a_stopped_head_goes_on).modes(STOPPABLE),
         case!(telling::a_panic_names_its_place),
         case!(telling::an_error_keeps_its_causes),
         case!(telling::a_failed_argument_fails_what_needs_it),
+        case!(telling::errors_name_their_cure).modes(EVERYWHERE),
         case!(telling::errors_are_retried_on_request),
         case!(telling::a_failing_actor_lives_on),
         case!(placing::resources_bound_what_runs_at_once).resources(&[("token", 1.0)]),
@@ -99,9 +109,18 @@ pub fn cases() -> Vec<Case> {
 pub const SOLOS: &[Solo] = &[
     solo!(driver::output_reaches_the_driver),
     solo!(driver::the_last_line_reaches_the_driver),
+    solo!(driver::every_last_line_reaches_the_driver),
     solo!(driver::a_killed_driver_ends_its_job),
     solo!(driver::an_interrupted_driver_ends_its_job),
+    solo!(driver::an_interrupted_driver_need_not_listen),
+    solo!(driver::a_panicking_main_ends_its_job),
+    solo!(driver::an_exit_ends_the_job),
+    solo!(driver::a_returning_main_ends_its_job),
     solo!(driver::a_failing_main_says_why),
+    solo!(detaching::a_detached_actor_serves_the_next_driver),
+    solo!(files::files_travel_with_the_job),
+    solo!(files::a_changed_file_is_refused),
+    solo!(files::a_replaced_program_goes_on),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),

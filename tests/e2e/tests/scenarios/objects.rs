@@ -183,6 +183,48 @@ pub async fn tensors_cross_nodes(env: Env) -> Result<()> {
     Ok(())
 }
 
+#[mobula::data]
+struct Parcel {
+    content: ObjectRef<Vec<u64>>,
+}
+
+#[mobula::task]
+async fn unpack(parcel: Parcel) -> Result<Vec<u64>> {
+    parcel.content.await
+}
+
+#[mobula::task]
+fn total(all: Vec<u64>) -> u64 {
+    all.iter().sum()
+}
+
+/// No program comes by such a ref except by the death of whoever passed it on; here one reference too many is dropped.
+pub async fn a_freed_object_says_so(_env: Env) -> Result<()> {
+    let runtime = mobula_host::context::runtime().unwrap();
+    for elements in [3, 100_000] {
+        let object = mobula::put(&vec![1u64; elements])?;
+        assert_eq!((&object).await?.len(), elements);
+        runtime.drop_ref(object.id());
+        let errors = [
+            (&object).await.map(drop).unwrap_err(),
+            object.fetch_view().await.map(drop).unwrap_err(),
+            mobula::get_all(std::slice::from_ref(&object)).await.map(drop).unwrap_err(),
+            total.remote(&object).await.map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::ObjectFreed, "{error}");
+        }
+        let error = (&object).await.unwrap_err();
+        assert!(error.to_string().contains("keep a ref"), "{error}");
+        // Elsewhere it is what a task fails with that waits for it.
+        let error = unpack.remote(Parcel { content: object.clone() }).await.unwrap_err();
+        assert!(error.to_string().contains("it was freed"), "{error}");
+        // It stands for no reference any more.
+        std::mem::forget(object);
+    }
+    Ok(())
+}
+
 #[mobula::task]
 async fn blocks_inside() -> Result<u32> {
     mobula::put(&1u32)?.get()

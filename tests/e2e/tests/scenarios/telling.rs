@@ -36,6 +36,39 @@ fn parse(text: String) -> Result<u64, Outer> {
     text.parse().map_err(Outer)
 }
 
+/// What went wrong, where it says what to do, and where one can read more.
+fn names_cure(error: &mobula::Error, kind: ErrorKind, cure: &str) {
+    assert_eq!(error.kind(), kind, "{error}");
+    let text = error.to_string();
+    assert!(text.contains(cure), "{cure:?} is not in {text:?}");
+    assert!(text.contains(&format!("[{}]", error.code())), "no code in {text:?}");
+}
+
+pub async fn errors_name_their_cure(env: Env) -> Result<()> {
+    let impossible = plus_one.options().resource("unobtainium", 1.0).remote(1).await.unwrap_err();
+    names_cure(&impossible, ErrorKind::Infeasible, "unobtainium");
+    let one = mobula::put(&1u64)?;
+    names_cure(&one.get().unwrap_err(), ErrorKind::BlockingInAsync, ".await");
+    let forced = plus_one.remote(&parse.remote("1")).cancel_by_force();
+    if let Err(forced) = forced {
+        names_cure(&forced, ErrorKind::CannotForce, "isolation = \"process\"");
+    }
+    let none = mobula::find_actor::<Touchy>("nobody", "").await.map(drop).unwrap_err();
+    names_cure(&none, ErrorKind::ActorName, "spawn it with that name first");
+    let touchy = Touchy::spawn().name("touchy").await?;
+    let taken = Touchy::spawn().name("touchy").await.map(drop).unwrap_err();
+    names_cure(&taken, ErrorKind::ActorName, "use another, or `get_or_create`");
+    drop(touchy);
+    let homeless = Touchy::spawn().name("touchy").detached().await.map(drop).unwrap_err();
+    names_cure(&homeless, ErrorKind::ActorName, "`.namespace(");
+    let nameless = Touchy::spawn().namespace("here").detached().await.map(drop).unwrap_err();
+    names_cure(&nameless, ErrorKind::ActorName, "`.name(");
+    let wrong = mobula::Tensor::from_bools(&[1], &[true])?.as_slice::<f32>().unwrap_err();
+    assert!(wrong.to_string().contains("bool"), "{wrong}");
+    assert!(env.cluster.nodes().await.is_ok());
+    Ok(())
+}
+
 #[mobula::task]
 fn plus_one(x: u64) -> u64 {
     x + 1

@@ -1,6 +1,6 @@
 //! What the head says.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId,
@@ -23,7 +23,7 @@ impl Core {
             ToAgent::NodeUp(node) => self.node_up(node),
             ToAgent::NodeDown { node, failure } => self.node_down(node, failure),
             ToAgent::JobStarted { request, job } => self.job_started(request, job, now),
-            ToAgent::JobEnded { job, failure } => self.end_job(job, failure),
+            ToAgent::JobEnded { job, failure, nodes } => self.end_job(job, failure, &nodes),
             ToAgent::Reserve { lease, job, class, slots: _, devices } => {
                 self.reserve(lease, job, &class, &devices);
             }
@@ -38,6 +38,8 @@ impl Core {
                 // Of its own hosts the agent knows first, and has told already.
                 if host.node != self.config.node {
                     self.effects.push(Effect::Died(host, job, failure));
+                } else {
+                    self.driver_dismissed(host, failure);
                 }
             }
             ToAgent::Answered { host, request, answer } => {
@@ -56,6 +58,7 @@ impl Core {
 
     fn node_down(&mut self, node: NodeId, failure: Failure) {
         self.nodes.remove(&node);
+        self.endings_without(node);
         self.objects.node_gone(node);
         let lost: Vec<_> =
             self.pulls.iter().filter(|(_, pull)| pull.node == node).map(|(key, _)| *key).collect();
@@ -84,7 +87,7 @@ impl Core {
         host.job = Some(number);
         host.ready = true;
         let executes = host.kind == Kind::InProcess && self.config.in_process_executor;
-        self.jobs.insert(number, JobState { job, registry: Some(registry) });
+        self.jobs.insert(number, JobState { job, registry: Some(registry), silent: BTreeSet::new() });
         if executes {
             self.leases.host_attached(id, number);
             self.leases.host_ready(id, now);
@@ -96,7 +99,8 @@ impl Core {
     }
 
     fn know_job(&mut self, job: &Job) {
-        self.jobs.entry(job.job).or_insert_with(|| JobState { job: job.clone(), registry: None });
+        let state = || JobState { job: job.clone(), registry: None, silent: BTreeSet::new() };
+        self.jobs.entry(job.job).or_insert_with(state);
     }
 
     fn reserve(&mut self, lease: LeaseId, job: Job, class: &Class, devices: &[DeviceGrant]) {

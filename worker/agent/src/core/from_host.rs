@@ -108,8 +108,8 @@ impl Core {
             ToAgent::JobDone => {
                 if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {
                     let failure = Failure::new(FailureKind::JobEnded, "main has ended").of(job.to_string());
-                    self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: failure.clone() }));
-                    self.end_job(job, failure);
+                    // The head says whether the job ends with it: detached actors may keep it.
+                    self.effects.push(Effect::Head(ToHead::JobEnd { job, failure }));
                 } else {
                     self.violation(id, &"only a driver may end its job");
                 }

@@ -12,6 +12,7 @@ pub mod leases;
 pub mod objects;
 
 mod early;
+mod ending;
 mod from_head;
 mod from_host;
 #[cfg(test)]
@@ -113,6 +114,8 @@ struct JobState {
     job: Job,
     /// Fingerprint of the driver's registry, where the driver is here.
     registry: Option<u64>,
+    /// Nodes that heard of the job's end first, and have sent all that its hosts printed.
+    silent: BTreeSet<NodeId>,
 }
 
 /// The whole of it.
@@ -124,6 +127,7 @@ pub struct Core {
     leases: Leases,
     hosts: Hosts,
     jobs: BTreeMap<JobId, JobState>,
+    endings: BTreeMap<JobId, ending::Ending>,
     nodes: BTreeMap<NodeId, Node>,
     pulls: BTreeMap<(ObjectId, u32), Pull>,
     stewards: BTreeSet<HostId>,
@@ -143,6 +147,7 @@ impl Core {
             leases: Leases::new(config.idle_timeout),
             hosts: Hosts::default(),
             jobs: BTreeMap::new(),
+            endings: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
             stewards: BTreeSet::new(),
@@ -289,30 +294,11 @@ impl Core {
                 let why =
                     Failure::new(FailureKind::JobEnded, format!("its driver ended: {}", failure.message))
                         .of(job.to_string());
-                self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: why.clone() }));
-                self.end_job(job, why);
+                // Whether the job ends with it is the head's to say: detached actors may keep it.
+                self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: why }));
             }
+            self.ending_without(job, host.kind);
         }
-        self.pump();
-    }
-
-    fn end_job(&mut self, job: JobId, failure: Failure) {
-        if self.jobs.remove(&job).is_none() {
-            return;
-        }
-        self.leases.job_gone(job);
-        for id in self.hosts.of_job(job) {
-            let Some(host) = self.hosts.get(id) else { continue };
-            if host.kind.is_launched() {
-                self.effects.push(Effect::Kill(id));
-            } else if host.ready {
-                self.effects.push(Effect::Tell(id, ToHost::JobEnded(failure.clone()), Vec::new()));
-            }
-        }
-        self.pulls.retain(|_, pull| pull.job != job);
-        let gone = self.objects.job_gone(job);
-        self.gone(gone);
-        self.effects.push(Effect::JobGone(job));
         self.pump();
     }
 
@@ -550,6 +536,7 @@ impl Core {
                 }
                 self.free_here(object);
             }
+            Between::OutputEnded { job, node } => self.output_ended(job, node),
             Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
         }
     }
@@ -563,7 +550,7 @@ impl Core {
     /// Every job ends at once: the head is gone for good, or the agent is told to stop.
     pub fn end_all(&mut self, failure: &Failure) {
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
-            self.end_job(job, failure.clone());
+            self.end_job(job, failure.clone(), &[]);
         }
         let rest: Vec<_> = self.hosts.iter().map(|(id, host)| (id, host.kind.is_launched())).collect();
         for (id, launched) in rest {

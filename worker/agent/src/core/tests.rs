@@ -315,7 +315,8 @@ fn the_job_ends_with_its_driver() {
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
-    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd", "kill host-2", "gone job-7"]);
+    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd"]);
+    assert_eq!(rig.head(ended(vec![])), ["kill host-2", "gone job-7"]);
     assert_eq!(rig.host(host, ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 0 }), [""; 0]);
     rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"));
     let usage = rig.core.usage();
@@ -327,6 +328,89 @@ fn the_job_ends_with_its_driver() {
     rig.lines();
     let started = FromHead::JobStarted { request: u64::from(gone.seq), job: job(gone) };
     assert_eq!(rig.head(started), ["head JobEnd"]);
+}
+
+fn ended(nodes: Vec<NodeId>) -> FromHead {
+    FromHead::JobEnded { job: JOB, failure: Failure::new(FailureKind::JobEnded, "main has ended"), nodes }
+}
+
+#[test]
+fn a_driver_hears_of_the_end_behind_the_last_output() {
+    let other = other_node().node;
+    let died = || Failure::new(FailureKind::HostDied, "killed by signal 9");
+    let begin = |nodes| {
+        let mut rig = Rig::new(false);
+        rig.driver(false);
+        let host = rig.launched(1, Class::default());
+        assert_eq!(rig.host(id(1), ToAgent::JobDone), ["head JobEnd"], "the head decides");
+        assert_eq!(rig.head(ended(nodes)), ["kill host-2", "gone job-7"]);
+        (rig, host)
+    };
+    let gone = ["head HostEnded", "died host-2"];
+    let last = ["head HostEnded", "died host-2", "host-1 < JobEnded"];
+    let said = || Between::OutputEnded { job: JOB, node: other };
+    // The hosts here first, the other node first, and one that is lost.
+    let (mut rig, host) = begin(vec![other]);
+    rig.core.host_ended(host, died());
+    assert_eq!(rig.lines(), gone);
+    rig.core.from_peer(said());
+    assert_eq!(rig.lines(), ["host-1 < JobEnded"]);
+    let (mut rig, host) = begin(vec![other]);
+    rig.core.from_peer(said());
+    rig.core.host_ended(host, died());
+    assert_eq!(rig.lines(), last);
+    let (mut rig, host) = begin(vec![other]);
+    rig.head(FromHead::NodeDown { node: other, failure: died() });
+    rig.core.host_ended(host, died());
+    assert_eq!(rig.lines(), last);
+    // A node that nobody asked for hosts, or that is gone, has nothing to say.
+    let (mut rig, host) = begin(vec![NodeId { number: 9, incarnation: 1 }]);
+    rig.core.host_ended(host, died());
+    assert_eq!(rig.lines(), last);
+    assert!(rig.core.endings.is_empty());
+    // The other node may hear of the end before the driver's own.
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    rig.core.from_peer(said());
+    assert_eq!(rig.head(ended(vec![other])), ["gone job-7", "host-1 < JobEnded"]);
+    // A driver that does not wait is not waited for.
+    let (mut rig, host) = begin(vec![other]);
+    rig.core.host_ended(id(1), died());
+    rig.core.host_ended(host, died());
+    rig.core.from_peer(said());
+    assert!(rig.core.endings.is_empty());
+}
+
+#[test]
+fn a_node_tells_the_drivers_when_its_hosts_are_silent() {
+    let mut rig = Rig::new(false);
+    let theirs = Job { driver: HostId { node: other_node().node, seq: 1 }, ..job(id(1)) };
+    let reserve = FromHead::Reserve {
+        lease: lease(1),
+        job: theirs.clone(),
+        class: Class::default(),
+        slots: 1,
+        devices: vec![],
+    };
+    assert_eq!(rig.head(reserve), ["launch host-1"]);
+    assert_eq!(rig.head(ended(vec![])), ["kill host-1", "gone job-7"]);
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    assert_eq!(rig.lines().last().map(String::as_str), Some("node-2 OutputEnded"));
+    assert!(rig.core.endings.is_empty());
+}
+
+#[test]
+fn a_driver_goes_and_detached_actors_stay() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    rig.launched(1, Class::default());
+    assert_eq!(rig.host(id(1), ToAgent::JobDone), ["head JobEnd"]);
+    let failure = Failure::new(FailureKind::JobEnded, "main has ended");
+    let dismissed = FromHead::HostEnded { host: id(1), job: JOB, failure };
+    assert_eq!(rig.head(dismissed), ["host-1 < JobEnded"]);
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
+    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd"]);
+    assert!(rig.core.has_job(JOB), "the head says when it ends");
 }
 
 #[test]

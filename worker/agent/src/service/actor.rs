@@ -299,7 +299,7 @@ impl State {
 
     fn host_said(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
         match &said {
-            ToAgent::Hello { driver: Some(driver), .. } => self.provision.driver(host, driver),
+            ToAgent::Hello { pid, driver: Some(driver), .. } => self.provision.driver(host, *pid, driver),
             ToAgent::RegionAdded { bytes, .. } => {
                 // The size is what the store accounts for: it has to be the file's own.
                 let size = fds.first().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_size);

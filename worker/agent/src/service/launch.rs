@@ -58,9 +58,15 @@ type LastLines = Arc<Mutex<VecDeque<String>>>;
 pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Receiver<bool>) {
     let host = launch.host;
     let last = LastLines::default();
-    let why = live(&launching, launch, killed, Arc::clone(&last)).await;
-    let mut failure = Failure::new(FailureKind::HostDied, why).of(host.to_string());
-    failure.causes = last.lock().iter().map(|line| format!("stderr: {line}")).collect();
+    let failure = match live(&launching, launch, killed, Arc::clone(&last)).await {
+        Ok(why) => {
+            let mut failure = Failure::new(FailureKind::HostDied, why);
+            failure.causes = last.lock().iter().map(|line| format!("stderr: {line}")).collect();
+            failure
+        }
+        Err(failure) => failure,
+    };
+    let failure = failure.of(host.to_string());
     launching.post.ended(host, failure);
 }
 
@@ -70,25 +76,23 @@ async fn told_to_end(killed: &mut watch::Receiver<bool>) {
     let _gone = killed.wait_for(|killed| *killed).await.is_err();
 }
 
+/// How it ended, or why it never was.
 async fn live(
     launching: &Launching,
     launch: Launch,
     mut killed: watch::Receiver<bool>,
     last: LastLines,
-) -> String {
+) -> Result<String, Failure> {
     let Launch { host, job, devices } = launch;
+    let never = |why: String| Failure::new(FailureKind::HostDied, why);
     let prepared = tokio::select! {
         prepared = timeout(PROVISION_TIMEOUT, launching.provision.prepare(&job)) => match prepared {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(failure)) => return failure.to_string(),
-            Err(_) => return format!("its program did not arrive within {PROVISION_TIMEOUT:?}"),
+            Ok(prepared) => prepared?,
+            Err(_) => return Err(never(format!("its program did not arrive within {PROVISION_TIMEOUT:?}"))),
         },
-        () = told_to_end(&mut killed) => return "it was ended before it had started".to_owned(),
+        () = told_to_end(&mut killed) => return Ok("it was ended before it had started".to_owned()),
     };
-    let (ours, theirs) = match UnixStream::pair() {
-        Ok(pair) => pair,
-        Err(error) => return format!("no socket for it: {error}"),
-    };
+    let (ours, theirs) = UnixStream::pair().map_err(|error| never(format!("no socket for it: {error}")))?;
     let spec = Spec {
         program: prepared.program.clone(),
         args: job.arguments.clone(),
@@ -97,15 +101,11 @@ async fn live(
         boot_fd: OwnedFd::from(theirs),
         cwd: prepared.cwd.clone(),
     };
-    let Launched { pid, stdout, stderr, exit, killer } = match launching.launcher.launch(spec) {
-        Ok(launched) => launched,
-        Err(error) => return error.to_string(),
-    };
+    let launched = launching.launcher.launch(spec).map_err(|error| never(error.to_string()))?;
+    let Launched { pid, stdout, stderr, exit, killer } = launched;
     info!(%host, job = %job.job, pid, "host started");
-    let (sender, receiver) = match split_async(ours) {
-        Ok(halves) => halves,
-        Err(error) => return format!("its socket cannot be used: {error}"),
-    };
+    let (sender, receiver) =
+        split_async(ours).map_err(|error| never(format!("its socket cannot be used: {error}")))?;
     let (outbox, queue) = Outbox::socket();
     launching.post.linked(host, outbox);
     let writing = task::spawn("host-write", write_all(sender, queue));
@@ -163,7 +163,7 @@ async fn live(
     let _late = timeout(DRAIN_TIMEOUT, pipes).await;
     writing.abort();
     drop(prepared);
-    how
+    Ok(how)
 }
 
 async fn pass_output(

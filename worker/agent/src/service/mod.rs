@@ -42,6 +42,7 @@ use tracing::info;
 
 pub use head::Error as HeadError;
 pub use local::{LocalLink, LocalReceiver, LocalSender, SendError, TO_AGENT_MAX, TO_HOST_MAX};
+pub use provision::own_program;
 pub use routes::{CONTROL_MAX, ROOM_UNIT_BYTES, ROOM_UNITS};
 
 use crate::{binaries, core::Config, detect::Detected, launcher::Launcher};

@@ -285,7 +285,11 @@ impl Peers {
                 Between::Output { to, from: host, stderr, line } if host.node == from => {
                     self.routes.output(to, host, stderr, line).await;
                 }
-                message @ (Between::Free { .. } | Between::Drop { .. }) => {
+                Between::OutputEnded { node, .. } if node != from => {
+                    warn!(peer = %from, "a node speaks for another");
+                }
+                // Handed on behind the lines that came before it.
+                message @ (Between::Free { .. } | Between::Drop { .. } | Between::OutputEnded { .. }) => {
                     self.post.send(&permits, |permit| Message::Peer(message, permit)).await;
                 }
                 Between::Hello { .. } => {}

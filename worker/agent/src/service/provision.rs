@@ -32,15 +32,23 @@ pub(super) struct Provisioned {
     _in_use: Vec<InUse>,
 }
 
+/// Where a hash is found.
+#[derive(Clone, Debug)]
+struct Source {
+    path: PathBuf,
+    /// A process that runs it, and so has it whatever has become of the file.
+    running: Option<u32>,
+}
+
 /// The store and what can fill it.
 pub(super) struct Provision {
     me: NodeId,
     home: PathBuf,
     store: Store,
     /// Where drivers here said that a hash is found.
-    sources: Mutex<HashMap<BinaryHash, PathBuf>>,
-    /// Programs of drivers here whose hash is not known.
-    programs: Mutex<HashMap<HostId, PathBuf>>,
+    sources: Mutex<HashMap<BinaryHash, Source>>,
+    /// Programs of drivers here whose hash is not known, and whether this process runs it itself.
+    programs: Mutex<HashMap<HostId, (PathBuf, bool)>>,
     one_at_a_time: tokio::sync::Mutex<()>,
     peers: OnceLock<Weak<Peers>>,
 }
@@ -71,19 +79,21 @@ impl Provision {
         let _again = self.peers.set(Arc::downgrade(peers));
     }
 
-    /// A driver here says where its program and files are.
-    pub(super) fn driver(&self, host: HostId, driver: &Driver) {
+    /// A driver here says where its program and files are; `pid` is its process.
+    pub(super) fn driver(&self, host: HostId, pid: u32, driver: &Driver) {
         let mut sources = self.sources.lock();
         if sources.len() < SOURCES_MAX {
             for (_, path, hash) in &driver.files {
-                sources.insert(*hash, PathBuf::from(path));
+                sources.insert(*hash, Source { path: PathBuf::from(path), running: None });
             }
             if !unhashed(driver.binary) && !driver.program.is_empty() {
-                sources.insert(driver.binary, PathBuf::from(&driver.program));
+                let source = Source { path: PathBuf::from(&driver.program), running: Some(pid) };
+                sources.insert(driver.binary, source);
             }
         }
         if unhashed(driver.binary) && !driver.program.is_empty() {
-            self.programs.lock().insert(host, PathBuf::from(&driver.program));
+            let ours = pid == std::process::id();
+            self.programs.lock().insert(host, (PathBuf::from(&driver.program), ours));
         }
     }
 
@@ -96,9 +106,10 @@ impl Provision {
     pub(super) async fn prepare(&self, job: &Job) -> Result<Provisioned, Failure> {
         if unhashed(job.binary) {
             let program = self.programs.lock().get(&job.driver).cloned();
-            let program = program.ok_or_else(|| {
+            let (program, ours) = program.ok_or_else(|| {
                 failed(format!("{} did not say from which program its hosts are started", job.driver))
             })?;
+            let program = if ours { own_program(program) } else { program };
             return Ok(Provisioned { program, cwd: None, _in_use: Vec::new() });
         }
         let program = self.ensure(job.binary, job.driver.node).await?;
@@ -140,17 +151,36 @@ impl Provision {
     }
 
     async fn take_in(&self, hash: BinaryHash) -> Result<InUse, Failure> {
-        let path = self.sources.lock().get(&hash).cloned();
-        let path = path.ok_or_else(|| failed(format!("nobody here has the file of hash {hash}")))?;
-        let (store, source) = (self.store.clone(), path.clone());
-        let entry = blocking(move || store.insert_file(&source)).await?.map_err(failed)?;
-        if entry.hash() == hash {
+        let source = self.sources.lock().get(&hash).cloned();
+        let Source { path, running } =
+            source.ok_or_else(|| failed(format!("nobody here has the file of hash {hash}")))?;
+        let found = self.insert(path.clone()).await;
+        if let Ok(entry) = &found
+            && entry.hash() == hash
+        {
+            return found;
+        }
+        // Another file has its name by now, or none. The content decides, so that it does not matter if the process
+        // has ended and its number is another's.
+        if let Some(pid) = running
+            && let Ok(entry) = self.insert(format!("/proc/{pid}/exe").into()).await
+            && entry.hash() == hash
+        {
             return Ok(entry);
         }
-        let (path, now) = (path.display(), entry.hash());
-        Err(failed(format!(
-            "the program at {path} changed since the job started (hash {hash}, now {now}): start the job again"
-        )))
+        let (what, path) = (if running.is_some() { "program" } else { "file" }, path.display());
+        Err(match found {
+            Ok(_) => failed(format!("the {what} {path} changed since the job started: start the job again")),
+            Err(failure) => failed(format!(
+                "the {what} {path} cannot be read any more: start the job again ({})",
+                failure.message
+            )),
+        })
+    }
+
+    async fn insert(&self, path: PathBuf) -> Result<InUse, Failure> {
+        let store = self.store.clone();
+        blocking(move || store.insert_file(&path)).await?.map_err(failed)
     }
 
     async fn pull(&self, hash: BinaryHash, from: NodeId) -> Result<InUse, Failure> {
@@ -180,13 +210,22 @@ impl Provision {
 
     /// Serves a program or file to another agent: only what a driver here named, or what is stored.
     pub(super) async fn serve(&self, hash: BinaryHash) -> Result<Bytes, String> {
-        let entry = self.ensure(hash, self.me).await.map_err(|failure| failure.to_string())?;
+        let entry = self.ensure(hash, self.me).await.map_err(|failure| failure.message)?;
         blocking(move || fs::read(entry.path()))
             .await
             .map_err(|failure| failure.to_string())?
             .map(Bytes::from)
             .map_err(|error| error.to_string())
     }
+}
+
+/// `program`, unless it is not (any more) the file that this process runs: then what the kernel knows it by. The path
+/// is preferred because tools show the last part of it as the process's name.
+pub fn own_program(program: PathBuf) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let own = PathBuf::from("/proc/self/exe");
+    let inode = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    if inode(&program) == inode(&own) { program } else { own }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {

@@ -1053,5 +1053,5 @@ impl Core {
 }
 
 fn is_final(state: Option<&State>) -> bool {
-    !matches!(state, None | Some(State::Pending))
+    !matches!(state, Some(State::Pending))
 }

@@ -92,7 +92,7 @@ fn a_lost_node_takes_its_drivers_jobs_with_it() {
     assert!(matches!(heard[0], ToAgent::NodeDown { node, .. } if node == a.node), "{heard:?}");
     assert!(heard.iter().any(|m| matches!(m, ToAgent::LeaseEnded { .. })), "{heard:?}");
     let ended = heard.iter().find_map(|m| match m {
-        ToAgent::JobEnded { job: ended, failure } => Some((*ended, failure.clone())),
+        ToAgent::JobEnded { job: ended, failure, .. } => Some((*ended, failure.clone())),
         _ => None,
     });
     let (ended, failure) = ended.unwrap();

@@ -163,10 +163,17 @@ async fn two_agents_relay_pull_and_ship_programs() {
     drop(link);
     assert!(matches!(driver.head.recv().await, ToHead::HostEnded { .. }));
     let ToHead::JobEnd { failure, .. } = driver.head.recv().await else { panic!("no end") };
-    worker.head.send(ToAgentOfHead::JobEnded { job: JOB, failure }).await;
+    let ended = ToAgentOfHead::JobEnded { job: JOB, failure: failure.clone(), nodes: Vec::new() };
+    driver.head.send(ended).await;
+    worker.head.send(ToAgentOfHead::JobEnded { job: JOB, failure, nodes: Vec::new() }).await;
     assert!(matches!(worker.head.recv().await, ToHead::HostEnded { .. }));
     assert_eq!(worker.handle.usage().await.store_used_bytes, 0);
-    assert_eq!(driver.handle.usage().await.store_used_bytes, 0);
+    soon(async {
+        while driver.handle.usage().await.store_used_bytes > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     soon(driver.handle.shutdown()).await.unwrap();
     assert!(matches!(driver.head.recv().await, ToHead::Leave));
     soon(worker.handle.shutdown()).await.unwrap();
