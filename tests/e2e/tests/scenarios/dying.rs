@@ -180,3 +180,38 @@ pub async fn a_killed_node_is_replaced(env: Env) -> Result<()> {
     // The hosts of a lost agent end by themselves.
     Ok(())
 }
+
+struct Clerk {
+    place: String,
+}
+
+#[mobula::actor(restarts = 1, call_retries = 1)]
+impl Clerk {
+    fn new(place: String) -> Self {
+        Self { place }
+    }
+
+    /// Dies the first time it is called with `fatal`.
+    fn stamp(&mut self, number: u32, fatal: bool) -> Result<(u32, u32)> {
+        let before = std::fs::metadata(&self.place).is_ok();
+        witness::note(&self.place);
+        if fatal && !before {
+            std::process::abort();
+        }
+        Ok((number, mobula::context::current()?.attempt))
+    }
+}
+
+pub async fn calls_allowed_at_least_once_are_tried_again(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let expendable = env.expendable();
+    let clerk =
+        Clerk::spawn(witness.place("stamped")).options(|options| options.isolation(expendable)).await?;
+    let calls: Vec<_> = (0..5).map(|number| clerk.stamp(number, number == 0)).collect();
+    let stamped = mobula::get_all(&calls).await?;
+    let numbers: Vec<u32> = stamped.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4]);
+    assert_eq!(stamped[0].1, 2, "the call that died ran again");
+    assert_eq!(witness.count("stamped"), 6);
+    Ok(())
+}

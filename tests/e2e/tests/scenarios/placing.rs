@@ -6,7 +6,7 @@ use std::{
 };
 
 use mobula::{ErrorKind, Result};
-use mobula_e2e::Env;
+use mobula_e2e::{Env, Witness, env::witness};
 
 /// How many run at once in this process, and the most that ever did.
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -75,5 +75,38 @@ pub async fn mistakes_are_reported_by_the_ref(_env: Env) -> Result<()> {
         let error = wrong.remote().await.unwrap_err();
         assert!(error.to_string().contains(word), "{word} is not in {error}");
     }
+    Ok(())
+}
+
+/// Short, until it is told otherwise; then as long as it takes for somebody else to run on another node.
+#[mobula::task(cpu = 1, retries = 0)]
+fn sudden(long: bool, here: String, done: String) -> Result<u32> {
+    if long {
+        witness::note(&format!("{here} {}", mobula::context::current()?.host.node.number));
+        let limit = std::time::Instant::now() + Duration::from_secs(30);
+        while !witness::noted(&done) && std::time::Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(mobula::context::current()?.host.node.number)
+}
+
+pub async fn what_waits_behind_slow_work_goes_to_another_node(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let (here, done) = (witness.place("on"), witness.place("done"));
+    // Their number is known to be short, so many are pushed ahead to whoever has a lease.
+    let short: Vec<_> = (0..200).map(|_| sudden.remote(false, here.as_str(), done.as_str())).collect();
+    mobula::get_all(&short).await?;
+    // More than one node has slots for.
+    let long: Vec<_> = (0..4).map(|_| sudden.remote(true, here.as_str(), done.as_str())).collect();
+    let nodes = env.nodes().await?;
+    for node in &nodes {
+        witness.sees(&format!("on {}", node.number)).await?;
+    }
+    witness.say("done");
+    let mut ran = mobula::get_all(&long).await?;
+    ran.sort_unstable();
+    ran.dedup();
+    assert_eq!(ran, nodes.iter().map(|node| node.number).collect::<Vec<_>>());
     Ok(())
 }
