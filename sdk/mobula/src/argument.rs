@@ -2,6 +2,7 @@
 
 use mobula_host::{
     codec::{self, Arguments, Data, Held},
+    context,
     core::Input,
 };
 use mobula_proto::{Failure, ObjectId, wire::INLINE_BYTES_MAX};
@@ -29,9 +30,10 @@ impl Builder {
     fn value<T: Data>(&mut self, value: &T) -> Result<(), Failure> {
         let output = codec::encode(value)?;
         let bytes = output.encoded.len();
-        if self.inline_bytes + bytes > INLINE_BYTES_MAX as u64 {
+        let full = || context::runtime().is_some_and(|runtime| runtime.is_inline_full(bytes));
+        if self.inline_bytes + bytes > INLINE_BYTES_MAX as u64 || full() {
             let runtime = crate::cluster::current().map_err(Failure::from)?;
-            let id = runtime.put(&output)?;
+            let id = runtime.put_stored(&output)?;
             self.inputs.push(Input::Ref(id));
             self.holds.raws.push(Raw { id, runtime });
             return Ok(());

@@ -117,3 +117,38 @@ async fn blocking_in_async_code_is_refused() -> mobula::Result<()> {
     assert_eq!(error.kind(), mobula::ErrorKind::BlockingInAsync);
     Ok(())
 }
+
+static GATE: (std::sync::Mutex<bool>, std::sync::Condvar) =
+    (std::sync::Mutex::new(false), std::sync::Condvar::new());
+
+#[mobula::task(cpu = 0)]
+fn pass_the_gate() -> bool {
+    let limit = std::time::Duration::from_secs(60);
+    match GATE.0.lock().map(|open| GATE.1.wait_timeout_while(open, limit, |open| !*open)) {
+        Ok(Ok((open, _))) => *open,
+        _ => false,
+    }
+}
+
+#[mobula::task]
+fn size_behind(open: bool, bytes: Vec<u8>) -> Option<usize> {
+    open.then_some(bytes.len())
+}
+
+#[mobula::test]
+async fn many_arguments_lie_in_the_store(cluster: Cluster) -> mobula::Result<()> {
+    const BYTES: usize = 90_000;
+    const CALLS: usize = 800;
+    let open = pass_the_gate.remote();
+    let sizes: Vec<_> = (0..CALLS).map(|_| size_behind.remote(&open, vec![7; BYTES])).collect();
+    let in_store = cluster.leftovers().store_bytes;
+    // 64 MiB stay in the process.
+    assert!(in_store >= (CALLS * BYTES) as u64 - (64 << 20), "{in_store}");
+    assert!(in_store < (CALLS * BYTES) as u64 / 2, "{in_store}");
+    if let Ok(mut open) = GATE.0.lock() {
+        *open = true;
+    }
+    GATE.1.notify_all();
+    assert_eq!(mobula::get_all(&sizes).await?, vec![Some(BYTES); CALLS]);
+    Ok(())
+}

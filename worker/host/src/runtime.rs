@@ -29,7 +29,7 @@ use smallvec::SmallVec;
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, Spec, TICK},
+    core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Spec, TICK},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -72,6 +72,8 @@ pub struct Runtime {
     welcome: Welcome,
     registry: Registry,
     core: Mutex<Core>,
+    /// The core's count of bytes in arguments.
+    inline_bytes: Arc<AtomicU64>,
     /// Who waits until there is room for more calls.
     room: Mutex<Vec<Waiter>>,
     executor: Executor,
@@ -112,8 +114,10 @@ impl Runtime {
         peers: Peers,
         user: tokio::runtime::Handle,
     ) -> Arc<Self> {
+        let core = Core::new(welcome.host);
         let runtime = Arc::new(Self {
-            core: Mutex::new(Core::new(welcome.host)),
+            inline_bytes: core.inline_bytes(),
+            core: Mutex::new(core),
             room: Mutex::default(),
             executor: Executor::default(),
             store: Store::new(&welcome, agent.clone()),
@@ -519,13 +523,30 @@ impl Runtime {
     pub fn put(self: &Arc<Self>, output: &Output) -> Result<ObjectId, Failure> {
         let object = self.step(|core, _| core.next_task()).object(0);
         let value = self.keep_result(object, 1, output)?;
+        Ok(self.own_value(object, value, output))
+    }
+
+    /// [`Self::put`], but into the store however small.
+    pub fn put_stored(self: &Arc<Self>, output: &Output) -> Result<ObjectId, Failure> {
+        let object = self.step(|core, _| core.next_task()).object(0);
+        let value = self.keep_stored(object, 1, output)?;
+        Ok(self.own_value(object, value, output))
+    }
+
+    /// Whether an argument of so many bytes should lie in the store, since unfinished calls keep enough in this
+    /// process already.
+    pub fn is_inline_full(&self, bytes: u64) -> bool {
+        self.inline_bytes.load(Ordering::Relaxed) + bytes > INLINE_BYTES_TOTAL_MAX
+    }
+
+    fn own_value(self: &Arc<Self>, object: ObjectId, value: Value, output: &Output) -> ObjectId {
         let contains = output.refs.ids().to_vec();
         let state = match value {
             Value::Inline(bytes) => State::Inline { bytes, contains: contains.clone() },
             Value::Stored(copy) => State::Stored(copy),
         };
         self.step(|core, out| core.own(out, |objects, fx| objects.put(object, state, contains, fx)));
-        Ok(object)
+        object
     }
 
     /// Small values inline, larger ones into the store.
@@ -540,8 +561,17 @@ impl Runtime {
             let blob = output.encoded.to_blob();
             return blob.map(Value::Inline).map_err(|e| Failure::new(FailureKind::Codec, e.to_string()));
         }
+        self.keep_stored(object, attempt, output)
+    }
+
+    fn keep_stored(
+        self: &Arc<Self>,
+        object: ObjectId,
+        attempt: u32,
+        output: &Output,
+    ) -> Result<Value, Failure> {
         self.store.keep(self, object, attempt, &output.encoded)?;
-        Ok(Value::Stored(Copy { node: self.me().node, bytes, attempt }))
+        Ok(Value::Stored(Copy { node: self.me().node, bytes: output.encoded.len(), attempt }))
     }
 
     /// Sends a result, once the owners of the refs that stay behind or travel along know about it.

@@ -17,6 +17,10 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,6 +57,9 @@ const NO_LEASE: LeaseId = LeaseId { number: 0 };
 const UNASKED: u64 = 0;
 /// Most calls submitted and not yet done, in one host.
 pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
+/// Most bytes of encoded arguments that unfinished calls of one host keep in its own memory; larger ones then lie in
+/// the store.
+pub const INLINE_BYTES_TOTAL_MAX: u64 = 64 << 20;
 /// Who waits for room is told when so many calls are done at once: a share of the limit.
 const ROOM_SHARE: usize = 64;
 /// Longest list of actions or effects whose memory is kept for the next step.
@@ -136,6 +143,8 @@ pub struct Core {
     tasks: IdMap<u64, Task>,
     last_seq: u64,
     unfinished: usize,
+    /// Bytes of arguments inside `tasks`.
+    inline_bytes: Arc<AtomicU64>,
     unfinished_max: usize,
     room_wanted: bool,
     dependents: IdMap<ObjectId, Vec<u64>>,
@@ -160,6 +169,7 @@ impl Core {
             tasks: IdMap::default(),
             last_seq: 0,
             unfinished: 0,
+            inline_bytes: Arc::default(),
             unfinished_max: UNFINISHED_TASKS_MAX,
             room_wanted: false,
             dependents: IdMap::default(),
@@ -184,6 +194,11 @@ impl Core {
         if actions.capacity() <= ACTIONS_KEPT {
             self.actions = actions;
         }
+    }
+
+    /// Bytes of encoded arguments that unfinished calls keep in this process, to be read at any time.
+    pub fn inline_bytes(&self) -> Arc<AtomicU64> {
+        self.inline_bytes.clone()
     }
 
     /// Whether one more call may be submitted.
@@ -252,6 +267,7 @@ impl Core {
             }
         }
         let kind = spec.kind;
+        self.inline_bytes.fetch_add(spec.inline_bytes(), Ordering::Relaxed);
         self.unfinished += 1;
         self.tasks.insert(
             task.seq,
@@ -593,6 +609,7 @@ impl Core {
     }
 
     fn release(&mut self, spec: &Spec) {
+        self.inline_bytes.fetch_sub(spec.inline_bytes(), Ordering::Relaxed);
         for held in spec.refs() {
             self.objects.drop_ref(held, &mut self.effects);
         }

@@ -127,6 +127,15 @@ impl Spec {
         tops.chain(self.nested.iter()).copied().chain(actor)
     }
 
+    /// Bytes of its encoded values.
+    pub(super) fn inline_bytes(&self) -> u64 {
+        let bytes = self.inputs.iter().map(|input| match input {
+            Input::Value(blob) => blob.len() as u64,
+            Input::Ref(_) | Input::List(_) => 0,
+        });
+        bytes.sum()
+    }
+
     pub(super) fn dependencies(&self) -> impl Iterator<Item = ObjectId> {
         self.inputs
             .iter()
