@@ -12,7 +12,11 @@ mod task;
 use proc_macro::TokenStream;
 
 /// Makes a function a task: `function.remote(…)` runs it elsewhere and gives an `ObjectRef` of its result,
-/// `function.options().cpu(2.0).remote(…)` changes how, and `function.local(…)` calls it right here.
+/// `function.options().cpu(2.0).remote(…)` changes how, and `function.local(…)` calls it right here. Where very many
+/// calls are unfinished (see `Builder::budget`), `remote` waits; `function.try_remote(…)` hands the call back instead,
+/// and `function.submit(…).await` waits without a thread.
+///
+/// The function's name becomes a type and its one value, so no variable or parameter in its scope can have that name.
 ///
 /// `#[mobula::task(cpu = 2, gpu = 0.5, memory = "2GiB", retries = 5, timeout_ms = 1000, isolation = "process",
 /// name = "stable::name")]`, all optional: one CPU and three retries unless said otherwise. Arguments and result
@@ -27,8 +31,10 @@ pub fn task(attributes: TokenStream, item: TokenStream) -> TokenStream {
 /// a `TypeHandle`, which has a method for each of the actor's that gives an `ObjectRef`.
 ///
 /// `&mut self` methods run one at a time, in each caller's order; `&self` methods may run at once. `new` and the
-/// methods may be `async` and may return a `Result`. `#[mobula::actor(restarts = 3, cpu = 1)]`: no resources and
-/// no restarts unless said otherwise. A private method, marked `#[local]`, stays the type's own.
+/// methods may be `async` and may return a `Result`. `#[mobula::actor(restarts = 3, call_retries = 2, cpu = 1)]`: no
+/// resources and no restarts unless said otherwise. A call that was on its way when the actor's host died fails as
+/// `MaybeExecuted`; with `call_retries` it is made again on the restarted actor, so it may run more than once. A
+/// private method, marked `#[local]`, stays the type's own.
 #[proc_macro_attribute]
 pub fn actor(attributes: TokenStream, item: TokenStream) -> TokenStream {
     actor::expand(attributes.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
