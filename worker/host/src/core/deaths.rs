@@ -1,0 +1,105 @@
+//! Hosts and nodes that died, and what becomes of what was there (C-4).
+
+use mobula_proto::{Failure, HostId, LeaseId, NodeId, ObjectId, TaskId, host::ToAgent, peer::State};
+
+use super::{Action, Core, Kind, Phase, clients::actor_died};
+
+impl Core {
+    /// A host is gone: retry or fail what was pushed there, restart its actors (C-4).
+    pub fn host_died(&mut self, host: HostId, failure: &Failure, out: &mut Vec<Action>) {
+        self.lost(&|other| other == host, failure, out);
+        self.objects.host_died(host, failure, &mut self.effects);
+        self.drain(out);
+    }
+
+    /// A node is gone, and every host on it.
+    pub fn node_died(&mut self, node: NodeId, failure: &Failure, out: &mut Vec<Action>) {
+        self.lost(&|other| other.node == node, failure, out);
+        self.objects.node_died(node, failure, &mut self.effects);
+        self.drain(out);
+    }
+
+    fn lost(&mut self, gone: &dyn Fn(HostId) -> bool, failure: &Failure, out: &mut Vec<Action>) {
+        let on_lost_lease: Vec<LeaseId> =
+            self.leases.iter().filter(|(_, held)| gone(held.host)).map(|(id, _)| *id).collect();
+        let mut seqs: Vec<u64> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| match task.phase {
+                Phase::Pushed { host, .. } => gone(host),
+                Phase::Kept => task.holds.is_some_and(|lease| on_lost_lease.contains(&lease)),
+                Phase::Waiting | Phase::Queued => false,
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        seqs.sort_unstable();
+        for lease in on_lost_lease {
+            self.forget_lease(lease);
+            out.push(Action::Tell(ToAgent::Release { lease }));
+        }
+        for client in self.clients.values_mut() {
+            if let Some((host, incarnation)) = client.at.filter(|(host, _)| gone(*host)) {
+                let _ = host;
+                client.at = None;
+                client.dead_incarnation = incarnation;
+                client.limbo.extend(std::mem::take(&mut client.in_flight));
+            }
+        }
+        for seq in seqs {
+            self.retry_or_fail(seq, failure, out);
+        }
+        // What an owner elsewhere makes of the actor's death arrives as a new state; ours was decided above.
+        let moved: Vec<ObjectId> = self.clients.keys().copied().collect();
+        for actor in moved {
+            self.on_actor(actor, out);
+        }
+    }
+
+    fn retry_or_fail(&mut self, seq: u64, failure: &Failure, out: &mut Vec<Action>) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let object = TaskId { owner: self.me, seq }.object(0);
+        match task.spec.kind {
+            // Decided with the actor: see `limbo`.
+            Kind::Method { .. } => {}
+            Kind::Direct { .. } => self.conclude(seq, failure.clone(), out),
+            Kind::Construct { restarts } => {
+                let was_alive = task.phase == Phase::Kept;
+                if task.incarnation <= restarts && !task.cancelled {
+                    task.incarnation += 1;
+                    task.attempt += 1;
+                    task.holds = None;
+                    if was_alive {
+                        self.unfinished += 1;
+                    }
+                    self.objects.set_actor(object, State::Pending, &mut self.effects);
+                    self.drain(out);
+                    self.enqueue(seq, true, out);
+                } else {
+                    let incarnations = restarts + 1;
+                    let mut failure = actor_died(failure);
+                    if restarts > 0 {
+                        failure.message =
+                            format!("{} (incarnation {incarnations} of {incarnations})", failure.message);
+                    }
+                    self.conclude(seq, failure, out);
+                }
+            }
+            Kind::Task => {
+                if task.attempt < task.spec.template.attempts_max && !task.cancelled {
+                    task.attempt += 1;
+                    self.enqueue(seq, true, out);
+                } else {
+                    let mut failure = failure.clone();
+                    // What failed is the task; the host is why.
+                    if !failure.what.is_empty() {
+                        let host = std::mem::take(&mut failure.what);
+                        failure.message = format!("{host} ended: {}", failure.message);
+                    }
+                    failure.attempt = task.attempt;
+                    failure.attempts_max = task.spec.template.attempts_max;
+                    self.conclude(seq, failure, out);
+                }
+            }
+        }
+    }
+}
