@@ -4,5 +4,6 @@
 
 mod cluster;
 mod harness;
+mod jobs;
 mod refusals;
 mod settings;

@@ -11,7 +11,7 @@ use mobula_head::{EmbeddedHead, Head};
 use mobula_host::link::{AgentReceiver, AgentSender, Delivery};
 use mobula_proto::Quantity;
 
-use super::{Builder, Cluster, Program};
+use super::{Builder, Cluster, Program, home::Home};
 use crate::{Error, ErrorKind, Result};
 
 /// The head and the agent, and the threads that run them.
@@ -19,7 +19,7 @@ pub(super) struct Embedded {
     agent: Option<mobula_agent::Handle>,
     head: Option<mobula_head::Handle>,
     io: Option<tokio::runtime::Runtime>,
-    _home: tempfile::TempDir,
+    _home: Home,
 }
 
 /// Threads for the head's and the agent's IO.
@@ -34,13 +34,6 @@ pub(super) fn io_runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .map_err(|error| Error::new(ErrorKind::Internal, format!("the IO runtime did not start: {error}")))
-}
-
-pub(super) fn home() -> Result<tempfile::TempDir> {
-    tempfile::Builder::new()
-        .prefix("mobula-")
-        .tempdir()
-        .map_err(|error| Error::new(ErrorKind::Internal, format!("no temporary folder: {error}")))
 }
 
 /// What a node of this builder offers.
@@ -82,7 +75,7 @@ pub(super) fn adapt(link: LocalLink) -> (AgentSender, AgentReceiver) {
 
 pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<Cluster> {
     let io = io_runtime()?;
-    let home = home()?;
+    let home = Home::new()?;
     let resources = detected(builder)?;
     let (head, agent, link) = io.block_on(async {
         let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()

@@ -3,7 +3,8 @@
 use mobula_host::link;
 
 use super::{
-    Builder, Cluster, Program, embedded,
+    Builder, Cluster, Program,
+    home::Home,
     roles::{Offer, Process, Ready, Task},
 };
 use crate::{Error, ErrorKind, Result};
@@ -15,7 +16,7 @@ pub const NODES_MAX: u32 = 64;
 pub(super) struct Processes {
     nodes: Vec<Process>,
     head: Option<Process>,
-    _home: tempfile::TempDir,
+    _home: Home,
 }
 
 impl Drop for Processes {
@@ -38,7 +39,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
     let program = std::env::current_exe()
         .map_err(|error| Error::new(ErrorKind::Binary, format!("this program's own file: {error}")))?;
     let program = mobula_agent::service::own_program(program);
-    let home = embedded::home()?;
+    let home = Home::new()?;
     let arguments = builder.arguments.clone();
     let unexpected = |ready: Ready| Error::new(ErrorKind::Internal, format!("a process said {ready:?}"));
     let (head, ready) =

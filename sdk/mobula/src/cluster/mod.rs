@@ -4,6 +4,7 @@
 mod embedded;
 mod entry;
 mod exit;
+mod home;
 mod local;
 mod over;
 mod remote;

@@ -17,7 +17,7 @@ use mobula_net::{
 };
 use mobula_proto::Resources;
 
-use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, roles};
+use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, home::Home, roles};
 use crate::{Error, ErrorKind, Result};
 
 /// How long nothing may be heard of a driver whose head is on the same machine. With the head's own interval between
@@ -29,7 +29,7 @@ const SILENCE_MAX: Duration = Duration::from_millis(2200);
 pub(super) struct Remote {
     agent: Option<mobula_agent::Handle>,
     io: Option<tokio::runtime::Runtime>,
-    _home: tempfile::TempDir,
+    _home: Home,
 }
 
 impl Drop for Remote {
@@ -66,7 +66,7 @@ pub(super) fn start(
     let trouble = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Unreachable, error.to_string());
     let token = JoinToken::parse(&token).map_err(|error| trouble(&error))?;
     let io = embedded::io_runtime()?;
-    let home = embedded::home()?;
+    let home = Home::new()?;
     let name = format!("driver-{}-{}", std::process::id(), random_name());
     let (agent, link) = io.block_on(async {
         let joined = quic::join(head, &token, Role::Driver, &name).await.map_err(|error| trouble(&error))?;
