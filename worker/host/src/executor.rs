@@ -465,7 +465,13 @@ impl Executor {
         }
         let long = is_long(run.function);
         if long {
-            self.state.lock().long += 1;
+            let mut state = self.state.lock();
+            state.long += 1;
+            // What was left for this thread to take, since it seemed to be quick, needs another.
+            if !state.ready.is_empty() && wants_another_thread(&state) {
+                self.wake_or_grow(runtime, &mut state);
+            }
+            drop(state);
             runtime.peers().ring_all(true);
         }
         // One wake for several results, as long as there is more to run right now.
@@ -757,7 +763,7 @@ impl Executor {
         let mut contains = crate::codec::Held::default();
         let outcome = match result {
             Ok(_) if is_construct => Outcome::Values(SmallVec::new()),
-            Ok(output) => match runtime.keep_result(call.task.object(0), call.attempt, &output) {
+            Ok(output) => match runtime.keep_result_for(caller, call.task.object(0), call.attempt, &output) {
                 Ok(value) => {
                     contains = output.refs;
                     Outcome::Values(SmallVec::from_buf([Returned {

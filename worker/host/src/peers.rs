@@ -170,6 +170,15 @@ impl Peers {
         }
     }
 
+    /// Bytes that wait beside a full ring for this host to make room.
+    pub(crate) fn backlog(&self, to: HostId) -> usize {
+        let outbound = match self.routes.lock().get(&to) {
+            Some(Route::Rings(outbound)) => outbound.clone(),
+            _ => return 0,
+        };
+        outbound.sender.lock().overflow_bytes()
+    }
+
     /// Sees to it that what is left unrung now does not stay so.
     fn guard(&self, runtime: &Arc<Runtime>) {
         let weak = Arc::downgrade(runtime);

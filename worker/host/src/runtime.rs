@@ -564,6 +564,20 @@ impl Runtime {
         self.keep_stored(object, attempt, output)
     }
 
+    /// [`Self::keep_result`], but into the store where many results wait for the caller to take them.
+    pub(crate) fn keep_result_for(
+        self: &Arc<Self>,
+        caller: HostId,
+        object: ObjectId,
+        attempt: u32,
+        output: &Output,
+    ) -> Result<Value, Failure> {
+        if output.encoded.len() > SMALL_RESULT_BYTES && self.peers.backlog(caller) > BACKLOG_BYTES_MAX {
+            return self.keep_stored(object, attempt, output);
+        }
+        self.keep_result(object, attempt, output)
+    }
+
     fn keep_stored(
         self: &Arc<Self>,
         object: ObjectId,
@@ -863,6 +877,10 @@ impl Runtime {
     }
 }
 
+/// Results up to this many bytes travel inside messages even to a caller that takes none: their calls are bounded.
+const SMALL_RESULT_BYTES: u64 = 256;
+/// Where more bytes than this wait for a caller to take them, larger results go to the store.
+const BACKLOG_BYTES_MAX: usize = 32 << 20;
 /// Longest wait for the head's answer to a question.
 pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 

@@ -11,8 +11,9 @@ use super::{
 };
 
 /// Most bytes that wait beside a full ring, with [`OVERFLOW_ENTRY_BYTES`] added for each message. Unit: bytes for
-/// each ring. Past it [`Sender::send`] refuses, which is the back-pressure on whoever produces.
-pub const OVERFLOW_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// each ring. Past it [`Sender::send`] refuses. Room for as many calls as one host may have unfinished (1,048,576), with
+/// the arguments that these may hold: a receiver that stands still for a while loses nothing.
+pub const OVERFLOW_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// What a waiting message is charged beside its bytes, so that empty ones are bounded too.
 pub const OVERFLOW_ENTRY_BYTES: usize = 64;
 /// Buffers that a receiver keeps for its next messages.

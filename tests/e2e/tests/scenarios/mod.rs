@@ -87,6 +87,7 @@ pub fn cases() -> Vec<Case> {
         case!(dying::a_killed_host_is_replaced).modes(RIG),
         case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
         case!(stopping::a_stopped_host_goes_on).modes(STOPPABLE),
+        case!(stopping::a_stopped_host_loses_none_of_many_calls).modes(&[Mode::Socket]),
         case!(stopping::a_stopped_agent_goes_on).modes(STOPPABLE),
         case!(stopping::a_stopped_head_goes_on).modes(STOPPABLE),
         case!(telling::a_panic_names_its_place),

@@ -36,6 +36,11 @@ impl Counter {
         self.count
     }
 
+    fn quick(&mut self) -> usize {
+        self.count += 1;
+        self.count
+    }
+
     fn process(&self) -> u32 {
         std::process::id()
     }
@@ -93,4 +98,17 @@ pub async fn a_stopped_agent_goes_on(env: Env) -> Result<()> {
 
 pub async fn a_stopped_head_goes_on(env: Env) -> Result<()> {
     go_on(&env, async |_, _| Part::Head).await
+}
+
+/// More calls than fit into a ring and what lay beside it once.
+const MANY_CALLS: usize = 400_000;
+
+pub async fn a_stopped_host_loses_none_of_many_calls(env: Env) -> Result<()> {
+    let counter = Counter::spawn().await?;
+    let host = Part::Host(counter.process().await?);
+    env.rig().unwrap().stop(host).unwrap();
+    let calls: Vec<_> = (0..MANY_CALLS).map(|_| counter.quick()).collect();
+    env.rig().unwrap().resume(host).unwrap();
+    assert_eq!(mobula::get_all(&calls).await?, (1..=MANY_CALLS).collect::<Vec<_>>());
+    Ok(())
 }
