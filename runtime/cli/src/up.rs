@@ -67,8 +67,13 @@ pub struct UpNode {
 
 impl Up {
     /// What `up` noted in this home, if it did; the processes may be gone since.
-    pub fn read(home: &Home) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(home.up_file()).ok()?).ok()
+    pub fn read(home: &Home) -> Result<Option<Self>, Error> {
+        let path = home.up_file();
+        match std::fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error::file("read", &path)(error)),
+        }
     }
 
     /// The first of its processes that still runs.
@@ -193,8 +198,9 @@ impl Cluster {
 pub async fn run(args: UpArgs, home: Home) -> Result<(), Error> {
     let mut signals = Signals::take(None)?;
     let claim = home.claim("up")?;
-    let running = Up::read(&home).and_then(|up| up.running().cloned());
-    if let Some(mark) = running.or_else(|| home.claimed("head").filter(|mark| mark.find().is_some())) {
+    let running = Up::read(&home)?.and_then(|up| up.running().cloned());
+    let head = home.claimed("head")?.filter(|mark| mark.find().is_some());
+    if let Some(mark) = running.or(head) {
         return Err(Error::AlreadyRuns { what: "a cluster", home: home.path().to_owned(), pid: mark.pid });
     }
     let cancelled = Arc::new(AtomicBool::new(false));
