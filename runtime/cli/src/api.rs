@@ -93,7 +93,10 @@ impl Api {
             Ok(answer) => answer,
             Err(error) => {
                 // A head that was killed could not say that it is gone.
-                let gone = self.home.claimed("head").is_ok_and(|mark| mark.is_some_and(|mark| mark.find().is_none()));
+                let gone = self
+                    .home
+                    .claimed("head")
+                    .is_ok_and(|mark| mark.is_some_and(|mark| mark.find().is_none()));
                 return Err(if gone {
                     Error::NoHead { home: self.home.path().to_owned() }
                 } else {

@@ -336,6 +336,9 @@ fn net_cure(error: &quic::Error) -> &'static str {
             "check the address; if it is right, join again with a token that its head made"
         }
         quic::Error::Protocol { .. } => "run the same version of Mobula on both machines",
+        quic::Error::NotOffered { .. } => {
+            "name the UDP port of the head, and run the same version of Mobula on both machines"
+        }
         quic::Error::Bind { .. } => "choose another address with --listen or --quic",
         _ => "try again; if it stays, look at the log of the head",
     }

@@ -90,6 +90,8 @@ struct Child {
     process: std::process::Child,
     ready: Receiver<String>,
     ours: bool,
+    /// Whether it was asked to end; asked twice, it would end at once.
+    asked: bool,
 }
 
 impl Child {
@@ -108,7 +110,7 @@ impl Child {
                 let _late = sender.send(line);
             }
         });
-        Ok(Self { mark, process, ready, ours: true })
+        Ok(Self { mark, process, ready, ours: true, asked: false })
     }
 
     fn ready(&mut self, cancelled: &AtomicBool) -> Result<Ready, Error> {
@@ -145,7 +147,10 @@ impl Child {
         }
     }
 
-    fn ask_to_end(&self) {
+    fn ask_to_end(&mut self) {
+        if std::mem::replace(&mut self.asked, true) {
+            return;
+        }
         if let Some(alive) = self.mark.find() {
             alive.signal(Signal::TERM);
         }
@@ -174,7 +179,7 @@ struct Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for node in self.nodes.iter().filter(|node| node.ours) {
+        for node in self.nodes.iter_mut().filter(|node| node.ours) {
             node.ask_to_end();
         }
         self.nodes.clear();

@@ -25,7 +25,7 @@ fn a_token_lets_in_once_for_its_time_its_role_and_its_cluster() {
     wait_for("the token to expire", || (SystemTime::now() > expired).then_some(()));
     join(&short).failed(1, &["has expired", "[MOB6001]", "mobula token create"]);
     let driver = here.say(&["token", "create", "--role", "driver"]).ok();
-    join(&driver).failed(1, &["for the role driver", "[MOB6001]"]);
+    join(&driver).failed(1, &["for a driver, not a node", "[MOB6001]"]);
     let good = here.token();
     join(&good[..good.len() - 2]).failed(2, &["copy the whole line", "[MOB6001]"]);
     join("secret").failed(2, &["no join token", "[MOB6001]"]);
@@ -149,7 +149,8 @@ fn a_folder_that_is_no_home_is_left_alone() {
     std::fs::create_dir(&shared).unwrap();
     std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
     for arguments in [&["up"][..], &["head"], &node("127.0.0.1:9", &[])] {
-        home.say(arguments).failed(1, &["open to other users (mode 1777)", "[MOB5002]", "chmod 700", "--home"]);
+        home.say(arguments)
+            .failed(1, &["open to other users (mode 1777)", "[MOB5002]", "chmod 700", "--home"]);
     }
     assert_eq!(std::fs::metadata(&shared).unwrap().permissions().mode() & 0o7777, 0o1777);
     assert_eq!(std::fs::read_dir(&shared).unwrap().count(), 0);
