@@ -138,7 +138,6 @@ fn up_that_is_interrupted_while_it_starts_ends_soon_and_in_order() {
         up.signal(Signal::INT);
         let (_, errors) = up.wait("`up` to end");
         assert!(!errors.contains("ended at once"), "{errors}");
-        eprintln!("{:?} {errors}", asked.elapsed());
         assert!(asked.elapsed() < std::time::Duration::from_millis(900), "{:?}: {errors}", asked.elapsed());
     }
 }

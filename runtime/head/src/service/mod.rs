@@ -50,6 +50,9 @@ pub const TICK_MS_MAX: u64 = 1000;
 pub const TOKEN_TTL_MAX: Duration = Duration::from_hours(30 * 24);
 /// How long [`Handle::shutdown`] waits for agents to hear of it.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// How long the last packets, which say that the port closes, have to leave. Nodes have heard of the end by then; a
+/// peer that is gone already never answers them.
+const CLOSE_GRACE: Duration = Duration::from_millis(200);
 
 /// How a head starts.
 #[derive(Clone, Debug)]
@@ -266,7 +269,7 @@ impl Handle {
             home::withdraw(&home);
             links.wait_gone(SHUTDOWN_GRACE).await;
             endpoint.close("the head has ended");
-            endpoint.wait_idle(SHUTDOWN_GRACE / 2).await;
+            endpoint.wait_idle(CLOSE_GRACE).await;
         }
     }
 
