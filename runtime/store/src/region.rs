@@ -23,14 +23,11 @@ use crate::{
     Error,
     bytes::{Bytes, Pin},
     free::Space,
-    map::Mapping,
+    map::{HUGE_PAGE_BYTES, Mapping},
 };
 
 /// Largest region, in bytes: a quarter of the user's address space on the machines in use (64 TiB).
 pub const BYTES_MAX: u64 = 1 << 46;
-
-/// From this size on huge pages are asked for.
-const HUGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The seals of every region that is shared, with their names.
 const SEALS: [(SealFlags, &str); 4] = [

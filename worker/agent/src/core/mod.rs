@@ -343,6 +343,13 @@ impl Core {
         if short > 0 {
             let gone = self.objects.evict(short);
             self.gone(gone);
+            for writer in self.objects.idle_writers() {
+                // The agent's own go by themselves while somebody waits.
+                if !writer.is_agent() {
+                    let message = ToHost::Reclaim { objects: Vec::new() };
+                    self.effects.push(Effect::Tell(writer, message, Vec::new()));
+                }
+            }
         }
         for (writer, request) in self.objects.grants() {
             self.room(writer, request, Ok(()));

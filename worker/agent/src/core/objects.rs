@@ -125,6 +125,8 @@ struct Region {
     live: u64,
     /// Its writer is gone: it goes with its last object.
     orphan: bool,
+    /// Its writer was asked to give it back since the last object in it was sealed.
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -269,6 +271,20 @@ impl Objects {
         self.waiting.front().map_or(0, |first| (self.used + first.bytes).saturating_sub(self.capacity))
     }
 
+    /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep
+    /// them for reuse, and may give them back.
+    pub fn idle_writers(&mut self) -> BTreeSet<HostId> {
+        let mut writers = BTreeSet::new();
+        if self.short_by() > 0 {
+            for (id, region) in &mut self.regions {
+                if region.live == 0 && !region.orphan && !std::mem::replace(&mut region.asked, true) {
+                    writers.insert(id.writer);
+                }
+            }
+        }
+        writers
+    }
+
     /// Refuses what waited too long.
     pub fn expire(&mut self, now: Instant) -> Vec<(HostId, Request, Failure)> {
         let (used, capacity) = (self.used, self.capacity);
@@ -320,7 +336,7 @@ impl Objects {
         if found.is_none() {
             return Err(Error::NotGranted { region, bytes });
         }
-        self.regions.insert(region, Region { fd, bytes, job, live: 0, orphan: false });
+        self.regions.insert(region, Region { fd, bytes, job, live: 0, orphan: false, asked: false });
         Ok(())
     }
 
@@ -374,6 +390,7 @@ impl Objects {
             return Err(Error::OutOfBounds { object, region, offset, bytes });
         }
         found.live += 1;
+        found.asked = false;
         self.clock += 1;
         self.copies.insert(
             (object, attempt),

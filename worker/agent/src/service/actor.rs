@@ -34,8 +34,6 @@ use crate::core::{Config, Core, Effect, Launch};
 
 /// Most messages of one sender that the actor has not handled yet.
 pub const PERMITS: usize = 512;
-/// How much touched memory of its own the agent keeps for each job, in bytes, while nobody lacks it.
-const KEEP_BYTES: u64 = 64 * 1024 * 1024;
 
 pub(super) type Permit = OwnedSemaphorePermit;
 
@@ -351,9 +349,8 @@ impl State {
     /// Gives back memory of the agent's own; says whether that changed anything.
     fn sweep(&mut self) -> bool {
         let short = self.core.objects.short_by() > 0;
-        let keep = if short { 0 } else { KEEP_BYTES.min(self.core.objects.capacity() / 8) };
         let agent = self.core.node().agent();
-        let removed = self.memory.sweep(agent, keep);
+        let removed = self.memory.sweep(agent, short, Instant::now());
         for region in &removed {
             self.core.own_region_removed(*region);
         }
@@ -477,8 +474,17 @@ impl State {
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
         drop(task::spawn("pull", async move {
             let Wanted { object, copy } = wanted;
-            let result = match pull_into(&peers, me, object, copy, &mut block).await {
-                Ok(()) => Ok(block),
+            // Page faults are taken ahead of what comes in, on another thread.
+            let warming = block.warming();
+            let warm = async {
+                let Some(warming) = warming else { return Ok(()) };
+                let warmed = tokio::task::spawn_blocking(move || warming.finish());
+                // Not even started where the runtime ends: then so does the pull.
+                warmed.await.unwrap_or(Ok(())).map_err(|error| error.to_string())
+            };
+            let pull = pull_into(&peers, me, object, copy, &mut block);
+            let result = match futures_util::future::try_join(pull, warm).await {
+                Ok(((), ())) => Ok(block),
                 Err(why) => {
                     let text = format!("it could not be copied from {}: {why}", copy.node);
                     Err(Failure::new(FailureKind::ObjectLost, text))

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     os::fd::OwnedFd,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId, host::Request, peer::Copy};
@@ -15,6 +15,13 @@ use mobula_store::{
 
 /// Largest region that is asked for to hold several copies, in bytes.
 const REGION_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Touched memory that is kept for the copies of a job that pulls: one part in so many of the store. Kept memory counts
+/// as used in the store's budget; it goes when somebody lacks room, when the job ends, and after [`KEEP_TIME`].
+const KEEP_SHARE: u64 = 4;
+/// The same once nothing was pulled for [`KEEP_TIME`], in bytes.
+const KEEP_IDLE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long after its last pull a job's memory is kept.
+const KEEP_TIME: Duration = Duration::from_secs(30);
 /// How long a pull waits for room in the store.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
 
@@ -31,6 +38,8 @@ struct JobHeap {
     waiting: VecDeque<Wanted>,
     /// The request for a region that is under way, and its size.
     asked: Option<(Request, u64)>,
+    /// When it pulled last.
+    pulled: Instant,
 }
 
 /// A step of the pulls of one job.
@@ -46,6 +55,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Memory {
     region_bytes: u64,
+    keep_bytes: u64,
     jobs: BTreeMap<JobId, JobHeap>,
     extents: HashMap<(ObjectId, u32), (JobId, Extent)>,
     requests: Request,
@@ -56,7 +66,15 @@ impl Memory {
     pub(super) fn new(store_bytes: u64) -> Self {
         let region_bytes = (store_bytes / 16 / REGION_STEP_BYTES * REGION_STEP_BYTES)
             .clamp(REGION_STEP_BYTES, REGION_BYTES_MAX);
-        Self { region_bytes, jobs: BTreeMap::new(), extents: HashMap::new(), requests: 0, regions: 0 }
+        let keep_bytes = store_bytes / KEEP_SHARE;
+        Self {
+            region_bytes,
+            keep_bytes,
+            jobs: BTreeMap::new(),
+            extents: HashMap::new(),
+            requests: 0,
+            regions: 0,
+        }
     }
 
     /// Queues a pull and says what can be done at once.
@@ -66,7 +84,9 @@ impl Memory {
             heap: Heap::new(heap::Options { region_bytes_min }),
             waiting: VecDeque::new(),
             asked: None,
+            pulled: Instant::now(),
         });
+        entry.pulled = Instant::now();
         entry.waiting.push_back(wanted);
         self.steps(job)
     }
@@ -146,11 +166,18 @@ impl Memory {
         }
     }
 
-    /// Drops regions in which nothing lies, but for `keep_bytes` of touched memory a job.
-    pub(super) fn sweep(&mut self, agent: mobula_proto::HostId, keep_bytes: u64) -> Vec<RegionId> {
+    /// Drops regions in which nothing lies, but for what a job keeps for reuse; `short` says that somebody lacks room,
+    /// and so nothing is kept.
+    pub(super) fn sweep(&mut self, agent: mobula_proto::HostId, short: bool, now: Instant) -> Vec<RegionId> {
         let mut out = Vec::new();
         for entry in self.jobs.values() {
-            let removed = entry.heap.remove_empty_regions(keep_bytes);
+            let idle = now.saturating_duration_since(entry.pulled) >= KEEP_TIME;
+            let keep = match (short, idle) {
+                (true, _) => 0,
+                (false, true) => KEEP_IDLE_BYTES.min(self.keep_bytes),
+                (false, false) => self.keep_bytes,
+            };
+            let removed = entry.heap.remove_empty_regions(keep);
             out.extend(removed.into_iter().map(|seq| RegionId { writer: agent, seq }));
         }
         out
