@@ -394,6 +394,11 @@ impl Warming {
         Ok(self.at < self.end)
     }
 
+    /// Bytes that are still to be warmed.
+    pub fn left(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+
     /// Warms all of it.
     ///
     /// # Errors

@@ -4,7 +4,10 @@ use std::{
     ffi::c_void,
     os::fd::BorrowedFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -25,6 +28,8 @@ const NO: u8 = 2;
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// What unmaps it, where this is only its first part.
+    whole: Option<Arc<Mapping>>,
 }
 
 // SAFETY: a mapping is plain memory that any thread may address; who may read or write which part of it is
@@ -50,10 +55,15 @@ impl Mapping {
             failed(errno)
         })?;
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) => Ok(Self { start, len }),
+            Some(start) => Ok(Self { start, len, whole: None }),
             // Page zero is never chosen without a hint; were it, we would not want it.
             None => Err(Error::os("mapping a region", len as u64, rustix::io::Errno::NOMEM)),
         }
+    }
+
+    /// The first `len` bytes of another mapping, or all where it is shorter.
+    pub(crate) fn part(whole: Arc<Mapping>, len: usize) -> Self {
+        Self { start: whole.start, len: len.min(whole.len), whole: Some(whole) }
     }
 
     /// Reserves addresses for `len` bytes at a multiple of a huge page, since only there can one be mapped whole.
@@ -170,6 +180,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         // SAFETY: `start` and `len` are what mmap returned and took; everything that points into the mapping
         // holds it by `Arc` (ST-1), so nothing does any more. The only failure is a range that was never
         // mapped, which this is not.

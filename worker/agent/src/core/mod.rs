@@ -396,6 +396,12 @@ impl Core {
         self.pump();
     }
 
+    /// The agent gave back room that it had set aside.
+    pub fn spare_dropped(&mut self, bytes: u64) {
+        self.objects.ungrant(self.config.node.agent(), bytes);
+        self.pump();
+    }
+
     /// Whether this host's job (if it has one) still runs.
     fn job_of(&self, id: HostId) -> Option<JobId> {
         self.hosts.get(id)?.job.filter(|job| self.jobs.contains_key(job))

@@ -340,7 +340,17 @@ impl Objects {
         Ok(())
     }
 
-    /// Gives back a grant whose region could not be made.
+    /// Sets room aside for the agent's own use, if there is room and nobody waits for any. [`Self::ungrant`] gives it
+    /// back.
+    pub fn reserve(&mut self, agent: HostId, bytes: u64) -> bool {
+        let may = self.waiting.is_empty() && self.fits(bytes);
+        if may {
+            self.grant(agent, bytes);
+        }
+        may
+    }
+
+    /// Gives back a grant whose region could not be made, or is not needed.
     pub fn ungrant(&mut self, writer: HostId, bytes: u64) {
         if let Some(list) = self.granted.get_mut(&writer)
             && let Some(at) = list.iter().position(|granted| *granted == bytes)
