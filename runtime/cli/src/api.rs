@@ -93,11 +93,14 @@ impl Api {
             Ok(answer) => answer,
             Err(error) => {
                 // A head that was killed could not say that it is gone.
-                let gone = self.home.claimed("head").is_some_and(|mark| mark.find().is_none());
+                let gone = self
+                    .home
+                    .claimed("head")
+                    .is_ok_and(|mark| mark.is_some_and(|mark| mark.find().is_none()));
                 return Err(if gone {
                     Error::NoHead { home: self.home.path().to_owned() }
                 } else {
-                    self.silent(&error)
+                    self.no_answer(&error)
                 });
             }
         };
@@ -106,7 +109,7 @@ impl Api {
             .with_config()
             .limit(ANSWER_BYTES_MAX)
             .read_to_string()
-            .map_err(|error| self.silent(&error))?;
+            .map_err(|error| self.no_answer(&error))?;
         if answer.status().is_success() {
             return Ok(text);
         }
@@ -119,6 +122,13 @@ impl Api {
     fn decode<'a, T: Deserialize<'a>>(&self, text: &'a str) -> Result<T, Error> {
         serde_json::from_str(text)
             .map_err(|error| self.silent(&format!("its answer is no JSON of this version: {error}")))
+    }
+
+    fn no_answer(&self, error: &ureq::Error) -> Error {
+        match error {
+            ureq::Error::Timeout(_) => self.silent(&format!("no answer within {} s", REQUEST_WAIT.as_secs())),
+            error => self.silent(error),
+        }
     }
 
     fn silent(&self, detail: &dyn std::fmt::Display) -> Error {

@@ -103,8 +103,28 @@ fn knob(out: &mut String, arg: &Arg, matches: &ArgMatches, file: Option<&toml::V
         (Some(ValueSource::CommandLine), _) => format!("{key} = {}  # from the option\n", given()),
         (Some(ValueSource::EnvVariable), _) => format!("{key} = {}  # from the variable\n", given()),
         (_, Some(value)) => format!("{key} = {}  # from the file\n", written(value)),
-        _ => format!("# {key} = {}  # the default\n", default(&text)),
+        _ => by_default(arg, &text),
     });
+}
+
+/// A line that says the default, and is a setting once the `#` before it is gone. Where the default is no value that
+/// can be written, the value is what the setting is called in the help, to be replaced.
+fn by_default(arg: &Arg, text: &str) -> String {
+    let (key, stated) = (arg.get_id(), default(text));
+    let end = stated.find([';', '(']).unwrap_or(stated.len());
+    let (value, more) = (stated[..end].trim(), stated[end..].trim());
+    let list = matches!(arg.get_action(), clap::ArgAction::Append);
+    let is_value = !list && !value.contains(char::is_whitespace);
+    let (value, remark) = match (is_value, more.starts_with('(')) {
+        (true, true) => (quoted(value), format!(" {more}")),
+        (true, false) => (quoted(value), more.to_owned()),
+        (false, _) if list => ("[]".to_owned(), format!(": {stated}")),
+        (false, _) => {
+            let name = arg.get_value_names().and_then(|names| names.first());
+            (quoted(name.map_or("", |name| name.as_str())), format!(": {stated}"))
+        }
+    };
+    format!("# {key} = {value}  # the default{remark}\n")
 }
 
 /// The default that a setting's text states.
@@ -162,6 +182,30 @@ mod tests {
             let arg = knobs(&options).find(|arg| arg.get_id() == key).unwrap();
             let text = arg.get_long_help().unwrap().to_string();
             assert!(default(&text).starts_with(&value), "{key}: {}", default(&text));
+        }
+    }
+
+    #[test]
+    fn a_default_is_a_setting_once_it_is_no_comment() {
+        for section in &SECTIONS {
+            let mut all = format!("[{}]\n", section.name);
+            for arg in knobs(&section.options()) {
+                let text = arg.get_long_help().unwrap().to_string();
+                let shown = by_default(arg, &text);
+                let line = shown.strip_prefix("# ").unwrap();
+                let (value, remark) = line.split_once("  # the default").unwrap();
+                all.push_str(line);
+                let table: toml::Table = toml::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+                assert!(table.contains_key(arg.get_id().as_str()) && value.contains(" = "), "{line}");
+                // What is not described in words is taken as it stands.
+                if !remark.starts_with(':') || value.ends_with("[]") {
+                    let alone = format!("[{}]\n{line}", section.name);
+                    let read: Result<File, _> = toml::from_str(&alone);
+                    assert!(read.is_ok(), "{alone}: {:?}", read.err());
+                }
+            }
+            let whole: Result<toml::Table, _> = toml::from_str(&all);
+            assert!(whole.is_ok(), "{all}: {:?}", whole.err());
         }
     }
 

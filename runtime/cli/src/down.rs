@@ -19,15 +19,15 @@ const UP_WAIT: Duration = Duration::from_secs(25);
 /// Ends what runs in this home, and waits until it is gone.
 pub fn run(args: &HomeArg) -> Result<(), Error> {
     let home = Home::of(args)?;
-    let up = Up::read(&home);
-    let own = |role: &str| home.claimed(role).into_iter().collect::<Vec<_>>();
+    let up = Up::read(&home)?;
+    let own = |role: &str| Ok::<_, Error>(home.claimed(role)?.into_iter().collect::<Vec<_>>());
     let nodes = up.iter().flat_map(|up| up.nodes.iter().map(|node| node.process.clone()));
     let head = up.iter().map(|up| up.head.clone());
     // One after the other: who watches over the others, the nodes, and the head once they have left it.
     let stages = [
-        (own("up"), UP_WAIT),
-        (nodes.chain(own("node")).collect(), END_WAIT),
-        (head.chain(own("head")).collect(), END_WAIT),
+        (own("up")?, UP_WAIT),
+        (nodes.chain(own("node")?).collect(), END_WAIT),
+        (head.chain(own("head")?).collect(), END_WAIT),
     ];
     let mut ended = 0;
     for (marks, limit) in stages {

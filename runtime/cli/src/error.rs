@@ -6,6 +6,8 @@ use mobula_agent::service::HeadError;
 use mobula_net::{code, identity, quic};
 use mobula_proto::FailureKind;
 
+use crate::home::quoted;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,6 +23,14 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A folder for secrets that others may enter.
+    #[error("the folder {} is open to other users (mode {mode:04o})", path.display())]
+    OpenFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
@@ -179,7 +189,7 @@ impl Error {
     /// The code under which it is documented.
     pub fn code(&self) -> &str {
         match self {
-            Self::NoHome | Self::File { .. } | Self::System { .. } => code::SYSTEM,
+            Self::NoHome | Self::File { .. } | Self::OpenFolder { .. } | Self::System { .. } => code::SYSTEM,
             Self::AlreadyRuns { .. } | Self::NoHead { .. } => code::HOME,
             Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
             Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
@@ -214,6 +224,13 @@ impl Error {
             Self::NoHome => "set MOBULA_HOME, or say --home DIR".to_owned(),
             Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run this as the user who owns the folder, or choose another with --home DIR".to_owned()
+            }
+            Self::OpenFolder { path, .. } | Self::Head(mobula_head::Error::OpenFolder { path, .. }) => format!(
+                "if it shall hold the home, close it with `chmod 700 {}`; else choose another with --home DIR",
+                quoted(path)
+            ),
+            Self::Head(mobula_head::Error::AuthorityLost { .. }) => {
+                "restore the folder `ca` (ca.pem and ca.key.pem) from a backup, or start a new cluster with --home DIR".to_owned()
             }
             Self::File { .. } => "check the path, and that the disk has room".to_owned(),
             Self::System { .. } => "look at the limits of this user and machine (ulimit -a)".to_owned(),
@@ -294,7 +311,10 @@ fn agent_code(error: &mobula_agent::Error) -> &'static str {
 
 fn head_code(error: &mobula_head::Error) -> &'static str {
     match error {
-        mobula_head::Error::Home { .. } | mobula_head::Error::State(_) => code::SYSTEM,
+        mobula_head::Error::Home { .. }
+        | mobula_head::Error::OpenFolder { .. }
+        | mobula_head::Error::AuthorityLost { .. }
+        | mobula_head::Error::State(_) => code::SYSTEM,
         mobula_head::Error::Identity(error) => error.code(),
         mobula_head::Error::Network(error) => error.code(),
         mobula_head::Error::HttpNotLoopback { .. } => code::SETTING,
@@ -316,6 +336,9 @@ fn net_cure(error: &quic::Error) -> &'static str {
             "check the address; if it is right, join again with a token that its head made"
         }
         quic::Error::Protocol { .. } => "run the same version of Mobula on both machines",
+        quic::Error::NotOffered { .. } => {
+            "name the UDP port of the head, and run the same version of Mobula on both machines"
+        }
         quic::Error::Bind { .. } => "choose another address with --listen or --quic",
         _ => "try again; if it stays, look at the log of the head",
     }

@@ -11,9 +11,9 @@
 //! ```
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -55,7 +55,7 @@ impl Home {
         }
     }
 
-    /// Makes the folder if it is missing, and closes it to others.
+    /// Makes the folder, closed to others, if it is missing; refuses one that is open to them.
     pub fn create(&self) -> Result<(), Error> {
         private(&self.0)
     }
@@ -106,10 +106,14 @@ impl Home {
         Ok(Claim { _locked: file })
     }
 
-    /// The process that said it has this role, alive or not.
-    pub fn claimed(&self, role: &str) -> Option<Mark> {
-        let mut file = File::open(self.0.join("run").join(format!("{role}.json"))).ok()?;
-        read_mark(&mut file)
+    /// The process that said it has this role, alive or not. An error says that this home's records cannot be read.
+    pub fn claimed(&self, role: &str) -> Result<Option<Mark>, Error> {
+        let path = self.0.join("run").join(format!("{role}.json"));
+        match File::open(&path) {
+            Ok(mut file) => Ok(read_mark(&mut file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error::file("read", &path)(error)),
+        }
     }
 
     /// Removes what processes that are gone left to be found by.
@@ -133,11 +137,13 @@ fn read_mark(file: &mut File) -> Option<Mark> {
     serde_json::from_str(&text).ok()
 }
 
-/// Makes a folder that only its owner may enter.
+/// Makes a folder that only its owner may enter; see [`mobula_head::service::private_folder`].
 pub fn private(path: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error::file("make", path))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .map_err(error::file("close to others", path))
+    mobula_head::service::private_folder(path).map_err(|error| match error {
+        mobula_head::Error::Home { what, path, source } => Error::File { what, path, source },
+        mobula_head::Error::OpenFolder { path, mode } => Error::OpenFolder { path, mode },
+        other => Error::Head(other),
+    })
 }
 
 /// Replaces a file at once; only its owner may read it.

@@ -226,7 +226,8 @@ pub struct Hosts {
     /// How long the head may be lost before the node kills its hosts and ends, such as 10s
     ///
     /// Unit: time, 1s to 1d. Default: 10s. Cost: until then, hosts go on with work that the head may have given to
-    /// others. If wrong: too short, and a restart of the head ends the nodes.
+    /// others. If wrong: too short, and a break of the network ends the nodes. A restart of the head ends what runs on
+    /// them in any case.
     #[arg(
         long,
         value_name = "TIME",

@@ -67,8 +67,13 @@ pub struct UpNode {
 
 impl Up {
     /// What `up` noted in this home, if it did; the processes may be gone since.
-    pub fn read(home: &Home) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(home.up_file()).ok()?).ok()
+    pub fn read(home: &Home) -> Result<Option<Self>, Error> {
+        let path = home.up_file();
+        match std::fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error::file("read", &path)(error)),
+        }
     }
 
     /// The first of its processes that still runs.
@@ -85,6 +90,8 @@ struct Child {
     process: std::process::Child,
     ready: Receiver<String>,
     ours: bool,
+    /// Whether it was asked to end; asked twice, it would end at once.
+    asked: bool,
 }
 
 impl Child {
@@ -103,7 +110,7 @@ impl Child {
                 let _late = sender.send(line);
             }
         });
-        Ok(Self { mark, process, ready, ours: true })
+        Ok(Self { mark, process, ready, ours: true, asked: false })
     }
 
     fn ready(&mut self, cancelled: &AtomicBool) -> Result<Ready, Error> {
@@ -140,7 +147,10 @@ impl Child {
         }
     }
 
-    fn ask_to_end(&self) {
+    fn ask_to_end(&mut self) {
+        if std::mem::replace(&mut self.asked, true) {
+            return;
+        }
         if let Some(alive) = self.mark.find() {
             alive.signal(Signal::TERM);
         }
@@ -169,7 +179,7 @@ struct Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for node in self.nodes.iter().filter(|node| node.ours) {
+        for node in self.nodes.iter_mut().filter(|node| node.ours) {
             node.ask_to_end();
         }
         self.nodes.clear();
@@ -193,8 +203,9 @@ impl Cluster {
 pub async fn run(args: UpArgs, home: Home) -> Result<(), Error> {
     let mut signals = Signals::take(None)?;
     let claim = home.claim("up")?;
-    let running = Up::read(&home).and_then(|up| up.running().cloned());
-    if let Some(mark) = running.or_else(|| home.claimed("head").filter(|mark| mark.find().is_some())) {
+    let running = Up::read(&home)?.and_then(|up| up.running().cloned());
+    let head = home.claimed("head")?.filter(|mark| mark.find().is_some());
+    if let Some(mark) = running.or(head) {
         return Err(Error::AlreadyRuns { what: "a cluster", home: home.path().to_owned(), pid: mark.pid });
     }
     let cancelled = Arc::new(AtomicBool::new(false));

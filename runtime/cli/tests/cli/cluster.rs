@@ -128,6 +128,22 @@ fn up_in_the_foreground_takes_its_processes_with_it() {
 }
 
 #[test]
+fn up_that_is_interrupted_while_it_starts_ends_soon_and_in_order() {
+    for wait_for_head in [false, true] {
+        let home = Home::new();
+        let mut up = home.run(&["up", "--nodes", "2", "--store", "16MiB"]);
+        let begun = if wait_for_head { "head.json" } else { "run/up.json" };
+        wait_for("the start to begin", || home.path().join(begun).exists().then_some(()));
+        let asked = std::time::Instant::now();
+        up.signal(Signal::INT);
+        let (_, errors) = up.wait("`up` to end");
+        assert!(!errors.contains("ended at once"), "{errors}");
+        eprintln!("{:?} {errors}", asked.elapsed());
+        assert!(asked.elapsed() < std::time::Duration::from_millis(900), "{:?}: {errors}", asked.elapsed());
+    }
+}
+
+#[test]
 fn down_ends_what_runs_in_the_foreground() {
     let home = Home::new();
     let mut up = home.run(&["up", "--store", "16MiB"]);

@@ -25,7 +25,7 @@ fn a_token_lets_in_once_for_its_time_its_role_and_its_cluster() {
     wait_for("the token to expire", || (SystemTime::now() > expired).then_some(()));
     join(&short).failed(1, &["has expired", "[MOB6001]", "mobula token create"]);
     let driver = here.say(&["token", "create", "--role", "driver"]).ok();
-    join(&driver).failed(1, &["for the role driver", "[MOB6001]"]);
+    join(&driver).failed(1, &["for a driver, not a node", "[MOB6001]"]);
     let good = here.token();
     join(&good[..good.len() - 2]).failed(2, &["copy the whole line", "[MOB6001]"]);
     join("secret").failed(2, &["no join token", "[MOB6001]"]);
@@ -139,4 +139,36 @@ fn errors_are_explained() {
     home.say(&["explain", "MOB0000"]).failed(2, &["MOB0000", "[MOB5001]", "mobula explain"]);
     let help = home.say(&["--help"]).ok();
     assert!(help.contains("mobula up --detach") && help.contains("Explain an error code"), "{help}");
+}
+
+#[test]
+fn a_folder_that_is_no_home_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let shared = home.path();
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    for arguments in [&["up"][..], &["head"], &node("127.0.0.1:9", &[])] {
+        home.say(arguments)
+            .failed(1, &["open to other users (mode 1777)", "[MOB5002]", "chmod 700", "--home"]);
+    }
+    assert_eq!(std::fs::metadata(&shared).unwrap().permissions().mode() & 0o7777, 0o1777);
+    assert_eq!(std::fs::read_dir(&shared).unwrap().count(), 0);
+    // What cannot be read is not taken for a home in which nothing runs.
+    let file = shared.join("file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    for command in ["down", "status"] {
+        home.say(&[command, "--home", file]).failed(1, &["cannot read", file, "[MOB5002]"]);
+    }
+}
+
+#[test]
+fn a_head_does_not_go_on_without_its_authority() {
+    let home = Home::new();
+    let (head, _) = home.head();
+    head.end();
+    std::fs::remove_dir_all(home.path().join("ca")).unwrap();
+    home.say(&["head", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .failed(1, &["certificate authority", "[MOB5002]", "from a backup", "--home"]);
 }

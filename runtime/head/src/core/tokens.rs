@@ -76,10 +76,11 @@ impl Core {
         now_unix: u64,
     ) -> Result<(Redeemed, Vec<Effect>), Failure> {
         let refuse = |why: &str| {
-            Failure::new(
-                FailureKind::Unreachable,
-                format!("{why}: make a new one with `mobula token create`"),
-            )
+            let cure = match wished_role {
+                Role::Driver => "`mobula token create --role driver`",
+                _ => "`mobula token create`",
+            };
+            Failure::new(FailureKind::Unreachable, format!("{why}: make a new one with {cure}"))
         };
         // A wrong secret and an unknown id read the same, so that ids cannot be probed.
         let token = self
@@ -99,7 +100,11 @@ impl Core {
             _ => return Err(refuse("this join token is for no role that this head knows")),
         };
         if role != wished_role {
-            return Err(refuse(&format!("this join token is for the role {role}, not {wished_role}")));
+            return Err(refuse(&format!(
+                "this join token is for a {}, not a {}",
+                role.word(),
+                wished_role.word()
+            )));
         }
         PeerName::new(role, wished_name)
             .map_err(|e| Failure::new(FailureKind::Unreachable, e.to_string()))?;

@@ -12,13 +12,13 @@ use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::Write,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use mobula_net::identity::{Authority, Identity, NODE_LIFETIME, Role};
+use mobula_net::identity::{self, Authority, Identity, NODE_LIFETIME, Role};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
@@ -27,7 +27,11 @@ use crate::state::{Disk, Journal, Record};
 
 const ADMIN_FILE: &str = "admin.token";
 const WHERE_FILE: &str = "head.json";
+/// A person may write this one before there is anything else; see `mobula config`.
+const SETTINGS_FILE: &str = "mobula.toml";
 const ADMIN_PREFIX: &str = "mobula-admin-";
+/// The bit of a folder in which everybody keeps things, such as `/tmp`.
+const STICKY: u32 = 0o1000;
 /// The head's certificate is renewed at a start when it has less than this left.
 const RENEW_BEFORE: Duration = Duration::from_hours(90 * 24);
 
@@ -69,22 +73,70 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Err
 impl Home {
     /// Opens the folder, making what is missing. Blocks on the disk.
     pub fn open(home: &Path, cluster_name: &str) -> Result<Self, Error> {
-        folder(home)?;
+        private_folder(home)?;
         let own = home.join("head");
-        folder(&own)?;
+        private_folder(&own)?;
         // First of all: it is also the lock that keeps a second head out.
         let journal = Disk::open(&own.join("state.redb"))?;
-        let authority = Authority::load_or_create(&home.join("ca"), cluster_name)?;
+        let known = journal.load()?;
+        let authority = authority(&home.join("ca"), cluster_name, known.is_empty())?;
         let identity = identity(&own, &authority)?;
-        let (admin_token, admin_hash) = admin(home, &journal)?;
+        let (admin_token, admin_hash) = admin(home, &journal, known)?;
         Ok(Self { journal: Arc::new(journal), authority, identity, admin_token, admin_hash })
     }
 }
 
-/// Makes a folder that only its owner may enter, or closes an existing one to others.
-fn folder(path: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder", path))?;
+/// Makes a folder that only its owner may enter, and those above it that are missing. One that is there and open to
+/// others is somebody's on purpose, and stays as it is; but for one of ours that holds nothing yet, or only settings:
+/// that is closed to others.
+///
+/// # Errors
+/// [`Error::OpenFolder`], or [`Error::Home`].
+pub fn private_folder(path: &Path) -> Result<(), Error> {
+    if !path.exists() {
+        return DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("make the folder", path));
+    }
+    let found = fs::metadata(path).map_err(failed("look at", path))?;
+    if !found.is_dir() {
+        return Err(failed("use as a folder", path)(std::io::ErrorKind::NotADirectory.into()));
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    // `/proc/self` belongs to this process's user.
+    let ours = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == found.uid());
+    if !ours || mode & STICKY != 0 || !holds_settings_at_most(path)? {
+        return Err(Error::OpenFolder { path: path.to_owned(), mode });
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close to others", path))
+}
+
+fn holds_settings_at_most(path: &Path) -> Result<bool, Error> {
+    for entry in fs::read_dir(path).map_err(failed("look into", path))? {
+        if entry.map_err(failed("look into", path))?.file_name() != SETTINGS_FILE {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The CA, made where the state is `new`. A state without its CA is not taken up: the nodes and the admin token that
+/// it knows belong to a cluster that nobody could continue.
+fn authority(folder: &Path, cluster_name: &str, new: bool) -> Result<Authority, Error> {
+    if new {
+        return Ok(Authority::load_or_create(folder, cluster_name)?);
+    }
+    match Authority::load(folder) {
+        Err(identity::Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::AuthorityLost { folder: folder.to_owned() })
+        }
+        other => Ok(other?),
+    }
 }
 
 fn identity(own: &Path, authority: &Authority) -> Result<Identity, Error> {
@@ -107,9 +159,9 @@ pub(crate) fn token_hash(text: &str) -> [u8; 32] {
 }
 
 /// The admin token and its hash. A file that is lost or does not match the state is replaced by a new token.
-fn admin(home: &Path, journal: &Disk) -> Result<(String, [u8; 32]), Error> {
+fn admin(home: &Path, journal: &Disk, known: Vec<Record>) -> Result<(String, [u8; 32]), Error> {
     let file = home.join(ADMIN_FILE);
-    let known = journal.load()?.into_iter().find_map(|record| match record {
+    let known = known.into_iter().find_map(|record| match record {
         Record::Admin { hash } => Some(hash),
         _ => None,
     });

@@ -31,7 +31,7 @@ use crate::{core, http, state};
 
 pub(crate) use actor::Poster;
 pub use embedded::EmbeddedHead;
-pub use home::Whereabouts;
+pub use home::{Whereabouts, private_folder};
 pub use identity::Role;
 
 /// UDP port of the head unless set.
@@ -95,6 +95,20 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A folder for secrets that others may enter.
+    #[error("the folder {} is open to other users (mode {mode:04o})", path.display())]
+    OpenFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// There is a cluster's state, but not its CA.
+    #[error("the state of a cluster is here, but its certificate authority is not: no whole one is in {}", folder.display())]
+    AuthorityLost {
+        /// Where it should be.
+        folder: PathBuf,
     },
     /// The CA or the head's own certificate.
     #[error(transparent)]

@@ -271,3 +271,55 @@ async fn an_agent_that_does_not_read_is_given_up() {
     assert!(matches!(soon(deaf.recv()).await, Some(ToAgent::Registered { .. })));
     assert!(soon(deaf.recv()).await.is_none());
 }
+
+#[test]
+fn a_folder_of_others_is_refused_and_left_as_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let made = |name: &str, mode: u32| {
+        let path = home.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let new = home.path().join("new/below");
+    private_folder(&new).unwrap();
+    assert_eq!((mode(&new), mode(new.parent().unwrap())), (0o700, 0o700));
+    // Empty, or with settings alone, it is closed.
+    let empty = made("empty", 0o755);
+    private_folder(&empty).unwrap();
+    std::fs::set_permissions(&empty, std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::write(empty.join("mobula.toml"), "").unwrap();
+    private_folder(&empty).unwrap();
+    assert_eq!(mode(&empty), 0o700);
+    // Shared ones, and ones in use, are somebody's on purpose.
+    let shared = made("shared", 0o1777);
+    let used = made("used", 0o755);
+    std::fs::write(used.join("file"), "").unwrap();
+    for (path, kept) in [(&shared, 0o1777), (&used, 0o755)] {
+        let error = private_folder(path).unwrap_err();
+        assert!(matches!(&error, Error::OpenFolder { mode, .. } if *mode == kept), "{error}");
+        assert_eq!(mode(path), kept);
+    }
+    assert!(matches!(private_folder(&used.join("file")), Err(Error::Home { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_without_its_authority_is_not_taken_up() {
+    let home = tempfile::tempdir().unwrap();
+    let head = Head::start(options(home.path())).await.unwrap();
+    soon(head.shutdown()).await;
+    drop(head);
+    let (ca, kept) = (home.path().join("ca"), home.path().join("kept"));
+    std::fs::rename(&ca, &kept).unwrap();
+    let lost = Head::start(options(home.path())).await.unwrap_err();
+    assert!(matches!(lost, Error::AuthorityLost { .. }), "{lost}");
+    assert!(!ca.exists(), "another authority was made");
+    std::fs::rename(&kept, &ca).unwrap();
+    let (key, away) = (ca.join("ca.key.pem"), home.path().join("key"));
+    std::fs::rename(&key, &away).unwrap();
+    let lost = Head::start(options(home.path())).await.unwrap_err();
+    assert!(matches!(lost, Error::AuthorityLost { .. }), "{lost}");
+    std::fs::rename(&away, &key).unwrap();
+    soon(Head::start(options(home.path())).await.unwrap().shutdown()).await;
+}

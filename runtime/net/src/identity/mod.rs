@@ -60,6 +60,14 @@ impl Role {
             Self::Driver => "driver",
         }
     }
+
+    /// As people say it, and the command line: `head`, `node` or `driver`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Agent => "node",
+            Self::Head | Self::Driver => self.as_str(),
+        }
+    }
 }
 
 impl fmt::Display for Role {

@@ -256,9 +256,7 @@ fn refused(addr: SocketAddr, after: Duration, error: ConnectionError) -> Error {
         ConnectionError::ConnectionClosed(close) => {
             let alert = u64::from(close.error_code).checked_sub(u64::from(TransportErrorCode::crypto(0)));
             match alert {
-                Some(ALERT_ALPN) => {
-                    Error::Protocol { addr, detail: "it does not offer what was asked for".to_owned() }
-                }
+                Some(ALERT_ALPN) => Error::NotOffered { addr },
                 Some(alert) if ALERTS_CERTIFICATE.contains(&alert) => Error::Refused {
                     addr,
                     detail:

@@ -186,11 +186,21 @@ pub enum Error {
         /// What it speaks.
         detail: String,
     },
+    /// It offers no service under the name that was asked for.
+    #[error(
+        "what listens at {addr} does not offer what was asked for: it may be a node rather than a head (a head's UDP port is 7420 unless set; `mobula status` on its machine says), or another version of Mobula"
+    )]
+    NotOffered {
+        /// Whom we dialled.
+        addr: SocketAddr,
+    },
     /// The head did not give a certificate.
-    #[error("the head at {addr} did not let this node join: {reason}")]
+    #[error("the head at {addr} did not let this {} join: {reason}", role.word())]
     JoinRefused {
         /// The head.
         addr: SocketAddr,
+        /// As what this process asked to join.
+        role: Role,
         /// What it said.
         reason: String,
     },
@@ -256,7 +266,9 @@ impl Error {
             | Self::WrongRole { .. }
             | Self::Refused { .. }
             | Self::Tls(_) => codes::PEER,
-            Self::Protocol { .. } | Self::Malformed(_) | Self::Wire(_) => codes::PROTOCOL,
+            Self::Protocol { .. } | Self::NotOffered { .. } | Self::Malformed(_) | Self::Wire(_) => {
+                codes::PROTOCOL
+            }
             Self::JoinRefused { .. } | Self::ForeignToken { .. } => codes::JOIN,
             Self::TooLong { .. } => FailureKind::Limit.code(),
             Self::StreamFinished => FailureKind::Internal.code(),

@@ -195,11 +195,13 @@ pub(super) async fn join_speaking(
         Err(Error::Closed(Closed::ByPeer { reason: detail })) if other_protocol => {
             return Err(Error::Protocol { addr, detail });
         }
-        Err(Error::Closed(Closed::ByPeer { reason })) => return Err(Error::JoinRefused { addr, reason }),
+        Err(Error::Closed(Closed::ByPeer { reason })) => {
+            return Err(Error::JoinRefused { addr, role, reason });
+        }
         other => other?,
     };
     let (certificate, ca) = match answer {
-        Answer::Refused { reason } => return Err(Error::JoinRefused { addr, reason }),
+        Answer::Refused { reason } => return Err(Error::JoinRefused { addr, role, reason }),
         Answer::Certificate { certificate, ca } => (certificate, ca),
     };
     let identity = request.accept(&certificate, &ca)?;

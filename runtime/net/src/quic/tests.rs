@@ -346,7 +346,7 @@ async fn agents_do_not_let_anyone_join() {
     let (_agent, addr) = cluster.endpoint(Role::Agent, "node-1");
     let token = JoinToken::new(cluster.authority.fingerprint()).unwrap();
     let error = Pair::soon(join(addr, &token, Role::Agent, "node-2")).await.unwrap_err();
-    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    assert!(matches!(error, Error::NotOffered { .. }), "{error}");
     let identity = cluster.authority.identity(Role::Agent, "x").unwrap();
     let options = Options { accept_join: true, ..Options::default() };
     assert!(matches!(Endpoint::bind(ANY.into(), identity, options), Err(Error::Option { .. })));

@@ -12,6 +12,7 @@ use std::{
 use mobula_agent::{Agent, HeadLink, detect::Detected};
 use mobula_host::link;
 use mobula_net::{
+    code,
     identity::{JoinToken, Role},
     quic,
 };
@@ -48,10 +49,11 @@ pub(super) fn start(
 ) -> Result<Cluster> {
     if let Some(path) = address.strip_prefix("unix:") {
         let stream = UnixStream::connect(path).map_err(|error| {
-            Error::new(
-                ErrorKind::Unreachable,
-                format!("no agent listens on {path} ({error}): start one with `mobula node`, or name the head as HOST:PORT in {ADDRESS_VARIABLE}"),
-            )
+            let why = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => format!("the agent's socket {path} belongs to another user ({error}): run as the user who runs the node, or name the head as HOST:PORT in {ADDRESS_VARIABLE}"),
+                _ => format!("no agent listens on {path} ({error}): start one with `mobula node`, or name the head as HOST:PORT in {ADDRESS_VARIABLE}"),
+            };
+            Error::new(ErrorKind::Unreachable, why)
         })?;
         let (runtime, over) = builder.join(link::over_socket(stream), Program::current(true)?, true, user)?;
         return Ok(Cluster::new(runtime, "remote", None, over));
@@ -69,7 +71,12 @@ pub(super) fn start(
     let home = Home::new()?;
     let name = format!("driver-{}-{}", std::process::id(), random_name());
     let (agent, link) = io.block_on(async {
-        let joined = quic::join(head, &token, Role::Driver, &name).await.map_err(|error| trouble(&error))?;
+        let joined =
+            quic::join(head, &token, Role::Driver, &name).await.map_err(|error| match error.code() {
+                // A failure of the cluster has no kind of its own for this; the page about tokens is the one to read.
+                code::JOIN => trouble(&format!("{error} (see {})", code::JOIN)),
+                _ => trouble(&error),
+            })?;
         let nothing = Detected {
             total: Resources::none(),
             devices: Vec::new(),

@@ -32,8 +32,10 @@ pub enum Error {
     /// The head refused this agent.
     #[error("the head refused this agent: {0}")]
     Refused(Failure),
-    /// The head gave this agent up and would take it only as a new incarnation.
-    #[error("the head had given up {was}; it would be {now} from now on")]
+    /// The head was restarted, or gave this agent up, and would take it only as a new incarnation.
+    #[error(
+        "the head was restarted, or gave up {was} after a silence: the node would be {now} from now on, and what it ran is over"
+    )]
     Stale {
         /// Who the agent was.
         was: NodeId,

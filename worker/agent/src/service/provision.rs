@@ -18,7 +18,7 @@ use mobula_proto::{
 use parking_lot::Mutex;
 
 use super::peers::{Line, Peers};
-use crate::binaries::{InUse, Store};
+use crate::binaries::{self, InUse, Store};
 
 /// Most drivers' sources that are remembered; the oldest job's is asked for again where more are.
 const SOURCES_MAX: usize = 65_536;
@@ -115,10 +115,17 @@ impl Provision {
         let program = self.ensure(job.binary, job.driver.node).await?;
         let mut in_use = vec![program];
         let folder = self.job_folder(job.job);
-        create_private(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+        create_private(&folder).map_err(|error| match disk_full(&error) {
+            true => self.disk_full(&error),
+            false => failed(format!("{}: {error}", folder.display())),
+        })?;
         for (name, hash) in &job.files {
             let entry = self.ensure(*hash, job.driver.node).await?;
-            place(&folder, name, entry.path())?;
+            place(&folder, name, entry.path()).map_err(|error| match error {
+                Misplaced::Disk(error) if disk_full(&error) => self.disk_full(&error),
+                Misplaced::Disk(error) => failed(format!("{}: {error}", folder.join(name).display())),
+                Misplaced::Name => failed(format!("{name:?} is not a name for a file beside a job")),
+            })?;
             in_use.push(entry);
         }
         let program = in_use.first().map(|entry| entry.path().to_owned()).unwrap_or_default();
@@ -154,16 +161,17 @@ impl Provision {
         let source = self.sources.lock().get(&hash).cloned();
         let Source { path, running } =
             source.ok_or_else(|| failed(format!("nobody here has the file of hash {hash}")))?;
-        let found = self.insert(path.clone()).await;
-        if let Ok(entry) = &found
-            && entry.hash() == hash
-        {
-            return found;
+        let found = self.insert(path.clone()).await?;
+        match found {
+            Ok(entry) if entry.hash() == hash => return Ok(entry),
+            // No other name of the same content would fit either.
+            Err(error) if no_room(&error) => return Err(self.not_stored(&error)),
+            _ => {}
         }
         // Another file has its name by now, or none. The content decides, so that it does not matter if the process
         // has ended and its number is another's.
         if let Some(pid) = running
-            && let Ok(entry) = self.insert(format!("/proc/{pid}/exe").into()).await
+            && let Ok(entry) = self.insert(format!("/proc/{pid}/exe").into()).await?
             && entry.hash() == hash
         {
             return Ok(entry);
@@ -171,16 +179,35 @@ impl Provision {
         let (what, path) = (if running.is_some() { "program" } else { "file" }, path.display());
         Err(match found {
             Ok(_) => failed(format!("the {what} {path} changed since the job started: start the job again")),
-            Err(failure) => failed(format!(
-                "the {what} {path} cannot be read any more: start the job again ({})",
-                failure.message
-            )),
+            Err(error) => {
+                failed(format!("the {what} {path} cannot be read any more: start the job again ({error})"))
+            }
         })
     }
 
-    async fn insert(&self, path: PathBuf) -> Result<InUse, Failure> {
+    async fn insert(&self, path: PathBuf) -> Result<Result<InUse, binaries::Error>, Failure> {
         let store = self.store.clone();
-        blocking(move || store.insert_file(&path)).await?.map_err(failed)
+        blocking(move || store.insert_file(&path)).await
+    }
+
+    /// Why a program or file could not be stored here, said so that nobody looks for it in the program.
+    fn not_stored(&self, error: &binaries::Error) -> Failure {
+        match error {
+            binaries::Error::Io { .. } if no_room(error) => self.disk_full(error),
+            binaries::Error::Full { .. } => {
+                failed(format!("{}: {error} (the capacity is `--disk`)", self.me))
+            }
+            other => failed(other),
+        }
+    }
+
+    fn disk_full(&self, error: &dyn std::fmt::Display) -> Failure {
+        failed(format!(
+            "{} has no room on its disk for the job's program and files in {}: make room there, or start the node \
+             with another --home ({error})",
+            self.me,
+            self.home.display()
+        ))
     }
 
     async fn pull(&self, hash: BinaryHash, from: NodeId) -> Result<InUse, Failure> {
@@ -196,7 +223,7 @@ impl Provision {
             Ok(()) => 0,
             Err(error) => return Err(why(&error)),
         };
-        let mut incoming = self.store.begin(hash, len).map_err(failed)?;
+        let mut incoming = self.store.begin(hash, len).map_err(|error| self.not_stored(&error))?;
         let size = usize::try_from(len).map_err(failed)?;
         let mut bytes = vec![0; size];
         bulk::pull(&connection, &request, &mut bytes).await.map_err(|error| why(&error))?;
@@ -205,7 +232,7 @@ impl Provision {
             incoming.finish()
         })
         .await?
-        .map_err(failed)
+        .map_err(|error| self.not_stored(&error))
     }
 
     /// Serves a program or file to another agent: only what a driver here named, or what is stored.
@@ -228,6 +255,19 @@ pub fn own_program(program: PathBuf) -> PathBuf {
     if inode(&program) == inode(&own) { program } else { own }
 }
 
+/// Whether it is the room that is missing, not the source.
+fn no_room(error: &binaries::Error) -> bool {
+    match error {
+        binaries::Error::Full { .. } => true,
+        binaries::Error::Io { source, .. } => disk_full(source),
+        _ => false,
+    }
+}
+
+fn disk_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work)
         .await
@@ -239,11 +279,18 @@ pub(super) fn create_private(folder: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// Why a file does not lie beside its job.
+enum Misplaced {
+    /// Its name leads elsewhere.
+    Name,
+    Disk(std::io::Error),
+}
+
 /// Puts a stored file under its name into a job's folder.
-fn place(folder: &Path, name: &str, stored: &Path) -> Result<(), Failure> {
+fn place(folder: &Path, name: &str, stored: &Path) -> Result<(), Misplaced> {
     let relative = Path::new(name);
     if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(failed(format!("{name:?} is not a name for a file beside a job")));
+        return Err(Misplaced::Name);
     }
     let target = folder.join(relative);
     if target.exists() {
@@ -254,9 +301,7 @@ fn place(folder: &Path, name: &str, stored: &Path) -> Result<(), Failure> {
         .map_or(Ok(()), create_private)
         .and_then(|()| fs::hard_link(stored, &target).or_else(|_| fs::copy(stored, &target).map(|_| ())));
     match done {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(failed(format!("{}: {error}", target.display())))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Misplaced::Disk(error)),
         _ => Ok(()),
     }
 }
