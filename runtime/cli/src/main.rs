@@ -51,6 +51,10 @@ const IO_THREADS_MAX: usize = 4;
 const RUNTIME_END_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // A cluster that runs on must not hold what its starter had open: a lock, the other end of a pipe.
+    if let Err(error) = mobula_host::descriptors::close_inherited() {
+        eprintln!("mobula: inherited descriptors stay open: {error}");
+    }
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(told) => return asked_wrongly(&told),

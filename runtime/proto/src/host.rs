@@ -256,7 +256,8 @@ pub enum ToHost {
         /// Store full, or the region is larger than the store.
         failure: Failure,
     },
-    /// Nobody reads these any more; their writer may reuse the memory.
+    /// Nobody reads these any more; their writer may reuse the memory. With none of them: others lack room, so regions
+    /// that are kept for reuse alone shall go.
     Reclaim {
         /// The objects.
         objects: Vec<ObjectId>,

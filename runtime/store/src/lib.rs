@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`region`] | one `memfd`: mapped writable by its only writer, sealed, mapped read-only by readers |
+//! | [`spare`] | memory that is warmed before it is known what for |
 //! | [`heap`] | the allocator of one writer, over as many regions as it needs |
 //! | [`bytes`] | immutable bytes that are cheap to clone, wherever they lie |
 //! | [`layout`] | the encoded form of one object: an archive and raw aligned buffers in one blob |
@@ -14,7 +15,7 @@
 //!   an `Arc` of the mapping, not only of the region that made it.
 //! - **ST-2** A region has one writer. [`region::Writer::create`] makes the only writable mapping and then
 //!   seals the file; the kernel refuses every later one, in this process too.
-//! - **ST-3** A region never shrinks: the seals forbid it, so no access inside a mapping meets the end of
+//! - **ST-3** A region never shrinks (a spare is cut before it becomes one): the seals forbid it, so no access inside a mapping meets the end of
 //!   the file. Readers refuse a descriptor without the seals.
 //! - **ST-4** Ranges handed out never overlap ([`heap`]'s free lists, property-tested). So one
 //!   [`heap::Block`] is the only way to its memory, until it is sealed; from then on nobody writes there
@@ -37,6 +38,7 @@ pub mod heap;
 pub mod layout;
 mod map;
 pub mod region;
+pub mod spare;
 
 pub use self::{
     archived::Archived,
@@ -45,6 +47,7 @@ pub use self::{
     heap::{Extent, Heap, Options as HeapOptions},
     layout::{Encoded, Object},
     region::{Reader, Writer},
+    spare::Spare,
 };
 
 /// Alignment of every allocation and of every raw buffer in an object, in bytes: a cache line, and what the

@@ -1,16 +1,35 @@
 //! A shared mapping of a memory file: the one place that maps and unmaps.
 
-use std::{ffi::c_void, os::fd::BorrowedFd, ptr::NonNull};
+use std::{
+    ffi::c_void,
+    os::fd::BorrowedFd,
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::Error;
+
+/// A huge page, in bytes: what a page table's second level maps at once on the machines in use.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Whether the kernel makes huge pages of shared memory on request: not before Linux 6.1, nor where it is told not to.
+static COLLAPSES: AtomicU8 = AtomicU8::new(UNTRIED);
+const UNTRIED: u8 = 0;
+const YES: u8 = 1;
+const NO: u8 = 2;
 
 /// A shared mapping of the first `len` bytes of a file, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// What unmaps it, where this is only its first part.
+    whole: Option<Arc<Mapping>>,
 }
 
 // SAFETY: a mapping is plain memory that any thread may address; who may read or write which part of it is
@@ -23,14 +42,55 @@ impl Mapping {
     /// Maps `len` > 0 bytes, writable or read-only, at a place that the kernel chooses.
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, writable: bool) -> Result<Self, Error> {
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        // SAFETY: without a hint and MAP_FIXED the kernel takes unused addresses; no memory of ours changes.
-        let start =
-            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, 0) }
-                .map_err(|errno| Error::os("mapping a region", len as u64, errno))?;
+        let failed = |errno| Error::os("mapping a region", len as u64, errno);
+        let place = Self::place(len).map_err(failed)?;
+        let flags = if place.is_null() { MapFlags::SHARED } else { MapFlags::SHARED | MapFlags::FIXED };
+        // SAFETY: without a hint and MAP_FIXED the kernel takes unused addresses; with it, the addresses are those
+        // that `place` reserved for this and that nothing else uses. No memory of ours changes.
+        let start = unsafe { rustix::mm::mmap(place, len, protection, flags, fd, 0) }.map_err(|errno| {
+            if !place.is_null() {
+                // SAFETY: what `place` reserved, and nobody got to know.
+                let _ = unsafe { rustix::mm::munmap(place, len) };
+            }
+            failed(errno)
+        })?;
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) => Ok(Self { start, len }),
+            Some(start) => Ok(Self { start, len, whole: None }),
             // Page zero is never chosen without a hint; were it, we would not want it.
             None => Err(Error::os("mapping a region", len as u64, rustix::io::Errno::NOMEM)),
+        }
+    }
+
+    /// The first `len` bytes of another mapping, or all where it is shorter.
+    pub(crate) fn part(whole: Arc<Mapping>, len: usize) -> Self {
+        Self { start: whole.start, len: len.min(whole.len), whole: Some(whole) }
+    }
+
+    /// Reserves addresses for `len` bytes at a multiple of a huge page, since only there can one be mapped whole.
+    /// Null, for any address, where `len` is smaller than that.
+    fn place(len: usize) -> Result<*mut c_void, rustix::io::Errno> {
+        let Some(reserved) = len.checked_add(HUGE_PAGE_BYTES).filter(|_| len >= HUGE_PAGE_BYTES) else {
+            return Ok(std::ptr::null_mut());
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: no hint and no MAP_FIXED: the kernel takes unused addresses.
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags) }?;
+        // Multiples of a page both, for `base` is one.
+        let before = base.addr().next_multiple_of(HUGE_PAGE_BYTES) - base.addr();
+        let page = rustix::param::page_size();
+        let kept = len.next_multiple_of(page);
+        let after = reserved.next_multiple_of(page) - before - kept;
+        // SAFETY: `before + kept` is at most what was reserved; the two ends that go were reserved just now.
+        unsafe {
+            let place = base.byte_add(before);
+            if before > 0 {
+                rustix::mm::munmap(base, before)?;
+            }
+            if after > 0 {
+                rustix::mm::munmap(place.byte_add(kept), after)?;
+            }
+            Ok(place)
         }
     }
 
@@ -60,6 +120,44 @@ impl Mapping {
 
     /// Takes the page faults of a range now, for writing. False where the kernel cannot (before Linux 5.14).
     pub(crate) fn populate(&self, offset: usize, len: usize) -> Result<bool, Error> {
+        // Outwards: a huge page that is half in use is worth having too.
+        let start = offset - offset % HUGE_PAGE_BYTES;
+        let end = (offset + len).next_multiple_of(HUGE_PAGE_BYTES).min(self.len - self.len % HUGE_PAGE_BYTES);
+        if start < end && !self.collapse(start, end)? {
+            return Ok(false);
+        }
+        // What is there already costs next to nothing.
+        self.populate_pages(offset, len)
+    }
+
+    /// Puts huge pages where there is nothing or small ones, from `start` to `end`, multiples of a huge page; contents
+    /// stay. That is about fifteen times as fast as faulting in small pages, and reading is faster ever after. Where the
+    /// kernel has no huge page, or none for us, all stays as it is. False where it cannot even populate.
+    fn collapse(&self, start: usize, end: usize) -> Result<bool, Error> {
+        if COLLAPSES.load(Ordering::Relaxed) == NO {
+            return Ok(true);
+        }
+        for at in (start..end).step_by(HUGE_PAGE_BYTES) {
+            // The kernel makes no huge page of nothing at all.
+            if !self.populate_pages(at, 1)? {
+                return Ok(false);
+            }
+        }
+        // SAFETY: the range lies in this mapping, and the advice leaves contents alone. At once rather than page by
+        // page, since each call waits for every processor.
+        let failed = unsafe {
+            libc::madvise(self.at(start).as_ptr().cast::<c_void>(), end - start, libc::MADV_COLLAPSE) != 0
+        };
+        if !failed {
+            COLLAPSES.store(YES, Ordering::Relaxed);
+        } else if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+            // Once it has worked, this is about this range alone.
+            let _tried = COLLAPSES.compare_exchange(UNTRIED, NO, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    fn populate_pages(&self, offset: usize, len: usize) -> Result<bool, Error> {
         use rustix::io::Errno;
         loop {
             return match self.advise(offset, len, Advice::LinuxPopulateWrite) {
@@ -75,13 +173,16 @@ impl Mapping {
 
     /// Asks for huge pages where the system leaves that to programs.
     pub(crate) fn prefer_huge_pages(&self) {
-        // Only advice: most kernels refuse it for shared memory, and all works without.
+        // Only advice: a kernel may refuse it for shared memory, and all works without.
         let _ = self.advise(0, self.len, Advice::LinuxHugepage);
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         // SAFETY: `start` and `len` are what mmap returned and took; everything that points into the mapping
         // holds it by `Arc` (ST-1), so nothing does any more. The only failure is a range that was never
         // mapped, which this is not.

@@ -23,14 +23,11 @@ use crate::{
     Error,
     bytes::{Bytes, Pin},
     free::Space,
-    map::Mapping,
+    map::{HUGE_PAGE_BYTES, Mapping},
 };
 
 /// Largest region, in bytes: a quarter of the user's address space on the machines in use (64 TiB).
 pub const BYTES_MAX: u64 = 1 << 46;
-
-/// From this size on huge pages are asked for.
-const HUGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The seals of every region that is shared, with their names.
 const SEALS: [(SealFlags, &str); 4] = [
@@ -57,20 +54,22 @@ impl Writer {
     /// Creates a region of `bytes` (1 to [`BYTES_MAX`], rounded up to a page), maps it and seals it. No page
     /// is touched. Fails where the system has no address space or descriptor left.
     pub fn create(bytes: u64) -> Result<Self, Error> {
-        if !(1..=BYTES_MAX).contains(&bytes) {
-            return Err(Error::RegionSize { bytes });
-        }
-        let bytes = bytes.next_multiple_of(rustix::param::page_size() as u64);
-        let len = usize::try_from(bytes).map_err(|_| Error::RegionSize { bytes })?;
-        let fd = memory_file(bytes)?;
-        rustix::fs::ftruncate(&fd, bytes).map_err(|errno| Error::os("sizing a region", bytes, errno))?;
+        let (fd, len) = file(bytes)?;
         let mapping = Mapping::new(fd.as_fd(), len, true)?;
-        rustix::fs::fcntl_add_seals(&fd, all_seals())
-            .map_err(|errno| Error::os("sealing a region (needs Linux 5.1)", bytes, errno))?;
         if len >= HUGE_PAGE_BYTES {
             mapping.prefer_huge_pages();
         }
-        Ok(Self { fd, mapping: Arc::new(mapping), space: Space::new(bytes) })
+        Self::from_parts(fd, mapping, 0)
+    }
+
+    /// Seals a file that is mapped, all of it and here alone; its first `warmed` bytes were touched.
+    pub(crate) fn from_parts(fd: OwnedFd, mapping: Mapping, warmed: u64) -> Result<Self, Error> {
+        let bytes = mapping.len() as u64;
+        rustix::fs::fcntl_add_seals(&fd, all_seals())
+            .map_err(|errno| Error::os("sealing a region (needs Linux 5.1)", bytes, errno))?;
+        let mut space = Space::new(bytes);
+        space.touch(warmed);
+        Ok(Self { fd, mapping: Arc::new(mapping), space })
     }
 
     /// A descriptor to hand to a reader: close-on-exec, and good for nothing but reading.
@@ -108,6 +107,18 @@ impl Writer {
     pub(crate) fn space_mut(&mut self) -> &mut Space {
         &mut self.space
     }
+}
+
+/// A memory file of `bytes`, rounded up to a page, and its size.
+pub(crate) fn file(bytes: u64) -> Result<(OwnedFd, usize), Error> {
+    if !(1..=BYTES_MAX).contains(&bytes) {
+        return Err(Error::RegionSize { bytes });
+    }
+    let bytes = bytes.next_multiple_of(rustix::param::page_size() as u64);
+    let len = usize::try_from(bytes).map_err(|_| Error::RegionSize { bytes })?;
+    let fd = memory_file(bytes)?;
+    rustix::fs::ftruncate(&fd, bytes).map_err(|errno| Error::os("sizing a region", bytes, errno))?;
+    Ok((fd, len))
 }
 
 /// A memory file that may be sealed and not executed.

@@ -29,10 +29,15 @@ use crate::{
 /// Set in a launched host to the number of the inherited descriptor.
 pub const BOOT_FD_VARIABLE: &str = "MOBULA_BOOT_FD";
 
+/// Whether this process was started as a host.
+pub fn is_asked() -> bool {
+    std::env::var_os(BOOT_FD_VARIABLE).is_some()
+}
+
 /// The inherited socket, if this process was started as a host. The descriptor is moved away from standard
 /// input, which reads as empty from then on.
 pub fn take_boot_socket() -> std::io::Result<Option<UnixStream>> {
-    if std::env::var_os(BOOT_FD_VARIABLE).is_none() {
+    if !is_asked() {
         return Ok(None);
     }
     let stdin = std::io::stdin();

@@ -667,7 +667,13 @@ impl Executor {
             // Its actor's end is what stopped it.
             let failure =
                 if failure.kind == FailureKind::Cancelled { ended().unwrap_or(failure) } else { failure };
+            let returned = failure.kind == FailureKind::Returned && failure.what.is_empty();
             let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
+            if returned {
+                // Nobody can tell which line returned it; that of the function is a start.
+                failure.message =
+                    format!("error at {}:{}: {}", function.file, function.line, failure.message);
+            }
             failure.attempt = call.attempt;
             failure.attempts_max = call.attempts_max;
             failure

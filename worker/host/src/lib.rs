@@ -18,6 +18,7 @@ pub mod boot;
 pub mod codec;
 pub mod context;
 pub mod core;
+pub mod descriptors;
 pub mod executor;
 pub mod exit;
 mod fetch;

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula_proto::{
@@ -26,8 +26,16 @@ use crate::{context, link::AgentSender, runtime::Runtime};
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
 /// How long a writer waits for room before it gives back what it only keeps for reuse.
 const PRESSURE_WAIT: Duration = Duration::from_millis(50);
-/// Touched memory that an idle writer keeps for reuse.
-const KEEP_BYTES: u64 = 256 * 1024 * 1024;
+/// Touched memory that a writer keeps for reuse while it is in use: one part in so many of the node's store. More makes
+/// large objects cheap to write again and again (a warm page takes a copy, a new one a page fault as well); what is
+/// kept counts as used in the store's budget until the agent asks for it or [`KEEP_TIME`] is over.
+const KEEP_SHARE: u64 = 4;
+/// The same once nothing was written for [`KEEP_TIME`], in bytes.
+const KEEP_IDLE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long after its last write a writer keeps all that.
+const KEEP_TIME: Duration = Duration::from_secs(30);
+/// How long a writer gives back at once what comes free, after the agent lacked room.
+const PRESSURE_TIME: Duration = Duration::from_secs(5);
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.
@@ -82,6 +90,11 @@ pub struct Store {
     growing: Mutex<()>,
     /// The agent has no room for a region that was asked for, so none is kept empty.
     pressed: AtomicBool,
+    /// The same for others' regions: when the agent said so last.
+    asked: Mutex<Option<Instant>>,
+    keep_bytes: u64,
+    /// When something was written last; `None` once what only serves reuse is given back.
+    written: Mutex<Option<Instant>>,
     answers: Mutex<HashMap<u64, SyncSender<Result<(), Failure>>>>,
 }
 
@@ -101,6 +114,9 @@ impl Store {
             readers: Mutex::default(),
             growing: Mutex::default(),
             pressed: AtomicBool::new(false),
+            asked: Mutex::default(),
+            keep_bytes: welcome.store_bytes / KEEP_SHARE,
+            written: Mutex::default(),
             answers: Mutex::default(),
         }
     }
@@ -124,6 +140,10 @@ impl Store {
                 Err(need) => self.grow(runtime, bytes, need.bytes)?,
             }
         };
+        *self.written.lock() = Some(Instant::now());
+        if let Some(warming) = block.warming() {
+            warming.finish().map_err(|error| Failure::new(FailureKind::StoreFull, error.to_string()))?;
+        }
         encoded
             .write_into(block.as_mut_slice())
             .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
@@ -189,14 +209,29 @@ impl Store {
         }
     }
 
-    /// The agent says that nobody reads these any more.
+    /// The agent says that nobody reads these any more; with none of them, that others lack room.
     pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId]) {
         let gone: Vec<_> = {
             let mut kept = self.kept.lock();
             objects.iter().filter_map(|object| kept.remove(object)).collect()
         };
         drop(gone);
-        self.trim(runtime, if self.pressed.load(Ordering::Acquire) { 0 } else { KEEP_BYTES });
+        if objects.is_empty() {
+            *self.asked.lock() = Some(Instant::now());
+        }
+        self.trim(runtime, self.keep_bytes());
+    }
+
+    /// What may be kept for reuse just now.
+    fn keep_bytes(&self) -> u64 {
+        let asked = self.asked.lock().is_some_and(|at| at.elapsed() < PRESSURE_TIME);
+        if asked || self.pressed.load(Ordering::Acquire) {
+            0
+        } else if self.written.lock().is_some() {
+            self.keep_bytes
+        } else {
+            KEEP_IDLE_BYTES.min(self.keep_bytes)
+        }
     }
 
     fn trim(&self, runtime: &Arc<Runtime>, keep_bytes: u64) {
@@ -205,8 +240,16 @@ impl Store {
         }
     }
 
-    /// Now and then: forgets views that nobody holds.
-    pub(crate) fn tidy(&self, _runtime: &Arc<Runtime>) {
+    /// Now and then: forgets views that nobody holds, and gives back memory that is kept for nothing.
+    pub(crate) fn tidy(&self, runtime: &Arc<Runtime>) {
+        let idle = self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME).is_some();
+        let asked = {
+            let mut asked = self.asked.lock();
+            asked.is_some() && asked.take_if(|at| at.elapsed() >= PRESSURE_TIME).is_none()
+        };
+        if idle || asked {
+            self.trim(runtime, self.keep_bytes());
+        }
         self.views.lock().retain(|_, view| match view {
             View::Opening(_) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,

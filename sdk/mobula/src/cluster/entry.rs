@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_host::{boot, context};
+use mobula_host::{boot, context, descriptors};
 use mobula_proto::HostId;
 
 use super::{Builder, Cluster, Leftovers, exit, roles};
@@ -62,6 +62,12 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> IntoOutcome for std::res
 
 /// Runs the process in the role that it was started in, if it is not a driver.
 pub fn run_as_child() -> Option<ExitCode> {
+    if roles::is_asked() || boot::is_asked() {
+        // What the starter's starter had open is none of this process's business, nor of what it starts.
+        if let Err(error) = descriptors::close_inherited() {
+            eprintln!("mobula: inherited descriptors stay open: {error}");
+        }
+    }
     match boot::take_boot_socket() {
         Ok(Some(socket)) => {
             mobula_telemetry::log::init("warn");
@@ -98,6 +104,7 @@ pub fn run_main<F: Future<Output = Outcome>>(
             return ExitCode::FAILURE;
         }
     };
+    let (signal, stopped) = watch_signals(&user);
     let cluster = if wants_cluster {
         match Cluster::auto().start_blocking(user.handle()) {
             Ok(cluster) => Some(cluster),
@@ -109,7 +116,6 @@ pub fn run_main<F: Future<Output = Outcome>>(
     } else {
         None
     };
-    let (signal, stopped) = watch_signals(&user);
     let main = polled(main(cluster));
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         user.block_on(async {

@@ -21,6 +21,11 @@ pub(super) fn remember(inner: &Arc<Inner>) {
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     running.retain(|other| other.strong_count() > 0);
     running.push(Arc::downgrade(inner));
+    watch();
+}
+
+/// From now on an exit of this process is noticed.
+pub(super) fn watch() {
     if !at_exit(leave_all) {
         tracing::debug!("an exit will not be noticed at once");
     }
@@ -54,4 +59,5 @@ pub(super) fn leave_all() {
         }
     }
     let _late = LEFT.wait_timeout_while(leaving(), EXIT_WAIT, |count| *count > 0);
+    super::home::remove_all();
 }

@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use crate::{Error, ErrorKind, Result};
@@ -12,6 +14,23 @@ use crate::{Error, ErrorKind, Result};
 const PREFIX: &str = "mobula-home-";
 /// Locked for as long as the process lives that made the folder, however that process ends.
 const LOCK: &str = "lock";
+
+/// A folder without a lock is somebody's who was killed before there was one, if it is older than this.
+const UNLOCKED_MAX: Duration = Duration::from_secs(60);
+
+/// Those of this process.
+static HOMES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn homes() -> MutexGuard<'static, Vec<PathBuf>> {
+    HOMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes those that this process still has, since it exits.
+pub(super) fn remove_all() {
+    for home in std::mem::take(&mut *homes()) {
+        let _gone = fs::remove_dir_all(home);
+    }
+}
 
 /// A folder that goes with this value; or, where this process is killed, with the next one that makes such a folder.
 pub(super) struct Home {
@@ -25,9 +44,12 @@ impl Home {
         let parent = std::env::temp_dir();
         // What others left is not this program's trouble.
         let _swept = sweep(&parent);
-        Self::within(&parent).map_err(|error| {
+        let home = Self::within(&parent).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("no temporary folder in {}: {error}", parent.display()))
-        })
+        })?;
+        homes().push(home.path().to_owned());
+        super::exit::watch();
+        Ok(home)
     }
 
     fn within(parent: &Path) -> io::Result<Self> {
@@ -45,11 +67,29 @@ impl Home {
     }
 }
 
+impl Drop for Home {
+    fn drop(&mut self) {
+        homes().retain(|other| other != self.folder.path());
+    }
+}
+
+/// For a process that was given `folder` within a home and ends: removes it if its maker, who exited meanwhile, has
+/// removed the home already.
+pub(super) fn remove_late(folder: &Path) {
+    let Some(home) = folder.parent() else { return };
+    let is_home = home.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    if is_home && !home.join(LOCK).exists() {
+        let _gone = fs::remove_dir_all(folder);
+        // Fails where others are still there, of whom the last does it.
+        let _gone = fs::remove_dir(home);
+    }
+}
+
 /// Removes folders whose makers are gone.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_left(&entry.path().join(LOCK)) {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_left(&entry.path()) {
             // Somebody else may be removing it too.
             let _gone = fs::remove_dir_all(entry.path());
         }
@@ -57,11 +97,18 @@ fn sweep(parent: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn is_left(lock: &PathBuf) -> bool {
-    File::open(lock).is_ok_and(|lock| match lock.try_lock() {
-        Ok(()) => true,
-        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => false,
-    })
+fn is_left(folder: &Path) -> bool {
+    match File::open(folder.join(LOCK)) {
+        Ok(lock) => match lock.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => false,
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made = fs::metadata(folder).and_then(|folder| folder.modified());
+            made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > UNLOCKED_MAX))
+        }
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -72,15 +119,19 @@ mod tests {
     fn only_what_nobody_holds_is_swept() {
         let parent = tempfile::tempdir().unwrap();
         let held = Home::within(parent.path()).unwrap();
-        let Home { folder, _lock } = Home::within(parent.path()).unwrap();
-        // As if the process had been killed: the folder stays, the lock is gone.
-        let left = folder.keep();
-        drop(_lock);
+        // As if a process had been killed: the folder stays, the lock is gone.
+        let mut killed = Home::within(parent.path()).unwrap();
+        killed.folder.disable_cleanup(true);
+        let left = killed.path().to_owned();
+        drop(killed);
         fs::create_dir(left.join("binaries")).unwrap();
-        let foreign = parent.path().join("mobula-home-of-nobody");
-        fs::create_dir(&foreign).unwrap();
+        let (young, old) = (parent.path().join("mobula-home-young"), parent.path().join("mobula-home-old"));
+        fs::create_dir(&young).unwrap();
+        fs::create_dir(&old).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * UNLOCKED_MAX;
+        File::open(&old).unwrap().set_modified(long_ago).unwrap();
         sweep(parent.path()).unwrap();
-        assert!(held.path().exists() && foreign.exists() && !left.exists());
+        assert!(held.path().exists() && young.exists() && !left.exists() && !old.exists());
         let path = held.path().to_owned();
         drop(held);
         assert!(!path.exists());

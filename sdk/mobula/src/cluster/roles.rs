@@ -188,6 +188,11 @@ fn say(ready: &Ready) {
     }
 }
 
+/// Whether this process was started as a head or agent.
+pub fn is_asked() -> bool {
+    std::env::var_os(ROLE_VARIABLE).is_some()
+}
+
 /// Runs this process as a head or agent if it was started as one.
 pub fn run_if_asked() -> Option<ExitCode> {
     let json = std::env::var(ROLE_VARIABLE).ok()?;
@@ -196,8 +201,11 @@ pub fn run_if_asked() -> Option<ExitCode> {
         .map_err(|error| Error::new(ErrorKind::Internal, format!("{ROLE_VARIABLE}: {error}")))
         .and_then(|task| {
             let io = embedded::io_runtime()?;
+            let (Task::Head { home, .. } | Task::Node { home, .. }) = &task;
+            let home = home.clone();
             let ended = io.block_on(run(task));
             io.shutdown_timeout(END_WAIT);
+            super::home::remove_late(&home);
             ended
         });
     Some(match result {

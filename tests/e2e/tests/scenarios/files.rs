@@ -174,3 +174,31 @@ fn replaced(way: &str, address: Option<(String, String)>, gone: bool) -> Outcome
     }
     Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
 }
+
+#[mobula::task]
+fn open_files() -> Result<Vec<String>, std::io::Error> {
+    let links = fs::read_dir("/proc/self/fd")?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    Ok(links.map(|link| link.to_string_lossy().into_owned()).collect())
+}
+
+pub fn open_files_stay_with_their_opener() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("secret.txt");
+    let secret = fs::File::create(&path)?;
+    // As a shell opens it: programs that are started from now on inherit it.
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty())?;
+    let rig = Rig::nodes(2).cpus(2.0).start()?;
+    let path = path.to_string_lossy().into_owned();
+    in_modes(&rig, |mode, builder| {
+        let (outcome, _) = private::drive(builder.quiet(), async |cluster: Cluster| {
+            for node in cluster.nodes().await? {
+                let open = open_files.options().strategy(on(node)).remote().await?;
+                assert!(!open.is_empty() && !open.contains(&path), "{mode}: {open:?}");
+            }
+            Ok::<_, mobula::Error>(())
+        })?;
+        Ok(outcome?)
+    })?;
+    rig.finish()?;
+    Ok(())
+}

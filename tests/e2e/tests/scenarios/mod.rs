@@ -123,6 +123,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(detaching::a_detached_actor_serves_the_next_driver),
     solo!(files::files_travel_with_the_job),
     solo!(files::a_changed_file_is_refused),
+    solo!(files::open_files_stay_with_their_opener),
     solo!(files::a_replaced_program_goes_on),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),

@@ -98,7 +98,13 @@ pub async fn an_error_keeps_its_causes(_env: Env) -> Result<()> {
     let error = parse.remote("twelve").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Returned);
     let text = error.to_string();
-    for part in ["telling::parse#", " on node-", "the page has no number", "\n  caused by: invalid digit"] {
+    for part in [
+        "telling::parse#",
+        " on node-",
+        "error at tests/e2e/tests/scenarios/telling.rs:",
+        "the page has no number",
+        "\n  caused by: invalid digit",
+    ] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
     Ok(())

@@ -329,6 +329,13 @@ impl Core {
         if short > 0 {
             let gone = self.objects.evict(short);
             self.gone(gone);
+            for writer in self.objects.idle_writers() {
+                // The agent's own go by themselves while somebody waits.
+                if !writer.is_agent() {
+                    let message = ToHost::Reclaim { objects: Vec::new() };
+                    self.effects.push(Effect::Tell(writer, message, Vec::new()));
+                }
+            }
         }
         for (writer, request) in self.objects.grants() {
             self.room(writer, request, Ok(()));
@@ -372,6 +379,12 @@ impl Core {
             tracing::error!(%error, "the agent's own memory is not what its table says");
             return;
         }
+        self.pump();
+    }
+
+    /// The agent gave back room that it had set aside.
+    pub fn spare_dropped(&mut self, bytes: u64) {
+        self.objects.ungrant(self.config.node.agent(), bytes);
         self.pump();
     }
 

@@ -125,6 +125,8 @@ struct Region {
     live: u64,
     /// Its writer is gone: it goes with its last object.
     orphan: bool,
+    /// Its writer was asked to give it back since the last object in it was sealed.
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -269,6 +271,20 @@ impl Objects {
         self.waiting.front().map_or(0, |first| (self.used + first.bytes).saturating_sub(self.capacity))
     }
 
+    /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep
+    /// them for reuse, and may give them back.
+    pub fn idle_writers(&mut self) -> BTreeSet<HostId> {
+        let mut writers = BTreeSet::new();
+        if self.short_by() > 0 {
+            for (id, region) in &mut self.regions {
+                if region.live == 0 && !region.orphan && !std::mem::replace(&mut region.asked, true) {
+                    writers.insert(id.writer);
+                }
+            }
+        }
+        writers
+    }
+
     /// Refuses what waited too long.
     pub fn expire(&mut self, now: Instant) -> Vec<(HostId, Request, Failure)> {
         let (used, capacity) = (self.used, self.capacity);
@@ -320,11 +336,21 @@ impl Objects {
         if found.is_none() {
             return Err(Error::NotGranted { region, bytes });
         }
-        self.regions.insert(region, Region { fd, bytes, job, live: 0, orphan: false });
+        self.regions.insert(region, Region { fd, bytes, job, live: 0, orphan: false, asked: false });
         Ok(())
     }
 
-    /// Gives back a grant whose region could not be made.
+    /// Sets room aside for the agent's own use, if there is room and nobody waits for any. [`Self::ungrant`] gives it
+    /// back.
+    pub fn reserve(&mut self, agent: HostId, bytes: u64) -> bool {
+        let may = self.waiting.is_empty() && self.fits(bytes);
+        if may {
+            self.grant(agent, bytes);
+        }
+        may
+    }
+
+    /// Gives back a grant whose region could not be made, or is not needed.
     pub fn ungrant(&mut self, writer: HostId, bytes: u64) {
         if let Some(list) = self.granted.get_mut(&writer)
             && let Some(at) = list.iter().position(|granted| *granted == bytes)
@@ -374,6 +400,7 @@ impl Objects {
             return Err(Error::OutOfBounds { object, region, offset, bytes });
         }
         found.live += 1;
+        found.asked = false;
         self.clock += 1;
         self.copies.insert(
             (object, attempt),

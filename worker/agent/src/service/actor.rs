@@ -17,7 +17,10 @@ use mobula_proto::{
     peer::Copy,
     wire,
 };
-use mobula_store::{heap::Block, region::Reader};
+use mobula_store::{
+    heap::{Block, Warming},
+    region::Reader,
+};
 use mobula_telemetry::task;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -34,8 +37,6 @@ use crate::core::{Config, Core, Effect, Launch};
 
 /// Most messages of one sender that the actor has not handled yet.
 pub const PERMITS: usize = 512;
-/// How much touched memory of its own the agent keeps for each job, in bytes, while nobody lacks it.
-const KEEP_BYTES: u64 = 64 * 1024 * 1024;
 
 pub(super) type Permit = OwnedSemaphorePermit;
 
@@ -351,9 +352,12 @@ impl State {
     /// Gives back memory of the agent's own; says whether that changed anything.
     fn sweep(&mut self) -> bool {
         let short = self.core.objects.short_by() > 0;
-        let keep = if short { 0 } else { KEEP_BYTES.min(self.core.objects.capacity() / 8) };
-        let agent = self.core.node().agent();
-        let removed = self.memory.sweep(agent, keep);
+        let (agent, now) = (self.core.node().agent(), Instant::now());
+        if let Some(bytes) = self.memory.drop_spare(short, now) {
+            self.core.spare_dropped(bytes);
+            return true;
+        }
+        let removed = self.memory.sweep(agent, short, now);
         for region in &removed {
             self.core.own_region_removed(*region);
         }
@@ -442,6 +446,10 @@ impl State {
                 Step::Start(wanted, block) => self.pull(job, wanted, block),
                 Step::Ask(request, bytes) => {
                     let agent = self.core.node().agent();
+                    if let Some(spare) = self.memory.spare_for(job, bytes) {
+                        // It becomes that region, in whose name it is counted from now on.
+                        self.core.objects.ungrant(agent, spare);
+                    }
                     self.core.want_region(agent, request, bytes, memory::ROOM_WAIT, Instant::now());
                 }
             }
@@ -477,8 +485,23 @@ impl State {
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
         drop(task::spawn("pull", async move {
             let Wanted { object, copy } = wanted;
-            let result = match pull_into(&peers, me, object, copy, &mut block).await {
-                Ok(()) => Ok(block),
+            let begun = Instant::now();
+            // Page faults are taken ahead of what comes in, on another thread.
+            let warming = block.warming();
+            let cold = warming.as_ref().map_or(0, Warming::left);
+            let warm = async {
+                let Some(warming) = warming else { return Ok(()) };
+                let warmed = tokio::task::spawn_blocking(move || warming.finish());
+                // Not even started where the runtime ends: then so does the pull.
+                warmed.await.unwrap_or(Ok(())).map_err(|error| error.to_string())
+            };
+            let pull = pull_into(&peers, me, object, copy, &mut block);
+            let result = match futures_util::future::try_join(pull, warm).await {
+                Ok(((), ())) => {
+                    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    debug!(%object, bytes = copy.bytes, cold, ms, "pulled");
+                    Ok(block)
+                }
                 Err(why) => {
                     let text = format!("it could not be copied from {}: {why}", copy.node);
                     Err(Failure::new(FailureKind::ObjectLost, text))
@@ -486,6 +509,19 @@ impl State {
             };
             post.cast(Message::Pulled(object, copy, job, result));
         }));
+    }
+
+    /// Sets memory aside for what is pulled next.
+    fn warm_ahead(&mut self) {
+        let Some(bytes) = self.memory.spare_wanted(Instant::now()) else { return };
+        let agent = self.core.node().agent();
+        debug!(bytes, "memory is warmed ahead for pulls");
+        if self.core.objects.reserve(agent, bytes)
+            && let Err(failure) = self.memory.make_spare(bytes)
+        {
+            debug!(%failure, "no memory is set aside for pulls");
+            self.core.spare_dropped(bytes);
+        }
     }
 
     fn pulled(&mut self, object: ObjectId, copy: Copy, job: JobId, result: Result<Block, Failure>) {
@@ -497,6 +533,7 @@ impl State {
                 if self.core.pulled(object, copy.attempt, Ok((region, place.offset, copy.bytes))) {
                     self.memory.keep(object, copy.attempt, job, extent);
                 }
+                self.warm_ahead();
             }
             Err(failure) => {
                 self.core.pulled(object, copy.attempt, Err(failure));

@@ -4,17 +4,35 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     os::fd::OwnedFd,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use tracing::debug;
 
 use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId, host::Request, peer::Copy};
 use mobula_store::{
     heap::{self, Block, Extent, Heap, REGION_STEP_BYTES},
     region::Writer,
+    spare::Spare,
 };
 
 /// Largest region that is asked for to hold several copies, in bytes.
 const REGION_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A copy of at least so many bytes shows that a job moves large objects; from then on memory is warmed ahead.
+const LARGE_BYTES: u64 = 16 * 1024 * 1024;
+/// How much is warmed ahead: one part in so many of the store, less what regions have warm and free. It counts as used in
+/// the store's budget until it is a region's, somebody lacks room, no job is left, or nothing was pulled for
+/// [`KEEP_TIME`].
+const WARM_SHARE: u64 = 4;
+/// The warming thread yields to everything that has work to do: it gets about a tenth of a busy core.
+const WARM_NICE: i32 = 10;
+/// Touched memory that is kept for the copies of a job that pulls: one part in so many of the store. Kept memory counts
+/// as used in the store's budget; it goes when somebody lacks room, when the job ends, and after [`KEEP_TIME`].
+const KEEP_SHARE: u64 = 4;
+/// The same once nothing was pulled for [`KEEP_TIME`], in bytes.
+const KEEP_IDLE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long after its last pull a job's memory is kept.
+const KEEP_TIME: Duration = Duration::from_secs(30);
 /// How long a pull waits for room in the store.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
 
@@ -31,6 +49,10 @@ struct JobHeap {
     waiting: VecDeque<Wanted>,
     /// The request for a region that is under way, and its size.
     asked: Option<(Request, u64)>,
+    /// When it pulled last.
+    pulled: Instant,
+    /// It pulled a copy of at least [`LARGE_BYTES`].
+    large: bool,
 }
 
 /// A step of the pulls of one job.
@@ -46,17 +68,30 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Memory {
     region_bytes: u64,
+    keep_bytes: u64,
     jobs: BTreeMap<JobId, JobHeap>,
     extents: HashMap<(ObjectId, u32), (JobId, Extent)>,
     requests: Request,
     regions: u32,
+    warm_bytes: u64,
+    spare: Option<Spare>,
 }
 
 impl Memory {
     pub(super) fn new(store_bytes: u64) -> Self {
         let region_bytes = (store_bytes / 16 / REGION_STEP_BYTES * REGION_STEP_BYTES)
             .clamp(REGION_STEP_BYTES, REGION_BYTES_MAX);
-        Self { region_bytes, jobs: BTreeMap::new(), extents: HashMap::new(), requests: 0, regions: 0 }
+        let keep_bytes = store_bytes / KEEP_SHARE;
+        Self {
+            region_bytes,
+            keep_bytes,
+            jobs: BTreeMap::new(),
+            extents: HashMap::new(),
+            requests: 0,
+            regions: 0,
+            warm_bytes: store_bytes / WARM_SHARE / REGION_STEP_BYTES * REGION_STEP_BYTES,
+            spare: None,
+        }
     }
 
     /// Queues a pull and says what can be done at once.
@@ -66,7 +101,11 @@ impl Memory {
             heap: Heap::new(heap::Options { region_bytes_min }),
             waiting: VecDeque::new(),
             asked: None,
+            pulled: Instant::now(),
+            large: false,
         });
+        entry.pulled = Instant::now();
+        entry.large |= wanted.copy.bytes >= LARGE_BYTES;
         entry.waiting.push_back(wanted);
         self.steps(job)
     }
@@ -86,8 +125,12 @@ impl Memory {
                 }
                 Err(need) => {
                     self.requests += 1;
-                    entry.asked = Some((self.requests, need.bytes));
-                    steps.push(Step::Ask(self.requests, need.bytes));
+                    // A spare is cut for a copy that takes most of it, and holds many smaller ones whole: cutting it
+                    // each time would throw away nearly all that was warmed.
+                    let spare = self.spare.as_ref().map(Spare::len).filter(|_| entry.large);
+                    let bytes = spare.filter(|len| need.bytes <= len / 2).unwrap_or(need.bytes);
+                    entry.asked = Some((self.requests, bytes));
+                    steps.push(Step::Ask(self.requests, bytes));
                     break;
                 }
             }
@@ -111,7 +154,11 @@ impl Memory {
         let Some((_, bytes)) = entry.asked else {
             return Err(Failure::new(FailureKind::Internal, "room was granted that nobody asked for"));
         };
-        let writer = Writer::create(bytes).map_err(failed)?;
+        let writer = match self.spare.take_if(|spare| entry.large && spare.len() >= bytes) {
+            Some(spare) => spare.into_writer(bytes),
+            None => Writer::create(bytes),
+        };
+        let writer = writer.map_err(failed)?;
         let fd = writer.share().map_err(failed)?;
         self.regions += 1;
         entry.heap.add_region(self.regions, writer).map_err(failed)?;
@@ -146,14 +193,75 @@ impl Memory {
         }
     }
 
-    /// Drops regions in which nothing lies, but for `keep_bytes` of touched memory a job.
-    pub(super) fn sweep(&mut self, agent: mobula_proto::HostId, keep_bytes: u64) -> Vec<RegionId> {
+    /// Drops regions in which nothing lies, but for what a job keeps for reuse; `short` says that somebody lacks room,
+    /// and so nothing is kept.
+    pub(super) fn sweep(&mut self, agent: mobula_proto::HostId, short: bool, now: Instant) -> Vec<RegionId> {
         let mut out = Vec::new();
         for entry in self.jobs.values() {
-            let removed = entry.heap.remove_empty_regions(keep_bytes);
+            let idle = now.saturating_duration_since(entry.pulled) >= KEEP_TIME;
+            let keep = match (short, idle) {
+                (true, _) => 0,
+                (false, true) => KEEP_IDLE_BYTES.min(self.keep_bytes),
+                (false, false) => self.keep_bytes,
+            };
+            let removed = entry.heap.remove_empty_regions(keep);
             out.extend(removed.into_iter().map(|seq| RegionId { writer: agent, seq }));
         }
         out
+    }
+
+    /// How large a spare there should be now; `None` where there is one already, or nobody has use for it.
+    pub(super) fn spare_wanted(&self, now: Instant) -> Option<u64> {
+        if self.spare.is_some() || !self.busy(now) {
+            return None;
+        }
+        // What is being pulled comes first.
+        if self.jobs.values().any(|entry| entry.asked.is_some()) {
+            return None;
+        }
+        let warm: u64 = self.jobs.values().map(|entry| entry.heap.warm_free_bytes()).sum();
+        let bytes = self.warm_bytes.saturating_sub(warm) / REGION_STEP_BYTES * REGION_STEP_BYTES;
+        (bytes >= LARGE_BYTES).then_some(bytes)
+    }
+
+    fn busy(&self, now: Instant) -> bool {
+        self.jobs.values().any(|entry| entry.large && now.saturating_duration_since(entry.pulled) < KEEP_TIME)
+    }
+
+    /// Makes a spare of `bytes`, which are set aside in the budget, and begins to warm it.
+    pub(super) fn make_spare(&mut self, bytes: u64) -> Result<(), Failure> {
+        let failed = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
+        let spare = Spare::create(bytes).map_err(failed)?;
+        let mut warming = spare.warming();
+        let warm = move || {
+            // Where that is not allowed, the thread is like any other.
+            let _nice = rustix::process::setpriority_process(None, WARM_NICE);
+            loop {
+                match warming.step() {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => return debug!(%error, "memory is not warmed ahead"),
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("mobula-warm".to_owned())
+            .spawn(warm)
+            .map_err(|error| Failure::new(FailureKind::StoreFull, error.to_string()))?;
+        self.spare = Some(spare);
+        Ok(())
+    }
+
+    /// The bytes of the spare, where this job's region of `bytes` would be made of it.
+    pub(super) fn spare_for(&self, job: JobId, bytes: u64) -> Option<u64> {
+        let large = self.jobs.get(&job).is_some_and(|entry| entry.large);
+        self.spare.as_ref().map(Spare::len).filter(|len| large && *len >= bytes)
+    }
+
+    /// Drops the spare where it has no use (any more) or somebody lacks room, and says how many bytes that were.
+    pub(super) fn drop_spare(&mut self, short: bool, now: Instant) -> Option<u64> {
+        let useless = short || !self.busy(now);
+        self.spare.take_if(|_| useless).map(|spare| spare.len())
     }
 
     /// A job is gone, and all its memory here.
