@@ -33,8 +33,8 @@ pub const REGIONS_MAX: usize = 4096;
 /// Sizes of regions are multiples of this many bytes, a huge page.
 pub const REGION_STEP_BYTES: u64 = 2 * 1024 * 1024;
 
-/// How much is warmed at once, in bytes: 2 ms with huge pages, 20 ms without. Each step waits once for every
-/// processor, which smaller ones pay more often.
+/// How much is warmed at once, in bytes: 2 ms with huge pages, 20 ms without. With huge pages each step waits once or
+/// twice for every processor, which smaller ones pay more often.
 pub const WARM_STEP_BYTES: u64 = 32 * 1024 * 1024;
 
 /// How a heap grows.
@@ -172,7 +172,8 @@ impl Heap {
     }
 
     /// Drops regions in which nothing is allocated, and returns their numbers, so that readers can be told.
-    /// The lowest stay as long as they have touched at most `keep_bytes` together, for reuse; with 0 all go.
+    /// The lowest stay as long as they have touched at most `keep_bytes` together, for reuse; with 0 all go,
+    /// and those that were never touched go anyway.
     /// The system has the memory back once readers have unmapped theirs too.
     pub fn remove_empty_regions(&self, keep_bytes: u64) -> Vec<u32> {
         let mut kept = 0u64;
@@ -183,7 +184,8 @@ impl Heap {
                 if space.used() > 0 {
                     return false;
                 }
-                let stays = keep_bytes > 0 && kept.saturating_add(space.touched()) <= keep_bytes;
+                // What was never touched has nothing to reuse.
+                let stays = space.touched() > 0 && kept.saturating_add(space.touched()) <= keep_bytes;
                 kept += if stays { space.touched() } else { 0 };
                 !stays
             };

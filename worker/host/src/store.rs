@@ -36,6 +36,11 @@ const KEEP_IDLE_BYTES: u64 = 64 * 1024 * 1024;
 const KEEP_TIME: Duration = Duration::from_secs(30);
 /// How long a writer gives back at once what comes free, after the agent lacked room.
 const PRESSURE_TIME: Duration = Duration::from_secs(5);
+/// How many ticks ([`Store::tidy`], each 250 ms) after its start a driver, or a job's shared host, warms its first region,
+/// so that what it writes later meets no page fault. Whatever is over sooner does not pay for it.
+const WARM_AFTER_TICKS: u32 = 2;
+/// The thread that does it yields to everything that has work to do.
+const WARM_NICE: i32 = 10;
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.
@@ -93,6 +98,8 @@ pub struct Store {
     /// The same for others' regions: when the agent said so last.
     asked: Mutex<Option<Instant>>,
     keep_bytes: u64,
+    /// Ticks until the first region is warmed; zero once that is done, or where it is not to be.
+    warm_in: AtomicU32,
     /// When something was written last; `None` once what only serves reuse is given back.
     written: Mutex<Option<Instant>>,
     answers: Mutex<HashMap<u64, SyncSender<Result<(), Failure>>>>,
@@ -115,6 +122,11 @@ impl Store {
             growing: Mutex::default(),
             pressed: AtomicBool::new(false),
             asked: Mutex::default(),
+            warm_in: AtomicU32::new(if welcome.shared || welcome.host == welcome.driver {
+                WARM_AFTER_TICKS
+            } else {
+                0
+            }),
             keep_bytes: welcome.store_bytes / KEEP_SHARE,
             written: Mutex::default(),
             answers: Mutex::default(),
@@ -197,6 +209,13 @@ impl Store {
         let descriptor = writer.share().map_err(trouble)?;
         let seq = self.next_region.fetch_add(1, Ordering::Relaxed);
         let bytes = writer.len();
+        if self.heap.allocate(wanted).is_ok() {
+            // What was freed before the region was asked for has come back before the answer, and is warm: the new
+            // region goes as it came, untouched.
+            runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
+            runtime.tell(ToAgent::RegionRemoved { seq });
+            return Ok(());
+        }
         self.heap.add_region(seq, writer).map_err(trouble)?;
         runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
         Ok(())
@@ -242,6 +261,13 @@ impl Store {
 
     /// Now and then: forgets views that nobody holds, and gives back memory that is kept for nothing.
     pub(crate) fn tidy(&self, runtime: &Arc<Runtime>) {
+        let warm_in = self.warm_in.load(Ordering::Relaxed);
+        if warm_in > 0 {
+            self.warm_in.store(warm_in - 1, Ordering::Relaxed);
+            if warm_in == 1 {
+                Self::warm_first(runtime);
+            }
+        }
         let idle = self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME).is_some();
         let asked = {
             let mut asked = self.asked.lock();
@@ -255,6 +281,31 @@ impl Store {
             View::Open { pin, .. } => pin.strong_count() > 0,
         });
         self.readers.lock().retain(|_, reader| reader.strong_count() > 0);
+    }
+
+    /// Makes the first region, if there is none yet and room for one, and takes its page faults, on a thread of its own.
+    fn warm_first(runtime: &Arc<Runtime>) {
+        let runtime = Arc::downgrade(runtime);
+        let warm = move || {
+            let Some(runtime) = runtime.upgrade() else { return };
+            let store = runtime.store();
+            let bytes = store.heap.region_bytes_for(0);
+            *store.written.lock() = Some(Instant::now());
+            if store.heap.capacity_bytes() == 0 && store.grow(&runtime, 1, bytes).is_err() {
+                return;
+            }
+            let heap = store.heap.clone();
+            drop(runtime);
+            // Where that is not allowed, the thread is like any other.
+            let _nice = rustix::process::setpriority_process(None, WARM_NICE);
+            if let Err(error) = heap.warm(bytes) {
+                tracing::debug!(%error, "the first region is not warmed");
+            }
+        };
+        let started = std::thread::Builder::new().name("mobula-warm".to_owned()).spawn(warm);
+        if let Err(error) = started {
+            tracing::debug!(%error, "the first region is not warmed");
+        }
     }
 
     /// Bytes of this host's regions in use, and their size.

@@ -83,6 +83,30 @@ fn empty_regions_are_kept_up_to_the_limit() {
     let held = heap.allocate(1).unwrap();
     assert_eq!(heap.remove_empty_regions(0), [1 - held.location().region_seq]);
     assert_eq!(heap.capacity_bytes(), MIB);
+    // What was never touched is no use.
+    heap.add_region(7, Writer::create(MIB).unwrap()).unwrap();
+    assert_eq!(heap.remove_empty_regions(u64::MAX), [7]);
+}
+
+#[test]
+fn a_block_is_warmed_ahead_with_the_rest_of_its_page() {
+    let heap = heap_of(&[64 * MIB]);
+    let mut block = heap.allocate(33 * MIB).unwrap();
+    block[0] = 7;
+    let mut warming = block.warming().unwrap();
+    assert_eq!(warming.left(), 33 * MIB);
+    if !warming.step().unwrap() && warming.left() == 0 && heap.touched_bytes() == 33 * MIB {
+        return; // An older kernel.
+    }
+    assert_eq!(warming.left(), MIB);
+    warming.finish().unwrap();
+    assert_eq!((heap.touched_bytes(), heap.warm_free_bytes()), (34 * MIB, MIB));
+    assert_eq!((block[0], block[33 * MIB as usize - 1]), (7, 0));
+    let next = heap.allocate(MIB).unwrap();
+    assert_eq!(next.location().offset, 33 * MIB);
+    assert!(next.warming().is_none());
+    drop(block);
+    assert!(heap.allocate(33 * MIB).unwrap().warming().is_none());
 }
 
 #[test]

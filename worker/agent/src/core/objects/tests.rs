@@ -118,3 +118,34 @@ fn copies_are_evicted_oldest_first_and_jobs_leave_nothing() {
     assert_eq!(objects.job_gone(JOB).regions, vec![region]);
     assert_eq!((objects.used(), objects.len(), objects.pinned()), (0, 0, 0));
 }
+
+#[test]
+fn writers_are_asked_once_for_what_they_keep_for_reuse() {
+    let (mut objects, region) = with_region(4 * MIB, 3 * MIB);
+    assert!(objects.idle_writers().is_empty(), "nobody lacks room");
+    let late = Instant::now() + Duration::from_secs(5);
+    assert_eq!(objects.want(host(3), 1, 2 * MIB, late, 5000), Want::Waiting);
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert!(objects.idle_writers().is_empty(), "it knows");
+    objects.seal(object(1), 1, region, 0, 100, None).unwrap();
+    assert!(objects.idle_writers().is_empty(), "it is in use");
+    objects.free(object(1));
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]), "idle again");
+}
+
+#[test]
+fn o1_room_set_aside_counts_and_nobody_waits_for_it() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    let agent = NodeId::EMBEDDED.agent();
+    assert!(!objects.reserve(agent, 4 * MIB));
+    assert!(objects.reserve(agent, 3 * MIB));
+    assert_eq!(objects.used(), 4 * MIB);
+    let late = Instant::now() + Duration::from_secs(5);
+    assert_eq!(objects.want(host(3), 1, 2 * MIB, late, 5000), Want::Waiting);
+    objects.ungrant(agent, 3 * MIB);
+    assert!(!objects.reserve(agent, MIB), "others were first");
+    assert_eq!(objects.grants(), vec![(host(3), 1)]);
+    objects.ungrant(agent, 3 * MIB);
+    assert_eq!(objects.used(), 3 * MIB, "it is given back once");
+    objects.remove_region(region).unwrap();
+}

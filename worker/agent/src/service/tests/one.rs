@@ -130,6 +130,10 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
 
     // A store that stays full.
     started.link.send(ToAgent::RegionWanted { request: 3, bytes: 5 * MIB, wait_ms: 30 }).await;
+    let (ToHost::Reclaim { objects }, _) = started.link.recv().await else {
+        panic!("not asked for its region")
+    };
+    assert_eq!(objects, []);
     let (ToHost::RegionRefused { request: 3, failure }, _) = started.link.recv().await else { panic!() };
     assert_eq!(failure.kind, FailureKind::StoreFull);
 
