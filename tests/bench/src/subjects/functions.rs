@@ -10,6 +10,16 @@ use std::{
 
 use mobula::{blocking, prelude::*};
 
+/// Makes all the calls, then waits for all.
+fn wait_for<T: mobula::Data>(calls: impl Iterator<Item = ObjectRef<T>>) -> mobula::Result<()> {
+    blocking::get_all(&calls.collect::<Vec<_>>()).map(drop)
+}
+
+/// `n` calls of one server after those of the other.
+fn each<S, T>(servers: &[S], n: u64, call: impl Fn(&S) -> T) -> impl Iterator<Item = T> {
+    servers.iter().flat_map(move |server| std::iter::repeat_n(server, n as usize)).map(call)
+}
+
 /// What every small call returns.
 fn ok() -> Vec<u8> {
     b"ok".to_vec()
@@ -76,17 +86,13 @@ pub fn create_object_containing_refs() -> mobula::Result<Vec<ObjectRef<u64>>> {
 /// Calls all the actors in turn, `calls` times in all.
 #[mobula::task]
 pub fn work(actors: Vec<EchoHandle>, calls: u64) -> mobula::Result<()> {
-    let results: Vec<_> =
-        actors.iter().cycle().take(calls as usize).map(|actor| actor.small_value()).collect();
-    blocking::get_all(&results).map(drop)
+    wait_for(actors.iter().cycle().take(calls as usize).map(EchoHandle::small_value))
 }
 
 /// Calls all the async actors in turn, `calls` times in all.
 #[mobula::task]
 pub fn async_work(actors: Vec<AsyncEchoHandle>, calls: u64) -> mobula::Result<()> {
-    let results: Vec<_> =
-        actors.iter().cycle().take(calls as usize).map(|actor| actor.small_value()).collect();
-    blocking::get_all(&results).map(drop)
+    wait_for(actors.iter().cycle().take(calls as usize).map(AsyncEchoHandle::small_value))
 }
 
 /// Answers, one call at a time.
@@ -112,8 +118,7 @@ impl Echo {
     }
 
     fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
-        let results: Vec<_> = (0..n).map(|_| small_value.remote()).collect();
-        blocking::get_all(&results).map(drop)
+        wait_for((0..n).map(|_| small_value.remote()))
     }
 }
 
@@ -161,20 +166,12 @@ impl Client {
     }
 
     fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
-        let mut results = Vec::new();
-        for server in &self.servers {
-            results.extend((0..n).map(|_| server.small_value()));
-        }
-        blocking::get_all(&results).map(drop)
+        wait_for(each(&self.servers, n, EchoHandle::small_value))
     }
 
     fn small_value_batch_arg(&mut self, n: u64) -> mobula::Result<()> {
         let x = mobula::put(&0u64)?;
-        let mut results = Vec::new();
-        for server in &self.servers {
-            results.extend((0..n).map(|_| server.small_value_arg(&x)));
-        }
-        blocking::get_all(&results).map(drop)
+        wait_for(each(&self.servers, n, |server| server.small_value_arg(&x)))
     }
 }
 
@@ -190,10 +187,6 @@ impl AsyncClient {
     }
 
     fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
-        let mut results = Vec::new();
-        for server in &self.servers {
-            results.extend((0..n).map(|_| server.small_value()));
-        }
-        blocking::get_all(&results).map(drop)
+        wait_for(each(&self.servers, n, AsyncEchoHandle::small_value))
     }
 }

@@ -7,9 +7,9 @@ use std::{
 
 use mobula::{Cluster, Strategy};
 
-use super::functions::{make_tensor, small_value};
+use super::functions::{make_tensor, ones, small_value};
 use crate::{
-    limits::quic::PLAIN,
+    limits::{memory::MEMCPY, quic::PLAIN},
     measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
     system::{Role, cluster_processes, cpu_seconds, mobula_binary, private_memory},
@@ -34,6 +34,19 @@ pub const PROBES: &[Probe] = &[
         ],
         stage: Stage::Fresh,
         run: idle,
+    },
+    Probe {
+        rows: &[
+            Row::more("put 48 MB two seconds after a job's start", "GB/s")
+                .limit(MEMCPY)
+                .targets(&[Target::OfLimit(0.5)]),
+            Row::more("put 800 MB, first", "GB/s").limit(MEMCPY),
+            Row::more("put 800 MB, after another is gone", "GB/s")
+                .limit(MEMCPY)
+                .targets(&[Target::OfLimit(0.85)]),
+        ],
+        stage: Stage::Alone,
+        run: puts,
     },
     Probe {
         rows: &[Row::more("1 GiB tensor from node 2 read on node 1", "GB/s")
@@ -130,6 +143,28 @@ fn idle(place: &Place) -> Result<Vec<f64>> {
         Ok(most / 1e6)
     };
     Ok(vec![share, memory(Role::Agent)?, memory(Role::Host)?, memory(Role::Head)?])
+}
+
+fn puts(place: &Place) -> Result<Vec<f64>> {
+    let (small, large) = (ones(6_000_000)?, ones(100_000_000)?);
+    let cluster = place.runtime.block_on(Cluster::local().nodes(1).quiet().start())?;
+    std::thread::sleep(SETTLE);
+    let put = |value: &mobula::Tensor| -> Result<f64> {
+        let begun = Instant::now();
+        let made = mobula::put(value)?;
+        let rate = value.as_bytes().len() as f64 / begun.elapsed().as_secs_f64() / 1e9;
+        drop(made);
+        Ok(rate)
+    };
+    let measure = || -> Result<Vec<f64>> {
+        let (early, cold) = (put(&small)?, put(&large)?);
+        let mut again = (0..3).map(|_| put(&large)).collect::<Result<Vec<_>>>()?;
+        again.sort_by(f64::total_cmp);
+        Ok(vec![early, cold, quantile(&again, 0.5)])
+    };
+    let measured = measure();
+    cluster.shutdown();
+    measured
 }
 
 fn pull_tensor(place: &Place) -> Result<Vec<f64>> {
