@@ -100,7 +100,9 @@ struct Header {
 struct Lease {
     slots: u32,
     running: u32,
-    /// Waiting calls whose slot the agent was told to lend out.
+    /// Calls that have started and wait; none of them is among `running`.
+    waiting: u32,
+    /// Slots that the agent was told to lend out, since calls that wait leave them unused.
     lent: u32,
     queue: VecDeque<Box<Run>>,
 }
@@ -522,16 +524,19 @@ impl Executor {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
             held.running = held.running.saturating_sub(1);
+            held.waiting += 1;
             match held.queue.pop_back() {
                 // Newest first: children before further parents.
                 Some(run) => {
                     held.running += 1;
                     Some(run)
                 }
-                None => {
+                None if held.running + held.lent < held.slots => {
                     held.lent += 1;
                     None
                 }
+                // More ran than there are slots, since one had just gone on.
+                None => return,
             }
         };
         match next {
@@ -553,6 +558,7 @@ impl Executor {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
             held.running += 1;
+            held.waiting = held.waiting.saturating_sub(1);
             let back = held.lent > 0;
             held.lent = held.lent.saturating_sub(1);
             back
@@ -680,6 +686,7 @@ impl Executor {
         });
         let refs = std::mem::take(&mut *context.refs.lock());
         let mut next = None;
+        let mut lend = None;
         {
             let mut state = self.state.lock();
             // A later attempt may have taken its place.
@@ -695,13 +702,20 @@ impl Executor {
                 }
                 if next.is_some() {
                     held.running += 1;
-                } else if held.running == 0 && held.lent == 0 {
+                } else if held.lent < held.waiting && held.running + held.lent < held.slots {
+                    // It had taken over the slot of a call that still waits, and nothing is here to take it next.
+                    held.lent += 1;
+                    lend = Some(lease);
+                } else if held.running == 0 && held.waiting == 0 {
                     state.leases.remove(&lease);
                 }
             }
         }
         if !context.finished.swap(true, Ordering::AcqRel) {
             self.send_done(runtime, caller, call, nanos, result, &refs);
+        }
+        if let Some(lease) = lend {
+            runtime.tell(ToAgent::Block { lease, slots: 1 });
         }
         if let (Target::Method { .. }, Some(actor)) = (call.target, actor) {
             {
