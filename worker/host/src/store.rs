@@ -39,8 +39,8 @@ const PRESSURE_TIME: Duration = Duration::from_secs(5);
 /// How many ticks ([`Store::tidy`], each 250 ms) after its start a driver, or a job's shared host, warms its first region,
 /// so that what it writes later meets no page fault. Whatever is over sooner does not pay for it.
 const WARM_AFTER_TICKS: u32 = 2;
-/// The thread that does it yields to everything that has work to do.
-const WARM_NICE: i32 = 10;
+/// The thread that does it yields to what has work to do: it gets about a quarter of a busy core.
+const WARM_NICE: i32 = 5;
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.

@@ -24,8 +24,8 @@ const LARGE_BYTES: u64 = 16 * 1024 * 1024;
 /// the store's budget until it is a region's, somebody lacks room, no job is left, or nothing was pulled for
 /// [`KEEP_TIME`].
 const WARM_SHARE: u64 = 4;
-/// The warming thread yields to everything that has work to do: it gets about a tenth of a busy core.
-const WARM_NICE: i32 = 10;
+/// The warming thread yields to everything that has work to do: it gets about a quarter of a busy core.
+const WARM_NICE: i32 = 5;
 /// Touched memory that is kept for the copies of a job that pulls: one part in so many of the store. Kept memory counts
 /// as used in the store's budget; it goes when somebody lacks room, when the job ends, and after [`KEEP_TIME`].
 const KEEP_SHARE: u64 = 4;
