@@ -678,6 +678,10 @@ impl Core {
         else {
             return false;
         };
+        if task.cancelled && !force {
+            // Its result is final, though its code may still be ending.
+            return false;
+        }
         task.cancelled = true;
         let failure = Failure::new(FailureKind::Cancelled, "it was cancelled");
         match task.phase {
