@@ -8,6 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
+        mpsc::{RecvTimeoutError, Sender, channel},
     },
     time::{Duration, Instant},
 };
@@ -104,7 +105,7 @@ pub fn run_main<F: Future<Output = Outcome>>(
             return ExitCode::FAILURE;
         }
     };
-    let (signal, stopped) = watch_signals(&user);
+    let (signal, stopped, running) = watch_signals(&user);
     let cluster = if wants_cluster {
         match Cluster::auto().start_blocking(user.handle()) {
             Ok(cluster) => Some(cluster),
@@ -129,6 +130,7 @@ pub fn run_main<F: Future<Output = Outcome>>(
     }));
     // Its threads may be anywhere in the author's code: they are not waited for, be it after a panic.
     user.shutdown_timeout(THREADS_WAIT);
+    drop(running);
     match (signal.load(Ordering::Acquire), outcome) {
         (_, Err(panic)) => std::panic::resume_unwind(panic),
         (0, Ok(Ok(()))) => ExitCode::SUCCESS,
@@ -150,10 +152,18 @@ const YIELD_WAIT: Duration = Duration::from_millis(100);
 /// How long an interrupted driver may take in all.
 const STOP_WAIT: Duration = Duration::from_millis(900);
 
+/// Lives as long as `main` runs.
+struct Running {
+    _ends: Sender<()>,
+}
+
 /// Notes the signal when Ctrl-C or SIGTERM comes, and says so. The job ends in good order at once; should `main` not
 /// have ended within [`STOP_WAIT`] (because it does not come to its next `await`, say), the process does all the same.
-fn watch_signals(user: &tokio::runtime::Runtime) -> (Arc<AtomicU8>, tokio::sync::oneshot::Receiver<()>) {
+fn watch_signals(
+    user: &tokio::runtime::Runtime,
+) -> (Arc<AtomicU8>, tokio::sync::oneshot::Receiver<()>, Running) {
     use tokio::signal::unix::{SignalKind, signal};
+    let (ends, end) = channel();
     let (say, stopped) = tokio::sync::oneshot::channel();
     let noted = Arc::new(AtomicU8::new(0));
     let note = Arc::clone(&noted);
@@ -172,15 +182,19 @@ fn watch_signals(user: &tokio::runtime::Runtime) -> (Arc<AtomicU8>, tokio::sync:
         note.store(number, Ordering::Release);
         let begun = Instant::now();
         std::thread::spawn(move || {
-            std::thread::sleep(YIELD_WAIT);
-            exit::leave_all();
-            std::thread::sleep(STOP_WAIT.saturating_sub(begun.elapsed()));
-            std::process::exit(i32::from(SIGNAL_EXIT + number));
+            // Nothing is ever sent: the sender goes when `main` has ended.
+            let runs_on = |limit| end.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if runs_on(YIELD_WAIT) {
+                exit::leave_all();
+            }
+            if runs_on(STOP_WAIT.saturating_sub(begun.elapsed())) {
+                std::process::exit(i32::from(SIGNAL_EXIT + number));
+            }
         });
         // `main` may have ended meanwhile.
         let _ended = say.send(());
     });
-    (noted, stopped)
+    (noted, stopped, Running { _ends: ends })
 }
 
 /// Polls with the thread marked as running async code, so that blocking waits are refused.

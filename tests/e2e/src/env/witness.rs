@@ -1,6 +1,7 @@
 //! Facts that tasks leave for the test to see, whatever becomes of them.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -53,6 +54,40 @@ impl Witness {
     pub async fn sees(&self, fact: &str) -> Result<()> {
         eventually(&format!("the note {fact:?}"), async || Ok(self.saw(fact))).await
     }
+}
+
+/// What calls wait behind, in whichever process, until the test opens it or ends.
+pub struct Gate {
+    place: PathBuf,
+    /// Locked while the gate is closed.
+    lock: File,
+}
+
+impl Witness {
+    /// A closed gate of this name.
+    pub fn gate(&self, name: &str) -> Result<Gate> {
+        let place = self.path(name);
+        let lock = File::create(&place).and_then(|lock| lock.lock().map(|()| lock));
+        Ok(Gate { place, lock: lock.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))? })
+    }
+}
+
+impl Gate {
+    /// The argument for a task, which gives it to [`pass`].
+    pub fn place(&self) -> String {
+        self.place.to_string_lossy().into_owned()
+    }
+
+    /// Lets all through, those that come later too.
+    pub fn open(&self) -> Result<()> {
+        self.lock.unlock().map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))
+    }
+}
+
+/// Waits until the gate at this place is open.
+pub fn pass(place: &str) {
+    // Both fail only if the test is over.
+    let _open = File::open(place).and_then(|gate| gate.lock_shared());
 }
 
 /// Notes one more occurrence of the fact at this place.

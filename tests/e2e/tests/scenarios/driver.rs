@@ -5,13 +5,14 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
+    sync::mpsc::channel,
     time::Duration,
 };
 
 use mobula::{Cluster, NodeId, Result, Strategy};
 use mobula_e2e::{
     Witness,
-    env::{on, witness},
+    env::{WAIT, on, witness},
     eventually,
 };
 use mobula_rig::{Part, Rig};
@@ -91,7 +92,7 @@ async fn busy(_cluster: Cluster, how: &str) -> Result<()> {
     match how {
         "hang" => return held.await,
         "stuck" => loop {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::park();
         },
         _ => {}
     }
@@ -257,6 +258,22 @@ fn collect(stream: impl Read, word: &str, witness: &Witness) -> Vec<String> {
     lines
 }
 
+/// Waits until the driver's output has a line with this in it.
+pub fn wait_for_line(driver: &mut Child, part: &'static str) -> Outcome {
+    let stdout = driver.stdout.take().ok_or("its output is not piped")?;
+    let (found, seen) = channel();
+    // Reads on to the end, so that the driver never waits for a reader.
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+            if line.contains(part) {
+                // Nobody listens any more after the first.
+                let _unwanted = found.send(());
+            }
+        }
+    });
+    seen.recv_timeout(WAIT).map_err(|error| format!("no line with {part:?} within {WAIT:?}: {error}").into())
+}
+
 /// How a driver ends.
 struct End {
     /// Which driver.
@@ -280,10 +297,7 @@ fn check_end(end: &End) -> Outcome {
         let mut command = command(end.driver, Some(way))?;
         command.env(SEEN_VARIABLE, witness.place("end"));
         let mut driver = command.spawn()?;
-        let stdout = driver.stdout.take().ok_or("its output is piped")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        assert!(line.contains("here for ever"), "{line:?}");
+        wait_for_line(&mut driver, "here for ever")?;
         let snapshot = rig.snapshot()?;
         assert_eq!((snapshot.jobs.len(), snapshot.names.len()), (1, 1));
         (end.act)(&mut driver, &witness)?;

@@ -1,7 +1,5 @@
 //! Hosts and nodes that die.
 
-use std::time::Duration;
-
 use mobula::{ErrorKind, Result};
 use mobula_e2e::{
     Env, Part, Witness,
@@ -120,22 +118,21 @@ pub async fn restarts_end(env: Env) -> Result<()> {
 #[mobula::task]
 fn process_when(started: String, go: String) -> u32 {
     witness::note(&started);
-    while !witness::noted(&go) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    witness::pass(&go);
     std::process::id()
 }
 
 pub async fn a_killed_host_is_replaced(env: Env) -> Result<()> {
     let witness = Witness::new()?;
+    let go = witness.gate("go")?;
     let fragile = Fragile::spawn(witness.place("made")).options(|options| options.restarts(1)).await?;
     let host = fragile.process().await?;
     let waits = fragile.wait();
     let node = mobula::Strategy::Node { node: fragile.node().unwrap(), soft: true };
-    let task = process_when.options().strategy(node).remote(witness.place("started"), witness.place("go"));
+    let task = process_when.options().strategy(node).remote(witness.place("started"), go.place());
     witness.sees("started").await?;
     env.rig().unwrap().kill(Part::Host(host)).unwrap();
-    witness.say("go");
+    go.open()?;
     let error = waits.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MaybeExecuted, "{error}");
     assert_ne!(task.await?, host);
@@ -151,13 +148,14 @@ pub async fn a_killed_host_is_replaced(env: Env) -> Result<()> {
 
 pub async fn a_killed_node_is_replaced(env: Env) -> Result<()> {
     let witness = Witness::new()?;
+    let (go, never) = (witness.gate("go")?, witness.gate("never")?);
     let nodes = env.nodes().await?;
     let place = usize::from(env.rig().unwrap().number(1).unwrap() == nodes[1].number);
     let soft = mobula::Strategy::Node { node: nodes[1], soft: true };
     let tasks: Vec<_> = (0..2)
         .map(|at| {
             let started = witness.place(&format!("started {at}"));
-            process_when.options().strategy(soft.clone()).remote(started, witness.place("go"))
+            process_when.options().strategy(soft.clone()).remote(started, go.place())
         })
         .collect();
     for at in 0..2 {
@@ -168,10 +166,10 @@ pub async fn a_killed_node_is_replaced(env: Env) -> Result<()> {
         .strategy(on(nodes[1]))
         .cpu(0.0)
         .retries(0)
-        .remote(witness.place("bound"), witness.place("never"));
+        .remote(witness.place("bound"), never.place());
     witness.sees("bound").await?;
     env.rig().unwrap().kill(Part::Node(place)).unwrap();
-    witness.say("go");
+    go.open()?;
     let error = bound.await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::NodeDied | ErrorKind::HostDied), "{error}");
     mobula::get_all(&tasks).await?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use mobula::{ErrorKind, LabelRule, Result, Strategy};
 use mobula_e2e::{
     Env, Witness,
-    env::{WAIT, on, witness},
+    env::{on, witness},
     eventually,
 };
 
@@ -15,15 +15,12 @@ fn place(millis: u64) -> Result<u32> {
     Ok(mobula::context::current()?.node().number)
 }
 
-/// Ends when it runs on every one of these nodes at once: each call leaves a note beside `notes`.
+/// Notes beside `notes` where it runs, and waits to be let on.
 #[mobula::task]
-fn meet(notes: String, nodes: Vec<u32>) -> Result<u32> {
+fn meet(notes: String, gate: String) -> Result<u32> {
     let here = mobula::context::current()?.node().number;
     witness::note(&format!("{notes}-{here}"));
-    let began = std::time::Instant::now();
-    while began.elapsed() < WAIT && !nodes.iter().all(|node| witness::noted(&format!("{notes}-{node}"))) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    witness::pass(&gate);
     Ok(here)
 }
 
@@ -50,10 +47,13 @@ pub async fn spread_and_affinity(env: Env) -> Result<()> {
         assert_eq!(settler.node(), Some(*node));
     }
     let witness = Witness::new()?;
-    let numbers: Vec<u32> = nodes.iter().map(|node| node.number).collect();
-    let spread_out =
-        || meet.options().strategy(Strategy::Spread).remote(witness.place("node"), numbers.clone());
+    let gate = witness.gate("met")?;
+    let spread_out = || meet.options().strategy(Strategy::Spread).remote(witness.place("node"), gate.place());
     let spread: Vec<_> = (0..8).map(|_| spread_out()).collect();
+    for node in &nodes {
+        witness.sees(&format!("node-{}", node.number)).await?;
+    }
+    gate.open()?;
     let places: BTreeSet<u32> = mobula::get_all(&spread).await?.into_iter().collect();
     assert_eq!(places.len(), 2, "both nodes do some of it");
     let nowhere = mobula::NodeId { number: 999, incarnation: 1 };

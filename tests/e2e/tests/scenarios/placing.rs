@@ -81,20 +81,19 @@ pub async fn mistakes_are_reported_by_the_ref(_env: Env) -> Result<()> {
 /// Short, until it is told otherwise; then as long as it takes for somebody else to run on another node.
 #[mobula::task(cpu = 1, retries = 0)]
 fn sudden(long: bool, here: String, done: String) -> Result<u32> {
+    let node = mobula::context::current()?.node().number;
     if long {
-        witness::note(&format!("{here} {}", mobula::context::current()?.host.node.number));
-        let limit = std::time::Instant::now() + Duration::from_secs(30);
-        while !witness::noted(&done) && std::time::Instant::now() < limit {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        witness::note(&format!("{here} {node}"));
+        witness::pass(&done);
     }
-    Ok(mobula::context::current()?.host.node.number)
+    Ok(node)
 }
 
 pub async fn what_waits_behind_slow_work_goes_to_another_node(env: Env) -> Result<()> {
     let witness = Witness::new()?;
-    let (here, done) = (witness.place("on"), witness.place("done"));
-    // Their number is known to be short, so many are pushed ahead to whoever has a lease.
+    let (here, gate) = (witness.place("on"), witness.gate("done")?);
+    let done = gate.place();
+    // They are known to be short, so many are pushed ahead to whoever has a lease.
     let short: Vec<_> = (0..200).map(|_| sudden.remote(false, here.as_str(), done.as_str())).collect();
     mobula::get_all(&short).await?;
     // More than one node has slots for.
@@ -103,7 +102,7 @@ pub async fn what_waits_behind_slow_work_goes_to_another_node(env: Env) -> Resul
     for node in &nodes {
         witness.sees(&format!("on {}", node.number)).await?;
     }
-    witness.say("done");
+    gate.open()?;
     let mut ran = mobula::get_all(&long).await?;
     ran.sort_unstable();
     ran.dedup();
