@@ -33,9 +33,9 @@ const _: () = assert!(align_of::<Aligned>() == ALIGN && ALIGN.is_multiple_of(UNI
 
 static EMPTY: Aligned = Aligned([]);
 
-/// What keeps the bytes where they are. Never read: it is held for its drop.
+/// What keeps the bytes where they are. Held for its drop above all.
 #[derive(Clone)]
-#[expect(dead_code, reason = "owners are held for their drop alone")]
+#[expect(dead_code, reason = "most owners are held for their drop alone")]
 enum Owner {
     /// Nobody: the bytes are static.
     Static,
@@ -110,6 +110,14 @@ impl Bytes {
             start: NonNull::from_ref(extent.as_slice()).cast(),
             len: extent.len(),
             owner: Owner::Extent(extent),
+        }
+    }
+
+    /// The extent of which these are a part.
+    pub(crate) fn extent_owner(&self) -> Option<&Extent> {
+        match &self.owner {
+            Owner::Extent(extent) => Some(extent),
+            _ => None,
         }
     }
 

@@ -138,6 +138,11 @@ impl Heap {
         })
     }
 
+    /// Whether the extent lies in a region of this heap.
+    pub fn owns(&self, extent: &Extent) -> bool {
+        Arc::ptr_eq(&self.shared, &extent.range.heap)
+    }
+
     /// How large a region to add for an object of `len` bytes: the configured size, or the object's own
     /// rounded up to [`REGION_STEP_BYTES`] where that is more.
     pub fn region_bytes_for(&self, len: u64) -> u64 {

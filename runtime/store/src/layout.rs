@@ -15,7 +15,7 @@
 use mobula_proto::{Blob, wire::INLINE_BYTES_MAX};
 use rkyv::util::AlignedVec;
 
-use crate::{ALIGN, Error, bytes::Bytes};
+use crate::{ALIGN, Error, bytes::Bytes, heap::Extent};
 
 /// Most buffers in one object.
 pub const BUFFERS_MAX: usize = 65_536;
@@ -25,6 +25,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"mob\x01");
 /// Bytes in front of an archive that has no buffers beside it.
 pub const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
+/// Longest archive for which [`Encoded::in_place`] compares: those of tensors have some hundred bytes.
+const FRONT_BYTES_MAX: usize = 64 * 1024;
 /// Alignment of archives, as rkyv writes them.
 const ARCHIVE_ALIGN: usize = 16;
 
@@ -106,6 +108,28 @@ impl Encoded {
         }
     }
 
+    /// The heap's memory in which exactly this blob lies already, because its one buffer was written behind the
+    /// [`front_of`] it; then nothing needs to be copied.
+    pub fn in_place(&self) -> Option<Extent> {
+        let Form::Parts { buffers, .. } = &self.0 else { return None };
+        let [buffer] = &buffers[..] else { return None };
+        let extent = buffer.extent_owner()?;
+        let mut rest = extent.as_slice();
+        let mut same = rest.len() as u64 == self.len();
+        self.emit(|part| match rest.split_at_checked(part.len()) {
+            Some((there, later)) => {
+                // The buffer is compared by its place alone: reading it would cost as much as copying it.
+                let lies_there = std::ptr::eq(there.as_ptr(), part.as_ptr());
+                same &= lies_there
+                    || (part.len() <= FRONT_BYTES_MAX && part.as_ptr() != buffer.as_ptr() && there == part);
+                rest = later;
+            }
+            None => same = false,
+        })
+        .ok()?;
+        same.then(|| extent.clone())
+    }
+
     /// Hands out the parts of the blob, in order and without gaps.
     fn emit(&self, mut put: impl FnMut(&[u8])) -> Result<(), Error> {
         let (front, buffers) = match &self.0 {
@@ -138,6 +162,21 @@ impl Encoded {
         }
         Ok(())
     }
+}
+
+/// What lies in front of the buffer of an object that has only one, of so many bytes: header, table, and the archive
+/// that is in `front` after [`HEADER_BYTES`] of room. The buffer follows at once.
+pub fn front_of(front: &AlignedVec, buffer_bytes: u64) -> Vec<u8> {
+    let archive = front.get(HEADER_BYTES..).unwrap_or_default();
+    let end = HEADER_BYTES + ENTRY_BYTES + archive.len();
+    let start = aligned(end as u64);
+    let mut bytes = Vec::with_capacity(start as usize);
+    bytes.extend_from_slice(&header(1, archive.len()));
+    bytes.extend_from_slice(&start.to_le_bytes());
+    bytes.extend_from_slice(&buffer_bytes.to_le_bytes());
+    bytes.extend_from_slice(archive);
+    bytes.resize(start as usize, 0);
+    bytes
 }
 
 fn header(buffers: u32, archive_len: usize) -> [u8; HEADER_BYTES] {

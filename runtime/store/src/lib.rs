@@ -44,7 +44,7 @@ pub use self::{
     archived::Archived,
     bytes::Bytes,
     error::Error,
-    heap::{Extent, Heap, Options as HeapOptions},
+    heap::{Block, Extent, Heap, Options as HeapOptions},
     layout::{Encoded, Object},
     region::{Reader, Writer},
     spare::Spare,

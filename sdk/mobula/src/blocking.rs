@@ -26,22 +26,17 @@ pub fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
     values.collect()
 }
 
-/// Waits until `count` of the refs are ready or the time is up; gives the positions of those that are ready and
-/// of those that are not, in order.
+/// Waits until `count` of the refs are ready or the time is up; gives the positions of the first so many that are
+/// (fewer if time ran out), and those of all others, both in order.
 pub fn wait<T>(
     refs: &[ObjectRef<T>],
     count: usize,
     timeout: Option<Duration>,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    if let Some(first) = refs.first() {
-        let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
-        first.raw.runtime.wait(
-            &ids,
-            count.min(ids.len()),
-            timeout.map(|timeout| Instant::now() + timeout),
-        )?;
-    }
-    Ok((0..refs.len()).partition(|at| refs[*at].is_ready()))
+    let Some(first) = refs.first() else { return Ok(Default::default()) };
+    let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
+    let ready = first.raw.runtime.wait(&ids, count, timeout.map(|timeout| Instant::now() + timeout))?;
+    Ok(crate::object::split(refs.len(), &ready))
 }
 
 pub(crate) fn wait_raw(raws: &[Raw], count: usize, deadline: Option<Instant>) -> Result<()> {
@@ -49,7 +44,7 @@ pub(crate) fn wait_raw(raws: &[Raw], count: usize, deadline: Option<Instant>) ->
     match raws {
         [one] => first.runtime.wait(&[one.id], count, deadline)?,
         many => first.runtime.wait(&many.iter().map(|raw| raw.id).collect::<Vec<_>>(), count, deadline)?,
-    }
+    };
     Ok(())
 }
 

@@ -308,28 +308,44 @@ pub async fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
     Ok(values)
 }
 
-/// Waits until `count` of the refs are ready or the time is up; gives the positions of those that are ready and
-/// of those that are not, in order.
+/// Waits until `count` of the refs are ready or the time is up; gives the positions of the first so many that are
+/// (fewer if time ran out), and those of all others, both in order.
 pub async fn wait<T>(
     refs: &[ObjectRef<T>],
     count: usize,
     timeout: Option<Duration>,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    let mut all: Vec<Settled> = refs.iter().map(|one| Settled::new(one.raw.clone())).collect();
-    let count = count.min(refs.len());
-    let enough = std::future::poll_fn(|poller| {
-        let mut ready = 0;
-        for one in &mut all {
-            if Pin::new(one).poll(poller).is_ready() {
-                ready += 1;
-            }
+    let Some(first) = refs.first() else { return Ok(Default::default()) };
+    let runtime = &first.raw.runtime;
+    let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
+    let mut blocked = None;
+    let enough = std::future::poll_fn(|poller| match runtime.poll_ready_among(&ids, count, poller.waker()) {
+        Some(ready) => Poll::Ready(ready),
+        None => {
+            // While it waits, the slot of the current task serves others.
+            blocked = blocked.take().or_else(|| Blocked::enter(runtime, false));
+            Poll::Pending
         }
-        if ready >= count { Poll::Ready(()) } else { Poll::Pending }
     });
-    match timeout {
+    let ready = match timeout {
         None => enough.await,
         // Running out of time is an answer here, not an error.
-        Some(timeout) => drop(tokio::time::timeout(timeout, enough).await),
+        Some(timeout) => match tokio::time::timeout(timeout, enough).await {
+            Ok(ready) => ready,
+            Err(_) => runtime.ready_among(&ids, count),
+        },
+    };
+    Ok(split(refs.len(), &ready))
+}
+
+/// The positions in `ready`, which are in order, and all others below `len`.
+pub(crate) fn split(len: usize, ready: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    let mut rest = Vec::with_capacity(len - ready.len());
+    let mut from = 0;
+    for at in ready {
+        rest.extend(from..*at);
+        from = at + 1;
     }
-    Ok((0..refs.len()).partition(|at| refs[*at].is_ready()))
+    rest.extend(from..len);
+    (ready.to_vec(), rest)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 use mobula_host::codec;
-use mobula_proto::FailureKind;
+use mobula_proto::{FailureKind, wire::INLINE_BYTES_MAX};
 use mobula_store::Bytes;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use rkyv::{
@@ -97,6 +97,12 @@ pub struct Meta {
     buffer: u32,
 }
 
+impl Meta {
+    fn new(dtype: Dtype, shape: &[usize], buffer: u32) -> Self {
+        Self { dtype, shape: shape.iter().map(|extent| *extent as u64).collect(), buffer }
+    }
+}
+
 fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, extent| product.checked_mul(*extent))
 }
@@ -135,6 +141,41 @@ impl Tensor {
     pub fn zeros<T: Element>(shape: &[usize]) -> Result<Self> {
         let count = elements(shape).ok_or_else(|| shape_error(format!("shape {shape:?} is too large")))?;
         Self::from_vec(shape, vec![T::zeroed(); count])
+    }
+
+    /// A tensor that is written where it will lie: in the shared memory of this node. `fill` gets its elements in
+    /// row-major order, with unspecified values, and writes them all. Put as it is, or returned from a task as it is,
+    /// it is not copied; inside another value, or in another shape, it is copied once like any other.
+    ///
+    /// Outside of a cluster it is built in ordinary memory. Fails where the shape is too large, and like
+    /// [`crate::put`] where the store is full or smaller than that.
+    ///
+    /// ```
+    /// # use mobula::prelude::*;
+    /// let squares = Tensor::build(&[2, 3], |elements: &mut [f32]| {
+    ///     for (i, element) in elements.iter_mut().enumerate() {
+    ///         *element = (i * i) as f32;
+    ///     }
+    /// })?;
+    /// assert_eq!(squares.as_slice::<f32>()?, [0.0, 1.0, 4.0, 9.0, 16.0, 25.0]);
+    /// # Ok::<(), mobula::Error>(())
+    /// ```
+    pub fn build<T: Element>(shape: &[usize], fill: impl FnOnce(&mut [T])) -> Result<Self> {
+        let too_large = || shape_error(format!("shape {shape:?} is too large (rank at most {RANK_MAX})"));
+        let count = elements(shape).filter(|_| shape.len() <= RANK_MAX).ok_or_else(too_large)?;
+        let len = count.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
+        let runtime = match crate::cluster::current() {
+            Ok(runtime) if len > INLINE_BYTES_MAX => runtime,
+            _ => {
+                let mut values = vec![T::zeroed(); count];
+                fill(&mut values);
+                return Self::from_vec(shape, values);
+            }
+        };
+        let meta = Meta::new(T::DTYPE, shape, 0);
+        let bytes =
+            codec::build(&runtime, &meta, len as u64, |buffer| fill(bytemuck::cast_slice_mut(buffer)))?;
+        Ok(Self { dtype: T::DTYPE, shape: shape.to_vec(), bytes })
     }
 
     /// The type of its elements.
@@ -221,8 +262,7 @@ where
 {
     fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
         let buffer = codec::collect_buffer(self.bytes.clone()).map_err(S::Error::new)?;
-        let shape = self.shape.iter().map(|extent| *extent as u64).collect();
-        let meta = Meta { dtype: self.dtype, shape, buffer };
+        let meta = Meta::new(self.dtype, &self.shape, buffer);
         let inner = meta.serialize(serializer)?;
         Ok(TensorResolver { meta, inner })
     }

@@ -128,6 +128,28 @@ pub fn encode<T: Data>(value: &T) -> Result<Output, Failure> {
     }
 }
 
+/// Memory of the store in which an object is built: `meta` is what its archive holds, and refers to its one buffer, of
+/// so many bytes, as number 0. `fill` writes that buffer, whose contents are unspecified before. [`encode`] of a value
+/// with the same archive and the buffer returned is then kept where it lies.
+///
+/// # Errors
+/// `StoreFull` and `ObjectTooLarge`, as when a value is put.
+pub fn build<T: wire::Message>(
+    runtime: &Arc<Runtime>,
+    meta: &T,
+    buffer_bytes: u64,
+    fill: impl FnOnce(&mut [u8]),
+) -> Result<Bytes, Failure> {
+    let front = wire::encode_with(meta, layout::HEADER_BYTES, |front| layout::front_of(front, buffer_bytes))
+        .map_err(|error| codec_failure::<T>("encoded", &error.to_string()))?;
+    let mut block = runtime.store().allocate(runtime, buffer_bytes.saturating_add(front.len() as u64))?;
+    let (head, buffer) = block.as_mut_slice().split_at_mut(front.len());
+    head.copy_from_slice(&front);
+    fill(buffer);
+    let bytes = block.seal().bytes();
+    bytes.slice(front.len()..).map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+}
+
 /// Decodes a value out of `object`; `via` says what keeps the refs inside it alive meanwhile.
 pub fn decode<T: Data>(object: &Object, via: Via) -> Result<T, Failure> {
     SOURCES.with_borrow_mut(|stack| stack.push(Source { object: object.clone(), via }));

@@ -676,41 +676,26 @@ impl Runtime {
         self.ended.lock().is_some() || is_final(self.core.lock().objects.state(object))
     }
 
-    /// Waits on this thread until `count` of the objects are final. A slot that the calling task holds serves
-    /// others meanwhile. Refused inside async code.
+    /// Waits on this thread until `count` of the objects are final, and gives the positions of the first so many that
+    /// are; of fewer only after the deadline. A slot that the calling task holds serves others meanwhile. Refused
+    /// inside async code.
     pub fn wait(
         self: &Arc<Self>,
         objects: &[ObjectId],
         count: usize,
         deadline: Option<Instant>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Ready, Failure> {
         if context::is_async() {
             return Err(Failure::new(
                 FailureKind::BlockingInAsync,
                 "a blocking wait inside async code would stop everything that runs on the same thread: use `.await`",
             ));
         }
-        let pending = |core: &Core| -> Vec<ObjectId> {
-            objects.iter().filter(|id| !is_final(core.objects.state(**id))).copied().collect()
-        };
-        let enough = |pending: usize| objects.len() - pending >= count || self.ended.lock().is_some();
-        let mut waiting = Vec::new();
-        let parker = self.step(|core, out| {
-            waiting = pending(core);
-            if enough(waiting.len()) {
-                return None;
-            }
-            let parker = Parker::new(count - (objects.len() - waiting.len()));
-            for object in &waiting {
-                core.want(*object, out);
-            }
-            let mut waiters = self.waiters.lock();
-            for object in &waiting {
-                waiters.entry(*object).or_default().push(Waiter::Thread(parker.clone()));
-            }
-            Some(parker)
+        let mut parker = None;
+        let ready = self.first_ready(objects, count, |missing| {
+            Waiter::Thread(parker.insert(Parker::new(missing)).clone())
         });
-        let Some(parker) = parker else { return Ok(()) };
+        let Some(parker) = parker else { return Ok(ready) };
         // What is waited for may depend on a result whose receiver has not been woken yet.
         self.peers.ring_all(true);
         let mut blocked: Option<Blocked> = None;
@@ -724,8 +709,55 @@ impl Runtime {
             }
         }
         drop(blocked);
-        self.unregister(&parker, &waiting);
-        Ok(())
+        self.unregister(&parker, objects);
+        Ok(ready_among(&self.core.lock(), objects, count))
+    }
+
+    /// The positions of the first `count` objects that are final. Where there are fewer, whatever `waiter` makes of
+    /// the number that is missing is woken by each of the others. Once the job is over nothing is waited for.
+    fn first_ready(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+        count: usize,
+        waiter: impl FnOnce(usize) -> Waiter,
+    ) -> Ready {
+        self.step(|core, out| {
+            let ready = ready_among(core, objects, count);
+            if ready.len() >= count.min(objects.len()) || self.ended.lock().is_some() {
+                return ready;
+            }
+            let waiter = waiter(count.min(objects.len()) - ready.len());
+            let mut waiters = self.waiters.lock();
+            for object in objects {
+                if is_final(core.objects.state(*object)) {
+                    continue;
+                }
+                core.want(*object, out);
+                let list = waiters.entry(*object).or_default();
+                // A thread counts each of its objects, so one that is there twice wakes it twice.
+                if matches!(waiter, Waiter::Thread(_)) || !list.iter().any(|other| other.is_same(&waiter)) {
+                    list.push(waiter.clone());
+                }
+            }
+            ready
+        })
+    }
+
+    /// [`Self::first_ready`] for async code: `None` where there are fewer than `count`, and `waker` is woken by each of
+    /// the others.
+    pub fn poll_ready_among(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+        count: usize,
+        waker: &Waker,
+    ) -> Option<Ready> {
+        let ready = self.first_ready(objects, count, |_| Waiter::Task(waker.clone()));
+        (ready.len() >= count.min(objects.len()) || self.ended.lock().is_some()).then_some(ready)
+    }
+
+    /// The positions of the first `count` that are final.
+    pub fn ready_among(&self, objects: &[ObjectId], count: usize) -> Ready {
+        ready_among(&self.core.lock(), objects, count)
     }
 
     fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {
@@ -745,18 +777,7 @@ impl Runtime {
         if self.ended.lock().is_some() {
             return true;
         }
-        self.step(|core, out| {
-            if is_final(core.objects.state(object)) {
-                return true;
-            }
-            core.want(object, out);
-            let mut waiters = self.waiters.lock();
-            let list = waiters.entry(object).or_default();
-            if !list.iter().any(|waiter| waiter.will_wake(waker)) {
-                list.push(Waiter::Task(waker.clone()));
-            }
-            false
-        })
+        !self.first_ready(&[object], 1, |_| Waiter::Task(waker.clone())).is_empty()
     }
 
     /// The value of an object, if it is in this process already.
@@ -883,6 +904,14 @@ const SMALL_RESULT_BYTES: u64 = 256;
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
 /// Longest wait for the head's answer to a question.
 pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
+
+/// Positions of objects that are final, in order.
+pub type Ready = SmallVec<[usize; 4]>;
+
+fn ready_among(core: &Core, objects: &[ObjectId], count: usize) -> Ready {
+    let ready = objects.iter().enumerate().filter(|(_, object)| is_final(core.objects.state(**object)));
+    ready.map(|(at, _)| at).take(count).collect()
+}
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, Some(State::Pending))

@@ -17,7 +17,7 @@ use mobula_proto::{
     host::{ToAgent, Welcome},
     peer::Copy,
 };
-use mobula_store::{Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer};
+use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer};
 use parking_lot::Mutex;
 
 use crate::{context, link::AgentSender, runtime::Runtime};
@@ -133,8 +133,8 @@ impl Store {
         }
     }
 
-    /// Writes a value into shared memory, once, and tells the agent where it is. Waits up to
-    /// [`STORE_FULL_WAIT`] for room.
+    /// Writes a value into shared memory, once, and tells the agent where it is. One that was built in place
+    /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
@@ -142,8 +142,32 @@ impl Store {
         attempt: u32,
         encoded: &Encoded,
     ) -> Result<(), Failure> {
-        let bytes = encoded.len();
-        let mut block = loop {
+        let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
+            Some(extent) => extent,
+            None => {
+                let mut block = self.allocate(runtime, encoded.len())?;
+                encoded
+                    .write_into(block.as_mut_slice())
+                    .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
+                block.seal()
+            }
+        };
+        let location = extent.location();
+        self.kept.lock().insert(object, extent);
+        runtime.tell(ToAgent::Sealed {
+            object,
+            attempt,
+            region: location.region_seq,
+            offset: location.offset,
+            bytes: location.len,
+        });
+        Ok(())
+    }
+
+    /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to
+    /// [`STORE_FULL_WAIT`] for room.
+    pub fn allocate(&self, runtime: &Arc<Runtime>, bytes: u64) -> Result<Block, Failure> {
+        let block = loop {
             match self.heap.allocate(bytes) {
                 Ok(block) => break block,
                 Err(need) if context::is_async() => {
@@ -156,20 +180,7 @@ impl Store {
         if let Some(warming) = block.warming() {
             warming.finish().map_err(|error| Failure::new(FailureKind::StoreFull, error.to_string()))?;
         }
-        encoded
-            .write_into(block.as_mut_slice())
-            .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
-        let extent = block.seal();
-        let location = extent.location();
-        self.kept.lock().insert(object, extent);
-        runtime.tell(ToAgent::Sealed {
-            object,
-            attempt,
-            region: location.region_seq,
-            offset: location.offset,
-            bytes: location.len,
-        });
-        Ok(())
+        Ok(block)
     }
 
     /// Adds a region, with the agent's leave. One thread at a time: the others find room when it is done.

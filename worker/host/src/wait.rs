@@ -47,7 +47,7 @@ impl Parker {
 }
 
 /// A thread or an async task that waits for an object.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Waiter {
     /// A thread.
     Thread(Arc<Parker>),
@@ -84,12 +84,7 @@ impl Waiter {
     pub fn is_same(&self, other: &Self) -> bool {
         match other {
             Self::Thread(parker) => self.is(parker),
-            Self::Task(waker) => self.will_wake(waker),
+            Self::Task(waker) => matches!(self, Self::Task(own) if own.will_wake(waker)),
         }
-    }
-
-    /// Whether it would wake the same task.
-    pub fn will_wake(&self, waker: &Waker) -> bool {
-        matches!(self, Self::Task(own) if own.will_wake(waker))
     }
 }

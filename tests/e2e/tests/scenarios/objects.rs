@@ -82,6 +82,10 @@ pub async fn waiting_for_some(_env: Env) -> Result<()> {
     witness.say("0");
     let (ready, _) = mobula::wait(&refs, 2, Some(Duration::from_secs(20))).await?;
     assert_eq!(ready, [0, 2]);
+    // No more than was asked for, and one that is there twice counts twice.
+    assert_eq!(mobula::wait(&refs, 1, None).await?, (vec![0], vec![1, 2, 3]));
+    assert_eq!(mobula::wait(&[refs[2].clone(), refs[2].clone()], 2, None).await?.0, [0, 1]);
+    assert_eq!(mobula::wait(&refs, 0, None).await?, (vec![], vec![0, 1, 2, 3]));
     witness.say("1");
     witness.say("3");
     let elsewhere = refs.clone();
@@ -148,6 +152,68 @@ pub async fn tensors_of_every_kind(_env: Env) -> Result<()> {
     assert_eq!(double.remote(bools.clone()).await?, bools);
     let wrong = bools.as_slice::<f32>().unwrap_err();
     assert!(wrong.to_string().contains("bool") && wrong.to_string().contains("f32"), "{wrong}");
+    Ok(())
+}
+
+#[mobula::task]
+fn built(elements: usize) -> Result<Tensor> {
+    Tensor::build(&[elements], |all: &mut [u32]| all.fill(7))
+}
+
+pub async fn tensors_are_built_in_place(_env: Env) -> Result<()> {
+    let tensor = Tensor::build(&[500, 1000], |all: &mut [u16]| {
+        for (at, one) in all.iter_mut().enumerate() {
+            *one = (at % 1000) as u16;
+        }
+    })?;
+    let object = mobula::put(&tensor)?;
+    let seen = object.fetch_view().await?.tensor()?;
+    assert_eq!(seen.as_bytes().as_ptr(), tensor.as_bytes().as_ptr(), "it was copied");
+    // Whoever holds it only in another shape gets a copy.
+    let row = mobula::put(&tensor.reshape(&[500_000])?)?.await?;
+    assert_ne!(row.as_bytes().as_ptr(), tensor.as_bytes().as_ptr());
+    assert_eq!(row.as_bytes(), tensor.as_bytes());
+    drop((object, seen));
+    let again = mobula::put(&tensor)?;
+    drop(tensor);
+    assert_eq!(again.await?.view::<u16>()?[[499, 999]], 999);
+    for elements in [0, 10, 1_000_000] {
+        let tensor = built.remote(elements).await?;
+        assert_eq!(tensor.shape(), [elements]);
+        assert!(tensor.as_slice::<u32>()?.iter().all(|one| *one == 7));
+    }
+    let error = Tensor::build(&[usize::MAX, 2], |_: &mut [f64]| {}).unwrap_err();
+    assert!(error.to_string().contains("too large"), "{error}");
+    Ok(())
+}
+
+/// Fills as much of the store again as one object has.
+async fn overwrite() -> Result<()> {
+    for _ in 0..4 {
+        let tensor = Tensor::build(&[1 << 20], |all: &mut [u32]| all.fill(0))?;
+        let there = mobula::put(&tensor)?;
+        assert_eq!(built.remote(1 << 20).await?.len(), there.await?.len());
+    }
+    Ok(())
+}
+
+pub async fn a_view_keeps_its_object(env: Env) -> Result<()> {
+    for put_here in [true, false] {
+        let object = if put_here {
+            mobula::put(&Tensor::build(&[1 << 20], |all: &mut [u32]| all.fill(7))?)?
+        } else {
+            built.remote(1 << 20)
+        };
+        let view = object.fetch_view().await?;
+        drop(object);
+        // The view alone holds it, over waits and on another thread; then a tensor that shares its bytes does.
+        overwrite().await?;
+        let tensor = tokio::task::spawn_blocking(move || view.tensor()).await.unwrap()?;
+        overwrite().await?;
+        assert!(tensor.as_slice::<u32>()?.iter().all(|one| *one == 7), "its memory was used again");
+        drop(tensor);
+        env.stores_empty().await?;
+    }
     Ok(())
 }
 

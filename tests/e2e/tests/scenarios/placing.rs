@@ -5,8 +5,11 @@ use std::{
     time::Duration,
 };
 
-use mobula::{ErrorKind, Result};
-use mobula_e2e::{Env, Witness, env::witness};
+use mobula::{ErrorKind, NodeId, Result, Tensor, View};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+};
 
 /// How many run at once in this process, and the most that ever did.
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -30,6 +33,49 @@ pub async fn resources_bound_what_runs_at_once(env: Env) -> Result<()> {
     let snapshot = env.cluster.snapshot().await?;
     let tokens: f64 = snapshot.nodes.iter().filter_map(|node| node.total.get("token")).sum();
     assert_eq!(tokens, if env.has_processes() { 2.0 } else { 1.0 });
+    Ok(())
+}
+
+pub async fn memory_is_admitted(_env: Env) -> Result<()> {
+    // Each node offers four.
+    let halves: Vec<_> = (0..12).map(|_| crowd.options().memory("2GiB").remote(3)).collect();
+    assert!(mobula::get_all(&halves).await?.iter().all(|here| *here <= 2));
+    let most: Vec<_> = (0..4).map(|_| crowd.options().memory("3 GiB").remote(3)).collect();
+    assert_eq!(mobula::get_all(&most).await?, [1; 4]);
+    let error = nothing.options().memory("5GiB").remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("memory"), "{error}");
+    Ok(())
+}
+
+/// Bytes of [`heavy`].
+const HEAVY_BYTES: usize = 4 << 20;
+
+#[mobula::task(cpu = 0)]
+fn heavy() -> Result<Tensor> {
+    Tensor::zeros::<u8>(&[HEAVY_BYTES])
+}
+
+#[mobula::task]
+fn weigh(tensor: View<Tensor>, _other: View<Tensor>) -> Result<(NodeId, usize)> {
+    Ok((mobula::context::current()?.node(), tensor.tensor()?.len()))
+}
+
+pub async fn tasks_go_where_their_arguments_are(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let mut heavies = Vec::new();
+    for node in &nodes {
+        heavies.push(heavy.options().strategy(on(*node)).remote());
+    }
+    let light = mobula::put(&Tensor::zeros::<u8>(&[HEAVY_BYTES / 4])?)?;
+    mobula::wait(&heavies, heavies.len(), None).await?;
+    // One by one, so that wherever the argument lies nobody else is: a lease that is at hand elsewhere does not count.
+    for round in 0..3 {
+        for (node, tensor) in nodes.iter().zip(&heavies) {
+            let ran = weigh.remote(tensor, &light).await?;
+            assert_eq!(ran, (*node, HEAVY_BYTES), "in round {round}");
+        }
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mobula::{NodeId, Result};
 use mobula_e2e::{
     Env, Part, Witness,
-    env::{on, witness},
+    env::{WAIT, on, witness},
 };
 
 /// Longer than a lease's term, shorter than it takes to give up a node or a driver.
@@ -98,6 +98,35 @@ pub async fn a_stopped_agent_goes_on(env: Env) -> Result<()> {
 
 pub async fn a_stopped_head_goes_on(env: Env) -> Result<()> {
     go_on(&env, async |_, _| Part::Head).await
+}
+
+#[mobula::task]
+fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+/// Rounds of calls that are made while the head stands still: less work than its silence is borne for.
+const ROUNDS: usize = 200;
+
+/// Tasks, an actor's calls and large objects on one node, once there is a lease for them.
+pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {
+    let node = env.nodes().await?[0];
+    let here = echo.options().strategy(on(node));
+    let counter = Counter::spawn().options(|options| options.strategy(on(node))).await?;
+    let calls = async |rounds: usize| -> Result<()> {
+        for at in 0..rounds {
+            assert_eq!(here.remote(vec![at as u8]).await?, [at as u8]);
+            let large = mobula::put(&vec![at as u8; 200_000])?;
+            assert_eq!(here.remote(&large).await?, vec![at as u8; 200_000]);
+            counter.quick().await?;
+        }
+        Ok(())
+    };
+    calls(20).await?;
+    env.rig().unwrap().stop(Part::Head).unwrap();
+    let steady = tokio::time::timeout(WAIT, calls(ROUNDS)).await;
+    env.rig().unwrap().resume(Part::Head).unwrap();
+    steady.expect("no call asks the head for anything")
 }
 
 /// More calls than fit into a ring and what lay beside it once.

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, TaskId,
+    Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
     host::{Grant, Revocation, ToAgent},
-    peer::{Message, Target},
+    peer::{Message, State, Target},
+    resource::Strategy,
 };
+
+use smallvec::SmallVec;
 
 use super::{Action, Core, Kind, LeaseState, Phase};
 
@@ -21,10 +24,52 @@ const BACKLOG_SLOTS_MAX: usize = 16_384;
 pub const TICK: Duration = Duration::from_millis(250);
 /// Ticks after which an idle lease is given back.
 const IDLE_TICKS_MAX: u32 = 2;
+/// Fewest bytes of arguments on a node for which a task goes there: pulling them takes about a millisecond, asking the
+/// head for a lease less.
+const NEAR_BYTES_MIN: u64 = 1 << 20;
 /// Ticks without a result after which what waits behind a lease's running tasks is recalled.
 const QUIET_TICKS_MAX: u32 = 2;
 
 impl Core {
+    /// The node that holds most of a task's arguments, if pulling them from there takes longer than asking for a
+    /// lease; and their bytes.
+    fn near(&self, seq: u64) -> Option<(NodeId, u64)> {
+        let spec = &self.tasks.get(&seq)?.spec;
+        if spec.template.class.strategy != Strategy::Hybrid {
+            return None;
+        }
+        let mut nodes: SmallVec<[(NodeId, u64); 4]> = SmallVec::new();
+        for object in spec.dependencies() {
+            let Some(State::Stored(copy)) = self.objects.state(object) else { continue };
+            match nodes.iter_mut().find(|(node, _)| *node == copy.node) {
+                Some((_, bytes)) => *bytes += copy.bytes,
+                None => nodes.push((copy.node, copy.bytes)),
+            }
+        }
+        nodes.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes >= NEAR_BYTES_MIN)
+    }
+
+    /// A task whose arguments lie where its class has no lease queues with others of its class and place, which ask
+    /// for leases there.
+    pub(super) fn go_near(&mut self, seq: u64) {
+        let Some((node, bytes)) = self.near(seq) else { return };
+        let Some(template) = self.tasks.get(&seq).map(|task| task.spec.template.clone()) else { return };
+        let plain = self.key(&template);
+        let known = |lease: &LeaseId| self.leases.get(lease).is_some_and(|held| held.host.node == node);
+        let key = if self.classes[plain as usize].leases.iter().any(known) {
+            plain
+        } else if let Some(key) = self.near_keys.get(&(plain, node)) {
+            *key
+        } else {
+            let key = self.add_class(template.class.clone(), Some((node, bytes)));
+            self.near_keys.insert((plain, node), key);
+            key
+        };
+        if let Some(task) = self.tasks.get_mut(&seq) {
+            task.key = key;
+        }
+    }
+
     /// Pushes what the class's leases have room for, and asks for more slots where work is left.
     pub(super) fn pump(&mut self, key: u32, out: &mut Vec<Action>) {
         loop {
@@ -35,6 +80,12 @@ impl Core {
                 nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
             };
             let is_actor = self.tasks.get(&seq).is_some_and(|task| task.spec.kind != Kind::Task);
+            let near = if class.leases.len() > 1 { self.near(seq) } else { None };
+            // Only while it starts there at once: locality is not worth waiting for.
+            let is_near = |lease: &LeaseState| {
+                let free = lease.in_flight < lease.slots.saturating_sub(lease.actors);
+                free && near.is_some_and(|(node, _)| node == lease.host.node)
+            };
             let room = |lease: &LeaseState| {
                 let slots = u64::from(lease.slots.saturating_sub(lease.actors));
                 let depth = if is_actor { 1 } else { depth };
@@ -44,10 +95,8 @@ impl Core {
                 .leases
                 .iter()
                 .filter_map(|id| Some((*id, self.leases.get(id)?)))
-                .filter(|(_, lease)| !lease.wanted_back)
-                .map(|(id, lease)| (id, room(lease)))
-                .filter(|(_, room)| *room > 0)
-                .max_by_key(|(id, room)| (*room, std::cmp::Reverse(*id)));
+                .filter(|(_, lease)| !lease.wanted_back && room(lease) > 0)
+                .max_by_key(|(id, lease)| (is_near(lease), room(lease), std::cmp::Reverse(*id)));
             let Some((lease, _)) = best else { break };
             self.classes[key as usize].queue.pop_front();
             self.push(seq, lease, out);
@@ -62,7 +111,7 @@ impl Core {
                 key,
                 class: class.class.clone(),
                 backlog: wanted,
-                locality: Vec::new(),
+                locality: class.near.into_iter().collect(),
             }));
         }
     }

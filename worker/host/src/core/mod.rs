@@ -27,7 +27,7 @@ use std::{
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, LeaseId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, LeaseId, NodeId, ObjectId, TaskId,
     host::ToAgent,
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
@@ -102,6 +102,8 @@ struct Task {
 #[derive(Debug)]
 struct ClassState {
     class: Class,
+    /// Where the arguments of its tasks lie, where that is worth a lease of its own; and how many bytes.
+    near: Option<(NodeId, u64)>,
     queue: VecDeque<u64>,
     leases: Vec<LeaseId>,
     asked: u32,
@@ -139,6 +141,8 @@ pub struct Core {
     dependents: IdMap<ObjectId, Vec<u64>>,
     classes: Vec<ClassState>,
     keys: FxHashMap<Class, u32>,
+    /// By the number of a class and where arguments lie.
+    near_keys: FxHashMap<(u32, NodeId), u32>,
     leases: BTreeMap<LeaseId, LeaseState>,
     clients: BTreeMap<ObjectId, Client>,
     /// Names of actors made here.
@@ -164,6 +168,7 @@ impl Core {
             dependents: IdMap::default(),
             classes: Vec::new(),
             keys: FxHashMap::default(),
+            near_keys: FxHashMap::default(),
             leases: BTreeMap::new(),
             clients: BTreeMap::new(),
             names: FxHashMap::default(),
@@ -291,19 +296,25 @@ impl Core {
         if let Some(key) = self.keys.get(class) {
             return *key;
         }
-        let key = self.classes.len() as u32;
+        let key = self.add_class(class.clone(), None);
+        self.keys.insert(class.clone(), key);
+        key
+    }
+
+    fn add_class(&mut self, class: Class, near: Option<(NodeId, u64)>) -> u32 {
         self.classes.push(ClassState {
-            class: class.clone(),
+            class,
+            near,
             queue: VecDeque::new(),
             leases: Vec::new(),
             asked: 0,
             nanos: 0,
         });
-        self.keys.insert(class.clone(), key);
-        key
+        self.classes.len() as u32 - 1
     }
 
     fn enqueue(&mut self, seq: u64, first: bool, out: &mut Vec<Action>) {
+        self.go_near(seq);
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         task.phase = Phase::Queued;
         let key = task.key;
