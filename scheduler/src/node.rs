@@ -10,10 +10,9 @@ use mobula_proto::{
     resource::{Class, Device, DeviceGrant, Kind, Label, Strategy},
 };
 
-/// Most slots that one job's class without resources holds on one node, in one lease or several.
-pub const ZERO_RESOURCE_SLOTS_MAX: u32 = 10_000;
-/// Most slots that any one class of a job holds on one node, however little each needs.
-pub const SLOTS_MAX: u32 = 1_000_000;
+/// Most slots that any one class of a job holds on one node, however little each needs: tasks that run at once, and
+/// actors that live.
+pub const SLOTS_MAX: u32 = 1 << 22;
 /// Utilisation is counted in ten-thousandths.
 pub(crate) const FULL: i64 = 10_000;
 
@@ -140,13 +139,12 @@ impl Node {
 
     /// How many more slots fit now, whatever the labels and the strategy say.
     pub fn room(&self, job: JobId, class: &Arc<Class>) -> u32 {
-        let limit = if class.resources.is_empty() { ZERO_RESOURCE_SLOTS_MAX } else { SLOTS_MAX };
         let fits = class.resources.iter().map(|(kind, each)| {
             let amount = self.available.get(kind).times(each);
             if kind.is_device() { amount.min(self.device_room(kind, each)) } else { amount }
         });
         let fits = fits.min().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-        if fits == 0 { 0 } else { fits.min(limit.saturating_sub(self.slots_of(job, class))) }
+        if fits == 0 { 0 } else { fits.min(SLOTS_MAX.saturating_sub(self.slots_of(job, class))) }
     }
 
     /// How many times `each` fits into the devices of a kind: a fraction into one, more into whole ones.

@@ -144,7 +144,7 @@ impl Scheduler {
     /// When [`Event::Tick`] is next of use: when a term ends, or holders may be asked again for those who wait.
     pub fn next_tick(&self) -> Option<Millis> {
         let expiry = self.expiries.first().map(|(at, _)| *at);
-        let ask = self.demands.values().map(|d| d.asked.unwrap_or(d.since).plus(self.options.term)).min();
+        let ask = self.demands.values().map(|d| d.asked.unwrap_or(d.since).plus(ask::ASK_INTERVAL)).min();
         expiry.into_iter().chain(ask).min()
     }
 

@@ -3,6 +3,9 @@
 use super::Scheduler;
 use crate::{Demand, Effect, Millis, RevokeKind, demand, lease::Entry, node::Node};
 
+/// How long a demand waits before it looks again for leases that would help it.
+pub(super) const ASK_INTERVAL: Millis = Millis(50);
+
 impl Scheduler {
     /// Asks on behalf of all that waits.
     pub(super) fn ask_all(&mut self, out: &mut Vec<Effect>) {
@@ -12,13 +15,15 @@ impl Scheduler {
         }
     }
 
-    /// Asks each holder of a lease that would help this demand, unless that was done less than a term ago.
+    /// Asks each holder of a lease that would help this demand, unless the same lease was asked for less than a term
+    /// ago. Those that were granted to others since the last time are found after [`ASK_INTERVAL`].
     ///
     /// All of them, since nobody here knows which leases are idle; an owner that is busy ignores it.
     pub(super) fn ask(&mut self, key: demand::Key, out: &mut Vec<Effect>) {
         let (now, term) = (self.now, self.options.term);
         let due = |asked: Option<Millis>| asked.is_none_or(|at| at.plus(term) <= now);
-        let Some(demand) = self.demands.get_mut(&key).filter(|d| due(d.asked)) else { return };
+        let again = |d: &&mut Demand| d.asked.is_none_or(|at| at.plus(ASK_INTERVAL) <= now);
+        let Some(demand) = self.demands.get_mut(&key).filter(again) else { return };
         demand.asked = Some(now);
         for node in self.nodes.values().filter(|n| !n.draining && n.could_ever(&demand.class)) {
             for id in &node.leases {

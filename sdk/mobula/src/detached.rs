@@ -109,6 +109,7 @@ async fn construct_here(wish: Wish) -> Result<Made> {
         kind: Kind::Construct { restarts: wish.restarts },
         inputs: wish.inputs.iter().map(|bytes| Input::Value(Blob::from_slice(bytes))).collect(),
         nested: Vec::new(),
+        is_child: false,
     };
     let id = runtime.submit(spec);
     let actor = id.task;

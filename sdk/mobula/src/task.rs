@@ -10,6 +10,7 @@ use std::{
 };
 
 use mobula_host::{
+    context,
     core::{Kind, Spec},
     registry::Function,
     runtime::Runtime,
@@ -114,7 +115,8 @@ impl<R> Call<R> {
         };
         let template = template.map_err(|failure| failure.of(function.name))?;
         let Builder { inputs, nested, holds, .. } = arguments;
-        Ok((Spec { template, kind, inputs, nested }, holds))
+        let is_child = kind == Kind::Task && context::is_task();
+        Ok((Spec { template, kind, inputs, nested, is_child }, holds))
     }
 }
 

@@ -86,6 +86,11 @@ pub fn task() -> Option<Arc<Context>> {
     AMBIENT.with_borrow(|ambient| ambient.task.clone())
 }
 
+/// Whether the current thread runs a task; methods of actors are none.
+pub fn is_task() -> bool {
+    AMBIENT.with_borrow(|ambient| ambient.task.as_ref().is_some_and(|task| task.actor.is_none()))
+}
+
 /// Whether user async code is being polled, where a blocking wait would stop everything else.
 pub fn is_async() -> bool {
     AMBIENT.with_borrow(|ambient| ambient.is_async)

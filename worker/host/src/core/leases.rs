@@ -1,6 +1,6 @@
 //! Leases: asking for them, pushing tasks under them, renewing them and giving them back.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
@@ -11,7 +11,7 @@ use mobula_proto::{
 
 use smallvec::SmallVec;
 
-use super::{Action, Core, Kind, LeaseState, Phase};
+use super::{Action, ClassState, Core, Kind, LeaseState, Phase};
 
 /// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
 /// to the executor, shallower ones keep work free to go elsewhere.
@@ -24,11 +24,29 @@ const BACKLOG_SLOTS_MAX: usize = 16_384;
 pub const TICK: Duration = Duration::from_millis(250);
 /// Ticks after which an idle lease is given back.
 const IDLE_TICKS_MAX: u32 = 2;
+/// How much longer a lease that others wait for may be used, by what its tasks took of late: changing hands costs both
+/// sides a round trip to the head.
+const QUANTUM_NANOS: u64 = 20_000_000;
 /// Fewest bytes of arguments on a node for which a task goes there: pulling them takes about a millisecond, asking the
 /// head for a lease less.
 const NEAR_BYTES_MIN: u64 = 1 << 20;
 /// Ticks without a result after which what waits behind a lease's running tasks is recalled.
 const QUIET_TICKS_MAX: u32 = 2;
+
+impl LeaseState {
+    /// How many more tasks it takes, if each slot has up to `depth` pushed to it.
+    fn room(&self, depth: u64) -> u64 {
+        let slots = u64::from(self.slots.saturating_sub(self.actors));
+        (slots * depth).saturating_sub(u64::from(self.in_flight))
+    }
+
+    /// [`Core::open_lease`].
+    pub(super) fn reopen(&mut self, id: LeaseId, classes: &mut [ClassState]) {
+        if !std::mem::replace(&mut self.open, true) {
+            classes[self.key as usize].open.push(id);
+        }
+    }
+}
 
 impl Core {
     /// The node that holds most of a task's arguments, if pulling them from there takes longer than asking for a
@@ -80,24 +98,25 @@ impl Core {
                 nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
             };
             let is_actor = self.tasks.get(&seq).is_some_and(|task| task.spec.kind != Kind::Task);
-            let near = if class.leases.len() > 1 { self.near(seq) } else { None };
-            // Only while it starts there at once: locality is not worth waiting for.
-            let is_near = |lease: &LeaseState| {
-                let free = lease.in_flight < lease.slots.saturating_sub(lease.actors);
-                free && near.is_some_and(|(node, _)| node == lease.host.node)
-            };
-            let room = |lease: &LeaseState| {
-                let slots = u64::from(lease.slots.saturating_sub(lease.actors));
-                let depth = if is_actor { 1 } else { depth };
-                (slots * depth).saturating_sub(u64::from(lease.in_flight))
-            };
-            let best = class
-                .leases
-                .iter()
-                .filter_map(|id| Some((*id, self.leases.get(id)?)))
-                .filter(|(_, lease)| !lease.wanted_back && room(lease) > 0)
-                .max_by_key(|(id, lease)| (is_near(lease), room(lease), std::cmp::Reverse(*id)));
-            let Some((lease, _)) = best else { break };
+            let depth = if is_actor { 1 } else { depth };
+            let near = if class.open.len() > 1 { self.near(seq) } else { None };
+            let mut best = None;
+            let mut full: SmallVec<[LeaseId; 4]> = SmallVec::new();
+            for id in &class.open {
+                let Some(lease) = self.leases.get(id) else { continue };
+                let room = lease.room(depth);
+                if room == 0 || lease.wanted_back {
+                    full.push(*id);
+                    continue;
+                }
+                // Only while it starts there at once: locality is not worth waiting for.
+                let is_near = lease.room(1) > 0 && near.is_some_and(|(node, _)| node == lease.host.node);
+                best = best.max(Some((is_near, room, Reverse(*id))));
+            }
+            for id in full {
+                self.close_lease(id);
+            }
+            let Some((.., Reverse(lease))) = best else { break };
             self.classes[key as usize].queue.pop_front();
             self.push(seq, lease, out);
         }
@@ -113,6 +132,21 @@ impl Core {
                 backlog: wanted,
                 locality: class.near.into_iter().collect(),
             }));
+        }
+    }
+
+    /// It has no room until [`Self::open_lease`] says otherwise, and need not be looked at.
+    fn close_lease(&mut self, id: LeaseId) {
+        if let Some(held) = self.leases.get_mut(&id) {
+            held.open = false;
+            self.classes[held.key as usize].open.retain(|other| *other != id);
+        }
+    }
+
+    /// Something under it has ended.
+    pub(super) fn open_lease(&mut self, id: LeaseId) {
+        if let Some(held) = self.leases.get_mut(&id) {
+            held.reopen(id, &mut self.classes);
         }
     }
 
@@ -143,6 +177,10 @@ impl Core {
                 Target::Task { lease, slots: held.slots }
             }
         };
+        if let Some(left) = &mut held.pushes_left {
+            *left = left.saturating_sub(1);
+            held.wanted_back |= *left == 0;
+        }
         task.phase = Phase::Pushed { host: held.host, lease };
         let to = held.host;
         if let Some(task) = self.tasks.get(&seq) {
@@ -157,6 +195,7 @@ impl Core {
             return;
         };
         class.leases.push(grant.lease);
+        class.open.push(grant.lease);
         class.asked = class.asked.saturating_sub(grant.slots);
         self.leases.insert(
             grant.lease,
@@ -169,6 +208,8 @@ impl Core {
                 idle_ticks: 0,
                 quiet_ticks: 0,
                 recalling: false,
+                open: true,
+                pushes_left: None,
                 wanted_back: false,
             },
         );
@@ -212,6 +253,7 @@ impl Core {
         if let Some(held) = self.leases.get_mut(&lease) {
             held.recalling = false;
         }
+        self.open_lease(lease);
         if let Some(key) = key {
             self.pump(key, out);
         }
@@ -223,8 +265,16 @@ impl Core {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         match kind {
             Revocation::Idle | Revocation::Preempted => {
-                held.wanted_back = true;
-                if held.in_flight > held.slots {
+                let class = &self.classes[held.key as usize];
+                let more = match (kind, class.nanos) {
+                    (Revocation::Idle, 1..) if !class.queue.is_empty() => {
+                        QUANTUM_NANOS / class.nanos * u64::from(held.slots)
+                    }
+                    _ => 0,
+                };
+                held.pushes_left.get_or_insert(more);
+                held.wanted_back |= more == 0;
+                if held.wanted_back && held.in_flight > held.slots {
                     self.recall(lease, out);
                 }
                 self.maybe_release(lease, out);
@@ -240,16 +290,16 @@ impl Core {
 
     pub(super) fn forget_lease(&mut self, lease: LeaseId) {
         if let Some(held) = self.leases.remove(&lease) {
-            self.classes[held.key as usize].leases.retain(|other| *other != lease);
+            let class = &mut self.classes[held.key as usize];
+            class.leases.retain(|other| *other != lease);
+            class.open.retain(|other| *other != lease);
         }
     }
 
     pub(super) fn maybe_release(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
-        let idle = self
-            .leases
-            .get(&lease)
-            .is_some_and(|held| held.wanted_back && held.in_flight == 0 && held.actors == 0);
-        if idle {
+        let Some(held) = self.leases.get(&lease) else { return };
+        let asked = held.pushes_left.is_some() && self.classes[held.key as usize].queue.is_empty();
+        if (held.wanted_back || asked) && held.in_flight == 0 && held.actors == 0 {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
         }

@@ -106,6 +106,8 @@ struct ClassState {
     near: Option<(NodeId, u64)>,
     queue: VecDeque<u64>,
     leases: Vec<LeaseId>,
+    /// Those that had room when they were looked at last.
+    open: Vec<LeaseId>,
     asked: u32,
     nanos: u64,
 }
@@ -121,6 +123,11 @@ struct LeaseState {
     /// Ticks since its last result.
     quiet_ticks: u32,
     recalling: bool,
+    /// Whether it is among its class's `open`.
+    open: bool,
+    /// How many more tasks may be pushed, where others wait for it.
+    pushes_left: Option<u64>,
+    /// Nothing more is pushed; it goes back when what was pushed is done.
     wanted_back: bool,
 }
 
@@ -307,6 +314,7 @@ impl Core {
             near,
             queue: VecDeque::new(),
             leases: Vec::new(),
+            open: Vec::new(),
             asked: 0,
             nanos: 0,
         });
@@ -319,7 +327,7 @@ impl Core {
         task.phase = Phase::Queued;
         let key = task.key;
         let queue = &mut self.classes[key as usize].queue;
-        if first {
+        if first || task.spec.is_child {
             queue.push_front(seq);
         } else {
             queue.push_back(seq);
@@ -434,6 +442,7 @@ impl Core {
                 if let Some(held) = self.leases.get_mut(&lease) {
                     held.in_flight = held.in_flight.saturating_sub(1);
                     held.quiet_ticks = 0;
+                    held.reopen(lease, &mut self.classes);
                 }
                 let class = &mut self.classes[key as usize];
                 class.nanos = match class.nanos {
@@ -505,6 +514,7 @@ impl Core {
         if let Some(held) = self.leases.get_mut(&lease) {
             held.actors = held.actors.saturating_sub(1);
         }
+        self.open_lease(lease);
     }
 
     /// The call failed for good.

@@ -111,6 +111,9 @@ pub struct Spec {
     pub inputs: SmallVec<[Input; 1]>,
     /// Refs inside the encoded inputs.
     pub nested: Vec<ObjectId>,
+    /// Whether a task submits it. The newest of such run first, so that a tree of tasks is worked off in depth, with few
+    /// of them waiting at any time, rather than in breadth.
+    pub is_child: bool,
 }
 
 impl Spec {

@@ -19,7 +19,7 @@ fn spec(kind: Kind, inputs: Vec<Input>) -> Spec {
     let mut template = Template::new(1, "test::f");
     template.class = Class { function: "test::f".to_owned(), ..Class::default() };
     template.attempts_max = if matches!(kind, Kind::Method { .. }) { 1 } else { 2 };
-    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Vec::new() }
+    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Vec::new(), is_child: false }
 }
 
 fn grant(lease: u64, slots: u32) -> Grant {
