@@ -4,6 +4,7 @@
 
 mod limits;
 mod measure;
+mod peer;
 mod report;
 mod row;
 mod run;
@@ -48,6 +49,9 @@ pub struct Core {
     /// How often everything is measured, the order alternating.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Ray's loops too, in the same rounds; Ray is installed into the user's cache the first time.
+    #[arg(long)]
+    against_ray: bool,
     /// Short windows, small transfers, one round: to see that everything works. The numbers mean little.
     #[arg(long)]
     quick: bool,

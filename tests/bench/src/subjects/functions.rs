@@ -66,6 +66,9 @@ pub fn do_put_small() -> mobula::Result<()> {
     Ok(())
 }
 
+/// Bytes that one [`do_put`] puts.
+pub const PUT_BYTES: usize = 10 * 80 * 1024 * 1024;
+
 /// Ten objects of 80 MiB.
 #[mobula::task]
 pub fn do_put() -> mobula::Result<()> {
