@@ -35,6 +35,8 @@ enum Subject {
     PeerRing,
     #[command(hide = true, name = limits::quic::ROLE)]
     PeerQuic { folder: PathBuf, bytes: usize },
+    #[command(hide = true, name = subjects::starts::ROLE)]
+    FirstResult { mode: String },
 }
 
 /// What is measured, and how long.
@@ -80,6 +82,7 @@ async fn main() -> Result<()> {
         Subject::PeerSocket => limits::pair::serve_socket(),
         Subject::PeerRing => limits::pair::serve_ring(),
         Subject::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Subject::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Subject::Core(core) => {
             let runtime = tokio::runtime::Handle::current();
             // Probes are plain threads' code, as most drivers are: they block.

@@ -1,6 +1,6 @@
 //! What is measured: rows, and the probes that fill them.
 
-use mobula::NodeId;
+use mobula::{Cluster, NodeId};
 
 use crate::measure::{Result, Scale};
 
@@ -106,10 +106,14 @@ pub enum Stage {
     Fresh,
     /// Two nodes.
     TwoNodes,
+    /// One node that has no host but those of the stage's own probes.
+    Starts,
+    /// One node, for what leaves much memory touched.
+    Scale,
 }
 
 /// Where a probe runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Place {
     /// Counts rounds, from 0.
     pub round: usize,
@@ -117,6 +121,8 @@ pub struct Place {
     pub scale: Scale,
     /// Where async code of the driver runs.
     pub runtime: tokio::runtime::Handle,
+    /// The stage's, where it has one.
+    pub cluster: Option<Cluster>,
     /// A node other than the driver's, where there is one.
     pub far: Option<NodeId>,
 }

@@ -12,7 +12,7 @@ use crate::{
     peer::{self, Ray},
     report::{Measured, Outcomes, Report},
     row::{Place, Probe, Row, Side, Stage},
-    subjects::{calls, own, ray},
+    subjects::{calls, cost, nodes, own, ray, scale, starts},
     system,
 };
 
@@ -20,15 +20,23 @@ use crate::{
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Limits that others add up to.
-const SUMS: &[Row] = &[];
+const SUMS: &[Row] = &[
+    Row::less(calls::FIRST_GET, "µs").is_sum(&[(1.0, pair::SOCKET)], 20.0),
+    Row::less(nodes::NEAR_RAW, "µs").is_sum(&[(1.0, quic::ROUND_TRIP), (3.0, pair::SOCKET)], 0.0),
+];
 
 /// The order of the rows in the table is that of the probes.
 fn probes() -> Vec<Probe> {
-    let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE];
+    let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE, quic::MESSAGES_PROBE];
     all.extend_from_slice(ray::PROBES);
     all.extend_from_slice(calls::PROBES);
+    all.extend_from_slice(cost::PROBES);
+    all.extend_from_slice(nodes::PROBES);
     all.extend_from_slice(own::PROBES);
     all.push(own::up_probe());
+    all.extend_from_slice(starts::PROBES);
+    all.extend_from_slice(scale::PROBES);
+    all.extend_from_slice(scale::MEMORY_PROBES);
     all
 }
 
@@ -90,7 +98,8 @@ pub fn core(core: &Core, runtime: &Handle) -> Result<()> {
 }
 
 fn own_round(core: &Core, runtime: &Handle, round: usize, probes: &[Probe], outcomes: &mut Outcomes) {
-    let mut stages = [Stage::Alone, Stage::Fresh, Stage::OneNode, Stage::TwoNodes];
+    let mut stages =
+        [Stage::Alone, Stage::Fresh, Stage::Starts, Stage::OneNode, Stage::TwoNodes, Stage::Scale];
     let mut order = probes.to_vec();
     if round % 2 == 1 {
         stages.reverse();
@@ -144,7 +153,7 @@ impl Round<'_> {
             }
             let result = match started.take().map_or_else(|| self.start(), Ok) {
                 Ok(cluster) => {
-                    let result = self.measure(probe, cluster.1);
+                    let result = self.measure(probe, &cluster);
                     if result.as_ref().is_err_and(|error| error.is::<TimeUp>()) {
                         end(cluster);
                     } else {
@@ -161,8 +170,14 @@ impl Round<'_> {
         }
     }
 
-    fn measure(&self, probe: &Probe, far: Option<NodeId>) -> Result<Vec<f64>> {
-        let place = Place { round: self.round, scale: self.core.scale(), runtime: self.runtime.clone(), far };
+    fn measure(&self, probe: &Probe, (cluster, far): &Started) -> Result<Vec<f64>> {
+        let place = Place {
+            round: self.round,
+            scale: self.core.scale(),
+            runtime: self.runtime.clone(),
+            cluster: cluster.clone(),
+            far: *far,
+        };
         let run = probe.run;
         bounded(probe.rows[0].name, self.core.limit(), move || run(&place))
     }
@@ -170,7 +185,7 @@ impl Round<'_> {
     fn start(&self) -> Result<Started> {
         let nodes = match self.stage {
             Stage::Alone => return Ok((None, None)),
-            Stage::OneNode | Stage::Fresh => 1,
+            Stage::OneNode | Stage::Fresh | Stage::Starts | Stage::Scale => 1,
             Stage::TwoNodes => 2,
         };
         let runtime = self.runtime.clone();

@@ -127,6 +127,27 @@ pub fn private_memory(pid: u32) -> Result<f64> {
     Ok((kilobytes("Rss")? - kilobytes("Pss_Shmem")?) * 1024.0)
 }
 
+/// [`private_memory`] of this process and of all that it started, in bytes.
+pub fn cluster_memory() -> Result<f64> {
+    let mut total = private_memory(std::process::id())?;
+    for (pid, _) in cluster_processes()? {
+        total += private_memory(pid)?;
+    }
+    Ok(total)
+}
+
+/// Bytes that processes could still have.
+pub fn available_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let value = field(&text, "MemAvailable").ok_or("/proc/meminfo has no MemAvailable")?;
+    Ok(value.trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+}
+
+/// Bytes received over the loopback interface since it came up, by anybody.
+pub fn loopback_bytes() -> Result<f64> {
+    Ok(fs::read_to_string("/sys/class/net/lo/statistics/rx_bytes")?.trim().parse()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
