@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod limits;
+mod markdown;
 mod measure;
 mod peer;
 mod report;
@@ -29,6 +30,12 @@ struct Arguments {
 enum Subject {
     /// Calls, objects, starts and idle costs of the core.
     Core(Core),
+    /// Prints BENCHMARKS.md, made from the JSON of runs; a section for each.
+    Report {
+        /// What `--json` wrote.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     #[command(hide = true, name = limits::pair::SOCKET_ROLE)]
     PeerSocket,
     #[command(hide = true, name = limits::pair::RING_ROLE)]
@@ -82,6 +89,10 @@ async fn main() -> Result<()> {
         Subject::PeerSocket => limits::pair::serve_socket(),
         Subject::PeerRing => limits::pair::serve_ring(),
         Subject::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Subject::Report { files } => {
+            print!("{}", markdown::page(&files)?);
+            Ok(())
+        }
         Subject::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Subject::Core(core) => {
             let runtime = tokio::runtime::Handle::current();

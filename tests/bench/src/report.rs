@@ -144,7 +144,8 @@ impl Measured {
         let median = samples.map(|samples| samples.median);
         let targets =
             row.targets.iter().filter_map(|target| verdict(target, median?, limit.as_ref(), peer.as_ref()));
-        let of_peer = row.peer.and_then(|name| Some(format!("Ray: {}", self.peer.get(name)?.error.as_ref()?)));
+        let of_peer =
+            row.peer.and_then(|name| Some(format!("Ray: {}", self.peer.get(name)?.error.as_ref()?)));
         let error = match (outcome, row.side) {
             (Some(Outcome { error: Some(error), .. }), _) => Some(error.clone()),
             (None, Side::Mobula | Side::Limit) => Some("not run".to_owned()),
@@ -200,7 +201,9 @@ impl Report {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["row", "unit", "ours", "min", "max", "Ray", "times", "limit", "target", "measured", "met"]);
+        table.set_header([
+            "row", "unit", "ours", "min", "max", "Ray", "times", "limit", "target", "measured", "met",
+        ]);
         for line in &self.rows {
             let number = |value: Option<f64>| value.map(human).unwrap_or_default();
             let (wanted, measured, met) = line.verdicts();

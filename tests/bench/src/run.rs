@@ -40,6 +40,12 @@ fn probes() -> Vec<Probe> {
     all
 }
 
+/// Of all rows that there are.
+#[cfg(test)]
+pub fn row_names() -> Vec<&'static str> {
+    probes().iter().flat_map(|probe| probe.rows).chain(SUMS).map(|row| row.name).collect()
+}
+
 /// Those that fill a row of this name, or a limit of one.
 fn chosen(filter: &str) -> Vec<Probe> {
     let all = probes();

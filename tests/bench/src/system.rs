@@ -18,8 +18,15 @@ pub fn machine() -> Map<String, Value> {
     machine.insert("kernel".into(), kernel.trim().into());
     // Somebody else's work beside this one's explains a bad number.
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    machine.insert("rust".into(), first_words(Command::new("rustc").arg("--version")).into());
     machine.insert("load_at_start".into(), load.split(' ').next().unwrap_or_default().into());
     machine
+}
+
+/// What a program prints; empty where there is no such program.
+fn first_words(command: &mut Command) -> String {
+    let printed = command.output().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    printed.unwrap_or_default()
 }
 
 fn field(text: &str, name: &str) -> Option<String> {

@@ -50,12 +50,10 @@ pub const PROBES: &[Probe] = &[
         run: actor_round_trip,
     },
     Probe {
-        rows: &[
-            Row::more("single client tasks sync, parked threads", "1/s")
-                .limit(PARKED)
-                .peer(TASKS_SYNC)
-                .targets(&[Target::OfPeer(12.0)]),
-        ],
+        rows: &[Row::more("single client tasks sync, parked threads", "1/s")
+            .limit(PARKED)
+            .peer(TASKS_SYNC)
+            .targets(&[Target::OfPeer(12.0)])],
         stage: Stage::OneNode,
         run: parked_round_trip,
     },

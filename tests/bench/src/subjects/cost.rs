@@ -25,7 +25,8 @@ pub const PROBES: &[Probe] = &[
         stage: Stage::OneNode,
         run: |place| {
             cost(place, BATCH, || {
-                Ok(blocking::get_all(&(0..BATCH).map(|_| small_value.remote()).collect::<Vec<_>>()).map(drop)?)
+                Ok(blocking::get_all(&(0..BATCH).map(|_| small_value.remote()).collect::<Vec<_>>())
+                    .map(drop)?)
             })
         },
     },

@@ -6,8 +6,8 @@
 use mobula::{ObjectRef, blocking};
 
 use super::functions::{
-    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, async_work,
-    PUT_BYTES, create_object_containing_refs, do_put, do_put_small, ones, small_value, work,
+    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, PUT_BYTES, async_work,
+    create_object_containing_refs, do_put, do_put_small, ones, small_value, work,
 };
 use crate::{
     limits::{
@@ -112,7 +112,9 @@ fn batches(place: &Place, operations: f64) -> Result<f64> {
 }
 
 fn put_multi(place: &Place) -> Result<f64> {
-    rate(place.scale, 10.0 * PUT_BYTES as f64 / 1e9, || all(&(0..10).map(|_| do_put.remote()).collect::<Vec<_>>()))
+    rate(place.scale, 10.0 * PUT_BYTES as f64 / 1e9, || {
+        all(&(0..10).map(|_| do_put.remote()).collect::<Vec<_>>())
+    })
 }
 
 fn get_containing_refs(place: &Place) -> Result<f64> {

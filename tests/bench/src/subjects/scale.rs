@@ -19,8 +19,10 @@ const GOING: Duration = Duration::from_secs(20);
 /// Tasks that are queued at once: just below the default budget of a program.
 const QUEUED: usize = 1_000_000;
 /// Actors that idle at once, for their memory, and then for their number.
-const ACTORS: usize = 10_000;
+const ACTORS: usize = 5_000;
+const PORTION_MAX: usize = 10_000;
 const ACTORS_MANY: usize = 1_000_000;
+const ACTORS_TIME: Duration = Duration::from_secs(30);
 /// Bytes of an object that no 32-bit offset reaches.
 const LARGE_BYTES: usize = 4_500 << 20;
 /// What a stored object holds at least: less travels with the call.
@@ -62,9 +64,7 @@ pub const MEMORY_PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::more("actor creation", "1/s")
-                .peer("actor creation")
-                .targets(&[Target::AtLeast(50_000.0)]),
+            Row::more("actor creation", "1/s").peer("actor creation").targets(&[Target::AtLeast(50_000.0)]),
             Row::less("memory of an idle actor", "kB")
                 .peer("memory of an idle actor")
                 .targets(&[Target::AtMost(10.0)]),
@@ -269,22 +269,27 @@ fn queued(_place: &Place) -> Result<Vec<f64>> {
     Ok(vec![(submitted + drained).as_secs_f64(), bytes_each])
 }
 
-/// Each has answered a call, so that it exists.
+/// Each has answered a call, so that it exists. Fails where so many take longer than [`ACTORS_TIME`].
 fn actors(count: usize) -> Result<Vec<f64>> {
     let first = Echo::spawn().start();
     first.small_value().get()?;
     let before = cluster_memory()?;
     let begun = Instant::now();
     let mut all = Vec::with_capacity(count);
-    // In portions, so that a lack of memory shows before it hurts.
-    for portion in (0..count).step_by(ACTORS) {
-        let new: Vec<_> = (portion..count.min(portion + ACTORS)).map(|_| Echo::spawn().start()).collect();
+    // In portions, so that a lack of memory or of time shows before it hurts.
+    let mut portion = 100;
+    while all.len() < count {
+        let new: Vec<_> = (0..portion.min(count - all.len())).map(|_| Echo::spawn().start()).collect();
         blocking::get_all(&new.iter().map(|actor| actor.small_value()).collect::<Vec<_>>())?;
         all.extend(new);
-        let available = available_memory()?;
+        let (available, elapsed) = (available_memory()?, begun.elapsed());
         if available < 4 << 30 {
             return Err(format!("{} actors left only {available} bytes of memory", all.len()).into());
         }
+        if elapsed > ACTORS_TIME && all.len() < count {
+            return Err(format!("only {} actors after {elapsed:?}", all.len()).into());
+        }
+        portion = (2 * portion).min(PORTION_MAX);
     }
     let seconds = begun.elapsed().as_secs_f64();
     let bytes = cluster_memory()? - before;

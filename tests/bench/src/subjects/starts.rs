@@ -51,8 +51,7 @@ fn first_results(place: &Place) -> Result<Vec<f64>> {
     ["embedded", "local"]
         .iter()
         .map(|mode| {
-            let mut all =
-                (0..place.scale.starts).map(|_| first_result(mode)).collect::<Result<Vec<_>>>()?;
+            let mut all = (0..place.scale.starts).map(|_| first_result(mode)).collect::<Result<Vec<_>>>()?;
             all.sort_by(f64::total_cmp);
             Ok(quantile(&all, 0.5))
         })
