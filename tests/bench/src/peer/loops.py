@@ -289,6 +289,8 @@ def say(**line):
 def end_with_parent():
     """Standard input ends when the program that started this one does."""
     sys.stdin.read()
+    # What Ray started ends when this process does, should the orderly way take too long.
+    threading.Timer(5, os._exit, [1]).start()
     ray.shutdown()
     os._exit(1)
 
