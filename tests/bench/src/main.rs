@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod limits;
+mod markdown;
 mod measure;
+mod peer;
 mod report;
 mod row;
 mod run;
@@ -28,12 +30,20 @@ struct Arguments {
 enum Subject {
     /// Calls, objects, starts and idle costs of the core.
     Core(Core),
+    /// Prints BENCHMARKS.md, made from the JSON of runs; a section for each.
+    Report {
+        /// What `--json` wrote.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     #[command(hide = true, name = limits::pair::SOCKET_ROLE)]
     PeerSocket,
     #[command(hide = true, name = limits::pair::RING_ROLE)]
     PeerRing,
     #[command(hide = true, name = limits::quic::ROLE)]
     PeerQuic { folder: PathBuf, bytes: usize },
+    #[command(hide = true, name = subjects::starts::ROLE)]
+    FirstResult { mode: String },
 }
 
 /// What is measured, and how long.
@@ -48,6 +58,9 @@ pub struct Core {
     /// How often everything is measured, the order alternating.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Ray's loops too, in the same rounds; Ray is installed into the user's cache the first time.
+    #[arg(long)]
+    against_ray: bool,
     /// Short windows, small transfers, one round: to see that everything works. The numbers mean little.
     #[arg(long)]
     quick: bool,
@@ -76,6 +89,11 @@ async fn main() -> Result<()> {
         Subject::PeerSocket => limits::pair::serve_socket(),
         Subject::PeerRing => limits::pair::serve_ring(),
         Subject::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Subject::Report { files } => {
+            print!("{}", markdown::page(&files)?);
+            Ok(())
+        }
+        Subject::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Subject::Core(core) => {
             let runtime = tokio::runtime::Handle::current();
             // Probes are plain threads' code, as most drivers are: they block.

@@ -25,9 +25,9 @@ pub struct Scale {
 impl Scale {
     /// Numbers to compare.
     pub const FULL: Self = Self {
-        window: Duration::from_secs(1),
+        window: Duration::from_millis(500),
         bulk_bytes: 1 << 30,
-        idle: Duration::from_secs(10),
+        idle: Duration::from_secs(5),
         starts: 5,
     };
     /// Only to see that everything works.

@@ -1,6 +1,6 @@
 //! What is measured: rows, and the probes that fill them.
 
-use mobula::NodeId;
+use mobula::{Cluster, NodeId};
 
 use crate::measure::{Result, Scale};
 
@@ -15,6 +15,8 @@ pub struct Row {
     pub better: &'static str,
     /// Whose value it is.
     pub side: Side,
+    /// Ray's row that it is held against.
+    pub peer: Option<&'static str>,
     /// The row that says what the machine allows.
     pub limit: Option<&'static str>,
     /// What is wanted.
@@ -22,12 +24,14 @@ pub struct Row {
 }
 
 /// Whose value a row shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Side {
     /// Mobula's.
     Mobula,
     /// What the machine, or a part that Mobula is made of, allows.
     Limit,
+    /// What other limits add up to: how often each, and so much more, in the row's unit.
+    Sum(&'static [(f64, &'static str)], f64),
 }
 
 /// What is wanted of a row.
@@ -37,13 +41,17 @@ pub enum Target {
     AtLeast(f64),
     /// The median, in the row's unit.
     AtMost(f64),
-    /// The median as a share of the limit's.
+    /// The median is at least so many times the limit's.
     OfLimit(f64),
+    /// The median is at most so many times the limit's.
+    WithinLimit(f64),
+    /// The median is at least so many times the peer's.
+    OfPeer(f64),
 }
 
 impl Row {
     const fn new(name: &'static str, unit: &'static str, better: &'static str) -> Self {
-        Self { name, unit, better, side: Side::Mobula, limit: None, targets: &[] }
+        Self { name, unit, better, side: Side::Mobula, peer: None, limit: None, targets: &[] }
     }
 
     /// The larger the better.
@@ -59,6 +67,18 @@ impl Row {
     /// It is a limit itself.
     pub const fn is_limit(mut self) -> Self {
         self.side = Side::Limit;
+        self
+    }
+
+    /// It is what these limits add up to: how often each, and so much more.
+    pub const fn is_sum(mut self, parts: &'static [(f64, &'static str)], more: f64) -> Self {
+        self.side = Side::Sum(parts, more);
+        self
+    }
+
+    /// It is held against this row of Ray's.
+    pub const fn peer(mut self, name: &'static str) -> Self {
+        self.peer = Some(name);
         self
     }
 
@@ -86,10 +106,14 @@ pub enum Stage {
     Fresh,
     /// Two nodes.
     TwoNodes,
+    /// One node that has no host but those of the stage's own probes.
+    Starts,
+    /// One node, for what leaves much memory touched.
+    Scale,
 }
 
 /// Where a probe runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Place {
     /// Counts rounds, from 0.
     pub round: usize,
@@ -97,6 +121,8 @@ pub struct Place {
     pub scale: Scale,
     /// Where async code of the driver runs.
     pub runtime: tokio::runtime::Handle,
+    /// The stage's, where it has one.
+    pub cluster: Option<Cluster>,
     /// A node other than the driver's, where there is one.
     pub far: Option<NodeId>,
 }

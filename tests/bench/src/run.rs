@@ -1,6 +1,6 @@
 //! Rounds: every probe once, in its stage's cluster, the order alternating.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use mobula::{Cluster, NodeId};
 use tokio::runtime::Handle;
@@ -9,35 +9,58 @@ use crate::{
     Core,
     limits::{memory, pair, quic},
     measure::{Result, TimeUp, bounded},
-    report::{Outcome, Report},
-    row::{Place, Probe, Row, Stage},
-    subjects::{calls, own, ray},
+    peer::{self, Ray},
+    report::{Measured, Outcomes, Report},
+    row::{Place, Probe, Row, Side, Stage},
+    subjects::{calls, cost, nodes, own, ray, scale, starts},
     system,
 };
 
 /// Longest that a cluster may take to start or to end.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
 
+/// Limits that others add up to.
+const SUMS: &[Row] = &[
+    Row::less(calls::FIRST_GET, "µs").is_sum(&[(1.0, pair::SOCKET)], 20.0),
+    Row::less(nodes::NEAR_RAW, "µs").is_sum(&[(1.0, quic::ROUND_TRIP), (3.0, pair::SOCKET)], 0.0),
+];
+
 /// The order of the rows in the table is that of the probes.
 fn probes() -> Vec<Probe> {
-    let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE];
+    let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE, quic::MESSAGES_PROBE];
     all.extend_from_slice(ray::PROBES);
     all.extend_from_slice(calls::PROBES);
+    all.extend_from_slice(cost::PROBES);
+    all.extend_from_slice(nodes::PROBES);
     all.extend_from_slice(own::PROBES);
     all.push(own::up_probe());
+    all.extend_from_slice(starts::PROBES);
+    all.extend_from_slice(scale::PROBES);
+    all.extend_from_slice(scale::MEMORY_PROBES);
     all
+}
+
+/// Of all rows that there are.
+#[cfg(test)]
+pub fn row_names() -> Vec<&'static str> {
+    probes().iter().flat_map(|probe| probe.rows).chain(SUMS).map(|row| row.name).collect()
 }
 
 /// Those that fill a row of this name, or a limit of one.
 fn chosen(filter: &str) -> Vec<Probe> {
     let all = probes();
     let matches = |row: &Row| row.name.contains(filter);
-    let limits: Vec<&str> = all
-        .iter()
-        .flat_map(|probe| probe.rows)
-        .filter(|row| matches(row))
-        .filter_map(|row| row.limit)
-        .collect();
+    let mut limits: Vec<&str> = Vec::new();
+    for row in all.iter().flat_map(|probe| probe.rows).filter(|row| matches(row)) {
+        limits.extend(row.limit);
+    }
+    for sum in SUMS {
+        if limits.contains(&sum.name)
+            && let Side::Sum(parts, _) = sum.side
+        {
+            limits.extend(parts.iter().map(|(_, name)| *name));
+        }
+    }
     let wanted = |row: &Row| matches(row) || limits.contains(&row.name);
     all.into_iter().filter(|probe| probe.rows.iter().any(wanted)).collect()
 }
@@ -45,28 +68,70 @@ fn chosen(filter: &str) -> Vec<Probe> {
 /// Measures, prints and saves.
 pub fn core(core: &Core, runtime: &Handle) -> Result<()> {
     let probes = chosen(&core.rows);
-    let rows: Vec<Row> = probes.iter().flat_map(|probe| probe.rows).copied().collect();
-    let (machine, commit) = (system::machine(), system::commit());
-    let mut outcomes = BTreeMap::new();
-    let mut report = Report::new(machine.clone(), commit.clone(), &rows, &outcomes);
+    let mut rows: Vec<Row> = probes.iter().flat_map(|probe| probe.rows).copied().collect();
+    rows.extend_from_slice(SUMS);
+    let there = |name: &str| probes.iter().flat_map(|probe| probe.rows).any(|row| row.name == name);
+    rows.retain(|row| match row.side {
+        Side::Sum(parts, _) => parts.iter().all(|(_, name)| there(name)),
+        Side::Mobula | Side::Limit => true,
+    });
+    let ray = core.against_ray.then(Ray::installed).transpose()?;
+    let mut machine = system::machine();
+    machine.insert("rounds".into(), core.rounds().into());
+    machine.insert("window_s".into(), core.scale().window.as_secs_f64().into());
+    if ray.is_some() {
+        machine.insert("ray".into(), peer::VERSION.into());
+    }
+    let commit = system::commit();
+    let mut measured = Measured { peer_name: format!("Ray {}", peer::VERSION), ..Measured::default() };
     for round in 0..core.rounds() {
         eprintln!("round {} of {}", round + 1, core.rounds());
-        let mut stages = [Stage::Alone, Stage::Fresh, Stage::OneNode, Stage::TwoNodes];
-        let mut order = probes.clone();
-        if round % 2 == 1 {
-            stages.reverse();
-            order.reverse();
+        let mobula_first = round.is_multiple_of(2);
+        for mobula in [mobula_first, !mobula_first] {
+            if mobula {
+                own_round(core, runtime, round, &probes, &mut measured.mobula);
+            } else if let Some(ray) = &ray {
+                peer_round(ray, core, &rows, &mut measured.peer)?;
+            }
         }
-        for stage in stages {
-            let of_stage: Vec<Probe> = order.iter().filter(|probe| probe.stage == stage).copied().collect();
-            Round { core, runtime, round, stage }.run(&of_stage, &mut outcomes);
-        }
-        report = Report::new(machine.clone(), commit.clone(), &rows, &outcomes);
+        let report = Report::new(machine.clone(), commit.clone(), &rows, &measured);
         if let Some(path) = &core.json {
             report.save(path)?;
         }
     }
-    println!("{}", report.table());
+    println!("{}", Report::new(machine, commit, &rows, &measured).table());
+    Ok(())
+}
+
+fn own_round(core: &Core, runtime: &Handle, round: usize, probes: &[Probe], outcomes: &mut Outcomes) {
+    let mut stages =
+        [Stage::Alone, Stage::Fresh, Stage::Starts, Stage::OneNode, Stage::TwoNodes, Stage::Scale];
+    let mut order = probes.to_vec();
+    if round % 2 == 1 {
+        stages.reverse();
+        order.reverse();
+    }
+    for stage in stages {
+        let of_stage: Vec<Probe> = order.iter().filter(|probe| probe.stage == stage).copied().collect();
+        Round { core, runtime, round, stage }.run(&of_stage, outcomes);
+    }
+}
+
+fn peer_round(ray: &Ray, core: &Core, rows: &[Row], outcomes: &mut Outcomes) -> Result<()> {
+    let mut wanted: Vec<&'static str> = rows.iter().filter_map(|row| row.peer).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    // What failed once would only fail again, slowly; the start is measured whatever else is.
+    wanted.retain(|name| {
+        *name != peer::FIRST && outcomes.get(*name).is_none_or(|before| before.error.is_none())
+    });
+    for (name, value) in ray.measure(&wanted, core.scale())? {
+        let outcome = outcomes.entry(name.into()).or_default();
+        match value {
+            Ok(value) => outcome.values.push(value),
+            Err(error) => outcome.error = Some(error.to_string()),
+        }
+    }
     Ok(())
 }
 
@@ -81,7 +146,7 @@ struct Round<'a> {
 type Started = (Option<Cluster>, Option<NodeId>);
 
 impl Round<'_> {
-    fn run(&self, probes: &[Probe], outcomes: &mut BTreeMap<&'static str, Outcome>) {
+    fn run(&self, probes: &[Probe], outcomes: &mut Outcomes) {
         let mut started: Option<Started> = None;
         for probe in probes {
             // What failed once would only fail again, slowly.
@@ -94,7 +159,7 @@ impl Round<'_> {
             }
             let result = match started.take().map_or_else(|| self.start(), Ok) {
                 Ok(cluster) => {
-                    let result = self.measure(probe, cluster.1);
+                    let result = self.measure(probe, &cluster);
                     if result.as_ref().is_err_and(|error| error.is::<TimeUp>()) {
                         end(cluster);
                     } else {
@@ -111,8 +176,14 @@ impl Round<'_> {
         }
     }
 
-    fn measure(&self, probe: &Probe, far: Option<NodeId>) -> Result<Vec<f64>> {
-        let place = Place { round: self.round, scale: self.core.scale(), runtime: self.runtime.clone(), far };
+    fn measure(&self, probe: &Probe, (cluster, far): &Started) -> Result<Vec<f64>> {
+        let place = Place {
+            round: self.round,
+            scale: self.core.scale(),
+            runtime: self.runtime.clone(),
+            cluster: cluster.clone(),
+            far: *far,
+        };
         let run = probe.run;
         bounded(probe.rows[0].name, self.core.limit(), move || run(&place))
     }
@@ -120,7 +191,7 @@ impl Round<'_> {
     fn start(&self) -> Result<Started> {
         let nodes = match self.stage {
             Stage::Alone => return Ok((None, None)),
-            Stage::OneNode | Stage::Fresh => 1,
+            Stage::OneNode | Stage::Fresh | Stage::Starts | Stage::Scale => 1,
             Stage::TwoNodes => 2,
         };
         let runtime = self.runtime.clone();
@@ -145,9 +216,9 @@ fn end((cluster, _): Started) {
     }
 }
 
-fn record(probe: &Probe, result: Result<Vec<f64>>, outcomes: &mut BTreeMap<&'static str, Outcome>) {
+fn record(probe: &Probe, result: Result<Vec<f64>>, outcomes: &mut Outcomes) {
     for (at, row) in probe.rows.iter().enumerate() {
-        let outcome = outcomes.entry(row.name).or_default();
+        let outcome = outcomes.entry(row.name.into()).or_default();
         match &result {
             Ok(values) => {
                 let value = values.get(at).copied().unwrap_or_default();

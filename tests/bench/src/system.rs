@@ -18,8 +18,15 @@ pub fn machine() -> Map<String, Value> {
     machine.insert("kernel".into(), kernel.trim().into());
     // Somebody else's work beside this one's explains a bad number.
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    machine.insert("rust".into(), first_words(Command::new("rustc").arg("--version")).into());
     machine.insert("load_at_start".into(), load.split(' ').next().unwrap_or_default().into());
     machine
+}
+
+/// What a program prints; empty where there is no such program.
+fn first_words(command: &mut Command) -> String {
+    let printed = command.output().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    printed.unwrap_or_default()
 }
 
 fn field(text: &str, name: &str) -> Option<String> {
@@ -125,6 +132,27 @@ pub fn private_memory(pid: u32) -> Result<f64> {
         Ok(value.trim_end_matches(" kB").trim().parse::<f64>()?)
     };
     Ok((kilobytes("Rss")? - kilobytes("Pss_Shmem")?) * 1024.0)
+}
+
+/// [`private_memory`] of this process and of all that it started, in bytes.
+pub fn cluster_memory() -> Result<f64> {
+    let mut total = private_memory(std::process::id())?;
+    for (pid, _) in cluster_processes()? {
+        total += private_memory(pid)?;
+    }
+    Ok(total)
+}
+
+/// Bytes that processes could still have.
+pub fn available_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let value = field(&text, "MemAvailable").ok_or("/proc/meminfo has no MemAvailable")?;
+    Ok(value.trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+}
+
+/// Bytes received over the loopback interface since it came up, by anybody.
+pub fn loopback_bytes() -> Result<f64> {
+    Ok(fs::read_to_string("/sys/class/net/lo/statistics/rx_bytes")?.trim().parse()?)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{Peer, own_socket};
 use crate::{
-    measure::Result,
+    measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
 };
 
@@ -39,6 +39,19 @@ use crate::{
 pub const ROLE: &str = "peer-quic";
 /// The name of the limit.
 pub const PLAIN: &str = "quinn stream 1 GiB, tuned by hand";
+
+/// Names of the limits.
+pub const ROUND_TRIP: &str = "quinn round trip";
+/// Names of the limits.
+pub const MESSAGES: &str = "quinn messages there and back, a thousand at once";
+/// Bytes of a message: about those of a small call.
+const MESSAGE_BYTES: usize = 176;
+/// Messages that are on their way at once.
+pub const MESSAGE_BATCH: usize = 1000;
+/// What a client says first on a stream that is to come back.
+const ECHO: [u8; 3] = *b"ech";
+/// What a client says first on a stream that is to bring the range.
+const ALL: [u8; 3] = *b"all";
 
 const PIECE_BYTES: usize = 1 << 20;
 const NAME: &str = "plain";
@@ -55,31 +68,54 @@ pub const PROBE: Probe = Probe {
     run,
 };
 
+/// Small messages over a connection of its own.
+pub const MESSAGES_PROBE: Probe = Probe {
+    rows: &[Row::less(ROUND_TRIP, "µs").is_limit(), Row::more(MESSAGES, "1/s").is_limit()],
+    stage: Stage::Alone,
+    run: messages,
+};
+
+/// The server process, and what it shares with this one.
+struct Server {
+    folder: tempfile::TempDir,
+    authority: Authority,
+    bulk: SocketAddr,
+    plain: SocketAddr,
+    _process: Peer,
+    _socket: UnixStream,
+}
+
+impl Server {
+    fn start(bytes: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = Authority::create(&folder.path().join("ca"), "bench")?;
+        authority.identity(Role::Agent, "server")?.save(&folder.path().join("server"))?;
+        let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
+        std::fs::write(folder.path().join(CERTIFICATE), made.cert.der())?;
+        std::fs::write(folder.path().join("plain.pem"), made.signing_key.serialize_pem())?;
+
+        let (here, there) = UnixStream::pair()?;
+        let at = folder.path().to_str().ok_or("the temporary folder's name is no text")?;
+        let process = Peer::start(&[ROLE, at, &bytes.to_string()], there)?;
+        let mut line = String::new();
+        BufReader::new(&here).read_line(&mut line)?;
+        let (bulk, plain) = line.trim().split_once(' ').ok_or("the server did not start")?;
+        let (bulk, plain) = (bulk.parse()?, plain.parse()?);
+        Ok(Self { folder, authority, bulk, plain, _process: process, _socket: here })
+    }
+}
+
 fn run(place: &Place) -> Result<Vec<f64>> {
-    let folder = tempfile::tempdir()?;
-    let authority = Authority::create(&folder.path().join("ca"), "bench")?;
-    authority.identity(Role::Agent, "server")?.save(&folder.path().join("server"))?;
-    let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
-    std::fs::write(folder.path().join(CERTIFICATE), made.cert.der())?;
-    std::fs::write(folder.path().join("plain.pem"), made.signing_key.serialize_pem())?;
-
     let bytes = place.scale.bulk_bytes;
-    let (here, there) = UnixStream::pair()?;
-    let at = folder.path().to_str().ok_or("the temporary folder's name is no text")?;
-    let _server = Peer::start(&[ROLE, at, &bytes.to_string()], there)?;
-    let mut line = String::new();
-    BufReader::new(&here).read_line(&mut line)?;
-    let (bulk_address, plain_address) = line.trim().split_once(' ').ok_or("the server did not start")?;
-    let (bulk_address, plain_address): (SocketAddr, SocketAddr) =
-        (bulk_address.parse()?, plain_address.parse()?);
-
-    let identity = authority.identity(Role::Agent, "client")?;
+    let server = Server::start(bytes)?;
+    let identity = server.authority.identity(Role::Agent, "client")?;
     let mut dest = vec![1; bytes];
     let (mut pulled, mut plain) = (0.0, 0.0);
     place.runtime.block_on(async {
-        let (_plain_endpoint, plain_connection) = plain_connection(plain_address, folder.path()).await?;
+        let (_plain_endpoint, plain_connection) =
+            plain_connection(server.plain, server.folder.path()).await?;
         let endpoint = Endpoint::client(identity, Options::default())?;
-        let connection = endpoint.connect(bulk_address, Role::Agent).await?;
+        let connection = endpoint.connect(server.bulk, Role::Agent).await?;
         // Two of each, in turns; the second counts, when windows are open and pages are mapped.
         for turn in 0..4 {
             let begun = Instant::now();
@@ -97,6 +133,41 @@ fn run(place: &Place) -> Result<Vec<f64>> {
         Result::Ok(())
     })?;
     Ok(vec![pulled, plain])
+}
+
+fn messages(place: &Place) -> Result<Vec<f64>> {
+    let server = Server::start(0)?;
+    let window = place.scale.window;
+    // On a thread of the runtime, where what arrives is seen without waking another.
+    let measured = place.runtime.spawn(async move {
+        let (_endpoint, connection) = plain_connection(server.plain, server.folder.path()).await?;
+        let (mut send, mut receive) = connection.open_bi().await?;
+        send.write_all(&ECHO).await?;
+        let mut one = [1; MESSAGE_BYTES];
+        let mut all = Vec::new();
+        let begun = Instant::now();
+        while begun.elapsed() < window {
+            let start = Instant::now();
+            send.write_all(&one).await?;
+            receive.read_exact(&mut one).await?;
+            all.push(start.elapsed().as_secs_f64());
+        }
+        all.sort_by(f64::total_cmp);
+        let mut many = vec![1; MESSAGE_BYTES * MESSAGE_BATCH];
+        let mut back = many.clone();
+        let (begun, mut batches) = (Instant::now(), 0);
+        while begun.elapsed() < window {
+            // Both ways at once: neither side holds a whole batch back.
+            tokio::try_join!(async { Result::Ok(send.write_all(&many).await?) }, async {
+                Result::Ok(receive.read_exact(&mut back).await?)
+            },)?;
+            many.clone_from(&back);
+            batches += 1;
+        }
+        let rate = f64::from(batches) * MESSAGE_BATCH as f64 / begun.elapsed().as_secs_f64();
+        Result::Ok(vec![quantile(&all, 0.5) * 1e6, rate])
+    });
+    place.runtime.block_on(measured)?
 }
 
 fn check(dest: &[u8]) -> Result<()> {
@@ -138,7 +209,15 @@ async fn serve_bulk(connection: Connection, range: Bytes) {
 async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
     while let Some(incoming) = endpoint.accept().await {
         let connection = incoming.await?;
-        while let Ok((mut send, _receive)) = connection.accept_bi().await {
+        while let Ok((mut send, mut receive)) = connection.accept_bi().await {
+            let mut wanted = ALL;
+            receive.read_exact(&mut wanted).await?;
+            if wanted == ECHO {
+                while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
+                    send.write_chunk(chunk.bytes).await?;
+                }
+                continue;
+            }
             for piece in range.chunks(PIECE_BYTES) {
                 send.write_chunk(range.slice_ref(piece)).await?;
             }
@@ -150,7 +229,7 @@ async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
 
 async fn pull_plain(connection: &quinn::Connection, dest: &mut [u8]) -> Result<()> {
     let (mut send, mut receive) = connection.open_bi().await?;
-    send.write_all(b"all").await?;
+    send.write_all(&ALL).await?;
     send.finish()?;
     let mut filled = 0;
     while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {

@@ -20,6 +20,12 @@ fn each<S, T>(servers: &[S], n: u64, call: impl Fn(&S) -> T) -> impl Iterator<It
     servers.iter().flat_map(move |server| std::iter::repeat_n(server, n as usize)).map(call)
 }
 
+fn timed<T>(call: impl FnOnce() -> mobula::Result<T>) -> mobula::Result<f64> {
+    let begun = Instant::now();
+    call()?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
 /// What every small call returns.
 fn ok() -> Vec<u8> {
     b"ok".to_vec()
@@ -29,6 +35,12 @@ fn ok() -> Vec<u8> {
 #[mobula::task]
 pub fn small_value() -> Vec<u8> {
     ok()
+}
+
+/// The process that runs it.
+#[mobula::task]
+pub fn own_process() -> u32 {
+    std::process::id()
 }
 
 static SPINNING: AtomicU32 = AtomicU32::new(0);
@@ -65,6 +77,9 @@ pub fn do_put_small() -> mobula::Result<()> {
     }
     Ok(())
 }
+
+/// Bytes that one [`do_put`] puts.
+pub const PUT_BYTES: usize = 10 * 80 * 1024 * 1024;
 
 /// Ten objects of 80 MiB.
 #[mobula::task]
@@ -119,6 +134,16 @@ impl Echo {
 
     fn small_value_batch(&mut self, n: u64) -> mobula::Result<()> {
         wait_for((0..n).map(|_| small_value.remote()))
+    }
+
+    /// Seconds that each get takes here.
+    fn time_gets(&mut self, values: Vec<ObjectRef<u64>>) -> mobula::Result<Vec<f64>> {
+        values.iter().map(|value| timed(|| value.get())).collect()
+    }
+
+    /// Seconds that each look takes here.
+    fn time_views(&mut self, values: Vec<ObjectRef<Tensor>>) -> mobula::Result<Vec<f64>> {
+        values.iter().map(|value| timed(|| value.view())).collect()
     }
 }
 

@@ -6,13 +6,19 @@
 use mobula::{ObjectRef, blocking};
 
 use super::functions::{
-    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, async_work,
+    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, PUT_BYTES, async_work,
     create_object_containing_refs, do_put, do_put_small, ones, small_value, work,
 };
 use crate::{
-    limits::memory::MEMCPY,
+    limits::{
+        memory::{MEMCPY, MEMCPY_TWO},
+        pair::SPINNING,
+    },
     measure::{Result, rate},
-    row::{Place, Probe, Row, Stage},
+    row::{
+        Place, Probe, Row, Stage,
+        Target::{self, OfLimit, OfPeer},
+    },
     system::cores,
 };
 
@@ -29,39 +35,46 @@ macro_rules! probes {
     };
 }
 
-const fn calls(name: &'static str) -> Row {
-    Row::more(name, "1/s")
+const fn calls(name: &'static str, targets: &'static [Target]) -> Row {
+    Row::more(name, "1/s").peer(name).targets(targets)
 }
 
-const fn gigabytes(name: &'static str) -> Row {
-    Row::more(name, "GB/s").limit(MEMCPY)
+/// Calls that are made one after the other, which no one can make faster than messages go there and back.
+const fn sync(name: &'static str, targets: &'static [Target]) -> Row {
+    calls(name, targets).limit(SPINNING)
 }
+
+const fn gigabytes(name: &'static str, limit: &'static str) -> Row {
+    Row::more(name, "GB/s").peer(name).limit(limit).targets(&[OfLimit(0.85)])
+}
+
+/// A row of Ray's that another row is held against.
+pub const TASKS_SYNC: &str = "single client tasks sync";
 
 /// All of them, in Ray's order.
 pub const PROBES: &[Probe] = probes! {
-    calls("single client get calls (Plasma Store)"), get_small;
-    calls("single client put calls (Plasma Store)"), put_small;
-    calls("multi client put calls (Plasma Store)"), put_multi_small;
-    gigabytes("single client put gigabytes"), put_large;
-    calls("single client tasks and get batch"), |place| batches(place, 1.0);
-    gigabytes("multi client put gigabytes"), put_multi;
-    calls("single client get object containing 10k refs"), get_containing_refs;
-    calls("single client wait 1k refs"), wait_multiple_refs;
-    calls("single client tasks sync"), task_sync;
-    calls("single client tasks async"), |place| batches(place, 1000.0);
-    calls("multi client tasks async"), multi_task;
-    calls("1:1 actor calls sync"), actor_sync;
-    calls("1:1 actor calls async"), actor_async;
-    calls("1:1 actor calls concurrent"), actor_concurrent;
-    calls("1:n actor calls async"), actor_async_direct;
-    calls("n:n actor calls async"), actor_multi;
-    calls("n:n actor calls with arg async"), actor_multi_direct_arg;
-    calls("1:1 async-actor calls sync"), async_actor_sync;
-    calls("1:1 async-actor calls async"), async_actor;
-    calls("1:1 async-actor calls with args async"), async_actor_args;
-    calls("1:n async-actor calls async"), async_actor_async;
-    calls("n:n async-actor calls async"), async_actor_multi;
-    calls("placement group create/removal"), placement_groups;
+    calls("single client get calls (Plasma Store)", &[OfPeer(100.0)]), get_small;
+    calls("single client put calls (Plasma Store)", &[OfPeer(200.0)]), put_small;
+    calls("multi client put calls (Plasma Store)", &[OfPeer(200.0)]), put_multi_small;
+    gigabytes("single client put gigabytes", MEMCPY), put_large;
+    calls("single client tasks and get batch", &[OfPeer(150.0)]), |place| batches(place, 1.0);
+    gigabytes("multi client put gigabytes", MEMCPY_TWO), put_multi;
+    calls("single client get object containing 10k refs", &[OfPeer(25.0)]), get_containing_refs;
+    calls("single client wait 1k refs", &[OfPeer(60.0)]), wait_multiple_refs;
+    sync(TASKS_SYNC, &[OfPeer(40.0)]), task_sync;
+    calls("single client tasks async", &[OfPeer(150.0)]), |place| batches(place, 1000.0);
+    calls("multi client tasks async", &[OfPeer(150.0)]), multi_task;
+    sync("1:1 actor calls sync", &[OfPeer(20.0)]), actor_sync;
+    calls("1:1 actor calls async", &[OfPeer(100.0)]), actor_async;
+    calls("1:1 actor calls concurrent", &[OfPeer(100.0)]), actor_concurrent;
+    calls("1:n actor calls async", &[OfPeer(100.0)]), actor_async_direct;
+    calls("n:n actor calls async", &[OfPeer(100.0)]), actor_multi;
+    calls("n:n actor calls with arg async", &[OfPeer(150.0)]), actor_multi_direct_arg;
+    sync("1:1 async-actor calls sync", &[OfPeer(20.0)]), async_actor_sync;
+    calls("1:1 async-actor calls async", &[OfPeer(100.0)]), async_actor;
+    calls("1:1 async-actor calls with args async", &[OfPeer(100.0)]), async_actor_args;
+    calls("1:n async-actor calls async", &[OfPeer(100.0)]), async_actor_async;
+    calls("n:n async-actor calls async", &[OfPeer(100.0)]), async_actor_multi;
 };
 
 fn servers() -> usize {
@@ -91,7 +104,7 @@ fn put_multi_small(place: &Place) -> Result<f64> {
 
 fn put_large(place: &Place) -> Result<f64> {
     let array = ones(100 * 1024 * 1024)?;
-    rate(place.scale, 8.0 * 0.1, || Ok(mobula::put(&array).map(drop)?))
+    rate(place.scale, array.as_bytes().len() as f64 / 1e9, || Ok(mobula::put(&array).map(drop)?))
 }
 
 fn batches(place: &Place, operations: f64) -> Result<f64> {
@@ -99,7 +112,9 @@ fn batches(place: &Place, operations: f64) -> Result<f64> {
 }
 
 fn put_multi(place: &Place) -> Result<f64> {
-    rate(place.scale, 10.0 * 8.0 * 0.1, || all(&(0..10).map(|_| do_put.remote()).collect::<Vec<_>>()))
+    rate(place.scale, 10.0 * PUT_BYTES as f64 / 1e9, || {
+        all(&(0..10).map(|_| do_put.remote()).collect::<Vec<_>>())
+    })
 }
 
 fn get_containing_refs(place: &Place) -> Result<f64> {
@@ -200,8 +215,4 @@ fn async_actor_multi(place: &Place) -> Result<f64> {
     rate(place.scale, (CLIENTS * CALLS) as f64, || {
         all(&(0..CLIENTS).map(|_| async_work.remote(actors.clone(), CALLS)).collect::<Vec<_>>())
     })
-}
-
-fn placement_groups(_place: &Place) -> Result<f64> {
-    Err("the SDK has no placement groups yet".into())
 }

@@ -1,0 +1,162 @@
+//! `BENCHMARKS.md`, made from the JSON of runs.
+
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+
+use crate::{
+    measure::Result,
+    report::{Line, Report, Samples, human},
+};
+
+/// Why rows miss their targets: a heading for each row, then its text.
+const WHY: &str = include_str!("../why.md");
+
+/// The whole file.
+pub fn page(files: &[PathBuf]) -> Result<String> {
+    let mut text = "# Benchmarks\n\n\
+        Made by `mobula-bench report`; `tests/bench/README.md` says how rows are measured, and \
+        `tests/bench/why.md` keeps the texts on missed targets.\n"
+        .to_owned();
+    let whys = whys(WHY);
+    for file in files {
+        section(&mut text, &Report::load(file)?, &whys)?;
+    }
+    Ok(text)
+}
+
+/// Texts by row.
+fn whys(source: &str) -> BTreeMap<&str, &str> {
+    let parts = source.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
+    parts.map(|(name, text)| (name.trim(), text.trim())).collect()
+}
+
+fn section(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> Result<()> {
+    let setting = |name: &str| match report.machine.get(name) {
+        Some(serde_json::Value::String(value)) => value.clone(),
+        Some(value) => value.to_string(),
+        None => String::new(),
+    };
+    writeln!(
+        text,
+        "\n## {} cores of {}, {}, Linux {}\n",
+        setting("cores"),
+        setting("model"),
+        setting("memory"),
+        setting("kernel")
+    )?;
+    let settings =
+        report.machine.keys().filter(|key| !["cores", "model", "memory", "kernel"].contains(&key.as_str()));
+    let settings: Vec<String> =
+        settings.map(|key| format!("{} {}", key.replace('_', " "), setting(key))).collect();
+    writeln!(text, "Commit {}; {}.", report.commit, settings.join("; "))?;
+    let targets = || report.rows.iter().flat_map(|row| &row.targets);
+    let met = targets().filter(|target| target.met).count();
+    writeln!(
+        text,
+        "{met} of {} targets are met. Medians of all rounds, with the least and the most.\n",
+        targets().count()
+    )?;
+    writeln!(text, "| row | unit | Mobula | Ray | times Ray | limit | of limit | target | measured | met |")?;
+    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|---|")?;
+    for row in &report.rows {
+        writeln!(text, "{}", cells(row))?;
+    }
+    limits(text, report)?;
+    missed(text, report, whys)
+}
+
+fn cells(row: &Line) -> String {
+    let spread = |samples: &Samples| {
+        format!("{} ({}–{})", human(samples.median), human(samples.min), human(samples.max))
+    };
+    let ours = row.mobula.as_ref().map(spread);
+    let peer = row.peer.as_ref().map(|peer| spread(&peer.samples));
+    let limit = row.limit.as_ref().map(|limit| limit.median);
+    // A row that is a limit is not held against itself.
+    let of_limit = limit.zip(row.mobula).map(|(limit, ours)| human(ours.median / limit));
+    let (wanted, measured, met) = row.verdicts();
+    let cells = [
+        row.name.clone(),
+        row.unit.to_string(),
+        ours.unwrap_or_default(),
+        peer.unwrap_or_default(),
+        row.ratio().map(human).unwrap_or_default(),
+        limit.map(human).unwrap_or_default(),
+        of_limit.unwrap_or_default(),
+        wanted,
+        measured,
+        met,
+    ];
+    format!("| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "))
+}
+
+/// Which limit belongs to which rows: the table has no room for it.
+fn limits(text: &mut String, report: &Report) -> Result<()> {
+    let mut rows_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for row in report.rows.iter().filter(|row| row.mobula.is_some()) {
+        if let Some(limit) = &row.limit {
+            rows_of.entry(&limit.name).or_default().push(&row.name);
+        }
+    }
+    writeln!(text, "\n| limit | of |\n|---|---|")?;
+    for (limit, rows) in rows_of {
+        writeln!(text, "| {limit} | {} |", rows.join("; "))?;
+    }
+    Ok(())
+}
+
+fn missed(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> Result<()> {
+    let missed = |row: &&Line| row.error.is_some() || row.targets.iter().any(|target| !target.met);
+    writeln!(text, "\n### Targets that are missed, and why\n")?;
+    if !report.rows.iter().any(|row| missed(&row)) {
+        writeln!(text, "None.")?;
+        return Ok(());
+    }
+    writeln!(text, "| row | target | measured | why |\n|---|---|--:|---|")?;
+    for row in report.rows.iter().filter(missed) {
+        let (wanted, measured, _) = row.verdicts();
+        let error = row.error.as_ref().map(|error| format!("Error: {error}. ")).unwrap_or_default();
+        let why = whys.get(row.name.as_str()).copied().unwrap_or("Not looked into yet.");
+        let why = format!("{error}{why}").replace('\n', " ").replace('|', "\\|");
+        writeln!(text, "| {} | {wanted} | {measured} | {why} |", row.name)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_row_is_told_with_its_why() {
+        let report: Report = serde_json::from_value(serde_json::json!({
+            "machine": {"cores": 2, "rounds": 5}, "commit": "abc", "rows": [
+                {"name": "slow", "unit": "s", "better": "less",
+                 "mobula": {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 5},
+                 "peer": {"name": "Ray 1", "median": 4.0, "min": 4.0, "max": 4.0, "runs": 5},
+                 "limit": {"name": "bare", "median": 1.0},
+                 "targets": [{"against": "limit", "op": "<=", "value": 1.0, "measured": 2.0, "met": false}],
+                 "error": null},
+                {"name": "bare", "unit": "s", "better": "less", "mobula": null, "peer": null,
+                 "limit": {"name": "bare", "median": 1.0}, "targets": [], "error": null}
+            ]
+        }))
+        .unwrap();
+        let mut text = String::new();
+        section(&mut text, &report, &whys("# Why\n\n## slow\n\nIt waits\nfor nothing.\n")).unwrap();
+        assert!(
+            text.contains("| slow | s | 2 (1–3) | 4 (4–4) | 2 | 1 | 2 | <= 1 of limit | 2 | NO |"),
+            "{text}"
+        );
+        assert!(text.contains("| slow | <= 1 of limit | 2 | It waits for nothing. |"), "{text}");
+        assert!(text.contains("| bare | slow |"), "{text}");
+        assert!(text.contains("0 of 1 targets are met"), "{text}");
+    }
+
+    #[test]
+    fn each_text_on_a_missed_target_is_of_a_row() {
+        let rows: Vec<&str> = crate::run::row_names();
+        for name in whys(WHY).keys() {
+            assert!(rows.contains(name), "why.md has a text for {name:?}, which is no row");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+"""The loops of Mobula's benchmark, run by Ray. Started by mobula-bench; prints one JSON object a line.
+
+Arguments: the length of a measurement in seconds, then the names of the rows. Each line is {"row", "value"} or
+{"row", "error"}; the first, {"row": "first"}, says that a first task has returned.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import ray
+
+CALLS = 5000
+TASKS = 10_000
+CLIENTS = 4
+GIGABYTE = 1e9
+
+
+@ray.remote
+def small_value():
+    return b"ok"
+
+
+@ray.remote(num_cpus=0)
+class Echo:
+    def small_value(self):
+        return b"ok"
+
+    def small_value_arg(self, x):
+        return b"ok"
+
+    def small_value_batch(self, n):
+        ray.get([small_value.remote() for _ in range(n)])
+
+    def memory(self):
+        with open("/proc/self/smaps_rollup") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        return (int(fields["Rss"].split()[0]) - int(fields["Pss_Shmem"].split()[0])) * 1024
+
+
+@ray.remote(num_cpus=0)
+class AsyncEcho:
+    async def small_value(self):
+        return b"ok"
+
+    async def small_value_with_arg(self, x):
+        return b"ok"
+
+
+@ray.remote(num_cpus=0)
+class Client:
+    def __init__(self, servers):
+        self.servers = servers
+
+    def small_value_batch(self, n):
+        ray.get([server.small_value.remote() for server in self.servers for _ in range(n)])
+
+    def small_value_batch_arg(self, n):
+        x = ray.put(0)
+        ray.get([server.small_value_arg.remote(x) for server in self.servers for _ in range(n)])
+
+
+@ray.remote
+def work(actors, calls):
+    ray.get([actors[at % len(actors)].small_value.remote() for at in range(calls)])
+
+
+@ray.remote
+def put_small():
+    for _ in range(100):
+        ray.put(0)
+
+
+@ray.remote
+def put_large():
+    ones = np.ones(10 * 1024 * 1024, dtype=np.int64)
+    for _ in range(10):
+        ray.put(ones)
+
+
+@ray.remote
+def object_with_refs():
+    return [ray.put(1) for _ in range(10_000)]
+
+
+def rate(window, each, call, warm=None):
+    """Operations a second: calls for one window, after a warm-up of at least one call."""
+    begun = time.perf_counter()
+    (warm or call)()
+    while warm is None and time.perf_counter() - begun < window / 4:
+        call()
+    begun, calls = time.perf_counter(), 0
+    while True:
+        call()
+        calls += 1
+        elapsed = time.perf_counter() - begun
+        if elapsed >= window:
+            return calls * each / elapsed
+
+
+def started(actors, method="small_value"):
+    ray.get([getattr(actor, method).remote() for actor in actors])
+    return actors
+
+
+SERVERS = 1
+ROWS = {}
+
+
+def row(name):
+    return lambda measure: ROWS.setdefault(name, measure)
+
+
+@row("single client get calls (Plasma Store)")
+def _(window):
+    value = ray.put(0)
+    return rate(window, 1, lambda: ray.get(value))
+
+
+@row("single client put calls (Plasma Store)")
+def _(window):
+    return rate(window, 1, lambda: ray.put(0))
+
+
+@row("multi client put calls (Plasma Store)")
+def _(window):
+    return rate(window, 1000, lambda: ray.get([put_small.remote() for _ in range(10)]))
+
+
+@row("single client put gigabytes")
+def _(window):
+    ones = np.ones(100 * 1024 * 1024, dtype=np.int64)
+    return rate(window, ones.nbytes / GIGABYTE, lambda: ray.put(ones))
+
+
+@row("single client tasks and get batch")
+def _(window):
+    return rate(window, 1, lambda: ray.get([small_value.remote() for _ in range(1000)]))
+
+
+@row("multi client put gigabytes")
+def _(window):
+    bytes_each = 10 * 10 * 1024 * 1024 * 8
+    return rate(window, 10 * bytes_each / GIGABYTE, lambda: ray.get([put_large.remote() for _ in range(10)]))
+
+
+@row("single client get object containing 10k refs")
+def _(window):
+    made = object_with_refs.remote()
+    return rate(window, 1, lambda: ray.get(made))
+
+
+@row("single client wait 1k refs")
+def _(window):
+    def wait():
+        waiting = [small_value.remote() for _ in range(1000)]
+        while waiting:
+            _, waiting = ray.wait(waiting, fetch_local=False)
+
+    return rate(window, 1, wait)
+
+
+@row("single client tasks sync")
+def _(window):
+    return rate(window, 1, lambda: ray.get(small_value.remote()))
+
+
+@row("single client tasks async")
+def _(window):
+    return rate(window, 1000, lambda: ray.get([small_value.remote() for _ in range(1000)]))
+
+
+@row("multi client tasks async")
+def _(window):
+    actors = started([Echo.remote() for _ in range(CLIENTS)])
+
+    def batch(tasks):
+        ray.get([actor.small_value_batch.remote(tasks) for actor in actors])
+
+    # One batch takes Ray longer than the window, so a shorter one warms it up.
+    return rate(window, TASKS * CLIENTS, lambda: batch(TASKS), lambda: batch(TASKS // 20))
+
+
+def one_to_one(window, actor, each):
+    started([actor])
+    calls = (lambda: ray.get(actor.small_value.remote())) if each == 1 else (
+        lambda: ray.get([actor.small_value.remote() for _ in range(each)])
+    )
+    return rate(window, each, calls)
+
+
+@row("1:1 actor calls sync")
+def _(window):
+    return one_to_one(window, Echo.remote(), 1)
+
+
+@row("1:1 actor calls async")
+def _(window):
+    return one_to_one(window, Echo.remote(), 1000)
+
+
+@row("1:1 actor calls concurrent")
+def _(window):
+    return one_to_one(window, Echo.options(max_concurrency=16).remote(), 1000)
+
+
+def one_to_many(window, kind):
+    servers = started([kind.remote() for _ in range(SERVERS)])
+    client = Client.remote(servers)
+    return rate(window, CALLS * SERVERS, lambda: ray.get(client.small_value_batch.remote(CALLS)))
+
+
+def many_to_many(window, kind):
+    actors = started([kind.remote() for _ in range(SERVERS)])
+    return rate(
+        window, CLIENTS * CALLS, lambda: ray.get([work.remote(actors, CALLS) for _ in range(CLIENTS)])
+    )
+
+
+@row("1:n actor calls async")
+def _(window):
+    return one_to_many(window, Echo)
+
+
+@row("n:n actor calls async")
+def _(window):
+    return many_to_many(window, Echo)
+
+
+@row("n:n actor calls with arg async")
+def _(window):
+    servers = started([Echo.remote() for _ in range(SERVERS)])
+    clients = [Client.remote([server]) for server in servers]
+    return rate(
+        window,
+        1000 * len(clients),
+        lambda: ray.get([client.small_value_batch_arg.remote(1000) for client in clients]),
+    )
+
+
+@row("1:1 async-actor calls sync")
+def _(window):
+    return one_to_one(window, AsyncEcho.remote(), 1)
+
+
+@row("1:1 async-actor calls async")
+def _(window):
+    return one_to_one(window, AsyncEcho.remote(), 1000)
+
+
+@row("1:1 async-actor calls with args async")
+def _(window):
+    actor = started([AsyncEcho.remote()])[0]
+    return rate(
+        window, 1000, lambda: ray.get([actor.small_value_with_arg.remote(at) for at in range(1000)])
+    )
+
+
+@row("1:n async-actor calls async")
+def _(window):
+    return one_to_many(window, AsyncEcho)
+
+
+@row("n:n async-actor calls async")
+def _(window):
+    return many_to_many(window, AsyncEcho)
+
+
+@row("actor creation")
+def _(window):
+    def create():
+        started([Echo.remote() for _ in range(4)])
+
+    return rate(window, 4, create, lambda: None)
+
+
+@row("memory of an idle actor")
+def _(window):
+    return ray.get(Echo.remote().memory.remote()) / 1e3
+
+
+def say(**line):
+    print(json.dumps(line), flush=True)
+
+
+def end_with_parent():
+    """Standard input ends when the program that started this one does."""
+    sys.stdin.read()
+    # What Ray started ends when this process does, should the orderly way take too long.
+    threading.Timer(5, os._exit, [1]).start()
+    ray.shutdown()
+    os._exit(1)
+
+
+def main():
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    window, wanted = float(sys.argv[1]), sys.argv[2:]
+    # Without the dashboard, which would use the processor beside what is measured.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.get(small_value.remote())
+        say(row="first", value=0)
+        global SERVERS
+        SERVERS = max(1, int(ray.cluster_resources()["CPU"]) // 2)
+        for name in wanted:
+            try:
+                say(row=name, value=ROWS[name](window))
+            except Exception as error:
+                say(row=name, error=f"{type(error).__name__}: {error}")
+    finally:
+        ray.shutdown()
+
+
+main()

@@ -1,0 +1,297 @@
+//! Much of everything on one node: each row checks what came out, and that nothing is left behind.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use mobula::{Cluster, ObjectRef, Tensor, View, blocking};
+
+use super::functions::{Echo, ones};
+use crate::{
+    measure::Result,
+    row::{Place, Probe, Row, Stage, Target},
+    system::{available_memory, cluster_memory, cores},
+};
+
+/// How long what a row let go of may take to be gone.
+const GOING: Duration = Duration::from_secs(20);
+/// Tasks that are queued at once: just below the default budget of a program.
+const QUEUED: usize = 1_000_000;
+/// Actors that idle at once, for their memory, and then for their number.
+const ACTORS: usize = 5_000;
+const PORTION_MAX: usize = 10_000;
+const ACTORS_MANY: usize = 1_000_000;
+const ACTORS_TIME: Duration = Duration::from_secs(30);
+/// Bytes of an object that no 32-bit offset reaches.
+const LARGE_BYTES: usize = 4_500 << 20;
+/// What a stored object holds at least: less travels with the call.
+const STORED_BYTES: usize = 104 << 10;
+const LAYERS: usize = 20;
+const LAYER_TASKS: u64 = 500;
+
+macro_rules! probes {
+    ($($row:expr, $run:expr;)*) => {
+        &[$(Probe {
+            rows: &[$row],
+            stage: Stage::Scale,
+            run: |place| clean(place, |place| Ok(vec![timed(|| $run(place))?])),
+        }),*]
+    };
+}
+
+/// Those that fill one row with the seconds they take.
+pub const PROBES: &[Probe] = probes! {
+    Row::less("a task with 10,000 refs as arguments", "s"), many_arguments;
+    Row::less("a task that makes 3,000 objects, all read", "s"), many_results;
+    Row::less("one get of 10,000 stored objects", "s"), many_stored;
+    Row::less("an object of 4.4 GiB, put and read in another process", "s"), large_object;
+    Row::less("10,000 sleeping async tasks at once", "s"), many_sleeping;
+    Row::less("20 layers of 500 tasks with 500 dependencies each", "s").targets(&[Target::AtMost(10.0)]), layers;
+    Row::less("a tree of async tasks, 65,536 leaves", "s"), async_tree;
+    Row::less("a tree of sync tasks, 256 leaves", "s"), sync_tree;
+};
+
+/// Those that look at memory too.
+pub const MEMORY_PROBES: &[Probe] = &[
+    Probe {
+        rows: &[
+            Row::less("a million queued tasks, submitted and drained", "s").targets(&[Target::AtMost(4.0)]),
+            Row::less("memory of a queued task", "bytes").targets(&[Target::AtMost(300.0)]),
+        ],
+        stage: Stage::Scale,
+        run: |place| clean(place, queued),
+    },
+    Probe {
+        rows: &[
+            Row::more("actor creation", "1/s").peer("actor creation").targets(&[Target::AtLeast(50_000.0)]),
+            Row::less("memory of an idle actor", "kB")
+                .peer("memory of an idle actor")
+                .targets(&[Target::AtMost(10.0)]),
+        ],
+        stage: Stage::Scale,
+        run: |place| clean(place, |_| actors(ACTORS)),
+    },
+    Probe {
+        rows: &[
+            Row::more("actor creation, a million that stay", "1/s"),
+            Row::less("memory of one of a million idle actors", "kB").targets(&[Target::AtMost(10.0)]),
+        ],
+        stage: Stage::Scale,
+        run: |place| clean(place, |_| actors(ACTORS_MANY)),
+    },
+];
+
+/// Seconds that it takes.
+fn timed(run: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let begun = Instant::now();
+    run()?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Measures, and fails where something is left behind.
+fn clean(place: &Place, run: impl FnOnce(&Place) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    let cluster: &Cluster = place.cluster.as_ref().ok_or("there is no cluster")?;
+    let before = cluster.leftovers();
+    let values = run(place)?;
+    let deadline = Instant::now() + GOING;
+    loop {
+        let after = cluster.leftovers();
+        if after.objects <= before.objects && after.calls <= before.calls && after.actors <= before.actors {
+            return Ok(values);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("left behind: {after:?}, where there was {before:?}").into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
+    if got == wanted { Ok(()) } else { Err(format!("the result is {got:?}, not {wanted:?}").into()) }
+}
+
+fn wrapping_sum(first: u64, rest: &[u64]) -> u64 {
+    rest.iter().fold(first, |total, one| total.wrapping_add(*one))
+}
+
+#[mobula::task]
+fn add_up(all: Vec<u64>) -> u64 {
+    wrapping_sum(0, &all)
+}
+
+fn many_arguments(_place: &Place) -> Result<()> {
+    let all = (0..10_000u64).map(|at| mobula::put(&at)).collect::<mobula::Result<Vec<_>>>()?;
+    same(add_up.remote(&all[..]).get()?, 49_995_000)
+}
+
+#[mobula::task]
+fn make_many(count: u64) -> mobula::Result<Vec<ObjectRef<u64>>> {
+    (0..count).map(|at| mobula::put(&at)).collect()
+}
+
+fn many_results(_place: &Place) -> Result<()> {
+    let made = make_many.remote(3000).get()?;
+    same(blocking::get_all(&made)?.iter().sum(), 2999 * 3000 / 2)
+}
+
+#[mobula::task]
+fn make_stored(count: u64) -> mobula::Result<Vec<ObjectRef<Tensor>>> {
+    let value = ones(STORED_BYTES / 8)?;
+    (0..count).map(|_| mobula::put(&value)).collect()
+}
+
+fn many_stored(_place: &Place) -> Result<()> {
+    let made = make_stored.remote(10_000).get()?;
+    let all = blocking::get_all(&made)?;
+    let elements: usize = all.iter().map(Tensor::len).sum();
+    same(elements, 10_000 * STORED_BYTES / 8)?;
+    let first = |tensor: &Tensor| Ok(tensor.as_slice::<i64>()?.iter().step_by(512).sum::<i64>());
+    let read = all.iter().map(first).sum::<Result<i64>>()?;
+    same(read, 10_000 * (STORED_BYTES / 8).div_ceil(512) as i64)
+}
+
+#[mobula::task]
+fn sum_tensor(tensor: View<Tensor>) -> mobula::Result<i64> {
+    Ok(tensor.tensor()?.as_slice::<i64>()?.iter().sum())
+}
+
+fn large_object(_place: &Place) -> Result<()> {
+    // The value, and its copy in the store.
+    let wanted = 2 * LARGE_BYTES as u64 + (2 << 30);
+    let available = available_memory()?;
+    if available < wanted {
+        return Err(format!("it needs {wanted} bytes of free memory, and there are {available}").into());
+    }
+    let value = ones(LARGE_BYTES / 8)?;
+    let made = mobula::put(&value)?;
+    drop(value);
+    same(sum_tensor.remote(&made).get()?, (LARGE_BYTES / 8) as i64)
+}
+
+static AWAKE: AtomicU32 = AtomicU32::new(0);
+
+/// Sleeps until so many of them do at once, so that none returns before all have begun.
+#[mobula::task(cpu = 0)]
+async fn sleep_together(count: u32) -> u32 {
+    AWAKE.fetch_add(1, Ordering::Relaxed);
+    while AWAKE.load(Ordering::Relaxed) < count {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    1
+}
+
+#[mobula::task(cpu = 0)]
+async fn forget_sleepers() {
+    AWAKE.store(0, Ordering::Relaxed);
+}
+
+fn many_sleeping(_place: &Place) -> Result<()> {
+    let all: Vec<_> = (0..10_000).map(|_| sleep_together.remote(10_000)).collect();
+    let slept: u32 = blocking::get_all(&all)?.iter().sum();
+    forget_sleepers.remote().get()?;
+    same(slept, 10_000)
+}
+
+#[mobula::task]
+fn add_all(first: u64, rest: Vec<u64>) -> u64 {
+    wrapping_sum(first, &rest)
+}
+
+fn layers(_place: &Place) -> Result<()> {
+    let mut layer: Vec<ObjectRef<u64>> =
+        (0..LAYER_TASKS).map(|at| add_all.remote(at, Vec::<u64>::new())).collect();
+    let mut wanted: Vec<u64> = (0..LAYER_TASKS).collect();
+    for _ in 1..LAYERS {
+        layer = (0..LAYER_TASKS).map(|at| add_all.remote(at, &layer[..])).collect();
+        let before = wrapping_sum(0, &wanted);
+        wanted = (0..LAYER_TASKS).map(|at| at.wrapping_add(before)).collect();
+    }
+    same(blocking::get_all(&layer)?, wanted)
+}
+
+#[mobula::task]
+async fn async_leaves(depth: u32) -> mobula::Result<u64> {
+    if depth == 0 {
+        return Ok(1);
+    }
+    let (left, right) = (async_leaves.remote(depth - 1), async_leaves.remote(depth - 1));
+    Ok(left.await? + right.await?)
+}
+
+fn async_tree(_place: &Place) -> Result<()> {
+    same(async_leaves.remote(16).get()?, 65_536)
+}
+
+#[mobula::task]
+fn sync_leaves(depth: u32) -> mobula::Result<u64> {
+    if depth == 0 {
+        return Ok(1);
+    }
+    let (left, right) = (sync_leaves.remote(depth - 1), sync_leaves.remote(depth - 1));
+    Ok(left.get()? + right.get()?)
+}
+
+fn sync_tree(_place: &Place) -> Result<()> {
+    same(sync_leaves.remote(8).get()?, 256)
+}
+
+/// Holds a processor without using it until somebody gives up on it.
+#[mobula::task(retries = 0)]
+fn hold() {
+    while !mobula::context::cancelled() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[mobula::task]
+fn same_number(value: u64) -> u64 {
+    value
+}
+
+/// All that are queued are so at the same time: the processors are held meanwhile.
+fn queued(_place: &Place) -> Result<Vec<f64>> {
+    same(same_number.remote(1).get()?, 1)?;
+    let holding: Vec<_> = (0..cores()).map(|_| hold.remote()).collect();
+    let before = cluster_memory()?;
+    let begun = Instant::now();
+    let all: Vec<_> = (0..QUEUED as u64).map(|value| same_number.remote(value)).collect();
+    let submitted = begun.elapsed();
+    let bytes_each = (cluster_memory()? - before) / QUEUED as f64;
+    let begun = Instant::now();
+    for one in &holding {
+        one.cancel();
+    }
+    let total: u64 = blocking::get_all(&all)?.iter().sum();
+    let drained = begun.elapsed();
+    same(total, (QUEUED as u64 - 1) * QUEUED as u64 / 2)?;
+    eprintln!("    submitted in {submitted:?}, drained in {drained:?}");
+    Ok(vec![(submitted + drained).as_secs_f64(), bytes_each])
+}
+
+/// Each has answered a call, so that it exists. Fails where so many take longer than [`ACTORS_TIME`].
+fn actors(count: usize) -> Result<Vec<f64>> {
+    let first = Echo::spawn().start();
+    first.small_value().get()?;
+    let before = cluster_memory()?;
+    let begun = Instant::now();
+    let mut all = Vec::with_capacity(count);
+    // In portions, so that a lack of memory or of time shows before it hurts.
+    let mut portion = 100;
+    while all.len() < count {
+        let new: Vec<_> = (0..portion.min(count - all.len())).map(|_| Echo::spawn().start()).collect();
+        blocking::get_all(&new.iter().map(|actor| actor.small_value()).collect::<Vec<_>>())?;
+        all.extend(new);
+        let (available, elapsed) = (available_memory()?, begun.elapsed());
+        if available < 4 << 30 {
+            return Err(format!("{} actors left only {available} bytes of memory", all.len()).into());
+        }
+        if elapsed > ACTORS_TIME && all.len() < count {
+            return Err(format!("only {} actors after {elapsed:?}", all.len()).into());
+        }
+        portion = (2 * portion).min(PORTION_MAX);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let bytes = cluster_memory()? - before;
+    Ok(vec![count as f64 / seconds, bytes / count as f64 / 1e3])
+}
