@@ -42,6 +42,8 @@ enum Subject {
     PeerRing,
     #[command(hide = true, name = limits::quic::ROLE)]
     PeerQuic { folder: PathBuf, bytes: usize },
+    #[command(hide = true, name = subjects::scale::ROLE)]
+    MeasureMemory { what: String },
     #[command(hide = true, name = subjects::starts::ROLE)]
     FirstResult { mode: String },
 }
@@ -93,6 +95,7 @@ async fn main() -> Result<()> {
             print!("{}", markdown::page(&files)?);
             Ok(())
         }
+        Subject::MeasureMemory { what } => subjects::scale::serve(what).await,
         Subject::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Subject::Core(core) => {
             let runtime = tokio::runtime::Handle::current();

@@ -16,6 +16,8 @@ import ray
 CALLS = 5000
 TASKS = 10_000
 CLIENTS = 4
+# Large batches take Ray longer than a window, so shorter ones, by this factor, warm it up.
+WARM_SHARE = 20
 GIGABYTE = 1e9
 
 
@@ -180,8 +182,7 @@ def _(window):
     def batch(tasks):
         ray.get([actor.small_value_batch.remote(tasks) for actor in actors])
 
-    # One batch takes Ray longer than the window, so a shorter one warms it up.
-    return rate(window, TASKS * CLIENTS, lambda: batch(TASKS), lambda: batch(TASKS // 20))
+    return rate(window, TASKS * CLIENTS, lambda: batch(TASKS), lambda: batch(TASKS // WARM_SHARE))
 
 
 def one_to_one(window, actor, each):
@@ -210,14 +211,20 @@ def _(window):
 def one_to_many(window, kind):
     servers = started([kind.remote() for _ in range(SERVERS)])
     client = Client.remote(servers)
-    return rate(window, CALLS * SERVERS, lambda: ray.get(client.small_value_batch.remote(CALLS)))
+
+    def batch(calls):
+        ray.get(client.small_value_batch.remote(calls))
+
+    return rate(window, CALLS * SERVERS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
 
 
 def many_to_many(window, kind):
     actors = started([kind.remote() for _ in range(SERVERS)])
-    return rate(
-        window, CLIENTS * CALLS, lambda: ray.get([work.remote(actors, CALLS) for _ in range(CLIENTS)])
-    )
+
+    def batch(calls):
+        ray.get([work.remote(actors, calls) for _ in range(CLIENTS)])
+
+    return rate(window, CLIENTS * CALLS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
 
 
 @row("1:n actor calls async")

@@ -1,6 +1,7 @@
 //! Much of everything on one node: each row checks what came out, and that nothing is left behind.
 
 use std::{
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -9,8 +10,8 @@ use mobula::{Cluster, ObjectRef, Tensor, View, blocking};
 
 use super::functions::{Echo, ones};
 use crate::{
-    measure::Result,
-    row::{Place, Probe, Row, Stage, Target},
+    measure::{Result, bounded},
+    row::{Probe, Row, Stage, Target},
     system::{available_memory, cluster_memory, cores},
 };
 
@@ -24,7 +25,7 @@ const PORTION_MAX: usize = 10_000;
 const ACTORS_MANY: usize = 1_000_000;
 const ACTORS_TIME: Duration = Duration::from_secs(30);
 /// Bytes of an object that no 32-bit offset reaches.
-const LARGE_BYTES: usize = 4_500 << 20;
+const LARGE_BYTES: usize = 4_100 << 20;
 /// What a stored object holds at least: less travels with the call.
 const STORED_BYTES: usize = 104 << 10;
 const LAYERS: usize = 20;
@@ -35,7 +36,10 @@ macro_rules! probes {
         &[$(Probe {
             rows: &[$row],
             stage: Stage::Scale,
-            run: |place| clean(place, |place| Ok(vec![timed(|| $run(place))?])),
+            run: |place| {
+                let cluster = place.cluster.as_ref().ok_or("there is no cluster")?;
+                clean(cluster, || Ok(vec![timed($run)?]))
+            },
         }),*]
     };
 }
@@ -45,22 +49,23 @@ pub const PROBES: &[Probe] = probes! {
     Row::less("a task with 10,000 refs as arguments", "s"), many_arguments;
     Row::less("a task that makes 3,000 objects, all read", "s"), many_results;
     Row::less("one get of 10,000 stored objects", "s"), many_stored;
-    Row::less("an object of 4.4 GiB, put and read in another process", "s"), large_object;
+    Row::less("an object larger than 4 GiB, put and read in another process", "s"), large_object;
     Row::less("10,000 sleeping async tasks at once", "s"), many_sleeping;
     Row::less("20 layers of 500 tasks with 500 dependencies each", "s").targets(&[Target::AtMost(10.0)]), layers;
     Row::less("a tree of async tasks, 65,536 leaves", "s"), async_tree;
     Row::less("a tree of sync tasks, 256 leaves", "s"), sync_tree;
 };
 
-/// Those that look at memory too.
+/// Those that look at memory too, each in a new program with a cluster of its own: what others have freed would
+/// be used again, and nothing would seem to be needed.
 pub const MEMORY_PROBES: &[Probe] = &[
     Probe {
         rows: &[
             Row::less("a million queued tasks, submitted and drained", "s").targets(&[Target::AtMost(4.0)]),
             Row::less("memory of a queued task", "bytes").targets(&[Target::AtMost(300.0)]),
         ],
-        stage: Stage::Scale,
-        run: |place| clean(place, queued),
+        stage: Stage::Alone,
+        run: |_| in_new_program("queued"),
     },
     Probe {
         rows: &[
@@ -69,18 +74,58 @@ pub const MEMORY_PROBES: &[Probe] = &[
                 .peer("memory of an idle actor")
                 .targets(&[Target::AtMost(10.0)]),
         ],
-        stage: Stage::Scale,
-        run: |place| clean(place, |_| actors(ACTORS)),
+        stage: Stage::Alone,
+        run: |_| in_new_program("actors"),
     },
     Probe {
         rows: &[
             Row::more("actor creation, a million that stay", "1/s"),
             Row::less("memory of one of a million idle actors", "kB").targets(&[Target::AtMost(10.0)]),
         ],
-        stage: Stage::Scale,
-        run: |place| clean(place, |_| actors(ACTORS_MANY)),
+        stage: Stage::Alone,
+        run: |_| in_new_program("many-actors"),
     },
 ];
+
+/// What the new program is to be; takes what it is to measure.
+pub const ROLE: &str = "measure-memory";
+/// How long it may take: less than a row, so that it has ended when the row is given up.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(50);
+
+/// The values that the new program prints.
+fn in_new_program(what: &str) -> Result<Vec<f64>> {
+    let output = Command::new(std::env::current_exe()?)
+        .args([ROLE, what])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into());
+    }
+    let words = String::from_utf8(output.stdout)?;
+    Ok(words.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
+}
+
+/// The new program.
+pub async fn serve(what: String) -> Result<()> {
+    let cluster = Cluster::local().nodes(1).quiet().start().await?;
+    let of = cluster.clone();
+    let measured = tokio::task::spawn_blocking(move || {
+        bounded(&what.clone(), PROGRAM_LIMIT, move || {
+            clean(&of, || match what.as_str() {
+                "queued" => queued(),
+                "actors" => actors(ACTORS),
+                "many-actors" => actors(ACTORS_MANY),
+                _ => Err(format!("{what} is nothing to measure").into()),
+            })
+        })
+    });
+    let measured = measured.await?;
+    cluster.shutdown();
+    let texts: Vec<String> = measured?.iter().map(f64::to_string).collect();
+    println!("{}", texts.join(" "));
+    Ok(())
+}
 
 /// Seconds that it takes.
 fn timed(run: impl FnOnce() -> Result<()>) -> Result<f64> {
@@ -90,10 +135,9 @@ fn timed(run: impl FnOnce() -> Result<()>) -> Result<f64> {
 }
 
 /// Measures, and fails where something is left behind.
-fn clean(place: &Place, run: impl FnOnce(&Place) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
-    let cluster: &Cluster = place.cluster.as_ref().ok_or("there is no cluster")?;
+fn clean(cluster: &Cluster, run: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
     let before = cluster.leftovers();
-    let values = run(place)?;
+    let values = run()?;
     let deadline = Instant::now() + GOING;
     loop {
         let after = cluster.leftovers();
@@ -120,7 +164,7 @@ fn add_up(all: Vec<u64>) -> u64 {
     wrapping_sum(0, &all)
 }
 
-fn many_arguments(_place: &Place) -> Result<()> {
+fn many_arguments() -> Result<()> {
     let all = (0..10_000u64).map(|at| mobula::put(&at)).collect::<mobula::Result<Vec<_>>>()?;
     same(add_up.remote(&all[..]).get()?, 49_995_000)
 }
@@ -130,7 +174,7 @@ fn make_many(count: u64) -> mobula::Result<Vec<ObjectRef<u64>>> {
     (0..count).map(|at| mobula::put(&at)).collect()
 }
 
-fn many_results(_place: &Place) -> Result<()> {
+fn many_results() -> Result<()> {
     let made = make_many.remote(3000).get()?;
     same(blocking::get_all(&made)?.iter().sum(), 2999 * 3000 / 2)
 }
@@ -141,7 +185,7 @@ fn make_stored(count: u64) -> mobula::Result<Vec<ObjectRef<Tensor>>> {
     (0..count).map(|_| mobula::put(&value)).collect()
 }
 
-fn many_stored(_place: &Place) -> Result<()> {
+fn many_stored() -> Result<()> {
     let made = make_stored.remote(10_000).get()?;
     let all = blocking::get_all(&made)?;
     let elements: usize = all.iter().map(Tensor::len).sum();
@@ -156,7 +200,7 @@ fn sum_tensor(tensor: View<Tensor>) -> mobula::Result<i64> {
     Ok(tensor.tensor()?.as_slice::<i64>()?.iter().sum())
 }
 
-fn large_object(_place: &Place) -> Result<()> {
+fn large_object() -> Result<()> {
     // The value, and its copy in the store.
     let wanted = 2 * LARGE_BYTES as u64 + (2 << 30);
     let available = available_memory()?;
@@ -186,7 +230,7 @@ async fn forget_sleepers() {
     AWAKE.store(0, Ordering::Relaxed);
 }
 
-fn many_sleeping(_place: &Place) -> Result<()> {
+fn many_sleeping() -> Result<()> {
     let all: Vec<_> = (0..10_000).map(|_| sleep_together.remote(10_000)).collect();
     let slept: u32 = blocking::get_all(&all)?.iter().sum();
     forget_sleepers.remote().get()?;
@@ -198,7 +242,7 @@ fn add_all(first: u64, rest: Vec<u64>) -> u64 {
     wrapping_sum(first, &rest)
 }
 
-fn layers(_place: &Place) -> Result<()> {
+fn layers() -> Result<()> {
     let mut layer: Vec<ObjectRef<u64>> =
         (0..LAYER_TASKS).map(|at| add_all.remote(at, Vec::<u64>::new())).collect();
     let mut wanted: Vec<u64> = (0..LAYER_TASKS).collect();
@@ -219,7 +263,7 @@ async fn async_leaves(depth: u32) -> mobula::Result<u64> {
     Ok(left.await? + right.await?)
 }
 
-fn async_tree(_place: &Place) -> Result<()> {
+fn async_tree() -> Result<()> {
     same(async_leaves.remote(16).get()?, 65_536)
 }
 
@@ -232,7 +276,7 @@ fn sync_leaves(depth: u32) -> mobula::Result<u64> {
     Ok(left.get()? + right.get()?)
 }
 
-fn sync_tree(_place: &Place) -> Result<()> {
+fn sync_tree() -> Result<()> {
     same(sync_leaves.remote(8).get()?, 256)
 }
 
@@ -250,7 +294,7 @@ fn same_number(value: u64) -> u64 {
 }
 
 /// All that are queued are so at the same time: the processors are held meanwhile.
-fn queued(_place: &Place) -> Result<Vec<f64>> {
+fn queued() -> Result<Vec<f64>> {
     same(same_number.remote(1).get()?, 1)?;
     let holding: Vec<_> = (0..cores()).map(|_| hold.remote()).collect();
     let before = cluster_memory()?;
@@ -265,7 +309,6 @@ fn queued(_place: &Place) -> Result<Vec<f64>> {
     let total: u64 = blocking::get_all(&all)?.iter().sum();
     let drained = begun.elapsed();
     same(total, (QUEUED as u64 - 1) * QUEUED as u64 / 2)?;
-    eprintln!("    submitted in {submitted:?}, drained in {drained:?}");
     Ok(vec![(submitted + drained).as_secs_f64(), bytes_each])
 }
 
