@@ -19,7 +19,7 @@ use rkyv::{
 };
 
 use crate::{
-    Error, ErrorKind, ObjectRef, Options, Result,
+    Error, ErrorKind, Handle, ObjectRef, Options, Result,
     detached::Made,
     object::{ArchivedRefName, Raw, RefName, Settled},
     task::Call,
@@ -59,7 +59,7 @@ impl ActorHandle {
     }
 
     #[doc(hidden)]
-    pub fn call<R>(&self, function: &'static Function, options: Options) -> MethodCall<R> {
+    pub fn call<H: Handle>(&self, function: &'static Function, options: Options) -> MethodCall<H> {
         MethodCall { call: Call::new(function, options), actor: self.raw.id }
     }
 }
@@ -78,17 +78,17 @@ impl fmt::Debug for ActorHandle {
 
 /// A call of a method that is being put together.
 #[doc(hidden)]
-pub struct MethodCall<R> {
-    call: Call<R>,
+pub struct MethodCall<H> {
+    call: Call<H>,
     actor: ObjectId,
 }
 
-impl<R> MethodCall<R> {
+impl<H: Handle> MethodCall<H> {
     pub fn argument<T>(self, argument: impl crate::IntoArgument<T>) -> Self {
         Self { call: self.call.argument(argument), actor: self.actor }
     }
 
-    pub fn submit(self) -> ObjectRef<R> {
+    pub fn submit(self) -> H {
         self.call.submit_method(self.actor)
     }
 }
@@ -125,7 +125,7 @@ where
 
 /// An actor that is about to be made: set its options, then await it for a handle.
 pub struct Spawn<A: Actor> {
-    call: Call<()>,
+    call: Call<ObjectRef<()>>,
     kind: PhantomData<fn() -> A>,
 }
 

@@ -88,7 +88,8 @@ pub struct Store {
     agent: AgentSender,
     next_region: AtomicU32,
     next_request: AtomicU64,
-    kept: Mutex<HashMap<ObjectId, Extent>>,
+    /// What lies in regions of this host, and the attempts that made it.
+    kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
     views: Mutex<HashMap<ObjectId, View>>,
     requests: Mutex<HashMap<u64, ObjectId>>,
     readers: Mutex<HashMap<RegionId, Weak<Reader>>>,
@@ -134,14 +135,18 @@ impl Store {
     }
 
     /// Writes a value into shared memory, once, and tells the agent where it is. Waits up to
-    /// [`STORE_FULL_WAIT`] for room.
+    /// [`STORE_FULL_WAIT`] for room. What an earlier attempt left here, since somebody holds it, is used again: gives
+    /// the attempt that made the copy.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
         object: ObjectId,
         attempt: u32,
         encoded: &Encoded,
-    ) -> Result<(), Failure> {
+    ) -> Result<u32, Failure> {
+        if let Some((attempt, _)) = self.kept.lock().get(&object) {
+            return Ok(*attempt);
+        }
         let bytes = encoded.len();
         let mut block = loop {
             match self.heap.allocate(bytes) {
@@ -161,7 +166,7 @@ impl Store {
             .map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
         let extent = block.seal();
         let location = extent.location();
-        self.kept.lock().insert(object, extent);
+        self.kept.lock().insert(object, (attempt, extent));
         runtime.tell(ToAgent::Sealed {
             object,
             attempt,
@@ -169,7 +174,7 @@ impl Store {
             offset: location.offset,
             bytes: location.len,
         });
-        Ok(())
+        Ok(attempt)
     }
 
     /// Adds a region, with the agent's leave. One thread at a time: the others find room when it is done.
@@ -356,7 +361,7 @@ impl Store {
     }
 
     fn open(&self, runtime: &Arc<Runtime>, object: ObjectId, copy: Copy, done: Callback) {
-        let own = self.kept.lock().get(&object).map(Extent::bytes);
+        let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
         if let Some(bytes) = own {
             return done(Ok(bytes));
         }
