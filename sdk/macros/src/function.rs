@@ -78,6 +78,13 @@ impl Parts {
                     refuse(item, what)?;
                     gives = Gives::Stream { is_async, fallible: item_fallible };
                     (item.to_token_stream(), fallible)
+                } else if let Type::ImplTrait(_) = inner {
+                    return Err(Error::new(
+                        inner.span(),
+                        format!(
+                            "a {what} that returns `impl …` gives a stream of items that cross to another process: write `impl Iterator<Item = T>` or, for async code, `impl Stream<Item = T>`"
+                        ),
+                    ));
                 } else {
                     refuse(inner, what)?;
                     (inner.to_token_stream(), fallible)
@@ -213,7 +220,7 @@ fn refuse(ty: &Type, what: &str) -> Result<()> {
         Type::ImplTrait(_) => Err(Error::new(
             ty.span(),
             format!(
-                "a {what} needs concrete types: closures and `impl Trait` cannot cross to another process; name a type that is `#[mobula::data]` (it may return `impl Iterator<Item = T>` or `impl Stream<Item = T>`, whose items are read as they are made)"
+                "a {what} needs concrete types: closures and `impl Trait` cannot cross to another process; name a type that is `#[mobula::data]`"
             ),
         )),
         Type::TraitObject(_) => Err(Error::new(

@@ -123,7 +123,6 @@ impl Producer {
         Ok(false)
     }
 
-    /// Sends an item, unless the caller has it. Takes the place of its size in the window.
     fn give<T: Data>(&self, runtime: &Arc<Runtime>, context: &Context, item: &T) -> Result<(), Failure> {
         let index = {
             let mut state = self.state.lock();
@@ -156,26 +155,12 @@ impl Producer {
         }
         Ok(())
     }
-
-    /// Waits on this thread. The call's slot serves others meanwhile.
-    fn wait(&self, need: Need, runtime: &Arc<Runtime>, context: &Context) -> Result<(), Failure> {
-        let mut blocked = None;
-        loop {
-            let parker = Parker::new(1);
-            if self.has(need, context, || Waiter::Thread(parker.clone()))? {
-                return Ok(());
-            }
-            runtime.park(&parker, &mut blocked, None);
-        }
-    }
 }
 
 /// Resolves when a producer has what it needs.
 struct Waiting<'a> {
     need: Need,
-    producer: &'a Producer,
-    context: &'a Context,
-    runtime: &'a Arc<Runtime>,
+    of: &'a Producing,
     blocked: Option<Blocked>,
 }
 
@@ -184,10 +169,11 @@ impl Future for Waiting<'_> {
 
     fn poll(self: Pin<&mut Self>, poller: &mut Poller<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let has = this.producer.has(this.need, this.context, || Waiter::Task(poller.waker().clone()));
+        let Producing { runtime, context, producer } = this.of;
+        let has = producer.has(this.need, context, || Waiter::Task(poller.waker().clone()));
         if matches!(has, Ok(false)) {
             if this.blocked.is_none() {
-                this.blocked = Blocked::enter(this.runtime, false);
+                this.blocked = Blocked::enter(runtime, false);
             }
             return Poll::Pending;
         }
@@ -196,15 +182,45 @@ impl Future for Waiting<'_> {
     }
 }
 
-/// The call on this thread, and its producer.
-fn current() -> Result<(Arc<Runtime>, Arc<Context>, Arc<Producer>), Failure> {
-    let found = context::task().and_then(|task| {
-        let producer = task.producer.clone()?;
-        Some((context::runtime()?, task, producer))
-    });
-    found.ok_or_else(|| {
-        Failure::new(FailureKind::Internal, "a function that returns a stream was called for one value")
-    })
+/// The call on this thread.
+struct Producing {
+    runtime: Arc<Runtime>,
+    context: Arc<Context>,
+    producer: Arc<Producer>,
+}
+
+impl Producing {
+    fn current() -> Result<Self, Failure> {
+        let found = context::task().and_then(|context| {
+            let producer = context.producer.clone()?;
+            Some(Self { runtime: context::runtime()?, context, producer })
+        });
+        found.ok_or_else(|| {
+            Failure::new(FailureKind::Internal, "a function that returns a stream was called for one value")
+        })
+    }
+
+    /// Sends an item, unless the caller has it. It takes the place of its size in the window.
+    fn give<T: Data>(&self, item: &T) -> Result<(), Failure> {
+        self.producer.give(&self.runtime, &self.context, item)
+    }
+
+    /// Waits on this thread. The call's slot serves others meanwhile.
+    fn wait(&self, need: Need) -> Result<(), Failure> {
+        let mut blocked = None;
+        loop {
+            let parker = Parker::new(1);
+            if self.producer.has(need, &self.context, || Waiter::Thread(parker.clone()))? {
+                return Ok(());
+            }
+            self.runtime.park(&parker, &mut blocked, None);
+        }
+    }
+
+    /// [`Self::wait`] for async code.
+    fn waiting(&self, need: Need) -> Waiting<'_> {
+        Waiting { need, of: self, blocked: None }
+    }
 }
 
 fn ended() -> Result<Results, Failure> {
@@ -216,12 +232,12 @@ pub fn produce<I, T: Data>(
     mut items: impl Iterator<Item = I>,
     check: impl Fn(I) -> Result<T, Failure>,
 ) -> Result<Results, Failure> {
-    let (runtime, context, producer) = current()?;
+    let call = Producing::current()?;
     loop {
-        producer.wait(Need::Room, &runtime, &context)?;
+        call.wait(Need::Room)?;
         let Some(item) = items.next() else { return ended() };
-        producer.give(&runtime, &context, &check(item)?)?;
-        producer.wait(Need::Left, &runtime, &context)?;
+        call.give(&check(item)?)?;
+        call.wait(Need::Left)?;
     }
 }
 
@@ -230,17 +246,15 @@ pub async fn produce_async<I, T: Data>(
     items: impl futures_core::Stream<Item = I> + Send,
     check: impl Fn(I) -> Result<T, Failure> + Send,
 ) -> Result<Results, Failure> {
-    let (runtime, context, producer) = current()?;
-    let wait =
-        |need| Waiting { need, producer: &producer, context: &context, runtime: &runtime, blocked: None };
+    let call = Producing::current()?;
     let mut items = pin!(items);
     let mut since_yield = 0;
     loop {
-        wait(Need::Room).await?;
+        call.waiting(Need::Room).await?;
         let next = std::future::poll_fn(|poller| items.as_mut().poll_next(poller)).await;
         let Some(item) = next else { return ended() };
-        producer.give(&runtime, &context, &check(item)?)?;
-        wait(Need::Left).await?;
+        call.give(&check(item)?)?;
+        call.waiting(Need::Left).await?;
         since_yield += 1;
         if since_yield == ITEMS_BETWEEN_YIELDS {
             since_yield = 0;

@@ -634,7 +634,7 @@ impl Core {
         self.give_name_up(object, out);
         let seq = object.task.seq;
         if !self.several.is_empty() && self.several.contains_key(&seq) {
-            return self.part_forgotten(object);
+            return self.part_forgotten(object, out);
         }
         match self.tasks.get(&seq) {
             Some(task) if task.phase == Phase::Kept => {

@@ -239,7 +239,7 @@ impl Core {
             state.closed = true;
         }
         self.drain(out);
-        self.tidy_stream(stream.task.seq);
+        self.tidy_stream(stream.task.seq, out);
         self.drain(out);
     }
 
@@ -261,7 +261,7 @@ impl Core {
     }
 
     /// One of several results is forgotten. The task may go with the last (C-8).
-    pub(super) fn part_forgotten(&mut self, object: ObjectId) {
+    pub(super) fn part_forgotten(&mut self, object: ObjectId, out: &mut Vec<Action>) {
         let seq = object.task.seq;
         match self.several.get_mut(&seq) {
             Some(Several::Values { live, .. }) => {
@@ -274,7 +274,7 @@ impl Core {
             Some(Several::Stream(stream)) => {
                 stream.stored.remove(&object.index);
                 stream.lost.remove(&object.index);
-                self.tidy_stream(seq);
+                self.tidy_stream(seq, out);
             }
             None => {}
         }
@@ -288,15 +288,22 @@ impl Core {
         }
     }
 
-    /// Forgets a stream that nobody reads and of which nothing could be made again.
-    fn tidy_stream(&mut self, seq: u64) {
+    /// Forgets a stream that nobody reads and of which nothing has to be made again; what still runs ends first.
+    fn tidy_stream(&mut self, seq: u64, out: &mut Vec<Action>) {
         let Some(Several::Stream(stream)) = self.several.get(&seq) else { return };
-        if stream.closed && stream.stored.is_empty() {
-            self.forget_kept(seq);
-            if !self.tasks.contains_key(&seq) {
-                self.several.remove(&seq);
-            }
+        if !stream.closed || !stream.stored.is_empty() {
+            return;
         }
+        match self.tasks.get(&seq).map(|task| task.phase) {
+            Some(Phase::Pushed { .. }) => return self.stop_stream(seq, out),
+            Some(Phase::Waiting | Phase::Queued) => {
+                self.withdraw(seq);
+                self.conclude(seq, Failure::new(FailureKind::Cancelled, "nobody reads it any more"), out);
+            }
+            Some(Phase::Kept) => self.forget_kept(seq),
+            None => {}
+        }
+        self.several.remove(&seq);
     }
 
     /// Whether a task that has ended is kept since some of its values may have to be made again (C-8).
@@ -375,7 +382,7 @@ impl Core {
     pub(super) fn stream_ended(&mut self, task: TaskId, out: &mut Vec<Action>) {
         let Some(Several::Stream(stream)) = self.several.get(&task.seq) else { return };
         if stream.lost.is_empty() {
-            self.tidy_stream(task.seq);
+            self.tidy_stream(task.seq, out);
         } else if self.tasks.get(&task.seq).is_none_or(|task| task.phase == Phase::Kept) {
             // Lost after the attempt had passed them, or never made again.
             self.rebuild(task, out);
