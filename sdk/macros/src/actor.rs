@@ -118,6 +118,18 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
 
         #[allow(dead_code, missing_docs)]
         impl #handle {
+            /// The same actor through a handle whose calls have other options: those that concern a call, such as
+            /// `returns`, `buffer_items`, `buffer_bytes`, `timeout` and `retries`.
+            pub fn with_options(
+                &self,
+                change: impl ::core::ops::Fn(::mobula::Options) -> ::mobula::Options
+                    + ::core::marker::Send
+                    + ::core::marker::Sync
+                    + 'static,
+            ) -> Self {
+                Self(self.0.with_options(change))
+            }
+
             #(#calls)*
         }
     })

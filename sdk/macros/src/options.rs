@@ -40,7 +40,7 @@ pub fn pairs(attributes: TokenStream) -> Result<Vec<(String, Expr)>> {
             }
             // A number may follow, or not.
             Meta::Path(path) if path.is_ident("returns") => {
-                Ok(("returns".to_owned(), syn::parse_quote!(true)))
+                Ok(("returns".to_owned(), syn::parse_quote_spanned!(path.span()=> true)))
             }
             other => Err(Error::new(other.span(), "write `key = value`, for example `cpu = 2`")),
         })

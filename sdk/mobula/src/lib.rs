@@ -26,6 +26,8 @@
 //! |---|---|
 //! | run a function elsewhere | [`task`], then `function.remote(…)` |
 //! | keep state somewhere | [`actor`], then `Type::spawn(…)` |
+//! | get several results, a ref for each | `#[task(returns)]` |
+//! | read results as they are made | return `impl Iterator` or `impl Stream`: calls give an [`ObjectStream`] |
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
 //! | make a type travel | [`data`] |

@@ -604,10 +604,11 @@ impl Executor {
         }
     }
 
-    /// What a call that gives a stream has sent and may send.
-    pub(crate) fn producer(&self, task: TaskId, attempt: u32) -> Option<Arc<Producer>> {
+    /// What this caller's call that gives a stream has sent and may send.
+    pub(crate) fn producer(&self, caller: HostId, task: TaskId, attempt: u32) -> Option<Arc<Producer>> {
         let state = self.state.lock();
-        state.running.get(&task).filter(|context| context.attempt == attempt)?.producer.clone()
+        let found = state.running.get(&task)?;
+        found.producer.clone().filter(|_| found.attempt == attempt && found.caller == caller)
     }
 
     /// Stops the streams of callers that are gone: nobody reads them.

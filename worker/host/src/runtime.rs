@@ -342,7 +342,7 @@ impl Runtime {
                 self.executor.receive(self, from, stream.call, Some(producer));
             }
             Message::Consumed { task, attempt, items, bytes } => {
-                if let Some(producer) = self.executor.producer(task, attempt) {
+                if let Some(producer) = self.executor.producer(from, task, attempt) {
                     producer.consumed(self, items, bytes);
                 }
             }
@@ -663,7 +663,7 @@ impl Runtime {
         let found = self.unsettled.lock().remove(&token);
         if let Some((caller, message, contains)) = found {
             let producer = match &message {
-                Message::Item(item) => self.executor.producer(item.task, item.attempt),
+                Message::Item(item) => self.executor.producer(caller, item.task, item.attempt),
                 _ => None,
             };
             self.send(caller, message, contains);

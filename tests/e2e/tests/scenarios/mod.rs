@@ -62,7 +62,7 @@ pub fn cases() -> Vec<Case> {
         case!(several::some_can_be_dropped),
         case!(several::a_dead_host_is_no_loss),
         case!(several::lost_values_are_made_again).modes(RIG).fresh(),
-        case!(streaming::items_come_in_order),
+        case!(streaming::items_come_in_order).modes(EVERYWHERE),
         case!(streaming::plain_threads_iterate).cpus(1.0),
         case!(streaming::an_endless_one_stays_within_its_bound),
         case!(streaming::a_waiting_producer_gives_its_cpu_back).cpus(1.0),

@@ -86,6 +86,9 @@ pub async fn methods_have_several_too(_env: Env) -> Result<()> {
     let (one, two) = halves.split();
     assert_eq!((one.await?, two.await?), (2, 3));
     assert_eq!(mobula::get_all(&halves.both()).await?, [3, 4]);
+    let wrong = halves.with_options(|options| options.returns(3)).both();
+    assert_eq!(wrong.len(), 3);
+    assert_eq!(wrong[2].clone().await.unwrap_err().kind(), ErrorKind::ReturnCount);
     Ok(())
 }
 
