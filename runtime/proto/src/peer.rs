@@ -135,11 +135,14 @@ pub struct Call {
 pub struct StreamCall {
     /// The call. Its value with index 0 says that the stream has ended; item `i` is value `i + 1`.
     pub call: Call,
-    /// The items before this one have been delivered: they are made again but not sent.
+    /// The items before this one are made again but not sent.
     pub skip: u32,
+    /// The items before this one had been delivered. Those that are sent again since some of them were lost count as
+    /// read when they arrive, and need no room beside what is unread.
+    pub delivered: u32,
     /// How much may be made and not yet read.
     pub window: Window,
-    /// How much of it is taken already.
+    /// How much is unread at the start.
     pub unread: Window,
 }
 

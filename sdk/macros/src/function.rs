@@ -76,6 +76,12 @@ impl Parts {
                         None => (item, false),
                     };
                     refuse(item, what)?;
+                    if signature.asyncness.is_some() && !is_async {
+                        return Err(Error::new(
+                            inner.span(),
+                            "an iterator waits for its reader on a thread, which async code must not: return `impl Stream<Item = T>`, or leave `async` away",
+                        ));
+                    }
                     gives = Gives::Stream { is_async, fallible: item_fallible };
                     (item.to_token_stream(), fallible)
                 } else if let Type::ImplTrait(_) = inner {

@@ -46,16 +46,20 @@ pub struct Producer {
     state: Mutex<Progress>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Progress {
     /// Which item comes next, from 0.
     next: u32,
     /// Items before this one are not sent.
     skip: u32,
-    /// What is or was unread: what this attempt found so, and what it sent.
+    /// Items before this one count as read when they arrive.
+    delivered: u32,
+    /// What was unread at the start.
+    unread: Window,
+    /// What was sent since.
     items: u64,
     bytes: u64,
-    /// How much of that was read since.
+    /// What was read since.
     read_items: u64,
     read_bytes: u64,
     /// The last item has not left yet: the owners of the refs in it have to be told first.
@@ -63,19 +67,25 @@ struct Progress {
     waiter: Option<Waiter>,
 }
 
+impl Progress {
+    /// Whether the next item may be made.
+    fn has_room(&self, window: Window) -> bool {
+        if self.next < self.skip {
+            return true;
+        }
+        // What is sent again takes no part of what the reader has yet to take: it may be waiting for just that.
+        let unread = if self.next < self.delivered { Window::default() } else { self.unread };
+        let items = (u64::from(unread.items) + self.items).saturating_sub(self.read_items);
+        let bytes = (unread.bytes + self.bytes).saturating_sub(self.read_bytes);
+        items < u64::from(window.items) && bytes < window.bytes
+    }
+}
+
 impl Producer {
     /// Of a call that arrived.
     pub(crate) fn new(call: &StreamCall) -> Self {
-        let state = Progress {
-            next: 0,
-            skip: call.skip,
-            items: u64::from(call.unread.items),
-            bytes: call.unread.bytes,
-            read_items: 0,
-            read_bytes: 0,
-            leaving: false,
-            waiter: None,
-        };
+        let (skip, delivered, unread) = (call.skip, call.delivered, call.unread);
+        let state = Progress { skip, delivered, unread, ..Progress::default() };
         Self { window: call.window, state: Mutex::new(state) }
     }
 
@@ -110,11 +120,7 @@ impl Producer {
         }
         let has = match need {
             Need::Left => !state.leaving,
-            Need::Room => {
-                state.next < state.skip
-                    || (state.items.saturating_sub(state.read_items) < u64::from(self.window.items)
-                        && state.bytes.saturating_sub(state.read_bytes) < self.window.bytes)
-            }
+            Need::Room => state.has_room(self.window),
         };
         if has {
             return Ok(true);
@@ -232,6 +238,7 @@ pub fn produce<I, T: Data>(
     mut items: impl Iterator<Item = I>,
     check: impl Fn(I) -> Result<T, Failure>,
 ) -> Result<Results, Failure> {
+    context::refuse_async()?;
     let call = Producing::current()?;
     loop {
         call.wait(Need::Room)?;
@@ -306,5 +313,41 @@ impl Runtime {
     /// Nobody reads the stream any more: its call is cancelled if it has not ended, and what is unread goes.
     pub fn close_stream(self: &Arc<Self>, stream: ObjectId) {
         self.step(|core, out| core.close_stream(stream, out));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Window = Window { items: 4, bytes: 100 };
+
+    #[test]
+    fn a_window_bounds_items_and_bytes() {
+        let mut state = Progress { items: 3, bytes: 99, ..Progress::default() };
+        assert!(state.has_room(WINDOW));
+        state.bytes = 100;
+        assert!(!state.has_room(WINDOW));
+        (state.items, state.bytes) = (4, 10);
+        assert!(!state.has_room(WINDOW));
+        state.read_items = 1;
+        assert!(state.has_room(WINDOW));
+        state.unread.items = 1;
+        assert!(!state.has_room(WINDOW), "what was unread at the start counts too");
+    }
+
+    #[test]
+    fn what_is_sent_again_does_not_wait_for_the_reader() {
+        let unread = Window { items: 4, bytes: 400 };
+        let mut state = Progress { skip: 2, delivered: 6, unread, ..Progress::default() };
+        assert!(state.has_room(WINDOW), "skipped");
+        state.next = 5;
+        assert!(state.has_room(WINDOW), "sent again");
+        state.items = 4;
+        assert!(!state.has_room(WINDOW), "a window of it at a time");
+        (state.next, state.read_items) = (6, 4);
+        assert!(!state.has_room(WINDOW), "the reader has taken nothing");
+        (state.read_items, state.read_bytes) = (6, 350);
+        assert!(state.has_room(WINDOW));
     }
 }

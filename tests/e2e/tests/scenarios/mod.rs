@@ -71,6 +71,7 @@ pub fn cases() -> Vec<Case> {
         case!(streaming::a_dropped_one_leaves_nothing),
         case!(streaming::a_dead_host_is_no_loss),
         case!(streaming::a_dead_node_is_no_loss).modes(RIG).fresh(),
+        case!(streaming::a_full_window_is_made_again).modes(RIG).fresh(),
         case!(streaming::refs_travel_inside_items),
         case!(streaming::methods_stream),
         case!(streaming::a_dead_reader_ends_it),

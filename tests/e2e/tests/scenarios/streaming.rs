@@ -389,6 +389,30 @@ pub async fn a_dead_node_is_no_loss(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
+/// The same with a full window, whose reader waits for what has to be made again.
+pub async fn a_full_window_is_made_again(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let nodes = env.nodes().await?;
+    let last = nodes[nodes.len() - 1];
+    let soft = mobula::Strategy::Node { node: last, soft: true };
+    let options = endless.options().strategy(soft).buffer_items(3);
+    let mut stream = options.remote(witness.place("made"), 200_000);
+    let kept = stream.next_ref().await.unwrap()?;
+    eventually("a full window", async || Ok(witness.count("made") >= 3)).await?;
+    {
+        let mut rig = env.rig().unwrap();
+        let place = usize::from(rig.number(1).unwrap() == last.number);
+        rig.kill(Part::Node(place)).unwrap();
+    }
+    eventually("the loss of a node", async || Ok(env.nodes().await?.len() == 1)).await?;
+    for i in 1..20 {
+        assert_eq!(stream.next().await.unwrap()?, [i; 200_000]);
+    }
+    assert_eq!((&kept).await?, [0; 200_000]);
+    drop((stream, kept));
+    env.stores_empty().await
+}
+
 #[mobula::task]
 fn many_refs(n: u64) -> impl Iterator<Item = ObjectRef<u64>> {
     (0..n).map(|i| double.remote(i))

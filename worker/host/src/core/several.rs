@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, TaskId,
+    host::ToAgent,
     peer::{Call, Item, Message, Returned, State, StreamCall, Window},
 };
 
@@ -153,20 +154,36 @@ impl Core {
         // What was lost is made again with all that follows; what is not needed of that goes when it arrives.
         let skip = stream.lost.first().map_or(stream.received, |index| index - 1);
         let unread = Window { items: stream.unread.len() as u32, bytes: stream.unread_bytes };
-        Message::RunStream(Box::new(StreamCall { call, skip, window: stream.window, unread }))
+        Message::RunStream(Box::new(StreamCall {
+            call,
+            skip,
+            delivered: stream.received,
+            window: stream.window,
+            unread,
+        }))
     }
 
     pub(super) fn on_item(&mut self, from: HostId, item: Item, out: &mut Vec<Action>) {
+        if item.task.owner != self.me {
+            return;
+        }
         let seq = item.task.seq;
         let current = self.tasks.get(&seq).is_some_and(|task| {
-            matches!(task.phase, Phase::Pushed { host, .. } if host == from) && task.attempt == item.attempt
+            matches!(task.phase, Phase::Pushed { host, .. } if host == from)
+                && task.attempt == item.attempt
+                && matches!(task.spec.template.returns, Returns::Stream(_))
         });
         let (object, bytes) = (item.object(), item.returned.value.bytes());
         let over = is_final(self.objects.state(item.task.object(0)));
         let (state, contains) = item.returned.into_state();
-        if let Some(Several::Stream(stream)) =
-            self.several.get_mut(&seq).filter(|_| current && item.task.owner == self.me)
-        {
+        if !current && matches!(self.objects.state(object), Some(State::Pending)) {
+            // An earlier attempt's, whose place is kept for this one's.
+            if let State::Stored(copy) = state {
+                out.push(Action::Tell(ToAgent::Free { object, copy }));
+            }
+            return;
+        }
+        if let Some(Several::Stream(stream)) = self.several.get_mut(&seq).filter(|_| current) {
             let room = stream.unread.len() < stream.window.items as usize;
             if item.index == stream.received && !over && room {
                 stream.received += 1;
