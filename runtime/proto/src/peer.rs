@@ -9,14 +9,31 @@ use smallvec::SmallVec;
 
 use crate::{Blob, Failure, HostId, LeaseId, NodeId, ObjectId, TaskId};
 
-/// Most arguments of one task, and most values that one task returns.
+/// Most arguments of one task, and most values that one task returns. A stream's items are not counted among them.
 pub const ARGUMENTS_MAX: usize = 65_536;
+/// Most items of one stream.
+pub const ITEMS_MAX: u32 = u32::MAX - 1;
 
 /// What one host tells another.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub enum Message {
     /// Submitter to executor: run this.
     Run(Call),
+    /// Submitter to executor: run this, and send each item of its stream as soon as it is made.
+    RunStream(Box<StreamCall>),
+    /// Executor to submitter: an item of a stream.
+    Item(Item),
+    /// Submitter to executor: so much of what this attempt sent, or found unread at its start, is unread no more.
+    Consumed {
+        /// The task.
+        task: TaskId,
+        /// Which attempt.
+        attempt: u32,
+        /// Items, since the attempt's start.
+        items: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// Executor to submitter: this ended.
     Done(Done),
     /// Submitter to executor: stop it, or do not start it.
@@ -111,6 +128,44 @@ pub struct Call {
     pub arguments: SmallVec<[Argument; 1]>,
     /// Time from its start after which it is cancelled; 0 for none.
     pub timeout_ms: u64,
+}
+
+/// A call whose result is a stream.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct StreamCall {
+    /// The call. Its value with index 0 says that the stream has ended; item `i` is value `i + 1`.
+    pub call: Call,
+    /// The items before this one are made again but not sent.
+    pub skip: u32,
+    /// The items before this one had been delivered. Those that are sent again since some of them were lost count as
+    /// read when they arrive, and need no room beside what is unread.
+    pub delivered: u32,
+    /// How much may be made and not yet read.
+    pub window: Window,
+    /// How much is unread at the start.
+    pub unread: Window,
+}
+
+/// An amount of items and of bytes.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Items.
+    pub items: u32,
+    /// Encoded bytes of items.
+    pub bytes: u64,
+}
+
+/// An item of a stream.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Item {
+    /// The task.
+    pub task: TaskId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Which item, from 0. An attempt sends them in order.
+    pub index: u32,
+    /// The item.
+    pub returned: Returned,
 }
 
 /// What a call is.
@@ -241,6 +296,34 @@ pub enum State {
     },
     /// It failed, was cancelled, freed or lost.
     Failed(Box<Failure>),
+}
+
+impl Value {
+    /// Its encoded size.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Inline(blob) => blob.len() as u64,
+            Self::Stored(copy) => copy.bytes,
+        }
+    }
+}
+
+impl Item {
+    /// Its name.
+    pub fn object(&self) -> ObjectId {
+        self.task.object(self.index.saturating_add(1))
+    }
+}
+
+impl Returned {
+    /// The state of the object that has this value, and the refs inside it.
+    pub fn into_state(self) -> (State, Vec<ObjectId>) {
+        let state = match self.value {
+            Value::Inline(bytes) => State::Inline { bytes, contains: self.contains.clone() },
+            Value::Stored(copy) => State::Stored(copy),
+        };
+        (state, self.contains)
+    }
 }
 
 impl Outcome {

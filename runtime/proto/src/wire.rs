@@ -19,7 +19,7 @@ use rkyv::{
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Longest message; a longer one is refused before memory is taken for it.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Values up to this many bytes travel inside messages, and all values of one task together too.
+/// Values up to this many bytes travel inside messages, and all arguments of one task together too.
 pub const INLINE_BYTES_MAX: usize = 100 * 1024;
 /// The version of every protocol that this build speaks.
 pub const PROTOCOL_CURRENT: u32 = 1;

@@ -13,6 +13,7 @@ use crate::{
 
 const ALLOWED: [&str; 9] =
     ["cpu", "gpu", "tpu", "memory", "restarts", "call_retries", "priority", "isolation", "name"];
+const METHOD_ALLOWED: [&str; 3] = ["returns", "buffer_items", "buffer_bytes"];
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut block: ItemImpl = syn::parse2(item)?;
@@ -46,6 +47,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
 
     let mut constructor = None;
     let mut methods = Vec::new();
+    let mut settings = Vec::new();
     for item in &mut block.items {
         let ImplItem::Fn(function) = item else { continue };
         let before = function.attrs.len();
@@ -53,6 +55,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         if function.attrs.len() != before {
             continue;
         }
+        let setting = take_setting(function)?;
         if function.sig.ident == "new" {
             constructor = Some(function.clone());
         } else if let Some(FnArg::Receiver(receiver)) = function.sig.inputs.first() {
@@ -60,6 +63,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
                 return Err(Error::new(receiver.span(), "an actor's method takes `&self` or `&mut self`"));
             }
             methods.push(function.clone());
+            settings.push(setting);
         }
     }
     let constructor = constructor.ok_or_else(|| {
@@ -73,7 +77,10 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
     let spawn = expand_constructor(&constructor, &actor, &handle, &cell, &actor_name, &attributes.calls)?;
     let calls = methods
         .iter()
-        .map(|method| expand_method(method, &actor, &cell, shares, &actor_name, &attributes.call_retries))
+        .zip(&settings)
+        .map(|(method, setting)| {
+            expand_method(method, setting, &actor, &cell, shares, &actor_name, &attributes.call_retries)
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(quote! {
         #[allow(dead_code)]
@@ -111,9 +118,32 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
 
         #[allow(dead_code, missing_docs)]
         impl #handle {
+            /// The same actor through a handle whose calls have other options: those that concern a call, such as
+            /// `returns`, `buffer_items`, `buffer_bytes`, `timeout` and `retries`.
+            pub fn with_options(
+                &self,
+                change: impl ::core::ops::Fn(::mobula::Options) -> ::mobula::Options
+                    + ::core::marker::Send
+                    + ::core::marker::Sync
+                    + 'static,
+            ) -> Self {
+                Self(self.0.with_options(change))
+            }
+
             #(#calls)*
         }
     })
+}
+
+/// What `#[method(…)]` says of a method.
+fn take_setting(function: &mut ImplItemFn) -> Result<options::Attributes> {
+    let at = function.attrs.iter().position(|attribute| attribute.path().is_ident("method"));
+    let tokens = match at.map(|at| function.attrs.remove(at).meta) {
+        None => TokenStream::new(),
+        Some(syn::Meta::List(list)) => list.tokens,
+        Some(other) => return Err(Error::new(other.span(), "write `#[method(…)]`, with settings in it")),
+    };
+    options::parse(tokens, &METHOD_ALLOWED)
 }
 
 fn is_exclusive(method: &ImplItemFn) -> bool {
@@ -132,6 +162,7 @@ fn expand_constructor(
     calls: &TokenStream,
 ) -> Result<TokenStream> {
     let parts = Parts::new(&function.sig, "constructor")?;
+    parts.no_stream(function.sig.output.span(), "constructor")?;
     let is_async = function.sig.asyncness.is_some();
     let names = &parts.names;
     let takes = parts.takes();
@@ -177,18 +208,22 @@ fn expand_constructor(
 
 fn expand_method(
     function: &ImplItemFn,
+    setting: &options::Attributes,
     actor: &syn::Ident,
     cell: &TokenStream,
     shares: bool,
     actor_name: &TokenStream,
     call_retries: &TokenStream,
 ) -> Result<TokenStream> {
-    let parts = Parts::new(&function.sig, "method")?;
-    let (name, names, output) = (&function.sig.ident, &parts.names, &parts.output);
-    let is_async = function.sig.asyncness.is_some();
+    let mut parts = Parts::new(&function.sig, "method")?;
+    if let Some(at) = setting.returns {
+        parts.returns_several(at)?;
+    }
+    let (name, names, handle, calls) = (&function.sig.ident, &parts.names, parts.handle(), &setting.calls);
+    let is_async = function.sig.asyncness.is_some() || parts.streams_async();
     let exclusive = is_exclusive(function);
     let takes = parts.takes();
-    let wait = if is_async { quote!(.await) } else { quote!() };
+    let wait = if function.sig.asyncness.is_some() { quote!(.await) } else { quote!() };
     let (guard, this) = match (shares, exclusive, is_async) {
         (true, true, true) => (quote!(let mut guard = cell.0.write().await;), quote!(&mut *guard)),
         (true, true, false) => (
@@ -223,18 +258,18 @@ fn expand_method(
     Ok(quote! {
         #(#documentation)*
         #[allow(clippy::too_many_arguments)]
-        pub fn #name(&self, #parameters) -> ::mobula::ObjectRef<#output> {
+        pub fn #name(&self, #parameters) -> #handle {
             fn run(
                 state: &::mobula::private::ActorState,
                 #[allow(unused_mut, unused_variables)] mut arguments: ::mobula::private::Arguments,
-            ) -> ::mobula::private::Invocation<::mobula::private::Output> {
+            ) -> ::mobula::private::Invocation<::mobula::private::Results> {
                 let cell = #cell::<#actor>::of(state);
                 #run
             }
             #registration
             static OPTIONS: ::std::sync::OnceLock<::mobula::Options> = ::std::sync::OnceLock::new();
-            let options = OPTIONS.get_or_init(|| ::mobula::Options::method(#call_retries));
-            self.0.call::<#output>(&#constant, options.clone()) #arguments .submit()
+            let options = OPTIONS.get_or_init(|| ::mobula::Options::method(#call_retries) #calls);
+            self.0.call::<#handle>(&#constant, options.clone()) #arguments .submit()
         }
     })
 }

@@ -4,7 +4,7 @@ use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
 use syn::{
     Error, FnArg, GenericArgument, PatType, PathArguments, Result, ReturnType, Signature, Type,
-    spanned::Spanned,
+    TypeParamBound, spanned::Spanned,
 };
 
 /// A function's parameters and result, as calls need them.
@@ -13,12 +13,28 @@ pub struct Parts {
     pub names: Vec<Ident>,
     /// Their types.
     pub types: Vec<Type>,
-    /// What a ref to the result is of: the `T` of `Result<T, _>`, or the type itself.
-    pub output: TokenStream,
+    /// What a ref to the result is of: the `T` of `Result<T, _>`, or the type itself; of a stream, the type of its
+    /// items.
+    output: TokenStream,
     /// Whether it returns a `Result`.
     pub fallible: bool,
+    gives: Gives,
     /// `(u64, Tensor) -> u64`, for the fingerprint.
     pub signature: String,
+}
+
+/// What a call gives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gives {
+    One,
+    /// The parts of a tuple, an array or a vector, each by itself.
+    Several,
+    Stream {
+        /// `impl Stream` rather than `impl Iterator`.
+        is_async: bool,
+        /// Whether its items are `Result`s.
+        fallible: bool,
+    },
 }
 
 impl Parts {
@@ -46,13 +62,38 @@ impl Parts {
             });
             types.push((**ty).clone());
         }
+        let mut gives = Gives::One;
         let (output, fallible) = match &signature.output {
             ReturnType::Default => (quote!(()), false),
             ReturnType::Type(_, ty) => {
-                refuse(ty, what)?;
-                match result_of(ty) {
-                    Some(inner) => (inner.to_token_stream(), true),
-                    None => (ty.to_token_stream(), false),
+                let (inner, fallible) = match result_of(ty) {
+                    Some(inner) => (inner, true),
+                    None => (&**ty, false),
+                };
+                if let Some((is_async, item)) = items_of(inner) {
+                    let (item, item_fallible) = match result_of(item) {
+                        Some(inner) => (inner, true),
+                        None => (item, false),
+                    };
+                    refuse(item, what)?;
+                    if signature.asyncness.is_some() && !is_async {
+                        return Err(Error::new(
+                            inner.span(),
+                            "an iterator waits for its reader on a thread, which async code must not: return `impl Stream<Item = T>`, or leave `async` away",
+                        ));
+                    }
+                    gives = Gives::Stream { is_async, fallible: item_fallible };
+                    (item.to_token_stream(), fallible)
+                } else if let Type::ImplTrait(_) = inner {
+                    return Err(Error::new(
+                        inner.span(),
+                        format!(
+                            "a {what} that returns `impl …` gives a stream of items that cross to another process: write `impl Iterator<Item = T>` or, for async code, `impl Stream<Item = T>`"
+                        ),
+                    ));
+                } else {
+                    refuse(inner, what)?;
+                    (inner.to_token_stream(), fallible)
                 }
             }
         };
@@ -62,7 +103,39 @@ impl Parts {
             ReturnType::Type(_, ty) => plain(ty),
         };
         let signature = format!("({}) -> {result}", arguments.join(", "));
-        Ok(Self { names, types, output, fallible, signature })
+        Ok(Self { names, types, output, fallible, gives, signature })
+    }
+
+    /// The parts of its result are objects of their own.
+    pub fn returns_several(&mut self, at: Span) -> Result<()> {
+        if self.gives != Gives::One {
+            return Err(Error::new(at, "a stream gives its items one by one: leave `returns` away"));
+        }
+        self.gives = Gives::Several;
+        Ok(())
+    }
+
+    /// Refuses a stream.
+    pub fn no_stream(&self, at: Span, what: &str) -> Result<()> {
+        match self.gives {
+            Gives::Stream { .. } => Err(Error::new(at, format!("a {what} cannot return a stream"))),
+            Gives::One | Gives::Several => Ok(()),
+        }
+    }
+
+    /// Whether it gives a stream of async items, so that it runs as async code, whether or not it is an `async fn`.
+    pub fn streams_async(&self) -> bool {
+        matches!(self.gives, Gives::Stream { is_async: true, .. })
+    }
+
+    /// What a call gives at once.
+    pub fn handle(&self) -> TokenStream {
+        let output = &self.output;
+        match self.gives {
+            Gives::One => quote!(::mobula::ObjectRef<#output>),
+            Gives::Several => quote!(<#output as ::mobula::private::Several>::Refs),
+            Gives::Stream { .. } => quote!(::mobula::ObjectStream<#output>),
+        }
     }
 
     /// Takes the arguments out of `arguments`, one `let` each.
@@ -91,11 +164,21 @@ impl Parts {
 
     /// Encodes the result of `call`.
     pub fn finish(&self, call: &TokenStream) -> TokenStream {
-        if self.fallible {
-            quote!(::mobula::private::finish_result(#call))
-        } else {
-            quote!(::mobula::private::finish(#call))
-        }
+        let (function, wait) = match (self.gives, self.fallible) {
+            (Gives::One, true) => return quote!(::mobula::private::finish_result(#call)),
+            (Gives::One, false) => (quote!(finish), quote!()),
+            (Gives::Several, _) => (quote!(finish_several), quote!()),
+            (Gives::Stream { is_async: false, fallible: false }, _) => (quote!(finish_iterator), quote!()),
+            (Gives::Stream { is_async: false, fallible: true }, _) => {
+                (quote!(finish_iterator_of_results), quote!())
+            }
+            (Gives::Stream { is_async: true, fallible: false }, _) => (quote!(finish_stream), quote!(.await)),
+            (Gives::Stream { is_async: true, fallible: true }, _) => {
+                (quote!(finish_stream_of_results), quote!(.await))
+            }
+        };
+        let value = if self.fallible { quote!(::mobula::private::value(#call)?) } else { call.clone() };
+        quote!(::mobula::private::#function(#value) #wait)
     }
 }
 
@@ -152,6 +235,25 @@ fn refuse(ty: &Type, what: &str) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Of `impl Iterator<Item = T>` and `impl Stream<Item = T>`: whether it is the second, and `T`.
+fn items_of(ty: &Type) -> Option<(bool, &Type)> {
+    let Type::ImplTrait(some) = ty else { return None };
+    some.bounds.iter().find_map(|bound| {
+        let TypeParamBound::Trait(bound) = bound else { return None };
+        let last = bound.path.segments.last()?;
+        let is_async = match last.ident.to_string().as_str() {
+            "Iterator" => false,
+            "Stream" => true,
+            _ => return None,
+        };
+        let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+        arguments.args.iter().find_map(|argument| match argument {
+            GenericArgument::AssocType(item) if item.ident == "Item" => Some((is_async, &item.ty)),
+            _ => None,
+        })
+    })
 }
 
 fn plain(ty: &Type) -> String {

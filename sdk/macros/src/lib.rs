@@ -22,6 +22,13 @@ use proc_macro::TokenStream;
 /// name = "stable::name")]`, all optional: one CPU and three retries unless said otherwise. Arguments and result
 /// must be `mobula::Data`; a `Result` is recognised by its name and its `Err` becomes the caller's error. An
 /// `async fn` shares its thread with others.
+///
+/// A function that returns `impl Iterator<Item = T>` or, async or not, `impl Stream<Item = T>` gives an
+/// `ObjectStream<T>`: its items are read as they are made, and an `Err` item ends it. `buffer_items` and `buffer_bytes`
+/// bound what is made and not yet read.
+///
+/// With `returns`, each part of a tuple or array that the function returns has an `ObjectRef` of its own, and so has
+/// each element of a vector: as many as the call asks for with `.options().returns(3000)`, or `returns = 3000` here.
 #[proc_macro_attribute]
 pub fn task(attributes: TokenStream, item: TokenStream) -> TokenStream {
     task::expand(attributes.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
@@ -35,6 +42,10 @@ pub fn task(attributes: TokenStream, item: TokenStream) -> TokenStream {
 /// resources and no restarts unless said otherwise. A call that was on its way when the actor's host died fails as
 /// `MaybeExecuted`; with `call_retries` it is made again on the restarted actor, so it may run more than once. A
 /// private method, marked `#[local]`, stays the type's own.
+///
+/// Methods return streams and several results as tasks do; `#[method(returns)]`, `#[method(buffer_items = 8)]` say what
+/// `#[mobula::task(…)]` says of a task, and `handle.with_options(|options| options.returns(8))` changes it for a call. An
+/// actor is busy while a `&mut self` method streams.
 #[proc_macro_attribute]
 pub fn actor(attributes: TokenStream, item: TokenStream) -> TokenStream {
     actor::expand(attributes.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()

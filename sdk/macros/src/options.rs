@@ -1,6 +1,6 @@
 //! `key = value` attributes.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::{
     Error, Expr, ExprLit, Lit, Meta, Result, Token,
@@ -17,6 +17,8 @@ pub struct Attributes {
     pub name: Option<String>,
     /// `call_retries = 2`.
     pub call_retries: TokenStream,
+    /// Where `returns` stands, with or without a number.
+    pub returns: Option<Span>,
 }
 
 struct List(Punctuated<Meta, Token![,]>);
@@ -36,6 +38,10 @@ pub fn pairs(attributes: TokenStream) -> Result<Vec<(String, Expr)>> {
                 let key = pair.path.get_ident().map(ToString::to_string).unwrap_or_default();
                 Ok((key, pair.value.clone()))
             }
+            // A number may follow, or not.
+            Meta::Path(path) if path.is_ident("returns") => {
+                Ok(("returns".to_owned(), syn::parse_quote_spanned!(path.span()=> true)))
+            }
             other => Err(Error::new(other.span(), "write `key = value`, for example `cpu = 2`")),
         })
         .collect()
@@ -46,6 +52,7 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
     let mut calls = TokenStream::new();
     let mut name = None;
     let mut call_retries = quote!(0);
+    let mut returns = None;
     for (key, value) in pairs(attributes)? {
         if !allowed.contains(&key.as_str()) {
             return Err(Error::new(
@@ -64,6 +71,15 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
                 call_retries = quote!(#value);
                 continue;
             }
+            "returns" => {
+                returns = Some(value.span());
+                match &value {
+                    Expr::Lit(ExprLit { lit: Lit::Bool(_), .. }) => TokenStream::new(),
+                    count => quote!(.returns(#count)),
+                }
+            }
+            "buffer_items" => quote!(.buffer_items(#value)),
+            "buffer_bytes" => quote!(.buffer_bytes(#value)),
             "retry_errors" => quote!(.retry_errors(#value)),
             "priority" => quote!(.priority(#value)),
             "isolation" => quote!(.isolation(#value)),
@@ -75,7 +91,7 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
             _ => TokenStream::new(),
         });
     }
-    Ok(Attributes { calls, name, call_retries })
+    Ok(Attributes { calls, name, call_retries, returns })
 }
 
 /// A string literal.

@@ -9,8 +9,21 @@ use crate::{
     options,
 };
 
-const ALLOWED: [&str; 10] =
-    ["cpu", "gpu", "tpu", "memory", "retries", "retry_errors", "priority", "isolation", "timeout_ms", "name"];
+const ALLOWED: [&str; 13] = [
+    "cpu",
+    "gpu",
+    "tpu",
+    "memory",
+    "retries",
+    "retry_errors",
+    "priority",
+    "isolation",
+    "timeout_ms",
+    "name",
+    "returns",
+    "buffer_items",
+    "buffer_bytes",
+];
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let function: ItemFn = syn::parse2(item)?;
@@ -18,7 +31,10 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
     if let Some(FnArg::Receiver(receiver)) = function.sig.inputs.first() {
         return Err(Error::new(receiver.span(), "a task has no `self`: make the type an actor"));
     }
-    let parts = Parts::new(&function.sig, "task")?;
+    let mut parts = Parts::new(&function.sig, "task")?;
+    if let Some(at) = attributes.returns {
+        parts.returns_several(at)?;
+    }
     let (name, visibility) = (&function.sig.ident, &function.vis);
     let is_async = function.sig.asyncness.is_some();
     let mut local = function.clone();
@@ -26,12 +42,13 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
     local.sig.ident = format_ident!("call");
     let documentation: Vec<_> = function.attrs.iter().filter(|a| a.path().is_ident("doc")).cloned().collect();
     local.attrs.retain(|a| !a.path().is_ident("doc"));
-    let (names, output, calls) = (&parts.names, &parts.output, &attributes.calls);
+    let (names, handle, calls) = (&parts.names, parts.handle(), &attributes.calls);
     let types = &parts.types;
     let takes = parts.takes();
     let wait = if is_async { quote!(.await) } else { quote!() };
     let finish = parts.finish(&quote!(#name::call(#(#names),*) #wait));
-    let run = invocation(is_async, &quote!(#takes #finish));
+    let runs_async = is_async || parts.streams_async();
+    let run = invocation(runs_async, &quote!(#takes #finish));
     let registered = match &attributes.name {
         Some(text) => quote!(#text),
         None => {
@@ -44,7 +61,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         &constant,
         &registered,
         &parts.signature,
-        is_async,
+        runs_async,
         &quote!(::mobula::private::Entry::Task(run)),
     );
     let (parameters, arguments) = (parts.parameters(), parts.arguments());
@@ -77,9 +94,9 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             #body
             #local_fn
 
-            /// Submits it, and gives a ref to its result at once.
+            /// Submits it, and gives a ref to its result, or a stream of its items, at once.
             #[allow(dead_code, clippy::too_many_arguments)]
-            pub fn remote(&self, #parameters) -> ::mobula::ObjectRef<#output> {
+            pub fn remote(&self, #parameters) -> #handle {
                 self.options().remote(#(#names),*)
             }
 
@@ -88,7 +105,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             pub fn try_remote(
                 &self,
                 #parameters
-            ) -> ::core::result::Result<::mobula::ObjectRef<#output>, ::mobula::Refused<#output>> {
+            ) -> ::core::result::Result<#handle, ::mobula::Refused<#handle>> {
                 self.options().try_remote(#(#names),*)
             }
 
@@ -97,7 +114,7 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             pub fn submit(
                 &self,
                 #parameters
-            ) -> ::mobula::Submission<#output> {
+            ) -> ::mobula::Submission<#handle> {
                 self.options().submit(#(#names),*)
             }
 
@@ -111,10 +128,10 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
         impl #with_options {
             ::mobula::__option_methods!();
 
-            /// Submits it, and gives a ref to its result at once.
+            /// Submits it, and gives a ref to its result, or a stream of its items, at once.
             #[allow(dead_code, clippy::too_many_arguments)]
-            pub fn remote(&self, #parameters) -> ::mobula::ObjectRef<#output> {
-                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .submit()
+            pub fn remote(&self, #parameters) -> #handle {
+                ::mobula::private::Call::<#handle>::new(Self::function(), self.0.clone()) #arguments .submit()
             }
 
             /// Submits it unless the budget of unfinished calls is full; then the call comes back.
@@ -122,8 +139,8 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             pub fn try_remote(
                 &self,
                 #parameters
-            ) -> ::core::result::Result<::mobula::ObjectRef<#output>, ::mobula::Refused<#output>> {
-                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .try_submit()
+            ) -> ::core::result::Result<#handle, ::mobula::Refused<#handle>> {
+                ::mobula::private::Call::<#handle>::new(Self::function(), self.0.clone()) #arguments .try_submit()
             }
 
             /// Submits it as soon as the budget of unfinished calls allows; for async code.
@@ -131,14 +148,14 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             pub fn submit(
                 &self,
                 #parameters
-            ) -> ::mobula::Submission<#output> {
-                ::mobula::private::Call::<#output>::new(Self::function(), self.0.clone()) #arguments .submit_later()
+            ) -> ::mobula::Submission<#handle> {
+                ::mobula::private::Call::<#handle>::new(Self::function(), self.0.clone()) #arguments .submit_later()
             }
 
             fn function() -> &'static ::mobula::private::Function {
                 fn run(
                     #[allow(unused_mut, unused_variables)] mut arguments: ::mobula::private::Arguments,
-                ) -> ::mobula::private::Invocation<::mobula::private::Output> {
+                ) -> ::mobula::private::Invocation<::mobula::private::Results> {
                     #run
                 }
                 #registration

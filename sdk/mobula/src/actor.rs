@@ -5,6 +5,7 @@ use std::{
     future::{Future, IntoFuture},
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
 };
 
 use mobula_host::{codec, registry::Function};
@@ -19,7 +20,7 @@ use rkyv::{
 };
 
 use crate::{
-    Error, ErrorKind, ObjectRef, Options, Result,
+    Error, ErrorKind, Handle, ObjectRef, Options, Result,
     detached::Made,
     object::{ArchivedRefName, Raw, RefName, Settled},
     task::Call,
@@ -37,7 +38,11 @@ pub trait Actor: Send + 'static {
 /// around it.
 pub struct ActorHandle {
     raw: Raw,
+    /// What calls on this very handle change in their options; it does not travel.
+    change: Option<Change>,
 }
+
+type Change = Arc<dyn Fn(Options) -> Options + Send + Sync>;
 
 impl ActorHandle {
     /// The actor's name in the cluster.
@@ -59,14 +64,27 @@ impl ActorHandle {
     }
 
     #[doc(hidden)]
-    pub fn call<R>(&self, function: &'static Function, options: Options) -> MethodCall<R> {
+    pub fn with_options(&self, change: impl Fn(Options) -> Options + Send + Sync + 'static) -> Self {
+        Self { raw: self.raw.clone(), change: Some(Arc::new(change)) }
+    }
+
+    fn of(raw: Raw) -> Self {
+        Self { raw, change: None }
+    }
+
+    #[doc(hidden)]
+    pub fn call<H: Handle>(&self, function: &'static Function, options: Options) -> MethodCall<H> {
+        let options = match &self.change {
+            Some(change) => change(options),
+            None => options,
+        };
         MethodCall { call: Call::new(function, options), actor: self.raw.id }
     }
 }
 
 impl Clone for ActorHandle {
     fn clone(&self) -> Self {
-        Self { raw: self.raw.clone() }
+        Self { raw: self.raw.clone(), change: self.change.clone() }
     }
 }
 
@@ -78,17 +96,17 @@ impl fmt::Debug for ActorHandle {
 
 /// A call of a method that is being put together.
 #[doc(hidden)]
-pub struct MethodCall<R> {
-    call: Call<R>,
+pub struct MethodCall<H> {
+    call: Call<H>,
     actor: ObjectId,
 }
 
-impl<R> MethodCall<R> {
+impl<H: Handle> MethodCall<H> {
     pub fn argument<T>(self, argument: impl crate::IntoArgument<T>) -> Self {
         Self { call: self.call.argument(argument), actor: self.actor }
     }
 
-    pub fn submit(self) -> ObjectRef<R> {
+    pub fn submit(self) -> H {
         self.call.submit_method(self.actor)
     }
 }
@@ -119,13 +137,13 @@ where
     D::Error: Source,
 {
     fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ActorHandle, D::Error> {
-        Ok(ActorHandle { raw: self.receive(deserializer)? })
+        Ok(ActorHandle::of(self.receive(deserializer)?))
     }
 }
 
 /// An actor that is about to be made: set its options, then await it for a handle.
 pub struct Spawn<A: Actor> {
-    call: Call<()>,
+    call: Call<ObjectRef<()>>,
     kind: PhantomData<fn() -> A>,
 }
 
@@ -167,7 +185,7 @@ impl<A: Actor> Spawn<A> {
     /// Starts it without waiting for its constructor; calls on the handle wait. A failed constructor fails them.
     /// Not for named actors, whose name must be claimed first: await those.
     pub fn start(self) -> A::Handle {
-        A::Handle::from(ActorHandle { raw: self.call.submit_construct().raw.clone() })
+        A::Handle::from(ActorHandle::of(self.call.submit_construct().raw.clone()))
     }
 
     async fn finish(mut self) -> Result<A::Handle> {
@@ -211,7 +229,7 @@ impl<A: Actor> Spawn<A> {
             Some(State::Failed(failure)) => Err((*failure).into()),
             _ => match construction.raw.runtime.ended() {
                 Some(failure) => Err(failure.into()),
-                None => Ok(A::Handle::from(ActorHandle { raw: construction.raw.clone() })),
+                None => Ok(A::Handle::from(ActorHandle::of(construction.raw.clone()))),
             },
         }
     }
@@ -277,7 +295,7 @@ async fn find<A: Actor>(name: &str, namespace: &str) -> Result<Option<A::Handle>
             let runtime = crate::cluster::current()?;
             let id = actor.object(0);
             runtime.borrow(id);
-            Ok(Some(A::Handle::from(ActorHandle { raw: Raw { id, runtime } })))
+            Ok(Some(A::Handle::from(ActorHandle::of(Raw { id, runtime }))))
         }
         other => Err(unexpected(other)),
     }

@@ -18,7 +18,7 @@ use mobula_proto::{
 };
 
 use crate::{
-    Error, Options, Result,
+    Error, ObjectRef, Options, Result,
     actor::{ask, unexpected},
     argument::Builder,
     object::{Raw, Settled},
@@ -69,7 +69,7 @@ pub(crate) async fn construct(
                 "a detached actor outlives the refs of its job: give its constructor values of up to 100 KiB",
             )
         })?;
-    let template = options.template(function)?;
+    let template = options.template::<ObjectRef<()>>(function)?;
     let options = options.set();
     let steward = match ask(Question::Steward).await? {
         Answer::Host(host) => host,
@@ -86,7 +86,7 @@ pub(crate) async fn construct(
         namespace: options.namespace.clone(),
     };
     let options = Options::task().cpu(0.0).retries(0);
-    Call::<Made>::new(construct_here_with_options::function(), options)
+    Call::<ObjectRef<Made>>::new(construct_here_with_options::function(), options)
         .argument::<Wish>(wish)
         .submit_to(steward)
         .await

@@ -26,6 +26,8 @@
 //! |---|---|
 //! | run a function elsewhere | [`task`], then `function.remote(…)` |
 //! | keep state somewhere | [`actor`], then `Type::spawn(…)` |
+//! | get several results, a ref for each | `#[task(returns)]` |
+//! | read results as they are made | return `impl Iterator` or `impl Stream`: calls give an [`ObjectStream`] |
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
 //! | make a type travel | [`data`] |
@@ -41,9 +43,11 @@ mod argument;
 mod cluster;
 mod detached;
 mod error;
+mod handle;
 mod object;
 mod options;
 mod serde_value;
+mod stream;
 mod task;
 mod tensor;
 mod view;
@@ -64,6 +68,8 @@ pub use actor::{ActorHandle, Spawn, find_actor};
 pub use argument::IntoArgument;
 pub use cluster::{Builder, Cluster};
 pub use error::{Error, Result};
+pub use futures_core::Stream;
+pub use handle::{Handle, Several};
 pub use mobula_host::codec::Data;
 pub use mobula_macros::{actor, data, main, task, test};
 pub use mobula_proto::{
@@ -74,11 +80,12 @@ pub use object::{ObjectRef, get_all, put, wait};
 pub use options::Options;
 pub use rkyv;
 pub use serde_value::Serde;
+pub use stream::{BUFFER_BYTES_DEFAULT, BUFFER_ITEMS_DEFAULT, Items, ObjectStream, RefStream, Refs};
 pub use task::{Refused, Submission};
 pub use tensor::{Dtype, Element, Tensor};
 pub use view::View;
 
 /// What most programs need.
 pub mod prelude {
-    pub use crate::{Cluster, Data, IntoArgument, ObjectRef, Tensor, View};
+    pub use crate::{Cluster, Data, IntoArgument, ObjectRef, ObjectStream, Tensor, View};
 }

@@ -60,6 +60,10 @@ impl<T> ObjectRef<T> {
         Self { raw: Raw { id, runtime }, kind: PhantomData }
     }
 
+    pub(crate) fn of(raw: Raw) -> Self {
+        Self { raw, kind: PhantomData }
+    }
+
     /// The object's name in the cluster.
     pub fn id(&self) -> ObjectId {
         self.raw.id
@@ -70,7 +74,8 @@ impl<T> ObjectRef<T> {
         self.raw.runtime.is_ready(self.raw.id)
     }
 
-    /// Gives up on the task that makes it; the ref then fails with `Cancelled`. Async code is dropped at its next
+    /// Gives up on the task that makes it; the ref then fails with `Cancelled`, and so do the refs to the task's other
+    /// results. Async code is dropped at its next
     /// `await`; sync code is asked through [`crate::context::cancelled`]. Returns `false` where the task is done
     /// already or was submitted elsewhere.
     pub fn cancel(&self) -> bool {
@@ -189,6 +194,10 @@ pub(crate) struct Reading {
 impl Reading {
     pub(crate) fn new(raw: Raw) -> Self {
         Self { raw, blocked: None, answer: None }
+    }
+
+    pub(crate) fn into_raw(self) -> Raw {
+        self.raw
     }
 }
 

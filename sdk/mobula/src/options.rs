@@ -11,7 +11,13 @@ use mobula_host::{
 };
 use mobula_proto::{
     Failure, FailureKind, Quantity,
+    peer::Window,
     resource::{self, Class, Isolation, Kind, LabelRule, Strategy},
+};
+
+use crate::{
+    Handle,
+    stream::{BUFFER_BYTES_DEFAULT, BUFFER_ITEMS_DEFAULT},
 };
 
 /// How a task runs or an actor lives: resources, retries, place. A mistake in a value (a negative amount, say) is
@@ -32,9 +38,21 @@ pub(crate) struct Set {
     pub(crate) namespace: String,
     pub(crate) get_or_create: bool,
     pub(crate) detached: bool,
+    pub(crate) returns: Option<u32>,
+    pub(crate) buffer: Buffer,
     mistake: Option<String>,
     /// Made of the above at the first call.
     template: OnceLock<Arc<Template>>,
+}
+
+/// How much of a stream may be made and not yet read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffer(pub(crate) Window);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(Window { items: BUFFER_ITEMS_DEFAULT, bytes: BUFFER_BYTES_DEFAULT })
+    }
 }
 
 impl Clone for Set {
@@ -49,6 +67,8 @@ impl Clone for Set {
             namespace: self.namespace.clone(),
             get_or_create: self.get_or_create,
             detached: self.detached,
+            returns: self.returns,
+            buffer: self.buffer,
             mistake: self.mistake.clone(),
             template: OnceLock::new(),
         }
@@ -141,6 +161,24 @@ impl Options {
         self.change(|set| set.restarts = restarts)
     }
 
+    /// How many values a function with `returns` gives that returns a vector: `remote` gives as many refs. At most
+    /// 65,536. A call that returns another number fails with `ReturnCount`.
+    pub fn returns(self, count: u32) -> Self {
+        self.change(|set| set.returns = Some(count))
+    }
+
+    /// How many items of a stream may be made and not yet read; 256 unless set, and at least one. Fewer bound what lies
+    /// in memory more tightly, more let the producer run further ahead.
+    pub fn buffer_items(self, items: u32) -> Self {
+        self.change(|set| set.buffer.0.items = items)
+    }
+
+    /// How many bytes of a stream's items, encoded, may be made and not yet read; 32 MiB unless set. The item that
+    /// reaches the limit may go past it, so one item is always allowed.
+    pub fn buffer_bytes(self, bytes: u64) -> Self {
+        self.change(|set| set.buffer.0.bytes = bytes)
+    }
+
     /// Longest that it may run, from its start.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.change(|set| set.timeout = Some(timeout))
@@ -216,7 +254,7 @@ impl Options {
     }
 
     /// What calls of this function under these options have in common.
-    pub(crate) fn template(&self, function: &'static Function) -> Result<Arc<Template>, Failure> {
+    pub(crate) fn template<H: Handle>(&self, function: &'static Function) -> Result<Arc<Template>, Failure> {
         if let Some(template) = self.set.template.get().filter(|made| made.function == function.id()) {
             return Ok(template.clone());
         }
@@ -235,6 +273,7 @@ impl Options {
             Entry::Construct(_) => 1,
         };
         template.retry_errors = set.retry_errors;
+        template.returns = H::returns(self)?;
         template.timeout_ms =
             set.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
         let template = Arc::new(template);
@@ -249,12 +288,14 @@ impl Options {
 #[macro_export]
 macro_rules! __option_methods {
     () => {
+        // Names that no task has, which would be in scope here.
         $crate::__option_methods! { @each
-            cpu(cores: f64), gpu(devices: f64), tpu(chips: f64), memory(amount: &str),
-            resource(name: &str, amount: f64), retries(retries: u32), retry_errors(yes: bool),
-            timeout(timeout: ::core::time::Duration), priority(priority: i32), queue(queue: &str),
-            strategy(strategy: $crate::Strategy), label(key: &str, value: &str),
-            label_rule(rule: $crate::LabelRule), isolation(isolation: &str), wait_for_node(yes: bool),
+            cpu(__cores: f64), gpu(__devices: f64), tpu(__chips: f64), memory(__amount: &str),
+            resource(__name: &str, __amount: f64), retries(__retries: u32), retry_errors(__yes: bool),
+            timeout(__timeout: ::core::time::Duration), priority(__priority: i32), queue(__queue: &str),
+            returns(__count: u32), buffer_items(__items: u32), buffer_bytes(__bytes: u64),
+            strategy(__strategy: $crate::Strategy), label(__key: &str, __value: &str),
+            label_rule(__rule: $crate::LabelRule), isolation(__isolation: &str), wait_for_node(__yes: bool),
         }
     };
     (@each $($name:ident($($argument:ident: $type:ty),*)),* $(,)?) => {$(

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use futures_core::Stream;
+
 pub use mobula_host::{
-    codec::{Arguments, Output},
+    codec::{Arguments, Results},
     linkme,
     registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Running},
 };
 pub use mobula_proto::Failure;
 use mobula_proto::FailureKind;
+use smallvec::smallvec;
 use tokio::sync::{Mutex, RwLock};
 
 use crate::Data;
@@ -16,22 +19,59 @@ pub use crate::{
     actor::Actor,
     argument::FromArgument,
     cluster::{Leftovers, Outcome, drive, run_as_child as become_child, run_main, run_test},
+    handle::{Handle, Several},
     task::Call,
 };
 
 /// Encodes what a function returned.
-pub fn finish<T: Data>(value: T) -> Result<Output, Failure> {
-    mobula_host::codec::encode(&value)
+pub fn finish<T: Data>(value: T) -> Result<Results, Failure> {
+    Ok(smallvec![mobula_host::codec::encode(&value)?])
 }
 
 /// Encodes what a function returned, or says why it failed.
 pub fn finish_result<T: Data, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     result: Result<T, E>,
-) -> Result<Output, Failure> {
+) -> Result<Results, Failure> {
     match result {
         Ok(value) => finish(value),
         Err(error) => Err(returned(error)),
     }
+}
+
+/// What a function returned, or why it failed.
+pub fn value<T, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    result: Result<T, E>,
+) -> Result<T, Failure> {
+    result.map_err(returned)
+}
+
+/// Encodes what a function with several results returned.
+pub fn finish_several<T: Several>(value: T) -> Result<Results, Failure> {
+    value.encode()
+}
+
+/// Sends the items of an iterator as they are made.
+pub fn finish_iterator<T: Data>(items: impl Iterator<Item = T>) -> Result<Results, Failure> {
+    mobula_host::stream::produce(items, Ok)
+}
+
+/// [`finish_iterator`] where an item may be an error, which ends the stream.
+pub fn finish_iterator_of_results<T: Data, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    items: impl Iterator<Item = Result<T, E>>,
+) -> Result<Results, Failure> {
+    mobula_host::stream::produce(items, |item| item.map_err(returned))
+}
+
+/// Sends the items of a stream as they are made.
+pub async fn finish_stream<T: Data>(items: impl Stream<Item = T> + Send) -> Result<Results, Failure> {
+    mobula_host::stream::produce_async(items, Ok).await
+}
+
+/// [`finish_stream`] where an item may be an error, which ends the stream.
+pub async fn finish_stream_of_results<T: Data, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    items: impl Stream<Item = Result<T, E>> + Send,
+) -> Result<Results, Failure> {
+    mobula_host::stream::produce_async(items, |item: Result<T, E>| item.map_err(returned)).await
 }
 
 /// What user code failed with.

@@ -18,20 +18,20 @@ use mobula_host::{
 use mobula_proto::{Failure, FailureKind, HostId, ObjectId};
 
 use crate::{
-    Error, ObjectRef, Options,
+    Error, Handle, Options,
     argument::{Builder, Holds},
 };
 
 /// A call that is being put together. The code that `#[mobula::task]` makes uses it.
-pub struct Call<R> {
+pub struct Call<H> {
     function: &'static Function,
     options: Options,
     arguments: Builder,
     mistake: Option<Failure>,
-    kind: PhantomData<fn() -> R>,
+    kind: PhantomData<fn() -> H>,
 }
 
-impl<R> Call<R> {
+impl<H: Handle> Call<H> {
     /// A call of this function.
     pub fn new(function: &'static Function, options: Options) -> Self {
         Self { function, options, arguments: Builder::default(), mistake: None, kind: PhantomData }
@@ -46,40 +46,37 @@ impl<R> Call<R> {
     }
 
     /// Submits it as a task. Returns at once; a mistake becomes the failure of the ref.
-    pub fn submit(self) -> ObjectRef<R> {
+    pub fn submit(self) -> H {
         self.submit_as(Kind::Task)
     }
 
     /// Submits it as a task, or hands it back where the budget of unfinished calls is full.
-    pub fn try_submit(self) -> Result<ObjectRef<R>, Refused<R>> {
+    pub fn try_submit(self) -> Result<H, Refused<H>> {
         let runtime = crate::cluster::current_or_stray();
         match self.spec(Kind::Task) {
             Ok((spec, holds)) => Refused { runtime, spec, holds, kind: PhantomData }.try_again(),
-            Err(failure) => {
-                let id = runtime.failed(failure);
-                Ok(ObjectRef::adopt(runtime, id))
-            }
+            Err(failure) => Ok(H::failed(&runtime, failure)),
         }
     }
 
     /// Submits it as a task as soon as the budget of unfinished calls allows.
-    pub fn submit_later(self) -> Submission<R> {
+    pub fn submit_later(self) -> Submission<H> {
         Submission(Some(self.try_submit()))
     }
 
     /// Submits it as a call of this actor.
-    pub(crate) fn submit_method(self, actor: ObjectId) -> ObjectRef<R> {
+    pub(crate) fn submit_method(self, actor: ObjectId) -> H {
         self.submit_as(Kind::Method { actor })
     }
 
     /// Submits it as the construction of an actor.
-    pub(crate) fn submit_construct(self) -> ObjectRef<R> {
+    pub(crate) fn submit_construct(self) -> H {
         let restarts = self.options.set().restarts;
         self.submit_as(Kind::Construct { restarts })
     }
 
     /// Submits it to this very host, which runs it without a lease.
-    pub(crate) fn submit_to(self, host: HostId) -> ObjectRef<R> {
+    pub(crate) fn submit_to(self, host: HostId) -> H {
         self.submit_as(Kind::Direct { host })
     }
 
@@ -91,18 +88,16 @@ impl<R> Call<R> {
         &mut self.options
     }
 
-    fn submit_as(self, kind: Kind) -> ObjectRef<R> {
+    fn submit_as(self, kind: Kind) -> H {
         let runtime = crate::cluster::current_or_stray();
         match self.spec(kind) {
             Ok((spec, held)) => {
+                let returns = spec.template.returns;
                 let id = runtime.submit(spec);
                 drop(held);
-                ObjectRef::adopt(runtime, id)
+                H::adopt(&runtime, id.task, returns)
             }
-            Err(failure) => {
-                let id = runtime.failed(failure);
-                ObjectRef::adopt(runtime, id)
-            }
+            Err(failure) => H::failed(&runtime, failure),
         }
     }
 
@@ -111,7 +106,7 @@ impl<R> Call<R> {
         let Self { function, options, arguments, mistake, .. } = self;
         let template = match mistake {
             Some(failure) => Err(failure),
-            None => options.template(function),
+            None => options.template::<H>(function),
         };
         let template = template.map_err(|failure| failure.of(function.name))?;
         let Builder { inputs, nested, holds, .. } = arguments;
@@ -122,37 +117,38 @@ impl<R> Call<R> {
 
 /// A call that was not submitted since the budget of unfinished calls is full ([`crate::Builder::budget`]): its
 /// arguments, encoded, to be submitted later.
-pub struct Refused<R> {
+pub struct Refused<H> {
     runtime: Arc<Runtime>,
     spec: Spec,
     holds: Holds,
-    kind: PhantomData<fn() -> R>,
+    kind: PhantomData<fn() -> H>,
 }
 
-impl<R> Refused<R> {
+impl<H: Handle> Refused<H> {
     /// Tries once more.
-    pub fn try_again(self) -> Result<ObjectRef<R>, Self> {
+    pub fn try_again(self) -> Result<H, Self> {
         let Self { runtime, spec, holds, .. } = self;
+        let returns = spec.template.returns;
         match runtime.try_submit(spec) {
-            Ok(id) => Ok(ObjectRef::adopt(runtime, id)),
+            Ok(id) => Ok(H::adopt(&runtime, id.task, returns)),
             Err(spec) => Err(Self { runtime, spec, holds, kind: PhantomData }),
         }
     }
 
     /// Submits it as soon as there is room.
-    pub fn submit(self) -> Submission<R> {
+    pub fn submit(self) -> Submission<H> {
         Submission(Some(Err(self)))
     }
 }
 
 /// The future of a call's submission; of its ref, that is, not of its result.
 #[must_use = "nothing is submitted before it is awaited, if the budget is full"]
-pub struct Submission<R>(Option<std::result::Result<ObjectRef<R>, Refused<R>>>);
+pub struct Submission<H>(Option<std::result::Result<H, Refused<H>>>);
 
-impl<R> Future for Submission<R> {
-    type Output = ObjectRef<R>;
+impl<H: Handle> Future for Submission<H> {
+    type Output = H;
 
-    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<ObjectRef<R>> {
+    fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<H> {
         let state = &mut self.get_mut().0;
         loop {
             match state.take() {
@@ -169,7 +165,7 @@ impl<R> Future for Submission<R> {
     }
 }
 
-impl<R> fmt::Display for Refused<R> {
+impl<H> fmt::Display for Refused<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.spec.template.name;
         write!(
@@ -179,16 +175,16 @@ impl<R> fmt::Display for Refused<R> {
     }
 }
 
-impl<R> fmt::Debug for Refused<R> {
+impl<H> fmt::Debug for Refused<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Refused({})", self.spec.template.name)
     }
 }
 
-impl<R> std::error::Error for Refused<R> {}
+impl<H> std::error::Error for Refused<H> {}
 
-impl<R> From<Refused<R>> for Error {
-    fn from(refused: Refused<R>) -> Self {
+impl<H> From<Refused<H>> for Error {
+    fn from(refused: Refused<H>) -> Self {
         Self::new(FailureKind::Limit, refused.to_string())
     }
 }

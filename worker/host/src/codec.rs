@@ -69,6 +69,9 @@ pub struct Output {
     pub refs: Held,
 }
 
+/// What a call returned: one value as a rule.
+pub type Results = SmallVec<[Output; 1]>;
+
 /// References that are given back when this is dropped.
 #[derive(Default)]
 pub struct Held {
@@ -80,6 +83,15 @@ impl Held {
     /// The objects.
     pub fn ids(&self) -> &[ObjectId] {
         &self.ids
+    }
+
+    /// Takes over what another holds.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        if self.ids.is_empty() {
+            std::mem::swap(self, &mut other);
+        } else {
+            self.ids.append(&mut other.ids);
+        }
     }
 }
 

@@ -8,10 +8,12 @@ use std::{
     },
 };
 
-use mobula_proto::{HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, resource::DeviceGrant};
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, resource::DeviceGrant,
+};
 use parking_lot::Mutex;
 
-use crate::runtime::Runtime;
+use crate::{runtime::Runtime, stream::Producer};
 
 /// A call that runs.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub struct Context {
     pub(crate) waiting: AtomicU32,
     pub(crate) abort: Mutex<Option<tokio::task::AbortHandle>>,
     pub(crate) refs: Mutex<Vec<ObjectId>>,
+    /// For calls that give a stream.
+    pub(crate) producer: Option<Arc<Producer>>,
 }
 
 impl Context {
@@ -51,6 +55,17 @@ impl Context {
     /// Whether somebody gave up on it. Sync code that runs long should look now and then and return early.
     pub fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Asks its code to stop, which async code does at its next await and a stream's before its next item.
+    pub(crate) fn stop(&self, runtime: &Runtime) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        if let Some(abort) = self.abort.lock().as_ref() {
+            abort.abort();
+        }
+        if let Some(producer) = &self.producer {
+            producer.wake(runtime);
+        }
     }
 
     pub(crate) fn received(&self, object: ObjectId) {
@@ -94,6 +109,17 @@ pub fn is_task() -> bool {
 /// Whether user async code is being polled, where a blocking wait would stop everything else.
 pub fn is_async() -> bool {
     AMBIENT.with_borrow(|ambient| ambient.is_async)
+}
+
+/// What a blocking wait inside async code gets.
+pub(crate) fn refuse_async() -> Result<(), Failure> {
+    if is_async() {
+        return Err(Failure::new(
+            FailureKind::BlockingInAsync,
+            "a blocking wait inside async code would stop everything that runs on the same thread: use `.await`",
+        ));
+    }
+    Ok(())
 }
 
 /// Undoes [`enter`] when dropped.

@@ -17,19 +17,22 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, IdMap, LeaseId, TaskId,
     host::ToAgent,
-    peer::{Call, Done, Outcome, Returned, Target},
+    peer::{Call, Target},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::{
-    codec::{Arguments, Output, Value},
+    codec::{Arguments, Results, Value},
     context::{self, Context},
     core::title,
     fetch, guarded,
     registry::{ActorState, Entry, Function, Invocation},
     runtime::Runtime,
+    stream::Producer,
 };
+
+mod results;
 
 /// Most threads for sync code in one host, blocked ones included.
 pub const THREADS_MAX: usize = 1024;
@@ -166,7 +169,13 @@ impl Default for Executor {
 
 impl Executor {
     /// A call arrived: fetch its arguments, then run it when its lease or actor allows.
-    pub(crate) fn receive(&self, runtime: &Arc<Runtime>, caller: HostId, call: Call) {
+    pub(crate) fn receive(
+        &self,
+        runtime: &Arc<Runtime>,
+        caller: HostId,
+        call: Call,
+        producer: Option<Arc<Producer>>,
+    ) {
         let header = Header {
             task: call.task,
             attempt: call.attempt,
@@ -202,6 +211,7 @@ impl Executor {
             waiting: 0.into(),
             abort: Mutex::new(None),
             refs: Mutex::new(Vec::new()),
+            producer,
         });
         let arguments = fetch::here(call.arguments);
         let mut state = self.state.lock();
@@ -573,7 +583,6 @@ impl Executor {
         let (context, unstarted) = {
             let mut state = self.state.lock();
             let Some(context) = state.running.get(&task).cloned() else { return };
-            context.cancelled.store(true, Ordering::Relaxed);
             let mut unstarted = None;
             if let Some(held) = context.lease.and_then(|lease| state.leases.get_mut(&lease))
                 && let Some(at) = held.queue.iter().position(|run| run.call.task == task)
@@ -584,16 +593,33 @@ impl Executor {
             }
             (context, unstarted)
         };
+        context.stop(runtime);
         if let Some(run) = unstarted {
             let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
             return self.finish(runtime, run, 0, Err(failure));
         }
-        if let Some(abort) = context.abort.lock().as_ref() {
-            abort.abort();
-        }
         if force && !runtime.is_shared() {
             tracing::info!(%task, "forced cancellation ends this process");
             std::process::exit(FORCED_EXIT);
+        }
+    }
+
+    /// What this caller's call that gives a stream has sent and may send.
+    pub(crate) fn producer(&self, caller: HostId, task: TaskId, attempt: u32) -> Option<Arc<Producer>> {
+        let state = self.state.lock();
+        let found = state.running.get(&task)?;
+        found.producer.clone().filter(|_| found.attempt == attempt && found.caller == caller)
+    }
+
+    /// Stops the streams of callers that are gone: nobody reads them.
+    pub(crate) fn callers_died(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
+        let unread: Vec<_> = {
+            let state = self.state.lock();
+            let of_gone = |context: &&Arc<Context>| context.producer.is_some() && gone(context.caller);
+            state.running.values().filter(of_gone).cloned().collect()
+        };
+        for context in unread {
+            context.stop(runtime);
         }
     }
 
@@ -635,10 +661,7 @@ impl Executor {
             inbox.state.take()
         };
         for call in running {
-            call.cancelled.store(true, Ordering::Relaxed);
-            if let Some(abort) = call.abort.lock().as_ref() {
-                abort.abort();
-            }
+            call.stop(runtime);
         }
         self.pump(runtime, &actor);
         // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
@@ -646,7 +669,7 @@ impl Executor {
     }
 
     /// Everything a finished call leaves: result sent, and what may start now that its slot or actor is free.
-    fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
+    fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Results, Failure>) {
         if let Some(next) = self.finish_with(runtime, run, nanos, result) {
             self.start(runtime, next);
         }
@@ -663,7 +686,7 @@ impl Executor {
         runtime: &Arc<Runtime>,
         run: Box<Run>,
         nanos: u64,
-        result: Result<Output, Failure>,
+        result: Result<Results, Failure>,
     ) -> Option<Box<Run>> {
         let Run { call, caller, function, context, actor, arguments } = *run;
         drop(arguments);
@@ -754,7 +777,7 @@ impl Executor {
                     inbox.ended.clone()
                 };
                 self.pump(runtime, &actor);
-                ended.map_or_else(|| Ok(Output::default()), Err)
+                ended.map_or_else(|| Ok(Results::new()), Err)
             }
             Err(failure) => {
                 self.state.lock().actors.remove(&actor.id);
@@ -765,38 +788,9 @@ impl Executor {
     }
 
     /// Ends a call that has not run, or does so no more.
-    fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Output, Failure>) {
+    fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Results, Failure>) {
         self.state.lock().running.remove(&call.task);
         self.send_done(runtime, caller, call, 0, result, &[]);
-    }
-
-    fn send_done(
-        &self,
-        runtime: &Arc<Runtime>,
-        caller: HostId,
-        call: Header,
-        nanos: u64,
-        result: Result<Output, Failure>,
-        received: &[mobula_proto::ObjectId],
-    ) {
-        let is_construct = matches!(call.target, Target::Construct { .. });
-        let mut contains = crate::codec::Held::default();
-        let outcome = match result {
-            Ok(_) if is_construct => Outcome::Values(SmallVec::new()),
-            Ok(output) => match runtime.keep_result_for(caller, call.task.object(0), call.attempt, &output) {
-                Ok(value) => {
-                    contains = output.refs;
-                    Outcome::Values(SmallVec::from_buf([Returned {
-                        value,
-                        contains: contains.ids().to_vec(),
-                    }]))
-                }
-                Err(failure) => Outcome::failed(failure),
-            },
-            Err(failure) => Outcome::failed(failure),
-        };
-        let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos };
-        runtime.reply(caller, done, received, contains);
     }
 
     /// The time given for a call ran out: answer at once, and ask the code to stop.
@@ -804,7 +798,6 @@ impl Executor {
         if run.context.finished.swap(true, Ordering::AcqRel) {
             return;
         }
-        run.context.cancelled.store(true, Ordering::Relaxed);
         let mut failure = Failure::new(
             FailureKind::TimedOut,
             format!("it ran longer than the {} ms that it was given", run.call.timeout_ms),
@@ -814,9 +807,7 @@ impl Executor {
         failure.attempt = run.call.attempt;
         failure.attempts_max = run.call.attempts_max;
         self.reply(runtime, run.caller, run.call, Err(failure));
-        if let Some(abort) = run.context.abort.lock().as_ref() {
-            abort.abort();
-        }
+        run.context.stop(runtime);
     }
 
     /// Ends idle threads; running calls go on until they return.

@@ -28,6 +28,7 @@ pub mod peers;
 pub mod registry;
 pub mod runtime;
 pub mod store;
+pub mod stream;
 mod wait;
 
 pub use linkme;

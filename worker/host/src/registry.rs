@@ -14,7 +14,7 @@ use std::{
 use mobula_proto::Failure;
 use rustc_hash::FxHashMap;
 
-use crate::codec::{Arguments, Output};
+use crate::codec::{Arguments, Results};
 
 /// Every registered function. `#[mobula::task]` and `#[mobula::actor]` add to it.
 #[linkme::distributed_slice]
@@ -37,13 +37,13 @@ pub enum Invocation<T> {
 /// How a registered function is called.
 pub enum Entry {
     /// A task.
-    Task(fn(Arguments) -> Invocation<Output>),
+    Task(fn(Arguments) -> Invocation<Results>),
     /// An actor's constructor.
     Construct(fn(Arguments) -> Invocation<ActorState>),
     /// An actor's method.
     Method {
         /// Calls it.
-        call: fn(&ActorState, Arguments) -> Invocation<Output>,
+        call: fn(&ActorState, Arguments) -> Invocation<Results>,
         /// `&mut self`: alone, and in each caller's order.
         exclusive: bool,
     },
@@ -185,7 +185,7 @@ mod tests {
             file: "src/main.rs",
             line: 7,
             is_async: false,
-            entry: Entry::Task(|_| Invocation::Finished(Ok(Output::default()))),
+            entry: Entry::Task(|_| Invocation::Finished(Ok(Results::new()))),
             id: OnceLock::new(),
             nanos: AtomicU64::new(0),
         }))

@@ -18,7 +18,7 @@ use mobula_ownership::{Counts, Via};
 use mobula_proto::{
     Blob, Failure, FailureKind, HostId, IdMap, JobId, ObjectId, TaskId,
     host::{Answer, Question, ToAgent, ToHost, Welcome},
-    peer::{Copy, Done, Message, State, Value},
+    peer::{Copy, Done, Item, Message, State, Target, Value},
     resource::DeviceGrant,
     wire,
 };
@@ -35,6 +35,7 @@ use crate::{
     peers::Peers,
     registry::Registry,
     store::Store,
+    stream::Producer,
     wait::{Parker, Waiter},
 };
 
@@ -48,7 +49,12 @@ enum Later {
 fn is_for_executor(message: &Message) -> bool {
     matches!(
         message,
-        Message::Run(_) | Message::Cancel { .. } | Message::Terminate { .. } | Message::Recall { .. }
+        Message::Run(_)
+            | Message::RunStream(_)
+            | Message::Consumed { .. }
+            | Message::Cancel { .. }
+            | Message::Terminate { .. }
+            | Message::Recall { .. }
     )
 }
 
@@ -61,7 +67,8 @@ fn on_core_message(core: &mut Core, from: HostId, message: Message, out: &mut Ve
 /// Messages from hosts of other jobs are cut off here: only what another job may ask is let through.
 fn allowed_across_jobs(message: &Message) -> bool {
     match message {
-        Message::Run(call) => matches!(call.target, mobula_proto::peer::Target::Method { .. }),
+        Message::Run(call) => matches!(call.target, Target::Method { .. }),
+        Message::RunStream(stream) => matches!(stream.call.target, Target::Method { .. }),
         Message::Terminate { .. } | Message::Recall { .. } | Message::Recalled { .. } => false,
         _ => true,
     }
@@ -87,7 +94,7 @@ pub struct Runtime {
     loopback_waiting: AtomicUsize,
     loopback_turn: Mutex<()>,
     waiters: Mutex<IdMap<ObjectId, SmallVec<[Waiter; 1]>>>,
-    unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
+    unsettled: Mutex<HashMap<u64, (HostId, Message, Held)>>,
     questions: Mutex<HashMap<u64, std::sync::mpsc::SyncSender<Answer>>>,
     next_number: AtomicU64,
     ended: Mutex<Option<Failure>>,
@@ -217,7 +224,7 @@ impl Runtime {
     }
 
     /// Runs a step of the core and carries out what follows.
-    fn step<R>(self: &Arc<Self>, step: impl FnOnce(&mut Core, &mut Vec<Action>) -> R) -> R {
+    pub(crate) fn step<R>(self: &Arc<Self>, step: impl FnOnce(&mut Core, &mut Vec<Action>) -> R) -> R {
         let mut later: SmallVec<[Later; 4]> = SmallVec::new();
         let result = {
             let mut core = self.core.lock();
@@ -329,7 +336,16 @@ impl Runtime {
     /// Messages for the executor are handled; others come back.
     fn execute(self: &Arc<Self>, from: HostId, message: Message) -> Option<Message> {
         match message {
-            Message::Run(call) => self.executor.receive(self, from, call),
+            Message::Run(call) => self.executor.receive(self, from, call, None),
+            Message::RunStream(stream) => {
+                let producer = Arc::new(Producer::new(&stream));
+                self.executor.receive(self, from, stream.call, Some(producer));
+            }
+            Message::Consumed { task, attempt, items, bytes } => {
+                if let Some(producer) = self.executor.producer(from, task, attempt) {
+                    producer.consumed(self, items, bytes);
+                }
+            }
             Message::Cancel { task, force } => self.executor.cancel(self, task, force),
             Message::Terminate { actor, incarnation } => self.executor.terminate(self, actor, incarnation),
             Message::Recall { lease } => {
@@ -362,10 +378,12 @@ impl Runtime {
             },
             ToHost::HostDied { host, failure } => {
                 self.peers.forget(self, host);
+                self.executor.callers_died(self, |caller| caller == host);
                 self.step(|core, out| core.host_died(host, &failure, out));
             }
             ToHost::NodeDied { node, failure } => {
                 self.peers.forget_node(self, node);
+                self.executor.callers_died(self, |caller| caller.node == node);
                 self.step(|core, out| core.node_died(node, &failure, out));
             }
             ToHost::Answered { request, answer } => {
@@ -394,6 +412,7 @@ impl Runtime {
         let failure = self.ended.lock().get_or_insert(failure).clone();
         self.stopped.store(true, Ordering::Relaxed);
         self.executor.stop();
+        self.executor.callers_died(self, |_| true);
         self.questions.lock().clear();
         self.store.end(&failure);
         let mut all: Vec<Later> = self.waiters.lock().keys().copied().map(Later::Wake).collect();
@@ -578,13 +597,13 @@ impl Runtime {
         self.keep_result(object, attempt, output)
     }
 
-    fn keep_stored(
+    pub(crate) fn keep_stored(
         self: &Arc<Self>,
         object: ObjectId,
         attempt: u32,
         output: &Output,
     ) -> Result<Value, Failure> {
-        self.store.keep(self, object, attempt, &output.encoded)?;
+        let attempt = self.store.keep(self, object, attempt, &output.encoded)?;
         Ok(Value::Stored(Copy { node: self.me().node, bytes: output.encoded.len(), attempt }))
     }
 
@@ -608,7 +627,7 @@ impl Runtime {
                 settled.waiting || lent
             });
             if waiting {
-                self.unsettled.lock().insert(token, (caller, done, contains));
+                self.unsettled.lock().insert(token, (caller, Message::Done(done), contains));
                 None
             } else {
                 Some((done, contains))
@@ -619,10 +638,38 @@ impl Runtime {
         }
     }
 
+    /// Sends an item of a stream, once the owners of the refs in it know about it: `true` where it has left at once,
+    /// else its producer is told.
+    pub(crate) fn send_item(self: &Arc<Self>, caller: HostId, item: Item, contains: Held) -> bool {
+        if !contains.ids().is_empty() {
+            let token = self.number();
+            let waits = self.step(|core, out| {
+                let waits = core.own(out, |objects, fx| objects.lend(caller, contains.ids(), token, fx));
+                if !waits {
+                    return Err((item, contains));
+                }
+                self.unsettled.lock().insert(token, (caller, Message::Item(item), contains));
+                Ok(())
+            });
+            let Err((item, contains)) = waits else { return false };
+            self.send(caller, Message::Item(item), contains);
+        } else {
+            self.send(caller, Message::Item(item), contains);
+        }
+        true
+    }
+
     fn settled(self: &Arc<Self>, token: u64) {
         let found = self.unsettled.lock().remove(&token);
-        if let Some((caller, done, contains)) = found {
-            self.send(caller, Message::Done(done), contains);
+        if let Some((caller, message, contains)) = found {
+            let producer = match &message {
+                Message::Item(item) => self.executor.producer(caller, item.task, item.attempt),
+                _ => None,
+            };
+            self.send(caller, message, contains);
+            if let Some(producer) = producer {
+                producer.has_left(self);
+            }
         }
     }
 
@@ -685,32 +732,36 @@ impl Runtime {
         count: usize,
         deadline: Option<Instant>,
     ) -> Result<Ready, Failure> {
-        if context::is_async() {
-            return Err(Failure::new(
-                FailureKind::BlockingInAsync,
-                "a blocking wait inside async code would stop everything that runs on the same thread: use `.await`",
-            ));
-        }
+        context::refuse_async()?;
         let mut parker = None;
         let ready = self.first_ready(objects, count, |missing| {
             Waiter::Thread(parker.insert(Parker::new(missing)).clone())
         });
         let Some(parker) = parker else { return Ok(ready) };
+        self.park(&parker, &mut None, deadline);
+        self.unregister(&parker, objects);
+        Ok(ready_among(&self.core.lock(), objects, count))
+    }
+
+    /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as
+    /// `blocked` lives.
+    pub(crate) fn park(
+        self: &Arc<Self>,
+        parker: &Arc<Parker>,
+        blocked: &mut Option<Blocked>,
+        deadline: Option<Instant>,
+    ) {
         // What is waited for may depend on a result whose receiver has not been woken yet.
         self.peers.ring_all(true);
-        let mut blocked: Option<Blocked> = None;
         while !parker.is_woken() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
-            if !self.peers.lead_until(self, &parker, blocked.is_none(), deadline) {
+            if !self.peers.lead_until(self, parker, blocked.is_none(), deadline) {
                 match blocked {
                     // Look again after the slot was lent out: what was waited for may have come meanwhile.
-                    None if context::task().is_some() => blocked = Blocked::enter(self, true),
+                    None if context::task().is_some() => *blocked = Blocked::enter(self, true),
                     _ => parker.park(deadline),
                 }
             }
         }
-        drop(blocked);
-        self.unregister(&parker, objects);
-        Ok(ready_among(&self.core.lock(), objects, count))
     }
 
     /// The positions of the first `count` objects that are final. Where there are fewer, whatever `waiter` makes of
@@ -758,6 +809,15 @@ impl Runtime {
     /// The positions of the first `count` that are final.
     pub fn ready_among(&self, objects: &[ObjectId], count: usize) -> Ready {
         ready_among(&self.core.lock(), objects, count)
+    }
+
+    /// Wakes `waiter` when the object's state changes, or a stream's of that name. Called inside a step that looked.
+    pub(crate) fn await_change(&self, object: ObjectId, waiter: Waiter) {
+        let mut waiters = self.waiters.lock();
+        let list = waiters.entry(object).or_default();
+        if !list.iter().any(|other| other.is_same(&waiter)) {
+            list.push(waiter);
+        }
     }
 
     fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {

@@ -88,7 +88,8 @@ pub struct Store {
     agent: AgentSender,
     next_region: AtomicU32,
     next_request: AtomicU64,
-    kept: Mutex<HashMap<ObjectId, Extent>>,
+    /// What lies in regions of this host, and the attempts that made it.
+    kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
     views: Mutex<HashMap<ObjectId, View>>,
     requests: Mutex<HashMap<u64, ObjectId>>,
     readers: Mutex<HashMap<RegionId, Weak<Reader>>>,
@@ -134,14 +135,18 @@ impl Store {
     }
 
     /// Writes a value into shared memory, once, and tells the agent where it is. One that was built in place
-    /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room.
+    /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
+    /// here, since somebody holds it, is used again: gives the attempt that made the copy.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
         object: ObjectId,
         attempt: u32,
         encoded: &Encoded,
-    ) -> Result<(), Failure> {
+    ) -> Result<u32, Failure> {
+        if let Some((attempt, _)) = self.kept.lock().get(&object) {
+            return Ok(*attempt);
+        }
         let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
             Some(extent) => extent,
             None => {
@@ -153,7 +158,7 @@ impl Store {
             }
         };
         let location = extent.location();
-        self.kept.lock().insert(object, extent);
+        self.kept.lock().insert(object, (attempt, extent));
         runtime.tell(ToAgent::Sealed {
             object,
             attempt,
@@ -161,7 +166,7 @@ impl Store {
             offset: location.offset,
             bytes: location.len,
         });
-        Ok(())
+        Ok(attempt)
     }
 
     /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to
@@ -367,7 +372,7 @@ impl Store {
     }
 
     fn open(&self, runtime: &Arc<Runtime>, object: ObjectId, copy: Copy, done: Callback) {
-        let own = self.kept.lock().get(&object).map(Extent::bytes);
+        let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
         if let Some(bytes) = own {
             return done(Ok(bytes));
         }

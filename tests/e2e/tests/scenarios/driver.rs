@@ -39,6 +39,11 @@ async fn for_ever() {
     std::future::pending::<()>().await;
 }
 
+#[mobula::task(cpu = 0)]
+fn without_end() -> impl Iterator<Item = Vec<u8>> {
+    std::iter::repeat_with(|| vec![1; 200_000])
+}
+
 #[mobula::task]
 fn refuse() -> std::result::Result<u8, std::io::Error> {
     Err(std::io::Error::other("no such luck"))
@@ -84,10 +89,12 @@ async fn chatter(cluster: Cluster) -> Result<()> {
     babble.options().strategy(on_number(nodes[0])).remote(nodes[1..].to_vec()).await
 }
 
-/// Has an actor with a name, an object and a call that never ends; then ends in this way when it is told so.
+/// Has an actor with a name, an object, a stream that is not read and a call that never ends; then ends in this way when it is told so.
 async fn busy(_cluster: Cluster, how: &str) -> Result<()> {
     let large = mobula::put(&vec![1u8; 1 << 20])?;
     let actor = Holder::spawn(large).name("holder").await?;
+    let mut unread = without_end.remote();
+    let _first = unread.next_ref().await;
     let held = actor.hold(for_ever.remote());
     match how {
         "hang" => return held.await,

@@ -10,8 +10,10 @@ mod joining;
 mod objects;
 mod pinning;
 mod placing;
+mod several;
 mod stopping;
 mod store;
+mod streaming;
 mod tasks;
 mod telling;
 mod ui;
@@ -52,6 +54,27 @@ pub fn cases() -> Vec<Case> {
         case!(tasks::nested_on_one_cpu).cpus(1.0),
         case!(tasks::a_task_knows_itself),
         case!(tasks::a_process_of_its_own),
+        case!(several::each_has_a_ref),
+        case!(several::methods_have_several_too),
+        case!(several::three_thousand),
+        case!(several::another_number_is_an_error),
+        case!(several::all_fail_together),
+        case!(several::some_can_be_dropped),
+        case!(several::a_dead_host_is_no_loss),
+        case!(several::lost_values_are_made_again).modes(RIG).fresh(),
+        case!(streaming::items_come_in_order).modes(EVERYWHERE),
+        case!(streaming::plain_threads_iterate).cpus(1.0),
+        case!(streaming::an_endless_one_stays_within_its_bound),
+        case!(streaming::a_waiting_producer_gives_its_cpu_back).cpus(1.0),
+        case!(streaming::items_cross_nodes),
+        case!(streaming::an_error_comes_after_the_items_before_it),
+        case!(streaming::a_dropped_one_leaves_nothing),
+        case!(streaming::a_dead_host_is_no_loss),
+        case!(streaming::a_dead_node_is_no_loss).modes(RIG).fresh(),
+        case!(streaming::a_full_window_is_made_again).modes(RIG).fresh(),
+        case!(streaming::refs_travel_inside_items),
+        case!(streaming::methods_stream),
+        case!(streaming::a_dead_reader_ends_it),
         case!(objects::put_and_get),
         case!(objects::views_look_in_place),
         case!(objects::waiting_for_some),

@@ -119,9 +119,7 @@ impl Core {
                     let Some(task) = self.tasks.get_mut(&seq) else { continue };
                     task.phase = Phase::Pushed { host, lease: NO_LEASE };
                     let target = Target::Method { actor: actor.task, incarnation };
-                    if let Some(task) = self.tasks.get(&seq) {
-                        out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) });
-                    }
+                    self.send_call(seq, host, target, arguments, out);
                 }
             }
         }

@@ -14,8 +14,9 @@ impl Core {
 
     /// A node is gone, and every host on it.
     pub fn node_died(&mut self, node: NodeId, failure: &Failure, out: &mut Vec<Action>) {
-        self.lost(&|other| other.node == node, failure, out);
+        // First what was lost there, so that streams that are tried again make it again too.
         self.objects.node_died(node, failure, &mut self.effects);
+        self.lost(&|other| other.node == node, failure, out);
         self.drain(out);
     }
 

@@ -183,9 +183,7 @@ impl Core {
         }
         task.phase = Phase::Pushed { host: held.host, lease };
         let to = held.host;
-        if let Some(task) = self.tasks.get(&seq) {
-            out.push(Action::Send { to, message: self.call(seq, task, target, arguments) });
-        }
+        self.send_call(seq, to, target, arguments, out);
     }
 
     /// Slots were granted.

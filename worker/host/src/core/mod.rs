@@ -13,6 +13,7 @@
 mod clients;
 mod deaths;
 mod leases;
+mod several;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -37,8 +38,10 @@ use smallvec::SmallVec;
 
 use clients::Client;
 pub use leases::TICK;
+use several::Several;
+pub use several::Taken;
 use spec::CoreNumber;
-pub use spec::{Input, Kind, Spec, Template, title};
+pub use spec::{Input, Kind, Returns, Spec, Template, title};
 
 /// The lease of calls that need none.
 const NO_LEASE: LeaseId = LeaseId { number: 0 };
@@ -139,6 +142,8 @@ pub struct Core {
     /// The objects.
     pub objects: Ownership,
     tasks: IdMap<u64, Task>,
+    /// For tasks that have several results, for as long as any of them lives.
+    several: IdMap<u64, Several>,
     last_seq: u64,
     unfinished: usize,
     /// Bytes of arguments inside `tasks`.
@@ -167,6 +172,7 @@ impl Core {
             number: CoreNumber::next(),
             objects: Ownership::new(me),
             tasks: IdMap::default(),
+            several: IdMap::default(),
             last_seq: 0,
             unfinished: 0,
             inline_bytes: Arc::default(),
@@ -247,11 +253,16 @@ impl Core {
         self.leases.get(&lease).map(|lease| lease.host)
     }
 
-    /// Submits a call; its result is the object returned, of which the caller holds one reference.
+    /// Submits a call; its first result is the object returned. The caller holds one reference on each result that it
+    /// is known to give: all [`Returns::Many`], and a stream's own object.
     pub fn submit(&mut self, spec: Spec, out: &mut Vec<Action>) -> ObjectId {
         let task = self.next_task();
         let object = task.object(0);
-        self.objects.create(object, spec.kind == Kind::Task && spec.template.attempts_max > 1);
+        let rebuildable = spec.kind == Kind::Task && spec.template.attempts_max > 1;
+        match spec.template.returns {
+            Returns::One => self.objects.create(object, rebuildable),
+            several => self.create_results(task, several, rebuildable),
+        }
         for held in spec.refs() {
             self.objects.add_ref(held);
         }
@@ -342,23 +353,35 @@ impl Core {
         let Some(task) = self.tasks.get(&seq) else { return };
         let target = Target::Task { lease: NO_LEASE, slots: u32::MAX };
         match self.arguments(&task.spec) {
-            Ok(arguments) => {
-                out.push(Action::Send { to: host, message: self.call(seq, task, target, arguments) })
-            }
+            Ok(arguments) => self.send_call(seq, host, target, arguments, out),
             Err(failure) => self.conclude(seq, failure, out),
         }
     }
 
-    fn call(&self, seq: u64, task: &Task, target: Target, arguments: SmallVec<[Argument; 1]>) -> Message {
-        Message::Run(Call {
+    fn send_call(
+        &mut self,
+        seq: u64,
+        to: HostId,
+        target: Target,
+        arguments: SmallVec<[Argument; 1]>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(task) = self.tasks.get(&seq) else { return };
+        let template = &task.spec.template;
+        let call = Call {
             task: TaskId { owner: self.me, seq },
             attempt: task.attempt,
-            attempts_max: task.spec.template.attempts_max,
-            function: task.spec.template.function,
+            attempts_max: template.attempts_max,
+            function: template.function,
             target,
             arguments,
-            timeout_ms: task.spec.template.timeout_ms,
-        })
+            timeout_ms: template.timeout_ms,
+        };
+        let message = match template.returns {
+            Returns::One | Returns::Many(_) => Message::Run(call),
+            Returns::Stream(_) => self.stream_call(call),
+        };
+        out.push(Action::Send { to, message });
     }
 
     fn arguments(&self, spec: &Spec) -> Result<SmallVec<[Argument; 1]>, Failure> {
@@ -393,6 +416,7 @@ impl Core {
     ) -> Result<(), Message> {
         match message {
             Message::Done(done) => self.on_done(from, done, out),
+            Message::Item(item) => self.on_item(from, item, out),
             Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
             Message::Kill { actor } => {
                 let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
@@ -418,8 +442,10 @@ impl Core {
             // A copy that nobody asked for any more: free it.
             if let Outcome::Values(values) = done.outcome {
                 for (index, returned) in values.into_iter().enumerate() {
-                    if let Value::Stored(copy) = returned.value {
-                        let object = done.task.object(index as u32);
+                    let object = done.task.object(index as u32);
+                    if let Value::Stored(copy) = returned.value
+                        && self.objects.state(object) != Some(&State::Stored(copy))
+                    {
                         out.push(Action::Tell(ToAgent::Free { object, copy }));
                     }
                 }
@@ -459,25 +485,26 @@ impl Core {
                     self.one_finished(out);
                     let at = State::Actor { host: from, incarnation };
                     self.objects.set_actor(done.task.object(0), at, &mut self.effects);
+                } else if let Returns::Many(wanted) = task.spec.template.returns
+                    && wanted as usize != values.len()
+                {
+                    self.wrong_count(seq, wanted, values.into_iter(), out);
                 } else {
                     let stored = values.iter().any(|v| matches!(v.value, Value::Stored(_)));
-                    let finished =
-                        if stored && kind == Kind::Task && task.attempt < task.spec.template.attempts_max {
+                    let is_stream = matches!(task.spec.template.returns, Returns::Stream(_));
+                    let finished = if (stored || is_stream) && self.keeps(seq, stored) {
+                        if let Some(task) = self.tasks.get_mut(&seq) {
                             task.phase = Phase::Kept;
-                            None
-                        } else {
-                            self.tasks.remove(&seq)
-                        };
+                        }
+                        None
+                    } else {
+                        self.tasks.remove(&seq)
+                    };
                     self.one_finished(out);
                     for (index, returned) in values.into_iter().enumerate() {
+                        let (state, contains) = returned.into_state();
                         let object = done.task.object(index as u32);
-                        let state = match returned.value {
-                            Value::Inline(bytes) => {
-                                State::Inline { bytes, contains: returned.contains.clone() }
-                            }
-                            Value::Stored(copy) => State::Stored(copy),
-                        };
-                        self.objects.complete(object, state, returned.contains, &mut self.effects);
+                        self.objects.complete(object, state, contains, &mut self.effects);
                     }
                     // Only now: the arguments kept alive what the result may contain.
                     if let Some(task) = finished {
@@ -486,9 +513,12 @@ impl Core {
                 }
             }
             Outcome::Failed(failure) => {
+                let restarting = !self.several.is_empty() && self.is_restarting(seq);
+                let Some(task) = self.tasks.get_mut(&seq) else { return };
                 let again = task.attempt < task.spec.template.attempts_max
                     && !cancelled
                     && (failure.kind.is_system()
+                        || restarting
                         || (task.spec.template.retry_errors
                             && matches!(failure.kind, FailureKind::Panicked | FailureKind::Returned)));
                 if again && !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
@@ -501,6 +531,9 @@ impl Core {
                     self.conclude(seq, *failure, out);
                 }
             }
+        }
+        if !self.several.is_empty() {
+            self.stream_ended(done.task, out);
         }
         if !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
             self.pump(key, out);
@@ -520,12 +553,15 @@ impl Core {
     /// The call failed for good.
     fn conclude(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) {
         self.give_slot_back(seq);
+        let id = TaskId { owner: self.me, seq };
+        if !self.several.is_empty() && self.keeps(seq, false) {
+            return self.keep_failed(id, failure, out);
+        }
         let Some(task) = self.tasks.remove(&seq) else { return };
         if task.phase != Phase::Kept {
             self.one_finished(out);
         }
         self.release(&task.spec);
-        let id = TaskId { owner: self.me, seq };
         let object = id.object(0);
         let failure = failure.of(task.spec.title(id));
         match task.spec.kind {
@@ -533,9 +569,13 @@ impl Core {
                 self.give_name_up(object, out);
                 self.objects.set_actor(object, State::failed(failure), &mut self.effects);
             }
-            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
-                self.objects.fail(object, failure, &mut self.effects);
-            }
+            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => match task.spec.template.returns {
+                Returns::One => self.objects.fail(object, failure, &mut self.effects),
+                several => self.fail_results(id, several, &failure),
+            },
+        }
+        if !self.several.is_empty() {
+            self.stream_ended(id, out);
         }
         if !matches!(task.spec.kind, Kind::Method { .. } | Kind::Direct { .. }) {
             self.pump(task.key, out);
@@ -614,6 +654,9 @@ impl Core {
         self.clients.remove(&object);
         self.give_name_up(object, out);
         let seq = object.task.seq;
+        if !self.several.is_empty() && self.several.contains_key(&seq) {
+            return self.part_forgotten(object, out);
+        }
         match self.tasks.get(&seq) {
             Some(task) if task.phase == Phase::Kept => {
                 let is_actor = matches!(task.spec.kind, Kind::Construct { .. });
@@ -664,14 +707,15 @@ impl Core {
     }
 
     fn rebuild(&mut self, id: TaskId, out: &mut Vec<Action>) {
-        let Some(task) = self.tasks.get_mut(&id.seq).filter(|task| task.phase == Phase::Kept) else {
-            let failure = Failure::new(
-                FailureKind::ObjectLost,
-                "every copy of the object is gone and its task cannot run again",
-            );
-            return self.objects.fail(id.object(0), failure, &mut self.effects);
+        self.note_lost(id, out);
+        let task = match self.tasks.get_mut(&id.seq) {
+            // It is being run already, since another of its values was lost.
+            Some(task) if task.phase != Phase::Kept => return,
+            Some(task) if task.attempt < task.spec.template.attempts_max => task,
+            _ => return self.fail_lost(id),
         };
         task.attempt += 1;
+        task.cancelled = false;
         task.missing = 0;
         task.phase = Phase::Waiting;
         self.unfinished += 1;
@@ -694,6 +738,9 @@ impl Core {
     /// Returns `false` where it is already done or not ours.
     pub fn cancel(&mut self, object: ObjectId, force: bool, out: &mut Vec<Action>) -> bool {
         let seq = object.task.seq;
+        if is_final(self.objects.state(object)) && !force || self.is_item(object) {
+            return false;
+        }
         let Some(task) =
             self.tasks.get_mut(&seq).filter(|task| object.owner() == self.me && task.phase != Phase::Kept)
         else {
@@ -709,8 +756,8 @@ impl Core {
             Phase::Pushed { host, .. } => {
                 // The slot stays charged until the executor says that the code has ended.
                 out.push(Action::Send { to: host, message: Message::Cancel { task: object.task, force } });
-                let title = task.spec.title(object.task);
-                self.objects.fail(object, failure.of(title), &mut self.effects);
+                let (title, returns) = (task.spec.title(object.task), task.spec.template.returns);
+                self.fail_results(object.task, returns, &failure.of(title));
             }
             Phase::Waiting | Phase::Queued => {
                 self.withdraw(seq);
@@ -718,6 +765,7 @@ impl Core {
             }
             Phase::Kept => {}
         }
+        self.drop_unread(object.task);
         self.drain(out);
         true
     }

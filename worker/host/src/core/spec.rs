@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mobula_proto::{Blob, HostId, ObjectId, TaskId, resource::Class};
+use mobula_proto::{Blob, HostId, ObjectId, TaskId, peer::Window, resource::Class};
 use smallvec::SmallVec;
 
 /// One input of a call.
@@ -41,6 +41,18 @@ pub enum Kind {
     },
 }
 
+/// What a call gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Returns {
+    /// One value.
+    #[default]
+    One,
+    /// So many values, each an object of its own.
+    Many(u32),
+    /// A stream, of which so much may be made and not yet read.
+    Stream(Window),
+}
+
 /// What calls have in common that were put together alike; made once for a function and its options.
 #[derive(Debug)]
 pub struct Template {
@@ -56,6 +68,8 @@ pub struct Template {
     pub retry_errors: bool,
     /// From its start; 0 for none.
     pub timeout_ms: u64,
+    /// What it gives.
+    pub returns: Returns,
     key: OnceLock<(CoreNumber, u32)>,
 }
 
@@ -80,6 +94,7 @@ impl Template {
             attempts_max: 1,
             retry_errors: false,
             timeout_ms: 0,
+            returns: Returns::One,
             key: OnceLock::new(),
         }
     }

@@ -9,6 +9,8 @@ use mobula_proto::{
 
 use smallvec::smallvec;
 
+mod several;
+
 use super::{Action, Core, Input, Kind, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };

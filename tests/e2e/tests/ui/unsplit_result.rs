@@ -1,0 +1,6 @@
+#[mobula::task(returns)]
+fn numbers() -> impl Iterator<Item = u64> {
+    0..3
+}
+
+fn main() {}
