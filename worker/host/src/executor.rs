@@ -5,6 +5,8 @@
 //! a time; a call that waits for an object gives its slot back meanwhile, so that nested work cannot starve
 //! itself.
 
+mod actors;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -22,12 +24,14 @@ use mobula_proto::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
+use actors::{Actor, Place, is_exclusive};
+
 use crate::{
     codec::{Arguments, Output, Value},
     context::{self, Context},
     core::title,
     fetch, guarded,
-    registry::{ActorState, Entry, Function, Invocation},
+    registry::{Entry, Function, Invocation},
     runtime::Runtime,
 };
 
@@ -105,29 +109,6 @@ struct Lease {
     /// Slots that the agent was told to lend out, since calls that wait leave them unused.
     lent: u32,
     queue: VecDeque<Box<Run>>,
-}
-
-/// An actor that lives in this host.
-pub(crate) struct Actor {
-    id: TaskId,
-    incarnation: u32,
-    inner: Mutex<Inbox>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    state: Option<ActorState>,
-    entries: VecDeque<Place>,
-    exclusive: bool,
-    shared: u32,
-    ended: Option<Failure>,
-}
-
-/// A place in an actor's inbox, kept while the call's arguments are fetched.
-struct Place {
-    task: TaskId,
-    caller: HostId,
-    run: Option<Box<Run>>,
 }
 
 #[derive(Default)]
@@ -324,43 +305,6 @@ impl Executor {
             self.start_locked(runtime, state, run);
         } else {
             held.queue.push_back(run);
-        }
-    }
-
-    /// Starts the actor's calls that may start now.
-    fn pump(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
-        while let Some(run) = self.take_next(runtime, actor) {
-            self.start(runtime, run);
-        }
-    }
-
-    /// The actor's next call, if it may start now.
-    fn take_next(&self, runtime: &Arc<Runtime>, actor: &Actor) -> Option<Box<Run>> {
-        loop {
-            let (run, failure) = {
-                let mut inbox = actor.inner.lock();
-                let ended = inbox.ended.clone();
-                if ended.is_none() && inbox.state.is_none() {
-                    return None;
-                }
-                let at = next_entry(&inbox)?;
-                let exclusive = inbox.entries[at].run.as_ref().is_some_and(|run| is_exclusive(run.function));
-                if ended.is_none() && (inbox.exclusive || (exclusive && inbox.shared > 0)) {
-                    return None;
-                }
-                let run = inbox.entries.remove(at).and_then(|entry| entry.run)?;
-                let Some(failure) = ended else {
-                    if exclusive {
-                        inbox.exclusive = true;
-                    } else {
-                        inbox.shared += 1;
-                    }
-                    return Some(run);
-                };
-                (run, failure)
-            };
-            let failure = failure.of(call_title(run.function, run.call));
-            self.reply(runtime, run.caller, run.call, Err(failure));
         }
     }
 
@@ -614,37 +558,6 @@ impl Executor {
         tasks
     }
 
-    /// Ends an actor.
-    pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
-        let (actor, mut running) = {
-            let mut state = self.state.lock();
-            let found = match state.actors.get(&id) {
-                Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
-                _ => None,
-            };
-            let Some(actor) = found else { return };
-            let running: Vec<_> =
-                state.running.values().filter(|call| call.actor == Some(id)).cloned().collect();
-            (actor, running)
-        };
-        let state = {
-            let mut inbox = actor.inner.lock();
-            inbox.ended = Some(Failure::new(FailureKind::ActorDied, "the actor ended"));
-            // What has not started ends below, in the actor's own order.
-            running.retain(|call| inbox.entries.iter().all(|entry| entry.task != call.task));
-            inbox.state.take()
-        };
-        for call in running {
-            call.cancelled.store(true, Ordering::Relaxed);
-            if let Some(abort) = call.abort.lock().as_ref() {
-                abort.abort();
-            }
-        }
-        self.pump(runtime, &actor);
-        // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
-        runtime.user().spawn_blocking(move || drop(state));
-    }
-
     /// Everything a finished call leaves: result sent, and what may start now that its slot or actor is free.
     fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Output, Failure>) {
         if let Some(next) = self.finish_with(runtime, run, nanos, result) {
@@ -733,35 +646,6 @@ impl Executor {
             }
         }
         next
-    }
-
-    /// The construction of an actor ended.
-    fn constructed(
-        &self,
-        runtime: &Arc<Runtime>,
-        run: Box<Run>,
-        nanos: u64,
-        result: Result<ActorState, Failure>,
-    ) -> Option<Box<Run>> {
-        let actor = run.actor.clone()?;
-        let result = match result {
-            Ok(state) => {
-                let ended = {
-                    let mut inbox = actor.inner.lock();
-                    if inbox.ended.is_none() {
-                        inbox.state = Some(state);
-                    }
-                    inbox.ended.clone()
-                };
-                self.pump(runtime, &actor);
-                ended.map_or_else(|| Ok(Output::default()), Err)
-            }
-            Err(failure) => {
-                self.state.lock().actors.remove(&actor.id);
-                Err(failure)
-            }
-        };
-        self.finish_with(runtime, run, nanos, result)
     }
 
     /// Ends a call that has not run, or does so no more.
@@ -854,25 +738,6 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
             runtime.executor().expire(&runtime, &expiry);
         }
     });
-}
-
-fn is_exclusive(function: &Function) -> bool {
-    matches!(function.entry, Entry::Method { exclusive: true, .. })
-}
-
-/// The first call that is not behind an unfetched one of the same caller.
-fn next_entry(inbox: &Inbox) -> Option<usize> {
-    let mut held_up: Vec<HostId> = Vec::new();
-    for (at, entry) in inbox.entries.iter().enumerate() {
-        if held_up.contains(&entry.caller) {
-            continue;
-        }
-        if entry.run.is_some() {
-            return Some(at);
-        }
-        held_up.push(entry.caller);
-    }
-    None
 }
 
 fn call_title(function: &Function, call: Header) -> String {
