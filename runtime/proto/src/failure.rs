@@ -63,6 +63,8 @@ pub enum Kind {
     JobEnded,
     /// A limit with a name was reached.
     Limit,
+    /// The actor's inbox was full, and it refuses calls then.
+    Overloaded,
     /// Forced cancellation of what shares its process with others.
     CannotForce,
     /// Head, agent or a peer could not be reached.
@@ -95,6 +97,7 @@ impl Kind {
             Self::UnknownFunction => "MOB3011",
             Self::CannotForce => "MOB3012",
             Self::Limit => "MOB3013",
+            Self::Overloaded => "MOB3014",
             Self::Infeasible => "MOB4001",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
@@ -114,6 +117,7 @@ impl Kind {
                 | Self::MaybeExecuted
                 | Self::Unreachable
                 | Self::Limit
+                | Self::Overloaded
         )
     }
 
@@ -123,7 +127,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -144,6 +148,7 @@ impl Kind {
         Self::UnknownFunction,
         Self::CannotForce,
         Self::Limit,
+        Self::Overloaded,
         Self::Internal,
         Self::Infeasible,
         Self::Binary,

@@ -8,6 +8,7 @@ use syn::{
 
 use crate::{
     function::{Parts, invocation, register},
+    limits::{self, Limits},
     options,
 };
 
@@ -16,6 +17,7 @@ const ALLOWED: [&str; 9] =
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut block: ItemImpl = syn::parse2(item)?;
+    let (limits, attributes) = limits::take(attributes)?;
     let attributes = options::parse(attributes, &ALLOWED)?;
     if let Some((path, _)) = &block.trait_ {
         return Err(Error::new(path.span(), "put `#[mobula::actor]` on the type's own `impl` block"));
@@ -59,7 +61,9 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             if !matches!(receiver.kind, ReceiverKind::Reference(..)) {
                 return Err(Error::new(receiver.span(), "an actor's method takes `&self` or `&mut self`"));
             }
-            methods.push(function.clone());
+            let exclusive = is_exclusive(function);
+            let group = limits.group_of(function, exclusive)?;
+            methods.push((function.clone(), group));
         }
     }
     let constructor = constructor.ok_or_else(|| {
@@ -68,12 +72,16 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             "an actor needs a constructor: `fn new(…) -> Self` (it may be async, and may return a `Result`)",
         )
     })?;
-    let shares = methods.iter().any(|method| !is_exclusive(method));
+    let shares = methods.iter().any(|(method, _)| !is_exclusive(method));
     let cell = if shares { quote!(::mobula::private::Shared) } else { quote!(::mobula::private::Exclusive) };
-    let spawn = expand_constructor(&constructor, &actor, &handle, &cell, &actor_name, &attributes.calls)?;
+    let spawn =
+        expand_constructor(&constructor, &actor, &limits.rules, &cell, &actor_name, &attributes.calls)?;
     let calls = methods
         .iter()
-        .map(|method| expand_method(method, &actor, &cell, shares, &actor_name, &attributes.call_retries))
+        .map(|(method, group)| {
+            let place = Place { group: *group, limits: &limits, shares };
+            expand_method(method, &actor, &cell, &place, &actor_name, &attributes.call_retries)
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(quote! {
         #[allow(dead_code)]
@@ -126,7 +134,7 @@ fn is_exclusive(method: &ImplItemFn) -> bool {
 fn expand_constructor(
     function: &ImplItemFn,
     actor: &syn::Ident,
-    handle: &syn::Ident,
+    rules: &TokenStream,
     cell: &TokenStream,
     actor_name: &TokenStream,
     calls: &TokenStream,
@@ -155,11 +163,10 @@ fn expand_constructor(
         actor_name,
         &parts.signature,
         is_async,
-        &quote!(::mobula::private::Entry::Construct(run)),
+        &quote!(::mobula::private::Entry::Construct { call: run, rules: #rules }),
     );
     let (parameters, arguments) = (parts.parameters(), parts.arguments());
     let visibility = quote!(pub);
-    let _ = handle;
     Ok(quote! {
         /// Makes one as an actor somewhere: set options, then await it for a handle.
         #[allow(dead_code, clippy::too_many_arguments)]
@@ -175,11 +182,19 @@ fn expand_constructor(
     })
 }
 
+/// What a method's calls share with those of others.
+struct Place<'a> {
+    group: u16,
+    limits: &'a Limits,
+    /// Whether the actor has `&self` methods.
+    shares: bool,
+}
+
 fn expand_method(
     function: &ImplItemFn,
     actor: &syn::Ident,
     cell: &TokenStream,
-    shares: bool,
+    place: &Place<'_>,
     actor_name: &TokenStream,
     call_retries: &TokenStream,
 ) -> Result<TokenStream> {
@@ -189,7 +204,7 @@ fn expand_method(
     let exclusive = is_exclusive(function);
     let takes = parts.takes();
     let wait = if is_async { quote!(.await) } else { quote!() };
-    let (guard, this) = match (shares, exclusive, is_async) {
+    let (guard, this) = match (place.shares, exclusive, is_async) {
         (true, true, true) => (quote!(let mut guard = cell.0.write().await;), quote!(&mut *guard)),
         (true, true, false) => (
             quote!(let mut guard = cell.0.try_write().map_err(|_| ::mobula::private::busy())?;),
@@ -207,6 +222,7 @@ fn expand_method(
     };
     let finish = parts.finish(&quote!(#actor::#name(#this #(, #names)*) #wait));
     let run = invocation(is_async, &quote!(let cell = cell?; #takes #guard #finish));
+    let (group, unordered) = (place.group, place.limits.unordered);
     let constant = format_ident!("FUNCTION");
     let text = name.to_string();
     let registered = quote!(::core::concat!(#actor_name, "::", #text));
@@ -216,7 +232,12 @@ fn expand_method(
         &registered,
         &parts.signature,
         is_async,
-        &quote!(::mobula::private::Entry::Method { call: run, exclusive: #exclusive }),
+        &quote!(::mobula::private::Entry::Method {
+            call: run,
+            exclusive: #exclusive,
+            group: #group,
+            unordered: #unordered,
+        }),
     );
     let (parameters, arguments) = (parts.parameters(), parts.arguments());
     let documentation = function.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));

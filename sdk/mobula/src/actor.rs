@@ -5,9 +5,10 @@ use std::{
     future::{Future, IntoFuture},
     marker::PhantomData,
     pin::Pin,
+    task::Poll,
 };
 
-use mobula_host::{codec, registry::Function};
+use mobula_host::{codec, core::Kind, registry::Function, runtime::Blocked};
 use mobula_proto::{
     Failure, FailureKind, ObjectId, TaskId,
     host::{Answer, Question},
@@ -48,6 +49,24 @@ impl ActorHandle {
     /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`.
     pub fn kill(&self) {
         self.raw.runtime.kill(self.raw.id.task);
+    }
+
+    /// Waits, in async code, until a call would not be held up: neither by the budget of unfinished calls nor by calls
+    /// of this process that fill up the actor's inbox and wait for room there already. In a call this counts as
+    /// waiting for an object. Others may be faster between this and the call, which then is held up all the same.
+    pub async fn room(&self) {
+        let kind = Kind::Method { actor: self.raw.id };
+        let mut blocked: Option<Blocked> = None;
+        std::future::poll_fn(|poller| {
+            if self.raw.runtime.poll_room(kind, poller.waker()) {
+                return Poll::Ready(());
+            }
+            if blocked.is_none() {
+                blocked = Blocked::enter(&self.raw.runtime, false);
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Where it lives, once it does; `None` while it is being made or started again.

@@ -24,7 +24,7 @@ use rkyv::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Error, Result, View};
+use crate::{Error, Refused, Result, View};
 
 /// A value that is being made somewhere, or lies there.
 ///
@@ -81,6 +81,16 @@ impl<T> ObjectRef<T> {
     pub fn cancel_by_force(&self) -> Result<bool> {
         self.raw.runtime.check_force(self.raw.id)?;
         Ok(self.raw.runtime.cancel(self.raw.id, true))
+    }
+}
+
+impl<T> ObjectRef<T> {
+    /// The call behind this ref with its arguments, if an actor refused it since its inbox was full
+    /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other ref, where the call was
+    /// taken already, and in other processes than the one that made the call. Until it is taken, or the last ref to
+    /// the failure is dropped, the arguments stay in this process.
+    pub fn take_refused(&self) -> Option<Refused<T>> {
+        Refused::take(&self.raw.runtime, self.raw.id)
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 pub use mobula_host::{
     codec::{Arguments, Output},
     linkme,
-    registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Running},
+    registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Rules, Running},
 };
-pub use mobula_proto::Failure;
 use mobula_proto::FailureKind;
+pub use mobula_proto::{Failure, limits::WhenFull};
 use tokio::sync::{Mutex, RwLock};
 
 use crate::Data;

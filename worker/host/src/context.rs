@@ -11,7 +11,7 @@ use std::{
 use mobula_proto::{HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, resource::DeviceGrant};
 use parking_lot::Mutex;
 
-use crate::runtime::Runtime;
+use crate::{inbox::Seat, runtime::Runtime};
 
 /// A call that runs.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Context {
     /// Devices that the process was granted.
     pub devices: Vec<DeviceGrant>,
     pub(crate) lease: Option<LeaseId>,
+    /// In an actor's method: how it runs.
+    pub(crate) seat: Option<Seat>,
     pub(crate) cancelled: AtomicBool,
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
@@ -84,6 +86,11 @@ pub(crate) fn set_fallback(runtime: &Arc<Runtime>) {
 /// The call that the current thread runs.
 pub fn task() -> Option<Arc<Context>> {
     AMBIENT.with_borrow(|ambient| ambient.task.clone())
+}
+
+/// Whether the current thread runs a call.
+pub fn is_in_call() -> bool {
+    AMBIENT.with_borrow(|ambient| ambient.task.is_some())
 }
 
 /// Whether user async code is being polled, where a blocking wait would stop everything else.

@@ -19,18 +19,20 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, IdMap, LeaseId, TaskId,
     host::ToAgent,
+    limits::Limits,
     peer::{Call, Done, Outcome, Returned, Target},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use actors::{Actor, Place, is_exclusive};
+use actors::{Actor, seat};
 
 use crate::{
     codec::{Arguments, Output, Value},
     context::{self, Context},
     core::title,
     fetch, guarded,
+    inbox::Seat,
     registry::{Entry, Function, Invocation},
     runtime::Runtime,
 };
@@ -116,6 +118,8 @@ struct State {
     ready: VecDeque<Box<Run>>,
     leases: IdMap<LeaseId, Lease>,
     actors: IdMap<TaskId, Arc<Actor>>,
+    /// Announced limits of actors that are about to be constructed, with the incarnation that is meant.
+    limits: IdMap<TaskId, (u32, Limits)>,
     running: IdMap<TaskId, Arc<Context>>,
     threads: usize,
     idle: usize,
@@ -132,6 +136,8 @@ pub struct Executor {
     /// How many are in `state.ready`, for looking without the lock.
     ready: AtomicUsize,
     stopping: AtomicBool,
+    /// Actors at whose doors callers wait.
+    pressed: Mutex<Vec<Arc<Actor>>>,
 }
 
 impl Default for Executor {
@@ -141,6 +147,7 @@ impl Default for Executor {
             work: Condvar::new(),
             ready: 0.into(),
             stopping: false.into(),
+            pressed: Mutex::default(),
         }
     }
 }
@@ -178,6 +185,7 @@ impl Executor {
             job: runtime.job(),
             devices: runtime.devices().to_vec(),
             lease,
+            seat: seat(function),
             cancelled: false.into(),
             finished: false.into(),
             waiting: 0.into(),
@@ -189,9 +197,7 @@ impl Executor {
         let actor = match call.target {
             Target::Task { .. } => None,
             Target::Construct { incarnation, .. } => {
-                let new = Arc::new(Actor { id: call.task, incarnation, inner: Mutex::default() });
-                state.actors.insert(call.task, new.clone());
-                Some(new)
+                Some(self.new_actor(&mut state, function, call.task, incarnation))
             }
             Target::Method { actor: id, incarnation } => {
                 let found = state.actors.get(&id).filter(|actor| actor.incarnation == incarnation).cloned();
@@ -221,13 +227,8 @@ impl Executor {
                     }
                     Target::Method { .. } => {
                         drop(state);
-                        let Some(actor) = run.actor.clone() else { return };
-                        actor.inner.lock().entries.push_back(Place {
-                            task: call.task,
-                            caller,
-                            run: Some(run),
-                        });
-                        self.pump(runtime, &actor);
+                        let Some(seat) = seat(function) else { return };
+                        let _taken = self.enter(runtime, run, seat, true);
                     }
                 }
             }
@@ -237,10 +238,11 @@ impl Executor {
             }
             Err(arguments) => {
                 drop(state);
-                let run = run(SmallVec::new());
-                if let (Target::Method { .. }, Some(actor)) = (call.target, &run.actor) {
+                let mut run = run(SmallVec::new());
+                if let (Target::Method { .. }, Some(seat)) = (call.target, seat(function)) {
                     // Its place in the caller's order.
-                    actor.inner.lock().entries.push_back(Place { task: call.task, caller, run: None });
+                    let Some(let_in) = self.enter(runtime, run, seat, false) else { return };
+                    run = let_in;
                 }
                 fetch::all(runtime, arguments, move |runtime, arguments| {
                     runtime.executor().fetched(runtime, run, arguments);
@@ -269,21 +271,16 @@ impl Executor {
                     }
                     Target::Construct { .. } => self.start(runtime, run),
                     Target::Method { .. } => {
-                        let Some(actor) = run.actor.clone() else { return };
-                        {
-                            let mut inbox = actor.inner.lock();
-                            let task = run.call.task;
-                            if let Some(entry) = inbox.entries.iter_mut().find(|entry| entry.task == task) {
-                                entry.run = Some(run);
-                            }
-                        }
+                        let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
+                        let task = run.call.task;
+                        actor.inner.lock().inbox.ready(seat, task, run);
                         self.pump(runtime, &actor);
                     }
                 };
             }
         };
-        if let (Target::Method { .. }, Some(actor)) = (run.call.target, &run.actor) {
-            actor.inner.lock().entries.retain(|entry| entry.task != run.call.task);
+        if let (Some(seat), Some(actor)) = (run.context.seat, &run.actor) {
+            actor.inner.lock().inbox.leave(seat, run.call.task);
             self.pump(runtime, actor);
         }
         self.reply(runtime, run.caller, run.call, Err(early.of(call_title(run.function, run.call))));
@@ -448,6 +445,8 @@ impl Executor {
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
         }
+        drop(state);
+        self.tick_actors(runtime);
     }
 
     /// A call waits for an object: its slot may serve others.
@@ -463,7 +462,7 @@ impl Executor {
         if context.waiting.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
         }
-        let Some(lease) = context.lease else { return };
+        let Some(lease) = context.lease else { return self.give_turn(runtime, context) };
         let next = {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
@@ -497,7 +496,7 @@ impl Executor {
         if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        let Some(lease) = context.lease else { return };
+        let Some(lease) = context.lease else { return self.take_turn(context) };
         let back = {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
@@ -630,17 +629,10 @@ impl Executor {
         if let Some(lease) = lend {
             runtime.tell(ToAgent::Block { lease, slots: 1 });
         }
-        if let (Target::Method { .. }, Some(actor)) = (call.target, actor) {
-            {
-                let mut inbox = actor.inner.lock();
-                if is_exclusive(function) {
-                    inbox.exclusive = false;
-                } else {
-                    inbox.shared = inbox.shared.saturating_sub(1);
-                }
-            }
+        if let (Some(seat), Some(actor)) = (context.seat, actor) {
+            actor.inner.lock().inbox.finished(seat);
             next = self.take_next(runtime, &actor);
-            if next.as_ref().is_some_and(|next| !is_exclusive(next.function)) {
+            if next.as_ref().is_some_and(|next| next.context.seat != Some(Seat::Alone)) {
                 // More may run beside a shared one.
                 self.pump(runtime, &actor);
             }
@@ -758,7 +750,7 @@ fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
     if run.context.cancelled() {
         let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
         return match &run.function.entry {
-            Entry::Construct(_) => executor.constructed(runtime, run, 0, Err(failure)),
+            Entry::Construct { .. } => executor.constructed(runtime, run, 0, Err(failure)),
             Entry::Task(_) | Entry::Method { .. } => executor.finish_with(runtime, run, 0, Err(failure)),
         };
     }
@@ -767,7 +759,7 @@ fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
             let result = guarded::call(|| finished(call(arguments)));
             executor.finish_with(runtime, run, nanos_since(started), result)
         }
-        Entry::Construct(call) => {
+        Entry::Construct { call, .. } => {
             let result = guarded::call(|| finished(call(arguments)));
             executor.constructed(runtime, run, nanos_since(started), result)
         }
@@ -808,7 +800,7 @@ fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
                 let result = drive(&runtime_, &run.context, move || call(arguments)).await;
                 executor.finish(&runtime_, run, nanos_since(started), result);
             }
-            Entry::Construct(call) => {
+            Entry::Construct { call, .. } => {
                 let call = *call;
                 let result = drive(&runtime_, &run.context, move || call(arguments)).await;
                 if let Some(next) = executor.constructed(&runtime_, run, nanos_since(started), result) {
