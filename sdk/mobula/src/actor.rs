@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     marker::PhantomData,
+    ops::Deref,
     pin::Pin,
     task::Poll,
 };
@@ -29,7 +30,7 @@ use crate::{
 /// A type whose values live as actors. `#[mobula::actor]` implements it.
 pub trait Actor: Send + 'static {
     /// The typed handle, with a method for each of the actor's.
-    type Handle: From<ActorHandle> + Clone + Send;
+    type Handle: From<ActorHandle> + Deref<Target = ActorHandle> + Clone + Send;
     /// `crate::module::Type`.
     const NAME: &'static str;
 }
@@ -67,6 +68,20 @@ impl ActorHandle {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Whether it is known here to have ended for good.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.raw.runtime.state(self.raw.id), Some(State::Failed(_)))
+    }
+
+    /// Waits until its constructor has run; fails as the constructor did.
+    pub async fn constructed(&self) -> Result<()> {
+        Settled::new(self.raw.clone()).await;
+        match self.raw.runtime.state(self.raw.id) {
+            Some(State::Failed(failure)) => Err((*failure).into()),
+            _ => self.raw.runtime.ended().map_or(Ok(()), |failure| Err(failure.into())),
+        }
     }
 
     /// Where it lives, once it does; `None` while it is being made or started again.
@@ -225,14 +240,9 @@ impl<A: Actor> Spawn<A> {
                 other => return Err(unexpected(other)),
             }
         }
-        Settled::new(construction.raw.clone()).await;
-        match construction.raw.runtime.state(construction.raw.id) {
-            Some(State::Failed(failure)) => Err((*failure).into()),
-            _ => match construction.raw.runtime.ended() {
-                Some(failure) => Err(failure.into()),
-                None => Ok(A::Handle::from(ActorHandle { raw: construction.raw.clone() })),
-            },
-        }
+        let handle = ActorHandle { raw: construction.raw.clone() };
+        handle.constructed().await?;
+        Ok(A::Handle::from(handle))
     }
 }
 

@@ -529,6 +529,20 @@ impl Runtime {
         self.step(|core, out| core.failed(failure, out))
     }
 
+    /// An object of this host that is pending until [`Self::fail`]; it has one reference.
+    pub fn pending(self: &Arc<Self>) -> ObjectId {
+        self.step(|core, _| {
+            let object = core.next_task().object(0);
+            core.objects.create(object, false);
+            object
+        })
+    }
+
+    /// Fails an object of this host that [`Self::pending`] made.
+    pub fn fail(self: &Arc<Self>, object: ObjectId, failure: Failure) {
+        self.step(|core, out| core.own(out, |objects, fx| objects.fail(object, failure, fx)));
+    }
+
     /// Whether a forced cancellation of this call could hurt nothing else.
     pub fn check_force(&self, object: ObjectId) -> Result<(), Failure> {
         match self.core.lock().has_own_process(object) {
