@@ -188,18 +188,28 @@ impl Sink {
     }
 }
 
-/// Calls of a flood, and their size: 160 MB in all.
-const FLOOD: u64 = 10_000;
+/// Calls of a flood, and their size: 320 MB in all.
+const FLOOD: u64 = 20_000;
 const FLOOD_BYTES: usize = 16 << 10;
 /// Calls that a flood may have unfinished at once: the inbox, as many in its process, and what was on its way before
 /// the first found the inbox full.
 const FLOOD_PEAK: usize = 4_000;
+
+/// By so much the memory of a process may grow meanwhile.
+const FLOOD_RESIDENT: u64 = 128 << 20;
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("its second field") * 4096
+}
 
 /// Makes the calls as fast as it can; gives the most that were unfinished at once.
 fn flood_from_here(sink: &SinkHandle, calls: u64) -> Result<usize> {
     let mut unfinished: VecDeque<ObjectRef<u64>> = VecDeque::new();
     let mut peak = 0;
     let mut next = 0;
+    let before = resident();
     for number in 0..calls {
         unfinished.push_back(sink.take(number, vec![7; FLOOD_BYTES]));
         while unfinished.front().is_some_and(ObjectRef::is_ready) {
@@ -208,6 +218,10 @@ fn flood_from_here(sink: &SinkHandle, calls: u64) -> Result<usize> {
             next += 1;
         }
         peak = peak.max(unfinished.len());
+        if number % 256 == 0 {
+            let grown = resident().saturating_sub(before);
+            assert!(grown <= FLOOD_RESIDENT, "{grown} bytes more with {} unfinished", unfinished.len());
+        }
     }
     for call in unfinished {
         assert_eq!(call.get()?, next);
