@@ -194,11 +194,11 @@ impl Permits {
         };
         if claim == 0 {
             let (state, watch) = (self.state.clone(), holder.clone());
-            tokio::spawn(async move {
+            drop(mobula_telemetry::task::spawn("permit", async move {
                 // It ends with the holder, one way or the other; it has no value.
                 let _ended = watch.await;
                 lock(&state).end(number, permits);
-            });
+            }));
         }
         lock(&self.state).grant();
         // The channel also ends when the holder is gone, with whom the answer goes.

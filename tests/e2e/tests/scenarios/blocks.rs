@@ -139,9 +139,10 @@ pub async fn a_queue_waits_no_longer_than_it_may(_env: Env) -> Result<()> {
     assert_eq!(full.kind(), ErrorKind::TimedOut, "{full}");
     // A wait that is given up takes nothing.
     let more = queue.clone();
-    let waiting = tokio::spawn(async move { more.put(&"d".to_owned()).await });
-    assert_eq!(queue.get_batch(10, None).await?[..2], ["a", "b"]);
-    waiting.await.expect("no panic")?;
+    let item = "d".to_owned();
+    let (put, got) = tokio::join!(more.put(&item), queue.get_batch(2, None));
+    put?;
+    assert_eq!(got?, ["a", "b"]);
     assert_eq!(queue.get().await?.as_deref(), Some("d"));
     assert!(queue.is_empty().await?);
     queue.close().await?;

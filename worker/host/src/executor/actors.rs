@@ -113,7 +113,7 @@ impl Executor {
         seat: Seat,
         is_ready: bool,
     ) -> Option<Box<Run>> {
-        let Some(actor) = run.actor.clone() else { return None };
+        let actor = run.actor.clone()?;
         let (task, caller) = (run.call.task, run.caller);
         let (knock, inbox, watch) = {
             let mut inner = actor.inner.lock();
