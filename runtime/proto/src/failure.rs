@@ -65,6 +65,8 @@ pub enum Kind {
     Limit,
     /// A function returned another number of values than its caller asked for.
     ReturnCount,
+    /// The actor's inbox was full, and it refuses calls then.
+    Overloaded,
     /// Forced cancellation of what shares its process with others.
     CannotForce,
     /// Head, agent or a peer could not be reached.
@@ -98,6 +100,7 @@ impl Kind {
             Self::CannotForce => "MOB3012",
             Self::Limit => "MOB3013",
             Self::ReturnCount => "MOB3016",
+            Self::Overloaded => "MOB3014",
             Self::Infeasible => "MOB4001",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
@@ -117,6 +120,7 @@ impl Kind {
                 | Self::MaybeExecuted
                 | Self::Unreachable
                 | Self::Limit
+                | Self::Overloaded
         )
     }
 
@@ -126,7 +130,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -148,6 +152,7 @@ impl Kind {
         Self::CannotForce,
         Self::Limit,
         Self::ReturnCount,
+        Self::Overloaded,
         Self::Internal,
         Self::Infeasible,
         Self::Binary,

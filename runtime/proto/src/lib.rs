@@ -12,6 +12,7 @@
 //! | [`head`] | messages between an agent and the head |
 //! | [`host`] | messages between a host and its agent |
 //! | [`peer`] | messages between two hosts |
+//! | [`limits`] | how many calls an actor runs and keeps waiting, and in which order
 //! | [`blob`] | encoded values inside messages |
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod failure;
 pub mod head;
 pub mod host;
 pub mod id;
+pub mod limits;
 pub mod peer;
 pub mod resource;
 pub mod wire;

@@ -7,7 +7,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use smallvec::SmallVec;
 
-use crate::{Blob, Failure, HostId, LeaseId, NodeId, ObjectId, TaskId};
+use crate::{Blob, Failure, HostId, LeaseId, NodeId, ObjectId, TaskId, limits::Limits};
 
 /// Most arguments of one task, and most values that one task returns. A stream's items are not counted among them.
 pub const ARGUMENTS_MAX: usize = 65_536;
@@ -108,6 +108,42 @@ pub enum Message {
         node: NodeId,
         /// The attempt that made the copy.
         attempt: u32,
+    },
+    /// Owner to executor, in front of an actor's construction: its limits, where they are not those of its type.
+    Limits {
+        /// The actor.
+        actor: TaskId,
+        /// The incarnation that is constructed next.
+        incarnation: u32,
+        /// Its limits.
+        limits: Limits,
+    },
+    /// Executor to caller: the actor's inbox has no room for this call, nor for any that the caller has sent behind
+    /// it; they stay with the caller, which answers with [`Message::WantRoom`].
+    NoRoom {
+        /// The call.
+        task: TaskId,
+        /// The inbox: most calls that wait there.
+        inbox: u32,
+    },
+    /// Caller to executor: the caller has used, or does not need, what room it was given.
+    WantRoom {
+        /// The actor.
+        actor: TaskId,
+        /// The incarnation that the caller means.
+        incarnation: u32,
+        /// Whether more calls wait with the caller.
+        more: bool,
+    },
+    /// Executor to caller: there is room for some of the calls that wait with the caller.
+    Room {
+        /// The actor.
+        actor: TaskId,
+        /// Which incarnation.
+        incarnation: u32,
+        /// For so many. 0: all that the actor does has been waiting for others for so long that it may be
+        /// waiting for the very calls that find no room.
+        calls: u32,
     },
 }
 

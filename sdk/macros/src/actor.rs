@@ -8,15 +8,17 @@ use syn::{
 
 use crate::{
     function::{Parts, invocation, register},
+    limits::{self, Limits},
     options,
 };
 
 const ALLOWED: [&str; 9] =
     ["cpu", "gpu", "tpu", "memory", "restarts", "call_retries", "priority", "isolation", "name"];
-const METHOD_ALLOWED: [&str; 3] = ["returns", "buffer_items", "buffer_bytes"];
+const METHOD_ALLOWED: [&str; 4] = ["returns", "buffer_items", "buffer_bytes", "group"];
 
 pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut block: ItemImpl = syn::parse2(item)?;
+    let (limits, attributes) = limits::take(attributes)?;
     let attributes = options::parse(attributes, &ALLOWED)?;
     if let Some((path, _)) = &block.trait_ {
         return Err(Error::new(path.span(), "put `#[mobula::actor]` on the type's own `impl` block"));
@@ -47,7 +49,6 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
 
     let mut constructor = None;
     let mut methods = Vec::new();
-    let mut settings = Vec::new();
     for item in &mut block.items {
         let ImplItem::Fn(function) = item else { continue };
         let before = function.attrs.len();
@@ -62,8 +63,8 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             if !matches!(receiver.kind, ReceiverKind::Reference(..)) {
                 return Err(Error::new(receiver.span(), "an actor's method takes `&self` or `&mut self`"));
             }
-            methods.push(function.clone());
-            settings.push(setting);
+            let group = limits.group_of(setting.group.as_ref(), is_exclusive(function))?;
+            methods.push((function.clone(), group, setting));
         }
     }
     let constructor = constructor.ok_or_else(|| {
@@ -72,14 +73,15 @@ pub fn expand(attributes: TokenStream, item: TokenStream) -> Result<TokenStream>
             "an actor needs a constructor: `fn new(…) -> Self` (it may be async, and may return a `Result`)",
         )
     })?;
-    let shares = methods.iter().any(|method| !is_exclusive(method));
+    let shares = methods.iter().any(|(method, ..)| !is_exclusive(method));
     let cell = if shares { quote!(::mobula::private::Shared) } else { quote!(::mobula::private::Exclusive) };
-    let spawn = expand_constructor(&constructor, &actor, &handle, &cell, &actor_name, &attributes.calls)?;
+    let spawn =
+        expand_constructor(&constructor, &actor, &limits.rules, &cell, &actor_name, &attributes.calls)?;
     let calls = methods
         .iter()
-        .zip(&settings)
-        .map(|(method, setting)| {
-            expand_method(method, setting, &actor, &cell, shares, &actor_name, &attributes.call_retries)
+        .map(|(method, group, setting)| {
+            let place = Place { group: *group, limits: &limits, shares };
+            expand_method(method, setting, &actor, &cell, &place, &actor_name, &attributes.call_retries)
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(quote! {
@@ -156,7 +158,7 @@ fn is_exclusive(method: &ImplItemFn) -> bool {
 fn expand_constructor(
     function: &ImplItemFn,
     actor: &syn::Ident,
-    handle: &syn::Ident,
+    rules: &TokenStream,
     cell: &TokenStream,
     actor_name: &TokenStream,
     calls: &TokenStream,
@@ -186,11 +188,10 @@ fn expand_constructor(
         actor_name,
         &parts.signature,
         is_async,
-        &quote!(::mobula::private::Entry::Construct(run)),
+        &quote!(::mobula::private::Entry::Construct { call: run, rules: #rules }),
     );
     let (parameters, arguments) = (parts.parameters(), parts.arguments());
     let visibility = quote!(pub);
-    let _ = handle;
     Ok(quote! {
         /// Makes one as an actor somewhere: set options, then await it for a handle.
         #[allow(dead_code, clippy::too_many_arguments)]
@@ -206,12 +207,20 @@ fn expand_constructor(
     })
 }
 
+/// What a method's calls share with those of others.
+struct Place<'a> {
+    group: u16,
+    limits: &'a Limits,
+    /// Whether the actor has `&self` methods.
+    shares: bool,
+}
+
 fn expand_method(
     function: &ImplItemFn,
     setting: &options::Attributes,
     actor: &syn::Ident,
     cell: &TokenStream,
-    shares: bool,
+    place: &Place<'_>,
     actor_name: &TokenStream,
     call_retries: &TokenStream,
 ) -> Result<TokenStream> {
@@ -224,7 +233,7 @@ fn expand_method(
     let exclusive = is_exclusive(function);
     let takes = parts.takes();
     let wait = if function.sig.asyncness.is_some() { quote!(.await) } else { quote!() };
-    let (guard, this) = match (shares, exclusive, is_async) {
+    let (guard, this) = match (place.shares, exclusive, is_async) {
         (true, true, true) => (quote!(let mut guard = cell.0.write().await;), quote!(&mut *guard)),
         (true, true, false) => (
             quote!(let mut guard = cell.0.try_write().map_err(|_| ::mobula::private::busy())?;),
@@ -242,6 +251,7 @@ fn expand_method(
     };
     let finish = parts.finish(&quote!(#actor::#name(#this #(, #names)*) #wait));
     let run = invocation(is_async, &quote!(let cell = cell?; #takes #guard #finish));
+    let (group, unordered) = (place.group, place.limits.unordered);
     let constant = format_ident!("FUNCTION");
     let text = name.to_string();
     let registered = quote!(::core::concat!(#actor_name, "::", #text));
@@ -251,7 +261,12 @@ fn expand_method(
         &registered,
         &parts.signature,
         is_async,
-        &quote!(::mobula::private::Entry::Method { call: run, exclusive: #exclusive }),
+        &quote!(::mobula::private::Entry::Method {
+            call: run,
+            exclusive: #exclusive,
+            group: #group,
+            unordered: #unordered,
+        }),
     );
     let (parameters, arguments) = (parts.parameters(), parts.arguments());
     let documentation = function.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));

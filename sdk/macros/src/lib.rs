@@ -6,6 +6,7 @@ mod actor;
 mod data;
 mod entry;
 mod function;
+mod limits;
 mod options;
 mod task;
 
@@ -46,6 +47,22 @@ pub fn task(attributes: TokenStream, item: TokenStream) -> TokenStream {
 /// Methods return streams and several results as tasks do; `#[method(returns)]`, `#[method(buffer_items = 8)]` say what
 /// `#[mobula::task(…)]` says of a task, and `handle.with_options(|options| options.returns(8))` changes it for a call. An
 /// actor is busy while a `&mut self` method streams.
+/// Limits, all optional, all in calls:
+///
+/// | attribute | meaning | unless said otherwise |
+/// |---|---|---|
+/// | `concurrency = 8` | so many `&self` calls run at once | 1,024 |
+/// | `groups(io = 4, compute = 1)` | `&self` methods marked `#[method(group = "io")]` run up to 4 at once, beside the others, and do not count for `concurrency` | no groups |
+/// | `inbox = 1000` | so many calls wait here; one that runs does not count | 65,536 |
+/// | `when_full = "refuse"` | a call that finds the inbox full fails as `Overloaded`, and `ObjectRef::take_refused` gives it back. With `"wait"` it waits with its caller: as many as `inbox` in each process, and who calls more often than that is held up in the call | `"wait"` |
+/// | `unordered` | a call that is ready overtakes earlier ones of its caller that still wait for their arguments | each caller's order |
+///
+/// `Type::spawn(…).options(…)` can set the numbers for one actor. A `&self` call that waits for an object lets another
+/// run meanwhile (up to 4,096 wait so), and goes on without waiting for its turn, so actors may call each other in a
+/// circle; a `&mut self` call keeps its actor while it waits. Where the inbox of an actor is full and all that it
+/// runs has been waiting for five seconds, calls *made by other calls* that wait for room there fail as `Overloaded`,
+/// since they might be what is waited for: a circle ends with an error. What a program submits outside of calls goes
+/// on waiting.
 #[proc_macro_attribute]
 pub fn actor(attributes: TokenStream, item: TokenStream) -> TokenStream {
     actor::expand(attributes.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()

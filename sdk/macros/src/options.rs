@@ -19,6 +19,8 @@ pub struct Attributes {
     pub call_retries: TokenStream,
     /// Where `returns` stands, with or without a number.
     pub returns: Option<Span>,
+    /// The value of `group = "…"`.
+    pub group: Option<Expr>,
 }
 
 struct List(Punctuated<Meta, Token![,]>);
@@ -53,6 +55,7 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
     let mut name = None;
     let mut call_retries = quote!(0);
     let mut returns = None;
+    let mut group = None;
     for (key, value) in pairs(attributes)? {
         if !allowed.contains(&key.as_str()) {
             return Err(Error::new(
@@ -78,6 +81,10 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
                     count => quote!(.returns(#count)),
                 }
             }
+            "group" => {
+                group = Some(value);
+                continue;
+            }
             "buffer_items" => quote!(.buffer_items(#value)),
             "buffer_bytes" => quote!(.buffer_bytes(#value)),
             "retry_errors" => quote!(.retry_errors(#value)),
@@ -91,7 +98,7 @@ pub fn parse(attributes: TokenStream, allowed: &[&str]) -> Result<Attributes> {
             _ => TokenStream::new(),
         });
     }
-    Ok(Attributes { calls, name, call_retries, returns })
+    Ok(Attributes { calls, name, call_retries, returns, group })
 }
 
 /// A string literal.

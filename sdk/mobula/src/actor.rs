@@ -4,11 +4,13 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     marker::PhantomData,
+    ops::Deref,
     pin::Pin,
     sync::Arc,
+    task::Poll,
 };
 
-use mobula_host::{codec, registry::Function};
+use mobula_host::{codec, core::Kind, registry::Function, runtime::Blocked};
 use mobula_proto::{
     Failure, FailureKind, ObjectId, TaskId,
     host::{Answer, Question},
@@ -29,7 +31,7 @@ use crate::{
 /// A type whose values live as actors. `#[mobula::actor]` implements it.
 pub trait Actor: Send + 'static {
     /// The typed handle, with a method for each of the actor's.
-    type Handle: From<ActorHandle> + Clone + Send;
+    type Handle: From<ActorHandle> + Deref<Target = ActorHandle> + Clone + Send;
     /// `crate::module::Type`.
     const NAME: &'static str;
 }
@@ -53,6 +55,38 @@ impl ActorHandle {
     /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`.
     pub fn kill(&self) {
         self.raw.runtime.kill(self.raw.id.task);
+    }
+
+    /// Waits, in async code, until a call would not be held up: neither by the budget of unfinished calls nor by calls
+    /// of this process that fill up the actor's inbox and wait for room there already. In a call this counts as
+    /// waiting for an object. Others may be faster between this and the call, which then is held up all the same.
+    pub async fn room(&self) {
+        let kind = Kind::Method { actor: self.raw.id };
+        let mut blocked: Option<Blocked> = None;
+        std::future::poll_fn(|poller| {
+            if self.raw.runtime.poll_room(kind, poller.waker()) {
+                return Poll::Ready(());
+            }
+            if blocked.is_none() {
+                blocked = Blocked::enter(&self.raw.runtime, false);
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Whether it is known here to have ended for good.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.raw.runtime.state(self.raw.id), Some(State::Failed(_)))
+    }
+
+    /// Waits until its constructor has run; fails as the constructor did.
+    pub async fn constructed(&self) -> Result<()> {
+        Settled::new(self.raw.clone()).await;
+        match self.raw.runtime.state(self.raw.id) {
+            Some(State::Failed(failure)) => Err((*failure).into()),
+            _ => self.raw.runtime.ended().map_or(Ok(()), |failure| Err(failure.into())),
+        }
     }
 
     /// Where it lives, once it does; `None` while it is being made or started again.
@@ -224,14 +258,9 @@ impl<A: Actor> Spawn<A> {
                 other => return Err(unexpected(other)),
             }
         }
-        Settled::new(construction.raw.clone()).await;
-        match construction.raw.runtime.state(construction.raw.id) {
-            Some(State::Failed(failure)) => Err((*failure).into()),
-            _ => match construction.raw.runtime.ended() {
-                Some(failure) => Err(failure.into()),
-                None => Ok(A::Handle::from(ActorHandle::of(construction.raw.clone()))),
-            },
-        }
+        let handle = ActorHandle::of(construction.raw.clone());
+        handle.constructed().await?;
+        Ok(A::Handle::from(handle))
     }
 }
 

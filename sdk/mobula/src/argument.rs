@@ -1,9 +1,12 @@
 //! What may be given where a task wants a `T`.
 
+use std::sync::Arc;
+
 use mobula_host::{
     codec::{self, Arguments, Data, Held},
     context,
-    core::Input,
+    core::{Input, Spec},
+    runtime::Runtime,
 };
 use mobula_proto::{Failure, ObjectId, wire::INLINE_BYTES_MAX};
 use smallvec::SmallVec;
@@ -24,6 +27,14 @@ pub struct Builder {
 pub(crate) struct Holds {
     held: Vec<Held>,
     raws: Vec<Raw>,
+}
+
+impl Holds {
+    /// Takes over the references that a call held which has come back.
+    pub(crate) fn of(runtime: &Arc<Runtime>, spec: &Spec) -> Self {
+        let raws = spec.refs().map(|id| Raw { id, runtime: runtime.clone() }).collect();
+        Self { held: Vec::new(), raws }
+    }
 }
 
 impl Builder {

@@ -13,6 +13,7 @@ use mobula_host::{
 use mobula_proto::{
     Blob, Failure, FailureKind, TaskId,
     host::{Answer, Question},
+    limits::Limits,
     peer::State,
     resource::Class,
 };
@@ -32,6 +33,7 @@ pub(crate) struct Wish {
     actor_type: String,
     class: Class,
     restarts: u32,
+    limits: Option<Limits>,
     inputs: Vec<Vec<u8>>,
     name: String,
     namespace: String,
@@ -81,6 +83,7 @@ pub(crate) async fn construct(
         actor_type: function.name.to_owned(),
         class,
         restarts: options.restarts,
+        limits: template.limits.as_deref().cloned(),
         inputs,
         name: name.to_owned(),
         namespace: options.namespace.clone(),
@@ -104,6 +107,7 @@ async fn construct_here(wish: Wish) -> Result<Made> {
     })?;
     let mut template = Template::new(function.id(), function.name);
     template.class = wish.class;
+    template.limits = wish.limits.map(Box::new);
     let spec = Spec {
         template: Arc::new(template),
         kind: Kind::Construct { restarts: wish.restarts },

@@ -29,6 +29,7 @@
 //! | get several results, a ref for each | `#[task(returns)]` |
 //! | read results as they are made | return `impl Iterator` or `impl Stream`: calls give an [`ObjectStream`] |
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
+//! | share work among actors, pass values between them, bound or time what they do together | [`ActorPool`], [`Queue`], [`Semaphore`], [`Barrier`] |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
 //! | make a type travel | [`data`] |
 //! | choose where it all runs | [`Cluster`] |
@@ -40,12 +41,15 @@ extern crate self as mobula;
 
 mod actor;
 mod argument;
+mod blocks;
 mod cluster;
 mod detached;
 mod error;
 mod handle;
+mod lifeline;
 mod object;
 mod options;
+mod packed;
 mod serde_value;
 mod stream;
 mod task;
@@ -64,20 +68,23 @@ pub mod roles {
 pub mod blocking;
 pub mod context;
 
-pub use actor::{ActorHandle, Spawn, find_actor};
+pub use actor::{Actor, ActorHandle, Spawn, find_actor};
 pub use argument::IntoArgument;
+pub use blocks::{ActorPool, Barrier, Permit, Queue, Semaphore, Unordered};
 pub use cluster::{Builder, Cluster};
 pub use error::{Error, Result};
 pub use futures_core::Stream;
 pub use handle::{Handle, Several};
+pub use lifeline::Lifeline;
 pub use mobula_host::codec::Data;
 pub use mobula_macros::{actor, data, main, task, test};
 pub use mobula_proto::{
     FailureKind as ErrorKind, NodeId, Quantity,
     resource::{LabelRule, Strategy},
 };
-pub use object::{ObjectRef, get_all, put, wait};
+pub use object::{ObjectRef, WeakRef, get_all, put, wait};
 pub use options::Options;
+pub use packed::Packed;
 pub use rkyv;
 pub use serde_value::Serde;
 pub use stream::{BUFFER_BYTES_DEFAULT, BUFFER_ITEMS_DEFAULT, Items, ObjectStream, RefStream, Refs};

@@ -24,7 +24,7 @@ use rkyv::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Error, Result, View};
+use crate::{Error, Refused, Result, View};
 
 /// A value that is being made somewhere, or lies there.
 ///
@@ -86,6 +86,48 @@ impl<T> ObjectRef<T> {
     pub fn cancel_by_force(&self) -> Result<bool> {
         self.raw.runtime.check_force(self.raw.id)?;
         Ok(self.raw.runtime.cancel(self.raw.id, true))
+    }
+}
+
+/// The name of an object without a hold on it: its value may go while this lives.
+#[derive(Clone)]
+pub struct WeakRef {
+    id: ObjectId,
+    runtime: Arc<Runtime>,
+}
+
+impl WeakRef {
+    /// Whether the object's value or failure is there, or nobody in this process holds a ref to it any more.
+    pub fn is_ready(&self) -> bool {
+        self.runtime.is_ready(self.id)
+    }
+}
+
+impl fmt::Debug for WeakRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeakRef({})", self.id)
+    }
+}
+
+impl<T> ObjectRef<T> {
+    /// Something that tells whether the object is there without keeping it.
+    pub fn downgrade(&self) -> WeakRef {
+        WeakRef { id: self.raw.id, runtime: self.raw.runtime.clone() }
+    }
+
+    /// One that has failed already.
+    pub(crate) fn failed(error: Error) -> Self {
+        let runtime = crate::cluster::current_or_stray();
+        let id = runtime.failed(error.into());
+        Self::adopt(runtime, id)
+    }
+
+    /// The call behind this ref with its arguments, if an actor refused it since its inbox was full
+    /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other ref, where the call was
+    /// taken already, and in other processes than the one that made the call. Until it is taken, or the last ref to
+    /// the failure is dropped, the arguments stay in this process.
+    pub fn take_refused(&self) -> Option<Refused<Self>> {
+        Refused::take(&self.raw.runtime, self.raw.id)
     }
 }
 

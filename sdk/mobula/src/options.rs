@@ -7,10 +7,11 @@ use std::{
 
 use mobula_host::{
     core::Template,
-    registry::{Entry, Function},
+    registry::{Entry, Function, Rules},
 };
 use mobula_proto::{
     Failure, FailureKind, Quantity,
+    limits::{Limits, WhenFull},
     peer::Window,
     resource::{self, Class, Isolation, Kind, LabelRule, Strategy},
 };
@@ -27,6 +28,41 @@ pub struct Options {
     set: Arc<Set>,
 }
 
+/// What replaces the limits that an actor's type declares.
+#[derive(Clone, Debug, Default)]
+struct Overrides {
+    concurrency: Option<u32>,
+    groups: Vec<(String, u32)>,
+    inbox: Option<u32>,
+    when_full: Option<WhenFull>,
+}
+
+impl Overrides {
+    /// The limits of one actor, where they are not its type's.
+    fn apply(&self, rules: &Rules) -> Result<Option<Box<Limits>>, String> {
+        let Self { concurrency, groups, inbox, when_full } = self;
+        if concurrency.is_none() && groups.is_empty() && inbox.is_none() && when_full.is_none() {
+            return Ok(None);
+        }
+        let mut limits = rules.limits();
+        limits.concurrency = concurrency.unwrap_or(limits.concurrency);
+        limits.inbox = inbox.unwrap_or(limits.inbox);
+        limits.when_full = when_full.unwrap_or(limits.when_full);
+        for (name, concurrency) in groups {
+            let group = limits.groups.iter_mut().find(|group| group.name == *name);
+            let group = group.ok_or_else(|| {
+                format!("the actor has no group {name:?}: its type declares them, `groups({name} = 4)`")
+            })?;
+            group.concurrency = *concurrency;
+        }
+        let mut all = limits.groups.iter().map(|group| group.concurrency);
+        if limits.concurrency == 0 || limits.inbox == 0 || all.any(|concurrency| concurrency == 0) {
+            return Err("concurrency, groups and inbox of an actor are at least 1".to_owned());
+        }
+        Ok(Some(Box::new(limits)))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Set {
     pub(crate) class: Class,
@@ -40,6 +76,7 @@ pub(crate) struct Set {
     pub(crate) detached: bool,
     pub(crate) returns: Option<u32>,
     pub(crate) buffer: Buffer,
+    limits: Overrides,
     mistake: Option<String>,
     /// Made of the above at the first call.
     template: OnceLock<Arc<Template>>,
@@ -69,6 +106,7 @@ impl Clone for Set {
             detached: self.detached,
             returns: self.returns,
             buffer: self.buffer,
+            limits: self.limits.clone(),
             mistake: self.mistake.clone(),
             template: OnceLock::new(),
         }
@@ -243,6 +281,29 @@ impl Options {
         self.change(|set| set.detached = yes)
     }
 
+    /// How many `&self` calls of an actor run at once, outside its groups; at least 1.
+    pub fn concurrency(self, calls: u32) -> Self {
+        self.change(|set| set.limits.concurrency = Some(calls))
+    }
+
+    /// How many calls of this group, which the actor's type declares, run at once; at least 1.
+    pub fn group(self, name: &str, calls: u32) -> Self {
+        self.change(|set| set.limits.groups.push((name.to_owned(), calls)))
+    }
+
+    /// How many calls wait in an actor's inbox; at least 1.
+    pub fn inbox(self, calls: u32) -> Self {
+        self.change(|set| set.limits.inbox = Some(calls))
+    }
+
+    /// What becomes of a call that finds the actor's inbox full: `"wait"` or `"refuse"`.
+    pub fn when_full(self, what: &str) -> Self {
+        match WhenFull::parse(what) {
+            Some(when) => self.change(|set| set.limits.when_full = Some(when)),
+            None => self.mistaken(format!("when_full {what:?} is unknown: use \"wait\" or \"refuse\"")),
+        }
+    }
+
     /// What was set.
     pub(crate) fn set(&self) -> &Set {
         &self.set
@@ -270,12 +331,20 @@ impl Options {
         function.name.clone_into(&mut template.class.function);
         template.attempts_max = match function.entry {
             Entry::Task(_) | Entry::Method { .. } => set.retries.saturating_add(1),
-            Entry::Construct(_) => 1,
+            Entry::Construct { .. } => 1,
         };
         template.retry_errors = set.retry_errors;
         template.returns = H::returns(self)?;
         template.timeout_ms =
             set.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
+        match &function.entry {
+            Entry::Task(_) => {}
+            Entry::Construct { rules, .. } => {
+                let mistake = |text: String| Failure::new(FailureKind::Infeasible, text);
+                template.limits = set.limits.apply(rules).map_err(mistake)?;
+            }
+            Entry::Method { unordered, .. } => template.unordered = *unordered,
+        }
         let template = Arc::new(template);
         // Kept for the next call, unless these options were used with another function before.
         let _other = set.template.set(template.clone());

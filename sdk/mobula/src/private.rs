@@ -7,10 +7,10 @@ use futures_core::Stream;
 pub use mobula_host::{
     codec::{Arguments, Results},
     linkme,
-    registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Running},
+    registry::{ActorState, Entry, FUNCTIONS, Function, Invocation, Rules, Running},
 };
-pub use mobula_proto::Failure;
 use mobula_proto::FailureKind;
+pub use mobula_proto::{Failure, limits::WhenFull};
 use smallvec::smallvec;
 use tokio::sync::{Mutex, RwLock};
 

@@ -115,8 +115,8 @@ impl<H: Handle> Call<H> {
     }
 }
 
-/// A call that was not submitted since the budget of unfinished calls is full ([`crate::Builder::budget`]): its
-/// arguments, encoded, to be submitted later.
+/// A call that was not submitted since the budget of unfinished calls is full ([`crate::Builder::budget`]), or that an
+/// actor refused since its inbox was full ([`ObjectRef::take_refused`]): its arguments, encoded, to be submitted later.
 pub struct Refused<H> {
     runtime: Arc<Runtime>,
     spec: Spec,
@@ -125,6 +125,13 @@ pub struct Refused<H> {
 }
 
 impl<H: Handle> Refused<H> {
+    /// The call whose failure is this object, if an actor refused it.
+    pub(crate) fn take(runtime: &Arc<Runtime>, object: ObjectId) -> Option<Self> {
+        let spec = runtime.take_refused(object)?;
+        let holds = Holds::of(runtime, &spec);
+        Some(Self { runtime: runtime.clone(), spec, holds, kind: PhantomData })
+    }
+
     /// Tries once more.
     pub fn try_again(self) -> Result<H, Self> {
         let Self { runtime, spec, holds, .. } = self;
@@ -153,7 +160,7 @@ impl<H: Handle> Future for Submission<H> {
         loop {
             match state.take() {
                 Some(Ok(submitted)) => return Poll::Ready(submitted),
-                Some(Err(refused)) if refused.runtime.poll_room(poller.waker()) => {
+                Some(Err(refused)) if refused.runtime.poll_room(refused.spec.kind, poller.waker()) => {
                     *state = Some(refused.try_again());
                 }
                 pending => {
@@ -170,7 +177,7 @@ impl<H> fmt::Display for Refused<H> {
         let name = self.spec.template.name;
         write!(
             f,
-            "{name} was not submitted: as many calls as the budget allows are unfinished; await some, or use `submit`"
+            "{name} was not submitted: as many calls as the budget, or its actor's inbox, allows are unfinished; await some, or use `submit`"
         )
     }
 }

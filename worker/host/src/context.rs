@@ -13,7 +13,7 @@ use mobula_proto::{
 };
 use parking_lot::Mutex;
 
-use crate::{runtime::Runtime, stream::Producer};
+use crate::{inbox::Seat, runtime::Runtime, stream::Producer};
 
 /// A call that runs.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub struct Context {
     /// Devices that the process was granted.
     pub devices: Vec<DeviceGrant>,
     pub(crate) lease: Option<LeaseId>,
+    /// In an actor's method: how it runs.
+    pub(crate) seat: Option<Seat>,
     pub(crate) cancelled: AtomicBool,
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
@@ -99,6 +101,11 @@ pub(crate) fn set_fallback(runtime: &Arc<Runtime>) {
 /// The call that the current thread runs.
 pub fn task() -> Option<Arc<Context>> {
     AMBIENT.with_borrow(|ambient| ambient.task.clone())
+}
+
+/// Whether the current thread runs a call.
+pub fn is_in_call() -> bool {
+    AMBIENT.with_borrow(|ambient| ambient.task.is_some())
 }
 
 /// Whether the current thread runs a task; methods of actors are none.

@@ -5,6 +5,8 @@
 //! a time; a call that waits for an object gives its slot back meanwhile, so that nested work cannot starve
 //! itself.
 
+mod actors;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -17,17 +19,21 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, IdMap, LeaseId, TaskId,
     host::ToAgent,
+    limits::Limits,
     peer::{Call, Target},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
+
+use actors::{Actor, seat};
 
 use crate::{
     codec::{Arguments, Results, Value},
     context::{self, Context},
     core::title,
     fetch, guarded,
-    registry::{ActorState, Entry, Function, Invocation},
+    inbox::Seat,
+    registry::{Entry, Function, Invocation},
     runtime::Runtime,
     stream::Producer,
 };
@@ -110,34 +116,13 @@ struct Lease {
     queue: VecDeque<Box<Run>>,
 }
 
-/// An actor that lives in this host.
-pub(crate) struct Actor {
-    id: TaskId,
-    incarnation: u32,
-    inner: Mutex<Inbox>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    state: Option<ActorState>,
-    entries: VecDeque<Place>,
-    exclusive: bool,
-    shared: u32,
-    ended: Option<Failure>,
-}
-
-/// A place in an actor's inbox, kept while the call's arguments are fetched.
-struct Place {
-    task: TaskId,
-    caller: HostId,
-    run: Option<Box<Run>>,
-}
-
 #[derive(Default)]
 struct State {
     ready: VecDeque<Box<Run>>,
     leases: IdMap<LeaseId, Lease>,
     actors: IdMap<TaskId, Arc<Actor>>,
+    /// Announced limits of actors that are about to be constructed, with the incarnation that is meant.
+    limits: IdMap<TaskId, (u32, Limits)>,
     running: IdMap<TaskId, Arc<Context>>,
     threads: usize,
     idle: usize,
@@ -154,6 +139,8 @@ pub struct Executor {
     /// How many are in `state.ready`, for looking without the lock.
     ready: AtomicUsize,
     stopping: AtomicBool,
+    /// Actors at whose doors callers wait.
+    pressed: Mutex<Vec<Arc<Actor>>>,
 }
 
 impl Default for Executor {
@@ -163,6 +150,7 @@ impl Default for Executor {
             work: Condvar::new(),
             ready: 0.into(),
             stopping: false.into(),
+            pressed: Mutex::default(),
         }
     }
 }
@@ -206,6 +194,7 @@ impl Executor {
             job: runtime.job(),
             devices: runtime.devices().to_vec(),
             lease,
+            seat: seat(function),
             cancelled: false.into(),
             finished: false.into(),
             waiting: 0.into(),
@@ -218,9 +207,7 @@ impl Executor {
         let actor = match call.target {
             Target::Task { .. } => None,
             Target::Construct { incarnation, .. } => {
-                let new = Arc::new(Actor { id: call.task, incarnation, inner: Mutex::default() });
-                state.actors.insert(call.task, new.clone());
-                Some(new)
+                Some(self.new_actor(&mut state, function, call.task, incarnation))
             }
             Target::Method { actor: id, incarnation } => {
                 let found = state.actors.get(&id).filter(|actor| actor.incarnation == incarnation).cloned();
@@ -250,13 +237,8 @@ impl Executor {
                     }
                     Target::Method { .. } => {
                         drop(state);
-                        let Some(actor) = run.actor.clone() else { return };
-                        actor.inner.lock().entries.push_back(Place {
-                            task: call.task,
-                            caller,
-                            run: Some(run),
-                        });
-                        self.pump(runtime, &actor);
+                        let Some(seat) = seat(function) else { return };
+                        let _taken = self.enter(runtime, run, seat, true);
                     }
                 }
             }
@@ -266,10 +248,11 @@ impl Executor {
             }
             Err(arguments) => {
                 drop(state);
-                let run = run(SmallVec::new());
-                if let (Target::Method { .. }, Some(actor)) = (call.target, &run.actor) {
+                let mut run = run(SmallVec::new());
+                if let (Target::Method { .. }, Some(seat)) = (call.target, seat(function)) {
                     // Its place in the caller's order.
-                    actor.inner.lock().entries.push_back(Place { task: call.task, caller, run: None });
+                    let Some(let_in) = self.enter(runtime, run, seat, false) else { return };
+                    run = let_in;
                 }
                 fetch::all(runtime, arguments, move |runtime, arguments| {
                     runtime.executor().fetched(runtime, run, arguments);
@@ -298,21 +281,16 @@ impl Executor {
                     }
                     Target::Construct { .. } => self.start(runtime, run),
                     Target::Method { .. } => {
-                        let Some(actor) = run.actor.clone() else { return };
-                        {
-                            let mut inbox = actor.inner.lock();
-                            let task = run.call.task;
-                            if let Some(entry) = inbox.entries.iter_mut().find(|entry| entry.task == task) {
-                                entry.run = Some(run);
-                            }
-                        }
+                        let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
+                        let task = run.call.task;
+                        actor.inner.lock().inbox.ready(seat, task, run);
                         self.pump(runtime, &actor);
                     }
                 };
             }
         };
-        if let (Target::Method { .. }, Some(actor)) = (run.call.target, &run.actor) {
-            actor.inner.lock().entries.retain(|entry| entry.task != run.call.task);
+        if let (Some(seat), Some(actor)) = (run.context.seat, &run.actor) {
+            actor.inner.lock().inbox.leave(seat, run.call.task);
             self.pump(runtime, actor);
         }
         self.reply(runtime, run.caller, run.call, Err(early.of(call_title(run.function, run.call))));
@@ -334,43 +312,6 @@ impl Executor {
             self.start_locked(runtime, state, run);
         } else {
             held.queue.push_back(run);
-        }
-    }
-
-    /// Starts the actor's calls that may start now.
-    fn pump(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
-        while let Some(run) = self.take_next(runtime, actor) {
-            self.start(runtime, run);
-        }
-    }
-
-    /// The actor's next call, if it may start now.
-    fn take_next(&self, runtime: &Arc<Runtime>, actor: &Actor) -> Option<Box<Run>> {
-        loop {
-            let (run, failure) = {
-                let mut inbox = actor.inner.lock();
-                let ended = inbox.ended.clone();
-                if ended.is_none() && inbox.state.is_none() {
-                    return None;
-                }
-                let at = next_entry(&inbox)?;
-                let exclusive = inbox.entries[at].run.as_ref().is_some_and(|run| is_exclusive(run.function));
-                if ended.is_none() && (inbox.exclusive || (exclusive && inbox.shared > 0)) {
-                    return None;
-                }
-                let run = inbox.entries.remove(at).and_then(|entry| entry.run)?;
-                let Some(failure) = ended else {
-                    if exclusive {
-                        inbox.exclusive = true;
-                    } else {
-                        inbox.shared += 1;
-                    }
-                    return Some(run);
-                };
-                (run, failure)
-            };
-            let failure = failure.of(call_title(run.function, run.call));
-            self.reply(runtime, run.caller, run.call, Err(failure));
         }
     }
 
@@ -514,6 +455,8 @@ impl Executor {
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
         }
+        drop(state);
+        self.tick_actors(runtime);
     }
 
     /// A call waits for an object: its slot may serve others.
@@ -529,7 +472,7 @@ impl Executor {
         if context.waiting.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
         }
-        let Some(lease) = context.lease else { return };
+        let Some(lease) = context.lease else { return self.give_turn(runtime, context) };
         let next = {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
@@ -563,7 +506,7 @@ impl Executor {
         if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        let Some(lease) = context.lease else { return };
+        let Some(lease) = context.lease else { return self.take_turn(context) };
         let back = {
             let mut state = self.state.lock();
             let Some(held) = state.leases.get_mut(&lease) else { return };
@@ -640,34 +583,6 @@ impl Executor {
         tasks
     }
 
-    /// Ends an actor.
-    pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
-        let (actor, mut running) = {
-            let mut state = self.state.lock();
-            let found = match state.actors.get(&id) {
-                Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
-                _ => None,
-            };
-            let Some(actor) = found else { return };
-            let running: Vec<_> =
-                state.running.values().filter(|call| call.actor == Some(id)).cloned().collect();
-            (actor, running)
-        };
-        let state = {
-            let mut inbox = actor.inner.lock();
-            inbox.ended = Some(Failure::new(FailureKind::ActorDied, "the actor ended"));
-            // What has not started ends below, in the actor's own order.
-            running.retain(|call| inbox.entries.iter().all(|entry| entry.task != call.task));
-            inbox.state.take()
-        };
-        for call in running {
-            call.stop(runtime);
-        }
-        self.pump(runtime, &actor);
-        // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
-        runtime.user().spawn_blocking(move || drop(state));
-    }
-
     /// Everything a finished call leaves: result sent, and what may start now that its slot or actor is free.
     fn finish(&self, runtime: &Arc<Runtime>, run: Box<Run>, nanos: u64, result: Result<Results, Failure>) {
         if let Some(next) = self.finish_with(runtime, run, nanos, result) {
@@ -740,51 +655,15 @@ impl Executor {
         if let Some(lease) = lend {
             runtime.tell(ToAgent::Block { lease, slots: 1 });
         }
-        if let (Target::Method { .. }, Some(actor)) = (call.target, actor) {
-            {
-                let mut inbox = actor.inner.lock();
-                if is_exclusive(function) {
-                    inbox.exclusive = false;
-                } else {
-                    inbox.shared = inbox.shared.saturating_sub(1);
-                }
-            }
+        if let (Some(seat), Some(actor)) = (context.seat, actor) {
+            actor.inner.lock().inbox.finished(seat);
             next = self.take_next(runtime, &actor);
-            if next.as_ref().is_some_and(|next| !is_exclusive(next.function)) {
+            if next.as_ref().is_some_and(|next| next.context.seat != Some(Seat::Alone)) {
                 // More may run beside a shared one.
                 self.pump(runtime, &actor);
             }
         }
         next
-    }
-
-    /// The construction of an actor ended.
-    fn constructed(
-        &self,
-        runtime: &Arc<Runtime>,
-        run: Box<Run>,
-        nanos: u64,
-        result: Result<ActorState, Failure>,
-    ) -> Option<Box<Run>> {
-        let actor = run.actor.clone()?;
-        let result = match result {
-            Ok(state) => {
-                let ended = {
-                    let mut inbox = actor.inner.lock();
-                    if inbox.ended.is_none() {
-                        inbox.state = Some(state);
-                    }
-                    inbox.ended.clone()
-                };
-                self.pump(runtime, &actor);
-                ended.map_or_else(|| Ok(Results::new()), Err)
-            }
-            Err(failure) => {
-                self.state.lock().actors.remove(&actor.id);
-                Err(failure)
-            }
-        };
-        self.finish_with(runtime, run, nanos, result)
     }
 
     /// Ends a call that has not run, or does so no more.
@@ -847,25 +726,6 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
     });
 }
 
-fn is_exclusive(function: &Function) -> bool {
-    matches!(function.entry, Entry::Method { exclusive: true, .. })
-}
-
-/// The first call that is not behind an unfetched one of the same caller.
-fn next_entry(inbox: &Inbox) -> Option<usize> {
-    let mut held_up: Vec<HostId> = Vec::new();
-    for (at, entry) in inbox.entries.iter().enumerate() {
-        if held_up.contains(&entry.caller) {
-            continue;
-        }
-        if entry.run.is_some() {
-            return Some(at);
-        }
-        held_up.push(entry.caller);
-    }
-    None
-}
-
 fn call_title(function: &Function, call: Header) -> String {
     let kind = match call.target {
         Target::Task { .. } => "task",
@@ -884,7 +744,7 @@ fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
     if run.context.cancelled() {
         let failure = Failure::new(FailureKind::Cancelled, "it was cancelled before it started");
         return match &run.function.entry {
-            Entry::Construct(_) => executor.constructed(runtime, run, 0, Err(failure)),
+            Entry::Construct { .. } => executor.constructed(runtime, run, 0, Err(failure)),
             Entry::Task(_) | Entry::Method { .. } => executor.finish_with(runtime, run, 0, Err(failure)),
         };
     }
@@ -893,7 +753,7 @@ fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
             let result = guarded::call(|| finished(call(arguments)));
             executor.finish_with(runtime, run, nanos_since(started), result)
         }
-        Entry::Construct(call) => {
+        Entry::Construct { call, .. } => {
             let result = guarded::call(|| finished(call(arguments)));
             executor.constructed(runtime, run, nanos_since(started), result)
         }
@@ -934,7 +794,7 @@ fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
                 let result = drive(&runtime_, &run.context, move || call(arguments)).await;
                 executor.finish(&runtime_, run, nanos_since(started), result);
             }
-            Entry::Construct(call) => {
+            Entry::Construct { call, .. } => {
                 let call = *call;
                 let result = drive(&runtime_, &run.context, move || call(arguments)).await;
                 if let Some(next) = executor.constructed(&runtime_, run, nanos_since(started), result) {

@@ -6,6 +6,7 @@
 //! | [`codec`] | values to bytes and back; refs and tensors inside them |
 //! | [`core`] | pure: what was submitted, and what it waits for |
 //! | [`executor`] | where calls run |
+//! | `inbox` | pure: which calls of an actor may start, and which are let in |
 //! | [`runtime`] | ties these to the agent's link and to other hosts |
 //! | [`store`] | the host's side of the object store |
 //! | [`peers`] | rings to other hosts, and the threads that drain them |
@@ -23,6 +24,7 @@ pub mod executor;
 pub mod exit;
 mod fetch;
 mod guarded;
+mod inbox;
 pub mod link;
 pub mod peers;
 pub mod registry;

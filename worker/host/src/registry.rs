@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
-use mobula_proto::Failure;
+use mobula_proto::{
+    Failure,
+    limits::{self, Group, Limits, WhenFull},
+};
 use rustc_hash::FxHashMap;
 
 use crate::codec::{Arguments, Results};
@@ -39,14 +42,63 @@ pub enum Entry {
     /// A task.
     Task(fn(Arguments) -> Invocation<Results>),
     /// An actor's constructor.
-    Construct(fn(Arguments) -> Invocation<ActorState>),
+    Construct {
+        /// Calls it.
+        call: fn(Arguments) -> Invocation<ActorState>,
+        /// The actor's limits, unless its spawner sets others.
+        rules: Rules,
+    },
     /// An actor's method.
     Method {
         /// Calls it.
         call: fn(&ActorState, Arguments) -> Invocation<Results>,
         /// `&mut self`: alone, and in each caller's order.
         exclusive: bool,
+        /// The group of a `&self` method: its place among those of the actor, from 1; 0 for none.
+        group: u16,
+        /// Whether calls may overtake those of the same caller that wait for their arguments.
+        unordered: bool,
     },
+}
+
+/// The limits of an actor as its type declares them; see [`Limits`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// `&self` calls in no group that run at once.
+    pub concurrency: u32,
+    /// Names of groups, and how many of their calls run at once.
+    pub groups: &'static [(&'static str, u32)],
+    /// Calls that have arrived and not started.
+    pub inbox: u32,
+    /// What becomes of calls that find it full.
+    pub when_full: WhenFull,
+    /// Whether calls overtake those that wait for their arguments.
+    pub unordered: bool,
+}
+
+impl Rules {
+    /// Of an actor that says nothing.
+    pub const DEFAULT: Self = Self {
+        concurrency: limits::CONCURRENCY_DEFAULT,
+        groups: &[],
+        inbox: limits::INBOX_DEFAULT,
+        when_full: WhenFull::Wait,
+        unordered: false,
+    };
+
+    /// As they travel.
+    pub fn limits(&self) -> Limits {
+        let groups = self.groups.iter();
+        Limits {
+            concurrency: self.concurrency,
+            groups: groups
+                .map(|(name, concurrency)| Group { name: (*name).to_owned(), concurrency: *concurrency })
+                .collect(),
+            inbox: self.inbox,
+            when_full: self.when_full,
+            unordered: self.unordered,
+        }
+    }
 }
 
 /// A registered function.

@@ -29,7 +29,7 @@ use smallvec::SmallVec;
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Spec, TICK},
+    core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Kind, Maker, Spec, TICK},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -55,6 +55,8 @@ fn is_for_executor(message: &Message) -> bool {
             | Message::Cancel { .. }
             | Message::Terminate { .. }
             | Message::Recall { .. }
+            | Message::Limits { .. }
+            | Message::WantRoom { .. }
     )
 }
 
@@ -69,7 +71,10 @@ fn allowed_across_jobs(message: &Message) -> bool {
     match message {
         Message::Run(call) => matches!(call.target, Target::Method { .. }),
         Message::RunStream(stream) => matches!(stream.call.target, Target::Method { .. }),
-        Message::Terminate { .. } | Message::Recall { .. } | Message::Recalled { .. } => false,
+        Message::Terminate { .. }
+        | Message::Recall { .. }
+        | Message::Recalled { .. }
+        | Message::Limits { .. } => false,
         _ => true,
     }
 }
@@ -352,6 +357,12 @@ impl Runtime {
                 let tasks = self.executor.recall(from, lease);
                 self.send(from, Message::Recalled { lease, tasks }, Held::default());
             }
+            Message::Limits { actor, incarnation, limits } => {
+                self.executor.announce(actor, incarnation, limits);
+            }
+            Message::WantRoom { actor, incarnation, more } => {
+                self.executor.want_room(self, from, (actor, incarnation), more);
+            }
             other => return Some(other),
         }
         None
@@ -379,11 +390,13 @@ impl Runtime {
             ToHost::HostDied { host, failure } => {
                 self.peers.forget(self, host);
                 self.executor.callers_died(self, |caller| caller == host);
+                self.executor.forget(self, |other| other == host);
                 self.step(|core, out| core.host_died(host, &failure, out));
             }
             ToHost::NodeDied { node, failure } => {
                 self.peers.forget_node(self, node);
                 self.executor.callers_died(self, |caller| caller.node == node);
+                self.executor.forget(self, |other| other.node == node);
                 self.step(|core, out| core.node_died(node, &failure, out));
             }
             ToHost::Answered { request, answer } => {
@@ -435,10 +448,12 @@ impl Runtime {
     // ---- submitting ----
 
     /// Submits a call. The returned object has one reference, which the caller gives back with
-    /// [`Runtime::drop_ref`]. With [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX) calls unfinished it first waits, on this thread, until
+    /// [`Runtime::drop_ref`]. With [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX) calls unfinished, or
+    /// with an inbox full of calls of the same actor that wait for room there, it first waits, on this thread, until
     /// there is room; inside a task that counts as waiting for an object.
     pub fn submit(self: &Arc<Self>, spec: Spec) -> ObjectId {
         let mut spec = spec;
+        let kind = spec.kind;
         loop {
             match self.try_submit(spec) {
                 Ok(object) => return object,
@@ -447,7 +462,7 @@ impl Runtime {
             let is_async = context::is_async();
             let _blocked = Blocked::enter(self, !is_async);
             let parker = Parker::new(1);
-            if self.has_room_or(|| Waiter::Thread(parker.clone())) {
+            if self.has_room_or(kind, || Waiter::Thread(parker.clone())) {
                 continue;
             }
             if is_async {
@@ -468,17 +483,31 @@ impl Runtime {
     #[expect(clippy::result_large_err, reason = "what was refused comes back whole")]
     pub fn try_submit(self: &Arc<Self>, spec: Spec) -> Result<ObjectId, Spec> {
         let ended = self.stopped.load(Ordering::Relaxed);
-        self.step(|core, out| if ended || core.has_room() { Ok(core.submit(spec, out)) } else { Err(spec) })
+        let maker = maker(spec.kind);
+        self.step(|core, out| {
+            if ended || core.has_room_for(spec.kind, maker) {
+                Ok(core.submit_from(spec, maker, out))
+            } else {
+                Err(spec)
+            }
+        })
     }
 
-    /// Whether a call could be submitted now; else `waker` is woken when one can.
-    pub fn poll_room(self: &Arc<Self>, waker: &Waker) -> bool {
-        self.has_room_or(|| Waiter::Task(waker.clone()))
+    /// Whether such a call could be submitted now; else `waker` is woken when one can.
+    pub fn poll_room(self: &Arc<Self>, kind: Kind, waker: &Waker) -> bool {
+        self.has_room_or(kind, || Waiter::Task(waker.clone()))
     }
 
-    fn has_room_or(&self, waiter: impl FnOnce() -> Waiter) -> bool {
+    /// The call that an actor refused and whose failure is this object. The references that it holds become the
+    /// caller's.
+    pub fn take_refused(&self, object: ObjectId) -> Option<Spec> {
+        self.core.lock().take_refused(object)
+    }
+
+    fn has_room_or(&self, kind: Kind, waiter: impl FnOnce() -> Waiter) -> bool {
+        let maker = maker(kind);
         let mut core = self.core.lock();
-        if self.stopped.load(Ordering::Relaxed) || core.has_room() {
+        if self.stopped.load(Ordering::Relaxed) || core.has_room_for(kind, maker) {
             return true;
         }
         core.want_room();
@@ -514,6 +543,20 @@ impl Runtime {
     /// An object that has failed already; it has one reference.
     pub fn failed(self: &Arc<Self>, failure: Failure) -> ObjectId {
         self.step(|core, out| core.failed(failure, out))
+    }
+
+    /// An object of this host that is pending until [`Self::fail`]; it has one reference.
+    pub fn pending(self: &Arc<Self>) -> ObjectId {
+        self.step(|core, _| {
+            let object = core.next_task().object(0);
+            core.objects.create(object, false);
+            object
+        })
+    }
+
+    /// Fails an object of this host that [`Self::pending`] made.
+    pub fn fail(self: &Arc<Self>, object: ObjectId, failure: Failure) {
+        self.step(|core, out| core.own(out, |objects, fx| objects.fail(object, failure, fx)));
     }
 
     /// Whether a forced cancellation of this call could hurt nothing else.
@@ -674,7 +717,7 @@ impl Runtime {
     }
 
     /// Sends, and lets go of `held` only when the message is on its way (or, if it is to this host, handled).
-    fn send(self: &Arc<Self>, to: HostId, message: Message, held: Held) {
+    pub(crate) fn send(self: &Arc<Self>, to: HostId, message: Message, held: Held) {
         if to == self.me() {
             self.push_loopback(message, held);
             self.run_loopback();
@@ -955,6 +998,20 @@ impl Runtime {
     /// Tells the agent that `main` has ended.
     pub fn job_done(&self) {
         self.tell(ToAgent::JobDone);
+    }
+}
+
+/// Who makes a call of this kind on the current thread; only for actors' calls does it matter.
+fn maker(kind: Kind) -> Maker {
+    match kind {
+        Kind::Method { .. } if context::is_in_call() => {
+            if context::is_async() {
+                Maker::AsyncCall
+            } else {
+                Maker::Call
+            }
+        }
+        Kind::Method { .. } | Kind::Task | Kind::Construct { .. } | Kind::Direct { .. } => Maker::Outside,
     }
 }
 

@@ -1,12 +1,14 @@
 //! The scenarios, by subject.
 
 mod actors;
+mod blocks;
 mod cancelling;
 mod detaching;
 pub mod driver;
 mod dying;
 mod files;
 mod joining;
+mod limits;
 mod objects;
 mod pinning;
 mod placing;
@@ -99,6 +101,21 @@ pub fn cases() -> Vec<Case> {
         case!(actors::get_or_create_makes_one),
         case!(actors::kill_ends_it_for_good),
         case!(actors::it_ends_with_its_last_handle),
+        case!(limits::groups_bound_what_runs_at_once),
+        case!(limits::mistakes_in_limits_are_named),
+        case!(limits::unordered_calls_overtake),
+        case!(limits::a_full_inbox_refuses_and_gives_calls_back),
+        case!(limits::a_flood_waits),
+        case!(limits::a_flood_from_several_hosts_waits),
+        case!(limits::circles_of_shared_calls_go_on),
+        case!(limits::circles_of_exclusive_calls_end),
+        case!(blocks::a_pool_shares_work),
+        case!(blocks::a_queue_passes_items),
+        case!(blocks::a_queue_waits_no_longer_than_it_may),
+        case!(blocks::a_semaphore_bounds),
+        case!(blocks::a_dead_holders_permits_come_back),
+        case!(blocks::a_barrier_lets_all_go_on_or_none),
+        case!(blocks::packed_values_keep_their_refs),
         case!(cancelling::async_code_is_dropped_at_its_await),
         case!(cancelling::what_waits_never_runs).cpus(1.0),
         case!(cancelling::sync_code_is_asked),

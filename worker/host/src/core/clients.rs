@@ -1,6 +1,6 @@
 //! Actors: calling them in order, and ending those that were made here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, TaskId,
@@ -8,17 +8,21 @@ use mobula_proto::{
     peer::{Message, State, Target},
 };
 
-use super::{Action, Core, Kind, NO_LEASE, Phase, UNASKED};
+use super::{Action, Core, Kind, NO_LEASE, Phase, UNASKED, flow::Flow};
 
 /// What this host knows of an actor that it calls.
 #[derive(Debug, Default)]
 pub(super) struct Client {
     pub(super) at: Option<(HostId, u32)>,
     pub(super) outbox: VecDeque<u64>,
+    /// Calls of an unordered actor that wait for their arguments; they join the outbox then.
+    pub(super) unready: BTreeSet<u64>,
     pub(super) in_flight: VecDeque<u64>,
     /// Were in flight when the actor's host died: failed once it is known what became of the actor.
     pub(super) limbo: Vec<u64>,
     pub(super) dead_incarnation: u32,
+    /// The actor's inbox was full.
+    pub(super) flow: Option<Flow>,
 }
 
 impl Core {
@@ -36,6 +40,15 @@ impl Core {
 
     /// The construction object of an actor changed.
     pub(super) fn on_actor(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        let Some(client) = self.clients.get_mut(&object) else { return };
+        let alive = match self.objects.state(object) {
+            Some(State::Actor { host, incarnation }) => Some((*host, *incarnation)),
+            _ => None,
+        };
+        if client.flow.is_some() && client.at != alive {
+            // Room was another incarnation's.
+            self.end_flow(object, out);
+        }
         let Some(client) = self.clients.get_mut(&object) else { return };
         match self.objects.state(object) {
             Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
@@ -70,6 +83,7 @@ impl Core {
                 let mut lost = std::mem::take(&mut client.limbo);
                 lost.extend(std::mem::take(&mut client.in_flight));
                 lost.extend(std::mem::take(&mut client.outbox));
+                lost.extend(std::mem::take(&mut client.unready));
                 for seq in lost {
                     self.conclude(seq, failure.clone(), out);
                 }
@@ -96,14 +110,14 @@ impl Core {
         }
         while let Some(client) = self.clients.get_mut(&actor) {
             let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else {
-                return;
+                break;
             };
             let Some(task) = self.tasks.get(&seq) else {
                 client.outbox.pop_front();
                 continue;
             };
-            if task.missing > 0 {
-                return;
+            if task.missing > 0 || !Flow::take(&mut client.flow) {
+                break;
             }
             client.outbox.pop_front();
             let id = TaskId { owner: self.me, seq };
@@ -122,6 +136,9 @@ impl Core {
                     self.send_call(seq, host, target, arguments, out);
                 }
             }
+        }
+        if self.held_back > 0 {
+            self.after_leaving(actor, out);
         }
     }
 

@@ -41,6 +41,9 @@ impl Core {
         for client in self.clients.values_mut() {
             if let Some((host, incarnation)) = client.at.filter(|(host, _)| gone(*host)) {
                 let _ = host;
+                if client.flow.take().is_some() {
+                    self.held_back -= 1;
+                }
                 client.at = None;
                 client.dead_incarnation = incarnation;
                 client.limbo.extend(std::mem::take(&mut client.in_flight));
@@ -50,6 +53,7 @@ impl Core {
             self.retry_or_fail(seq, failure, out);
         }
         // What an owner elsewhere makes of the actor's death arrives as a new state; ours was decided above.
+        self.wake_submitters(out);
         let moved: Vec<ObjectId> = self.clients.keys().copied().collect();
         for actor in moved {
             self.on_actor(actor, out);

@@ -183,6 +183,13 @@ impl Core {
         }
         task.phase = Phase::Pushed { host: held.host, lease };
         let to = held.host;
+        if let Some(task) = self.tasks.get(&seq)
+            && let (Kind::Construct { .. }, Some(limits)) = (task.spec.kind, &task.spec.template.limits)
+        {
+            let limits = (**limits).clone();
+            let message = Message::Limits { actor: id, incarnation: task.incarnation, limits };
+            out.push(Action::Send { to, message });
+        }
         self.send_call(seq, to, target, arguments, out);
     }
 
@@ -347,7 +354,11 @@ impl Core {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
         }
-        let objects = &self.objects;
-        self.clients.retain(|actor, _| objects.state(*actor).is_some());
+        let gone: Vec<_> =
+            self.clients.keys().copied().filter(|actor| self.objects.state(*actor).is_none()).collect();
+        for actor in gone {
+            self.end_flow(actor, out);
+            self.clients.remove(&actor);
+        }
     }
 }

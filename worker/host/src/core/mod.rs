@@ -9,9 +9,11 @@
 //! - **C-3** A task holds a reference on each ref in its arguments until it is done.
 //! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
 //! - **C-5** What waits behind slow work is recalled and pushed anew; no task runs in two places because of it.
+//! - **C-6** Calls that find their actor's inbox full wait here, as many as fit into it; submitters of more wait.
 
 mod clients;
 mod deaths;
+mod flow;
 mod leases;
 mod several;
 mod spec;
@@ -37,6 +39,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use clients::Client;
+pub use flow::Maker;
 pub use leases::TICK;
 use several::Several;
 pub use several::Taken;
@@ -100,6 +103,8 @@ struct Task {
     incarnation: u32,
     holds: Option<LeaseId>,
     cancelled: bool,
+    /// For an actor's call: another call made it.
+    inside: bool,
 }
 
 #[derive(Debug)]
@@ -150,6 +155,8 @@ pub struct Core {
     inline_bytes: Arc<AtomicU64>,
     unfinished_max: usize,
     room_wanted: bool,
+    /// Actors known here whose inbox was full.
+    held_back: usize,
     dependents: IdMap<ObjectId, Vec<u64>>,
     classes: Vec<ClassState>,
     keys: FxHashMap<Class, u32>,
@@ -178,6 +185,7 @@ impl Core {
             inline_bytes: Arc::default(),
             unfinished_max: UNFINISHED_TASKS_MAX,
             room_wanted: false,
+            held_back: 0,
             dependents: IdMap::default(),
             classes: Vec::new(),
             keys: FxHashMap::default(),
@@ -256,6 +264,11 @@ impl Core {
     /// Submits a call; its first result is the object returned. The caller holds one reference on each result that it
     /// is known to give: all [`Returns::Many`], and a stream's own object.
     pub fn submit(&mut self, spec: Spec, out: &mut Vec<Action>) -> ObjectId {
+        self.submit_from(spec, Maker::Outside, out)
+    }
+
+    /// [`Self::submit`]; for an actor's call `maker` says who makes it.
+    pub fn submit_from(&mut self, spec: Spec, maker: Maker, out: &mut Vec<Action>) -> ObjectId {
         let task = self.next_task();
         let object = task.object(0);
         let rebuildable = spec.kind == Kind::Task && spec.template.attempts_max > 1;
@@ -279,6 +292,7 @@ impl Core {
             }
         }
         let kind = spec.kind;
+        let overtakes = spec.template.unordered;
         self.inline_bytes.fetch_add(spec.inline_bytes(), Ordering::Relaxed);
         self.unfinished += 1;
         self.tasks.insert(
@@ -292,13 +306,23 @@ impl Core {
                 incarnation: 1,
                 holds: None,
                 cancelled: false,
+                inside: maker != Maker::Outside,
             },
         );
         if let Kind::Direct { host } = kind {
             self.push_direct(task.seq, host, out);
         } else if let Kind::Method { actor } = kind {
-            self.clients.entry(actor).or_default().outbox.push_back(task.seq);
+            let client = self.clients.entry(actor).or_default();
+            if overtakes && missing > 0 {
+                client.unready.insert(task.seq);
+            } else {
+                client.outbox.push_back(task.seq);
+            }
             self.pump_client(actor, out);
+            if self.held_back > 0 && maker != Maker::Outside && self.refuses_inner_calls(actor) {
+                self.withdraw(task.seq);
+                self.conclude(task.seq, flow::stalled(), out);
+            }
         } else if missing == 0 {
             self.enqueue(task.seq, false, out);
         }
@@ -421,6 +445,10 @@ impl Core {
             Message::Kill { actor } => {
                 let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
                 self.end_actor(actor, failure, out);
+            }
+            Message::NoRoom { task, inbox } => self.on_no_room(from, task, inbox, out),
+            Message::Room { actor, incarnation, calls } => {
+                self.on_room(from, actor, incarnation, calls, out);
             }
             other => self.objects.on_message(from, other, &mut self.effects)?,
         }
@@ -557,13 +585,23 @@ impl Core {
         if !self.several.is_empty() && self.keeps(seq, false) {
             return self.keep_failed(id, failure, out);
         }
-        let Some(task) = self.tasks.remove(&seq) else { return };
+        let Some(mut task) = self.tasks.remove(&seq) else { return };
         if task.phase != Phase::Kept {
             self.one_finished(out);
         }
-        self.release(&task.spec);
         let object = id.object(0);
         let failure = failure.of(task.spec.title(id));
+        if failure.kind == FailureKind::Overloaded
+            && failure.causes.is_empty()
+            && matches!(task.spec.kind, Kind::Method { .. })
+            && self.objects.state(object).is_some()
+        {
+            // Its caller may have it back: see `take_refused`.
+            task.phase = Phase::Kept;
+            self.tasks.insert(seq, task);
+            return self.objects.fail(object, failure, &mut self.effects);
+        }
+        self.release(&task.spec);
         match task.spec.kind {
             Kind::Construct { .. } => {
                 self.give_name_up(object, out);
@@ -640,7 +678,14 @@ impl Core {
                 continue;
             }
             match task.spec.kind {
-                Kind::Method { actor } => self.pump_client(actor, out),
+                Kind::Method { actor } => {
+                    if let Some(client) = self.clients.get_mut(&actor)
+                        && client.unready.remove(&seq)
+                    {
+                        client.outbox.push_back(seq);
+                    }
+                    self.pump_client(actor, out);
+                }
                 Kind::Task | Kind::Construct { .. } => self.enqueue(seq, false, out),
                 Kind::Direct { host } => self.push_direct(seq, host, out),
             }
@@ -651,6 +696,7 @@ impl Core {
 
     /// Nobody can reach an owned object any more: drop its lineage, end its actor.
     fn on_forgotten(&mut self, object: ObjectId, out: &mut Vec<Action>) {
+        self.end_flow(object, out);
         self.clients.remove(&object);
         self.give_name_up(object, out);
         let seq = object.task.seq;
@@ -700,6 +746,7 @@ impl Core {
         if let Kind::Method { actor } = task.spec.kind {
             if let Some(client) = self.clients.get_mut(&actor) {
                 client.outbox.retain(|other| *other != seq);
+                client.unready.remove(&seq);
             }
         } else if task.phase == Phase::Queued {
             self.classes[task.key as usize].queue.retain(|other| *other != seq);

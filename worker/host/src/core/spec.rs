@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mobula_proto::{Blob, HostId, ObjectId, TaskId, peer::Window, resource::Class};
+use mobula_proto::{Blob, HostId, ObjectId, TaskId, limits::Limits, peer::Window, resource::Class};
 use smallvec::SmallVec;
 
 /// One input of a call.
@@ -70,6 +70,10 @@ pub struct Template {
     pub timeout_ms: u64,
     /// What it gives.
     pub returns: Returns,
+    /// Of a method: whether its calls may overtake those of this host that wait for their arguments.
+    pub unordered: bool,
+    /// Of a constructor: the actor's limits, where they are not its type's.
+    pub limits: Option<Box<Limits>>,
     key: OnceLock<(CoreNumber, u32)>,
 }
 
@@ -95,6 +99,8 @@ impl Template {
             retry_errors: false,
             timeout_ms: 0,
             returns: Returns::One,
+            unordered: false,
+            limits: None,
             key: OnceLock::new(),
         }
     }
@@ -132,7 +138,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    pub(super) fn refs(&self) -> impl Iterator<Item = ObjectId> {
+    /// Every object in it, once for each place.
+    pub fn refs(&self) -> impl Iterator<Item = ObjectId> {
         let tops = self.inputs.iter().flat_map(|input| match input {
             Input::Value(_) => &[][..],
             Input::Ref(object) => std::slice::from_ref(object),

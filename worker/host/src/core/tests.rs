@@ -11,7 +11,7 @@ use smallvec::smallvec;
 
 mod several;
 
-use super::{Action, Core, Input, Kind, Spec, Template};
+use super::{Action, Core, Input, Kind, Maker, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
 const ME: HostId = HostId { node: NODE, seq: 1 };
@@ -301,4 +301,128 @@ fn a_full_budget_says_when_there_is_room() {
     assert!(out.iter().any(|a| matches!(a, Action::Room)), "{out:?}");
     let out = bench.message(done(&calls[1], value(0)));
     assert!(!out.iter().any(|a| matches!(a, Action::Room)), "nobody waits any more");
+}
+
+fn method(bench: &mut Bench, actor: ObjectId, maker: Maker) -> (ObjectId, Vec<Action>) {
+    let mut out = Vec::new();
+    let object = bench.core.submit_from(spec(Kind::Method { actor }, Vec::new()), maker, &mut out);
+    (object, out)
+}
+
+/// An actor that lives.
+fn actor(bench: &mut Bench) -> ObjectId {
+    let (actor, _) = bench.submit(Kind::Construct { restarts: 0 }, Vec::new());
+    let calls = runs(&bench.granted(grant(1, 1)));
+    bench.message(done(&calls[0], Outcome::Values(smallvec![])));
+    actor
+}
+
+fn wants(actions: &[Action]) -> Vec<bool> {
+    let wants = actions.iter().filter_map(|action| match action {
+        Action::Send { message: Message::WantRoom { more, .. }, .. } => Some(*more),
+        _ => None,
+    });
+    wants.collect()
+}
+
+#[test]
+fn c6_calls_that_find_no_room_leave_later_in_order() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let sent: Vec<_> = (0..4).map(|_| method(&mut bench, actor, Maker::Outside).0).collect();
+    let no_room = |object: ObjectId| Message::NoRoom { task: object.task, inbox: 3 };
+    // All behind the first that found no room come back with it.
+    assert_eq!(wants(&bench.message(no_room(sent[1]))), [true]);
+    assert!(bench.message(no_room(sent[2])).is_empty());
+    assert!(bench.message(no_room(sent[3])).is_empty());
+    let has_room = |bench: &Bench, maker| bench.core.has_room_for(Kind::Method { actor }, maker);
+    assert!(!has_room(&bench, Maker::Outside), "three wait, as many as the inbox holds");
+    assert!(!has_room(&bench, Maker::Call));
+    assert!(has_room(&bench, Maker::AsyncCall), "it waits for the result");
+    assert!(bench.core.has_room_for(Kind::Task, Maker::Outside));
+    let (last, out) = method(&mut bench, actor, Maker::Outside);
+    assert!(out.is_empty(), "{out:?}");
+    let room = |calls| Message::Room { actor: actor.task, incarnation: 1, calls };
+    bench.core.want_room();
+    let out = bench.message(room(2));
+    let left: Vec<_> = runs(&out).iter().map(|call| call.task.object(0)).collect();
+    assert_eq!(left, sent[1..3]);
+    assert_eq!(wants(&out), [true]);
+    assert!(out.iter().any(|action| matches!(action, Action::Room)), "{out:?}");
+    let out = bench.message(room(5));
+    let left: Vec<_> = runs(&out).iter().map(|call| call.task.object(0)).collect();
+    assert_eq!(left, [sent[3], last]);
+    assert_eq!(wants(&out), [false], "what is not needed goes back");
+    let (_, out) = method(&mut bench, actor, Maker::Outside);
+    assert_eq!(runs(&out).len(), 1, "calls leave as they are made again");
+}
+
+#[test]
+fn c6_where_all_waits_only_calls_of_calls_are_refused() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let (outer, _) = method(&mut bench, actor, Maker::Outside);
+    let (inner, _) = method(&mut bench, actor, Maker::AsyncCall);
+    bench.message(Message::NoRoom { task: outer.task, inbox: 1 });
+    bench.message(Message::Room { actor: actor.task, incarnation: 1, calls: 0 });
+    assert_eq!(bench.failure(inner).kind, FailureKind::Overloaded);
+    assert!(matches!(bench.core.objects.state(outer), Some(State::Pending)));
+    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Call), "it fails at once");
+    let (sync, out) = method(&mut bench, actor, Maker::Call);
+    assert!(runs(&out).is_empty());
+    assert_eq!(bench.failure(sync).kind, FailureKind::Overloaded);
+    assert!(!bench.core.has_room_for(Kind::Method { actor }, Maker::Outside));
+    // What was refused may be had back once.
+    let spec = bench.core.take_refused(inner).unwrap();
+    assert_eq!(spec.kind, Kind::Method { actor });
+    assert!(bench.core.take_refused(inner).is_none());
+    let out = bench.message(Message::Room { actor: actor.task, incarnation: 1, calls: 1 });
+    assert_eq!(runs(&out).len(), 1);
+}
+
+#[test]
+fn c6_an_actors_end_ends_what_waits_for_room() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let calls: Vec<_> = (0..3).map(|_| method(&mut bench, actor, Maker::Outside).0).collect();
+    bench.message(Message::NoRoom { task: calls[1].task, inbox: 1 });
+    bench.died();
+    for call in &calls[1..] {
+        assert_eq!(bench.failure(*call).kind, FailureKind::ActorDied);
+    }
+    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Outside));
+    assert_eq!(bench.core.unfinished(), 0);
+}
+
+#[test]
+fn a_refused_call_is_forgotten_with_its_failure() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let (call, out) = method(&mut bench, actor, Maker::Outside);
+    let failure = Failure::new(FailureKind::Overloaded, "full");
+    bench.message(done(&runs(&out)[0], Outcome::failed(failure)));
+    assert_eq!(bench.failure(call).kind, FailureKind::Overloaded);
+    let mut out = Vec::new();
+    bench.core.drop_ref(call, &mut out);
+    assert!(bench.core.take_refused(call).is_none());
+    assert!(bench.core.tasks.keys().all(|seq| *seq == actor.task.seq));
+}
+
+#[test]
+fn unordered_calls_overtake_what_waits_for_arguments() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let (argument, _) = bench.submit(Kind::Task, Vec::new());
+    let mut unordered = spec(Kind::Method { actor }, vec![Input::Ref(argument)]);
+    let mut template = Template::new(1, "test::f");
+    template.unordered = true;
+    unordered.template = template.into();
+    let mut out = Vec::new();
+    let first = bench.core.submit(unordered, &mut out);
+    assert!(runs(&out).is_empty());
+    let (second, out) = method(&mut bench, actor, Maker::Outside);
+    assert_eq!(runs(&out)[0].task, second.task);
+    let task = runs(&bench.granted(grant(2, 2)));
+    let out = bench.message(done(&task[0], value(7)));
+    assert_eq!(runs(&out)[0].task, first.task);
 }

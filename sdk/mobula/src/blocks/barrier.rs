@@ -1,0 +1,138 @@
+//! A place where processes wait for each other.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Lets so many parties go on together, again and again, in an actor. Its handle travels as an argument; the barrier
+/// lives as long as one does.
+///
+/// ```
+/// # use mobula::prelude::*;
+/// # use std::time::Duration;
+/// #[mobula::task(cpu = 0)]
+/// async fn step(barrier: mobula::Barrier) -> mobula::Result<u64> {
+///     // … this party's part …
+///     barrier.wait(Duration::from_secs(10)).await
+/// }
+/// # #[mobula::main]
+/// # async fn main(_cluster: Cluster) -> mobula::Result<()> {
+/// let barrier = mobula::Barrier::new(3).await?;
+/// let steps: Vec<_> = (0..3).map(|_| step.remote(barrier.clone())).collect();
+/// assert_eq!(mobula::get_all(&steps).await?, [1, 1, 1]);
+/// # Ok(())
+/// # }
+/// ```
+#[crate::data]
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    meeting: MeetingHandle,
+}
+
+impl Barrier {
+    /// For so many parties; at least 1.
+    pub async fn new(parties: u32) -> Result<Self> {
+        // All that wait are running calls.
+        let room = parties.max(1).saturating_mul(2);
+        let meeting = Meeting::spawn(parties.max(1)).options(|options| options.group("wait", room)).await?;
+        Ok(Self { meeting })
+    }
+
+    /// Waits until all parties are here; gives the generation, counted from 1, which is the same for all of them.
+    ///
+    /// If this party has waited for so long in vain, it and all that wait with it fail with `TimedOut`, and the next
+    /// to come begin anew: so a party that died before it came is noticed by the others' time.
+    pub async fn wait(&self, longest: Duration) -> Result<u64> {
+        let ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        match self.meeting.wait(ms).await? {
+            Outcome::Complete(generation) => Ok(generation),
+            Outcome::Broken { came, parties } => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!(
+                    "{came} of {parties} parties came to the barrier before the time of one of them was up"
+                ),
+            )),
+        }
+    }
+}
+
+/// How a generation ended.
+#[crate::data]
+#[derive(Clone, Copy)]
+enum Outcome {
+    Complete(u64),
+    Broken { came: u32, parties: u32 },
+}
+
+struct Meeting {
+    parties: u32,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Complete ones.
+    generations: u64,
+    round: u64,
+    here: u32,
+    ends: watch::Sender<Option<Outcome>>,
+}
+
+impl State {
+    /// Ends the round for all who are here, and begins the next.
+    fn end(&mut self, outcome: Outcome) {
+        self.ends.send_replace(Some(outcome));
+        self.ends = watch::Sender::new(None);
+        self.here = 0;
+        self.round += 1;
+    }
+}
+
+impl Meeting {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[crate::actor(name = "mobula::Barrier", groups(wait = 1024))]
+impl Meeting {
+    fn new(parties: u32) -> Self {
+        let state = State { generations: 0, round: 0, here: 0, ends: watch::Sender::new(None) };
+        Self { parties, state: Mutex::new(state) }
+    }
+
+    #[method(group = "wait")]
+    async fn wait(&self, longest_ms: u64) -> Outcome {
+        let (mut end, round) = {
+            let mut state = self.state();
+            let end = state.ends.subscribe();
+            state.here += 1;
+            if state.here == self.parties {
+                state.generations += 1;
+                let outcome = Outcome::Complete(state.generations);
+                state.end(outcome);
+            }
+            (end, state.round)
+        };
+        let ended = end.wait_for(Option::is_some);
+        if let Ok(Ok(outcome)) = tokio::time::timeout(Duration::from_millis(longest_ms), ended).await
+            && let Some(outcome) = *outcome
+        {
+            return outcome;
+        }
+        let mut state = self.state();
+        let broken = Outcome::Broken { came: state.here, parties: self.parties };
+        if state.round == round {
+            state.end(broken);
+            return broken;
+        }
+        // It ended between the two.
+        drop(state);
+        let outcome = *end.borrow();
+        outcome.unwrap_or(broken)
+    }
+}

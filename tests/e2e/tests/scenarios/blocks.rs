@@ -1,0 +1,239 @@
+//! Pools, queues, semaphores and barriers.
+
+use std::time::Duration;
+
+use mobula::{ActorPool, Barrier, Error, ErrorKind, Lifeline, ObjectRef, Packed, Queue, Result, Semaphore};
+use mobula_e2e::{Env, eventually};
+
+/// Longest that anything here waits for what comes.
+const LONG: Duration = Duration::from_secs(20);
+/// How long something is waited for that does not come.
+const SHORT: Duration = Duration::from_millis(50);
+
+struct Worker {
+    done: u64,
+}
+
+#[mobula::actor]
+impl Worker {
+    fn new() -> Self {
+        Self { done: 0 }
+    }
+
+    fn double(&mut self, x: u64) -> u64 {
+        self.done += 1;
+        2 * x
+    }
+
+    async fn hold(&mut self, gate: Vec<ObjectRef<()>>) {
+        for one in gate {
+            let _ended = one.await;
+        }
+    }
+
+    fn done(&self) -> u64 {
+        self.done
+    }
+}
+
+#[mobula::task]
+async fn double_all(pool: ActorPool<Worker>, count: u64) -> Result<u64> {
+    Ok(pool.map(0..count, |worker, x| worker.double(x)).await?.into_iter().sum())
+}
+
+pub async fn a_pool_shares_work(_env: Env) -> Result<()> {
+    let mut pool = ActorPool::<Worker>::spawn(3, |_| Worker::spawn()).await?;
+    let doubled = pool.map(0..60, |worker, x| worker.double(x)).await?;
+    assert_eq!(doubled, (0..60).map(|x| 2 * x).collect::<Vec<_>>());
+    assert_eq!(double_all.remote(pool.clone(), 10).await?, 90);
+
+    // The busy one gets nothing more.
+    let lifeline = Lifeline::new()?;
+    let held = pool.call(|worker| worker.hold(vec![lifeline.watch()]));
+    let busy = pool.in_flight().iter().position(|calls| *calls == 1).expect("one has a call");
+    let count_others = async || -> Result<u64> {
+        let done: Vec<_> = pool.members().iter().map(|worker| worker.done()).collect();
+        let others = done.iter().enumerate().filter(|(at, _)| *at != busy).map(|(_, done)| done.clone());
+        Ok(mobula::get_all(&others.collect::<Vec<_>>()).await?.iter().sum())
+    };
+    let before = count_others().await?;
+    for x in 0..10 {
+        assert_eq!(pool.call(|worker| worker.double(x)).await?, 2 * x);
+    }
+    drop(lifeline);
+    held.await?;
+    assert_eq!(count_others().await?, before + 10);
+
+    // Results as they come.
+    let mut results = pool.map_unordered(0..20, |worker, x| worker.double(x));
+    let mut seen = Vec::new();
+    while let Some((at, result)) = results.next().await {
+        assert_eq!(result?, 2 * at as u64);
+        seen.push(at);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..20).collect::<Vec<_>>());
+
+    // Dead members get nothing.
+    pool.members()[0].kill();
+    eventually("the death to be known", async || Ok(pool.members()[0].is_dead())).await?;
+    assert_eq!(pool.map(0..10, |worker, x| worker.double(x)).await?.len(), 10);
+    for member in pool.members() {
+        member.kill();
+    }
+    eventually("all deaths to be known", async || Ok(pool.members().iter().all(|one| one.is_dead()))).await?;
+    let error = pool.call(|worker| worker.double(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ActorDied, "{error}");
+    assert!(error.to_string().contains("replace_dead"), "{error}");
+    assert_eq!(pool.replace_dead(|_| Worker::spawn()).await?, 3);
+    assert_eq!(pool.call(|worker| worker.double(4)).await?, 8);
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+async fn produce(queue: Queue<u64>, from: u64, count: u64) -> Result<()> {
+    for item in from..from + count {
+        queue.put(&item).await?;
+    }
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+async fn consume(queue: Queue<u64>) -> Result<Vec<u64>> {
+    let mut all = Vec::new();
+    loop {
+        let items = queue.get_batch(3, Some(LONG)).await?;
+        if items.is_empty() {
+            return Ok(all);
+        }
+        all.extend(items);
+    }
+}
+
+pub async fn a_queue_passes_items(_env: Env) -> Result<()> {
+    let queue = Queue::<u64>::new(4).await?;
+    let consumers: Vec<_> = (0..3).map(|_| consume.remote(queue.clone())).collect();
+    let producers: Vec<_> = (0..3).map(|i| produce.remote(queue.clone(), 100 * i, 40)).collect();
+    mobula::get_all(&producers).await?;
+    queue.close().await?;
+    let lists = mobula::get_all(&consumers).await?;
+    for list in &lists {
+        // In each producer's order, whoever got them.
+        for producer in 0..3 {
+            assert!(list.iter().filter(|item| *item / 100 == producer).is_sorted(), "{list:?}");
+        }
+    }
+    let mut all: Vec<u64> = lists.into_iter().flatten().collect();
+    all.sort_unstable();
+    let expected: Vec<u64> = (0..3).flat_map(|i| 100 * i..100 * i + 40).collect();
+    assert_eq!(all, expected);
+    Ok(())
+}
+
+pub async fn a_queue_waits_no_longer_than_it_may(_env: Env) -> Result<()> {
+    let queue = Queue::<String>::new(2).await?;
+    assert_eq!(queue.get_within(SHORT).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    queue.put(&"a".to_owned()).await?;
+    queue.put(&"b".to_owned()).await?;
+    let full = queue.put_within(&"c".to_owned(), SHORT).await.unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::TimedOut, "{full}");
+    // A wait that is given up takes nothing.
+    let more = queue.clone();
+    let item = "d".to_owned();
+    let (put, got) = tokio::join!(more.put(&item), queue.get_batch(2, None));
+    put?;
+    assert_eq!(got?, ["a", "b"]);
+    assert_eq!(queue.get().await?.as_deref(), Some("d"));
+    assert!(queue.is_empty().await?);
+    queue.close().await?;
+    assert_eq!(queue.get().await?, None);
+    let closed = queue.put(&"e".to_owned()).await.unwrap_err();
+    assert!(closed.to_string().contains("closed"), "{closed}");
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+async fn hold_for_a_while(semaphore: Semaphore) -> Result<u32> {
+    let _permit = semaphore.acquire_within(2, LONG).await?;
+    semaphore.available().await
+}
+
+pub async fn a_semaphore_bounds(_env: Env) -> Result<()> {
+    let semaphore = Semaphore::new(3).await?;
+    // Two of three each: one at a time.
+    let holders: Vec<_> = (0..6).map(|_| hold_for_a_while.remote(semaphore.clone())).collect();
+    assert_eq!(mobula::get_all(&holders).await?, [1; 6]);
+    let all = semaphore.acquire_within(3, LONG).await?;
+    let none = semaphore.acquire_within(1, SHORT).await.map(|_| ()).unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::TimedOut, "{none}");
+    let never = semaphore.acquire(4).await.map(|_| ()).unwrap_err();
+    assert_eq!(never.kind(), ErrorKind::Limit, "{never}");
+    drop(all);
+    drop(semaphore.acquire_within(3, LONG).await?);
+    eventually("all permits to be back", async || Ok(semaphore.available().await? == 3)).await
+}
+
+#[mobula::task(cpu = 0, retries = 0, isolation = "process")]
+async fn die_with_permits(semaphore: Semaphore) -> Result<()> {
+    let _permits = semaphore.acquire(2).await?;
+    std::process::abort()
+}
+
+pub async fn a_dead_holders_permits_come_back(_env: Env) -> Result<()> {
+    let semaphore = Semaphore::new(2).await?;
+    let error = die_with_permits.remote(semaphore.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostDied, "{error}");
+    let permit = semaphore.acquire_within(2, LONG).await?;
+    drop(permit);
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+async fn arrive(barrier: Barrier, times: u64) -> Result<Vec<u64>> {
+    let mut generations = Vec::new();
+    for _ in 0..times {
+        generations.push(barrier.wait(LONG).await?);
+    }
+    Ok(generations)
+}
+
+#[mobula::task(cpu = 0)]
+async fn arrive_briefly(barrier: Barrier, ms: u64) -> Result<String> {
+    match barrier.wait(Duration::from_millis(ms)).await {
+        Ok(generation) => Err(Error::new(ErrorKind::Internal, format!("generation {generation}"))),
+        Err(error) => Ok(format!("{:?}: {error}", error.kind())),
+    }
+}
+
+pub async fn a_barrier_lets_all_go_on_or_none(_env: Env) -> Result<()> {
+    let barrier = Barrier::new(3).await?;
+    let parties: Vec<_> = (0..3).map(|_| arrive.remote(barrier.clone(), 4)).collect();
+    for generations in mobula::get_all(&parties).await? {
+        assert_eq!(generations, [1, 2, 3, 4]);
+    }
+    // One of three never comes: the time of the first that is up ends it for both.
+    let both = [arrive_briefly.remote(barrier.clone(), 300), arrive_briefly.remote(barrier.clone(), 20_000)];
+    for text in mobula::get_all(&both).await? {
+        assert!(text.starts_with("TimedOut") && text.contains("of 3 parties"), "{text}");
+    }
+    let parties: Vec<_> = (0..3).map(|_| arrive.remote(barrier.clone(), 1)).collect();
+    assert_eq!(mobula::get_all(&parties).await?, [[5]; 3]);
+    Ok(())
+}
+
+#[mobula::task]
+async fn unpack(packed: Packed) -> Result<(String, u64)> {
+    let (text, inner) = packed.open::<(String, ObjectRef<u64>)>()?;
+    drop(packed);
+    Ok((text, inner.await?))
+}
+
+pub async fn packed_values_keep_their_refs(_env: Env) -> Result<()> {
+    let inner = mobula::put(&41_u64)?;
+    let packed = Packed::new(&("text".to_owned(), inner.clone()))?;
+    drop(inner);
+    assert_eq!(unpack.remote(packed.clone()).await?, ("text".to_owned(), 41));
+    let error = packed.open::<u64>().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Codec, "{error}");
+    Ok(())
+}

@@ -1,0 +1,352 @@
+//! How many calls an actor runs, how many wait for it, and what becomes of more.
+
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use mobula::{ErrorKind, Lifeline, ObjectRef, Result};
+use mobula_e2e::{Env, env::on, eventually};
+
+/// Ends when the lifelines behind it do. Refs inside a value are not waited for before the call starts.
+type Gate = Vec<ObjectRef<()>>;
+
+async fn pass(gate: Gate) {
+    for one in gate {
+        // It has no value, and fails when the lifeline goes.
+        let _ended = one.await;
+    }
+}
+
+struct Gauge {
+    here: [AtomicUsize; 2],
+    peak: [AtomicUsize; 2],
+}
+
+#[mobula::actor(concurrency = 2, groups(io = 3))]
+impl Gauge {
+    fn new() -> Self {
+        Self { here: Default::default(), peak: Default::default() }
+    }
+
+    #[local]
+    async fn stay(&self, at: usize, until: usize) -> usize {
+        let here = self.here[at].fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak[at].fetch_max(here, Ordering::SeqCst);
+        // Until as many were here at once as may be.
+        while self.peak[at].load(Ordering::SeqCst) < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::task::yield_now().await;
+        self.here[at].fetch_sub(1, Ordering::SeqCst);
+        until
+    }
+
+    async fn compute(&self, until: usize) -> usize {
+        self.stay(0, until).await
+    }
+
+    #[method(group = "io")]
+    async fn load(&self, until: usize) -> usize {
+        self.stay(1, until).await
+    }
+
+    fn peaks(&mut self) -> Vec<usize> {
+        self.peak.iter_mut().map(|peak| std::mem::take(peak.get_mut())).collect()
+    }
+}
+
+pub async fn groups_bound_what_runs_at_once(_env: Env) -> Result<()> {
+    let gauge = Gauge::spawn().await?;
+    let mut calls: Vec<_> = (0..20).map(|_| gauge.compute(2)).collect();
+    calls.extend((0..20).map(|_| gauge.load(3)));
+    // Submitted last, it runs after all of them.
+    let peaks = gauge.peaks();
+    mobula::get_all(&calls).await?;
+    assert_eq!(peaks.await?, [2, 3]);
+
+    let one = Gauge::spawn().options(|options| options.concurrency(1).group("io", 4)).await?;
+    let mut calls: Vec<_> = (0..20).map(|_| one.compute(1)).collect();
+    calls.extend((0..20).map(|_| one.load(4)));
+    let peaks = one.peaks();
+    mobula::get_all(&calls).await?;
+    assert_eq!(peaks.await?, [1, 4]);
+    Ok(())
+}
+
+pub async fn mistakes_in_limits_are_named(_env: Env) -> Result<()> {
+    let error = Gauge::spawn().options(|options| options.group("disk", 4)).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("no group \"disk\""), "{error}");
+    let error = Gauge::spawn().options(|options| options.inbox(0)).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("at least 1"), "{error}");
+    let error = Gauge::spawn().options(|options| options.when_full("drop")).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("\"wait\" or \"refuse\""), "{error}");
+    Ok(())
+}
+
+struct Heap {
+    values: Vec<u64>,
+}
+
+#[mobula::actor(unordered)]
+impl Heap {
+    fn new() -> Self {
+        Self { values: Vec::new() }
+    }
+
+    fn push(&mut self, value: u64) -> Vec<u64> {
+        self.values.push(value);
+        self.values.clone()
+    }
+}
+
+#[mobula::task(cpu = 0)]
+async fn after(gate: Gate, value: u64) -> u64 {
+    pass(gate).await;
+    value
+}
+
+pub async fn unordered_calls_overtake(_env: Env) -> Result<()> {
+    let heap = Heap::spawn().await?;
+    let lifeline = Lifeline::new()?;
+    let late = heap.push(&after.remote(vec![lifeline.watch()], 1));
+    assert_eq!(heap.push(2).await?, [2]);
+    assert_eq!(heap.push(3).await?, [2, 3]);
+    drop(lifeline);
+    assert_eq!(late.await?, [2, 3, 1]);
+    // What waits for its arguments ends with the actor.
+    let lifeline = Lifeline::new()?;
+    let never = heap.push(&after.remote(vec![lifeline.watch()], 4));
+    heap.kill();
+    assert_eq!(never.await.unwrap_err().kind(), ErrorKind::ActorDied);
+    Ok(())
+}
+
+struct Slow {
+    taken: u64,
+}
+
+#[mobula::actor(inbox = 2, when_full = "refuse")]
+impl Slow {
+    fn new() -> Self {
+        Self { taken: 0 }
+    }
+
+    async fn hold(&mut self, gate: Gate) {
+        pass(gate).await;
+    }
+
+    fn take(&mut self, text: String) -> String {
+        self.taken += 1;
+        format!("{text} as number {}", self.taken)
+    }
+}
+
+pub async fn a_full_inbox_refuses_and_gives_calls_back(_env: Env) -> Result<()> {
+    let slow = Slow::spawn().await?;
+    let lifeline = Lifeline::new()?;
+    let held = slow.hold(vec![lifeline.watch()]);
+    let calls: Vec<_> = ["one", "two", "three", "four"].into_iter().map(|text| slow.take(text)).collect();
+    let error = calls[2].clone().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("2 calls wait already"), "{error}");
+    assert_eq!(calls[3].clone().await.unwrap_err().code(), "MOB3014");
+    assert!(calls[0].take_refused().is_none(), "it was not refused");
+    let refused = calls[2].take_refused().expect("the call comes back");
+    assert!(calls[2].take_refused().is_none(), "once");
+    drop(lifeline);
+    held.await?;
+    assert_eq!(calls[1].clone().await?, "two as number 2");
+    let again = refused.submit().await;
+    assert_eq!(again.await?, "three as number 3");
+    // One that nobody takes is forgotten with its ref; the harness sees what is left.
+    Ok(())
+}
+
+struct Sink {
+    bytes: u64,
+}
+
+#[mobula::actor(inbox = 8)]
+impl Sink {
+    fn new() -> Self {
+        Self { bytes: 0 }
+    }
+
+    async fn hold(&mut self, gate: Gate) {
+        pass(gate).await;
+    }
+
+    fn take(&mut self, number: u64, bytes: Vec<u8>) -> u64 {
+        self.bytes += bytes.len() as u64;
+        number
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Calls of a flood, and their size: 320 MB in all.
+const FLOOD: u64 = 20_000;
+const FLOOD_BYTES: usize = 16 << 10;
+/// Calls that a flood may have unfinished at once: the inbox, as many in its process, and what was on its way before
+/// the first found the inbox full.
+const FLOOD_PEAK: usize = 4_000;
+
+/// By so much the memory of a process may grow meanwhile.
+const FLOOD_RESIDENT: u64 = 128 << 20;
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("its second field") * 4096
+}
+
+/// Makes the calls as fast as it can; gives the most that were unfinished at once.
+fn flood_from_here(sink: &SinkHandle, calls: u64) -> Result<usize> {
+    let mut unfinished: VecDeque<ObjectRef<u64>> = VecDeque::new();
+    let mut peak = 0;
+    let mut next = 0;
+    let before = resident();
+    for number in 0..calls {
+        unfinished.push_back(sink.take(number, vec![7; FLOOD_BYTES]));
+        while unfinished.front().is_some_and(ObjectRef::is_ready) {
+            // In the order in which they were made.
+            assert_eq!(unfinished.pop_front().map(|call| call.get()).transpose()?, Some(next));
+            next += 1;
+        }
+        peak = peak.max(unfinished.len());
+        if number % 256 == 0 {
+            let grown = resident().saturating_sub(before);
+            assert!(grown <= FLOOD_RESIDENT, "{grown} bytes more with {} unfinished", unfinished.len());
+        }
+    }
+    for call in unfinished {
+        assert_eq!(call.get()?, next);
+        next += 1;
+    }
+    Ok(peak)
+}
+
+/// Whether calls would have to wait.
+async fn is_full(sink: &mobula::ActorHandle) -> bool {
+    tokio::time::timeout(Duration::ZERO, sink.room()).await.is_err()
+}
+
+pub async fn a_flood_waits(_env: Env) -> Result<()> {
+    let sink = Sink::spawn().await?;
+    let lifeline = Lifeline::new()?;
+    let held = sink.hold(vec![lifeline.watch()]);
+    let flooded = sink.clone();
+    let own = tokio::task::spawn_blocking(move || flood_from_here(&flooded, FLOOD));
+    eventually("the flood to be held up", async || Ok(is_full(&sink).await)).await?;
+    assert!(!own.is_finished());
+    drop(lifeline);
+    held.await?;
+    let peak = own.await.expect("the flood does not panic")?;
+    assert!(peak <= FLOOD_PEAK, "{peak} calls were unfinished at once");
+    assert_eq!(sink.bytes().await?, FLOOD * FLOOD_BYTES as u64);
+    Ok(())
+}
+
+#[mobula::task]
+fn flood(sink: SinkHandle, calls: u64) -> Result<usize> {
+    flood_from_here(&sink, calls)
+}
+
+pub async fn a_flood_from_several_hosts_waits(env: Env) -> Result<()> {
+    let sink = Sink::spawn().await?;
+    let lifeline = Lifeline::new()?;
+    let held = sink.hold(vec![lifeline.watch()]);
+    let nodes = env.nodes().await?;
+    let floods: Vec<_> = nodes
+        .iter()
+        .chain(&nodes)
+        .map(|node| flood.options().strategy(on(*node)).remote(sink.clone(), FLOOD / 4))
+        .collect();
+    let own = sink.clone();
+    let own = tokio::task::spawn_blocking(move || flood_from_here(&own, FLOOD / 4));
+    eventually("a flood to be held up", async || Ok(is_full(&sink).await)).await?;
+    drop(lifeline);
+    held.await?;
+    for peak in mobula::get_all(&floods).await? {
+        assert!(peak <= FLOOD_PEAK, "{peak} calls were unfinished at once");
+    }
+    own.await.expect("the flood does not panic")?;
+    let calls = FLOOD / 4 * (floods.len() as u64 + 1);
+    assert_eq!(sink.bytes().await?, calls * FLOOD_BYTES as u64);
+    Ok(())
+}
+
+struct Player;
+
+#[mobula::actor(concurrency = 1, inbox = 2)]
+impl Player {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn play(&self, me: PlayerHandle, other: PlayerHandle, rounds: u32) -> Result<u32> {
+        if rounds == 0 {
+            return Ok(0);
+        }
+        Ok(other.play(other.clone(), me, rounds - 1).await? + 1)
+    }
+}
+
+pub async fn circles_of_shared_calls_go_on(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
+    let one = Player::spawn().options(|options| options.strategy(on(first))).await?;
+    let two = Player::spawn().options(|options| options.strategy(on(last))).await?;
+    let mut calls = Vec::new();
+    for _ in 0..50 {
+        calls.push(one.play(one.clone(), two.clone(), 6));
+        calls.push(two.play(two.clone(), one.clone(), 6));
+        // The driver's own calls shall not be what is in the way of theirs.
+        tokio::join!(one.room(), two.room());
+    }
+    assert_eq!(mobula::get_all(&calls).await?, [6; 100]);
+    Ok(())
+}
+
+struct Stubborn;
+
+#[mobula::actor(inbox = 1)]
+impl Stubborn {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn go(&mut self, me: StubbornHandle, other: StubbornHandle, gate: Gate) -> Result<()> {
+        pass(gate).await;
+        other.back(me).await
+    }
+
+    async fn back(&mut self, first: StubbornHandle) -> Result<()> {
+        first.poke().await.map(|_| ())
+    }
+
+    fn poke(&mut self) -> bool {
+        true
+    }
+}
+
+pub async fn circles_of_exclusive_calls_end(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
+    let one = Stubborn::spawn().options(|options| options.strategy(on(first))).await?;
+    let two = Stubborn::spawn().options(|options| options.strategy(on(last))).await?;
+    let lifeline = Lifeline::new()?;
+    let circle = one.go(one.clone(), two.clone(), vec![lifeline.watch()]);
+    let pokes: Vec<_> = (0..3).map(|_| one.poke()).collect();
+    eventually("the inbox to be full", async || Ok(is_full(&one).await)).await?;
+    drop(lifeline);
+    let error = circle.await.unwrap_err();
+    assert!(error.to_string().contains("do not wait for calls in a circle"), "{error}");
+    // Nobody else noticed.
+    assert_eq!(mobula::get_all(&pokes).await?, [true; 3]);
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! The executor's actors: their inboxes, and which of their calls may start.
+
+use std::sync::Arc;
+
+use mobula_proto::{Failure, FailureKind, HostId, TaskId, limits::Limits, peer::Message};
+use parking_lot::Mutex;
+
+use super::{Executor, Run, State, call_title};
+use crate::{
+    codec::{Held, Results},
+    context::Context,
+    inbox::{Inbox, Knock, Seat},
+    registry::{ActorState, Entry, Function},
+    runtime::Runtime,
+};
+
+/// An actor that lives in this host.
+pub(super) struct Actor {
+    pub(super) id: TaskId,
+    pub(super) incarnation: u32,
+    pub(super) inner: Mutex<Inner>,
+}
+
+/// An actor's state and what waits for it.
+pub(super) struct Inner {
+    pub(super) state: Option<ActorState>,
+    pub(super) inbox: Inbox<Box<Run>>,
+    pub(super) ended: Option<Failure>,
+    /// Whether the executor looks at it now and then.
+    watched: bool,
+}
+
+impl Inner {
+    /// Whether it shall be looked at from now on, and was not before.
+    fn watch(&mut self) -> bool {
+        let new = !self.watched && self.inbox.wants_ticks();
+        self.watched |= new;
+        new
+    }
+}
+
+/// Where calls of a method take their place.
+pub(super) fn seat(function: &Function) -> Option<Seat> {
+    match function.entry {
+        Entry::Method { exclusive: true, .. } => Some(Seat::Alone),
+        Entry::Method { group, .. } => Some(Seat::Group(group)),
+        Entry::Task(_) | Entry::Construct { .. } => None,
+    }
+}
+
+impl Executor {
+    /// Starts the actor's calls that may start now.
+    pub(super) fn pump(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
+        while let Some(run) = self.take_next(runtime, actor) {
+            self.start(runtime, run);
+        }
+    }
+
+    /// The actor's next call, if it may start now.
+    pub(super) fn take_next(&self, runtime: &Arc<Runtime>, actor: &Actor) -> Option<Box<Run>> {
+        loop {
+            let (run, failure) = {
+                let mut inner = actor.inner.lock();
+                match inner.ended.clone() {
+                    None if inner.state.is_none() => return None,
+                    None => {
+                        let run = inner.inbox.start()?;
+                        if inner.inbox.has_door() {
+                            let room = inner.inbox.let_in();
+                            drop(inner);
+                            self.tell_room(runtime, actor, &room);
+                        }
+                        return Some(run);
+                    }
+                    Some(failure) => (inner.inbox.take()?, failure),
+                }
+            };
+            let failure = failure.of(call_title(run.function, run.call));
+            self.reply(runtime, run.caller, run.call, Err(failure));
+        }
+    }
+
+    /// A new incarnation, with the limits that its owner announced or its type's.
+    pub(super) fn new_actor(
+        &self,
+        state: &mut State,
+        function: &Function,
+        id: TaskId,
+        incarnation: u32,
+    ) -> Arc<Actor> {
+        let announced = state.limits.remove(&id).filter(|(meant, _)| *meant == incarnation);
+        let limits = match (announced, &function.entry) {
+            (Some((_, limits)), _) => limits,
+            (None, Entry::Construct { rules, .. }) => rules.limits(),
+            (None, Entry::Task(_) | Entry::Method { .. }) => Limits::default(),
+        };
+        let inner = Inner { state: None, inbox: Inbox::new(&limits), ended: None, watched: false };
+        let new = Arc::new(Actor { id, incarnation, inner: Mutex::new(inner) });
+        state.actors.insert(id, new.clone());
+        new
+    }
+
+    /// The limits of an actor whose construction is the next that its owner sends.
+    pub(crate) fn announce(&self, actor: TaskId, incarnation: u32, limits: Limits) {
+        self.state.lock().limits.insert(actor, (incarnation, limits));
+    }
+
+    /// A call arrived. Without its arguments yet (`is_ready` is false) it comes back if it is let in.
+    pub(super) fn enter(
+        &self,
+        runtime: &Arc<Runtime>,
+        run: Box<Run>,
+        seat: Seat,
+        is_ready: bool,
+    ) -> Option<Box<Run>> {
+        let actor = run.actor.clone()?;
+        let (task, caller) = (run.call.task, run.caller);
+        let (knock, inbox, watch) = {
+            let mut inner = actor.inner.lock();
+            match inner.inbox.knock(caller) {
+                Knock::In if is_ready => {
+                    inner.inbox.enter(seat, task, caller, Some(run));
+                    drop(inner);
+                    self.pump(runtime, &actor);
+                    return None;
+                }
+                Knock::In => {
+                    inner.inbox.enter(seat, task, caller, None);
+                    return Some(run);
+                }
+                knock => (knock, inner.inbox.most(), inner.watch()),
+            }
+        };
+        match knock {
+            Knock::Refused => {
+                let failure = Failure::new(
+                    FailureKind::Overloaded,
+                    format!("{inbox} calls wait already, and the actor refuses more (limit: its inbox)"),
+                );
+                let failure = failure.of(call_title(run.function, run.call));
+                self.reply(runtime, caller, run.call, Err(failure));
+            }
+            Knock::Wait | Knock::In => {
+                self.state.lock().running.remove(&task);
+                runtime.send(caller, Message::NoRoom { task, inbox }, Held::default());
+                if watch {
+                    self.pressed.lock().push(actor);
+                }
+            }
+        }
+        None
+    }
+
+    /// A caller has used up what room it was given, or wants none.
+    pub(crate) fn want_room(
+        &self,
+        runtime: &Arc<Runtime>,
+        caller: HostId,
+        (id, incarnation): (TaskId, u32),
+        more: bool,
+    ) {
+        let actor = self.state.lock().actors.get(&id).cloned();
+        // The caller of one that has ended learns about that from its owner.
+        let Some(actor) = actor.filter(|actor| actor.incarnation == incarnation) else { return };
+        let (room, watch) = {
+            let mut inner = actor.inner.lock();
+            inner.inbox.asked(caller, more);
+            (inner.inbox.let_in(), inner.watch())
+        };
+        if watch {
+            self.pressed.lock().push(actor.clone());
+        }
+        self.tell_room(runtime, &actor, &room);
+    }
+
+    fn tell_room(&self, runtime: &Arc<Runtime>, actor: &Actor, room: &[(HostId, u32)]) {
+        for (caller, calls) in room {
+            let message = Message::Room { actor: actor.id, incarnation: actor.incarnation, calls: *calls };
+            runtime.send(*caller, message, Held::default());
+        }
+    }
+
+    /// Now and then: actors at whose doors callers wait, perhaps for each other.
+    pub(super) fn tick_actors(&self, runtime: &Arc<Runtime>) {
+        let pressed: Vec<Arc<Actor>> = {
+            let mut pressed = self.pressed.lock();
+            pressed.retain(|actor| {
+                let mut inner = actor.inner.lock();
+                inner.watched = inner.ended.is_none() && inner.inbox.wants_ticks();
+                inner.watched
+            });
+            pressed.clone()
+        };
+        for actor in pressed {
+            let stalled = actor.inner.lock().inbox.tick();
+            if !stalled.is_empty() {
+                tracing::warn!(
+                    actor = %actor.id,
+                    "all of an actor's calls wait for others, and its inbox is full: calls made by calls are refused"
+                );
+            }
+            let none: Vec<_> = stalled.into_iter().map(|caller| (caller, 0)).collect();
+            self.tell_room(runtime, &actor, &none);
+            self.pump(runtime, &actor);
+        }
+    }
+
+    /// Hosts are gone: what was kept for their calls is free.
+    pub(crate) fn forget(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
+        let pressed = self.pressed.lock().clone();
+        for actor in pressed {
+            let room = {
+                let mut inner = actor.inner.lock();
+                for caller in inner.inbox.callers_at_door() {
+                    if gone(caller) {
+                        inner.inbox.forget(caller);
+                    }
+                }
+                inner.inbox.let_in()
+            };
+            self.tell_room(runtime, &actor, &room);
+        }
+    }
+
+    /// A call of an actor waits for an object: another may take its turn.
+    pub(super) fn give_turn(&self, runtime: &Arc<Runtime>, context: &Context) {
+        let (Some(seat), Some(actor)) = (context.seat, self.actor_of(context)) else { return };
+        let watch = {
+            let mut inner = actor.inner.lock();
+            inner.inbox.waits(seat);
+            inner.watch()
+        };
+        if watch {
+            self.pressed.lock().push(actor.clone());
+        }
+        if seat != Seat::Alone {
+            self.pump(runtime, &actor);
+        }
+    }
+
+    /// It goes on.
+    pub(super) fn take_turn(&self, context: &Context) {
+        if let Some(seat) = context.seat
+            && let Some(actor) = self.actor_of(context)
+        {
+            actor.inner.lock().inbox.goes_on(seat);
+        }
+    }
+
+    fn actor_of(&self, context: &Context) -> Option<Arc<Actor>> {
+        self.state.lock().actors.get(&context.actor?).cloned()
+    }
+
+    /// Ends an actor.
+    pub(crate) fn terminate(&self, runtime: &Arc<Runtime>, id: TaskId, incarnation: u32) {
+        let (actor, mut running) = {
+            let mut state = self.state.lock();
+            let found = match state.actors.get(&id) {
+                Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
+                _ => None,
+            };
+            let Some(actor) = found else { return };
+            let running: Vec<_> =
+                state.running.values().filter(|call| call.actor == Some(id)).cloned().collect();
+            (actor, running)
+        };
+        let state = {
+            let mut inner = actor.inner.lock();
+            inner.ended = Some(Failure::new(FailureKind::ActorDied, "the actor ended"));
+            // What has not started ends below.
+            running.retain(|call| !inner.inbox.has(call.task));
+            inner.state.take()
+        };
+        for call in running {
+            call.stop(runtime);
+        }
+        self.pump(runtime, &actor);
+        // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
+        runtime.user().spawn_blocking(move || drop(state));
+    }
+
+    /// The construction of an actor ended.
+    pub(super) fn constructed(
+        &self,
+        runtime: &Arc<Runtime>,
+        run: Box<Run>,
+        nanos: u64,
+        result: Result<ActorState, Failure>,
+    ) -> Option<Box<Run>> {
+        let actor = run.actor.clone()?;
+        let result = match result {
+            Ok(state) => {
+                let ended = {
+                    let mut inner = actor.inner.lock();
+                    if inner.ended.is_none() {
+                        inner.state = Some(state);
+                    }
+                    inner.ended.clone()
+                };
+                self.pump(runtime, &actor);
+                ended.map_or_else(|| Ok(Results::new()), Err)
+            }
+            Err(failure) => {
+                self.state.lock().actors.remove(&actor.id);
+                Err(failure)
+            }
+        };
+        self.finish_with(runtime, run, nanos, result)
+    }
+}
