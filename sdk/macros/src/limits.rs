@@ -4,8 +4,8 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{
-    Error, Expr, ExprLit, Lit, Meta, MetaNameValue, Result, Token, parse::Parser,
-    punctuated::Punctuated, spanned::Spanned,
+    Error, Expr, ExprLit, Lit, Meta, MetaNameValue, Result, Token, parse::Parser, punctuated::Punctuated,
+    spanned::Spanned,
 };
 
 use crate::options::text;
@@ -96,7 +96,9 @@ impl Limits {
         let at = self.groups.iter().position(|other| *other == name).ok_or_else(|| {
             Error::new(
                 value.span(),
-                format!("the actor has no group `{name}`: declare it, `#[mobula::actor(groups({name} = 4))]`"),
+                format!(
+                    "the actor has no group `{name}`: declare it, `#[mobula::actor(groups({name} = 4))]`"
+                ),
             )
         })?;
         Ok(u16::try_from(at + 1).unwrap_or(u16::MAX))
