@@ -48,6 +48,13 @@ fn section(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> R
     let settings: Vec<String> =
         settings.map(|key| format!("{} {}", key.replace('_', " "), setting(key))).collect();
     writeln!(text, "Commit {}; {}.", report.commit, settings.join("; "))?;
+    let number = |name: &str| setting(name).parse::<f64>().unwrap_or_default();
+    if number("load_at_start") > number("cores") / 2.0 {
+        writeln!(
+            text,
+            "**Other work ran beside it, as that load shows: rates are low, and their spread is wide.**"
+        )?;
+    }
     let targets = || report.rows.iter().flat_map(|row| &row.targets);
     let met = targets().filter(|target| target.met).count();
     writeln!(
@@ -96,6 +103,9 @@ fn limits(text: &mut String, report: &Report) -> Result<()> {
         if let Some(limit) = &row.limit {
             rows_of.entry(&limit.name).or_default().push(&row.name);
         }
+    }
+    if rows_of.is_empty() {
+        return Ok(());
     }
     writeln!(text, "\n| limit | of |\n|---|---|")?;
     for (limit, rows) in rows_of {

@@ -136,6 +136,11 @@ impl Echo {
         wait_for((0..n).map(|_| small_value.remote()))
     }
 
+    /// Where it lives.
+    fn process(&mut self) -> u32 {
+        std::process::id()
+    }
+
     /// Seconds that each get takes here.
     fn time_gets(&mut self, values: Vec<ObjectRef<u64>>) -> mobula::Result<Vec<f64>> {
         values.iter().map(|value| timed(|| value.get())).collect()

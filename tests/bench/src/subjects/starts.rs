@@ -1,6 +1,7 @@
 //! From nothing to a first result, and hosts of a task's own.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -89,14 +90,16 @@ pub async fn serve(mode: &str) -> Result<()> {
 
 /// Those before it live on, so that each needs a new process.
 fn cold_host(place: &Place) -> Result<Vec<f64>> {
-    let mut living = Vec::new();
+    let mut living = BTreeMap::new();
     let mut all = Vec::new();
     for _ in 0..place.scale.starts {
         let begun = Instant::now();
         let actor = Echo::spawn().options(|options| options.isolation("process")).start();
-        actor.small_value().get()?;
+        let process = actor.process().get()?;
         all.push(begun.elapsed().as_secs_f64() * 1e3);
-        living.push(actor);
+        if living.insert(process, actor).is_some() {
+            return Err(format!("process {process} has two actors").into());
+        }
     }
     all.sort_by(f64::total_cmp);
     Ok(vec![quantile(&all, 0.5)])
