@@ -68,10 +68,10 @@ fn listed_devices_keep_their_indices() {
 fn nothing_to_hold_is_granted_in_thousands() {
     let nothing = class("");
     check(&["1 cpu"], &[(&nothing, 5_000)], "node-1 x5000");
-    check(&["1 cpu", "1 cpu"], &[(&nothing, 15_000)], "node-1 x10000, node-2 x5000");
-    let mut world = check(&["1 cpu"], &[(&nothing, 15_000)], "node-1 x10000");
+    check(&["1 cpu", "1 cpu"], &[(&nothing, 5_000_000)], "node-1 x4194304, node-2 x805696");
+    let mut world = check(&["1 cpu"], &[(&nothing, 5_000_000)], "node-1 x4194304");
     assert_eq!(world.available(1), "1 CPU");
-    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x5000");
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x805696");
     // A driver's own agent runs nothing.
     check(&["", "1 cpu"], &[(&nothing, 1)], "node-2 x1");
 }
@@ -177,7 +177,7 @@ fn holders_of_what_is_short_are_asked_once_a_term() {
     world.now = Millis(600);
     renew(&mut world);
     assert_eq!(show(&world.tick(0)), "");
-    assert_eq!(world.scheduler.next_tick(), Some(Millis(1000)));
+    assert_eq!(world.scheduler.next_tick(), Some(Millis(650)), "for leases that others got meanwhile");
     assert_eq!(show(&world.tick(400)), "idle? lease-1, idle? lease-2");
     assert_eq!(show(&world.release(2)), "ended lease-2, node-2 x1");
     // What matters more is not asked for what matters less.

@@ -120,7 +120,7 @@ fn why_says_what_is_short() {
         &["1 cpu"],
         &[],
         &class(""),
-        10_001,
+        (1 << 22) + 1,
         "waits for 1 slot of no resources each: the nodes that fit hold as many slots as they may",
     );
     let patient = Class { wait_for_node: true, ..class("4 gpu") };
