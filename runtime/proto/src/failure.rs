@@ -99,7 +99,7 @@ impl Kind {
             Self::UnknownFunction => "MOB3011",
             Self::CannotForce => "MOB3012",
             Self::Limit => "MOB3013",
-            Self::ReturnCount => "MOB3016",
+            Self::ReturnCount => "MOB3015",
             Self::Overloaded => "MOB3014",
             Self::Infeasible => "MOB4001",
             Self::Binary => "MOB7001",

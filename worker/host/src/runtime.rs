@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mobula_ownership::{Counts, Via};
@@ -38,6 +38,10 @@ use crate::{
     stream::Producer,
     wait::{Parker, Waiter},
 };
+
+mod waiting;
+
+pub use waiting::Ready;
 
 /// What follows from a step of the core and is done without its lock.
 enum Later {
@@ -759,129 +763,7 @@ impl Runtime {
         (self.core.lock().lease_count(), running, actors)
     }
 
-    // ---- waiting ----
-
-    /// Whether the object's state is final.
-    pub fn is_ready(&self, object: ObjectId) -> bool {
-        self.ended.lock().is_some() || is_final(self.core.lock().objects.state(object))
-    }
-
-    /// Waits on this thread until `count` of the objects are final, and gives the positions of the first so many that
-    /// are; of fewer only after the deadline. A slot that the calling task holds serves others meanwhile. Refused
-    /// inside async code.
-    pub fn wait(
-        self: &Arc<Self>,
-        objects: &[ObjectId],
-        count: usize,
-        deadline: Option<Instant>,
-    ) -> Result<Ready, Failure> {
-        context::refuse_async()?;
-        let mut parker = None;
-        let ready = self.first_ready(objects, count, |missing| {
-            Waiter::Thread(parker.insert(Parker::new(missing)).clone())
-        });
-        let Some(parker) = parker else { return Ok(ready) };
-        self.park(&parker, &mut None, deadline);
-        self.unregister(&parker, objects);
-        Ok(ready_among(&self.core.lock(), objects, count))
-    }
-
-    /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as
-    /// `blocked` lives.
-    pub(crate) fn park(
-        self: &Arc<Self>,
-        parker: &Arc<Parker>,
-        blocked: &mut Option<Blocked>,
-        deadline: Option<Instant>,
-    ) {
-        // What is waited for may depend on a result whose receiver has not been woken yet.
-        self.peers.ring_all(true);
-        while !parker.is_woken() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
-            if !self.peers.lead_until(self, parker, blocked.is_none(), deadline) {
-                match blocked {
-                    // Look again after the slot was lent out: what was waited for may have come meanwhile.
-                    None if context::task().is_some() => *blocked = Blocked::enter(self, true),
-                    _ => parker.park(deadline),
-                }
-            }
-        }
-    }
-
-    /// The positions of the first `count` objects that are final. Where there are fewer, whatever `waiter` makes of
-    /// the number that is missing is woken by each of the others. Once the job is over nothing is waited for.
-    fn first_ready(
-        self: &Arc<Self>,
-        objects: &[ObjectId],
-        count: usize,
-        waiter: impl FnOnce(usize) -> Waiter,
-    ) -> Ready {
-        self.step(|core, out| {
-            let ready = ready_among(core, objects, count);
-            if ready.len() >= count.min(objects.len()) || self.ended.lock().is_some() {
-                return ready;
-            }
-            let waiter = waiter(count.min(objects.len()) - ready.len());
-            let mut waiters = self.waiters.lock();
-            for object in objects {
-                if is_final(core.objects.state(*object)) {
-                    continue;
-                }
-                core.want(*object, out);
-                let list = waiters.entry(*object).or_default();
-                // A thread counts each of its objects, so one that is there twice wakes it twice.
-                if matches!(waiter, Waiter::Thread(_)) || !list.iter().any(|other| other.is_same(&waiter)) {
-                    list.push(waiter.clone());
-                }
-            }
-            ready
-        })
-    }
-
-    /// [`Self::first_ready`] for async code: `None` where there are fewer than `count`, and `waker` is woken by each of
-    /// the others.
-    pub fn poll_ready_among(
-        self: &Arc<Self>,
-        objects: &[ObjectId],
-        count: usize,
-        waker: &Waker,
-    ) -> Option<Ready> {
-        let ready = self.first_ready(objects, count, |_| Waiter::Task(waker.clone()));
-        (ready.len() >= count.min(objects.len()) || self.ended.lock().is_some()).then_some(ready)
-    }
-
-    /// The positions of the first `count` that are final.
-    pub fn ready_among(&self, objects: &[ObjectId], count: usize) -> Ready {
-        ready_among(&self.core.lock(), objects, count)
-    }
-
-    /// Wakes `waiter` when the object's state changes, or a stream's of that name. Called inside a step that looked.
-    pub(crate) fn await_change(&self, object: ObjectId, waiter: Waiter) {
-        let mut waiters = self.waiters.lock();
-        let list = waiters.entry(object).or_default();
-        if !list.iter().any(|other| other.is_same(&waiter)) {
-            list.push(waiter);
-        }
-    }
-
-    fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {
-        let mut waiters = self.waiters.lock();
-        for object in objects {
-            if let Some(list) = waiters.get_mut(object) {
-                list.retain(|waiter| !waiter.is(parker));
-                if list.is_empty() {
-                    waiters.remove(object);
-                }
-            }
-        }
-    }
-
-    /// Wakes `waker` when the object's state is final; says so at once if it is.
-    pub fn poll_ready(self: &Arc<Self>, object: ObjectId, waker: &Waker) -> bool {
-        if self.ended.lock().is_some() {
-            return true;
-        }
-        !self.first_ready(&[object], 1, |_| Waiter::Task(waker.clone())).is_empty()
-    }
+    // ---- reading ----
 
     /// The value of an object, if it is in this process already.
     pub fn read_here(&self, object: ObjectId) -> Option<Result<Object, Failure>> {
@@ -1021,14 +903,6 @@ const SMALL_RESULT_BYTES: u64 = 256;
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
 /// Longest wait for the head's answer to a question.
 pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
-
-/// Positions of objects that are final, in order.
-pub type Ready = SmallVec<[usize; 4]>;
-
-fn ready_among(core: &Core, objects: &[ObjectId], count: usize) -> Ready {
-    let ready = objects.iter().enumerate().filter(|(_, object)| is_final(core.objects.state(**object)));
-    ready.map(|(at, _)| at).take(count).collect()
-}
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, Some(State::Pending))
