@@ -23,7 +23,7 @@ const QUEUED: usize = 1_000_000;
 const ACTORS: usize = 5_000;
 const PORTION_MAX: usize = 10_000;
 const ACTORS_MANY: usize = 1_000_000;
-const ACTORS_TIME: Duration = Duration::from_secs(30);
+const ACTORS_TIME: Duration = Duration::from_secs(55);
 /// Bytes of an object that no 32-bit offset reaches.
 const LARGE_BYTES: usize = 4_100 << 20;
 /// What a stored object holds at least: less travels with the call.
