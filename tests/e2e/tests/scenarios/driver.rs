@@ -293,8 +293,8 @@ struct End {
     limits: [Duration; 2],
 }
 
-/// Longest that anything of a job may outlive a driver of whose end Mobula is told. It takes a small part of a second
-/// (a row of `mobula-bench core`); a machine that runs other tests at once is given more, though less than silence takes.
+/// Longest that anything of a job may outlive a driver of whose end Mobula is told. It takes a small part of a second; a
+/// machine that runs other tests at once is given more, though less than silence takes.
 const TOLD: Duration = Duration::from_secs(4);
 
 fn check_end(end: &End) -> Outcome {
