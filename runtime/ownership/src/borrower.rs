@@ -28,7 +28,7 @@ impl Ownership {
         let owner = object.owner();
         let owner_dead = self.dead.host(owner);
         let me = self.me;
-        let entry = self.objects.entry(object).or_insert_with(|| {
+        if self.objects.get(&object).is_none() {
             let state = if owner == me {
                 State::failed(freed(object))
             } else if owner_dead {
@@ -38,8 +38,9 @@ impl Ownership {
             };
             let mut entry = Entry::new(state, 0);
             entry.stale = owner == me;
-            entry
-        });
+            self.objects.insert(object, entry);
+        }
+        let Some(entry) = self.objects.get_mut(&object) else { return };
         entry.local += 1;
         if owner == me || owner_dead {
             return;

@@ -27,7 +27,7 @@ impl Ownership {
             .iter()
             .filter(|(object, _)| object.owner() == self.me)
             .filter_map(|(object, entry)| match entry.state {
-                State::Stored(copy) if copy.node == node => Some((*object, copy.attempt)),
+                State::Stored(copy) if copy.node == node => Some((object, copy.attempt)),
                 _ => None,
             })
             .collect();
@@ -42,13 +42,13 @@ impl Ownership {
         let me = self.me;
         let mut orphans = Vec::new();
         let mut unheld = Vec::new();
-        for (object, entry) in &mut self.objects {
+        for (object, entry) in self.objects.iter_mut() {
             if object.owner() == me {
                 if entry.forget_hosts(&gone) && entry.is_idle() {
-                    unheld.push(*object);
+                    unheld.push(object);
                 }
             } else if gone(object.owner()) && matches!(entry.state, State::Pending | State::Actor { .. }) {
-                orphans.push(*object);
+                orphans.push(object);
             }
         }
         orphans.sort_unstable();

@@ -48,6 +48,7 @@ mod borrower;
 mod dead;
 mod death;
 mod entry;
+mod objects;
 mod owner;
 #[cfg(test)]
 mod tests;
@@ -57,7 +58,7 @@ use mobula_proto::{
     peer::{Copy, Message, State},
 };
 
-use crate::{borrower::Outstanding, dead::Dead, entry::Entry};
+use crate::{borrower::Outstanding, dead::Dead, entry::Entry, objects::Objects};
 
 /// What the host must do after a call. Effects are meant to be carried out in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +145,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Ownership {
     me: HostId,
-    objects: IdMap<ObjectId, Entry>,
+    objects: Objects,
     /// `Borrow`s sent and not acknowledged, by their token.
     outstanding: IdMap<u64, Outstanding>,
     /// How many acknowledgements each settling task still waits for, by the task's token.
@@ -158,7 +159,7 @@ impl Ownership {
     pub fn new(me: HostId) -> Self {
         Self {
             me,
-            objects: IdMap::default(),
+            objects: Objects::new(me),
             outstanding: IdMap::default(),
             settling: IdMap::default(),
             next_token: 1,
@@ -198,7 +199,7 @@ impl Ownership {
     /// How much there is. Walks the whole table.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts { unacknowledged: self.outstanding.len(), ..Counts::default() };
-        for (object, entry) in &self.objects {
+        for (object, entry) in self.objects.iter() {
             if object.owner() == self.me {
                 counts.owned += 1;
             } else {

@@ -25,9 +25,11 @@ pub mod id;
 pub mod limits;
 pub mod peer;
 pub mod resource;
+pub mod seq;
 pub mod wire;
 
 pub use blob::Blob;
 pub use failure::{Failure, Kind as FailureKind};
 pub use id::{BinaryHash, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
 pub use resource::{Quantity, Resources};
+pub use seq::SeqMap;

@@ -3,14 +3,16 @@
 //!
 //! Rings are drained by the very threads that wait for what comes out of them: one thread at a time *leads*,
 //! spins briefly, and sleeps on the process's doorbell. When no thread waits, the *watcher* thread is woken by
-//! the doorbell instead; so nothing is ever left lying, and an idle process does not spin.
+//! the doorbell instead; so nothing is ever left lying, and an idle process does not spin. A thread that submits
+//! many calls drains them now and then too, and until it stops the watcher sleeps: a second thread beside it would only
+//! contend with it for the core.
 
 use std::{
     cell::Cell,
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -59,6 +61,9 @@ pub struct Peers {
     lead: Mutex<Spin>,
     stopped: AtomicBool,
     unrung: Mutex<Unrung>,
+    submitted: AtomicU32,
+    /// Whether submitters drain the rings, and [`Peers::end_attention`] is due. Changed by who holds `lead`.
+    attended: AtomicBool,
 }
 
 thread_local! {
@@ -79,6 +84,10 @@ struct Unrung {
 const BATCH_WAIT: Duration = Duration::from_micros(100);
 /// The same where the call that runs meanwhile takes longer than it used to.
 const BATCH_WAIT_MAX: Duration = Duration::from_millis(1);
+/// Every so many submitted calls the submitter drains the rings.
+const ATTEND_CALLS: u32 = 16;
+/// Longest that something may lie in a ring because a submitter was expected to drain it who then did something else.
+const ATTEND_WAIT: Duration = Duration::from_millis(1);
 
 /// While this thread runs a short call, the results that it sends wake their receivers only with
 /// [`Peers::ring_all`]; receivers that are awake see them at once.
@@ -101,6 +110,8 @@ impl Peers {
             lead: Mutex::new(Spin::default()),
             stopped: AtomicBool::new(false),
             unrung: Mutex::default(),
+            submitted: AtomicU32::new(0),
+            attended: AtomicBool::new(false),
         }
     }
 
@@ -367,6 +378,52 @@ impl Peers {
             doorbell.ring();
         }
         true
+    }
+
+    /// After each call that a thread submits: now and then it drains the rings.
+    #[inline]
+    pub(crate) fn attend(&self, runtime: &Arc<Runtime>) {
+        if self.submitted.fetch_add(1, Ordering::Relaxed) % ATTEND_CALLS == ATTEND_CALLS - 1 {
+            self.attend_now(runtime);
+        }
+    }
+
+    fn attend_now(&self, runtime: &Arc<Runtime>) {
+        let Some(doorbell) = &self.doorbell else { return };
+        let Some(lead) = self.lead.try_lock() else { return };
+        doorbell.begin_polling();
+        self.drain(runtime);
+        let begins = !self.attended.swap(true, Ordering::Relaxed);
+        drop(lead);
+        if begins {
+            self.end_attention(runtime);
+        }
+    }
+
+    /// Hands the rings back to the watcher once nobody has submitted anything for a while.
+    fn end_attention(&self, runtime: &Arc<Runtime>) {
+        let weak = Arc::downgrade(runtime);
+        let mut before = self.submitted.load(Ordering::Relaxed);
+        runtime.user().spawn(async move {
+            loop {
+                tokio::time::sleep(ATTEND_WAIT).await;
+                let Some(runtime) = weak.upgrade() else { return };
+                let peers = runtime.peers();
+                let now = peers.submitted.load(Ordering::Relaxed);
+                if std::mem::replace(&mut before, now) != now {
+                    continue;
+                }
+                // Whoever leads hands them back himself, but a submitter may follow him.
+                let Some(_lead) = peers.lead.try_lock() else { continue };
+                peers.attended.store(false, Ordering::Relaxed);
+                let Some(doorbell) = &peers.doorbell else { return };
+                doorbell.leave();
+                if peers.any_waiting() {
+                    doorbell.ring();
+                }
+                return;
+            }
+        });
     }
 
     /// Leads for a thread that waits for objects. `false` where that is not possible, or where `spin_only` and

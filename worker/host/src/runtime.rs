@@ -488,13 +488,15 @@ impl Runtime {
     pub fn try_submit(self: &Arc<Self>, spec: Spec) -> Result<ObjectId, Spec> {
         let ended = self.stopped.load(Ordering::Relaxed);
         let maker = maker(spec.kind);
-        self.step(|core, out| {
+        let submitted = self.step(|core, out| {
             if ended || core.has_room_for(spec.kind, maker) {
                 Ok(core.submit_from(spec, maker, out))
             } else {
                 Err(spec)
             }
-        })
+        });
+        self.peers.attend(self);
+        submitted
     }
 
     /// Whether such a call could be submitted now; else `waker` is woken when one can.

@@ -612,8 +612,8 @@ impl World {
             if !self.crashed {
                 assert_eq!(host.own.counts(), Counts::default(), "{} has something left", host.id);
             }
-            for (object, entry) in &host.own.objects {
-                assert!(excused.contains(object), "{} still has {object}: {entry:?}", host.id);
+            for (object, entry) in host.own.objects.iter() {
+                assert!(excused.contains(&object), "{} still has {object}: {entry:?}", host.id);
             }
             assert!(host.own.outstanding.is_empty() && host.own.settling.is_empty());
         }

@@ -31,7 +31,7 @@ impl Core {
                 Phase::Kept => task.holds.is_some_and(|lease| on_lost_lease.contains(&lease)),
                 Phase::Waiting | Phase::Queued => false,
             })
-            .map(|(seq, _)| *seq)
+            .map(|(seq, _)| seq)
             .collect();
         seqs.sort_unstable();
         for lease in on_lost_lease {

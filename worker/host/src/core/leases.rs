@@ -6,7 +6,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
     host::{Grant, Revocation, ToAgent},
     peer::{Message, State, Target},
-    resource::Strategy,
+    resource::{Isolation, Strategy},
 };
 
 use smallvec::SmallVec;
@@ -121,7 +121,11 @@ impl Core {
             self.push(seq, lease, out);
         }
         let class = &mut self.classes[key as usize];
-        let wanted = class.queue.len().min(BACKLOG_SLOTS_MAX) as u32;
+        let mut wanted = class.queue.len().min(BACKLOG_SLOTS_MAX) as u32;
+        if wanted > 0 && class.class.resources.is_empty() && class.class.isolation == Isolation::Shared {
+            // Slots that cost nothing: as many again as there are, or a million actors would hold leases by the thousand.
+            wanted = wanted.max(class.slots.min(BACKLOG_SLOTS_MAX as u64) as u32);
+        }
         // Asking again for every task would be a message each; the head needs the order of magnitude.
         let news = (wanted == 0) != (class.asked == 0) || wanted >= class.asked.saturating_mul(2);
         if news && wanted != class.asked {
@@ -201,6 +205,7 @@ impl Core {
         };
         class.leases.push(grant.lease);
         class.open.push(grant.lease);
+        class.slots += u64::from(grant.slots);
         class.asked = class.asked.saturating_sub(grant.slots);
         self.leases.insert(
             grant.lease,
@@ -298,6 +303,7 @@ impl Core {
             let class = &mut self.classes[held.key as usize];
             class.leases.retain(|other| *other != lease);
             class.open.retain(|other| *other != lease);
+            class.slots -= u64::from(held.slots);
         }
     }
 

@@ -30,7 +30,7 @@ use std::{
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, LeaseId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, LeaseId, NodeId, ObjectId, SeqMap, TaskId,
     host::ToAgent,
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
@@ -116,6 +116,8 @@ struct ClassState {
     leases: Vec<LeaseId>,
     /// Those that had room when they were looked at last.
     open: Vec<LeaseId>,
+    /// Slots of all its leases.
+    slots: u64,
     asked: u32,
     nanos: u64,
 }
@@ -146,7 +148,7 @@ pub struct Core {
     number: CoreNumber,
     /// The objects.
     pub objects: Ownership,
-    tasks: IdMap<u64, Task>,
+    tasks: SeqMap<Task>,
     /// For tasks that have several results, for as long as any of them lives.
     several: IdMap<u64, Several>,
     last_seq: u64,
@@ -178,7 +180,7 @@ impl Core {
             me,
             number: CoreNumber::next(),
             objects: Ownership::new(me),
-            tasks: IdMap::default(),
+            tasks: SeqMap::default(),
             several: IdMap::default(),
             last_seq: 0,
             unfinished: 0,
@@ -350,6 +352,7 @@ impl Core {
             queue: VecDeque::new(),
             leases: Vec::new(),
             open: Vec::new(),
+            slots: 0,
             asked: 0,
             nanos: 0,
         });

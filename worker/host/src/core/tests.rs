@@ -405,7 +405,7 @@ fn a_refused_call_is_forgotten_with_its_failure() {
     let mut out = Vec::new();
     bench.core.drop_ref(call, &mut out);
     assert!(bench.core.take_refused(call).is_none());
-    assert!(bench.core.tasks.keys().all(|seq| *seq == actor.task.seq));
+    assert!(bench.core.tasks.iter().all(|(seq, _)| seq == actor.task.seq));
 }
 
 #[test]

@@ -1,0 +1,60 @@
+//! The table of objects.
+
+use mobula_proto::{HostId, IdMap, ObjectId, SeqMap, TaskId};
+
+use crate::entry::Entry;
+
+/// Entries by object. Most are the first values of tasks of this host, which count up.
+#[derive(Debug)]
+pub(crate) struct Objects {
+    me: HostId,
+    first: SeqMap<Entry>,
+    others: IdMap<ObjectId, Entry>,
+}
+
+impl Objects {
+    pub(crate) fn new(me: HostId) -> Self {
+        Self { me, first: SeqMap::default(), others: IdMap::default() }
+    }
+
+    #[inline]
+    fn is_first(&self, object: &ObjectId) -> bool {
+        object.index == 0 && object.owner() == self.me
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, object: &ObjectId) -> Option<&Entry> {
+        if self.is_first(object) { self.first.get(&object.task.seq) } else { self.others.get(object) }
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, object: &ObjectId) -> Option<&mut Entry> {
+        if self.is_first(object) { self.first.get_mut(&object.task.seq) } else { self.others.get_mut(object) }
+    }
+
+    pub(crate) fn insert(&mut self, object: ObjectId, entry: Entry) {
+        if self.is_first(&object) {
+            self.first.insert(object.task.seq, entry);
+        } else {
+            self.others.insert(object, entry);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, object: &ObjectId) -> Option<Entry> {
+        if self.is_first(object) { self.first.remove(&object.task.seq) } else { self.others.remove(object) }
+    }
+
+    /// In no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Entry)> {
+        let owner = self.me;
+        let first = self.first.iter().map(move |(seq, entry)| (TaskId { owner, seq }.object(0), entry));
+        first.chain(self.others.iter().map(|(object, entry)| (*object, entry)))
+    }
+
+    /// In no order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ObjectId, &mut Entry)> {
+        let owner = self.me;
+        let first = self.first.iter_mut().map(move |(seq, entry)| (TaskId { owner, seq }.object(0), entry));
+        first.chain(self.others.iter_mut().map(|(object, entry)| (*object, entry)))
+    }
+}
