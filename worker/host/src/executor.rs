@@ -397,7 +397,8 @@ impl Executor {
             }
             state.idle += 1;
             drop(state);
-            let received = runtime.peers().lead_for_work(runtime, || self.has_work());
+            let received =
+                runtime.peers().lead_for_work(runtime, || self.has_work(), || self.has_short_work());
             state = self.state.lock();
             if !received && state.ready.is_empty() && !state.stopping {
                 let timed_out = self.work.wait_for(&mut state, THREAD_IDLE).timed_out();
@@ -426,6 +427,7 @@ impl Executor {
             }
             drop(state);
             runtime.peers().ring_all(true);
+            runtime.peers().end_attention();
         }
         // One wake for several results, as long as there is more to run right now.
         crate::peers::defer_rings(!long);
@@ -446,6 +448,13 @@ impl Executor {
 
     fn has_work(&self) -> bool {
         self.ready.load(Ordering::Acquire) > 0 || self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether what is ready is done so soon that its thread may be expected back.
+    fn has_short_work(&self) -> bool {
+        let state = self.state.lock();
+        let (ready, stopping) = (&state.ready, state.stopping);
+        !stopping && !ready.is_empty() && !ready.iter().take(ESTIMATE_MAX).any(|run| is_long(run.function))
     }
 
     /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not.

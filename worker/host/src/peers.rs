@@ -3,9 +3,10 @@
 //!
 //! Rings are drained by the very threads that wait for what comes out of them: one thread at a time *leads*,
 //! spins briefly, and sleeps on the process's doorbell. When no thread waits, the *watcher* thread is woken by
-//! the doorbell instead; so nothing is ever left lying, and an idle process does not spin. A thread that submits
-//! many calls drains them now and then too, and until it stops the watcher sleeps: a second thread beside it would only
-//! contend with it for the core.
+//! the doorbell instead; so nothing is ever left lying, and an idle process does not spin. Threads that submit or run
+//! one short call after the other look in between (see [`attention`]).
+
+mod attention;
 
 use std::{
     cell::Cell,
@@ -61,9 +62,12 @@ pub struct Peers {
     lead: Mutex<Spin>,
     stopped: AtomicBool,
     unrung: Mutex<Unrung>,
+    /// Calls submitted here.
     submitted: AtomicU32,
-    /// Whether submitters drain the rings, and [`Peers::end_attention`] is due. Changed by who holds `lead`.
-    attended: AtomicBool,
+    /// How often threads have looked that will again.
+    looks: AtomicU32,
+    /// Whether a guard sees to it that they do.
+    attended: Mutex<bool>,
 }
 
 thread_local! {
@@ -84,10 +88,6 @@ struct Unrung {
 const BATCH_WAIT: Duration = Duration::from_micros(100);
 /// The same where the call that runs meanwhile takes longer than it used to.
 const BATCH_WAIT_MAX: Duration = Duration::from_millis(1);
-/// Every so many submitted calls the submitter drains the rings.
-const ATTEND_CALLS: u32 = 16;
-/// Longest that something may lie in a ring because a submitter was expected to drain it who then did something else.
-const ATTEND_WAIT: Duration = Duration::from_millis(1);
 
 /// While this thread runs a short call, the results that it sends wake their receivers only with
 /// [`Peers::ring_all`]; receivers that are awake see them at once.
@@ -111,7 +111,8 @@ impl Peers {
             stopped: AtomicBool::new(false),
             unrung: Mutex::default(),
             submitted: AtomicU32::new(0),
-            attended: AtomicBool::new(false),
+            looks: AtomicU32::new(0),
+            attended: Mutex::default(),
         }
     }
 
@@ -129,7 +130,7 @@ impl Peers {
                     return;
                 }
                 let _entered = context::enter(&runtime, None, false);
-                peers.lead(&runtime, &mut || false, false, None);
+                peers.lead(&runtime, &mut || false, false, None, || false);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("mobula-watcher".into()).spawn(watch) {
@@ -338,14 +339,15 @@ impl Peers {
         }
     }
 
-    /// Leads until `done`, or, if not `sleepy`, until spinning has found nothing for a while. `false` where
-    /// another thread leads.
+    /// Leads until `done`, or, if not `sleepy`, until spinning has found nothing for a while. If `returns` says so at the
+    /// end, the thread is about to lead again. `false` where another thread leads.
     fn lead(
         &self,
         runtime: &Arc<Runtime>,
         done: &mut dyn FnMut() -> bool,
         sleepy: bool,
         deadline: Option<Instant>,
+        returns: impl FnOnce() -> bool,
     ) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let Some(mut spin) = self.lead.try_lock() else { return false };
@@ -372,58 +374,17 @@ impl Peers {
             }
             doorbell.begin_polling();
         }
+        if returns() {
+            drop(spin);
+            self.stay_attended(runtime);
+            return true;
+        }
         doorbell.leave();
         drop(spin);
         if self.any_waiting() {
             doorbell.ring();
         }
         true
-    }
-
-    /// After each call that a thread submits: now and then it drains the rings.
-    #[inline]
-    pub(crate) fn attend(&self, runtime: &Arc<Runtime>) {
-        if self.submitted.fetch_add(1, Ordering::Relaxed) % ATTEND_CALLS == ATTEND_CALLS - 1 {
-            self.attend_now(runtime);
-        }
-    }
-
-    fn attend_now(&self, runtime: &Arc<Runtime>) {
-        let Some(doorbell) = &self.doorbell else { return };
-        let Some(lead) = self.lead.try_lock() else { return };
-        doorbell.begin_polling();
-        self.drain(runtime);
-        let begins = !self.attended.swap(true, Ordering::Relaxed);
-        drop(lead);
-        if begins {
-            self.end_attention(runtime);
-        }
-    }
-
-    /// Hands the rings back to the watcher once nobody has submitted anything for a while.
-    fn end_attention(&self, runtime: &Arc<Runtime>) {
-        let weak = Arc::downgrade(runtime);
-        let mut before = self.submitted.load(Ordering::Relaxed);
-        runtime.user().spawn(async move {
-            loop {
-                tokio::time::sleep(ATTEND_WAIT).await;
-                let Some(runtime) = weak.upgrade() else { return };
-                let peers = runtime.peers();
-                let now = peers.submitted.load(Ordering::Relaxed);
-                if std::mem::replace(&mut before, now) != now {
-                    continue;
-                }
-                // Whoever leads hands them back himself, but a submitter may follow him.
-                let Some(_lead) = peers.lead.try_lock() else { continue };
-                peers.attended.store(false, Ordering::Relaxed);
-                let Some(doorbell) = &peers.doorbell else { return };
-                doorbell.leave();
-                if peers.any_waiting() {
-                    doorbell.ring();
-                }
-                return;
-            }
-        });
     }
 
     /// Leads for a thread that waits for objects. `false` where that is not possible, or where `spin_only` and
@@ -436,13 +397,20 @@ impl Peers {
         deadline: Option<Instant>,
     ) -> bool {
         let sleepy = !spin_only || context::task().is_none();
-        self.lead(runtime, &mut || parker.is_woken(), sleepy, deadline) && (sleepy || parker.is_woken())
+        self.lead(runtime, &mut || parker.is_woken(), sleepy, deadline, || false)
+            && (sleepy || parker.is_woken())
     }
 
-    /// Leads for a pool thread until there is work. `false` where another thread leads.
-    pub(crate) fn lead_for_work(&self, runtime: &Arc<Runtime>, mut has_work: impl FnMut() -> bool) -> bool {
+    /// Leads for a pool thread until there is work, which `is_short` if the thread will soon be back. `false` where
+    /// another thread leads.
+    pub(crate) fn lead_for_work(
+        &self,
+        runtime: &Arc<Runtime>,
+        mut has_work: impl FnMut() -> bool,
+        is_short: impl FnOnce() -> bool,
+    ) -> bool {
         POLLING_WORKER.set(true);
-        let led = self.lead(runtime, &mut has_work, true, None);
+        let led = self.lead(runtime, &mut has_work, true, None, is_short);
         POLLING_WORKER.set(false);
         led
     }

@@ -495,7 +495,7 @@ impl Runtime {
                 Err(spec)
             }
         });
-        self.peers.attend(self);
+        self.peers.submitted(self);
         submitted
     }
 

@@ -28,6 +28,9 @@ impl Runtime {
         deadline: Option<Instant>,
     ) -> Result<Ready, Failure> {
         context::refuse_async()?;
+        if count >= objects.len() && objects.len() > PORTION {
+            return Ok(self.wait_for_all(objects, deadline));
+        }
         let mut parker = None;
         let ready = self.first_ready(objects, count, |missing| {
             Waiter::Thread(parker.insert(Parker::new(missing)).clone())
@@ -36,6 +39,26 @@ impl Runtime {
         self.park(&parker, &mut None, deadline);
         self.unregister(&parker, objects);
         Ok(ready_among(&self.core.lock(), objects, count))
+    }
+
+    /// [`Self::wait`] for all of very many. The last ones first: when they are final most others are, for which nobody
+    /// need be registered then.
+    fn wait_for_all(self: &Arc<Self>, objects: &[ObjectId], deadline: Option<Instant>) -> Ready {
+        if objects.iter().any(|object| object.owner() != self.me()) {
+            // What other hosts have to say about theirs comes meanwhile.
+            self.step(|core, out| {
+                for object in objects.iter().filter(|object| object.owner() != self.me()) {
+                    core.want(*object, out);
+                }
+            });
+        }
+        for portion in objects.rchunks(PORTION) {
+            let ready = self.wait(portion, portion.len(), deadline);
+            if ready.is_ok_and(|ready| ready.len() < portion.len()) {
+                return ready_among(&self.core.lock(), objects, objects.len());
+            }
+        }
+        (0..objects.len()).collect()
     }
 
     /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as
@@ -135,6 +158,9 @@ impl Runtime {
         !self.first_ready(&[object], 1, |_| Waiter::Task(waker.clone())).is_empty()
     }
 }
+
+/// Most objects for which a thread is registered at once, where it waits for all.
+const PORTION: usize = 1024;
 
 /// Positions of objects that are final, in order.
 pub type Ready = SmallVec<[usize; 4]>;
