@@ -42,7 +42,7 @@ pub struct Context {
     pub(crate) cancelled: AtomicBool,
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
-    pub(crate) abort: Mutex<Option<tokio::task::AbortHandle>>,
+    pub(crate) abort: Mutex<Option<futures_util::future::AbortHandle>>,
     pub(crate) refs: Mutex<Vec<ObjectId>>,
     /// For calls that give a stream.
     pub(crate) producer: Option<Arc<Producer>>,

@@ -6,6 +6,7 @@
 //! itself.
 
 mod actors;
+mod asynchronous;
 
 use std::{
     collections::VecDeque,
@@ -321,9 +322,9 @@ impl Executor {
     }
 
     fn start_locked(&self, runtime: &Arc<Runtime>, mut state: MutexGuard<'_, State>, run: Box<Run>) {
-        if run.function.is_async {
+        if run.function.is_async && (is_long(run.function) || state.threads >= THREADS_MAX) {
             drop(state);
-            return start_async(runtime, run);
+            return asynchronous::spawn(runtime, run);
         }
         if state.idle == 0 && state.threads >= THREADS_MAX && state.blocked >= state.threads {
             drop(state);
@@ -369,7 +370,7 @@ impl Executor {
             if let Some(run) = next.take() {
                 if streak < STREAK_MAX || self.ready.load(Ordering::Acquire) == 0 {
                     streak += 1;
-                    next = self.run_sync(runtime, run);
+                    next = self.run_here(runtime, run);
                     continue;
                 }
                 self.start(runtime, run);
@@ -382,7 +383,7 @@ impl Executor {
                     self.wake_or_grow(runtime, &mut state);
                 }
                 drop(state);
-                next = self.run_sync(runtime, run);
+                next = self.run_here(runtime, run);
                 continue;
             }
             drop(state);
@@ -412,8 +413,8 @@ impl Executor {
         }
     }
 
-    /// Runs sync code; returns what may run after it on the same thread.
-    fn run_sync(&self, runtime: &Arc<Runtime>, run: Box<Run>) -> Option<Box<Run>> {
+    /// Runs sync code, or async code until it first waits; returns what may run after it on the same thread.
+    fn run_here(&self, runtime: &Arc<Runtime>, run: Box<Run>) -> Option<Box<Run>> {
         if run.call.timeout_ms > 0 {
             watch_timeout(runtime, &run);
         }
@@ -431,14 +432,19 @@ impl Executor {
         }
         // One wake for several results, as long as there is more to run right now.
         crate::peers::defer_rings(!long);
-        let next = call_sync(runtime, run);
+        let next = if run.function.is_async {
+            asynchronous::begin(runtime, run);
+            None
+        } else {
+            call_sync(runtime, run)
+        };
         crate::peers::defer_rings(false);
         runtime.peers().ring_all(next.is_none() && self.ready.load(Ordering::Acquire) == 0);
         if long {
             self.state.lock().long -= 1;
         }
         match next {
-            Some(run) if run.function.is_async => {
+            Some(run) if run.function.is_async && is_long(run.function) => {
                 self.start(runtime, run);
                 None
             }
@@ -783,63 +789,6 @@ fn finished<T>(invocation: Invocation<T>) -> Result<T, Failure> {
         Invocation::Future(_) => {
             Err(Failure::new(FailureKind::Internal, "a function registered as sync returned a future"))
         }
-    }
-}
-
-fn start_async(runtime: &Arc<Runtime>, mut run: Box<Run>) {
-    if run.call.timeout_ms > 0 {
-        watch_timeout(runtime, &run);
-    }
-    let arguments = Arguments::new(std::mem::take(&mut run.arguments));
-    let runtime_ = runtime.clone();
-    let context = run.context.clone();
-    // The outer task survives the abort of the inner one, which runs user code, and reports what became of it.
-    let outer = async move {
-        let started = Instant::now();
-        let executor = runtime_.executor();
-        match &run.function.entry {
-            Entry::Task(call) => {
-                let call = *call;
-                let result = drive(&runtime_, &run.context, move || call(arguments)).await;
-                executor.finish(&runtime_, run, nanos_since(started), result);
-            }
-            Entry::Construct { call, .. } => {
-                let call = *call;
-                let result = drive(&runtime_, &run.context, move || call(arguments)).await;
-                if let Some(next) = executor.constructed(&runtime_, run, nanos_since(started), result) {
-                    executor.start(&runtime_, next);
-                }
-            }
-            Entry::Method { call, .. } => {
-                let call = *call;
-                let state = run.actor.as_ref().and_then(|actor| actor.inner.lock().state.clone());
-                let result = match state {
-                    Some(state) => drive(&runtime_, &run.context, move || call(&state, arguments)).await,
-                    None => Err(Failure::new(FailureKind::ActorDied, "the actor ended")),
-                };
-                executor.finish(&runtime_, run, nanos_since(started), result);
-            }
-        }
-    };
-    let _ = context;
-    runtime.user().spawn(outer);
-}
-
-async fn drive<T: Send + 'static>(
-    runtime: &Arc<Runtime>,
-    context: &Arc<Context>,
-    call: impl FnOnce() -> Invocation<T> + Send + 'static,
-) -> Result<T, Failure> {
-    let inner = guarded::Polled::new(runtime.clone(), context.clone(), call);
-    let handle = runtime.user().spawn(inner);
-    *context.abort.lock() = Some(handle.abort_handle());
-    if context.cancelled() {
-        handle.abort();
-    }
-    match handle.await {
-        Ok(result) => result,
-        Err(error) if error.is_cancelled() => Err(Failure::new(FailureKind::Cancelled, "it was cancelled")),
-        Err(error) => Err(Failure::new(FailureKind::Panicked, format!("panicked: {error}"))),
     }
 }
 

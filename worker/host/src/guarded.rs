@@ -68,6 +68,13 @@ pub fn call<R>(run: impl FnOnce() -> Result<R, Failure>) -> Result<R, Failure> {
     catching(run).and_then(|result| result)
 }
 
+/// Drops what belongs to user code that was aborted, and whose destructors may panic.
+pub fn end<T>(what: T) {
+    if let Err(failure) = catching(|| drop(what)) {
+        tracing::warn!(%failure, "a destructor of an aborted call panicked");
+    }
+}
+
 /// Async user code, polled with its context entered and its panics caught.
 pub struct Polled<T, C> {
     runtime: Arc<Runtime>,
@@ -108,8 +115,10 @@ impl<T, C: FnOnce() -> Invocation<T>> Future for Polled<T, C> {
             Ok(Poll::Ready(result)) => result,
             Err(failure) => Err(failure),
         };
-        this.running = None;
-        Poll::Ready(result)
+        match catching(|| this.running = None) {
+            Ok(()) => Poll::Ready(result),
+            Err(failure) => Poll::Ready(Err(failure)),
+        }
     }
 }
 
