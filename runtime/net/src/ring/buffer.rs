@@ -388,6 +388,17 @@ impl Frame<'_> {
     }
 }
 
+impl Frame<'_> {
+    /// Appends the body to `out`, also where the producer does not keep to RG-2.
+    pub(super) fn copy_to(&self, out: &mut Vec<u8>) {
+        self.consumer.shared.map.copy(self.at, self.body, out);
+    }
+
+    pub(super) fn body_bytes(&self) -> usize {
+        self.body
+    }
+}
+
 impl Deref for Frame<'_> {
     type Target = [u8];
 
