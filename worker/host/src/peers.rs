@@ -167,6 +167,10 @@ impl Peers {
     pub(crate) fn start(&self, runtime: &Arc<Runtime>) {
         let Some(doorbell) = self.doorbell.clone() else { return };
         doorbell.leave();
+        // The agent may have sent something already, and not rung since nobody had left.
+        if self.any_waiting() {
+            doorbell.ring();
+        }
         let weak = Arc::downgrade(runtime);
         let watch = move || {
             loop {
