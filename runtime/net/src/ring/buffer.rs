@@ -331,6 +331,12 @@ impl Consumer {
         self.shared.tail().load(Ordering::Acquire) == self.head
     }
 
+    /// Bytes that were published and not read; never more than the capacity.
+    pub(super) fn ready_bytes(&self) -> usize {
+        let ready = self.shared.tail().load(Ordering::Acquire).wrapping_sub(self.head);
+        ready.min(self.shared.capacity) as usize
+    }
+
     /// A handle that any thread can ask whether there is something to read.
     pub fn watch(&self) -> Watch {
         Watch { shared: self.shared.clone() }

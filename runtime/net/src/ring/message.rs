@@ -263,6 +263,11 @@ impl Receiver {
         }
     }
 
+    /// Bytes in the ring that were published and not read, headers included: what a reader may make room for.
+    pub fn ready_bytes(&self) -> usize {
+        self.consumer.ready_bytes()
+    }
+
     /// Appends the next message to `out` and returns how long it is; `None` when no whole message is there. For a
     /// receiver that does not trust the sender: nothing is borrowed from the ring, and bytes that change while they
     /// are read are garbled, no more. A ring is read either in this way or in the others.

@@ -81,7 +81,7 @@ impl Reader {
 
     /// Takes what lies in the ring, up to about [`relay::BATCH_BYTES`], as one batch; empty where there is nothing.
     pub(super) fn take(&mut self) -> Result<Vec<u8>, Error> {
-        let mut batch = Vec::new();
+        let mut batch = Vec::with_capacity(self.receiver.ready_bytes().min(relay::BATCH_BYTES + 4096));
         while batch.len() < relay::BATCH_BYTES {
             let start = batch.len();
             if self.receiver.recv_copy(&mut batch)?.is_none() {
@@ -93,6 +93,11 @@ impl Reader {
             self.host.ring();
         }
         Ok(batch)
+    }
+
+    /// About how much lies in the ring.
+    pub(super) fn ready_bytes(&self) -> usize {
+        self.receiver.ready_bytes()
     }
 
     /// From now on the host has to say so. `false` where there is something already, and it may not have.
