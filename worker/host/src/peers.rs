@@ -33,6 +33,10 @@ use crate::{
 /// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
 /// waits for the core's lock meanwhile need not sleep.
 const DRAIN_BATCH: usize = 64;
+/// After so many batches, all that lay in the agent's ring at first has been taken, even if it was full of the smallest
+/// messages: header, head and body.
+const CATCH_UP_ROUNDS: usize =
+    ring::CAPACITY_BYTES_DEFAULT as usize / (3 * ring::HEADER_BYTES) / DRAIN_BATCH + 1;
 /// Longest sleep of a leader between two looks around; only a safety net.
 const LEADER_SLEEP: Duration = Duration::from_secs(1);
 
@@ -325,9 +329,21 @@ impl Peers {
         self.forget_where(runtime, |other| other.node == node);
     }
 
+    /// Handles what the agent has put into its ring by now: whatever it says over the socket, it says behind that.
+    pub(crate) fn catch_up(&self, runtime: &Arc<Runtime>) {
+        let Some(Relay(inbound)) = &self.relay else { return };
+        let mut messages = Vec::new();
+        for _ in 0..CATCH_UP_ROUNDS {
+            // A ring that breaks is found by whoever leads.
+            if inbound.watch.is_empty() || self.drain_one(runtime, inbound, &mut messages).is_err() {
+                return;
+            }
+        }
+    }
+
     fn forget_where(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
         let last: Vec<_> =
-            self.inbound.read().iter().filter(|inbound| inbound.peer.is_none_or(&gone)).cloned().collect();
+            self.inbound.read().iter().filter(|inbound| inbound.peer.is_some_and(&gone)).cloned().collect();
         let mut messages = Vec::new();
         for inbound in last {
             while matches!(self.drain_one(runtime, &inbound, &mut messages), Ok(true)) {}
