@@ -327,16 +327,14 @@ pub enum Between {
         /// The sender's incarnation.
         node: NodeId,
     },
-    /// A message from host to host.
+    /// Messages of one host to others, in order.
     Relay {
         /// The sending host.
         from: HostId,
         /// The sender's job.
         job: JobId,
-        /// The receiving host.
-        to: HostId,
-        /// An encoded [`crate::peer::Message`].
-        body: Vec<u8>,
+        /// Encoded [`crate::peer::Message`]s; see [`crate::relay`].
+        batch: Vec<u8>,
     },
     /// A line for a driver's terminal.
     Output {

@@ -20,7 +20,9 @@ pub type Request = u64;
 /// What a host tells its agent.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum ToAgent {
-    /// First message: who is there.
+    /// First message: who is there. Four descriptors may travel with it, for messages to and from hosts that no ring
+    /// leads to (see [`crate::relay`]): the ring to the agent, the ring from the agent, the agent's doorbell for the
+    /// first, the host's for the second. The agent does not sleep on its doorbell; it is told [`ToAgent::Relays`].
     Hello {
         /// Version and role.
         hello: Hello,
@@ -128,7 +130,10 @@ pub enum ToAgent {
         /// The other host.
         peer: HostId,
     },
-    /// A message for a host that no ring leads to.
+    /// There is something in the ring to the agent, which had said that it would not look again by itself, or room in
+    /// the ring from the agent.
+    Relays,
+    /// A message for a host that no ring leads to, where none leads to the agent either.
     Relay {
         /// The other host.
         to: HostId,
@@ -288,7 +293,7 @@ pub enum ToHost {
         /// The peer.
         peer: HostId,
     },
-    /// A message from a host that no ring leads to.
+    /// A message from a host that no ring leads to, where none leads from the agent either.
     Relayed {
         /// The other host.
         from: HostId,

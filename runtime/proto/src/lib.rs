@@ -12,6 +12,7 @@
 //! | [`head`] | messages between an agent and the head |
 //! | [`host`] | messages between a host and its agent |
 //! | [`peer`] | messages between two hosts |
+//! | [`relay`] | how those travel through agents
 //! | [`limits`] | how many calls an actor runs and keeps waiting, and in which order
 //! | [`blob`] | encoded values inside messages |
 
@@ -24,6 +25,7 @@ pub mod host;
 pub mod id;
 pub mod limits;
 pub mod peer;
+pub mod relay;
 pub mod resource;
 pub mod seq;
 pub mod wire;

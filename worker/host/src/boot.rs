@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use mobula_net::ring::doorbell::Doorbell;
+use mobula_net::ring::{self, doorbell::Doorbell};
 use mobula_proto::{
     Failure, FailureKind,
     host::{Driver, ToAgent, ToHost, Welcome},
@@ -21,7 +21,7 @@ use mobula_proto::{
 
 use crate::{
     link::{self, AgentReceiver, AgentSender, Parcel},
-    peers::Peers,
+    peers::{Peers, Relay},
     registry::Registry,
     runtime::Runtime,
 };
@@ -58,6 +58,17 @@ pub fn join(
     rings: bool,
 ) -> Result<(Arc<Runtime>, AgentReceiver), Failure> {
     let role = if driver.is_some() { Role::Driver } else { Role::Host };
+    let trouble = |error: mobula_net::ring::Error| Failure::new(FailureKind::Internal, error.to_string());
+    let doorbell = rings.then(Doorbell::create).transpose().map_err(trouble)?;
+    let (relay, descriptors) = match &doorbell {
+        Some((_, own)) if agent.takes_rings() => {
+            let own =
+                own.try_clone().map_err(|source| trouble(ring::Error::System { call: "fcntl", source }))?;
+            let (relay, descriptors) = Relay::create(agent.clone(), own).map_err(trouble)?;
+            (Some(relay), descriptors)
+        }
+        _ => (None, Vec::new()),
+    };
     agent.send(Parcel {
         message: ToAgent::Hello {
             hello: Hello::new(role),
@@ -65,7 +76,7 @@ pub fn join(
             driver,
             registry: registry.fingerprint(),
         },
-        descriptors: Vec::new(),
+        descriptors,
     });
     let welcome: Welcome = match receive().map(|delivery| delivery.message) {
         Some(ToHost::Welcome(welcome)) => welcome,
@@ -75,15 +86,12 @@ pub fn join(
         }
         None => return Err(Failure::new(FailureKind::Unreachable, "the agent closed the connection")),
     };
-    let doorbell = if rings {
-        let trouble = |error: mobula_net::ring::Error| Failure::new(FailureKind::Internal, error.to_string());
-        let (doorbell, descriptor) = Doorbell::create().map_err(trouble)?;
+    let doorbell = doorbell.map(|(doorbell, descriptor)| {
         agent.send(Parcel { message: ToAgent::Doorbell, descriptors: vec![descriptor] });
-        Some(doorbell)
-    } else {
-        None
-    };
-    Ok((Runtime::new(welcome, registry, agent, Peers::new(doorbell), user), receive))
+        doorbell
+    });
+    let peers = Peers::new(doorbell, relay);
+    Ok((Runtime::new(welcome, registry, agent, peers, user), receive))
 }
 
 /// The life of a launched host: runs what it is sent until the agent goes or the job ends.

@@ -35,17 +35,25 @@ pub struct Delivery {
 
 /// Sends to the agent from any thread, in order.
 #[derive(Clone)]
-pub struct AgentSender(Arc<dyn Fn(Parcel) + Send + Sync>);
+pub struct AgentSender {
+    send: Arc<dyn Fn(Parcel) + Send + Sync>,
+    rings: bool,
+}
 
 impl AgentSender {
     /// Sends through this function.
     pub fn new(send: impl Fn(Parcel) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(send))
+        Self { send: Arc::new(send), rings: false }
+    }
+
+    /// Whether the agent takes rings for what it is to relay.
+    pub(crate) fn takes_rings(&self) -> bool {
+        self.rings
     }
 
     /// Sends; a closed connection is noticed by the receiving side.
     pub fn send(&self, parcel: Parcel) {
-        (self.0)(parcel);
+        (self.send)(parcel);
     }
 }
 
@@ -56,7 +64,7 @@ pub type AgentReceiver = Box<dyn FnMut() -> Option<Delivery> + Send>;
 pub fn over_socket(stream: UnixStream) -> (AgentSender, AgentReceiver) {
     let (sender, mut receiver) = link::split(stream);
     let sender = Mutex::new(sender);
-    let send = AgentSender::new(move |parcel: Parcel| {
+    let mut send = AgentSender::new(move |parcel: Parcel| {
         let body = match wire::encode(&parcel.message) {
             Ok(body) => body,
             Err(error) => return tracing::error!(%error, "a message to the agent could not be encoded"),
@@ -66,6 +74,7 @@ pub fn over_socket(stream: UnixStream) -> (AgentSender, AgentReceiver) {
             tracing::debug!(%error, "the agent is gone");
         }
     });
+    send.rings = true;
     let receive: AgentReceiver = Box::new(move || {
         let received = match receiver.recv() {
             Ok(Some(received)) => received,

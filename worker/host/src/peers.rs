@@ -1,5 +1,5 @@
 //! Messages to and from other hosts: over shared-memory rings where both are on one node and of one job, through
-//! the agents otherwise.
+//! the agents otherwise, to and from which rings lead too.
 //!
 //! Rings are drained by the very threads that wait for what comes out of them: one thread at a time *leads*,
 //! spins briefly, and sleeps on the process's doorbell. When no thread waits, the *watcher* thread is woken by
@@ -22,28 +22,87 @@ use mobula_net::ring::{
     self,
     doorbell::{Doorbell, Spin},
 };
-use mobula_proto::{HostId, IdMap, NodeId, host::ToAgent, peer::Message, wire};
+use mobula_proto::{HostId, IdMap, NodeId, host::ToAgent, peer::Message, relay as wire_relay, wire};
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use crate::{context, runtime::Runtime, wait::Parker};
+use crate::{
+    context,
+    link::{AgentSender, Parcel},
+    runtime::Runtime,
+    wait::Parker,
+};
 
 /// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
 /// waits for the core's lock meanwhile need not sleep.
 const DRAIN_BATCH: usize = 64;
+/// After so many batches, all that lay in the agent's ring at first has been taken, even if it was full of the smallest
+/// messages: header, head and body.
+const CATCH_UP_ROUNDS: usize =
+    ring::CAPACITY_BYTES_DEFAULT as usize / (3 * ring::HEADER_BYTES) / DRAIN_BATCH + 1;
 /// Longest sleep of a leader between two looks around; only a safety net.
 const LEADER_SLEEP: Duration = Duration::from_secs(1);
 
 struct Outbound {
     sender: Mutex<ring::Sender>,
-    doorbell: Doorbell,
+    bell: Bell,
+}
+
+/// How whoever reads a ring is told that there is something.
+enum Bell {
+    /// It sleeps on its doorbell.
+    Host(Doorbell),
+    /// It sleeps on its sockets, and its doorbell says so.
+    Agent(Doorbell, AgentSender),
+}
+
+impl Outbound {
+    fn ring(&self) {
+        match &self.bell {
+            Bell::Host(doorbell) => {
+                doorbell.ring();
+            }
+            Bell::Agent(doorbell, agent) => {
+                if doorbell.notice() {
+                    agent.send(Parcel { message: ToAgent::Relays, descriptors: Vec::new() });
+                }
+            }
+        }
+    }
 }
 
 struct Inbound {
-    peer: HostId,
+    /// `None`: the agent, with messages of many.
+    peer: Option<HostId>,
     receiver: Mutex<ring::Receiver>,
     watch: ring::Watch,
     back: Arc<Outbound>,
+}
+
+/// The rings to and from the agent, for messages to and from hosts that no ring leads to.
+pub struct Relay(Arc<Inbound>);
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Relay")
+    }
+}
+
+impl Relay {
+    /// Makes both, and the descriptors for the agent, which ring `own` for what they send.
+    pub(crate) fn create(agent: AgentSender, own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), ring::Error> {
+        let (forth, back) =
+            (ring::create(ring::CAPACITY_BYTES_DEFAULT)?, ring::create(ring::CAPACITY_BYTES_DEFAULT)?);
+        let copy =
+            |fd: &OwnedFd| fd.try_clone().map_err(|source| ring::Error::System { call: "fcntl", source });
+        let (doorbell, bell) = Doorbell::create()?;
+        let sender = Mutex::new(ring::Sender::map(copy(&forth)?)?);
+        let receiver = ring::Receiver::map(copy(&back)?)?;
+        let outbound = Arc::new(Outbound { sender, bell: Bell::Agent(doorbell, agent) });
+        let watch = receiver.watch();
+        let inbound = Inbound { peer: None, receiver: Mutex::new(receiver), watch, back: outbound };
+        Ok((Self(Arc::new(inbound)), vec![forth, back, bell, own]))
+    }
 }
 
 enum Route {
@@ -57,6 +116,7 @@ enum Route {
 /// See the module's text.
 pub struct Peers {
     doorbell: Option<Doorbell>,
+    relay: Option<Relay>,
     routes: Mutex<IdMap<HostId, Route>>,
     inbound: RwLock<Vec<Arc<Inbound>>>,
     lead: Mutex<Spin>,
@@ -101,12 +161,15 @@ pub(crate) fn is_polling_worker() -> bool {
 }
 
 impl Peers {
-    /// Without a doorbell there are no rings, and every message to another host goes through the agent.
-    pub fn new(doorbell: Option<Doorbell>) -> Self {
+    /// Without a doorbell there are no rings, and every message to another host goes through the agent: over its
+    /// rings if there are any.
+    pub fn new(doorbell: Option<Doorbell>, relay: Option<Relay>) -> Self {
+        let inbound = relay.iter().map(|relay| relay.0.clone()).collect();
         Self {
             doorbell,
+            relay,
             routes: Mutex::default(),
-            inbound: RwLock::default(),
+            inbound: RwLock::new(inbound),
             lead: Mutex::new(Spin::default()),
             stopped: AtomicBool::new(false),
             unrung: Mutex::default(),
@@ -120,6 +183,10 @@ impl Peers {
     pub(crate) fn start(&self, runtime: &Arc<Runtime>) {
         let Some(doorbell) = self.doorbell.clone() else { return };
         doorbell.leave();
+        // The agent may have sent something already, and not rung since nobody had left.
+        if self.any_waiting() {
+            doorbell.ring();
+        }
         let weak = Arc::downgrade(runtime);
         let watch = move || {
             loop {
@@ -158,12 +225,12 @@ impl Peers {
             }
         };
         for outbound in due {
-            outbound.doorbell.ring();
+            outbound.ring();
         }
     }
 
-    fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, message: &Message) {
-        match wire::encode_with(message, 0, |body| outbound.sender.lock().send(&[], body)) {
+    fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, head: &[u8], message: &Message) {
+        match wire::encode_with(message, 0, |body| outbound.sender.lock().send(head, body)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "a message could not be sent"),
             Err(error) => return tracing::error!(%error, "a message could not be encoded"),
@@ -178,15 +245,27 @@ impl Peers {
                 self.guard(runtime);
             }
         } else {
-            outbound.doorbell.ring();
+            outbound.ring();
+        }
+    }
+
+    /// Sends through the agent.
+    fn relay(&self, runtime: &Arc<Runtime>, to: HostId, message: &Message) {
+        match &self.relay {
+            Some(relay) => self.push(runtime, &relay.0.back, &wire_relay::head(to, 0), message),
+            None => match wire::encode(message) {
+                Ok(body) => runtime.tell(ToAgent::Relay { to, body: body.to_vec() }),
+                Err(error) => tracing::error!(%error, "a message could not be encoded"),
+            },
         }
     }
 
     /// Bytes that wait beside a full ring for this host to make room.
     pub(crate) fn backlog(&self, to: HostId) -> usize {
-        let outbound = match self.routes.lock().get(&to) {
-            Some(Route::Rings(outbound)) => outbound.clone(),
-            _ => return 0,
+        let outbound = match (self.routes.lock().get(&to), &self.relay) {
+            (Some(Route::Rings(outbound)), _) => outbound.clone(),
+            (Some(Route::Connecting(_)), _) | (_, None) => return 0,
+            (_, Some(relay)) => relay.0.back.clone(),
         };
         outbound.sender.lock().overflow_bytes()
     }
@@ -210,15 +289,15 @@ impl Peers {
             Some(Route::Rings(outbound)) => {
                 let outbound = outbound.clone();
                 drop(routes);
-                self.push(runtime, &outbound, &message);
+                self.push(runtime, &outbound, &[], &message);
             }
             Some(Route::Connecting(queue)) => queue.push(message),
-            Some(Route::Relay) => relay(runtime, to, &message),
+            Some(Route::Relay) => self.relay(runtime, to, &message),
             None if self.doorbell.is_some() && to.node == runtime.me().node => {
                 routes.insert(to, Route::Connecting(vec![message]));
                 runtime.tell(ToAgent::Connect { peer: to });
             }
-            None => relay(runtime, to, &message),
+            None => self.relay(runtime, to, &message),
         }
     }
 
@@ -233,18 +312,18 @@ impl Peers {
         let Some((outbound, inbound)) = map(peer, descriptors) else {
             routes.insert(peer, Route::Relay);
             for message in queued {
-                relay(runtime, peer, &message);
+                self.relay(runtime, peer, &message);
             }
             return;
         };
         for message in queued {
-            self.push(runtime, &outbound, &message);
+            self.push(runtime, &outbound, &[], &message);
         }
         routes.insert(peer, Route::Rings(outbound));
         drop(routes);
         {
             let mut all = self.inbound.write();
-            all.retain(|other| other.peer != peer);
+            all.retain(|other| other.peer != Some(peer));
             all.push(inbound);
         }
         // Something may lie in the ring already, pushed before anybody here looked at it.
@@ -262,15 +341,27 @@ impl Peers {
         self.forget_where(runtime, |other| other.node == node);
     }
 
-    fn forget_where(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
-        let last: Vec<_> = self.inbound.read().iter().filter(|inbound| gone(inbound.peer)).cloned().collect();
-        for inbound in last {
-            while let Ok(Some(Ok(message))) = { inbound.receiver.lock().recv_with(wire::decode::<Message>) } {
-                runtime.on_peer(inbound.peer, true, message);
+    /// Handles what the agent has put into its ring by now: whatever it says over the socket, it says behind that.
+    pub(crate) fn catch_up(&self, runtime: &Arc<Runtime>) {
+        let Some(Relay(inbound)) = &self.relay else { return };
+        let mut messages = Vec::new();
+        for _ in 0..CATCH_UP_ROUNDS {
+            // A ring that breaks is found by whoever leads.
+            if inbound.watch.is_empty() || self.drain_one(runtime, inbound, &mut messages).is_err() {
+                return;
             }
         }
+    }
+
+    fn forget_where(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
+        let last: Vec<_> =
+            self.inbound.read().iter().filter(|inbound| inbound.peer.is_some_and(&gone)).cloned().collect();
+        let mut messages = Vec::new();
+        for inbound in last {
+            while matches!(self.drain_one(runtime, &inbound, &mut messages), Ok(true)) {}
+        }
         self.routes.lock().retain(|peer, _| !gone(*peer));
-        self.inbound.write().retain(|inbound| !gone(inbound.peer));
+        self.inbound.write().retain(|inbound| inbound.peer.is_none_or(|peer| !gone(peer)));
     }
 
     /// Wakes the thread that leads and sleeps, if there is one: what it waits for may have come another way.
@@ -294,35 +385,70 @@ impl Peers {
             if inbound.watch.is_empty() {
                 continue;
             }
-            {
-                let mut receiver = inbound.receiver.lock();
-                for _ in 0..DRAIN_BATCH {
-                    match receiver.recv_with(wire::decode::<Message>) {
-                        Ok(None) => break,
-                        Ok(Some(Ok(message))) => messages.push(message),
-                        Ok(Some(Err(error))) => {
-                            tracing::warn!(peer = %inbound.peer, %error, "dropped a malformed message");
-                        }
-                        Err(error) => {
-                            tracing::error!(peer = %inbound.peer, %error, "a ring broke");
-                            broken.push(inbound.peer);
-                            break;
-                        }
-                    }
+            match self.drain_one(runtime, &inbound, &mut messages) {
+                Ok(some) => any |= some,
+                Err(error) => {
+                    tracing::error!(peer = ?inbound.peer, %error, "a ring broke");
+                    broken.push(inbound);
                 }
-                if receiver.take_space_wanted() {
-                    inbound.back.doorbell.ring();
-                }
-                any |= !messages.is_empty();
-                // Still locked: whoever forgets the peer must not overtake what it sent.
-                runtime.on_peers(inbound.peer, &mut messages);
             }
         }
-        for peer in broken {
-            self.forget(runtime, peer);
+        for inbound in broken {
+            match inbound.peer {
+                Some(peer) => self.forget(runtime, peer),
+                None => self.inbound.write().retain(|other| !Arc::ptr_eq(other, &inbound)),
+            }
         }
         self.flush();
         any
+    }
+
+    /// Handles a batch of what lies in one ring; says whether there was anything.
+    fn drain_one(
+        &self,
+        runtime: &Arc<Runtime>,
+        inbound: &Inbound,
+        messages: &mut Vec<Message>,
+    ) -> Result<bool, ring::Error> {
+        let mut receiver = inbound.receiver.lock();
+        let mut from = inbound.peer.map(|peer| (peer, true));
+        let mut any = false;
+        let mut broke = None;
+        for _ in 0..DRAIN_BATCH {
+            let received = receiver.recv_with(|message| match inbound.peer {
+                Some(_) => Ok((None, wire::decode::<Message>(message)?)),
+                None => {
+                    let (from, word, body) = wire_relay::split(message)?;
+                    let same_job = word & wire_relay::SAME_JOB != 0;
+                    Ok::<_, Malformed>((Some((from, same_job)), wire::decode::<Message>(body)?))
+                }
+            });
+            match received {
+                Ok(None) => break,
+                Ok(Some(Ok((sender, message)))) => {
+                    any = true;
+                    if sender.is_some() && sender != from {
+                        handle(runtime, from, messages);
+                        from = sender;
+                    }
+                    messages.push(message);
+                }
+                Ok(Some(Err(error))) => {
+                    any = true;
+                    tracing::warn!(peer = ?inbound.peer, %error, "dropped a malformed message");
+                }
+                Err(error) => {
+                    broke = Some(error);
+                    break;
+                }
+            }
+        }
+        if receiver.take_space_wanted() {
+            inbound.back.ring();
+        }
+        // Still locked: whoever forgets the peer must not overtake what it sent.
+        handle(runtime, from, messages);
+        broke.map_or(Ok(any), Err)
     }
 
     /// Retries what found a ring full.
@@ -334,7 +460,7 @@ impl Peers {
                 // An error means that the peer is gone, which the agent reports.
                 let _gone = sender.flush();
                 drop(sender);
-                inbound.back.doorbell.ring();
+                inbound.back.ring();
             }
         }
     }
@@ -422,17 +548,30 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
     let mapped = (|| {
         let receiver = ring::Receiver::map(read)?;
         let sender = ring::Sender::map(write)?;
-        let outbound = Arc::new(Outbound { sender: Mutex::new(sender), doorbell: Doorbell::map(bell)? });
+        let outbound =
+            Arc::new(Outbound { sender: Mutex::new(sender), bell: Bell::Host(Doorbell::map(bell)?) });
         let watch = receiver.watch();
-        let inbound = Inbound { peer, receiver: Mutex::new(receiver), watch, back: outbound.clone() };
+        let inbound =
+            Inbound { peer: Some(peer), receiver: Mutex::new(receiver), watch, back: outbound.clone() };
         Ok::<_, ring::Error>((outbound, Arc::new(inbound)))
     })();
     mapped.map_err(|error| tracing::error!(%peer, %error, "rings could not be mapped")).ok()
 }
 
-fn relay(runtime: &Runtime, to: HostId, message: &Message) {
-    match wire::encode(message) {
-        Ok(body) => runtime.tell(ToAgent::Relay { to, body: body.to_vec() }),
-        Err(error) => tracing::error!(%error, "a message could not be encoded"),
+/// Handles messages of one host, and whether it is of the same job; leaves none.
+fn handle(runtime: &Arc<Runtime>, from: Option<(HostId, bool)>, messages: &mut Vec<Message>) {
+    match from {
+        Some((from, true)) => runtime.on_peers(from, messages),
+        Some((from, false)) => messages.drain(..).for_each(|message| runtime.on_peer(from, false, message)),
+        None => {}
     }
+}
+
+/// What came out of a ring is no message.
+#[derive(Debug, thiserror::Error)]
+enum Malformed {
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    #[error(transparent)]
+    Relay(#[from] wire_relay::Malformed),
 }

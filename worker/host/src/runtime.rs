@@ -374,6 +374,7 @@ impl Runtime {
 
     /// A message from the agent.
     pub(crate) fn on_agent(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+        self.peers.catch_up(self);
         match message {
             ToHost::Granted(grant) => self.step(|core, out| core.granted(&grant, out)),
             ToHost::Revoked { lease, kind } => self.step(|core, out| core.revoked(lease, kind, out)),

@@ -80,6 +80,22 @@ pub struct AsyncReceiver {
 }
 
 impl AsyncReceiver {
+    /// The next message that the other side has sent whole by now. At the end of the stream, and where it breaks off,
+    /// there is none: [`recv`](Self::recv) tells.
+    pub fn try_recv(&mut self) -> Result<Option<Message>, Error> {
+        loop {
+            if let Some(message) = self.incoming.next()? {
+                return Ok(Some(message));
+            }
+            // Past tokio's idea of what is readable, which is as old as its last look at all sockets.
+            match self.incoming.step(&*self.stream) {
+                Ok(0) | Err(Stop::System(_)) => return Ok(None),
+                Ok(_) => {}
+                Err(Stop::Broken(error)) => return Err(error),
+            }
+        }
+    }
+
     /// As [`Receiver::recv`](super::Receiver::recv). Dropping it before it is done loses nothing.
     pub async fn recv(&mut self) -> Result<Option<Message>, Error> {
         loop {

@@ -204,6 +204,8 @@ impl Receiver {
                 if self.message.len() + bytes > self.limit {
                     return Err(Malformed::MessageTooLong { limit: self.limit });
                 }
+                // No more than a frame: the rest of a message has yet to come.
+                self.message.reserve(bytes);
                 self.header_bytes = 0;
                 self.begun = true;
                 self.open = Some((bytes, more));

@@ -331,6 +331,12 @@ impl Consumer {
         self.shared.tail().load(Ordering::Acquire) == self.head
     }
 
+    /// Bytes that were published and not read; never more than the capacity.
+    pub(super) fn ready_bytes(&self) -> usize {
+        let ready = self.shared.tail().load(Ordering::Acquire).wrapping_sub(self.head);
+        ready.min(self.shared.capacity) as usize
+    }
+
     /// A handle that any thread can ask whether there is something to read.
     pub fn watch(&self) -> Watch {
         Watch { shared: self.shared.clone() }
@@ -385,6 +391,17 @@ impl Frame<'_> {
     /// Length of the whole message, as the sender announced it.
     pub(super) fn message_bytes(&self) -> u64 {
         self.message
+    }
+}
+
+impl Frame<'_> {
+    /// Appends the body to `out`, also where the producer does not keep to RG-2.
+    pub(super) fn copy_to(&self, out: &mut Vec<u8>) {
+        self.consumer.shared.map.copy(self.at, self.body, out);
+    }
+
+    pub(super) fn body_bytes(&self) -> usize {
+        self.body
     }
 }
 

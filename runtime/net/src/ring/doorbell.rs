@@ -135,6 +135,15 @@ impl Doorbell {
         }
     }
 
+    /// As [`ring`](Self::ring) for a receiver that does not sleep on the doorbell itself but on something that the
+    /// caller can write to: `true` where the caller must do so now.
+    #[inline]
+    pub fn notice(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.state().load(Ordering::Relaxed) == SLEEPING
+            && self.state().compare_exchange(SLEEPING, NOTIFIED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     /// Wakes the poller if it sleeps, and nobody else: for threads of its own process whose news did not come
     /// through a ring. Publish the news first.
     #[inline]

@@ -4,7 +4,7 @@ use std::{
     ffi::c_void,
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use rustix::{
@@ -124,6 +124,18 @@ impl Map {
         // mapping's unpublished part.
         unsafe {
             std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len());
+        }
+    }
+
+    /// Appends `bytes` bytes at `offset` to `out`, whoever writes them meanwhile: they are read as atomics, so that the
+    /// worst that a peer can do is to garble the copy. `offset` is a multiple of 8, and so is the mapping's length.
+    pub(super) fn copy(&self, offset: usize, bytes: usize, out: &mut Vec<u8>) {
+        out.reserve(bytes);
+        let mut left = bytes;
+        for at in (offset..offset + bytes).step_by(8) {
+            let word = self.word64(at).load(Ordering::Relaxed).to_ne_bytes();
+            out.extend_from_slice(&word[..left.min(8)]);
+            left -= left.min(8);
         }
     }
 

@@ -207,7 +207,15 @@ impl std::fmt::Debug for Message {
 pub struct Receiver {
     consumer: Consumer,
     assembly: Assembly,
+    copied: Copied,
     pool: Vec<AlignedVec>,
+}
+
+/// As [`Assembly`], for [`Receiver::recv_copy`].
+#[derive(Default)]
+struct Copied {
+    bytes: Vec<u8>,
+    total: usize,
 }
 
 impl Receiver {
@@ -218,7 +226,7 @@ impl Receiver {
 
     /// Receives from `consumer`.
     pub fn new(consumer: Consumer) -> Self {
-        Self { consumer, assembly: Assembly::default(), pool: Vec::new() }
+        Self { consumer, assembly: Assembly::default(), copied: Copied::default(), pool: Vec::new() }
     }
 
     /// The fast path: hands the next message to `with`, 16-aligned, and returns what it returns. A message of one
@@ -255,6 +263,41 @@ impl Receiver {
         }
     }
 
+    /// Bytes in the ring that were published and not read, headers included: what a reader may make room for.
+    pub fn ready_bytes(&self) -> usize {
+        self.consumer.ready_bytes()
+    }
+
+    /// Appends the next message to `out` and returns how long it is; `None` when no whole message is there. For a
+    /// receiver that does not trust the sender: nothing is borrowed from the ring, and bytes that change while they
+    /// are read are garbled, no more. A ring is read either in this way or in the others.
+    pub fn recv_copy(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, Error> {
+        loop {
+            let Some(frame) = self.consumer.pop()? else { return Ok(None) };
+            if frame.flags() == 0 && self.copied.total == 0 {
+                let bytes = frame.body_bytes();
+                frame.copy_to(out);
+                return Ok(Some(bytes));
+            }
+            let (flags, total, bytes) = (frame.flags(), frame.message_bytes(), frame.body_bytes());
+            let have = self.copied.bytes.len();
+            match follows(flags, total, bytes, have, self.copied.total) {
+                Ok(total) => self.copied.total = total,
+                Err(detail) => {
+                    // It stays in the ring, and with it the error.
+                    std::mem::forget(frame);
+                    return Err(Error::Corrupt { detail });
+                }
+            }
+            frame.copy_to(&mut self.copied.bytes);
+            if flags & MORE == 0 {
+                let whole = std::mem::take(&mut self.copied);
+                out.extend_from_slice(&whole.bytes);
+                return Ok(Some(whole.bytes.len()));
+            }
+        }
+    }
+
     /// Takes a message's buffer back for a later one.
     pub fn recycle(&mut self, message: Message) {
         let mut buffer = message.into_inner();
@@ -286,6 +329,33 @@ impl Receiver {
     }
 }
 
+/// Whether a frame of `bytes` fits behind the `have` bytes of a message of `open` (0 where none is open) that have come;
+/// returns how long the message is.
+fn follows(
+    flags: u16,
+    announced: u64,
+    bytes: usize,
+    have: usize,
+    open: usize,
+) -> Result<usize, &'static str> {
+    let is_open = open != 0;
+    if (flags & CONTINUED != 0) != is_open {
+        return Err("a message's frame does not follow the one before it");
+    }
+    if is_open && announced != open as u64 {
+        return Err("a message's frames do not agree on its length");
+    }
+    if announced == 0 || announced > MESSAGE_BYTES_MAX as u64 {
+        return Err("a message is longer than any may be");
+    }
+    let total = announced as usize;
+    let length = have + bytes;
+    if length > total || (length < total) != (flags & MORE != 0) || bytes == 0 {
+        return Err("a message's frames do not add up to its length");
+    }
+    Ok(total)
+}
+
 /// A split message while its frames come in.
 #[derive(Default)]
 struct Assembly {
@@ -301,34 +371,22 @@ impl Assembly {
 
     /// Adds a frame; returns whether the message is whole.
     fn take(&mut self, frame: Frame<'_>) -> Result<bool, Error> {
-        let corrupt = |frame: Frame<'_>, detail| {
-            // It stays in the ring, and with it the error.
-            std::mem::forget(frame);
-            Err(Error::Corrupt { detail })
-        };
         let flags = frame.flags();
-        if (flags & CONTINUED != 0) != self.is_open() {
-            return corrupt(frame, "a message's frame does not follow the one before it");
-        }
-        let total = frame.message_bytes();
-        if self.is_open() {
-            if total != self.total as u64 {
-                return corrupt(frame, "a message's frames do not agree on its length");
+        match follows(flags, frame.message_bytes(), frame.len(), self.bytes.len(), self.total) {
+            Ok(total) => {
+                if !self.is_open() {
+                    self.bytes.reserve(total);
+                }
+                self.total = total;
             }
-        } else {
-            if total == 0 || total > MESSAGE_BYTES_MAX as u64 {
-                return corrupt(frame, "a message is longer than any may be");
+            Err(detail) => {
+                // It stays in the ring, and with it the error.
+                std::mem::forget(frame);
+                return Err(Error::Corrupt { detail });
             }
-            self.total = total as usize;
-            self.bytes.reserve(self.total);
-        }
-        let length = self.bytes.len() + frame.len();
-        let more = flags & MORE != 0;
-        if length > self.total || (length < self.total) != more || frame.is_empty() {
-            return corrupt(frame, "a message's frames do not add up to its length");
         }
         self.bytes.extend_from_slice(&frame);
-        Ok(!more)
+        Ok(flags & MORE == 0)
     }
 
     /// Hands the whole message out; the next one starts afresh.

@@ -30,7 +30,9 @@
 //!   together is [`Error::Corrupt`], never a read or write outside it.
 //!
 //! Hosts of one job trust one another (invariant I8), so a peer is assumed to follow RG-2. One that does not can
-//! garble the messages it sends, as it always could. The agent and the head map no rings.
+//! garble the messages it sends, as it always could. Only the rings between a host and its agent cross that line: the
+//! agent copies what comes out of one before it looks at it ([`Receiver::recv_copy`]), and the doorbells that it maps
+//! are words for waking, which tell nothing. The head maps no rings.
 
 mod buffer;
 pub mod doorbell;

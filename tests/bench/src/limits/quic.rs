@@ -50,6 +50,10 @@ const MESSAGE_BYTES: usize = 176;
 pub const MESSAGE_BATCH: usize = 1000;
 /// What a client says first on a stream that is to come back.
 const ECHO: [u8; 3] = *b"ech";
+/// What a client says first on a stream whose messages are to come back one by one.
+const MANY: [u8; 3] = *b"man";
+/// Messages travel together up to about this: as between two agents.
+const BATCH_BYTES: usize = 56 * 1024;
 /// What a client says first on a stream that is to bring the range.
 const ALL: [u8; 3] = *b"all";
 
@@ -153,21 +157,82 @@ fn messages(place: &Place) -> Result<Vec<f64>> {
             all.push(start.elapsed().as_secs_f64());
         }
         all.sort_by(f64::total_cmp);
-        let mut many = vec![1; MESSAGE_BYTES * MESSAGE_BATCH];
-        let mut back = many.clone();
+        send.finish()?;
+        let (mut send, mut receive) = connection.open_bi().await?;
+        send.write_all(&MANY).await?;
         let (begun, mut batches) = (Instant::now(), 0);
         while begun.elapsed() < window {
             // Both ways at once: neither side holds a whole batch back.
-            tokio::try_join!(async { Result::Ok(send.write_all(&many).await?) }, async {
-                Result::Ok(receive.read_exact(&mut back).await?)
-            },)?;
-            many.clone_from(&back);
+            let sending = async {
+                let mut batch = Vec::new();
+                for _ in 0..MESSAGE_BATCH {
+                    add(&mut batch, &one);
+                    if batch.len() >= BATCH_BYTES {
+                        send.write_all(&batch).await?;
+                        batch.clear();
+                    }
+                }
+                Result::Ok(send.write_all(&batch).await?)
+            };
+            let receiving = async {
+                let (mut gathered, mut got) = (Vec::new(), Vec::with_capacity(MESSAGE_BATCH));
+                while got.len() < MESSAGE_BATCH {
+                    let chunk = receive.read_chunk(usize::MAX, true).await?.ok_or("the echo ended")?;
+                    gathered.extend_from_slice(&chunk.bytes);
+                    take(&mut gathered, |message| got.push(Box::<[u8]>::from(message)));
+                }
+                Result::Ok(got)
+            };
+            let ((), got) = tokio::try_join!(sending, receiving)?;
+            if got.iter().any(|message| **message != one) {
+                return Err("the echo is another".into());
+            }
             batches += 1;
         }
         let rate = f64::from(batches) * MESSAGE_BATCH as f64 / begun.elapsed().as_secs_f64();
         Result::Ok(vec![quantile(&all, 0.5) * 1e6, rate])
     });
     place.runtime.block_on(measured)?
+}
+
+/// Adds a message behind its length.
+fn add(batch: &mut Vec<u8>, message: &[u8]) {
+    batch.extend_from_slice(&(message.len() as u32).to_le_bytes());
+    batch.extend_from_slice(message);
+}
+
+/// Takes whole messages off the front.
+fn take(gathered: &mut Vec<u8>, mut with: impl FnMut(&[u8])) {
+    let mut rest = &gathered[..];
+    while let Some((length, behind)) = rest.split_first_chunk::<4>()
+        && let Some((message, behind)) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)
+    {
+        with(message);
+        rest = behind;
+    }
+    let left = rest.len();
+    gathered.drain(..gathered.len() - left);
+}
+
+/// Sends back message by message, in batches of what has arrived.
+async fn echo_many(send: &mut quinn::SendStream, receive: &mut quinn::RecvStream) -> Result<()> {
+    let (mut gathered, mut batch) = (Vec::new(), Vec::new());
+    while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
+        gathered.extend_from_slice(&chunk.bytes);
+        // Each on its own, as if it were for somebody else.
+        let mut messages = Vec::new();
+        take(&mut gathered, |message| messages.push(Box::<[u8]>::from(message)));
+        for message in messages {
+            add(&mut batch, &message);
+            if batch.len() >= BATCH_BYTES {
+                send.write_all(&batch).await?;
+                batch.clear();
+            }
+        }
+        send.write_all(&batch).await?;
+        batch.clear();
+    }
+    Ok(())
 }
 
 fn check(dest: &[u8]) -> Result<()> {
@@ -216,6 +281,10 @@ async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
                 while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
                     send.write_chunk(chunk.bytes).await?;
                 }
+                continue;
+            }
+            if wanted == MANY {
+                echo_many(&mut send, &mut receive).await?;
                 continue;
             }
             for piece in range.chunks(PIECE_BYTES) {

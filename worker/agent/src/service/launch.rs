@@ -107,7 +107,7 @@ async fn live(
     let (sender, receiver) =
         split_async(ours).map_err(|error| never(format!("its socket cannot be used: {error}")))?;
     let (outbox, queue) = Outbox::socket();
-    launching.post.linked(host, outbox);
+    launching.post.linked(host, outbox.clone());
     let writing = task::spawn("host-write", write_all(sender, queue));
     let output = |stderr, stream, last| {
         let routes = Arc::clone(&launching.routes);
@@ -117,7 +117,7 @@ async fn live(
     let err = output(true, stderr, Some(last));
     let reading = task::spawn(
         "host-read",
-        read_all(host, receiver, launching.post.clone(), Arc::clone(&launching.routes)),
+        read_all(host, receiver, outbox, launching.post.clone(), Arc::clone(&launching.routes)),
     );
     tokio::pin!(exit, reading);
     let mut drained = false;

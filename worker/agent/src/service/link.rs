@@ -1,7 +1,7 @@
 //! The tasks that read from and write to hosts.
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,20 +11,30 @@ use mobula_net::link::{AsyncReceiver, AsyncSender, split_async};
 use mobula_proto::{
     Failure, FailureKind, HostId,
     host::{ToAgent, ToHost},
-    wire,
+    relay as wire_relay, wire,
 };
 use mobula_telemetry::task;
-use tokio::{net::UnixListener, sync::mpsc, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
 use tracing::{debug, warn};
 
 use super::{
     actor::{Message, Post},
     local::{FromLocal, ToLocal},
-    routes::{ForHost, Outbox, Routes},
+    relay,
+    routes::{ForHost, Outbox, Routes, What, each},
 };
 
 /// How long a host or driver may take to say hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the agent looks after everything else before it takes a further batch that is small, in which time more
+/// comes in. Each round costs about a microsecond; a packet some ten, on either side.
+const GATHER_ROUNDS: u32 = 8;
+/// A batch is small below this. Unit: bytes.
+const GATHER_BYTES: usize = 16 * 1024;
 /// How long the last messages to a host may take once its link is to end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -38,17 +48,96 @@ pub(super) enum End {
     NoHello,
 }
 
+/// What becomes of what a host says.
+struct Ear {
+    host: HostId,
+    post: Post,
+    permits: Arc<Semaphore>,
+    routes: Arc<Routes>,
+    /// The way to the host, until its first message is there.
+    outbox: Option<Outbox>,
+    relay: Option<relay::Reader>,
+    /// Whether there is something in its ring, as far as it has said.
+    told: bool,
+}
+
+impl Ear {
+    async fn hear(&mut self, message: mobula_net::link::Message) -> Result<(), End> {
+        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
+        let mut fds = message.descriptors;
+        let outbox = self.outbox.take();
+        match wire::decode::<ToAgent>(&message.body).map_err(|error| broken(&error))? {
+            ToAgent::Relays if self.relay.is_some() => self.told = true,
+            ToAgent::Relays => return Err(broken(&"it has no ring")),
+            ToAgent::Relay { to, body } => {
+                let mut batch = Vec::with_capacity(body.len() + 2 * wire_relay::HEAD_BYTES);
+                wire_relay::push(&mut batch, to, &body).map_err(|error| broken(&error))?;
+                self.routes.relay(self.host, batch).await.map_err(|error| broken(&error))?;
+            }
+            said => {
+                // In front of everything that will be for this host.
+                if let (ToAgent::Hello { .. }, Some(outbox), false) = (&said, outbox, fds.is_empty()) {
+                    let (reader, writer) =
+                        relay::map(std::mem::take(&mut fds)).map_err(|error| broken(&error))?;
+                    self.relay = Some(reader);
+                    outbox.ring(writer).await;
+                }
+                let host = self.host;
+                let send =
+                    self.post.send(&self.permits, |permit| Message::Host(host, Box::new(said), fds, permit));
+                send.await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what lies in the host's ring, until nothing does.
+    async fn pass_on(&mut self, socket: &mut AsyncReceiver) -> Result<(), End> {
+        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
+        self.told = false;
+        let Some(ring) = &self.relay else { return Ok(()) };
+        ring.begin();
+        while let Some(ring) = &mut self.relay {
+            let batch = ring.take().map_err(|error| broken(&error))?;
+            if batch.is_empty() {
+                if ring.end() {
+                    break;
+                }
+                ring.begin();
+                continue;
+            }
+            // What it said over its socket before comes first: those who get the batch may build on it.
+            while let Some(message) = socket.try_recv().map_err(|error| broken(&error))? {
+                self.hear(message).await?;
+            }
+            self.routes.relay(self.host, batch).await.map_err(|error| broken(&error))?;
+            // The others forward it, and meanwhile more gathers here.
+            tokio::task::yield_now().await;
+            // Behind a first batch a host is likely in the middle of sending many: where little has come, a moment more
+            // makes fewer and larger packets. A single message never waits, since nothing comes behind it.
+            for _ in 0..GATHER_ROUNDS {
+                let Some(1..GATHER_BYTES) = self.relay.as_ref().map(relay::Reader::ready_bytes) else {
+                    break;
+                };
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Hands on what a host says, until it ends.
 pub(super) async fn read_all(
     host: HostId,
     mut receiver: AsyncReceiver,
+    outbox: Outbox,
     post: Post,
     routes: Arc<Routes>,
 ) -> End {
     let permits = post.permits();
-    let mut first = true;
+    let mut ear = Ear { host, post, permits, routes, outbox: Some(outbox), relay: None, told: false };
     loop {
-        let received = if first {
+        let received = if ear.outbox.is_some() {
             match timeout(HELLO_TIMEOUT, receiver.recv()).await {
                 Ok(received) => received,
                 Err(_) => return End::NoHello,
@@ -56,42 +145,66 @@ pub(super) async fn read_all(
         } else {
             receiver.recv().await
         };
-        first = false;
-        let message = match received {
-            Ok(Some(message)) => message,
-            Ok(None) => return End::Closed,
-            Err(error) => return End::Broken(error.to_string()),
-        };
-        match wire::decode::<ToAgent>(&message.body) {
-            Ok(ToAgent::Relay { to, body }) => routes.relay(host, to, body).await,
-            Ok(said) => {
-                let fds = message.descriptors;
-                post.send(&permits, |permit| Message::Host(host, Box::new(said), fds, permit)).await;
+        let heard = match received {
+            Ok(Some(message)) => ear.hear(message).await,
+            Ok(None) => {
+                // Its last words, if it had no time to say that there are any.
+                return ear.pass_on(&mut receiver).await.err().unwrap_or(End::Closed);
             }
             Err(error) => return End::Broken(error.to_string()),
+        };
+        let passed = match heard {
+            Ok(()) if ear.told => ear.pass_on(&mut receiver).await,
+            other => other,
+        };
+        if let Err(end) = passed {
+            return end;
         }
     }
 }
 
 /// Writes what there is for a host. Ends when its outboxes are gone, or with the link.
 pub(super) async fn write_all(mut sender: AsyncSender, mut queue: mpsc::Receiver<ForHost>) {
-    while let Some(ForHost { message, fds, .. }) = queue.recv().await {
-        let sent = match wire::encode(&message) {
-            Ok(body) => {
-                let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-                sender.send(&body, &fds).await.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
+    let mut ring = None;
+    while let Some(item) = queue.recv().await {
+        let sent = match &item.what {
+            What::Say(message, fds) => say(&mut sender, message, fds).await,
+            What::Relayed { from, same_job, batch } => match &mut ring {
+                Some(ring) => {
+                    let ring: &mut relay::Writer = ring;
+                    ring.send(*from, *same_job, batch).await.map_err(|error| error.to_string())
+                }
+                None => say_each(&mut sender, each(*from, *same_job, batch)).await,
+            },
+            What::Ring(_) => Ok(()),
         };
         if let Err(error) = sent {
             debug!(%error, "a host's link ended");
             break;
         }
-        if matches!(message, ToHost::Refused(_)) {
-            break;
+        match item.what {
+            What::Say(ToHost::Refused(_), _) => break,
+            What::Ring(new) => ring = Some(*new),
+            What::Say(..) | What::Relayed { .. } => {}
         }
     }
     sender.shutdown();
+}
+
+async fn say(sender: &mut AsyncSender, message: &ToHost, fds: &[Arc<OwnedFd>]) -> Result<(), String> {
+    let body = wire::encode(message).map_err(|error| error.to_string())?;
+    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    sender.send(&body, &fds).await.map_err(|error| error.to_string())
+}
+
+async fn say_each(
+    sender: &mut AsyncSender,
+    messages: impl Iterator<Item = ToHost> + Send,
+) -> Result<(), String> {
+    for message in messages {
+        say(sender, &message, &[]).await?;
+    }
+    Ok(())
 }
 
 /// One driver on the agent's socket, from its first byte to its last.
@@ -107,9 +220,8 @@ async fn driver(stream: std::os::unix::net::UnixStream, post: Post, routes: Arc<
     let writing = task::spawn("driver-write", write_all(sender, queue));
     let close = Arc::new(tokio::sync::Notify::new());
     let Some(host) = arrive(&post, &outbox, Arc::clone(&close), false).await else { return };
-    drop(outbox);
     let end = tokio::select! {
-        end = read_all(host, receiver, post.clone(), routes) => end,
+        end = read_all(host, receiver, outbox, post.clone(), routes) => end,
         () = close.notified() => End::Broken("the agent ended the link".to_owned()),
     };
     post.ended(host, ended(host, &end));
@@ -160,7 +272,32 @@ pub(super) async fn local(mut from_host: FromLocal, to_host: ToLocal, post: Post
             () = close.notified() => break End::Broken("the agent ended the link".to_owned()),
         };
         match message {
-            ToAgent::Relay { to, body } => routes.relay(host, to, body).await,
+            ToAgent::Relay { to, body } => {
+                let mut batch = Vec::new();
+                let mut next = Some((to, body));
+                // With all that waits behind it, but for what is to come after it.
+                let behind = loop {
+                    if let Some((to, body)) = next.take()
+                        && let Err(error) = wire_relay::push(&mut batch, to, &body)
+                    {
+                        warn!(%host, %error, "a message is not relayed");
+                    }
+                    if batch.len() >= wire_relay::BATCH_BYTES {
+                        break None;
+                    }
+                    match from_host.try_recv() {
+                        Ok((ToAgent::Relay { to, body }, _)) => next = Some((to, body)),
+                        Ok(other) => break Some(other),
+                        Err(_) => break None,
+                    }
+                };
+                if let Err(error) = routes.relay(host, batch).await {
+                    warn!(%host, %error, "messages are not relayed");
+                }
+                if let Some((said, fds)) = behind {
+                    post.send(&permits, |permit| Message::Host(host, Box::new(said), fds, permit)).await;
+                }
+            }
             said => {
                 post.send(&permits, |permit| Message::Host(host, Box::new(said), fds, permit)).await;
             }

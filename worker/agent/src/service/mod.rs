@@ -16,6 +16,7 @@ mod local;
 mod memory;
 mod peers;
 mod provision;
+mod relay;
 mod routes;
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 use super::{
     actor::{Message, Post},
     provision::Provision,
-    routes::{ForPeer, PeerOutbox, Routes, unreachable},
+    routes::{ForPeer, PeerOutbox, Routes, receivers, unreachable},
 };
 
 /// How long a connection to a peer may take, retries included.
@@ -59,6 +59,8 @@ pub(super) enum Error {
     Net(#[from] mobula_net::quic::Error),
     #[error(transparent)]
     Wire(#[from] wire::Error),
+    #[error(transparent)]
+    Relay(#[from] mobula_proto::relay::Malformed),
     #[error("the peer's first message is not who it is")]
     NoHello,
     #[error("the peer calls itself {claimed}, but its certificate names {certified:?}")]
@@ -277,10 +279,8 @@ impl Peers {
         let permits = self.post.permits();
         while let Some(bytes) = receiver.recv().await? {
             match wire::decode(&bytes)? {
-                Between::Relay { from: host, job, to, body } if host.node == from => {
-                    if !self.routes.deliver(host, job, to, body).await {
-                        debug!(%host, %to, "a relayed message found nobody");
-                    }
+                Between::Relay { from: host, job, batch } if host.node == from => {
+                    self.routes.relayed(host, job, batch.into(), false).await?;
                 }
                 Between::Output { to, from: host, stderr, line } if host.node == from => {
                     self.routes.output(to, host, stderr, line).await;
@@ -402,8 +402,10 @@ async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: mpsc::
             warn!(peer = %node, %error, messages = batch.len(), "messages to a node are lost");
             stream = None;
             for message in batch {
-                if let Between::Relay { from, to, .. } = message.message {
-                    peers.routes.unreachable(from, to, lost(node, to, &error));
+                if let Between::Relay { from, batch, .. } = message.message {
+                    for to in receivers(&batch) {
+                        peers.routes.unreachable(from, to, lost(node, to, &error));
+                    }
                 }
             }
         }

@@ -11,10 +11,15 @@ use std::{
     time::Duration,
 };
 
-use mobula_proto::{Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost};
+use bytes::Bytes;
+use mobula_proto::{
+    Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost, relay as wire_relay,
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::debug;
 
+use super::relay;
 use crate::core::no_such_host;
 
 /// Most messages of the actor's own that one outbox holds.
@@ -30,9 +35,17 @@ const LOCAL_POLL: Duration = Duration::from_millis(1);
 
 /// What one outbox carries to a host.
 pub(super) struct ForHost {
-    pub(super) message: ToHost,
-    pub(super) fds: Vec<Arc<OwnedFd>>,
+    pub(super) what: What,
     _room: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) enum What {
+    /// A message over the socket, with its descriptors.
+    Say(ToHost, Vec<Arc<OwnedFd>>),
+    /// Messages of another host: over the ring, where there is one.
+    Relayed { from: HostId, same_job: bool, batch: Bytes },
+    /// From now on there is a ring.
+    Ring(Box<relay::Writer>),
 }
 
 /// The message found no room, or nobody.
@@ -74,12 +87,12 @@ impl Outbox {
     /// Sends what the actor says.
     pub(super) fn tell(&self, message: ToHost, fds: Vec<Arc<OwnedFd>>) -> Result<(), Undelivered> {
         match &self.sink {
-            Sink::Socket(sender) => {
-                sender.try_send(ForHost { message, fds, _room: None }).map_err(|error| match error {
+            Sink::Socket(sender) => sender
+                .try_send(ForHost { what: What::Say(message, fds), _room: None })
+                .map_err(|error| match error {
                     mpsc::error::TrySendError::Full(_) => Undelivered::Full,
                     mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
-                })
-            }
+                }),
             Sink::Local(sender) => {
                 let fds = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>();
                 let Ok(fds) = fds else { return Err(Undelivered::Full) };
@@ -92,25 +105,41 @@ impl Outbox {
     }
 
     /// Sends a message of about `bytes` once there is room; fails where nobody reads any more.
-    async fn relay(&self, message: ToHost, bytes: usize) -> Result<(), Undelivered> {
+    async fn say(&self, message: ToHost, bytes: usize) -> Result<(), Undelivered> {
         let room = Arc::clone(&self.room);
         let room = room.acquire_many_owned(units(bytes)).await.map_err(|_| Undelivered::Closed)?;
         match &self.sink {
             Sink::Socket(sender) => sender
-                .send(ForHost { message, fds: Vec::new(), _room: Some(room) })
+                .send(ForHost { what: What::Say(message, Vec::new()), _room: Some(room) })
+                .await
+                .map_err(|_| Undelivered::Closed),
+            Sink::Local(sender) => send_local(sender, message).await,
+        }
+    }
+
+    /// Hands on what another host sent, once there is room; fails where nobody reads any more.
+    async fn relay(&self, from: HostId, same_job: bool, batch: Bytes) -> Result<(), Undelivered> {
+        let room = Arc::clone(&self.room);
+        let room = room.acquire_many_owned(units(batch.len())).await.map_err(|_| Undelivered::Closed)?;
+        match &self.sink {
+            Sink::Socket(sender) => sender
+                .send(ForHost { what: What::Relayed { from, same_job, batch }, _room: Some(room) })
                 .await
                 .map_err(|_| Undelivered::Closed),
             Sink::Local(sender) => {
-                let mut item = (message, Vec::new());
-                loop {
-                    match sender.try_send(item) {
-                        Ok(()) => return Ok(()),
-                        Err(std_mpsc::TrySendError::Full(back)) => item = back,
-                        Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(Undelivered::Closed),
-                    }
-                    tokio::time::sleep(LOCAL_POLL).await;
+                for message in each(from, same_job, &batch) {
+                    send_local(sender, message).await?;
                 }
+                Ok(())
             }
+        }
+    }
+
+    /// What is relayed from now on goes through this ring.
+    pub(super) async fn ring(&self, ring: relay::Writer) {
+        if let Sink::Socket(sender) = &self.sink {
+            // Where nobody takes it the host is gone.
+            let _gone = sender.send(ForHost { what: What::Ring(Box::new(ring)), _room: None }).await;
         }
     }
 
@@ -118,6 +147,64 @@ impl Outbox {
     pub(super) fn close(&self) {
         self.room.close();
     }
+}
+
+async fn send_local(
+    sender: &std_mpsc::SyncSender<(ToHost, Vec<OwnedFd>)>,
+    message: ToHost,
+) -> Result<(), Undelivered> {
+    let mut item = (message, Vec::new());
+    loop {
+        match sender.try_send(item) {
+            Ok(()) => return Ok(()),
+            Err(std_mpsc::TrySendError::Full(back)) => item = back,
+            Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(Undelivered::Closed),
+        }
+        tokio::time::sleep(LOCAL_POLL).await;
+    }
+}
+
+/// The messages of a batch, for a host to which no ring leads.
+pub(super) fn each(from: HostId, same_job: bool, batch: &[u8]) -> impl Iterator<Item = ToHost> {
+    wire_relay::entries(batch).map_while(Result::ok).map(move |entry| ToHost::Relayed {
+        from,
+        same_job,
+        body: entry.body.to_vec(),
+    })
+}
+
+/// Cuts a batch where `key` of the receiver changes; nothing of a malformed one comes out.
+fn runs<K: PartialEq>(
+    batch: Bytes,
+    key: impl Fn(HostId) -> K,
+) -> Result<Vec<(HostId, Bytes)>, wire_relay::Malformed> {
+    let (mut runs, mut start, mut end, mut to) = (Vec::new(), 0, 0, None);
+    for entry in wire_relay::entries(&batch) {
+        let entry = entry?;
+        match to {
+            Some(last) if key(last) != key(entry.to) => {
+                runs.push((last, batch.slice(start..end)));
+                (start, to) = (end, Some(entry.to));
+            }
+            Some(_) => {}
+            None => to = Some(entry.to),
+        }
+        end += entry.bytes;
+    }
+    match to {
+        // Whole: who gets it need not copy it.
+        Some(to) if runs.is_empty() => runs.push((to, batch)),
+        Some(to) => runs.push((to, batch.slice(start..end))),
+        None => {}
+    }
+    Ok(runs)
+}
+
+/// For whom the messages of a well-formed batch are; neighbours once.
+pub(super) fn receivers(batch: &[u8]) -> Vec<HostId> {
+    let mut all: Vec<_> = wire_relay::entries(batch).map_while(Result::ok).map(|entry| entry.to).collect();
+    all.dedup();
+    all
 }
 
 struct Route {
@@ -208,34 +295,57 @@ impl Routes {
         self.hosts.read().get(&host).cloned()
     }
 
-    /// A message from a host here to any other. Where it finds nobody, the sender is told.
-    pub(super) async fn relay(&self, from: HostId, to: HostId, body: Vec<u8>) {
-        let Some(route) = self.host(from) else { return };
-        route.talked_to(to);
-        let sent = if to.node == self.node {
-            self.deliver(from, route.job, to, body).await
-        } else {
-            let bytes = body.len();
-            match self.peer(to.node) {
+    /// Messages from a host here to any others. Where one finds nobody, the sender is told.
+    pub(super) async fn relay(&self, from: HostId, batch: Vec<u8>) -> Result<(), wire_relay::Malformed> {
+        let Some(route) = self.host(from) else { return Ok(()) };
+        for (to, run) in runs(batch.into(), |to| to.node)? {
+            let receivers = receivers(&run);
+            receivers.iter().for_each(|to| route.talked_to(*to));
+            if to.node == self.node {
+                self.relayed(from, route.job, run, true).await?;
+                continue;
+            }
+            let sent = match self.peer(to.node) {
                 Some(peer) => {
-                    let message = Between::Relay { from, job: route.job, to, body };
+                    let bytes = run.len();
+                    let message = Between::Relay { from, job: route.job, batch: run.into() };
                     peer.relay(message, bytes).await.is_ok()
                 }
                 None => false,
+            };
+            if !sent {
+                receivers.into_iter().for_each(|to| self.unreachable(from, to, no_such_host(to)));
             }
-        };
-        if !sent {
-            self.unreachable(from, to, no_such_host(to));
         }
+        Ok(())
     }
 
-    /// Hands a message to a host here; `false` where there is none such.
-    pub(super) async fn deliver(&self, from: HostId, job: JobId, to: HostId, body: Vec<u8>) -> bool {
+    /// Hands messages to hosts here. Where one finds nobody, its sender is told if it is `here` too.
+    pub(super) async fn relayed(
+        &self,
+        from: HostId,
+        job: JobId,
+        batch: Bytes,
+        here: bool,
+    ) -> Result<(), wire_relay::Malformed> {
+        for (to, run) in runs(batch, |to| to)? {
+            if self.deliver(from, job, to, run).await {
+                continue;
+            }
+            if here {
+                self.unreachable(from, to, no_such_host(to));
+            } else {
+                debug!(host = %from, %to, "relayed messages found nobody");
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands messages to a host here; `false` where there is none such.
+    async fn deliver(&self, from: HostId, job: JobId, to: HostId, run: Bytes) -> bool {
         let Some(route) = self.host(to) else { return false };
         route.talked_to(from);
-        let bytes = body.len();
-        let message = ToHost::Relayed { from, same_job: route.job == job, body };
-        route.outbox.relay(message, bytes).await.is_ok()
+        route.outbox.relay(from, route.job == job, run).await.is_ok()
     }
 
     /// Tells a host here that another cannot be reached.
@@ -252,7 +362,7 @@ impl Routes {
         if driver.node == self.node {
             if let Some(route) = self.host(driver) {
                 // A driver that is gone reads nothing.
-                let _gone = route.outbox.relay(ToHost::Output { host: from, stderr, line }, bytes).await;
+                let _gone = route.outbox.say(ToHost::Output { host: from, stderr, line }, bytes).await;
             }
         } else if let Some(peer) = self.peer(driver.node) {
             let _gone = peer.relay(Between::Output { to: driver, from, stderr, line }, bytes).await;

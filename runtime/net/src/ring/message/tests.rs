@@ -173,3 +173,44 @@ fn buffers_are_reused() {
     assert_eq!(second.as_ptr(), place);
     assert_eq!(second[..], [2; 50]);
 }
+
+#[test]
+fn copies_are_what_was_sent_one_behind_the_other() {
+    let (mut sender, mut receiver) = pair(16 * 1024);
+    let lengths = [0, 1, 7, 8, 9, 8175, 8176, 8177, 20_000, 0, 65_536, 3, 200_000, 5];
+    for (i, &length) in lengths.iter().enumerate() {
+        sender.send(&[], &pattern(i, length)).unwrap();
+    }
+    let (mut got, mut expected, mut count) = (b"before".to_vec(), b"before".to_vec(), 0);
+    while count < lengths.len() {
+        assert!(receiver.ready_bytes() <= 16 * 1024);
+        match receiver.recv_copy(&mut got).unwrap() {
+            Some(bytes) => {
+                assert_eq!(bytes, lengths[count]);
+                expected.extend_from_slice(&pattern(count, bytes));
+                count += 1;
+            }
+            None => {
+                assert!(receiver.take_space_wanted());
+                sender.flush().unwrap();
+            }
+        }
+    }
+    assert!(got == expected);
+    assert_eq!((receiver.recv_copy(&mut got).unwrap(), receiver.ready_bytes()), (None, 0));
+}
+
+#[test]
+fn frames_that_do_not_make_a_message_are_not_copied() {
+    for (flags, message) in [(CONTINUED, 8), (MORE, 8), (MORE, 0), (MORE, MESSAGE_BYTES_MAX + 1)] {
+        let fd = ring::create(4096).unwrap();
+        let mut producer = Producer::map(fd.try_clone().unwrap()).unwrap();
+        let mut receiver = Receiver::map(fd).unwrap();
+        producer.push(&[&[1; 8]], 8, message, flags).unwrap();
+        let mut out = Vec::new();
+        for _ in 0..2 {
+            assert!(matches!(receiver.recv_copy(&mut out), Err(Error::Corrupt { .. })), "{flags} {message}");
+        }
+        assert!(out.is_empty());
+    }
+}

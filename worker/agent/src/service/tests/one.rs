@@ -1,7 +1,7 @@
 //! One agent, its head in memory.
 
 use mobula_net::ring;
-use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy};
+use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay};
 use mobula_store::region::{Reader, Writer};
 
 use super::*;
@@ -62,6 +62,51 @@ impl One {
         assert_eq!(host, welcome.host);
         (started, host)
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_relays_goes_through_its_rings() {
+    let mut one = one(false).await;
+    let (link, job) = one.driver().await;
+    one.head.send(reserve(1, job.clone(), Class::default())).await;
+    let mut started = soon(one.started.recv()).await.unwrap();
+    let (forth, back) = (ring::create(1 << 16).unwrap(), ring::create(1 << 16).unwrap());
+    let ((bell, bell_fd), (_, own_fd)) =
+        (ring::doorbell::Doorbell::create().unwrap(), ring::doorbell::Doorbell::create().unwrap());
+    let mut to_agent = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
+    let mut from_agent = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
+    started.link.send_with(host_hello(), &[forth, back, bell_fd, own_fd]).await;
+    let (ToHost::Welcome(welcome), _) = started.link.recv().await else { panic!("no welcome") };
+    let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
+
+    for body in 0..3_u8 {
+        to_agent.send(&relay::head(job.driver, 0), &[body]).unwrap();
+    }
+    assert!(bell.notice() && !bell.notice(), "told once");
+    started.link.send(ToAgent::Relays).await;
+    for body in 0..3 {
+        let (ToHost::Relayed { from, same_job: true, body: got }, _) = local(&link) else { panic!() };
+        assert_eq!((from, got), (welcome.host, vec![body]));
+    }
+    link.send(ToAgent::Relay { to: welcome.host, body: vec![9] }, vec![]).unwrap();
+    let mut got = None;
+    while got.is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        got = from_agent
+            .recv_with(|message| {
+                let (from, word, body) = relay::split(message).unwrap();
+                (from, word, body.to_vec())
+            })
+            .unwrap();
+    }
+    assert_eq!(got.unwrap(), (job.driver, relay::SAME_JOB, vec![9]));
+
+    // To nobody; and what is no message ends the host.
+    to_agent.send(&relay::head(HostId { seq: 99, ..welcome.host }, 0), &[1]).unwrap();
+    to_agent.send(b"short", &[]).unwrap();
+    started.link.send(ToAgent::Relays).await;
+    let (ToHost::HostDied { host, failure }, _) = local(&link) else { panic!("no notice") };
+    assert!(host == welcome.host && failure.message.contains("malformed"), "{failure}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

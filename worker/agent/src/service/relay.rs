@@ -1,0 +1,265 @@
+//! The agent's ends of the two rings between it and a host, through which the host's messages to and from other nodes
+//! (and other jobs) go: many for each system call, and unread.
+//!
+//! The rings are made by the host, which the agent does not trust: what comes out of one is copied before it is looked
+//! at, and a host that writes into its rings what does not belong there is ended, or gets garbled messages; it harms
+//! nobody else.
+//!
+//! The task that reads the host's socket reads the ring too, told by [`ToAgent::Relays`](mobula_proto::host::ToAgent);
+//! see [`Doorbell`] for why nothing is left lying. What the host said over its socket *before* it put a message into
+//! its ring is handled first, so that nobody hears of an object that this agent has not heard of.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use mobula_net::ring::{self, doorbell::Doorbell};
+use mobula_proto::{HostId, relay};
+use tokio::sync::Notify;
+
+/// Why a host's rings are of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Ring(#[from] ring::Error),
+    #[error(transparent)]
+    Malformed(#[from] relay::Malformed),
+    #[error("the host takes nothing any more")]
+    Closed,
+    #[error("{0} descriptors came with its hello, not 4")]
+    Descriptors(usize),
+}
+
+/// What the two tasks of a host tell each other.
+#[derive(Default)]
+struct Shared {
+    /// There may be room in the ring to the host.
+    room: Notify,
+    closed: AtomicBool,
+}
+
+/// What the host says. When it is dropped, the [`Writer`] gives up.
+pub(super) struct Reader {
+    receiver: ring::Receiver,
+    /// The host rings this one, and says so over the socket where need be.
+    own: Doorbell,
+    host: Doorbell,
+    shared: Arc<Shared>,
+}
+
+/// What the host is told.
+pub(super) struct Writer {
+    sender: ring::Sender,
+    host: Doorbell,
+    shared: Arc<Shared>,
+}
+
+/// Maps what came with a host's hello.
+pub(super) fn map(descriptors: Vec<OwnedFd>) -> Result<(Reader, Writer), Error> {
+    let count = descriptors.len();
+    let four: Result<[OwnedFd; 4], _> = descriptors.try_into();
+    let [from_host, to_host, own, host] = four.map_err(|_| Error::Descriptors(count))?;
+    let receiver = ring::Receiver::map(from_host)?;
+    let sender = ring::Sender::map(to_host)?;
+    let (own, host) = (Doorbell::map(own)?, Doorbell::map(host)?);
+    let shared = Arc::<Shared>::default();
+    // Asleep until it is told.
+    own.end_polling();
+    let reader = Reader { receiver, own, host: host.clone(), shared: Arc::clone(&shared) };
+    Ok((reader, Writer { sender, host, shared }))
+}
+
+impl Reader {
+    /// From now on the host need not say that there is something.
+    pub(super) fn begin(&self) {
+        self.own.begin_polling();
+    }
+
+    /// Takes what lies in the ring, up to about [`relay::BATCH_BYTES`], as one batch; empty where there is nothing.
+    pub(super) fn take(&mut self) -> Result<Vec<u8>, Error> {
+        let mut batch = Vec::with_capacity(self.receiver.ready_bytes().min(relay::BATCH_BYTES + 4096));
+        while batch.len() < relay::BATCH_BYTES {
+            let start = batch.len();
+            if self.receiver.recv_copy(&mut batch)?.is_none() {
+                break;
+            }
+            relay::close(&mut batch, start)?;
+        }
+        if self.receiver.take_space_wanted() {
+            self.host.ring();
+        }
+        Ok(batch)
+    }
+
+    /// About how much lies in the ring.
+    pub(super) fn ready_bytes(&self) -> usize {
+        self.receiver.ready_bytes()
+    }
+
+    /// From now on the host has to say so. `false` where there is something already, and it may not have.
+    pub(super) fn end(&self) -> bool {
+        self.own.end_polling();
+        // The host may have made room while it had no need to tell.
+        self.shared.room.notify_one();
+        self.receiver.is_empty()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.room.notify_one();
+    }
+}
+
+impl Writer {
+    /// Hands over a batch for this host from another, waiting for room where there is none.
+    pub(super) async fn send(&mut self, from: HostId, same_job: bool, batch: &[u8]) -> Result<(), Error> {
+        let head = relay::head(from, if same_job { relay::SAME_JOB } else { 0 });
+        for entry in relay::entries(batch) {
+            self.sender.send(&head, entry?.body)?;
+            if self.sender.overflow_bytes() > 0 {
+                self.flush().await?;
+            }
+        }
+        self.host.ring();
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        loop {
+            if self.shared.closed.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
+            let done = self.sender.flush()?;
+            self.host.ring();
+            if done {
+                return Ok(());
+            }
+            self.shared.room.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mobula_proto::NodeId;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn host(seq: u32) -> HostId {
+        HostId { node: NodeId { number: 1, incarnation: 1 }, seq }
+    }
+
+    /// The host's ends: the ring to the agent, the ring from it, the agent's doorbell.
+    fn pair(bytes: u32) -> (ring::Sender, ring::Receiver, Doorbell, Reader, Writer) {
+        let (forth, back) = (ring::create(bytes).unwrap(), ring::create(bytes).unwrap());
+        let ((bell, bell_fd), (_, own_fd)) = (Doorbell::create().unwrap(), Doorbell::create().unwrap());
+        let sender = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
+        let receiver = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
+        let (reader, writer) = map(vec![forth, back, bell_fd, own_fd]).unwrap();
+        (sender, receiver, bell, reader, writer)
+    }
+
+    #[test]
+    fn what_lies_in_the_ring_is_one_batch_and_the_agent_is_told_once() {
+        let (mut sender, _receiver, bell, mut reader, _writer) = pair(1 << 20);
+        let mut told = 0;
+        for at in 0..1000_u32 {
+            sender.send(&relay::head(host(at % 3), 0), &at.to_le_bytes()).unwrap();
+            told += u32::from(bell.notice());
+        }
+        assert_eq!(told, 1);
+        reader.begin();
+        let batch = reader.take().unwrap();
+        let all: Vec<_> = relay::entries(&batch).map(Result::unwrap).collect();
+        for (at, entry) in (0..).zip(&all) {
+            assert_eq!((entry.to, entry.body), (host(at % 3), &u32::to_le_bytes(at)[..]));
+        }
+        assert_eq!(all.len(), 1000);
+        assert!(reader.take().unwrap().is_empty() && reader.end() && bell.notice());
+    }
+
+    #[test]
+    fn batches_are_bounded_and_long_messages_pass() {
+        let (mut sender, _receiver, _bell, mut reader, _writer) = pair(1 << 16);
+        let long = vec![3; 300_000];
+        for body in [&[1; 20_000][..], &[2; 20_000], &long, &[4; 20_000], &[5; 1]] {
+            sender.send(&relay::head(host(1), 0), body).unwrap();
+        }
+        let mut got = Vec::new();
+        for _ in 0..1000 {
+            let batch = reader.take().unwrap();
+            let entries: Vec<_> = relay::entries(&batch).map(Result::unwrap).collect();
+            let but_last: usize = entries.iter().rev().skip(1).map(|entry| entry.bytes).sum();
+            assert!(but_last < relay::BATCH_BYTES);
+            got.extend(entries.iter().map(|entry| (entry.body[0], entry.body.len())));
+            sender.flush().unwrap();
+        }
+        assert_eq!(got, [(1, 20_000), (2, 20_000), (3, 300_000), (4, 20_000), (5, 1)]);
+    }
+
+    #[test]
+    fn what_is_no_message_breaks_the_link() {
+        let (mut sender, _receiver, _bell, mut reader, _writer) = pair(1 << 16);
+        sender.send(b"short", &[]).unwrap();
+        assert!(matches!(reader.take(), Err(Error::Malformed(_))));
+        let (mut sender, _receiver, _bell, mut reader, _writer) = pair(1 << 26);
+        sender.send(&relay::head(host(1), 0), &vec![0; relay::BODY_BYTES_MAX + 1]).unwrap();
+        assert!(matches!(reader.take(), Err(Error::Malformed(_))));
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(matches!(map(vec![null()]), Err(Error::Descriptors(1))));
+        assert!(matches!(map(vec![null(), null(), null(), null()]), Err(Error::Ring(_))));
+    }
+
+    #[tokio::test]
+    async fn a_full_ring_holds_the_writer_back_until_there_is_room_or_the_host_is_gone() {
+        let (_sender, mut receiver, bell, reader, mut writer) = pair(1 << 16);
+        let mut batch = Vec::new();
+        for at in 0..2_u8 {
+            relay::push(&mut batch, host(2), &vec![at; 60_000]).unwrap();
+        }
+        let soon = Duration::from_millis(50);
+        let mut got = Vec::new();
+        {
+            let writing = writer.send(host(1), true, &batch);
+            tokio::pin!(writing);
+            assert!(timeout(soon, &mut writing).await.is_err(), "it waits");
+            for _ in 0..20 {
+                while let Some(one) = receiver
+                    .recv_with(|message| {
+                        let (from, word, body) = relay::split(message).unwrap();
+                        assert_eq!((from, word, body.len()), (host(1), relay::SAME_JOB, 60_000));
+                        body[0]
+                    })
+                    .unwrap()
+                {
+                    got.push(one);
+                }
+                if receiver.take_space_wanted() {
+                    // The host says so, and the agent's reader comes by.
+                    bell.notice();
+                    reader.begin();
+                    assert!(reader.end());
+                }
+                if timeout(Duration::from_millis(5), &mut writing).await.is_ok() {
+                    break;
+                }
+            }
+        }
+        receiver.recv_with(|message| got.push(relay::split(message).unwrap().2[0])).unwrap();
+        assert_eq!(got, [0, 1]);
+        let writing = writer.send(host(1), true, &batch);
+        tokio::pin!(writing);
+        assert!(timeout(soon, &mut writing).await.is_err(), "it waits again");
+        drop(reader);
+        assert!(matches!(timeout(soon, writing).await.unwrap(), Err(Error::Closed)));
+    }
+}
