@@ -46,8 +46,11 @@ pub const THREADS_MAX: usize = 1024;
 /// An idle thread of the pool ends after this long.
 const THREAD_IDLE: Duration = Duration::from_secs(10);
 
-/// What waits must be worth so much time before another thread is woken for it, which costs about as much.
+/// A call that may take longer than this keeps its thread from others for longer than waking another takes.
 const WAKE_NANOS: u64 = 30_000;
+/// What is ready must be worth so much time before another thread is woken to share it: several wakings, since times are
+/// estimated by the longest of late, and both threads then contend for what is left.
+const SHARE_NANOS: u64 = 250_000;
 
 /// Most calls that a thread takes straight from what it ran before, while others wait for a thread.
 const STREAK_MAX: u32 = 16;
@@ -70,14 +73,15 @@ fn wants_another_thread(state: &State) -> bool {
     if quick == 0 {
         return true;
     }
-    let mut nanos = 0;
+    let (mut nanos, mut seen) = (0, 0);
     for run in state.ready.iter().skip(usize::from(polling)).take(ESTIMATE_MAX) {
         if is_long(run.function) {
             return true;
         }
         nanos += run.function.nanos.load(Ordering::Relaxed);
+        seen += 1;
     }
-    nanos >= WAKE_NANOS || state.ready.len() > ESTIMATE_MAX
+    seen > 0 && nanos / seen * state.ready.len() as u64 >= SHARE_NANOS
 }
 
 /// Remembers about the longest that a function has run of late.
