@@ -16,8 +16,8 @@ pub const HEAD_BYTES: usize = 16;
 /// A batch takes no further message once it is as long as this: with the rest of the frame around it, it is then one
 /// frame unless its last message is long. Unit: bytes.
 pub const BATCH_BYTES: usize = 56 * 1024;
-/// Longest body; with what is around it, it is no longer than any message may be.
-pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
+/// Longest body: as the last of a batch, and with what is around that, it makes no longer message than any may be.
+pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - BATCH_BYTES - 2048;
 /// In a head: the sender is of the receiver's job.
 pub const SAME_JOB: u32 = 1;
 
@@ -50,7 +50,7 @@ pub fn push(batch: &mut Vec<u8>, to: HostId, body: &[u8]) -> Result<(), Malforme
     let start = batch.len();
     batch.extend_from_slice(&head(to, 0));
     batch.extend_from_slice(body);
-    close(batch, start)
+    close(batch, start).inspect_err(|_| batch.truncate(start))
 }
 
 /// Makes what was added to a batch from `start` on, a head and its body, an entry.

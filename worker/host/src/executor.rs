@@ -497,7 +497,9 @@ impl Executor {
             let Some(held) = state.leases.get_mut(&lease) else { return };
             held.running = held.running.saturating_sub(1);
             held.waiting += 1;
-            match held.queue.pop_back() {
+            // Others may run already in the place of calls that waited before and went on.
+            let next = if held.running < held.slots { held.queue.pop_back() } else { None };
+            match next {
                 // Newest first: children before further parents.
                 Some(run) => {
                     held.running += 1;

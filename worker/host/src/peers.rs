@@ -230,9 +230,15 @@ impl Peers {
     }
 
     fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, head: &[u8], message: &Message) {
-        match wire::encode_with(message, 0, |body| outbound.sender.lock().send(head, body)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a message could not be sent"),
+        let sent = wire::encode_with(message, 0, |body| {
+            // The agent would take a longer one for a fault of this host.
+            let fits = head.is_empty() || body.len() <= wire_relay::BODY_BYTES_MAX;
+            fits.then(|| outbound.sender.lock().send(head, body))
+        });
+        match sent {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(error))) => tracing::error!(%error, "a message could not be sent"),
+            Ok(None) => return tracing::error!("a message is too long for another node"),
             Err(error) => return tracing::error!(%error, "a message could not be encoded"),
         }
         if DEFERRING.get() && matches!(message, Message::Done(_)) {
@@ -346,8 +352,9 @@ impl Peers {
         let Some(Relay(inbound)) = &self.relay else { return };
         let mut messages = Vec::new();
         for _ in 0..CATCH_UP_ROUNDS {
-            // A ring that breaks is found by whoever leads.
-            if inbound.watch.is_empty() || self.drain_one(runtime, inbound, &mut messages).is_err() {
+            // Not by a look at whether it is empty: what a leader took out it may not have handled yet. A ring that
+            // breaks is found by whoever leads.
+            if !matches!(self.drain_one(runtime, inbound, &mut messages), Ok(true)) {
                 return;
             }
         }
@@ -490,6 +497,7 @@ impl Peers {
                 break;
             }
             doorbell.end_polling();
+            self.flush();
             if !self.any_waiting() && !done() {
                 let left = deadline.map_or(LEADER_SLEEP, |deadline| {
                     deadline.saturating_duration_since(Instant::now()).min(LEADER_SLEEP)
@@ -507,10 +515,16 @@ impl Peers {
         }
         doorbell.leave();
         drop(spin);
-        if self.any_waiting() {
+        self.after_leaving(doorbell);
+        true
+    }
+
+    /// What came while nobody needed to ring is not left lying: messages, room in a ring that was full, the end.
+    fn after_leaving(&self, doorbell: &Doorbell) {
+        self.flush();
+        if self.any_waiting() || self.stopped.load(Ordering::Relaxed) {
             doorbell.ring();
         }
-        true
     }
 
     /// Leads for a thread that waits for objects. `false` where that is not possible, or where `spin_only` and

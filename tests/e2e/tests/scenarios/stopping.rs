@@ -106,7 +106,7 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// Rounds of calls that are made while the head stands still: less work than its silence is borne for.
-const ROUNDS: usize = 200;
+const ROUNDS: usize = 40;
 
 /// Tasks, an actor's calls and large objects on one node, once there is a lease for them.
 pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {

@@ -15,11 +15,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use mobula_net::ring::{self, doorbell::Doorbell};
 use mobula_proto::{HostId, relay};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
+
+/// How often a writer looks for room by itself.
+const ROOM_WAIT: Duration = Duration::from_millis(1);
 
 /// Why a host's rings are of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -140,17 +144,15 @@ impl Writer {
             if done {
                 return Ok(());
             }
-            self.shared.room.notified().await;
+            // The reader passes the sign on when it has nothing left to do, for which it may have to wait as this does.
+            let _sign = timeout(ROOM_WAIT, self.shared.room.notified()).await;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use mobula_proto::NodeId;
-    use tokio::time::timeout;
 
     use super::*;
 

@@ -59,9 +59,7 @@ impl Peers {
         let Some(doorbell) = &self.doorbell else { return };
         let Some(_lead) = self.lead.try_lock() else { return };
         doorbell.leave();
-        if self.any_waiting() {
-            doorbell.ring();
-        }
+        self.after_leaving(doorbell);
     }
 
     fn guard_attention(&self, runtime: &Arc<Runtime>) {
