@@ -1,5 +1,7 @@
 //! Calls with several results.
 
+use std::ops::Range;
+
 use mobula_proto::{
     Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
     host::ToAgent,
@@ -39,6 +41,21 @@ fn streams(actions: &[Action]) -> Vec<StreamCall> {
 fn item(call: &Call, index: u32, value: Value) -> Message {
     let returned = returned(value);
     Message::Item(Item { task: call.task, attempt: call.attempt, index, returned })
+}
+
+impl Bench {
+    /// Its host makes these items, in its store.
+    fn makes_items(&mut self, call: &Call, indices: Range<u32>) {
+        for index in indices {
+            self.message(item(call, index, stored(1, THERE.node)));
+        }
+    }
+
+    fn drop_results(&mut self, object: ObjectId, indices: Range<u32>) {
+        for index in indices {
+            self.drop_ref(object.task.object(index));
+        }
+    }
 }
 
 fn consumed(actions: &[Action]) -> Vec<u64> {
@@ -141,9 +158,7 @@ fn c8_values_that_are_lost_are_made_again_once() {
     bench.lost(first.task.object(1), 2);
     assert_eq!(bench.failure(first.task.object(1)).kind, FailureKind::ObjectLost, "attempts end");
     assert!(matches!(bench.core.objects.state(first), Some(State::Stored(_))), "others stay");
-    for index in 0..3 {
-        bench.drop_ref(first.task.object(index));
-    }
+    bench.drop_results(first, 0..3);
     bench.is_clean();
 }
 
@@ -250,9 +265,7 @@ fn c6_another_attempt_goes_on_where_the_last_one_ended() {
     assert_eq!(bench.take(object).0, Taken::End);
     assert_eq!(bench.failure(object).kind, FailureKind::Returned);
     bench.close(object);
-    for index in 1..5 {
-        bench.drop_ref(object.task.object(index));
-    }
+    bench.drop_results(object, 1..5);
     bench.is_clean();
 }
 
@@ -260,9 +273,7 @@ fn c6_another_attempt_goes_on_where_the_last_one_ended() {
 fn a_closed_stream_is_cancelled_and_leaves_nothing() {
     let mut bench = Bench::new();
     let (object, call) = stream(&mut bench);
-    for index in 0..2 {
-        bench.message(item(&call.call, index, stored(1, THERE.node)));
-    }
+    bench.makes_items(&call.call, 0..2);
     bench.take(object);
     let out = bench.close(object);
     assert_eq!((cancels(&out), freed(&out)), (1, vec![object.task.object(2)]));
@@ -285,9 +296,7 @@ fn a_closed_stream_is_cancelled_and_leaves_nothing() {
 fn c8_a_lost_item_is_made_again_while_the_stream_runs() {
     let mut bench = Bench::new();
     let (object, call) = stream(&mut bench);
-    for index in 0..3 {
-        bench.message(item(&call.call, index, stored(1, THERE.node)));
-    }
+    bench.makes_items(&call.call, 0..3);
     bench.take(object);
     let out = bench.lost(object.task.object(2), 1);
     assert_eq!(cancels(&out), 1, "the attempt has passed it");
@@ -308,9 +317,7 @@ fn c8_a_lost_item_is_made_again_while_the_stream_runs() {
     }
     bench.message(done(&again.call, value(0)));
     bench.close(object);
-    for index in 1..5 {
-        bench.drop_ref(object.task.object(index));
-    }
+    bench.drop_results(object, 1..5);
     bench.is_clean();
 }
 
@@ -318,9 +325,7 @@ fn c8_a_lost_item_is_made_again_while_the_stream_runs() {
 fn c8_an_item_of_a_closed_stream_is_made_again_and_no_more() {
     let mut bench = Bench::new();
     let (object, call) = stream(&mut bench);
-    for index in 0..2 {
-        bench.message(item(&call.call, index, stored(1, THERE.node)));
-    }
+    bench.makes_items(&call.call, 0..2);
     let kept = object.task.object(1);
     bench.take(object);
     bench.close(object);
