@@ -126,7 +126,7 @@ pub struct Peers {
     submitted: AtomicU32,
     /// How often threads have looked that will again.
     looks: AtomicU32,
-    /// Whether a guard sees to it that they do.
+    /// Whether the watcher sees to it that they do.
     attended: Mutex<bool>,
 }
 
@@ -189,12 +189,18 @@ impl Peers {
         }
         let weak = Arc::downgrade(runtime);
         let watch = move || {
+            let mut looks = 0;
             loop {
-                doorbell.watch();
+                let called =
+                    doorbell.watch(|| weak.upgrade().and_then(|runtime| runtime.peers().watch_timeout()));
                 let Some(runtime) = weak.upgrade() else { return };
                 let peers = runtime.peers();
                 if peers.stopped.load(Ordering::Relaxed) {
                     return;
+                }
+                if !called {
+                    peers.check_attention(&mut looks);
+                    continue;
                 }
                 let _entered = context::enter(&runtime, None, false);
                 peers.lead(&runtime, &mut || false, false, None, || false);
@@ -209,6 +215,7 @@ impl Peers {
         self.stopped.store(true, Ordering::Relaxed);
         if let Some(doorbell) = &self.doorbell {
             doorbell.ring();
+            doorbell.rouse();
         }
     }
 
@@ -510,7 +517,7 @@ impl Peers {
         }
         if returns() {
             drop(spin);
-            self.stay_attended(runtime);
+            self.stay_attended();
             return true;
         }
         doorbell.leave();

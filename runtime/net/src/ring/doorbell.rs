@@ -157,9 +157,7 @@ impl Doorbell {
         if self.state().compare_exchange(UNATTENDED, CALLED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
-        self.calls().fetch_add(1, Ordering::AcqRel);
-        // It can fail only for an address that is not mapped, and this one is.
-        let _ = futex::wake(self.calls(), futex::Flags::empty(), 1);
+        self.rouse();
         true
     }
 
@@ -176,17 +174,24 @@ impl Doorbell {
         fence(Ordering::SeqCst);
     }
 
-    /// Sleeps until somebody rings while there is no poller. For one thread of the process, the watcher, which
-    /// then tries to become the poller.
-    pub fn watch(&self) {
-        loop {
-            let calls = self.calls().load(Ordering::Acquire);
-            if self.state().load(Ordering::Acquire) == CALLED {
-                return;
-            }
+    /// Sleeps until somebody rings while there is no poller: then `true`, and the caller, the one watcher of the process,
+    /// tries to become the poller. `false` after [`Self::rouse`], or when the time is up that `timeout` gave; that
+    /// is asked when nothing from then on is missed.
+    pub fn watch(&self, timeout: impl FnOnce() -> Option<Duration>) -> bool {
+        let calls = self.calls().load(Ordering::Acquire);
+        if self.state().load(Ordering::Acquire) != CALLED {
+            let timespec = timeout().and_then(|time| Timespec::try_from(time).ok());
             // Whatever ends the sleep, the state tells what it means.
-            let _ = futex::wait(self.calls(), futex::Flags::empty(), calls, None);
+            let _ = futex::wait(self.calls(), futex::Flags::empty(), calls, timespec.as_ref());
         }
+        self.state().load(Ordering::Acquire) == CALLED
+    }
+
+    /// Makes [`Self::watch`] return and its caller ask anew for how long to sleep. Publish the reason first.
+    pub fn rouse(&self) {
+        self.calls().fetch_add(1, Ordering::AcqRel);
+        // It can fail only for an address that is not mapped, and this one is.
+        let _ = futex::wake(self.calls(), futex::Flags::empty(), 1);
     }
 
     #[cold]

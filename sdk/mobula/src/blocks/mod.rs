@@ -46,10 +46,12 @@ async fn while_wanted<T>(
             () = std::future::ready(()) => None,
         };
     };
-    tokio::select! {
-        biased;
-        done = done => Some(done),
-        _gone = std::future::IntoFuture::into_future(watch) => None,
-        () = tokio::time::sleep(Duration::from_millis(wait_ms)) => None,
-    }
+    let in_time = tokio::time::timeout(Duration::from_millis(wait_ms), async {
+        tokio::select! {
+            biased;
+            done = done => Some(done),
+            _gone = std::future::IntoFuture::into_future(watch) => None,
+        }
+    });
+    in_time.await.ok().flatten()
 }

@@ -8,6 +8,7 @@ use std::{
 
 use mobula::{ErrorKind, Lifeline, ObjectRef, Result};
 use mobula_e2e::{Env, env::on, eventually};
+use tokio::sync::watch;
 
 /// Ends when the lifelines behind it do. Refs inside a value are not waited for before the call starts.
 type Gate = Vec<ObjectRef<()>>;
@@ -21,7 +22,7 @@ async fn pass(gate: Gate) {
 
 struct Gauge {
     here: [AtomicUsize; 2],
-    peak: [AtomicUsize; 2],
+    peak: [watch::Sender<usize>; 2],
 }
 
 #[mobula::actor(concurrency = 2, groups(io = 3))]
@@ -33,11 +34,9 @@ impl Gauge {
     #[local]
     async fn stay(&self, at: usize, until: usize) -> usize {
         let here = self.here[at].fetch_add(1, Ordering::SeqCst) + 1;
-        self.peak[at].fetch_max(here, Ordering::SeqCst);
+        self.peak[at].send_if_modified(|peak| std::mem::replace(peak, here.max(*peak)) < here);
         // Until as many were here at once as may be.
-        while self.peak[at].load(Ordering::SeqCst) < until {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.peak[at].subscribe().wait_for(|peak| *peak >= until).await.expect("the actor holds the sender");
         tokio::task::yield_now().await;
         self.here[at].fetch_sub(1, Ordering::SeqCst);
         until
@@ -53,7 +52,7 @@ impl Gauge {
     }
 
     fn peaks(&mut self) -> Vec<usize> {
-        self.peak.iter_mut().map(|peak| std::mem::take(peak.get_mut())).collect()
+        self.peak.iter().map(|peak| peak.send_replace(0)).collect()
     }
 }
 

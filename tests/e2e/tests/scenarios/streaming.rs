@@ -19,14 +19,14 @@ fn count(n: u64) -> impl Iterator<Item = u64> {
     0..n
 }
 
-/// Gives what `next` gives, after a wait each.
+/// Gives what `next` gives, and is not ready before each: it is polled once more.
 struct Ticks<F> {
     next: F,
-    sleep: Pin<Box<tokio::time::Sleep>>,
+    is_ready: bool,
 }
 
 fn ticks<F>(next: F) -> Ticks<F> {
-    Ticks { next, sleep: Box::pin(tokio::time::sleep(Duration::ZERO)) }
+    Ticks { next, is_ready: false }
 }
 
 impl<T, F: FnMut() -> Option<T> + Unpin> Stream for Ticks<F> {
@@ -34,10 +34,11 @@ impl<T, F: FnMut() -> Option<T> + Unpin> Stream for Ticks<F> {
 
     fn poll_next(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<Option<T>> {
         let this = self.get_mut();
-        if this.sleep.as_mut().poll(poller).is_pending() {
+        this.is_ready = !this.is_ready;
+        if this.is_ready {
+            poller.waker().wake_by_ref();
             return Poll::Pending;
         }
-        this.sleep = Box::pin(tokio::time::sleep(Duration::from_micros(100)));
         Poll::Ready((this.next)())
     }
 }

@@ -2,12 +2,16 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::mpsc::{Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
+    pin::pin,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
+    },
     time::Duration,
 };
 
 use mobula_proto::host::{ToAgent, ToHost};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Most messages toward the agent that wait.
 pub const TO_AGENT_MAX: usize = 1024;
@@ -49,9 +53,25 @@ impl LocalSender {
     }
 }
 
+type Item = (ToHost, Vec<OwnedFd>);
+
 /// Receives from the agent, on a plain thread.
 #[derive(Debug)]
-pub struct LocalReceiver(Receiver<(ToHost, Vec<OwnedFd>)>);
+pub struct LocalReceiver {
+    queue: Receiver<Item>,
+    // After the queue, so that who is told that it is gone finds it so.
+    room: Room,
+}
+
+/// Tells the agent of each message that was taken, and of the receiver's end.
+#[derive(Debug)]
+struct Room(Arc<Notify>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+    }
+}
 
 impl LocalReceiver {
     /// The next message; blocks until there is one.
@@ -59,7 +79,7 @@ impl LocalReceiver {
     /// # Errors
     /// The agent has ended the link.
     pub fn recv(&self) -> Result<(ToHost, Vec<OwnedFd>), RecvError> {
-        self.0.recv()
+        self.queue.recv().inspect(|_| self.room.0.notify_waiters())
     }
 
     /// As [`LocalReceiver::recv`], at most so long.
@@ -67,7 +87,7 @@ impl LocalReceiver {
     /// # Errors
     /// Nothing came in time, or the agent has ended the link.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<(ToHost, Vec<OwnedFd>), RecvTimeoutError> {
-        self.0.recv_timeout(timeout)
+        self.queue.recv_timeout(timeout).inspect(|_| self.room.0.notify_waiters())
     }
 
     /// As [`LocalReceiver::recv`], without blocking.
@@ -75,7 +95,7 @@ impl LocalReceiver {
     /// # Errors
     /// Nothing is there, or the agent has ended the link.
     pub fn try_recv(&self) -> Result<(ToHost, Vec<OwnedFd>), TryRecvError> {
-        self.0.try_recv()
+        self.queue.try_recv().inspect(|_| self.room.0.notify_waiters())
     }
 }
 
@@ -92,8 +112,10 @@ impl LocalLink {
     pub(super) fn new() -> (Self, FromLocal, ToLocal) {
         let (to_agent, from_host) = mpsc::channel(TO_AGENT_MAX);
         let (to_host, from_agent) = sync_channel(TO_HOST_MAX);
-        let link = Self { sender: LocalSender(to_agent), receiver: LocalReceiver(from_agent) };
-        (link, from_host, to_host)
+        let room = Arc::<Notify>::default();
+        let receiver = LocalReceiver { queue: from_agent, room: Room(Arc::clone(&room)) };
+        let link = Self { sender: LocalSender(to_agent), receiver };
+        (link, from_host, ToLocal { queue: to_host, room })
     }
 
     /// Sends; see [`LocalSender::send`].
@@ -106,4 +128,68 @@ impl LocalLink {
 }
 
 pub(super) type FromLocal = mpsc::Receiver<(ToAgent, Vec<OwnedFd>)>;
-pub(super) type ToLocal = SyncSender<(ToHost, Vec<OwnedFd>)>;
+
+/// Sends to a host in this process.
+#[derive(Clone)]
+pub(super) struct ToLocal {
+    queue: SyncSender<Item>,
+    room: Arc<Notify>,
+}
+
+impl ToLocal {
+    /// Sends if there is room.
+    pub(super) fn try_send(&self, message: ToHost, fds: Vec<OwnedFd>) -> Result<(), TrySendError<Item>> {
+        self.queue.try_send((message, fds))
+    }
+
+    /// Sends once there is room; `false` where nobody receives any more.
+    pub(super) async fn send(&self, message: ToHost) -> bool {
+        let mut item = (message, Vec::new());
+        loop {
+            let mut room = pin!(self.room.notified());
+            // From here on it misses nothing, so that the queue is looked at after that.
+            room.as_mut().enable();
+            match self.queue.try_send(item) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(back)) => item = back,
+                Err(TrySendError::Disconnected(_)) => return false,
+            }
+            room.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mobula_proto::HostId;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_is_waited_for_until_there_is_room_or_nobody() {
+        let (link, _from_host, to_host) = LocalLink::new();
+        let message = || ToHost::Rings { peer: HostId { seq: 1, node: mobula_proto::NodeId::EMBEDDED } };
+        for _ in 0..TO_HOST_MAX {
+            assert!(to_host.send(message()).await);
+        }
+        let (mut one, mut two) = (pin!(to_host.send(message())), pin!(to_host.send(message())));
+        // Polled first, so that both wait.
+        let both = async {
+            tokio::select! { _ = &mut one => (), _ = &mut two => () }
+        };
+        assert!(timeout(Duration::ZERO, both).await.is_err(), "there is no room");
+        link.receiver.try_recv().unwrap();
+        let soon = Duration::from_secs(10);
+        let sent = async {
+            tokio::select! { sent = &mut one => (sent, true), sent = &mut two => (sent, false) }
+        };
+        let (sent, was_one) = timeout(soon, sent).await.expect("one goes on");
+        assert!(sent);
+        drop(link);
+        let other = if was_one { two } else { one };
+        assert!(!timeout(soon, other).await.expect("the other learns of the end"), "nobody received it");
+    }
+}

@@ -8,7 +8,6 @@ use std::{
     collections::{BTreeMap, HashSet},
     os::fd::OwnedFd,
     sync::{Arc, mpsc as std_mpsc},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::debug;
 
-use super::relay;
+use super::{local::ToLocal, relay};
 use crate::core::no_such_host;
 
 /// Most messages of the actor's own that one outbox holds.
@@ -30,8 +29,6 @@ pub const ROOM_UNITS: usize = 8192;
 pub const ROOM_UNIT_BYTES: usize = 4096;
 /// Most other hosts that a host's relays are remembered for; past that, the death of one is told by its silence.
 pub const TALKED_MAX: usize = 65_536;
-/// How often room in the queue of a host in this process is looked for.
-const LOCAL_POLL: Duration = Duration::from_millis(1);
 
 /// What one outbox carries to a host.
 pub(super) struct ForHost {
@@ -58,7 +55,7 @@ pub(super) enum Undelivered {
 #[derive(Clone)]
 enum Sink {
     Socket(mpsc::Sender<ForHost>),
-    Local(std_mpsc::SyncSender<(ToHost, Vec<OwnedFd>)>),
+    Local(ToLocal),
 }
 
 /// The way to one host.
@@ -80,7 +77,7 @@ impl Outbox {
     }
 
     /// To a host in this process.
-    pub(super) fn local(sender: std_mpsc::SyncSender<(ToHost, Vec<OwnedFd>)>) -> Self {
+    pub(super) fn local(sender: ToLocal) -> Self {
         Self { sink: Sink::Local(sender), room: Arc::new(Semaphore::new(ROOM_UNITS)) }
     }
 
@@ -96,7 +93,7 @@ impl Outbox {
             Sink::Local(sender) => {
                 let fds = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>();
                 let Ok(fds) = fds else { return Err(Undelivered::Full) };
-                sender.try_send((message, fds)).map_err(|error| match error {
+                sender.try_send(message, fds).map_err(|error| match error {
                     std_mpsc::TrySendError::Full(_) => Undelivered::Full,
                     std_mpsc::TrySendError::Disconnected(_) => Undelivered::Closed,
                 })
@@ -113,7 +110,7 @@ impl Outbox {
                 .send(ForHost { what: What::Say(message, Vec::new()), _room: Some(room) })
                 .await
                 .map_err(|_| Undelivered::Closed),
-            Sink::Local(sender) => send_local(sender, message).await,
+            Sink::Local(sender) => sender.send(message).await.then_some(()).ok_or(Undelivered::Closed),
         }
     }
 
@@ -128,7 +125,9 @@ impl Outbox {
                 .map_err(|_| Undelivered::Closed),
             Sink::Local(sender) => {
                 for message in each(from, same_job, &batch) {
-                    send_local(sender, message).await?;
+                    if !sender.send(message).await {
+                        return Err(Undelivered::Closed);
+                    }
                 }
                 Ok(())
             }
@@ -146,21 +145,6 @@ impl Outbox {
     /// Wakes whoever waits for room: there will be none.
     pub(super) fn close(&self) {
         self.room.close();
-    }
-}
-
-async fn send_local(
-    sender: &std_mpsc::SyncSender<(ToHost, Vec<OwnedFd>)>,
-    message: ToHost,
-) -> Result<(), Undelivered> {
-    let mut item = (message, Vec::new());
-    loop {
-        match sender.try_send(item) {
-            Ok(()) => return Ok(()),
-            Err(std_mpsc::TrySendError::Full(back)) => item = back,
-            Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(Undelivered::Closed),
-        }
-        tokio::time::sleep(LOCAL_POLL).await;
     }
 }
 
@@ -183,7 +167,7 @@ fn runs<K: PartialEq>(
         let entry = entry?;
         match to {
             Some(last) if key(last) != key(entry.to) => {
-                runs.push((last, batch.slice(start..end)));
+                runs.push((last, part(&batch, start..end)));
                 (start, to) = (end, Some(entry.to));
             }
             Some(_) => {}
@@ -194,15 +178,21 @@ fn runs<K: PartialEq>(
     match to {
         // Whole: who gets it need not copy it.
         Some(to) if runs.is_empty() => runs.push((to, batch)),
-        Some(to) => runs.push((to, batch.slice(start..end))),
+        Some(to) => runs.push((to, part(&batch, start..end))),
         None => {}
     }
     Ok(runs)
 }
 
-/// For whom the messages of a well-formed batch are; neighbours once.
+/// A copy where it is small, lest a receiver that takes its time keep the whole batch for it.
+fn part(batch: &Bytes, range: std::ops::Range<usize>) -> Bytes {
+    if range.len() < batch.len() / 2 { Bytes::copy_from_slice(&batch[range]) } else { batch.slice(range) }
+}
+
+/// For whom the messages of a well-formed batch are, each once.
 pub(super) fn receivers(batch: &[u8]) -> Vec<HostId> {
     let mut all: Vec<_> = wire_relay::entries(batch).map_while(Result::ok).map(|entry| entry.to).collect();
+    all.sort_unstable();
     all.dedup();
     all
 }

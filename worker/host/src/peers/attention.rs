@@ -2,9 +2,9 @@
 //!
 //! A thread that submits one call after the other, and one of the pool that runs short ones, looks at the rings every
 //! few microseconds anyway. As long as they do, the doorbell says that somebody polls, and nobody wakes the watcher,
-//! which would only contend with them for a processor and for the core. A guard hands the rings back as soon as a
-//! millisecond has passed without such a look, since nobody can know how long user code takes; while nothing is attended
-//! to there is no guard either.
+//! which would only contend with them for a processor and for the core. Since nobody can know how long user code takes,
+//! the watcher takes the rings back as soon as a millisecond has passed without such a look; while nothing is attended
+//! to it sleeps until it is called.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -35,15 +35,31 @@ impl Peers {
         doorbell.begin_polling();
         self.drain(runtime);
         drop(lead);
-        self.stay_attended(runtime);
+        self.stay_attended();
     }
 
     /// The thread does something short now and looks again then; the doorbell is left in state `POLLING`. Called after it
-    /// has let go of `lead`, so that a guard which found that taken, and went, is followed by another.
-    pub(super) fn stay_attended(&self, runtime: &Arc<Runtime>) {
+    /// has let go of `lead`, so that a watcher which found that taken, and went to sleep, is roused again.
+    pub(super) fn stay_attended(&self) {
         self.looks.fetch_add(1, Ordering::Relaxed);
-        if !std::mem::replace(&mut *self.attended.lock(), true) {
-            self.guard_attention(runtime);
+        if !std::mem::replace(&mut *self.attended.lock(), true)
+            && let Some(doorbell) = &self.doorbell
+        {
+            doorbell.rouse();
+        }
+    }
+
+    /// How long the watcher may sleep without a call.
+    pub(super) fn watch_timeout(&self) -> Option<Duration> {
+        self.attended.lock().then_some(GUARD_WAIT)
+    }
+
+    /// The watcher was not called: takes the rings back if nobody has looked since it saw so many `looks`.
+    pub(super) fn check_attention(&self, looks: &mut u32) {
+        let mut attended = self.attended.lock();
+        let now = self.looks.load(Ordering::Relaxed);
+        if std::mem::replace(looks, now) == now && std::mem::replace(&mut *attended, false) {
+            self.hand_back();
         }
     }
 
@@ -60,23 +76,5 @@ impl Peers {
         let Some(_lead) = self.lead.try_lock() else { return };
         doorbell.leave();
         self.after_leaving(doorbell);
-    }
-
-    fn guard_attention(&self, runtime: &Arc<Runtime>) {
-        let weak = Arc::downgrade(runtime);
-        let mut before = self.looks.load(Ordering::Relaxed);
-        runtime.user().spawn(async move {
-            loop {
-                tokio::time::sleep(GUARD_WAIT).await;
-                let Some(runtime) = weak.upgrade() else { return };
-                let peers = runtime.peers();
-                let now = peers.looks.load(Ordering::Relaxed);
-                if std::mem::replace(&mut before, now) == now {
-                    let mut attended = peers.attended.lock();
-                    *attended = false;
-                    return peers.hand_back();
-                }
-            }
-        });
     }
 }

@@ -180,3 +180,26 @@ fn a_ring_at_the_very_moment_of_falling_asleep_is_heard() {
     }
     echo.join().unwrap();
 }
+
+#[test]
+fn the_watcher_is_called_roused_or_out_of_time() {
+    let (doorbell, _fd) = Doorbell::create().unwrap();
+    doorbell.leave();
+    assert!(!doorbell.watch(|| Some(Duration::from_millis(1))), "nobody rang");
+    let other = doorbell.clone();
+    let (asked, wait) = std::sync::mpsc::channel();
+    let watcher = std::thread::spawn(move || {
+        let watch = || {
+            other.watch(|| {
+                asked.send(()).unwrap();
+                None
+            })
+        };
+        [watch(), watch()]
+    });
+    wait.recv().unwrap();
+    doorbell.rouse();
+    wait.recv().unwrap();
+    assert!(doorbell.ring());
+    assert_eq!(watcher.join().unwrap(), [false, true]);
+}

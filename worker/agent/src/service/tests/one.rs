@@ -71,7 +71,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     one.head.send(reserve(1, job.clone(), Class::default())).await;
     let mut started = soon(one.started.recv()).await.unwrap();
     let (forth, back) = (ring::create(1 << 16).unwrap(), ring::create(1 << 16).unwrap());
-    let ((bell, bell_fd), (_, own_fd)) =
+    let ((bell, bell_fd), (own, own_fd)) =
         (ring::doorbell::Doorbell::create().unwrap(), ring::doorbell::Doorbell::create().unwrap());
     let mut to_agent = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
     let mut from_agent = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
@@ -88,18 +88,15 @@ async fn what_a_host_relays_goes_through_its_rings() {
         let (ToHost::Relayed { from, same_job: true, body: got }, _) = local(&link) else { panic!() };
         assert_eq!((from, got), (welcome.host, vec![body]));
     }
+    own.end_polling();
     link.send(ToAgent::Relay { to: welcome.host, body: vec![9] }, vec![]).unwrap();
-    let mut got = None;
-    while got.is_none() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        got = from_agent
-            .recv_with(|message| {
-                let (from, word, body) = relay::split(message).unwrap();
-                (from, word, body.to_vec())
-            })
-            .unwrap();
-    }
-    assert_eq!(got.unwrap(), (job.driver, relay::SAME_JOB, vec![9]));
+    let rung = tokio::task::block_in_place(|| own.wait(Some(SOON)));
+    assert_eq!(rung, ring::doorbell::Wake::Rung, "the agent rings for what it relays");
+    let got = from_agent.recv_with(|message| {
+        let (from, word, body) = relay::split(message).unwrap();
+        (from, word, body.to_vec())
+    });
+    assert_eq!(got.unwrap(), Some((job.driver, relay::SAME_JOB, vec![9])));
 
     // To nobody; and what is no message ends the host.
     to_agent.send(&relay::head(HostId { seq: 99, ..welcome.host }, 0), &[1]).unwrap();
