@@ -25,7 +25,7 @@ impl Ownership {
     /// A ref was read here: one more local reference. See [`Via`] for what else that takes. A ref of this host's
     /// own object that is unknown by now stands for a failed one (`ObjectFreed`).
     pub fn receive(&mut self, object: ObjectId, via: Via, fx: &mut Vec<Effect>) {
-        let owner = object.owner();
+        let owner = object.owner;
         let owner_dead = self.dead.host(owner);
         let me = self.me;
         if self.objects.get(&object).is_none() {
@@ -59,7 +59,7 @@ impl Ownership {
 
     /// Someone here waits for the object: asks its owner if that was not done yet.
     pub fn want(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
-        let to = object.owner();
+        let to = object.owner;
         if to != self.me
             && let Some(entry) = self.objects.get_mut(&object)
             && entry.is_pending()
@@ -83,7 +83,7 @@ impl Ownership {
     ) -> Settled {
         let mut settled = Settled::default();
         for object in arguments {
-            let owner = object.owner();
+            let owner = object.owner;
             if owner == self.me || self.dead.host(owner) {
                 continue;
             }
@@ -109,7 +109,7 @@ impl Ownership {
     pub fn lend(&mut self, to: HostId, contains: &[ObjectId], token: u64, fx: &mut Vec<Effect>) -> bool {
         let mut waiting = false;
         for object in contains {
-            let owner = object.owner();
+            let owner = object.owner;
             if owner == to || self.dead.host(owner) {
                 continue;
             }
@@ -139,7 +139,7 @@ impl Ownership {
     fn borrow(&mut self, object: ObjectId, borrower: HostId, own: bool, fx: &mut Vec<Effect>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        let to = object.owner();
+        let to = object.owner;
         let outstanding = Outstanding { to, object, own, holds: Vec::new(), settles: Vec::new() };
         self.outstanding.insert(token, outstanding);
         fx.push(Effect::Send { to, message: Message::Borrow { object, borrower, token } });
@@ -193,7 +193,7 @@ impl Ownership {
 
     /// The owner's answer, or news of an actor.
     pub(crate) fn on_resolved(&mut self, from: HostId, object: ObjectId, state: State, fx: &mut Vec<Effect>) {
-        if object.owner() != from {
+        if object.owner != from {
             return;
         }
         let wanted = match self.objects.get(&object) {
@@ -207,7 +207,7 @@ impl Ownership {
         if !wanted {
             // Asked twice, or not interested any more; the owner has noted us for its refs all the same.
             if let State::Inline { contains, .. } = state {
-                for inner in contains.into_iter().filter(|inner| inner.owner() == from) {
+                for inner in contains.into_iter().filter(|inner| inner.owner == from) {
                     self.give_back(inner, fx);
                 }
             }
@@ -215,7 +215,7 @@ impl Ownership {
         }
         if let State::Inline { contains, .. } = &state {
             for inner in contains {
-                let via = if inner.owner() == from { Via::Registered } else { Via::Container(object) };
+                let via = if inner.owner == from { Via::Registered } else { Via::Container(object) };
                 self.receive(*inner, via, fx);
             }
         }
@@ -226,7 +226,7 @@ impl Ownership {
 
     /// Its owner counts us once more for a ref that we do not take.
     pub(crate) fn give_back(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
-        let to = object.owner();
+        let to = object.owner;
         if to == self.me || self.dead.host(to) {
             return;
         }

@@ -25,7 +25,7 @@ impl Ownership {
         let mut lost: Vec<(ObjectId, u32)> = self
             .objects
             .iter()
-            .filter(|(object, _)| object.owner() == self.me)
+            .filter(|(object, _)| object.owner == self.me)
             .filter_map(|(object, entry)| match entry.state {
                 State::Stored(copy) if copy.node == node => Some((object, copy.attempt)),
                 _ => None,
@@ -43,11 +43,11 @@ impl Ownership {
         let mut orphans = Vec::new();
         let mut unheld = Vec::new();
         for (object, entry) in self.objects.iter_mut() {
-            if object.owner() == me {
+            if object.owner == me {
                 if entry.forget_hosts(&gone) && entry.is_idle() {
                     unheld.push(object);
                 }
-            } else if gone(object.owner()) && matches!(entry.state, State::Pending | State::Actor { .. }) {
+            } else if gone(object.owner) && matches!(entry.state, State::Pending | State::Actor { .. }) {
                 orphans.push(object);
             }
         }
@@ -76,11 +76,9 @@ impl Ownership {
 
 /// The failure of what a dead owner had not finished.
 pub(crate) fn owner_died(object: ObjectId, cause: Option<&Failure>) -> Failure {
-    let mut failure = Failure::new(
-        FailureKind::OwnerDied,
-        format!("its owner {} ended before it was final", object.owner()),
-    )
-    .of(format!("object {object}"));
+    let mut failure =
+        Failure::new(FailureKind::OwnerDied, format!("its owner {} ended before it was final", object.owner))
+            .of(format!("object {object}"));
     if let Some(cause) = cause {
         failure.causes.push(cause.headline());
         failure.causes.extend(cause.causes.iter().cloned());

@@ -200,7 +200,7 @@ impl Ownership {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts { unacknowledged: self.outstanding.len(), ..Counts::default() };
         for (object, entry) in self.objects.iter() {
-            if object.owner() == self.me {
+            if object.owner == self.me {
                 counts.owned += 1;
             } else {
                 counts.borrowed += 1;
@@ -239,7 +239,7 @@ impl Ownership {
             Message::Borrowed { token } => self.acknowledge(token, true, fx),
             Message::Return { object, count } => self.on_return(from, object, count, fx),
             Message::Lost { object, node, attempt } => {
-                if object.owner() == self.me {
+                if object.owner == self.me {
                     self.lost(object, node, attempt, fx);
                 }
             }
@@ -273,7 +273,7 @@ impl Ownership {
     /// Removes an idle entry and says so to whom it concerns.
     fn remove(&mut self, object: ObjectId, next: &mut Vec<ObjectId>, fx: &mut Vec<Effect>) {
         let Some(entry) = self.objects.remove(&object) else { return };
-        let owner = object.owner();
+        let owner = object.owner;
         if owner == self.me {
             if let State::Stored(copy) = entry.state {
                 fx.push(Effect::Free { object, copy });

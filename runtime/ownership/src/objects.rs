@@ -19,29 +19,29 @@ impl Objects {
 
     #[inline]
     fn is_first(&self, object: &ObjectId) -> bool {
-        object.index == 0 && object.owner() == self.me
+        object.index == 0 && object.owner == self.me
     }
 
     #[inline]
     pub(crate) fn get(&self, object: &ObjectId) -> Option<&Entry> {
-        if self.is_first(object) { self.first.get(&object.task.seq) } else { self.others.get(object) }
+        if self.is_first(object) { self.first.get(&object.seq) } else { self.others.get(object) }
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, object: &ObjectId) -> Option<&mut Entry> {
-        if self.is_first(object) { self.first.get_mut(&object.task.seq) } else { self.others.get_mut(object) }
+        if self.is_first(object) { self.first.get_mut(&object.seq) } else { self.others.get_mut(object) }
     }
 
     pub(crate) fn insert(&mut self, object: ObjectId, entry: Entry) {
         if self.is_first(&object) {
-            self.first.insert(object.task.seq, entry);
+            self.first.insert(object.seq, entry);
         } else {
             self.others.insert(object, entry);
         }
     }
 
     pub(crate) fn remove(&mut self, object: &ObjectId) -> Option<Entry> {
-        if self.is_first(object) { self.first.remove(&object.task.seq) } else { self.others.remove(object) }
+        if self.is_first(object) { self.first.remove(&object.seq) } else { self.others.remove(object) }
     }
 
     /// In no order.

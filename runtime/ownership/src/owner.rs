@@ -11,7 +11,7 @@ impl Ownership {
     /// A new object of this host: pending, with one local reference. `rebuildable` if its task may be run again
     /// when its stored value is lost.
     pub fn create(&mut self, object: ObjectId, rebuildable: bool) {
-        debug_assert_eq!(object.owner(), self.me, "only the owner creates an object");
+        debug_assert_eq!(object.owner, self.me, "only the owner creates an object");
         let mut entry = Entry::new(State::Pending, 1);
         entry.rebuildable = rebuildable;
         self.objects.insert(object, entry);
@@ -96,7 +96,7 @@ impl Ownership {
     /// one is pending again, and its owner is told and asked; if the owner is dead it fails. Nothing if the object
     /// lies elsewhere by now.
     pub fn lost(&mut self, object: ObjectId, node: NodeId, attempt: u32, fx: &mut Vec<Effect>) {
-        let owner = object.owner();
+        let owner = object.owner;
         let Some(entry) = self.objects.get_mut(&object) else { return };
         let State::Stored(copy) = entry.state else { return };
         if copy.node != node || copy.attempt != attempt {
@@ -110,7 +110,7 @@ impl Ownership {
                 fx.push(Effect::Free { object, copy });
             }
             if rebuildable {
-                let rebuild = Effect::Rebuild { task: object.task };
+                let rebuild = Effect::Rebuild { task: object.task() };
                 if fx.last() != Some(&rebuild) {
                     fx.push(rebuild);
                 }
@@ -168,7 +168,7 @@ impl Ownership {
 
     pub(crate) fn on_resolve(&mut self, from: HostId, object: ObjectId, fx: &mut Vec<Effect>) {
         match self.objects.get_mut(&object) {
-            Some(entry) if object.owner() == self.me => {
+            Some(entry) if object.owner == self.me => {
                 if matches!(entry.state, State::Pending | State::Actor { .. }) {
                     entry.add_waiter(from);
                 }
@@ -184,7 +184,7 @@ impl Ownership {
     }
 
     pub(crate) fn on_return(&mut self, from: HostId, object: ObjectId, count: u32, fx: &mut Vec<Effect>) {
-        if object.owner() != self.me {
+        if object.owner != self.me {
             return;
         }
         if let Some(entry) = self.objects.get_mut(&object) {
@@ -197,7 +197,7 @@ impl Ownership {
 
     /// Counts `borrower` for an owned object; nothing for others' objects, this host and the dead (O6).
     pub(crate) fn note(&mut self, object: ObjectId, borrower: HostId, by: i64) {
-        if object.owner() == self.me
+        if object.owner == self.me
             && borrower != self.me
             && !self.dead.host(borrower)
             && let Some(entry) = self.objects.get_mut(&object)

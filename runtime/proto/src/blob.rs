@@ -1,6 +1,6 @@
 //! Encoded values inside messages.
 
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{convert::Infallible, fmt, ops::Deref, sync::Arc};
 
 use rkyv::{
     Archive, Deserialize, Place, Serialize,
@@ -11,39 +11,75 @@ use rkyv::{
 
 /// Where archives begin, as rkyv writes them.
 const ALIGN: usize = 16;
+/// Longest blob without memory of its own. Unit: bytes.
+pub const SMALL_BYTES_MAX: usize = 15;
 
 const _: () = assert!(align_of::<u128>() == ALIGN);
 
-/// An encoded value that is small enough to travel inside a message: immutable bytes at a multiple of 16, in one
-/// allocation with their count. A clone costs a reference count, so that what is sent, kept for a retry and read
-/// by several is not copied.
+/// An encoded value that is small enough to travel inside a message: immutable bytes. A few lie in the blob itself, at a
+/// multiple of 8; more at a multiple of 16 in one allocation with their count, so that a clone costs a reference count,
+/// and what is sent, kept for a retry and read by several is not copied.
 #[derive(Clone)]
-pub struct Blob {
-    units: Arc<[u128]>,
-    len: usize,
+pub struct Blob(Form);
+
+#[derive(Clone)]
+enum Form {
+    Small(Small),
+    Shared { units: Arc<[u128]>, len: usize },
 }
+
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Small {
+    bytes: [u8; SMALL_BYTES_MAX],
+    len: u8,
+}
+
+const _: () = assert!(size_of::<Blob>() == 24, "queued calls keep one for each argument");
 
 impl Blob {
     /// `len` bytes, zero until `fill` has written them.
     pub fn build<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        if len > SMALL_BYTES_MAX {
+            return Self::build_shared(len, fill);
+        }
+        let mut small = Small { bytes: [0; SMALL_BYTES_MAX], len: len as u8 };
+        fill(&mut small.bytes[..len])?;
+        Ok(Self(Form::Small(small)))
+    }
+
+    fn build_shared<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
         let mut units: Arc<[u128]> = std::iter::repeat_n(0, len.div_ceil(ALIGN)).collect();
         // A new `Arc` is always unique.
         if let Some(units) = Arc::get_mut(&mut units) {
             fill(&mut bytemuck::cast_slice_mut(units)[..len])?;
         }
-        Ok(Self { units, len })
+        Ok(Self(Form::Shared { units, len }))
     }
 
     /// A copy of these bytes.
     pub fn from_slice(bytes: &[u8]) -> Self {
-        let copied = Self::build(bytes.len(), |to| {
-            to.copy_from_slice(bytes);
-            Ok::<_, std::convert::Infallible>(())
-        });
-        match copied {
-            Ok(blob) => blob,
-            Err(never) => match never {},
+        infallible(Self::build(bytes.len(), |to| copy(to, bytes)))
+    }
+
+    /// The same bytes, at a multiple of 16 and where they stay however the blob is moved.
+    pub fn into_shared(self) -> Self {
+        match &self.0 {
+            Form::Small(_) => infallible(Self::build_shared(self.len(), |to| copy(to, &self))),
+            Form::Shared { .. } => self,
         }
+    }
+}
+
+fn copy(to: &mut [u8], from: &[u8]) -> Result<(), Infallible> {
+    to.copy_from_slice(from);
+    Ok(())
+}
+
+fn infallible(built: Result<Blob, Infallible>) -> Blob {
+    match built {
+        Ok(blob) => blob,
+        Err(never) => match never {},
     }
 }
 
@@ -57,7 +93,10 @@ impl Deref for Blob {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.units)[..self.len]
+        match &self.0 {
+            Form::Small(small) => &small.bytes[..usize::from(small.len)],
+            Form::Shared { units, len } => &bytemuck::cast_slice(units)[..*len],
+        }
     }
 }
 
@@ -71,7 +110,7 @@ impl Eq for Blob {}
 
 impl fmt::Debug for Blob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Blob({} bytes)", self.len)
+        write!(f, "Blob({} bytes)", self.len())
     }
 }
 
@@ -114,15 +153,22 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
             let blob = Blob::from_slice(&bytes);
             assert_eq!(blob[..], bytes[..]);
-            assert_eq!(blob.as_ptr() as usize % ALIGN, 0);
+            let align = if len <= SMALL_BYTES_MAX { 8 } else { ALIGN };
+            assert_eq!(blob.as_ptr() as usize % align, 0);
             let again: Blob = wire::decode(&wire::encode(&blob).unwrap()).unwrap();
             assert_eq!(again, blob);
-            assert_eq!(again.clone().as_ptr(), again.as_ptr());
+            let shared = again.clone().into_shared();
+            assert_eq!((&shared, shared.as_ptr() as usize % ALIGN), (&blob, 0));
+            let at = shared.as_ptr();
+            let moved = Box::new(shared.clone());
+            assert_eq!((moved.as_ptr(), moved.into_shared().as_ptr()), (at, at));
         }
     }
 
     #[test]
     fn what_cannot_be_filled_is_no_blob() {
-        assert_eq!(Blob::build(3, |_| Err("full")).unwrap_err(), "full");
+        for len in [3, 300] {
+            assert_eq!(Blob::build(len, |_| Err("full")).unwrap_err(), "full");
+        }
     }
 }

@@ -125,6 +125,16 @@ pub enum ToAgent {
         /// The object.
         object: ObjectId,
     },
+    /// This host has mapped the region: from now on what lies in it is opened without its descriptor.
+    Mapped {
+        /// The region.
+        region: RegionId,
+    },
+    /// It has not any more.
+    Unmapped {
+        /// The region.
+        region: RegionId,
+    },
     /// Set up rings with a host of the same job on this node.
     Connect {
         /// The other host.
@@ -267,7 +277,7 @@ pub enum ToHost {
         /// The objects.
         objects: Vec<ObjectId>,
     },
-    /// The object lies in this region, whose descriptor travels along.
+    /// The object lies in this region, whose descriptor travels along unless this host has it mapped.
     Opened {
         /// From the request.
         request: Request,
@@ -279,6 +289,11 @@ pub enum ToHost {
         offset: u64,
         /// Its length.
         bytes: u64,
+    },
+    /// The region's memory is to be given back: nothing lies in it any more. Answered by [`ToAgent::Unmapped`].
+    Unmap {
+        /// The region.
+        region: RegionId,
     },
     /// It cannot be read.
     OpenFailed {

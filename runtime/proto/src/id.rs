@@ -55,8 +55,10 @@ id! {
 id! {
     /// One value that a task returns, or that was `put`.
     ObjectId {
-        /// The task that makes it.
-        task: TaskId,
+        /// The host that owns it, and the task that makes it.
+        owner: HostId,
+        /// That task's number.
+        seq: u64,
         /// Which of the task's values, from 0.
         index: u32,
     }
@@ -115,16 +117,19 @@ impl HostId {
 impl TaskId {
     /// The `index`-th value of this task.
     pub fn object(self, index: u32) -> ObjectId {
-        ObjectId { task: self, index }
+        ObjectId { owner: self.owner, seq: self.seq, index }
     }
 }
 
 impl ObjectId {
-    /// The host that owns this object.
-    pub fn owner(self) -> HostId {
-        self.task.owner
+    /// The task that makes it.
+    pub fn task(self) -> TaskId {
+        TaskId { owner: self.owner, seq: self.seq }
     }
 }
+
+// Not of a `TaskId` and a number, which would be padded twice: processes hold them by the million.
+const _: () = assert!(size_of::<ObjectId>() == 24);
 
 /// A hash table by identifier. Looked up, never iterated where the order could show.
 pub type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
@@ -222,7 +227,7 @@ impl fmt::Display for TaskId {
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.task, self.index)
+        write!(f, "{}.{}", self.task(), self.index)
     }
 }
 

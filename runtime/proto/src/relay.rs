@@ -7,7 +7,8 @@
 //! and zeros up to a multiple of 16.
 //!
 //! A head is four little-endian words: a host's node (number, incarnation), its number there, and one word more: the
-//! body's length in a batch, [`SAME_JOB`] or zero in a ring to a host, zero in a ring to an agent.
+//! body's length in a batch, [`SAME_JOB`] or zero in a ring to a host, zero in a ring to an agent. The ring to a host also
+//! carries what its own agent answers it ([`FROM_AGENT`]), where that may overtake what the agent says over the socket.
 
 use crate::{HostId, NodeId, wire::MESSAGE_BYTES_MAX};
 
@@ -20,6 +21,8 @@ pub const BATCH_BYTES: usize = 56 * 1024;
 pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - BATCH_BYTES - 2048;
 /// In a head: the sender is of the receiver's job.
 pub const SAME_JOB: u32 = 1;
+/// In a head: the body is a [`ToHost`](crate::host::ToHost) of the receiver's own agent; the other words are zero.
+pub const FROM_AGENT: u32 = 2;
 
 /// What was to be a head, or a batch, is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,11 @@ pub fn head(host: HostId, word: u32) -> [u8; HEAD_BYTES] {
         to.copy_from_slice(&word.to_le_bytes());
     }
     bytes
+}
+
+/// The head of what a host's own agent says.
+pub fn agent_head() -> [u8; HEAD_BYTES] {
+    head(NodeId { number: 0, incarnation: 0 }.agent(), FROM_AGENT)
 }
 
 /// Splits a message into what its head says and its body.

@@ -41,7 +41,7 @@ enum Owner {
     Static,
     /// Ordinary memory, count and bytes in one allocation; initialised where the bytes are.
     Units(Arc<[MaybeUninit<Unit>]>),
-    /// What came inside a message.
+    /// What came inside a message, in memory of its own.
     Blob(Blob),
     /// A vector as it was given, at the alignment of its elements.
     Vector(Arc<dyn Any + Send + Sync>),
@@ -198,9 +198,14 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// The same memory, at a multiple of 16 bytes.
+/// The same memory, at a multiple of 16 bytes; a copy of what lies in the blob itself.
 impl From<Blob> for Bytes {
     fn from(blob: Blob) -> Self {
+        if blob.is_empty() {
+            return Self::new();
+        }
+        // `start` stays where it is when the owner is moved.
+        let blob = blob.into_shared();
         let bytes: &[u8] = &blob;
         Self { start: NonNull::from_ref(bytes).cast(), len: bytes.len(), owner: Owner::Blob(blob) }
     }

@@ -10,9 +10,12 @@
 //!          buffers            each at a multiple of 64
 //! ```
 //! All numbers are little-endian; gaps are zero. A blob without buffers must lie at a multiple of 16 bytes to
-//! be read in place, one with buffers at a multiple of 64.
+//! be read in place, one with buffers at a multiple of 64. A blob shorter than a header is an archive alone, as numbers and
+//! units are: those need no memory of their own while they travel ([`Blob`]).
 
-use mobula_proto::{Blob, wire::INLINE_BYTES_MAX};
+use std::ops::Range;
+
+use mobula_proto::{Blob, SMALL_BYTES_MAX, wire::INLINE_BYTES_MAX};
 use rkyv::util::AlignedVec;
 
 use crate::{ALIGN, Error, bytes::Bytes, heap::Extent};
@@ -25,6 +28,9 @@ const MAGIC: u32 = u32::from_le_bytes(*b"mob\x01");
 /// Bytes in front of an archive that has no buffers beside it.
 pub const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
+
+const _: () = assert!(SMALL_BYTES_MAX < HEADER_BYTES, "its length tells an archive alone");
+
 /// Longest archive for which [`Encoded::in_place`] compares: those of tensors have some hundred bytes.
 const FRONT_BYTES_MAX: usize = 64 * 1024;
 /// Alignment of archives, as rkyv writes them.
@@ -57,6 +63,9 @@ impl Encoded {
             front.resize(HEADER_BYTES, 0);
         }
         let bytes = front.len();
+        if buffers.is_empty() && bytes <= HEADER_BYTES + SMALL_BYTES_MAX {
+            return Self(Form::Whole(Blob::from_slice(&front[HEADER_BYTES..])));
+        }
         if buffers.is_empty() && bytes <= INLINE_BYTES_MAX {
             front[..HEADER_BYTES].copy_from_slice(&header(0, bytes - HEADER_BYTES));
             return Self(Form::Whole(Blob::from_slice(front)));
@@ -65,7 +74,7 @@ impl Encoded {
     }
 
     /// How many bytes the blob has.
-    #[expect(clippy::len_without_is_empty, reason = "a blob has a header, so it is never empty")]
+    #[expect(clippy::len_without_is_empty, reason = "empty is what a unit is, and of no use to know")]
     pub fn len(&self) -> u64 {
         match &self.0 {
             Form::Whole(blob) => blob.len() as u64,
@@ -198,14 +207,14 @@ fn aligned(offset: u64) -> u64 {
 pub struct Object {
     blob: Bytes,
     buffers: u32,
-    archive_len: usize,
+    archive: Range<usize>,
 }
 
 impl Object {
     /// [`Self::parse`] for what came inside a message: read where it lies, unless it has buffers, which need their
     /// alignment and so are copied.
     pub fn from_message(blob: Blob) -> Result<Self, Error> {
-        if u32_at(&blob, 4) == Some(0) {
+        if blob.len() < HEADER_BYTES || u32_at(&blob, 4) == Some(0) {
             return Self::parse(Bytes::from(blob));
         }
         Self::parse(Bytes::from_slice(&blob))
@@ -215,6 +224,14 @@ impl Object {
     /// Buffers may share bytes. Takes no memory, however many buffers there are.
     pub fn parse(blob: Bytes) -> Result<Self, Error> {
         let malformed = |detail| Error::Malformed { bytes: blob.len() as u64, detail };
+        let unaligned = "not aligned in memory: copy it to aligned memory first";
+        if blob.len() < HEADER_BYTES {
+            let archive = 0..blob.len();
+            return match blob.is_aligned_to(ARCHIVE_ALIGN) {
+                true => Ok(Self { blob, buffers: 0, archive }),
+                false => Err(malformed(unaligned)),
+            };
+        }
         let (Some(magic), Some(buffers), Some(archive_len)) =
             (u32_at(&blob, 0), u32_at(&blob, 4), u64_at(&blob, 8))
         else {
@@ -228,7 +245,7 @@ impl Object {
         }
         let align = if buffers == 0 { ARCHIVE_ALIGN } else { ALIGN };
         if !blob.is_aligned_to(align) {
-            return Err(malformed("not aligned in memory: copy it to aligned memory first"));
+            return Err(malformed(unaligned));
         }
         let archive = archive_start(buffers);
         let archive_len =
@@ -250,14 +267,13 @@ impl Object {
                 return Err(malformed("a buffer lies outside of it"));
             }
         }
-        Ok(Self { blob, buffers, archive_len })
+        Ok(Self { blob, buffers, archive: archive..archive_end })
     }
 
     /// The archive, at a multiple of 16 bytes.
     pub fn archive(&self) -> &[u8] {
-        let start = archive_start(self.buffers);
         // Never empty by failure: `parse` checked the range.
-        self.blob.get(start..start + self.archive_len).unwrap_or_default()
+        self.blob.get(self.archive.clone()).unwrap_or_default()
     }
 
     /// How many buffers there are.

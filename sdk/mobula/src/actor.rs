@@ -49,12 +49,12 @@ type Change = Arc<dyn Fn(Options) -> Options + Send + Sync>;
 impl ActorHandle {
     /// The actor's name in the cluster.
     pub fn id(&self) -> TaskId {
-        self.raw.id.task
+        self.raw.id.task()
     }
 
     /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`.
     pub fn kill(&self) {
-        self.raw.runtime.kill(self.raw.id.task);
+        self.raw.runtime.kill(self.raw.id.task());
     }
 
     /// Waits, in async code, until a call would not be held up: neither by the budget of unfinished calls nor by calls
@@ -124,7 +124,7 @@ impl Clone for ActorHandle {
 
 impl fmt::Debug for ActorHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ActorHandle({})", self.raw.id.task)
+        write!(f, "ActorHandle({})", self.raw.id.task())
     }
 }
 
@@ -237,7 +237,7 @@ impl<A: Actor> Spawn<A> {
         }
         let construction = self.call.submit_construct();
         if let Some(name) = &name {
-            let actor = construction.raw.id.task;
+            let actor = construction.raw.id.task();
             let question = Question::NameClaim {
                 namespace: namespace.clone(),
                 name: name.clone(),

@@ -1,29 +1,19 @@
 //! Waiting on a plain thread or in a sync task. In async code these are typed errors: await instead.
 
-use std::{
-    sync::mpsc::sync_channel,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use mobula_host::{codec::Data, context};
-use mobula_proto::FailureKind;
+use mobula_host::codec::Data;
 use mobula_store::Object;
 
-use crate::{Error, ObjectRef, Result, object::Raw};
+use crate::{ObjectRef, Result, object::Raw};
 
 /// All the values, in order; the first failure otherwise.
 pub fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
-    if let Some(first) = refs.first() {
-        let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
-        first.raw.runtime.wait(&ids, ids.len(), None)?;
-    }
     let Some(first) = refs.first() else { return Ok(Vec::new()) };
-    let here = first.raw.runtime.read_all_here(refs.iter().map(|one| one.raw.id));
-    let values = refs.iter().zip(here).map(|(one, here)| match here {
-        Some(result) => one.decode(result?),
-        None => one.decode(read_raw(&one.raw)?),
-    });
-    values.collect()
+    let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
+    first.raw.runtime.wait(&ids, ids.len(), None)?;
+    let objects = first.raw.runtime.read_all(&ids)?;
+    refs.iter().zip(objects).map(|(one, object)| one.decode(object?)).collect()
 }
 
 /// Waits until `count` of the refs are ready or the time is up; gives the positions of the first so many that are
@@ -49,25 +39,10 @@ pub(crate) fn wait_raw(raws: &[Raw], count: usize, deadline: Option<Instant>) ->
 }
 
 pub(crate) fn read_raw(raw: &Raw) -> Result<Object> {
-    if context::is_async() {
-        return Err(Error::new(
-            FailureKind::BlockingInAsync,
-            "a blocking read inside async code would stop everything that runs on the same thread: use `.await`",
-        ));
-    }
     if let Some(result) = raw.runtime.read_here(raw.id) {
         return Ok(result?);
     }
-    let (sender, receiver) = sync_channel(1);
-    raw.runtime.read(raw.id, move |result| {
-        // Nobody listens only if the process is ending.
-        let _unwanted = sender.send(result);
-    });
-    match receiver.recv() {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(raw
-            .runtime
-            .ended()
-            .map_or_else(|| Error::new(FailureKind::Internal, "the runtime dropped a read"), Error::from)),
-    }
+    let mut objects = raw.runtime.read_all(&[raw.id])?;
+    // One for each.
+    Ok(objects.remove(0)?)
 }

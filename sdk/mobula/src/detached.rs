@@ -112,11 +112,11 @@ async fn construct_here(wish: Wish) -> Result<Made> {
         template: Arc::new(template),
         kind: Kind::Construct { restarts: wish.restarts },
         inputs: wish.inputs.iter().map(|bytes| Input::Value(Blob::from_slice(bytes))).collect(),
-        nested: Vec::new(),
+        nested: Box::default(),
         is_child: false,
     };
     let id = runtime.submit(spec);
-    let actor = id.task;
+    let actor = id.task();
     let handle = Raw { id, runtime: runtime.clone() };
     let question = Question::NameClaim {
         namespace: wish.namespace.clone(),

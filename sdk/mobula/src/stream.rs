@@ -183,7 +183,7 @@ impl<T> Unpin for ObjectStream<T> {}
 
 impl<T> fmt::Debug for ObjectStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ObjectStream({})", self.call.0.raw.id.task)
+        write!(f, "ObjectStream({})", self.call.0.raw.id.task())
     }
 }
 

@@ -95,7 +95,7 @@ impl<H: Handle> Call<H> {
                 let returns = spec.template.returns;
                 let id = runtime.submit(spec);
                 drop(held);
-                H::adopt(&runtime, id.task, returns)
+                H::adopt(&runtime, id.task(), returns)
             }
             Err(failure) => H::failed(&runtime, failure),
         }
@@ -111,7 +111,7 @@ impl<H: Handle> Call<H> {
         let template = template.map_err(|failure| failure.of(function.name))?;
         let Builder { inputs, nested, holds, .. } = arguments;
         let is_child = kind == Kind::Task && context::is_task();
-        Ok((Spec { template, kind, inputs, nested, is_child }, holds))
+        Ok((Spec { template, kind, inputs, nested: nested.into(), is_child }, holds))
     }
 }
 
@@ -137,7 +137,7 @@ impl<H: Handle> Refused<H> {
         let Self { runtime, spec, holds, .. } = self;
         let returns = spec.template.returns;
         match runtime.try_submit(spec) {
-            Ok(id) => Ok(H::adopt(&runtime, id.task, returns)),
+            Ok(id) => Ok(H::adopt(&runtime, id.task(), returns)),
             Err(spec) => Err(Self { runtime, spec, holds, kind: PhantomData }),
         }
     }

@@ -197,7 +197,7 @@ impl Round<'_> {
         let runtime = self.runtime.clone();
         bounded("the start of the cluster", CLUSTER_LIMIT, move || {
             let cluster = runtime.block_on(Cluster::local().nodes(nodes).start())?;
-            let own = mobula::put(&0u64)?.id().owner().node;
+            let own = mobula::put(&0u64)?.id().owner.node;
             let far = runtime.block_on(cluster.nodes())?.into_iter().find(|node| *node != own);
             Ok((Some(cluster), far))
         })

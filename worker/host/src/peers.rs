@@ -22,7 +22,12 @@ use mobula_net::ring::{
     self,
     doorbell::{Doorbell, Spin},
 };
-use mobula_proto::{HostId, IdMap, NodeId, host::ToAgent, peer::Message, relay as wire_relay, wire};
+use mobula_proto::{
+    HostId, IdMap, NodeId,
+    host::{ToAgent, ToHost},
+    peer::Message,
+    relay as wire_relay, wire,
+};
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
@@ -430,16 +435,24 @@ impl Peers {
         let mut broke = None;
         for _ in 0..DRAIN_BATCH {
             let received = receiver.recv_with(|message| match inbound.peer {
-                Some(_) => Ok((None, wire::decode::<Message>(message)?)),
+                Some(_) => Ok(Received::Message(None, wire::decode(message)?)),
                 None => {
                     let (from, word, body) = wire_relay::split(message)?;
+                    if word & wire_relay::FROM_AGENT != 0 {
+                        return Ok(Received::Answer(wire::decode(body)?));
+                    }
                     let same_job = word & wire_relay::SAME_JOB != 0;
-                    Ok::<_, Malformed>((Some((from, same_job)), wire::decode::<Message>(body)?))
+                    Ok::<_, Malformed>(Received::Message(Some((from, same_job)), wire::decode(body)?))
                 }
             });
             match received {
                 Ok(None) => break,
-                Ok(Some(Ok((sender, message)))) => {
+                Ok(Some(Ok(Received::Answer(answer)))) => {
+                    any = true;
+                    handle(runtime, from, messages);
+                    runtime.on_answer(answer);
+                }
+                Ok(Some(Ok(Received::Message(sender, message)))) => {
                     any = true;
                     if sender.is_some() && sender != from {
                         handle(runtime, from, messages);
@@ -586,6 +599,14 @@ fn handle(runtime: &Arc<Runtime>, from: Option<(HostId, bool)>, messages: &mut V
         Some((from, false)) => messages.drain(..).for_each(|message| runtime.on_peer(from, false, message)),
         None => {}
     }
+}
+
+/// What came out of a ring.
+enum Received {
+    /// From another host; out of the agent's ring, from this one, and whether it is of the same job.
+    Message(Option<(HostId, bool)>, Message),
+    /// From the agent itself.
+    Answer(ToHost),
 }
 
 /// What came out of a ring is no message.

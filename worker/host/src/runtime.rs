@@ -382,11 +382,8 @@ impl Runtime {
             ToHost::RegionGranted { request } => self.store.region_answer(request, Ok(())),
             ToHost::RegionRefused { request, failure } => self.store.region_answer(request, Err(failure)),
             ToHost::Reclaim { objects } => self.store.reclaim(self, &objects),
-            ToHost::Opened { request, region, region_bytes, offset, bytes } => {
-                let place = crate::store::Place { region, region_bytes, offset, bytes };
-                self.store.opened(request, place, descriptors);
-            }
-            ToHost::OpenFailed { request, failure } => self.store.open_failed(request, failure),
+            ToHost::Opened { .. } | ToHost::OpenFailed { .. } => self.on_opened(message, descriptors),
+            ToHost::Unmap { region } => self.store.unmap(self, region),
             ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),
             ToHost::Relayed { from, same_job, body } => match wire::decode::<Message>(&body) {
                 Ok(message) => self.on_peer(from, same_job, message),
@@ -417,6 +414,22 @@ impl Runtime {
             }
             ToHost::JobEnded(failure) => self.end(failure),
             ToHost::Welcome(_) | ToHost::Refused(_) => tracing::warn!("an unexpected message from the agent"),
+        }
+    }
+
+    /// What the agent says through its ring.
+    pub(crate) fn on_answer(self: &Arc<Self>, message: ToHost) {
+        self.on_opened(message, Vec::new());
+    }
+
+    fn on_opened(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+        match message {
+            ToHost::Opened { request, region, region_bytes, offset, bytes } => {
+                let place = crate::store::Place { region, region_bytes, offset, bytes };
+                self.store.opened(self, request, place, descriptors);
+            }
+            ToHost::OpenFailed { request, failure } => self.store.open_failed(request, failure),
+            _ => tracing::warn!("an unexpected message from the agent"),
         }
     }
 
@@ -485,7 +498,6 @@ impl Runtime {
     }
 
     /// Submits a call, or hands it back where [`UNFINISHED_TASKS_MAX`](crate::core::UNFINISHED_TASKS_MAX) are unfinished.
-    #[expect(clippy::result_large_err, reason = "what was refused comes back whole")]
     pub fn try_submit(self: &Arc<Self>, spec: Spec) -> Result<ObjectId, Spec> {
         let ended = self.stopped.load(Ordering::Relaxed);
         let maker = maker(spec.kind);
@@ -577,14 +589,9 @@ impl Runtime {
         }
     }
 
-    /// Ends an actor for good, wherever it is owned.
+    /// Ends an actor for good, wherever it is owned; calls from this process fail from now on.
     pub fn kill(self: &Arc<Self>, actor: TaskId) {
-        if actor.owner == self.me() {
-            let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
-            self.step(|core, out| core.end_actor(actor, failure, out));
-        } else {
-            self.step(|_, out| out.push(Action::Send { to: actor.owner, message: Message::Kill { actor } }));
-        }
+        self.step(|core, out| core.kill(actor, out));
     }
 
     /// Puts an encoded value into this node's store (or, if small, into this process); the returned object has
@@ -774,10 +781,7 @@ impl Runtime {
     }
 
     /// [`Self::read_here`] for each.
-    pub fn read_all_here(
-        &self,
-        objects: impl Iterator<Item = ObjectId>,
-    ) -> Vec<Option<Result<Object, Failure>>> {
+    fn read_all_here(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<Option<Result<Object, Failure>>> {
         let core = self.core.lock();
         objects.map(|object| read_inline(&core, object)).collect()
     }

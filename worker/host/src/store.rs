@@ -41,6 +41,9 @@ const PRESSURE_TIME: Duration = Duration::from_secs(5);
 const WARM_AFTER_TICKS: u32 = 2;
 /// The thread that does it yields to what has work to do: it gets about a quarter of a busy core.
 const WARM_NICE: i32 = 5;
+/// How long a region stays mapped in which nothing is read any more: what is opened in it meanwhile comes without a
+/// descriptor, and is not mapped again.
+const MAPPED_TIME: Duration = Duration::from_secs(1);
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.
@@ -81,6 +84,12 @@ enum View {
     Open { pin: Weak<Pinned>, reader: Weak<Reader>, place: Place },
 }
 
+/// A region of another's, mapped to be read.
+struct Mapping {
+    reader: Arc<Reader>,
+    used: Instant,
+}
+
 /// See the module's text.
 pub struct Store {
     me: HostId,
@@ -91,8 +100,9 @@ pub struct Store {
     /// What lies in regions of this host, and the attempts that made it.
     kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
     views: Mutex<HashMap<ObjectId, View>>,
-    requests: Mutex<HashMap<u64, ObjectId>>,
-    readers: Mutex<HashMap<RegionId, Weak<Reader>>>,
+    requests: Mutex<HashMap<u64, (ObjectId, Copy)>>,
+    /// The agent knows of each.
+    readers: Mutex<HashMap<RegionId, Mapping>>,
     growing: Mutex<()>,
     /// The agent has no room for a region that was asked for, so none is kept empty.
     pressed: AtomicBool,
@@ -296,7 +306,14 @@ impl Store {
             View::Opening(_) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,
         });
-        self.readers.lock().retain(|_, reader| reader.strong_count() > 0);
+        let mut readers = self.readers.lock();
+        readers.retain(|region, Mapping { reader, used }| {
+            let keep = Arc::strong_count(reader) > 1 || used.elapsed() < MAPPED_TIME;
+            if !keep {
+                runtime.tell(ToAgent::Unmapped { region: *region });
+            }
+            keep
+        });
     }
 
     /// Makes the first region, if there is none yet and room for one, and takes its page faults, on a thread of its own.
@@ -391,15 +408,25 @@ impl Store {
         views.insert(object, View::Opening(vec![done]));
         drop(views);
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        self.requests.lock().insert(request, object);
+        self.requests.lock().insert(request, (object, copy));
         runtime.tell(ToAgent::Open { request, object, copy });
     }
 
-    pub(crate) fn opened(&self, request: u64, place: Place, descriptors: Vec<OwnedFd>) {
-        let Some(object) = self.requests.lock().remove(&request) else { return };
+    pub(crate) fn opened(
+        &self,
+        runtime: &Arc<Runtime>,
+        request: u64,
+        place: Place,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let Some((object, copy)) = self.requests.lock().remove(&request) else { return };
         let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
-        let reader = match self.reader(place, descriptors) {
-            Ok(reader) => reader,
+        let reader = match self.reader(runtime, place, descriptors) {
+            Ok(Some(reader)) => reader,
+            Ok(None) => {
+                self.requests.lock().insert(request, (object, copy));
+                return runtime.tell(ToAgent::Open { request, object, copy });
+            }
             Err(failure) => return self.answer(object, &Err(failure)),
         };
         let callbacks = {
@@ -414,23 +441,37 @@ impl Store {
         }
     }
 
-    fn reader(&self, place: Place, descriptors: Vec<OwnedFd>) -> Result<Arc<Reader>, Failure> {
+    /// The region of an object, mapped. `None` where it was unmapped while the agent answered without a descriptor: by
+    /// the time it is asked again it knows.
+    fn reader(
+        &self,
+        runtime: &Arc<Runtime>,
+        place: Place,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<Arc<Reader>>, Failure> {
         let mut readers = self.readers.lock();
-        if let Some(reader) = readers.get(&place.region).and_then(Weak::upgrade) {
-            return Ok(reader);
+        if let Some(mapping) = readers.get_mut(&place.region) {
+            mapping.used = Instant::now();
+            return Ok(Some(mapping.reader.clone()));
         }
-        let descriptor = descriptors.into_iter().next().ok_or_else(|| {
-            Failure::new(FailureKind::Internal, "the agent sent no descriptor for a region")
-        })?;
+        let Some(descriptor) = descriptors.into_iter().next() else { return Ok(None) };
         let reader = Reader::map(descriptor, place.region_bytes)
             .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))?;
-        readers.insert(place.region, Arc::downgrade(&reader));
-        Ok(reader)
+        readers.insert(place.region, Mapping { reader: reader.clone(), used: Instant::now() });
+        runtime.tell(ToAgent::Mapped { region: place.region });
+        Ok(Some(reader))
+    }
+
+    /// The agent wants the memory of a region in which nothing lies any more.
+    pub(crate) fn unmap(&self, runtime: &Arc<Runtime>, region: RegionId) {
+        let mut readers = self.readers.lock();
+        readers.remove(&region);
+        runtime.tell(ToAgent::Unmapped { region });
     }
 
     pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
         let object = self.requests.lock().remove(&request);
-        if let Some(object) = object {
+        if let Some((object, _)) = object {
             self.answer(object, &Err(failure));
         }
     }
@@ -448,7 +489,7 @@ impl Store {
     /// The connection to the agent is gone: nothing will be answered any more.
     pub(crate) fn end(&self, failure: &Failure) {
         self.answers.lock().clear();
-        let waiting: Vec<ObjectId> = self.requests.lock().drain().map(|(_, object)| object).collect();
+        let waiting: Vec<ObjectId> = self.requests.lock().drain().map(|(_, (object, _))| object).collect();
         for object in waiting {
             self.answer(object, &Err(failure.clone()));
         }

@@ -200,7 +200,7 @@ impl World {
                 if self.crashed {
                     // Unregistered refs may have lost the caller that kept them.
                     let counted = host.own.objects.get(handle).is_some_and(|entry| entry.registered > 0);
-                    if *handle == object && (counted || number(object.owner()) == at) {
+                    if *handle == object && (counted || number(object.owner) == at) {
                         by("a registered handle");
                     }
                     continue;
@@ -585,7 +585,7 @@ impl World {
                 continue;
             }
             for object in self.hosts[at].handles.clone() {
-                let owner = &self.hosts[number(object.owner())];
+                let owner = &self.hosts[number(object.owner)];
                 let here = self.hosts[at].own.state(object).unwrap();
                 let there = if owner.alive { owner.own.state(object) } else { None };
                 if owner.actors.contains(&object) && there.is_some() {

@@ -393,7 +393,7 @@ fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
     own.complete(x, State::Stored(copy(1)), vec![old], &mut vec![]);
     assert_eq!(
         fx(&mut own, |own, fx| own.lost(x, AWAY, 1, fx)),
-        [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task }]
+        [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
     assert_eq!(own.state(x), Some(&State::Pending));
     assert_eq!(fx(&mut own, |own, fx| own.lost(x, AWAY, 1, fx)), [], "known already");
@@ -426,7 +426,7 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
     );
     assert_eq!(
         message(&mut own, B, lost),
-        [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task }]
+        [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
     assert_eq!(message(&mut own, B, ask), []);
     let answer = Message::Resolved { object: x, state: State::Stored(copy(2)) };
@@ -488,7 +488,7 @@ fn an_actors_borrowers_follow_it() {
 #[test]
 fn other_messages_are_handed_back() {
     let mut own = Ownership::new(O);
-    let kill = Message::Kill { actor: object(O, 1).task };
+    let kill = Message::Kill { actor: object(O, 1).task() };
     assert_eq!(own.on_message(B, kill.clone(), &mut vec![]), Err(kill));
 }
 

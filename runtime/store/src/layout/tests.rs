@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Too long to travel without a header.
+const ARCHIVE: &[u8] = b"an archive of some length";
+
 fn archive(bytes: &[u8]) -> AlignedVec {
     let mut front = AlignedVec::new();
     front.extend_from_slice(&[0; HEADER_BYTES]);
@@ -15,7 +18,7 @@ fn bytes(encoded: &Encoded) -> Result<Bytes, Error> {
 
 fn sample(lens: &[usize]) -> Encoded {
     let buffers = lens.iter().enumerate().map(|(i, len)| Bytes::from_vec(vec![i as u8 + 1; *len])).collect();
-    Encoded::new(&mut archive(b"archive"), buffers)
+    Encoded::new(&mut archive(ARCHIVE), buffers)
 }
 
 #[track_caller]
@@ -28,7 +31,7 @@ fn check_round_trip(lens: &[usize]) {
     encoded.write_into(&mut dirty).unwrap();
     assert_eq!(dirty, blob[..]);
     let object = Object::parse(blob.clone()).unwrap();
-    assert_eq!(object.archive(), b"archive");
+    assert_eq!(object.archive(), ARCHIVE);
     assert!(object.archive().as_ptr().addr().is_multiple_of(16));
     assert_eq!(object.buffers(), lens.len());
     for (i, len) in lens.iter().enumerate() {
@@ -54,20 +57,40 @@ fn a_small_archive_is_read_out_of_its_message() {
     for lens in [&[][..], &[5, 70]] {
         let blob = sample(lens).to_blob().unwrap();
         let object = Object::from_message(blob.clone()).unwrap();
-        assert_eq!(object.archive(), b"archive");
+        assert_eq!(object.archive(), ARCHIVE);
         assert_eq!(object.buffers(), lens.len());
         // Only buffers need more alignment than a message gives.
         assert_eq!(object.blob().as_ptr() == blob.as_ptr(), lens.is_empty());
     }
-    assert!(Object::from_message(Blob::default()).is_err());
-    assert!(Object::from_message(Blob::from_slice(&[0; 7])).is_err());
+    assert!(Object::from_message(Blob::from_slice(&[0; HEADER_BYTES])).is_err());
+}
+
+#[test]
+fn a_tiny_archive_goes_without_a_header() {
+    for len in [0, 1, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1] {
+        let content: Vec<u8> = (1..=len as u8).collect();
+        let encoded = Encoded::new(&mut archive(&content), Vec::new());
+        let header = if len <= SMALL_BYTES_MAX { 0 } else { HEADER_BYTES };
+        assert_eq!(encoded.len(), (header + len) as u64);
+        let blob = encoded.to_blob().unwrap();
+        let mut written = vec![0; header + len];
+        encoded.write_into(&mut written).unwrap();
+        for object in [Object::from_message(blob), Object::parse(Bytes::from_slice(&written))] {
+            let object = object.unwrap();
+            assert_eq!((object.archive(), object.buffers()), (&content[..], 0));
+            assert!(object.archive().as_ptr().addr().is_multiple_of(16));
+            assert!(object.buffer(0).is_err());
+        }
+    }
+    let moved = Bytes::from_slice(&[0; 20]).slice(8..16).unwrap();
+    assert!(Object::parse(moved).unwrap_err().to_string().contains("aligned"));
 }
 
 #[test]
 fn memory_of_a_small_archive_is_left_to_its_writer() {
-    let mut front = archive(b"archive");
+    let mut front = archive(ARCHIVE);
     let at = front.as_ptr();
-    assert_eq!(Encoded::new(&mut front, Vec::new()).len(), HEADER_BYTES as u64 + 7);
+    assert_eq!(Encoded::new(&mut front, Vec::new()).len(), (HEADER_BYTES + ARCHIVE.len()) as u64);
     assert_eq!(front.as_ptr(), at);
     let mut front = archive(&[1; INLINE_BYTES_MAX]);
     let large = Encoded::new(&mut front, Vec::new());
@@ -128,9 +151,8 @@ fn malformed_objects_say_what_is_wrong() {
     check_refused(16, u64::MAX - 63, "outside");
     check_refused(24, u64::MAX, "outside");
     check_refused(24, 1 << 40, "outside");
-    for len in 0..HEADER_BYTES {
-        assert!(Object::parse(Bytes::from_slice(&vec![0; len])).is_err());
-    }
+    // Shorter ones are archives alone.
+    assert!(Object::parse(Bytes::from_slice(&[0; HEADER_BYTES])).is_err());
 }
 
 fn use_all(object: &Object) {

@@ -73,9 +73,12 @@ impl Core {
             ToAgent::RegionAdded { seq, bytes } => self.region_added(id, job, seq, bytes, fds),
             ToAgent::RegionRemoved { seq } => {
                 let region = RegionId { writer: id, seq };
-                if let Err(error) = self.objects.remove_region(region) {
-                    self.violation(id, &error);
-                    return;
+                match self.objects.remove_region(region) {
+                    Ok(gone) => self.gone(gone),
+                    Err(error) => {
+                        self.violation(id, &error);
+                        return;
+                    }
                 }
                 self.pump();
             }
@@ -91,6 +94,14 @@ impl Core {
             ToAgent::Unpin { object } => {
                 let gone = self.objects.unpin(object, id);
                 self.gone(gone);
+                self.pump();
+            }
+            ToAgent::Mapped { region } => {
+                let gone = self.objects.mapped(region, job, id);
+                self.gone(gone);
+            }
+            ToAgent::Unmapped { region } => {
+                self.objects.unmapped(region, id);
                 self.pump();
             }
             ToAgent::Connect { peer } => match self.hosts.connect(id, peer) {

@@ -321,6 +321,9 @@ impl Core {
         for (node, object) in gone.drop_at {
             self.effects.push(Effect::Peer(node, Between::Drop { object }));
         }
+        for (host, region) in gone.unmap {
+            self.effects.push(Effect::Tell(host, ToHost::Unmap { region }, Vec::new()));
+        }
     }
 
     /// Grants what fits, after dropping copies of other nodes' objects where that may help.
@@ -375,9 +378,12 @@ impl Core {
 
     /// The agent dropped an empty region of its own.
     pub fn own_region_removed(&mut self, region: RegionId) {
-        if let Err(error) = self.objects.remove_region(region) {
-            tracing::error!(%error, "the agent's own memory is not what its table says");
-            return;
+        match self.objects.remove_region(region) {
+            Ok(gone) => self.gone(gone),
+            Err(error) => {
+                tracing::error!(%error, "the agent's own memory is not what its table says");
+                return;
+            }
         }
         self.pump();
     }
@@ -474,8 +480,7 @@ impl Core {
     fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {
         let Some(place) = self.objects.pin(object, attempt, id) else { return };
         let Place { region, region_bytes, offset, bytes, .. } = place;
-        // Always: the reader may have unmapped the region since it was last told.
-        let fds = self.objects.region_fd(region).into_iter().collect();
+        let fds = self.objects.region_fd_for(region, id).into_iter().collect();
         let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
         self.effects.push(Effect::Tell(id, message, fds));
     }

@@ -1,6 +1,7 @@
 //! The node's object table: regions, what is sealed in them, who reads it, and who waits for room.
 //!
-//! - **O-1** The bytes of all regions, and of those granted but not made yet, never exceed the capacity.
+//! - **O-1** The bytes of all regions, of those granted but not made yet, and of those gone that a reader has still
+//!   mapped, never exceed the capacity.
 //! - **O-2** Room is granted in the order in which it was asked for; a large request is not overtaken for ever.
 //! - **O-3** A writer is told to reuse an object's memory only once the object is freed and nobody has it pinned.
 //! - **O-4** A region outlives its writer while an object in it lives, and no longer.
@@ -107,8 +108,8 @@ pub struct Gone {
     pub reclaim: BTreeMap<HostId, Vec<(ObjectId, u32)>>,
     /// Nodes that shall drop the copies that they pulled.
     pub drop_at: Vec<(NodeId, ObjectId)>,
-    /// Regions that went.
-    pub regions: Vec<RegionId>,
+    /// Hosts that shall unmap regions, which go with their last mapping.
+    pub unmap: Vec<(HostId, RegionId)>,
 }
 
 impl Gone {
@@ -127,6 +128,10 @@ struct Region {
     orphan: bool,
     /// Its writer was asked to give it back since the last object in it was sealed.
     asked: bool,
+    /// Who has it mapped, to read.
+    mapped: BTreeSet<HostId>,
+    /// Its writer dropped it: it goes with its last mapping.
+    dropped: bool,
 }
 
 #[derive(Debug)]
@@ -336,7 +341,19 @@ impl Objects {
         if found.is_none() {
             return Err(Error::NotGranted { region, bytes });
         }
-        self.regions.insert(region, Region { fd, bytes, job, live: 0, orphan: false, asked: false });
+        self.regions.insert(
+            region,
+            Region {
+                fd,
+                bytes,
+                job,
+                live: 0,
+                orphan: false,
+                asked: false,
+                mapped: BTreeSet::new(),
+                dropped: false,
+            },
+        );
         Ok(())
     }
 
@@ -364,15 +381,52 @@ impl Objects {
     ///
     /// # Errors
     /// Where it is unknown, or not empty.
-    pub fn remove_region(&mut self, region: RegionId) -> Result<(), Error> {
-        match self.regions.get(&region) {
+    pub fn remove_region(&mut self, region: RegionId) -> Result<Gone, Error> {
+        match self.regions.get(&region).filter(|found| !found.dropped) {
             None => Err(Error::UnknownRegion(region)),
             Some(found) if found.live > 0 => Err(Error::RegionInUse { region, live: found.live }),
-            Some(found) => {
-                self.used -= found.bytes;
-                self.regions.remove(&region);
-                Ok(())
+            Some(_) => {
+                let mut gone = Gone::default();
+                self.drop_region(region, &mut gone);
+                Ok(gone)
             }
+        }
+    }
+
+    /// Nothing lies in the region any more, and nothing will: its memory is free once nobody has it mapped.
+    fn drop_region(&mut self, id: RegionId, gone: &mut Gone) {
+        let Some(region) = self.regions.get_mut(&id) else { return };
+        if region.mapped.is_empty() {
+            self.used -= region.bytes;
+            self.regions.remove(&id);
+        } else if !std::mem::replace(&mut region.dropped, true) {
+            gone.unmap.extend(region.mapped.iter().map(|host| (*host, id)));
+        }
+    }
+
+    /// A host of `job` has mapped a region that it was given, to read; one that went meanwhile it shall unmap again.
+    pub fn mapped(&mut self, id: RegionId, job: JobId, host: HostId) -> Gone {
+        let mut gone = Gone::default();
+        match self.regions.get_mut(&id) {
+            Some(region) if region.job == job => {
+                region.mapped.insert(host);
+                if region.dropped {
+                    gone.unmap.push((host, id));
+                }
+            }
+            Some(_) => {}
+            None => gone.unmap.push((host, id)),
+        }
+        gone
+    }
+
+    /// It has not any more.
+    pub fn unmapped(&mut self, id: RegionId, host: HostId) {
+        if let Some(region) = self.regions.get_mut(&id)
+            && region.mapped.remove(&host)
+            && region.dropped
+        {
+            self.drop_region(id, &mut Gone::default());
         }
     }
 
@@ -395,7 +449,8 @@ impl Objects {
         if self.copies.contains_key(&(object, attempt)) {
             return Err(Error::SealedTwice { object, attempt });
         }
-        let found = self.regions.get_mut(&region).ok_or(Error::UnknownRegion(region))?;
+        let found = self.regions.get_mut(&region).filter(|region| !region.dropped);
+        let found = found.ok_or(Error::UnknownRegion(region))?;
         if offset.checked_add(bytes).is_none_or(|end| end > found.bytes) {
             return Err(Error::OutOfBounds { object, region, offset, bytes });
         }
@@ -435,6 +490,12 @@ impl Objects {
     /// The descriptor of a region.
     pub fn region_fd(&self, region: RegionId) -> Option<Arc<OwnedFd>> {
         self.regions.get(&region).map(|region| Arc::clone(&region.fd))
+    }
+
+    /// The descriptor of a region for `reader`; `None` where that has it mapped.
+    pub fn region_fd_for(&self, region: RegionId, reader: HostId) -> Option<Arc<OwnedFd>> {
+        let region = self.regions.get(&region).filter(|region| !region.mapped.contains(&reader))?;
+        Some(Arc::clone(&region.fd))
     }
 
     /// Pins a copy once more for `reader`; `None` where it is missing or freed.
@@ -516,9 +577,7 @@ impl Objects {
         if !region.orphan {
             gone.reclaim(entry.region.writer, key);
         } else if region.live == 0 {
-            self.used -= region.bytes;
-            self.regions.remove(&entry.region);
-            gone.regions.push(entry.region);
+            self.drop_region(entry.region, gone);
         }
     }
 
@@ -544,20 +603,25 @@ impl Objects {
         gone
     }
 
-    /// A host is gone: its pins, grants and requests go; its regions stay while objects in them live.
+    /// A host is gone: its pins, mappings, grants and requests go; its regions stay while objects in them live.
     pub fn host_gone(&mut self, host: HostId) -> Gone {
         let mut gone = Gone::default();
         self.waiting.retain(|waiting| waiting.writer != host);
         for bytes in self.granted.remove(&host).unwrap_or_default() {
             self.used -= bytes;
         }
+        let mapped: Vec<_> = self
+            .regions
+            .iter()
+            .filter(|(_, region)| region.mapped.contains(&host))
+            .map(|(id, _)| *id)
+            .collect();
+        mapped.into_iter().for_each(|id| self.unmapped(id, host));
         for id in self.regions_of(host) {
             let Some(region) = self.regions.get_mut(&id) else { continue };
             region.orphan = true;
             if region.live == 0 {
-                self.used -= region.bytes;
-                self.regions.remove(&id);
-                gone.regions.push(id);
+                self.drop_region(id, &mut gone);
             }
         }
         let pinned: Vec<_> = self
@@ -601,7 +665,6 @@ impl Objects {
         for id in regions {
             if let Some(region) = self.regions.remove(&id) {
                 self.used -= region.bytes;
-                gone.regions.push(id);
             }
         }
         gone

@@ -232,7 +232,15 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost"]);
     assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened +1fd"]);
-    assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened +1fd"], "the reader may have unmapped the region");
+    assert_eq!(
+        rig.host(id(1), open(1)),
+        ["host-1 < Opened +1fd"],
+        "the reader has not mapped the region yet"
+    );
+    let region = RegionId { writer: host, seq: 1 };
+    assert_eq!(rig.host(id(1), ToAgent::Mapped { region }), [""; 0]);
+    assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened"]);
+    assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(1), copy: here }), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), ["host-2 < Reclaim 1"]);
@@ -241,9 +249,9 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(id(1), early(1)), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(7), copy: here }), [""; 0]);
     let sealed = ToAgent::Sealed { object: object(7), attempt: 1, region: 1, offset: 128, bytes: 10 };
-    assert_eq!(rig.host(host, sealed), ["host-1 < Opened +1fd"]);
+    assert_eq!(rig.host(host, sealed), ["host-1 < Opened"]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(7) }), ["host-2 < Reclaim 1"]);
-    // No room for a second region until the first one goes.
+    // No room for a second region until the first one goes, wherever it is mapped.
     let wanted = ToAgent::RegionWanted { request: 6, bytes: 2 * MIB, wait_ms: 100 };
     assert_eq!(rig.host(host, wanted.clone()), ["host-2 < Reclaim 0"], "it keeps one for reuse alone");
     rig.now += Duration::from_millis(100);
@@ -251,7 +259,8 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["host-2 < RegionRefused StoreFull"]);
     assert_eq!(rig.host(host, wanted), [""; 0]);
-    assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-2 < RegionGranted"]);
+    assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < Unmap"]);
+    assert_eq!(rig.host(id(1), ToAgent::Unmapped { region }), ["host-2 < RegionGranted"]);
     let sealed = ToAgent::Sealed { object: object(2), attempt: 1, region: 1, offset: 0, bytes: 1 };
     assert_eq!(rig.host(host, sealed), ["kill host-2"], "there is no such region");
 }

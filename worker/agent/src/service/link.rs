@@ -165,18 +165,20 @@ pub(super) async fn read_all(
 
 /// Writes what there is for a host. Ends when its outboxes are gone, or with the link.
 pub(super) async fn write_all(mut sender: AsyncSender, mut queue: mpsc::Receiver<ForHost>) {
-    let mut ring = None;
+    let mut ring: Option<relay::Writer> = None;
     while let Some(item) = queue.recv().await {
-        let sent = match &item.what {
-            What::Say(message, fds) => say(&mut sender, message, fds).await,
-            What::Relayed { from, same_job, batch } => match &mut ring {
-                Some(ring) => {
-                    let ring: &mut relay::Writer = ring;
-                    ring.send(*from, *same_job, batch).await.map_err(|error| error.to_string())
-                }
-                None => say_each(&mut sender, each(*from, *same_job, batch)).await,
-            },
-            What::Ring(_) => Ok(()),
+        let sent = match (&item.what, &mut ring) {
+            (What::Say(message, fds), Some(ring)) if fds.is_empty() && may_overtake(message) => {
+                answer(ring, message).await
+            }
+            (What::Say(message, fds), _) => say(&mut sender, message, fds).await,
+            (What::Relayed { from, same_job, batch }, Some(ring)) => {
+                ring.send(*from, *same_job, batch).await.map_err(|error| error.to_string())
+            }
+            (What::Relayed { from, same_job, batch }, None) => {
+                say_each(&mut sender, each(*from, *same_job, batch)).await
+            }
+            (What::Ring(_), _) => Ok(()),
         };
         if let Err(error) = sent {
             debug!(%error, "a host's link ended");
@@ -189,6 +191,17 @@ pub(super) async fn write_all(mut sender: AsyncSender, mut queue: mpsc::Receiver
         }
     }
     sender.shutdown();
+}
+
+/// Whether a host may hear this before what it was told earlier. A thread that waits for it reads the ring itself, and
+/// is woken once; over the socket, another thread would be first.
+fn may_overtake(message: &ToHost) -> bool {
+    matches!(message, ToHost::Opened { .. } | ToHost::OpenFailed { .. })
+}
+
+async fn answer(ring: &mut relay::Writer, message: &ToHost) -> Result<(), String> {
+    let body = wire::encode(message).map_err(|error| error.to_string())?;
+    ring.say(&body).await.map_err(|error| error.to_string())
 }
 
 async fn say(sender: &mut AsyncSender, message: &ToHost, fds: &[Arc<OwnedFd>]) -> Result<(), String> {

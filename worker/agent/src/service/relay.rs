@@ -134,6 +134,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Hands over what the agent itself says: an encoded [`ToHost`](mobula_proto::host::ToHost).
+    pub(super) async fn say(&mut self, body: &[u8]) -> Result<(), Error> {
+        self.sender.send(&relay::agent_head(), body)?;
+        if self.sender.overflow_bytes() > 0 {
+            self.flush().await?;
+        }
+        self.host.ring();
+        Ok(())
+    }
+
     async fn flush(&mut self) -> Result<(), Error> {
         loop {
             if self.shared.closed.load(Ordering::Acquire) {

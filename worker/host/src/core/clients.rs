@@ -33,7 +33,7 @@ impl Core {
 
     pub(super) fn give_name_up(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
         if let Some((namespace, name)) = self.names.remove(&actor) {
-            let question = Question::NameDrop { namespace, name, actor: actor.task };
+            let question = Question::NameDrop { namespace, name, actor: actor.task() };
             out.push(Action::Tell(ToAgent::Ask { request: UNASKED, question }));
         }
     }
@@ -132,7 +132,7 @@ impl Core {
                     }
                     let Some(task) = self.tasks.get_mut(&seq) else { continue };
                     task.phase = Phase::Pushed { host, lease: NO_LEASE };
-                    let target = Target::Method { actor: actor.task, incarnation };
+                    let target = Target::Method { actor: actor.task(), incarnation };
                     self.send_call(seq, host, target, arguments, out);
                 }
             }
@@ -142,16 +142,26 @@ impl Core {
         }
     }
 
+    /// Ends an actor for good, wherever it is owned. Calls of this host fail from now on, however long the owner takes.
+    pub fn kill(&mut self, actor: TaskId, out: &mut Vec<Action>) {
+        if actor.owner == self.me {
+            return self.end_actor(actor, killed(), out);
+        }
+        out.push(Action::Send { to: actor.owner, message: Message::Kill { actor } });
+        // What the owner will say; of such messages none comes back.
+        let said = Message::Resolved { object: actor.object(0), state: State::failed(killed()) };
+        let _handled = self.on_message(actor.owner, said, out);
+    }
+
     /// Ends an owned actor for good.
     pub fn end_actor(&mut self, actor: TaskId, failure: Failure, out: &mut Vec<Action>) {
         let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
         if !matches!(task.spec.kind, Kind::Construct { .. }) {
             return;
         }
-        let at = match (task.phase, task.holds) {
-            (Phase::Pushed { host, .. }, _) => Some(host),
-            (_, Some(lease)) => self.lease_host(lease),
-            _ => None,
+        let at = match task.phase {
+            Phase::Pushed { host, .. } => Some(host),
+            _ => self.lease_host(task.holds),
         };
         let (incarnation, lease, key) = (task.incarnation, task.holds, task.key);
         if let Some(host) = at {
@@ -161,10 +171,12 @@ impl Core {
         self.conclude(actor.seq, failure, out);
         self.drain(out);
         self.pump(key, out);
-        if let Some(lease) = lease {
-            self.maybe_release(lease, out);
-        }
+        self.maybe_release(lease, out);
     }
+}
+
+pub(super) fn killed() -> Failure {
+    Failure::new(FailureKind::ActorDied, "the actor was killed")
 }
 
 /// The failure of a call whose actor is gone for this reason.

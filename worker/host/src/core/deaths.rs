@@ -2,7 +2,7 @@
 
 use mobula_proto::{Failure, HostId, LeaseId, NodeId, ObjectId, TaskId, host::ToAgent, peer::State};
 
-use super::{Action, Core, Kind, Phase, clients::actor_died};
+use super::{Action, Core, Kind, NO_LEASE, Phase, clients::actor_died};
 
 impl Core {
     /// A host is gone: retry or fail what was pushed there, restart its actors (C-4).
@@ -28,7 +28,7 @@ impl Core {
             .iter()
             .filter(|(_, task)| match task.phase {
                 Phase::Pushed { host, .. } => gone(host),
-                Phase::Kept => task.holds.is_some_and(|lease| on_lost_lease.contains(&lease)),
+                Phase::Kept => on_lost_lease.contains(&task.holds),
                 Phase::Waiting | Phase::Queued => false,
             })
             .map(|(seq, _)| seq)
@@ -72,7 +72,7 @@ impl Core {
                 if task.incarnation <= restarts && !task.cancelled {
                     task.incarnation += 1;
                     task.attempt += 1;
-                    task.holds = None;
+                    task.holds = NO_LEASE;
                     if was_alive {
                         self.unfinished += 1;
                     }

@@ -128,7 +128,7 @@ impl Core {
 
     fn ask_for_room(&self, actor: ObjectId, more: bool, out: &mut Vec<Action>) {
         if let Some((host, incarnation)) = self.clients.get(&actor).and_then(|client| client.at) {
-            let message = Message::WantRoom { actor: actor.task, incarnation, more };
+            let message = Message::WantRoom { actor: actor.task(), incarnation, more };
             out.push(Action::Send { to: host, message });
         }
     }
@@ -145,7 +145,7 @@ impl Core {
         let actor = actor.object(0);
         let Some(client) = self.clients.get_mut(&actor) else {
             if calls > 0 {
-                let message = Message::WantRoom { actor: actor.task, incarnation, more: false };
+                let message = Message::WantRoom { actor: actor.task(), incarnation, more: false };
                 out.push(Action::Send { to: from, message });
             }
             return;
@@ -203,14 +203,14 @@ impl Core {
     /// The call behind a result that says [`FailureKind::Overloaded`], to be submitted again. Each object in it
     /// counts one reference, which becomes the caller's.
     pub fn take_refused(&mut self, object: ObjectId) -> Option<Spec> {
-        if object.owner() != self.me || !matches!(self.objects.state(object), Some(State::Failed(_))) {
+        if object.owner != self.me || !matches!(self.objects.state(object), Some(State::Failed(_))) {
             return None;
         }
-        let task = self.tasks.get(&object.task.seq)?;
+        let task = self.tasks.get(&object.seq)?;
         if task.phase != Phase::Kept || !matches!(task.spec.kind, Kind::Method { .. }) {
             return None;
         }
-        let spec = self.tasks.remove(&object.task.seq)?.spec;
+        let spec = self.tasks.remove(&object.seq)?.spec;
         self.inline_bytes.fetch_sub(spec.inline_bytes(), std::sync::atomic::Ordering::Relaxed);
         Some(spec)
     }

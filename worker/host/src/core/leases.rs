@@ -92,7 +92,7 @@ impl Core {
     pub(super) fn pump(&mut self, key: u32, out: &mut Vec<Action>) {
         loop {
             let class = &self.classes[key as usize];
-            let Some(seq) = class.queue.front().copied() else { break };
+            let Some(seq) = class.queue.front() else { break };
             let depth = match class.nanos {
                 0 => 1,
                 nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
@@ -173,7 +173,7 @@ impl Core {
         let target = match task.spec.kind {
             Kind::Construct { .. } => {
                 held.actors += 1;
-                task.holds = Some(lease);
+                task.holds = lease;
                 Target::Construct { lease, incarnation: task.incarnation }
             }
             Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {

@@ -15,13 +15,14 @@ mod clients;
 mod deaths;
 mod flow;
 mod leases;
+mod queue;
 mod several;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -38,9 +39,10 @@ use mobula_proto::{
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use clients::Client;
+use clients::{Client, killed};
 pub use flow::Maker;
 pub use leases::TICK;
+use queue::Queue;
 use several::Several;
 pub use several::Taken;
 use spec::CoreNumber;
@@ -99,9 +101,9 @@ struct Task {
     attempt: u32,
     missing: u32,
     phase: Phase,
-    /// For an actor: the incarnation that lives or is being made, and the lease it holds.
+    /// For an actor: the incarnation that lives or is being made, and the lease it holds, if any.
     incarnation: u32,
-    holds: Option<LeaseId>,
+    holds: LeaseId,
     cancelled: bool,
     /// For an actor's call: another call made it.
     inside: bool,
@@ -112,7 +114,7 @@ struct ClassState {
     class: Class,
     /// Where the arguments of its tasks lie, where that is worth a lease of its own; and how many bytes.
     near: Option<(NodeId, u64)>,
-    queue: VecDeque<u64>,
+    queue: Queue,
     leases: Vec<LeaseId>,
     /// Those that had room when they were looked at last.
     open: Vec<LeaseId>,
@@ -306,7 +308,7 @@ impl Core {
                 missing,
                 phase: Phase::Waiting,
                 incarnation: 1,
-                holds: None,
+                holds: NO_LEASE,
                 cancelled: false,
                 inside: maker != Maker::Outside,
             },
@@ -349,7 +351,7 @@ impl Core {
         self.classes.push(ClassState {
             class,
             near,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             leases: Vec::new(),
             open: Vec::new(),
             slots: 0,
@@ -445,10 +447,7 @@ impl Core {
             Message::Done(done) => self.on_done(from, done, out),
             Message::Item(item) => self.on_item(from, item, out),
             Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
-            Message::Kill { actor } => {
-                let failure = Failure::new(FailureKind::ActorDied, "the actor was killed");
-                self.end_actor(actor, failure, out);
-            }
+            Message::Kill { actor } => self.end_actor(actor, killed(), out),
             Message::NoRoom { task, inbox } => self.on_no_room(from, task, inbox, out),
             Message::Room { actor, incarnation, calls } => {
                 self.on_room(from, actor, incarnation, calls, out);
@@ -574,7 +573,11 @@ impl Core {
 
     /// The actor's slot is free again (a task's is when its result arrives).
     fn give_slot_back(&mut self, seq: u64) {
-        let Some(lease) = self.tasks.get_mut(&seq).and_then(|task| task.holds.take()) else { return };
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let lease = std::mem::replace(&mut task.holds, NO_LEASE);
+        if lease == NO_LEASE {
+            return;
+        }
         if let Some(held) = self.leases.get_mut(&lease) {
             held.actors = held.actors.saturating_sub(1);
         }
@@ -641,7 +644,7 @@ impl Core {
 
     /// Whether a call submitted here has a process of its own; `None` where it is done or not ours.
     pub fn has_own_process(&self, object: ObjectId) -> Option<bool> {
-        let task = self.tasks.get(&object.task.seq).filter(|_| object.owner() == self.me)?;
+        let task = self.tasks.get(&object.seq).filter(|_| object.owner == self.me)?;
         let class = &task.spec.template.class;
         let devices = class.resources.iter().any(|(kind, _)| kind.is_device());
         Some(class.isolation == mobula_proto::resource::Isolation::Process || devices)
@@ -702,7 +705,7 @@ impl Core {
         self.end_flow(object, out);
         self.clients.remove(&object);
         self.give_name_up(object, out);
-        let seq = object.task.seq;
+        let seq = object.seq;
         if !self.several.is_empty() && self.several.contains_key(&seq) {
             return self.part_forgotten(object, out);
         }
@@ -710,8 +713,8 @@ impl Core {
             Some(task) if task.phase == Phase::Kept => {
                 let is_actor = matches!(task.spec.kind, Kind::Construct { .. });
                 let (key, lease, incarnation) = (task.key, task.holds, task.incarnation);
-                if is_actor && let Some(host) = lease.and_then(|lease| self.lease_host(lease)) {
-                    let actor = object.task;
+                if is_actor && let Some(host) = self.lease_host(lease) {
+                    let actor = object.task();
                     out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
                 }
                 self.give_slot_back(seq);
@@ -720,9 +723,7 @@ impl Core {
                 }
                 if is_actor {
                     self.pump(key, out);
-                    if let Some(lease) = lease {
-                        self.maybe_release(lease, out);
-                    }
+                    self.maybe_release(lease, out);
                 }
             }
             Some(task) if matches!(task.spec.kind, Kind::Construct { .. }) => {
@@ -731,7 +732,7 @@ impl Core {
                     Phase::Pushed { host, .. } => Some(host),
                     _ => None,
                 };
-                let (actor, incarnation) = (object.task, task.incarnation);
+                let (actor, incarnation) = (object.task(), task.incarnation);
                 if let Some(host) = host {
                     out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
                 }
@@ -752,7 +753,7 @@ impl Core {
                 client.unready.remove(&seq);
             }
         } else if task.phase == Phase::Queued {
-            self.classes[task.key as usize].queue.retain(|other| *other != seq);
+            self.classes[task.key as usize].queue.remove(seq);
         }
     }
 
@@ -787,12 +788,12 @@ impl Core {
     /// Gives up on a call: its result becomes `Cancelled` at once; what runs is told.
     /// Returns `false` where it is already done or not ours.
     pub fn cancel(&mut self, object: ObjectId, force: bool, out: &mut Vec<Action>) -> bool {
-        let seq = object.task.seq;
+        let seq = object.seq;
         if is_final(self.objects.state(object)) && !force || self.is_item(object) {
             return false;
         }
         let Some(task) =
-            self.tasks.get_mut(&seq).filter(|task| object.owner() == self.me && task.phase != Phase::Kept)
+            self.tasks.get_mut(&seq).filter(|task| object.owner == self.me && task.phase != Phase::Kept)
         else {
             return false;
         };
@@ -805,9 +806,9 @@ impl Core {
         match task.phase {
             Phase::Pushed { host, .. } => {
                 // The slot stays charged until the executor says that the code has ended.
-                out.push(Action::Send { to: host, message: Message::Cancel { task: object.task, force } });
-                let (title, returns) = (task.spec.title(object.task), task.spec.template.returns);
-                self.fail_results(object.task, returns, &failure.of(title));
+                out.push(Action::Send { to: host, message: Message::Cancel { task: object.task(), force } });
+                let (title, returns) = (task.spec.title(object.task()), task.spec.template.returns);
+                self.fail_results(object.task(), returns, &failure.of(title));
             }
             Phase::Waiting | Phase::Queued => {
                 self.withdraw(seq);
@@ -815,7 +816,7 @@ impl Core {
             }
             Phase::Kept => {}
         }
-        self.drop_unread(object.task);
+        self.drop_unread(object.task());
         self.drain(out);
         true
     }

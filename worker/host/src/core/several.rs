@@ -235,7 +235,7 @@ impl Core {
 
     /// Takes the next item of a stream submitted here.
     pub fn take_item(&mut self, stream: ObjectId, out: &mut Vec<Action>) -> Taken {
-        let seq = stream.task.seq;
+        let seq = stream.seq;
         if let Some(Several::Stream(state)) = self.several.get_mut(&seq)
             && let Some(bytes) = state.unread.pop_front()
         {
@@ -243,7 +243,7 @@ impl Core {
             state.unread_bytes -= bytes;
             state.consume(bytes);
             self.report(seq, out);
-            return Taken::Item(stream.task.object(index));
+            return Taken::Item(stream.task().object(index));
         }
         if is_final(self.objects.state(stream)) { Taken::End } else { Taken::NotYet }
     }
@@ -251,12 +251,12 @@ impl Core {
     /// Nobody reads the stream any more: it is cancelled if it has not ended, and what is unread goes.
     pub fn close_stream(&mut self, stream: ObjectId, out: &mut Vec<Action>) {
         self.cancel(stream, false, out);
-        self.drop_unread(stream.task);
-        if let Some(Several::Stream(state)) = self.several.get_mut(&stream.task.seq) {
+        self.drop_unread(stream.task());
+        if let Some(Several::Stream(state)) = self.several.get_mut(&stream.seq) {
             state.closed = true;
         }
         self.drain(out);
-        self.tidy_stream(stream.task.seq, out);
+        self.tidy_stream(stream.seq, out);
         self.drain(out);
     }
 
@@ -274,12 +274,12 @@ impl Core {
 
     /// Whether the object is an item of a stream, which no cancellation concerns.
     pub(super) fn is_item(&self, object: ObjectId) -> bool {
-        object.index > 0 && matches!(self.several.get(&object.task.seq), Some(Several::Stream(_)))
+        object.index > 0 && matches!(self.several.get(&object.seq), Some(Several::Stream(_)))
     }
 
     /// One of several results is forgotten. The task may go with the last (C-8).
     pub(super) fn part_forgotten(&mut self, object: ObjectId, out: &mut Vec<Action>) {
-        let seq = object.task.seq;
+        let seq = object.seq;
         match self.several.get_mut(&seq) {
             Some(Several::Values { live, .. }) => {
                 *live = live.saturating_sub(1);

@@ -131,7 +131,7 @@ pub struct Spec {
     /// Its inputs.
     pub inputs: SmallVec<[Input; 1]>,
     /// Refs inside the encoded inputs.
-    pub nested: Vec<ObjectId>,
+    pub nested: Box<[ObjectId]>,
     /// Whether a task submits it. The newest of such run first, so that a tree of tasks is worked off in depth, with few
     /// of them waiting at any time, rather than in breadth.
     pub is_child: bool,

@@ -1,7 +1,8 @@
 //! Scenarios for the core, each citing the invariant that it checks.
 
+use mobula_ownership::Via;
 use mobula_proto::{
-    Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
+    Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
     host::{Grant, Revocation, ToAgent},
     peer::{Argument, Call, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
@@ -21,7 +22,7 @@ fn spec(kind: Kind, inputs: Vec<Input>) -> Spec {
     let mut template = Template::new(1, "test::f");
     template.class = Class { function: "test::f".to_owned(), ..Class::default() };
     template.attempts_max = if matches!(kind, Kind::Method { .. }) { 1 } else { 2 };
-    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Vec::new(), is_child: false }
+    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Box::default(), is_child: false }
 }
 
 fn grant(lease: u64, slots: u32) -> Grant {
@@ -101,7 +102,7 @@ fn c1_a_task_waits_for_its_arguments() {
     assert_eq!(calls.len(), 1, "the second waits for the first");
     let out = bench.message(done(&calls[0], value(7)));
     let calls = runs(&out);
-    assert_eq!(calls[0].task, second.task);
+    assert_eq!(calls[0].task, second.task());
     assert_eq!(calls[0].arguments[..], [Argument::One(Part::Inline(Blob::from_slice(&[7])))]);
 }
 
@@ -152,7 +153,7 @@ fn c2_calls_of_an_actor_leave_in_order_and_its_end_fails_them() {
     let out = bench.message(done(&calls[0], Outcome::Values(smallvec![])));
     assert!(runs(&out).is_empty(), "the first call waits for its argument, and the second for the first");
     let sent: Vec<_> = runs(&bench.message(done(&calls[1], value(1)))).iter().map(|call| call.task).collect();
-    assert_eq!(sent, [one.task, two.task]);
+    assert_eq!(sent, [one.task(), two.task()]);
     bench.died();
     for object in [one, two] {
         let failure = bench.failure(object);
@@ -175,8 +176,29 @@ fn a_restarted_actor_fails_only_what_was_on_its_way() {
     let calls = runs(&bench.granted(grant(2, 1)));
     assert!(matches!(calls[0].target, Target::Construct { incarnation: 2, .. }));
     let sent = runs(&bench.message(done(&calls[0], Outcome::Values(smallvec![]))));
-    assert_eq!(sent.iter().map(|call| call.task).collect::<Vec<_>>(), [later.task]);
+    assert_eq!(sent.iter().map(|call| call.task).collect::<Vec<_>>(), [later.task()]);
     assert_eq!(bench.failure(on_its_way).kind, FailureKind::MaybeExecuted);
+}
+
+#[test]
+fn calls_of_an_actor_of_another_owner_fail_once_it_was_killed_here() {
+    let mut bench = Bench::new();
+    let actor = TaskId { owner: THERE, seq: 7 };
+    let object = actor.object(0);
+    bench.core.own(&mut Vec::new(), |objects, fx| objects.receive(object, Via::Container(object), fx));
+    let (call, _) = bench.submit(Kind::Method { actor: object }, Vec::new());
+    let alive = State::Actor { host: THERE, incarnation: 1 };
+    assert_eq!(runs(&bench.message(Message::Resolved { object, state: alive.clone() })).len(), 1);
+    let mut out = Vec::new();
+    bench.core.kill(actor, &mut out);
+    let told = |action: &Action| matches!(action, Action::Send { to: THERE, message: Message::Kill { .. } });
+    assert!(out.iter().any(told), "{out:?}");
+    let (later, out) = bench.submit(Kind::Method { actor: object }, Vec::new());
+    assert!(runs(&out).is_empty(), "the owner may not have heard of it yet");
+    bench.message(Message::Resolved { object, state: alive });
+    for object in [call, later] {
+        assert_eq!(bench.failure(object).kind, FailureKind::ActorDied);
+    }
 }
 
 #[test]
@@ -330,7 +352,7 @@ fn c6_calls_that_find_no_room_leave_later_in_order() {
     let mut bench = Bench::new();
     let actor = actor(&mut bench);
     let sent: Vec<_> = (0..4).map(|_| method(&mut bench, actor, Maker::Outside).0).collect();
-    let no_room = |object: ObjectId| Message::NoRoom { task: object.task, inbox: 3 };
+    let no_room = |object: ObjectId| Message::NoRoom { task: object.task(), inbox: 3 };
     // All behind the first that found no room come back with it.
     assert_eq!(wants(&bench.message(no_room(sent[1]))), [true]);
     assert!(bench.message(no_room(sent[2])).is_empty());
@@ -342,7 +364,7 @@ fn c6_calls_that_find_no_room_leave_later_in_order() {
     assert!(bench.core.has_room_for(Kind::Task, Maker::Outside));
     let (last, out) = method(&mut bench, actor, Maker::Outside);
     assert!(out.is_empty(), "{out:?}");
-    let room = |calls| Message::Room { actor: actor.task, incarnation: 1, calls };
+    let room = |calls| Message::Room { actor: actor.task(), incarnation: 1, calls };
     bench.core.want_room();
     let out = bench.message(room(2));
     let left: Vec<_> = runs(&out).iter().map(|call| call.task.object(0)).collect();
@@ -363,8 +385,8 @@ fn c6_where_all_waits_only_calls_of_calls_are_refused() {
     let actor = actor(&mut bench);
     let (outer, _) = method(&mut bench, actor, Maker::Outside);
     let (inner, _) = method(&mut bench, actor, Maker::AsyncCall);
-    bench.message(Message::NoRoom { task: outer.task, inbox: 1 });
-    bench.message(Message::Room { actor: actor.task, incarnation: 1, calls: 0 });
+    bench.message(Message::NoRoom { task: outer.task(), inbox: 1 });
+    bench.message(Message::Room { actor: actor.task(), incarnation: 1, calls: 0 });
     assert_eq!(bench.failure(inner).kind, FailureKind::Overloaded);
     assert!(matches!(bench.core.objects.state(outer), Some(State::Pending)));
     assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Call), "it fails at once");
@@ -376,7 +398,7 @@ fn c6_where_all_waits_only_calls_of_calls_are_refused() {
     let spec = bench.core.take_refused(inner).unwrap();
     assert_eq!(spec.kind, Kind::Method { actor });
     assert!(bench.core.take_refused(inner).is_none());
-    let out = bench.message(Message::Room { actor: actor.task, incarnation: 1, calls: 1 });
+    let out = bench.message(Message::Room { actor: actor.task(), incarnation: 1, calls: 1 });
     assert_eq!(runs(&out).len(), 1);
 }
 
@@ -385,7 +407,7 @@ fn c6_an_actors_end_ends_what_waits_for_room() {
     let mut bench = Bench::new();
     let actor = actor(&mut bench);
     let calls: Vec<_> = (0..3).map(|_| method(&mut bench, actor, Maker::Outside).0).collect();
-    bench.message(Message::NoRoom { task: calls[1].task, inbox: 1 });
+    bench.message(Message::NoRoom { task: calls[1].task(), inbox: 1 });
     bench.died();
     for call in &calls[1..] {
         assert_eq!(bench.failure(*call).kind, FailureKind::ActorDied);
@@ -405,7 +427,7 @@ fn a_refused_call_is_forgotten_with_its_failure() {
     let mut out = Vec::new();
     bench.core.drop_ref(call, &mut out);
     assert!(bench.core.take_refused(call).is_none());
-    assert!(bench.core.tasks.iter().all(|(seq, _)| seq == actor.task.seq));
+    assert!(bench.core.tasks.iter().all(|(seq, _)| seq == actor.seq));
 }
 
 #[test]
@@ -421,8 +443,8 @@ fn unordered_calls_overtake_what_waits_for_arguments() {
     let first = bench.core.submit(unordered, &mut out);
     assert!(runs(&out).is_empty());
     let (second, out) = method(&mut bench, actor, Maker::Outside);
-    assert_eq!(runs(&out)[0].task, second.task);
+    assert_eq!(runs(&out)[0].task, second.task());
     let task = runs(&bench.granted(grant(2, 2)));
     let out = bench.message(done(&task[0], value(7)));
-    assert_eq!(runs(&out)[0].task, first.task);
+    assert_eq!(runs(&out)[0].task, first.task());
 }

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, task::Waker, time::Instant};
 
-use mobula_proto::{Failure, ObjectId};
+use mobula_proto::{Failure, FailureKind, ObjectId};
+use mobula_store::Object;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::{Blocked, Runtime, is_final};
@@ -44,10 +46,10 @@ impl Runtime {
     /// [`Self::wait`] for all of very many. The last ones first: when they are final most others are, for which nobody
     /// need be registered then.
     fn wait_for_all(self: &Arc<Self>, objects: &[ObjectId], deadline: Option<Instant>) -> Ready {
-        if objects.iter().any(|object| object.owner() != self.me()) {
+        if objects.iter().any(|object| object.owner != self.me()) {
             // What other hosts have to say about theirs comes meanwhile.
             self.step(|core, out| {
-                for object in objects.iter().filter(|object| object.owner() != self.me()) {
+                for object in objects.iter().filter(|object| object.owner != self.me()) {
                     core.want(*object, out);
                 }
             });
@@ -59,6 +61,32 @@ impl Runtime {
             }
         }
         (0..objects.len()).collect()
+    }
+
+    /// The values of objects whose states are final, or why there are none, in order. Those that are not in this process
+    /// are asked for together; meanwhile this thread waits as in [`Self::wait`]. Refused inside async code.
+    pub fn read_all(self: &Arc<Self>, objects: &[ObjectId]) -> Result<Vec<Result<Object, Failure>>, Failure> {
+        context::refuse_async()?;
+        let here = self.read_all_here(objects.iter().copied());
+        let missing: Vec<_> =
+            here.iter().enumerate().filter(|(_, here)| here.is_none()).map(|(at, _)| at).collect();
+        let parker = Parker::new(missing.len());
+        let found = Arc::new(Mutex::new(here));
+        for at in missing {
+            let (found, answered) = (found.clone(), Answered(self.clone(), parker.clone()));
+            self.read(objects[at], move |result| {
+                found.lock()[at] = Some(result);
+                drop(answered);
+            });
+        }
+        self.park(&parker, &mut None, None);
+        let found = std::mem::take(&mut *found.lock());
+        let dropped = || {
+            Err(self
+                .ended()
+                .unwrap_or_else(|| Failure::new(FailureKind::Internal, "the runtime dropped a read")))
+        };
+        Ok(found.into_iter().map(|found| found.unwrap_or_else(dropped)).collect())
     }
 
     /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as
@@ -156,6 +184,18 @@ impl Runtime {
             return true;
         }
         !self.first_ready(&[object], 1, |_| Waiter::Task(waker.clone())).is_empty()
+    }
+}
+
+/// Wakes a thread that waits for so many of these, when it is dropped.
+struct Answered(Arc<Runtime>, Arc<Parker>);
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        if Waiter::Thread(self.1.clone()).wake() {
+            // It may lead, and sleep on the doorbell.
+            self.0.peers.nudge();
+        }
     }
 }
 

@@ -76,9 +76,36 @@ fn o4_a_region_outlives_its_writer_with_its_objects() {
     objects.pin(object(2), 1, host(2)).unwrap();
     assert_eq!(objects.host_gone(host(2)), Gone::default());
     assert_eq!(objects.pinned(), 0);
-    assert!(objects.free(object(1)).regions.is_empty());
-    let gone = objects.free(object(2));
-    assert_eq!((gone.regions, gone.reclaim.len(), objects.used()), (vec![region], 0, 0));
+    assert_eq!((objects.free(object(1)), objects.used()), (Gone::default(), MIB));
+    assert_eq!((objects.free(object(2)), objects.used()), (Gone::default(), 0));
+}
+
+#[test]
+fn o1_what_a_reader_has_mapped_counts_until_it_is_unmapped() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    objects.seal(object(1), 1, region, 0, 100, None).unwrap();
+    assert!(objects.region_fd_for(region, host(3)).is_some());
+    assert_eq!(objects.mapped(region, JOB, host(3)), Gone::default());
+    assert_eq!(objects.mapped(region, JOB, host(4)), Gone::default());
+    objects.mapped(region, JobId { number: 99 }, host(5));
+    assert!(objects.region_fd_for(region, host(3)).is_none(), "it has it");
+    assert!(objects.region_fd_for(region, host(5)).is_some(), "another job's never has");
+    objects.unmapped(region, host(4));
+    assert!(objects.region_fd_for(region, host(4)).is_some());
+    objects.free(object(1));
+    let unmap = |seq| Gone { unmap: vec![(host(seq), region)], ..Gone::default() };
+    assert_eq!(objects.remove_region(region), Ok(unmap(3)));
+    assert_eq!(objects.used(), MIB);
+    assert_eq!(objects.remove_region(region), Err(Error::UnknownRegion(region)));
+    assert_eq!(objects.seal(object(2), 1, region, 0, 1, None), Err(Error::UnknownRegion(region)));
+    assert_eq!(objects.mapped(region, JOB, host(4)), unmap(4), "too late");
+    objects.unmapped(region, host(4));
+    objects.unmapped(region, host(4));
+    assert_eq!(objects.used(), MIB);
+    objects.host_gone(host(3));
+    assert_eq!(objects.used(), 0);
+    assert_eq!(objects.mapped(region, JOB, host(4)), unmap(4), "much too late");
+    assert_eq!(objects.used(), 0);
 }
 
 #[test]
@@ -115,7 +142,7 @@ fn copies_are_evicted_oldest_first_and_jobs_leave_nothing() {
     assert_eq!(objects.evict(1000).reclaim[&agent], vec![(object(3), 1)]);
     assert_eq!(objects.evict(u64::MAX).reclaim[&agent], vec![(object(1), 1)]);
     assert!(objects.evict(u64::MAX).reclaim.is_empty(), "what is pinned stays");
-    assert_eq!(objects.job_gone(JOB).regions, vec![region]);
+    objects.job_gone(JOB);
     assert_eq!((objects.used(), objects.len(), objects.pinned()), (0, 0, 0));
 }
 

@@ -1,7 +1,7 @@
 //! One agent, its head in memory.
 
 use mobula_net::ring;
-use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay};
+use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay, wire};
 use mobula_store::region::{Reader, Writer};
 
 use super::*;
@@ -97,6 +97,35 @@ async fn what_a_host_relays_goes_through_its_rings() {
         (from, word, body.to_vec())
     });
     assert_eq!(got.unwrap(), Some((job.driver, relay::SAME_JOB, vec![9])));
+
+    // What the agent itself answers: over the socket where a descriptor goes along, else through the ring as well.
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
+    let region = Writer::create(4 * MIB).unwrap().share().unwrap();
+    link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![region]).unwrap();
+    let made = object(job.driver, 1);
+    let sealed = ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32 };
+    link.send(sealed, vec![]).unwrap();
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
+    let open = |request| ToAgent::Open { request, object: made, copy };
+    started.link.send(open(1)).await;
+    let (ToHost::Opened { request: 1, region, .. }, fds) = started.link.recv().await else {
+        panic!("not opened")
+    };
+    assert_eq!(fds.len(), 1);
+    started.link.send(ToAgent::Mapped { region }).await;
+    own.end_polling();
+    started.link.send(open(2)).await;
+    let rung = tokio::task::block_in_place(|| own.wait(Some(SOON)));
+    assert_eq!(rung, ring::doorbell::Wake::Rung, "the agent rings for what it answers");
+    let got = from_agent.recv_with(|message| {
+        let (_, word, body) = relay::split(message).unwrap();
+        (word, wire::decode(body).unwrap())
+    });
+    let Some((relay::FROM_AGENT, ToHost::Opened { request: 2, region: same, .. })) = got.unwrap() else {
+        panic!("not opened again")
+    };
+    assert_eq!(same, region);
 
     // To nobody; and what is no message ends the host.
     to_agent.send(&relay::head(HostId { seq: 99, ..welcome.host }, 0), &[1]).unwrap();

@@ -53,7 +53,7 @@ impl Bench {
 
     fn drop_results(&mut self, object: ObjectId, indices: Range<u32>) {
         for index in indices {
-            self.drop_ref(object.task.object(index));
+            self.drop_ref(object.task().object(index));
         }
     }
 }
@@ -129,7 +129,7 @@ fn each_of_many_values_is_freed_alone() {
     let calls = runs(&bench.granted(grant(1, 1)));
     let values = (0..3).map(|_| returned(stored(1, THERE.node))).collect();
     bench.message(done(&calls[0], Outcome::Values(values)));
-    let parts: Vec<_> = (0..3).map(|index| first.task.object(index)).collect();
+    let parts: Vec<_> = (0..3).map(|index| first.task().object(index)).collect();
     assert_eq!(freed(&bench.drop_ref(parts[1])), [parts[1]]);
     assert!(matches!(bench.core.objects.state(parts[0]), Some(State::Stored(_))));
     assert_eq!(freed(&bench.drop_ref(parts[0])), [parts[0]]);
@@ -145,18 +145,18 @@ fn c8_values_that_are_lost_are_made_again_once() {
     let calls = runs(&bench.granted(grant(1, 1)));
     let values = (0..3).map(|_| returned(stored(1, THERE.node))).collect();
     bench.message(done(&calls[0], Outcome::Values(values)));
-    let again = runs(&bench.lost(first.task.object(1), 1));
+    let again = runs(&bench.lost(first.task().object(1), 1));
     assert_eq!(again.len(), 1);
-    assert!(runs(&bench.lost(first.task.object(2), 1)).is_empty(), "it is on its way");
+    assert!(runs(&bench.lost(first.task().object(2), 1)).is_empty(), "it is on its way");
     let values = (0..3).map(|_| returned(stored(2, THERE.node))).collect();
     let out = bench.message(done(&again[0], Outcome::Values(values)));
     assert_eq!(freed(&out), [first], "whose first copy is still there");
     for index in 1..3 {
-        let state = bench.core.objects.state(first.task.object(index));
+        let state = bench.core.objects.state(first.task().object(index));
         assert!(matches!(state, Some(State::Stored(copy)) if copy.attempt == 2), "{state:?}");
     }
-    bench.lost(first.task.object(1), 2);
-    assert_eq!(bench.failure(first.task.object(1)).kind, FailureKind::ObjectLost, "attempts end");
+    bench.lost(first.task().object(1), 2);
+    assert_eq!(bench.failure(first.task().object(1)).kind, FailureKind::ObjectLost, "attempts end");
     assert!(matches!(bench.core.objects.state(first), Some(State::Stored(_))), "others stay");
     bench.drop_results(first, 0..3);
     bench.is_clean();
@@ -171,8 +171,8 @@ fn another_number_of_values_fails_all() {
     let out = bench.message(done(&calls[0], Outcome::Values(values)));
     assert_eq!(freed(&out).len(), 3);
     for index in 0..2 {
-        assert_eq!(bench.failure(first.task.object(index)).kind, FailureKind::ReturnCount);
-        bench.drop_ref(first.task.object(index));
+        assert_eq!(bench.failure(first.task().object(index)).kind, FailureKind::ReturnCount);
+        bench.drop_ref(first.task().object(index));
     }
     bench.is_clean();
 }
@@ -205,17 +205,17 @@ fn c6_items_are_taken_in_order_and_reported_by_the_half_window() {
         assert!(out.iter().any(|action| matches!(action, Action::Wake(of) if *of == object)), "{out:?}");
     }
     let (taken, out) = bench.take(object);
-    assert_eq!((taken, consumed(&out)), (Taken::Item(object.task.object(1)), vec![]));
+    assert_eq!((taken, consumed(&out)), (Taken::Item(object.task().object(1)), vec![]));
     let (taken, out) = bench.take(object);
-    assert_eq!((taken, consumed(&out)), (Taken::Item(object.task.object(2)), vec![2]));
+    assert_eq!((taken, consumed(&out)), (Taken::Item(object.task().object(2)), vec![2]));
     let out = bench.message(done(&call.call, value(0)));
     assert!(out.iter().any(|action| matches!(action, Action::Wake(of) if *of == object)), "{out:?}");
-    assert_eq!(bench.take(object).0, Taken::Item(object.task.object(3)));
+    assert_eq!(bench.take(object).0, Taken::Item(object.task().object(3)));
     assert_eq!(bench.take(object).0, Taken::End);
     bench.close(object);
     assert!(!bench.core.tasks.is_empty(), "what is held may have to be made again");
     for index in 1..4 {
-        assert_eq!(freed(&bench.drop_ref(object.task.object(index))), [object.task.object(index)]);
+        assert_eq!(freed(&bench.drop_ref(object.task().object(index))), [object.task().object(index)]);
     }
     bench.is_clean();
 }
@@ -225,18 +225,18 @@ fn c7_what_is_out_of_turn_or_too_much_is_refused() {
     let mut bench = Bench::new();
     let (object, call) = stream(&mut bench);
     let out = bench.message(item(&call.call, 2, stored(1, THERE.node)));
-    assert_eq!(freed(&out), [object.task.object(3)]);
+    assert_eq!(freed(&out), [object.task().object(3)]);
     let mut stranger = call.call.clone();
     stranger.attempt = 9;
     let out = bench.message(item(&stranger, 0, stored(9, THERE.node)));
-    assert_eq!(freed(&out), [object.task.object(1)]);
+    assert_eq!(freed(&out), [object.task().object(1)]);
     stranger.task = TaskId { owner: THERE, seq: 1 };
     bench.message(item(&stranger, 0, stored(9, THERE.node)));
     for index in 0..4 {
         assert!(freed(&bench.message(item(&call.call, index, stored(1, THERE.node)))).is_empty());
     }
     let out = bench.message(item(&call.call, 4, stored(1, THERE.node)));
-    assert_eq!(freed(&out), [object.task.object(5)], "the window is full");
+    assert_eq!(freed(&out), [object.task().object(5)], "the window is full");
     bench.message(done(&call.call, value(0)));
     assert_eq!(freed(&bench.close(object)).len(), 4);
     bench.is_clean();
@@ -258,7 +258,7 @@ fn c6_another_attempt_goes_on_where_the_last_one_ended() {
     bench.message(item(&call.call, 3, stored(1, THERE.node)));
     bench.message(item(&again.call, 3, Value::Inline(mobula_proto::Blob::from_slice(&[0; 50]))));
     for index in 2..5 {
-        assert_eq!(bench.take(object).0, Taken::Item(object.task.object(index)));
+        assert_eq!(bench.take(object).0, Taken::Item(object.task().object(index)));
     }
     let failure = Failure::new(FailureKind::Returned, "enough");
     bench.message(done(&again.call, Outcome::failed(failure)));
@@ -276,13 +276,13 @@ fn a_closed_stream_is_cancelled_and_leaves_nothing() {
     bench.makes_items(&call.call, 0..2);
     bench.take(object);
     let out = bench.close(object);
-    assert_eq!((cancels(&out), freed(&out)), (1, vec![object.task.object(2)]));
+    assert_eq!((cancels(&out), freed(&out)), (1, vec![object.task().object(2)]));
     // Sent before the cancellation arrived.
     let out = bench.message(item(&call.call, 2, stored(1, THERE.node)));
-    assert_eq!(freed(&out), [object.task.object(3)]);
+    assert_eq!(freed(&out), [object.task().object(3)]);
     let failure = Failure::new(FailureKind::Cancelled, "it was cancelled");
     bench.message(done(&call.call, Outcome::failed(failure)));
-    bench.drop_ref(object.task.object(1));
+    bench.drop_ref(object.task().object(1));
     bench.is_clean();
     // One that never started.
     let mut bench = Bench::new();
@@ -298,9 +298,9 @@ fn c8_a_lost_item_is_made_again_while_the_stream_runs() {
     let (object, call) = stream(&mut bench);
     bench.makes_items(&call.call, 0..3);
     bench.take(object);
-    let out = bench.lost(object.task.object(2), 1);
+    let out = bench.lost(object.task().object(2), 1);
     assert_eq!(cancels(&out), 1, "the attempt has passed it");
-    assert_eq!(cancels(&bench.lost(object.task.object(3), 1)), 0, "once");
+    assert_eq!(cancels(&bench.lost(object.task().object(3), 1)), 0, "once");
     let failure = Failure::new(FailureKind::Cancelled, "it was cancelled");
     let out = bench.message(done(&call.call, Outcome::failed(failure)));
     let again = streams(&out).remove(0);
@@ -311,7 +311,7 @@ fn c8_a_lost_item_is_made_again_while_the_stream_runs() {
     }
     bench.message(item(&again.call, 3, stored(2, THERE.node)));
     for index in 2..5 {
-        let item = object.task.object(index);
+        let item = object.task().object(index);
         assert_eq!(bench.take(object).0, Taken::Item(item));
         assert!(matches!(bench.core.objects.state(item), Some(State::Stored(copy)) if copy.attempt == 2));
     }
@@ -326,7 +326,7 @@ fn c8_an_item_of_a_closed_stream_is_made_again_and_no_more() {
     let mut bench = Bench::new();
     let (object, call) = stream(&mut bench);
     bench.makes_items(&call.call, 0..2);
-    let kept = object.task.object(1);
+    let kept = object.task().object(1);
     bench.take(object);
     bench.close(object);
     let failure = Failure::new(FailureKind::Cancelled, "it was cancelled");
@@ -336,7 +336,7 @@ fn c8_an_item_of_a_closed_stream_is_made_again_and_no_more() {
     let out = bench.message(item(&again.call, 0, stored(2, THERE.node)));
     assert_eq!(cancels(&out), 1, "nothing else is wanted");
     let out = bench.message(item(&again.call, 1, stored(2, THERE.node)));
-    assert_eq!(freed(&out), [object.task.object(2)]);
+    assert_eq!(freed(&out), [object.task().object(2)]);
     bench.message(done(&again.call, Outcome::failed(failure)));
     assert!(matches!(bench.core.objects.state(kept), Some(State::Stored(copy)) if copy.attempt == 2));
     // The last attempt that it has does not bring it: it is lost for good.
