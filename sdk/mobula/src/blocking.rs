@@ -12,8 +12,13 @@ pub fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
     let Some(first) = refs.first() else { return Ok(Vec::new()) };
     let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
     first.raw.runtime.wait(&ids, ids.len(), None)?;
-    let objects = first.raw.runtime.read_all(&ids)?;
-    refs.iter().zip(objects).map(|(one, object)| one.decode(object?)).collect()
+    let mut values = Vec::with_capacity(refs.len());
+    while values.len() < refs.len() {
+        for object in first.raw.runtime.read_some(&ids[values.len()..])? {
+            values.push(refs[values.len()].decode(object?)?);
+        }
+    }
+    Ok(values)
 }
 
 /// Waits until `count` of the refs are ready or the time is up; gives the positions of the first so many that are
@@ -42,7 +47,7 @@ pub(crate) fn read_raw(raw: &Raw) -> Result<Object> {
     if let Some(result) = raw.runtime.read_here(raw.id) {
         return Ok(result?);
     }
-    let mut objects = raw.runtime.read_all(&[raw.id])?;
+    let mut objects = raw.runtime.read_some(&[raw.id])?;
     // One for each.
     Ok(objects.remove(0)?)
 }

@@ -488,12 +488,7 @@ impl Runtime {
                 tokio::task::block_in_place(|| parker.park(None));
                 continue;
             }
-            self.peers.ring_all(true);
-            while !parker.is_woken() {
-                if !self.peers.lead_until(self, &parker, false, None) {
-                    parker.park(None);
-                }
-            }
+            self.park_here(&parker);
         }
     }
 
@@ -780,14 +775,29 @@ impl Runtime {
         read_inline(&self.core.lock(), object)
     }
 
-    /// [`Self::read_here`] for each.
-    fn read_all_here(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<Option<Result<Object, Failure>>> {
+    /// [`Self::read_here`] for the first of these: as many as may be asked for together of those that are not here.
+    fn read_some_here(&self, objects: &[ObjectId]) -> Vec<Option<Result<Object, Failure>>> {
         let core = self.core.lock();
-        objects.map(|object| read_inline(&core, object)).collect()
+        let (mut asked, mut bytes, mut here) = (0, 0, Vec::new());
+        for object in objects {
+            let found = read_inline(&core, *object);
+            if found.is_none() {
+                let size = match core.objects.state(*object) {
+                    Some(State::Stored(copy)) => copy.bytes,
+                    _ => 0,
+                };
+                if asked > 0 && (asked == ASKED_TOGETHER_MAX || bytes + size > ASKED_TOGETHER_BYTES_MAX) {
+                    break;
+                }
+                (asked, bytes) = (asked + 1, bytes + size);
+            }
+            here.push(found);
+        }
+        here
     }
 
     /// The value of an object whose state is final. One in a store is opened, and pulled here if need be, which
-    /// `done` learns about on some thread of the runtime.
+    /// `done` learns about on any thread that drains rings, the author's own among them: it must not wait for anything.
     pub fn read(
         self: &Arc<Self>,
         object: ObjectId,
@@ -908,6 +918,10 @@ fn maker(kind: Kind) -> Maker {
 const SMALL_RESULT_BYTES: u64 = 256;
 /// Where more bytes than this wait for a caller to take them, larger results go to the store.
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
+/// Most objects that one thread has the agent open together, each pinned until it is decoded.
+const ASKED_TOGETHER_MAX: usize = 64;
+/// And most of their bytes, but for a single one: what is pinned cannot make room for what is still to come.
+const ASKED_TOGETHER_BYTES_MAX: u64 = 64 << 20;
 /// Longest wait for the head's answer to a question.
 pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 

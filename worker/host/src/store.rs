@@ -41,8 +41,8 @@ const PRESSURE_TIME: Duration = Duration::from_secs(5);
 const WARM_AFTER_TICKS: u32 = 2;
 /// The thread that does it yields to what has work to do: it gets about a quarter of a busy core.
 const WARM_NICE: i32 = 5;
-/// How long a region stays mapped in which nothing is read any more: what is opened in it meanwhile comes without a
-/// descriptor, and is not mapped again.
+/// How long a region without views stays mapped after something was opened in it: what is opened there meanwhile comes
+/// without a descriptor, and is not mapped again.
 const MAPPED_TIME: Duration = Duration::from_secs(1);
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
@@ -86,8 +86,12 @@ enum View {
 
 /// A region of another's, mapped to be read.
 struct Mapping {
-    reader: Arc<Reader>,
-    used: Instant,
+    /// `None` while it is being unmapped.
+    reader: Option<Arc<Reader>>,
+    /// When something was opened in it last.
+    opened: Instant,
+    /// Requests that the agent answered without a descriptor meanwhile, to be sent again when it knows better.
+    again: Vec<u64>,
 }
 
 /// See the module's text.
@@ -100,7 +104,8 @@ pub struct Store {
     /// What lies in regions of this host, and the attempts that made it.
     kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
     views: Mutex<HashMap<ObjectId, View>>,
-    requests: Mutex<HashMap<u64, (ObjectId, Copy)>>,
+    /// What the agent was asked to open; `None` once nothing is answered any more.
+    requests: Mutex<Option<HashMap<u64, (ObjectId, Copy)>>>,
     /// The agent knows of each.
     readers: Mutex<HashMap<RegionId, Mapping>>,
     growing: Mutex<()>,
@@ -128,7 +133,7 @@ impl Store {
             next_request: AtomicU64::new(1),
             kept: Mutex::default(),
             views: Mutex::default(),
-            requests: Mutex::default(),
+            requests: Mutex::new(Some(HashMap::new())),
             readers: Mutex::default(),
             growing: Mutex::default(),
             pressed: AtomicBool::new(false),
@@ -306,14 +311,31 @@ impl Store {
             View::Opening(_) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,
         });
-        let mut readers = self.readers.lock();
-        readers.retain(|region, Mapping { reader, used }| {
-            let keep = Arc::strong_count(reader) > 1 || used.elapsed() < MAPPED_TIME;
-            if !keep {
-                runtime.tell(ToAgent::Unmapped { region: *region });
-            }
-            keep
-        });
+        let idle = |mapping: &mut Mapping| {
+            mapping
+                .reader
+                .take_if(|reader| Arc::strong_count(reader) == 1 && mapping.opened.elapsed() >= MAPPED_TIME)
+        };
+        let idle: Vec<_> = {
+            let mut readers = self.readers.lock();
+            readers.iter_mut().filter_map(|(region, mapping)| Some((*region, idle(mapping)?))).collect()
+        };
+        for (region, reader) in idle {
+            self.unmapped(runtime, region, Some(reader));
+        }
+    }
+
+    /// Unmaps a region, without a lock since that takes its time where it is large, and says so.
+    fn unmapped(&self, runtime: &Arc<Runtime>, region: RegionId, reader: Option<Arc<Reader>>) {
+        drop(reader);
+        let again = {
+            let mut readers = self.readers.lock();
+            runtime.tell(ToAgent::Unmapped { region });
+            readers.remove(&region).map(|mapping| mapping.again).unwrap_or_default()
+        };
+        for request in again {
+            self.ask(runtime, request);
+        }
     }
 
     /// Makes the first region, if there is none yet and room for one, and takes its page faults, on a thread of its own.
@@ -408,8 +430,22 @@ impl Store {
         views.insert(object, View::Opening(vec![done]));
         drop(views);
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        self.requests.lock().insert(request, (object, copy));
-        runtime.tell(ToAgent::Open { request, object, copy });
+        let noted = self.requests.lock().as_mut().map(|requests| requests.insert(request, (object, copy)));
+        if noted.is_none() {
+            return self.answer(object, &Err(ended(runtime)));
+        }
+        self.ask(runtime, request);
+    }
+
+    fn ask(&self, runtime: &Arc<Runtime>, request: u64) {
+        let asked = self.requests.lock().as_ref().and_then(|requests| requests.get(&request).copied());
+        if let Some((object, copy)) = asked {
+            runtime.tell(ToAgent::Open { request, object, copy });
+        }
+    }
+
+    fn asked(&self, request: u64) -> Option<ObjectId> {
+        self.requests.lock().as_mut().and_then(|requests| requests.remove(&request)).map(|(object, _)| object)
     }
 
     pub(crate) fn opened(
@@ -419,16 +455,24 @@ impl Store {
         place: Place,
         descriptors: Vec<OwnedFd>,
     ) {
-        let Some((object, copy)) = self.requests.lock().remove(&request) else { return };
-        let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
-        let reader = match self.reader(runtime, place, descriptors) {
-            Ok(Some(reader)) => reader,
-            Ok(None) => {
-                self.requests.lock().insert(request, (object, copy));
-                return runtime.tell(ToAgent::Open { request, object, copy });
-            }
-            Err(failure) => return self.answer(object, &Err(failure)),
+        let Some(object) =
+            self.requests.lock().as_ref().and_then(|all| all.get(&request)).map(|(object, _)| *object)
+        else {
+            return;
         };
+        let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
+        let reader = match self.reader(runtime, request, place, descriptors) {
+            Ok(Some(reader)) => reader,
+            // It is asked for again, and pinned again.
+            Ok(None) => return,
+            Err(failure) => {
+                self.asked(request);
+                return self.answer(object, &Err(failure));
+            }
+        };
+        if self.asked(request).is_none() {
+            return;
+        }
         let callbacks = {
             let open = View::Open { pin: Arc::downgrade(&pin), reader: Arc::downgrade(&reader), place };
             match self.views.lock().insert(object, open) {
@@ -441,37 +485,51 @@ impl Store {
         }
     }
 
-    /// The region of an object, mapped. `None` where it was unmapped while the agent answered without a descriptor: by
-    /// the time it is asked again it knows.
+    /// The region of an object, mapped. `None` where it was unmapped while the agent answered without a descriptor; then
+    /// the agent is asked again as soon as it knows.
     fn reader(
         &self,
         runtime: &Arc<Runtime>,
+        request: u64,
         place: Place,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<Arc<Reader>>, Failure> {
         let mut readers = self.readers.lock();
         if let Some(mapping) = readers.get_mut(&place.region) {
-            mapping.used = Instant::now();
-            return Ok(Some(mapping.reader.clone()));
+            mapping.opened = Instant::now();
+            if mapping.reader.is_none() {
+                mapping.again.push(request);
+            }
+            return Ok(mapping.reader.clone());
         }
-        let Some(descriptor) = descriptors.into_iter().next() else { return Ok(None) };
+        let Some(descriptor) = descriptors.into_iter().next() else {
+            drop(readers);
+            self.ask(runtime, request);
+            return Ok(None);
+        };
         let reader = Reader::map(descriptor, place.region_bytes)
             .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))?;
-        readers.insert(place.region, Mapping { reader: reader.clone(), used: Instant::now() });
+        let mapping = Mapping { reader: Some(reader.clone()), opened: Instant::now(), again: Vec::new() };
+        readers.insert(place.region, mapping);
         runtime.tell(ToAgent::Mapped { region: place.region });
         Ok(Some(reader))
     }
 
     /// The agent wants the memory of a region in which nothing lies any more.
     pub(crate) fn unmap(&self, runtime: &Arc<Runtime>, region: RegionId) {
-        let mut readers = self.readers.lock();
-        readers.remove(&region);
-        runtime.tell(ToAgent::Unmapped { region });
+        let reader = {
+            let mut readers = self.readers.lock();
+            match readers.get_mut(&region) {
+                Some(Mapping { reader: None, .. }) => return,
+                Some(mapping) => mapping.reader.take(),
+                None => None,
+            }
+        };
+        self.unmapped(runtime, region, reader);
     }
 
     pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
-        let object = self.requests.lock().remove(&request);
-        if let Some((object, _)) = object {
+        if let Some(object) = self.asked(request) {
             self.answer(object, &Err(failure));
         }
     }
@@ -489,8 +547,8 @@ impl Store {
     /// The connection to the agent is gone: nothing will be answered any more.
     pub(crate) fn end(&self, failure: &Failure) {
         self.answers.lock().clear();
-        let waiting: Vec<ObjectId> = self.requests.lock().drain().map(|(_, (object, _))| object).collect();
-        for object in waiting {
+        let waiting = self.requests.lock().take().unwrap_or_default();
+        for (object, _) in waiting.into_values() {
             self.answer(object, &Err(failure.clone()));
         }
     }
@@ -499,6 +557,10 @@ impl Store {
     pub fn writer(&self) -> HostId {
         self.me
     }
+}
+
+fn ended(runtime: &Runtime) -> Failure {
+    runtime.ended().unwrap_or_else(|| Failure::new(FailureKind::JobEnded, "the job is over"))
 }
 
 fn view(reader: &Arc<Reader>, place: Place, pin: Arc<Pinned>) -> Result<Bytes, Failure> {

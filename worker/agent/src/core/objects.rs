@@ -1,10 +1,10 @@
 //! The node's object table: regions, what is sealed in them, who reads it, and who waits for room.
 //!
-//! - **O-1** The bytes of all regions, of those granted but not made yet, and of those gone that a reader has still
-//!   mapped, never exceed the capacity.
+//! - **O-1** The bytes of all regions, of those granted but not made yet, and of those dropped that a reader of a living
+//!   job has still mapped, never exceed the capacity.
 //! - **O-2** Room is granted in the order in which it was asked for; a large request is not overtaken for ever.
 //! - **O-3** A writer is told to reuse an object's memory only once the object is freed and nobody has it pinned.
-//! - **O-4** A region outlives its writer while an object in it lives, and no longer.
+//! - **O-4** A region outlives its writer while an object in it lives or a reader has it mapped, and no longer.
 //! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to.
 
 use std::{
@@ -124,7 +124,7 @@ struct Region {
     bytes: u64,
     job: JobId,
     live: u64,
-    /// Its writer is gone: it goes with its last object.
+    /// Its writer is gone: it is dropped with its last object.
     orphan: bool,
     /// Its writer was asked to give it back since the last object in it was sealed.
     asked: bool,
@@ -161,6 +161,8 @@ struct Waiting {
 pub struct Objects {
     capacity: u64,
     used: u64,
+    /// Bytes of dropped regions, which come free when their readers have unmapped them.
+    going: u64,
     granted: BTreeMap<HostId, Vec<u64>>,
     regions: BTreeMap<RegionId, Region>,
     copies: BTreeMap<(ObjectId, u32), Entry>,
@@ -175,6 +177,7 @@ impl Objects {
         Self {
             capacity,
             used: 0,
+            going: 0,
             granted: BTreeMap::new(),
             regions: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -271,9 +274,11 @@ impl Objects {
         out
     }
 
-    /// How many bytes the first request in line lacks; zero where nobody waits.
+    /// How many bytes the first request in line lacks, beside those that come free by themselves; zero where nobody
+    /// waits.
     pub fn short_by(&self) -> u64 {
-        self.waiting.front().map_or(0, |first| (self.used + first.bytes).saturating_sub(self.capacity))
+        let staying = self.used - self.going;
+        self.waiting.front().map_or(0, |first| (staying + first.bytes).saturating_sub(self.capacity))
     }
 
     /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep
@@ -282,7 +287,8 @@ impl Objects {
         let mut writers = BTreeSet::new();
         if self.short_by() > 0 {
             for (id, region) in &mut self.regions {
-                if region.live == 0 && !region.orphan && !std::mem::replace(&mut region.asked, true) {
+                let kept = region.live == 0 && !region.orphan && !region.dropped;
+                if kept && !std::mem::replace(&mut region.asked, true) {
                     writers.insert(id.writer);
                 }
             }
@@ -397,10 +403,19 @@ impl Objects {
     fn drop_region(&mut self, id: RegionId, gone: &mut Gone) {
         let Some(region) = self.regions.get_mut(&id) else { return };
         if region.mapped.is_empty() {
-            self.used -= region.bytes;
-            self.regions.remove(&id);
+            self.remove_from_table(id);
         } else if !std::mem::replace(&mut region.dropped, true) {
+            self.going += region.bytes;
             gone.unmap.extend(region.mapped.iter().map(|host| (*host, id)));
+        }
+    }
+
+    fn remove_from_table(&mut self, id: RegionId) {
+        if let Some(region) = self.regions.remove(&id) {
+            self.used -= region.bytes;
+            if region.dropped {
+                self.going -= region.bytes;
+            }
         }
     }
 
@@ -662,11 +677,7 @@ impl Objects {
                 }
             }
         }
-        for id in regions {
-            if let Some(region) = self.regions.remove(&id) {
-                self.used -= region.bytes;
-            }
-        }
+        regions.into_iter().for_each(|id| self.remove_from_table(id));
         gone
     }
 

@@ -1,5 +1,6 @@
 //! The agent's ends of the two rings between it and a host, through which the host's messages to and from other nodes
-//! (and other jobs) go: many for each system call, and unread.
+//! (and other jobs) go: many for each system call, and unread. The agent's own answers to what the host asked may take the
+//! same way ([`Writer::say`]).
 //!
 //! The rings are made by the host, which the agent does not trust: what comes out of one is copied before it is looked
 //! at, and a host that writes into its rings what does not belong there is ended, or gets garbled messages; it harms

@@ -37,7 +37,8 @@ pub(super) struct ForHost {
 }
 
 pub(super) enum What {
-    /// A message over the socket, with its descriptors.
+    /// A message of the agent's own, with its descriptors: over the socket, but for answers that need none, which go over
+    /// the ring, where there is one.
     Say(ToHost, Vec<Arc<OwnedFd>>),
     /// Messages of another host: over the ring, where there is one.
     Relayed { from: HostId, same_job: bool, batch: Bytes },

@@ -2,23 +2,43 @@
 
 use std::collections::VecDeque;
 
-/// Numbers in some order. Those that count up, as most do, take no memory for each.
+/// Numbers in some order. Runs of those that count up or down, as most do, take no memory for each.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     runs: VecDeque<Run>,
     len: usize,
 }
 
-/// `len` numbers from `first` on; never empty.
+/// All numbers from `front` to `back`, up or down.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    first: u64,
-    len: u64,
+    front: u64,
+    back: u64,
 }
 
 impl Run {
-    fn end(self) -> u64 {
-        self.first + self.len
+    fn of(seq: u64) -> Self {
+        Self { front: seq, back: seq }
+    }
+
+    fn contains(self, seq: u64) -> bool {
+        (self.front.min(self.back)..=self.front.max(self.back)).contains(&seq)
+    }
+
+    /// Whether `before` and `after` are neighbours, in the run's direction.
+    fn continues(self, before: u64, after: u64) -> bool {
+        (self.front <= self.back && before.checked_add(1) == Some(after))
+            || (self.front >= self.back && after.checked_add(1) == Some(before))
+    }
+
+    /// The number behind `seq` in the run's direction.
+    fn behind(self, seq: u64) -> u64 {
+        if self.front <= self.back { seq + 1 } else { seq - 1 }
+    }
+
+    /// The number before `seq` in the run's direction.
+    fn before(self, seq: u64) -> u64 {
+        if self.front <= self.back { seq - 1 } else { seq + 1 }
     }
 }
 
@@ -32,35 +52,32 @@ impl Queue {
     }
 
     pub(super) fn front(&self) -> Option<u64> {
-        self.runs.front().map(|run| run.first)
+        self.runs.front().map(|run| run.front)
     }
 
     pub(super) fn push_back(&mut self, seq: u64) {
         self.len += 1;
         match self.runs.back_mut() {
-            Some(run) if run.end() == seq => run.len += 1,
-            _ => self.runs.push_back(Run { first: seq, len: 1 }),
+            Some(run) if run.continues(run.back, seq) => run.back = seq,
+            _ => self.runs.push_back(Run::of(seq)),
         }
     }
 
     pub(super) fn push_front(&mut self, seq: u64) {
         self.len += 1;
         match self.runs.front_mut() {
-            Some(run) if run.first == seq + 1 => {
-                run.first = seq;
-                run.len += 1;
-            }
-            _ => self.runs.push_front(Run { first: seq, len: 1 }),
+            Some(run) if run.continues(seq, run.front) => run.front = seq,
+            _ => self.runs.push_front(Run::of(seq)),
         }
     }
 
     pub(super) fn pop_front(&mut self) -> Option<u64> {
         let run = self.runs.front_mut()?;
-        let seq = run.first;
-        run.first += 1;
-        run.len -= 1;
-        if run.len == 0 {
+        let seq = run.front;
+        if seq == run.back {
             self.runs.pop_front();
+        } else {
+            run.front = run.behind(seq);
         }
         self.len -= 1;
         Some(seq)
@@ -68,18 +85,17 @@ impl Queue {
 
     /// Takes a number out, wherever it is.
     pub(super) fn remove(&mut self, seq: u64) {
-        let Some(at) = self.runs.iter().position(|run| (run.first..run.end()).contains(&seq)) else { return };
-        let run = self.runs[at];
+        let Some(at) = self.runs.iter().position(|run| run.contains(seq)) else { return };
         self.len -= 1;
-        let before = Run { first: run.first, len: seq - run.first };
-        let after = Run { first: seq + 1, len: run.end() - seq - 1 };
-        match (before.len, after.len) {
-            (0, 0) => drop(self.runs.remove(at)),
-            (0, _) => self.runs[at] = after,
-            (_, 0) => self.runs[at] = before,
-            (_, _) => {
-                self.runs[at] = before;
-                self.runs.insert(at + 1, after);
+        let run = &mut self.runs[at];
+        match (run.front == seq, run.back == seq) {
+            (true, true) => drop(self.runs.remove(at)),
+            (true, false) => run.front = run.behind(seq),
+            (false, true) => run.back = run.before(seq),
+            (false, false) => {
+                let rest = Run { front: run.behind(seq), back: run.back };
+                run.back = run.before(seq);
+                self.runs.insert(at + 1, rest);
             }
         }
     }
@@ -104,26 +120,27 @@ mod tests {
         // A generator of numbers that is the same each time.
         let mut number = 1_u64;
         let (mut last, mut first) = (1_000_000, 1_000_000);
-        for _ in 0..100_000 {
+        for round in 0..200_000 {
             number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // By turns they count up at the back and at the front.
+            let step = 1 + (number >> 59 & 1);
             match number >> 60 {
-                0..5 => {
+                0..6 => {
                     queue.push_back(last);
                     model.push_back(last);
-                    last += 1;
+                    last += step;
                 }
-                // Out of order.
-                5 => {
-                    queue.push_back(last + 1);
-                    model.push_back(last + 1);
-                    last += 2;
+                6..9 if round / 1000 % 2 == 0 => {
+                    queue.push_front(last);
+                    model.push_front(last);
+                    last += step;
                 }
-                6..8 => {
-                    first -= 1 + (number >> 59 & 1);
+                6..9 => {
+                    first -= step;
                     queue.push_front(first);
                     model.push_front(first);
                 }
-                8..10 if !model.is_empty() => {
+                9..12 if !model.is_empty() => {
                     let seq = model.remove((number >> 20) as usize % model.len()).unwrap();
                     queue.remove(seq);
                     queue.remove(seq);
@@ -137,12 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_count_up_are_one_run() {
+    fn numbers_that_count_up_or_down_are_one_run() {
         let mut queue = Queue::default();
         (10..1000).for_each(|seq| queue.push_back(seq));
         (0..10).rev().for_each(|seq| queue.push_front(seq));
         assert_eq!(queue.runs.len(), 1);
         queue.remove(500);
         assert_eq!((queue.runs.len(), queue.len()), (2, 999));
+        // The newest first.
+        (1000..2000).for_each(|seq| queue.push_front(seq));
+        assert_eq!((queue.runs.len(), queue.len()), (3, 1999));
+        assert!(queue.take(1001).eq((1000..2000).rev().chain([0])));
     }
 }

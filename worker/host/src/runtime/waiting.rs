@@ -1,6 +1,10 @@
 //! Waiting for objects, on a thread or in async code.
 
-use std::{sync::Arc, task::Waker, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
+    time::Instant,
+};
 
 use mobula_proto::{Failure, FailureKind, ObjectId};
 use mobula_store::Object;
@@ -63,11 +67,15 @@ impl Runtime {
         (0..objects.len()).collect()
     }
 
-    /// The values of objects whose states are final, or why there are none, in order. Those that are not in this process
-    /// are asked for together; meanwhile this thread waits as in [`Self::wait`]. Refused inside async code.
-    pub fn read_all(self: &Arc<Self>, objects: &[ObjectId]) -> Result<Vec<Result<Object, Failure>>, Failure> {
+    /// The values of the first of these objects, or why there are none, in order; of at least one, and no more than should
+    /// be pinned together. Their states are final. Those that are not in this process are asked for together; meanwhile
+    /// this thread waits, and the slot of the calling task with it. Refused inside async code.
+    pub fn read_some(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+    ) -> Result<Vec<Result<Object, Failure>>, Failure> {
         context::refuse_async()?;
-        let here = self.read_all_here(objects.iter().copied());
+        let here = self.read_some_here(objects);
         let missing: Vec<_> =
             here.iter().enumerate().filter(|(_, here)| here.is_none()).map(|(at, _)| at).collect();
         let parker = Parker::new(missing.len());
@@ -75,11 +83,14 @@ impl Runtime {
         for at in missing {
             let (found, answered) = (found.clone(), Answered(self.clone(), parker.clone()));
             self.read(objects[at], move |result| {
-                found.lock()[at] = Some(result);
+                // The reader is gone where the job ended meanwhile.
+                if let Some(place) = found.lock().get_mut(at) {
+                    *place = Some(result);
+                }
                 drop(answered);
             });
         }
-        self.park(&parker, &mut None, None);
+        self.park_here(&parker);
         let found = std::mem::take(&mut *found.lock());
         let dropped = || {
             Err(self
@@ -87,6 +98,16 @@ impl Runtime {
                 .unwrap_or_else(|| Failure::new(FailureKind::Internal, "the runtime dropped a read")))
         };
         Ok(found.into_iter().map(|found| found.unwrap_or_else(dropped)).collect())
+    }
+
+    /// Waits on this thread until it is woken or the job has ended; a slot of the calling task stays with it.
+    pub(crate) fn park_here(self: &Arc<Self>, parker: &Arc<Parker>) {
+        self.peers.ring_all(true);
+        while !parker.is_woken() && !self.stopped.load(Ordering::Relaxed) {
+            if !self.peers.lead_until(self, parker, false, None) {
+                parker.park(None);
+            }
+        }
     }
 
     /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as

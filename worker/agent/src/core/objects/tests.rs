@@ -94,8 +94,12 @@ fn o1_what_a_reader_has_mapped_counts_until_it_is_unmapped() {
     assert!(objects.region_fd_for(region, host(4)).is_some());
     objects.free(object(1));
     let unmap = |seq| Gone { unmap: vec![(host(seq), region)], ..Gone::default() };
+    let soon = Instant::now();
+    assert_eq!(objects.want(host(9), 1, 4 * MIB, soon, 0), Want::Waiting);
+    assert_eq!(objects.short_by(), MIB);
     assert_eq!(objects.remove_region(region), Ok(unmap(3)));
-    assert_eq!(objects.used(), MIB);
+    assert_eq!((objects.used(), objects.short_by()), (MIB, 0), "nothing else need go for its sake");
+    assert!(objects.idle_writers().is_empty() && objects.grants().is_empty());
     assert_eq!(objects.remove_region(region), Err(Error::UnknownRegion(region)));
     assert_eq!(objects.seal(object(2), 1, region, 0, 1, None), Err(Error::UnknownRegion(region)));
     assert_eq!(objects.mapped(region, JOB, host(4)), unmap(4), "too late");
@@ -104,8 +108,9 @@ fn o1_what_a_reader_has_mapped_counts_until_it_is_unmapped() {
     assert_eq!(objects.used(), MIB);
     objects.host_gone(host(3));
     assert_eq!(objects.used(), 0);
+    assert_eq!(objects.grants(), [(host(9), 1)]);
     assert_eq!(objects.mapped(region, JOB, host(4)), unmap(4), "much too late");
-    assert_eq!(objects.used(), 0);
+    assert_eq!(objects.used(), 4 * MIB);
 }
 
 #[test]
