@@ -11,8 +11,6 @@ use rkyv::{
 
 /// Where archives begin, as rkyv writes them.
 const ALIGN: usize = 16;
-/// Longest blob without memory of its own. Unit: bytes.
-pub const SMALL_BYTES_MAX: usize = 15;
 
 const _: () = assert!(align_of::<u128>() == ALIGN);
 
@@ -31,19 +29,22 @@ enum Form {
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Small {
-    bytes: [u8; SMALL_BYTES_MAX],
+    bytes: [u8; Blob::SMALL_BYTES_MAX],
     len: u8,
 }
 
 const _: () = assert!(size_of::<Blob>() == 24, "queued calls keep one for each argument");
 
 impl Blob {
+    /// Longest blob without memory of its own. Unit: bytes.
+    pub const SMALL_BYTES_MAX: usize = 15;
+
     /// `len` bytes, zero until `fill` has written them.
     pub fn build<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
-        if len > SMALL_BYTES_MAX {
+        if len > Self::SMALL_BYTES_MAX {
             return Self::build_shared(len, fill);
         }
-        let mut small = Small { bytes: [0; SMALL_BYTES_MAX], len: len as u8 };
+        let mut small = Small { bytes: [0; Self::SMALL_BYTES_MAX], len: len as u8 };
         fill(&mut small.bytes[..len])?;
         Ok(Self(Form::Small(small)))
     }
@@ -153,7 +154,7 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
             let blob = Blob::from_slice(&bytes);
             assert_eq!(blob[..], bytes[..]);
-            let align = if len <= SMALL_BYTES_MAX { 8 } else { ALIGN };
+            let align = if len <= Blob::SMALL_BYTES_MAX { 8 } else { ALIGN };
             assert_eq!(blob.as_ptr() as usize % align, 0);
             let again: Blob = wire::decode(&wire::encode(&blob).unwrap()).unwrap();
             assert_eq!(again, blob);

@@ -290,17 +290,17 @@ pub enum ToHost {
         /// Its length.
         bytes: u64,
     },
-    /// The region's memory is to be given back: nothing lies in it any more. Answered by [`ToAgent::Unmapped`].
-    Unmap {
-        /// The region.
-        region: RegionId,
-    },
     /// It cannot be read.
     OpenFailed {
         /// From the request.
         request: Request,
         /// Why.
         failure: Failure,
+    },
+    /// The region's memory is to be given back: nothing lies in it any more. Answered by [`ToAgent::Unmapped`].
+    Unmap {
+        /// The region.
+        region: RegionId,
     },
     /// Rings to and from a peer; three descriptors travel along: the ring to read, the ring to write, the
     /// peer's doorbell. Without them there will be no rings, and messages go through the agent.

@@ -30,7 +30,7 @@ pub mod resource;
 pub mod seq;
 pub mod wire;
 
-pub use blob::{Blob, SMALL_BYTES_MAX};
+pub use blob::Blob;
 pub use failure::{Failure, Kind as FailureKind};
 pub use id::{BinaryHash, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
 pub use resource::{Quantity, Resources};

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use mobula_proto::{Blob, SMALL_BYTES_MAX, wire::INLINE_BYTES_MAX};
+use mobula_proto::{Blob, wire::INLINE_BYTES_MAX};
 use rkyv::util::AlignedVec;
 
 use crate::{ALIGN, Error, bytes::Bytes, heap::Extent};
@@ -29,7 +29,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"mob\x01");
 pub const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
 
-const _: () = assert!(SMALL_BYTES_MAX < HEADER_BYTES, "its length tells an archive alone");
+const _: () = assert!(Blob::SMALL_BYTES_MAX < HEADER_BYTES, "its length tells an archive alone");
 
 /// Longest archive for which [`Encoded::in_place`] compares: those of tensors have some hundred bytes.
 const FRONT_BYTES_MAX: usize = 64 * 1024;
@@ -63,7 +63,7 @@ impl Encoded {
             front.resize(HEADER_BYTES, 0);
         }
         let bytes = front.len();
-        if buffers.is_empty() && bytes <= HEADER_BYTES + SMALL_BYTES_MAX {
+        if buffers.is_empty() && bytes <= HEADER_BYTES + Blob::SMALL_BYTES_MAX {
             return Self(Form::Whole(Blob::from_slice(&front[HEADER_BYTES..])));
         }
         if buffers.is_empty() && bytes <= INLINE_BYTES_MAX {

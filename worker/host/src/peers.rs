@@ -450,7 +450,7 @@ impl Peers {
                 Ok(Some(Ok(Received::Answer(answer)))) => {
                     any = true;
                     handle(runtime, from, messages);
-                    runtime.on_answer(answer);
+                    runtime.on_opened(answer, Vec::new());
                 }
                 Ok(Some(Ok(Received::Message(sender, message)))) => {
                     any = true;

@@ -417,12 +417,8 @@ impl Runtime {
         }
     }
 
-    /// What the agent says through its ring.
-    pub(crate) fn on_answer(self: &Arc<Self>, message: ToHost) {
-        self.on_opened(message, Vec::new());
-    }
-
-    fn on_opened(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+    /// An answer to [`ToAgent::Open`], over the socket or through the agent's ring.
+    pub(crate) fn on_opened(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
         match message {
             ToHost::Opened { request, region, region_bytes, offset, bytes } => {
                 let place = crate::store::Place { region, region_bytes, offset, bytes };

@@ -437,15 +437,19 @@ impl Store {
         self.ask(runtime, request);
     }
 
+    /// Sends a request that was noted, for the first time or again.
     fn ask(&self, runtime: &Arc<Runtime>, request: u64) {
-        let asked = self.requests.lock().as_ref().and_then(|requests| requests.get(&request).copied());
-        if let Some((object, copy)) = asked {
+        if let Some((object, copy)) = self.request(request) {
             runtime.tell(ToAgent::Open { request, object, copy });
         }
     }
 
-    fn asked(&self, request: u64) -> Option<ObjectId> {
-        self.requests.lock().as_mut().and_then(|requests| requests.remove(&request)).map(|(object, _)| object)
+    fn request(&self, request: u64) -> Option<(ObjectId, Copy)> {
+        self.requests.lock().as_ref()?.get(&request).copied()
+    }
+
+    fn take_request(&self, request: u64) -> Option<(ObjectId, Copy)> {
+        self.requests.lock().as_mut()?.remove(&request)
     }
 
     pub(crate) fn opened(
@@ -455,22 +459,18 @@ impl Store {
         place: Place,
         descriptors: Vec<OwnedFd>,
     ) {
-        let Some(object) =
-            self.requests.lock().as_ref().and_then(|all| all.get(&request)).map(|(object, _)| *object)
-        else {
-            return;
-        };
+        let Some((object, _)) = self.request(request) else { return };
         let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
         let reader = match self.reader(runtime, request, place, descriptors) {
             Ok(Some(reader)) => reader,
             // It is asked for again, and pinned again.
             Ok(None) => return,
             Err(failure) => {
-                self.asked(request);
+                self.take_request(request);
                 return self.answer(object, &Err(failure));
             }
         };
-        if self.asked(request).is_none() {
+        if self.take_request(request).is_none() {
             return;
         }
         let callbacks = {
@@ -529,7 +529,7 @@ impl Store {
     }
 
     pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
-        if let Some(object) = self.asked(request) {
+        if let Some((object, _)) = self.take_request(request) {
             self.answer(object, &Err(failure));
         }
     }

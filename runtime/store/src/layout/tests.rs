@@ -67,10 +67,10 @@ fn a_small_archive_is_read_out_of_its_message() {
 
 #[test]
 fn a_tiny_archive_goes_without_a_header() {
-    for len in [0, 1, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1] {
+    for len in [0, 1, Blob::SMALL_BYTES_MAX, Blob::SMALL_BYTES_MAX + 1] {
         let content: Vec<u8> = (1..=len as u8).collect();
         let encoded = Encoded::new(&mut archive(&content), Vec::new());
-        let header = if len <= SMALL_BYTES_MAX { 0 } else { HEADER_BYTES };
+        let header = if len <= Blob::SMALL_BYTES_MAX { 0 } else { HEADER_BYTES };
         assert_eq!(encoded.len(), (header + len) as u64);
         let blob = encoded.to_blob().unwrap();
         let mut written = vec![0; header + len];

@@ -625,13 +625,8 @@ impl Objects {
         for bytes in self.granted.remove(&host).unwrap_or_default() {
             self.used -= bytes;
         }
-        let mapped: Vec<_> = self
-            .regions
-            .iter()
-            .filter(|(_, region)| region.mapped.contains(&host))
-            .map(|(id, _)| *id)
-            .collect();
-        mapped.into_iter().for_each(|id| self.unmapped(id, host));
+        let regions: Vec<_> = self.regions.keys().copied().collect();
+        regions.into_iter().for_each(|id| self.unmapped(id, host));
         for id in self.regions_of(host) {
             let Some(region) = self.regions.get_mut(&id) else { continue };
             region.orphan = true;
