@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{
-    HostId, JobId, LeaseId, NodeId, Quantity, Resources,
-    resource::{self, Class, Device, ENTRIES_MAX, Kind, Label, check_name},
+    Group, GroupId, HostId, JobId, LeaseId, NodeId, Quantity, Queue, Resources, group, queue,
+    resource::{self, Class, Device, DeviceGrant, ENTRIES_MAX, Kind, Label, check_name},
 };
 
-use crate::Lease;
+use crate::{Lease, Millis};
 
 /// Most devices of one kind on one node.
 pub const DEVICES_MAX: u32 = 1024;
@@ -68,6 +68,13 @@ pub enum Event {
         /// The lease.
         lease: LeaseId,
     },
+    /// Its owner gives some slots of a lease back, that do not wait; all of them end it.
+    Shrink {
+        /// The lease.
+        lease: LeaseId,
+        /// How many; those beyond its slots are ignored.
+        slots: u32,
+    },
     /// Running tasks of a lease wait and give their CPU back, and only that.
     Block {
         /// The lease.
@@ -87,6 +94,28 @@ pub enum Event {
         /// The owner.
         owner: HostId,
     },
+    /// A job is over, with its demands, groups and leases.
+    JobGone {
+        /// The job.
+        job: JobId,
+    },
+    /// All the queues, in place of those before. What a queue that is no longer there holds is charged to the
+    /// default one; what waits in it is refused.
+    Queues(Vec<Queue>),
+    /// A placement group is wanted. One that is known already is not asked for again.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// The job that is charged.
+        job: JobId,
+        /// What it asks for.
+        spec: Arc<Group>,
+    },
+    /// A placement group is removed, with what waits for it and the leases inside it.
+    GroupGone {
+        /// The group.
+        group: GroupId,
+    },
     /// Time passed: terms may have ended. [`crate::Scheduler::next_tick`] says when the next one is due.
     Tick,
 }
@@ -104,6 +133,8 @@ pub enum Effect {
         owner: HostId,
         /// Its node.
         node: NodeId,
+        /// How many of its slots are meant: all of them, unless it is to shrink.
+        slots: u32,
         /// Why.
         kind: RevokeKind,
     },
@@ -121,9 +152,50 @@ pub enum Effect {
         owner: HostId,
         /// For which of its classes.
         key: u32,
-        /// What is missing, and the most that there is; for people.
-        missing: String,
+        /// Why.
+        error: Error,
     },
+    /// Bundles of a group are reserved. All of it is, once this is done.
+    GroupPlaced {
+        /// The group.
+        group: GroupId,
+        /// The bundles that are new: all of them, or those that were lost.
+        bundles: Vec<BundlePlace>,
+    },
+    /// A group is to be given up within its grace: its leases are revoked like it.
+    GroupRevoked {
+        /// The group.
+        group: GroupId,
+        /// When it is taken away.
+        until: Millis,
+    },
+    /// Bundles of a group are gone, with the leases in them. The group waits again, for those.
+    GroupLost {
+        /// The group.
+        group: GroupId,
+        /// Which, in ascending order.
+        bundles: Vec<u32>,
+        /// [`RevokeKind::NodeLost`] or [`RevokeKind::Evicted`].
+        kind: RevokeKind,
+    },
+    /// No living nodes could ever hold the group, or it is malformed. It is forgotten.
+    GroupInfeasible {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// Where a bundle of a group is reserved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundlePlace {
+    /// Which bundle, from 0.
+    pub bundle: u32,
+    /// Its node.
+    pub node: NodeId,
+    /// The devices reserved for it.
+    pub devices: Vec<DeviceGrant>,
 }
 
 /// Why a lease is revoked.
@@ -135,8 +207,14 @@ pub enum RevokeKind {
     Expired,
     /// Its node is dead. It has ended.
     NodeLost,
-    /// More important work needs it: push no more, and give it back when what runs has ended. Not sent yet.
-    Preempted,
+    /// Others have more right to it: push no more, and give it back when what runs has ended, until then at the
+    /// latest. Without a time it may take as long as it takes.
+    Preempted {
+        /// When it is taken away.
+        until: Option<Millis>,
+    },
+    /// It was not given back within its grace. The slots are gone: what still runs on them must be stopped.
+    Evicted,
 }
 
 /// Why an event was ignored as malformed.
@@ -177,15 +255,73 @@ pub enum Error {
     /// The same label key twice.
     #[error("label {0} is given twice: give it once")]
     DuplicateLabel(String),
+    /// The queues are not a tree, or one of them is malformed.
+    #[error(transparent)]
+    Queue(#[from] queue::Error),
+    /// A group is malformed.
+    #[error(transparent)]
+    Group(#[from] group::Error),
+    /// No such queue.
+    #[error("queue {0} is unknown: define it, or leave the queue empty")]
+    UnknownQueue(String),
+    /// No such group.
+    #[error("{0} is unknown: it was removed, or refused")]
+    UnknownGroup(GroupId),
+    /// The group belongs to another job.
+    #[error("{0} belongs to another job")]
+    ForeignGroup(GroupId),
+    /// The group has no such bundle.
+    #[error("{group} has no bundle {bundle}: it has {count}, counted from 0")]
+    UnknownBundle {
+        /// The group.
+        group: GroupId,
+        /// The bundle asked for.
+        bundle: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The class is larger than the bundle that it is to be a part of.
+    #[error("{0}")]
+    LargerThanBundle(String),
+    /// The label that makes places of nodes is on no node.
+    #[error("no node has label {0}, whose values were to be the places of the group")]
+    UnknownPlace(String),
+    /// More than the queue may ever use.
+    #[error(
+        "one slot has more {kind} than the limit of queue {queue}, which is {limit}: raise it, or use another queue"
+    )]
+    AboveLimit {
+        /// The queue, or one above it.
+        queue: String,
+        /// Of what.
+        kind: Kind,
+        /// How much it may use.
+        limit: Quantity,
+    },
+    /// Too many demands or groups of one owner or job.
+    #[error("{who} already waits for {max} {what}, the most that it may")]
+    TooMany {
+        /// Whose.
+        who: String,
+        /// Of what.
+        what: &'static str,
+        /// How many may be.
+        max: usize,
+    },
+    /// No living node could ever hold it: what is missing, and the most that there is.
+    #[error("{0}")]
+    Infeasible(String),
 }
 
 impl Event {
-    /// Checks what came from outside. [`crate::Scheduler::step`] ignores a node that fails this, and answers a
-    /// demand that does with [`Effect::Infeasible`].
+    /// Checks what came from outside. [`crate::Scheduler::step`] ignores a node or queues that fail this, and answers
+    /// a demand or a group that does with [`Effect::Infeasible`] or [`Effect::GroupInfeasible`].
     pub fn validate(&self) -> Result<(), Error> {
         match self {
             Self::NodeUp { total, devices, labels, .. } => check_node(total, devices, labels),
             Self::Demand { class, .. } => Ok(class.validate()?),
+            Self::Queues(queues) => Ok(queue::validate(queues)?),
+            Self::Group { spec, .. } => Ok(spec.validate()?),
             _ => Ok(()),
         }
     }

@@ -26,6 +26,8 @@ pub struct Lease {
     pub slots: u32,
     /// What each slot holds, and how it was placed.
     pub class: Arc<Class>,
+    /// The bundle of the class's group that it is a part of; `None` for a class that is in no group.
+    pub bundle: Option<u32>,
     /// The devices granted; empty unless the class needs some.
     pub devices: Vec<DeviceGrant>,
     /// The queue that is charged; empty for the default one.

@@ -46,16 +46,18 @@ pub mod lease;
 pub mod node;
 pub mod scheduler;
 pub mod strategy;
+pub mod unmet;
 mod why;
 
 #[cfg(test)]
 mod tests;
 
 pub use demand::Demand;
-pub use event::{Effect, Error, Event, RevokeKind};
+pub use event::{BundlePlace, Effect, Error, Event, RevokeKind};
 pub use lease::{Lease, LeaseView};
 pub use node::NodeView;
 pub use scheduler::{Options, Scheduler};
+pub use unmet::{Gang, Unmet};
 
 /// A moment or a span in milliseconds, on whatever clock the caller keeps; it need only never run backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

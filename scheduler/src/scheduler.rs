@@ -9,10 +9,13 @@ use std::{
     ops::RangeInclusive,
 };
 
-use mobula_proto::{HostId, JobId, LeaseId, NodeId, resource::Kind};
+use mobula_proto::{
+    HostId, JobId, LeaseId, NodeId, Resources,
+    resource::{Kind, LabelRule},
+};
 
 use crate::{
-    Demand, Effect, Event, LeaseView, Millis, NodeView, RevokeKind,
+    Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind, Unmet,
     demand::{self, PER_OWNER_MAX, Turn},
     lease::Entry,
     node::{Node, times},
@@ -124,10 +127,17 @@ impl Scheduler {
                     locality: demand::tidy_locality(&locality),
                     asked: None,
                 };
-                self.demand(new, valid.map_err(|e| e.to_string()), out);
+                self.demand(new, valid, out);
             }
             Event::Renew { lease } => self.renew(lease),
             Event::Release { lease } => self.end(lease, None, out),
+            Event::Shrink { lease, .. } => self.end(lease, None, out),
+            Event::JobGone { job } => self.job_gone(job, out),
+            Event::Queues(_) | Event::GroupGone { .. } => {}
+            Event::Group { group, .. } => {
+                let error = Error::Infeasible("groups cannot be placed yet".to_owned());
+                out.push(Effect::GroupInfeasible { group, error });
+            }
             Event::Block { lease, slots } => self.block(lease, slots),
             Event::Unblock { lease, slots } => self.unblock(lease, slots),
             Event::OwnerGone { owner } => self.owner_gone(owner, out),
@@ -152,6 +162,24 @@ impl Scheduler {
     pub fn why(&self, owner: HostId, key: u32) -> Option<String> {
         let demand = self.demands.get(&demand::Key { owner, key })?;
         Some(why::waits(demand, &self.nodes))
+    }
+
+    /// What waits, as shapes for which nodes could be added; what waits for its turn in a queue that has a limit is
+    /// counted only up to that.
+    pub fn unmet(&self) -> Vec<Unmet> {
+        let mut shapes: BTreeMap<(&Resources, &[LabelRule]), u64> = BTreeMap::new();
+        for demand in self.demands.values() {
+            let shape = (&demand.class.resources, demand.class.labels.as_slice());
+            *shapes.entry(shape).or_default() += u64::from(demand.backlog);
+        }
+        let gang = None;
+        let shape = |((resources, labels), count): ((&Resources, &[LabelRule]), u64)| Unmet {
+            resources: resources.clone(),
+            labels: labels.to_vec(),
+            count,
+            gang,
+        };
+        shapes.into_iter().map(shape).collect()
     }
 
     /// The living nodes, by number.
@@ -233,7 +261,19 @@ impl Scheduler {
         }
     }
 
-    fn demand(&mut self, mut new: Demand, valid: Result<(), String>, out: &mut Vec<Effect>) {
+    fn job_gone(&mut self, job: JobId, out: &mut Vec<Effect>) {
+        let keys: Vec<_> = self.demands.values().filter(|d| d.job == job).map(Demand::id).collect();
+        for key in keys {
+            self.withdraw(key);
+        }
+        let leases: Vec<_> =
+            self.leases.values().filter(|e| e.lease.job == job).map(|e| e.lease.id).collect();
+        for lease in leases {
+            self.end(lease, None, out);
+        }
+    }
+
+    fn demand(&mut self, mut new: Demand, valid: Result<(), Error>, out: &mut Vec<Effect>) {
         let key = new.id();
         if self.is_over(new.owner.node) {
             return;
@@ -244,12 +284,12 @@ impl Scheduler {
         }
         let valid = valid.and_then(|()| match old {
             None if self.demands.range(demand::Key::all_of(new.owner)).count() >= PER_OWNER_MAX => {
-                Err(format!("{} already waits for {PER_OWNER_MAX} classes, the most that it may", new.owner))
+                Err(Error::TooMany { who: new.owner.to_string(), what: "classes", max: PER_OWNER_MAX })
             }
             _ => Ok(()),
         });
-        if let Err(missing) = valid {
-            out.push(Effect::Infeasible { owner: new.owner, key: new.key, missing });
+        if let Err(error) = valid {
+            out.push(Effect::Infeasible { owner: new.owner, key: new.key, error });
             return;
         }
         match old {
@@ -283,8 +323,8 @@ impl Scheduler {
         if !hopeless || class.wait_for_node {
             return true;
         }
-        let missing = why::missing(class, &self.nodes);
-        out.push(Effect::Infeasible { owner: key.owner, key: key.key, missing });
+        let error = Error::Infeasible(why::missing(class, &self.nodes));
+        out.push(Effect::Infeasible { owner: key.owner, key: key.key, error });
         self.withdraw(key);
         false
     }
@@ -359,7 +399,8 @@ impl Scheduler {
             self.freed.insert(lease.node.number);
         }
         if let Some(kind) = kind {
-            out.push(Effect::Revoke { lease: id, owner: lease.owner, node: lease.node, kind });
+            let slots = lease.slots;
+            out.push(Effect::Revoke { lease: id, owner: lease.owner, node: lease.node, slots, kind });
         }
         out.push(Effect::Ended { lease: id, node: lease.node });
     }

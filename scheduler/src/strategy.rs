@@ -54,6 +54,7 @@ pub(crate) fn candidates<'a>(
         .collect();
     match &demand.class.strategy {
         Strategy::Hybrid => {}
+        Strategy::Apart | Strategy::Group { .. } => found.clear(),
         Strategy::Spread => level(&mut found),
         Strategy::Node { node, .. } => {
             if found.iter().any(|c| c.number == node.number && c.rank.0 == i64::MIN) {
@@ -72,7 +73,7 @@ fn rank(demand: &Demand, node: &Node, seed: u64) -> Rank {
     match &class.strategy {
         Strategy::Spread => (i64::from(node.slots_of(demand.job, class)), false, 0, full, tie, number),
         Strategy::Node { node: wanted, .. } if *wanted == node.id => (i64::MIN, false, 0, 0, tie, number),
-        Strategy::Hybrid | Strategy::Node { .. } => {
+        Strategy::Hybrid | Strategy::Node { .. } | Strategy::Apart | Strategy::Group { .. } => {
             let near = -i64::try_from(demand.bytes_on(node.id)).unwrap_or(i64::MAX);
             let spare_devices = node.has_devices() && !needs_devices(class);
             let (tier, score) = match full < PACK_BELOW {

@@ -142,11 +142,19 @@ pub(crate) fn show(effects: &[Effect]) -> String {
                 RevokeKind::Idle => "idle?",
                 RevokeKind::Expired => "expired",
                 RevokeKind::NodeLost => "lost",
-                RevokeKind::Preempted => "preempted",
+                RevokeKind::Preempted { .. } => "preempted",
+                RevokeKind::Evicted => "evicted",
             }
         ),
         Effect::Ended { lease, .. } => format!("ended {lease}"),
-        Effect::Infeasible { missing, .. } => format!("infeasible: {missing}"),
+        Effect::Infeasible { error, .. } => format!("infeasible: {error}"),
+        Effect::GroupPlaced { group, bundles } => {
+            let places: Vec<_> = bundles.iter().map(|b| format!("{}:{}", b.bundle, b.node)).collect();
+            format!("{group} {}", places.join("+"))
+        }
+        Effect::GroupRevoked { group, .. } => format!("{group} revoked"),
+        Effect::GroupLost { group, bundles, .. } => format!("{group} lost {bundles:?}"),
+        Effect::GroupInfeasible { group, error } => format!("{group} infeasible: {error}"),
     };
     effects.iter().map(one).collect::<Vec<_>>().join(", ")
 }

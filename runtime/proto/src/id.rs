@@ -71,6 +71,13 @@ id! {
     }
 }
 id! {
+    /// A placement group.
+    GroupId {
+        /// Counts the cluster's groups, from 1; never reused.
+        number: u64,
+    }
+}
+id! {
     /// A shared-memory region, named by its only writer.
     RegionId {
         /// The host that writes it, or the agent (`seq` 0) for what it pulled.
@@ -234,6 +241,12 @@ impl fmt::Display for ObjectId {
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "lease-{}", self.number)
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group-{}", self.number)
     }
 }
 

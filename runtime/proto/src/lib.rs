@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`id`] | names of jobs, nodes, hosts, tasks, objects, leases; each carries its incarnation |
 //! | [`resource`] | exact quantities of CPU, memory, GPU, TPU and custom resources; labels; strategies |
+//! | [`group`] | placement groups: bundles of resources that are reserved together |
+//! | [`queue`] | queues, between which the cluster is shared |
 //! | [`failure`] | the one error that crosses the wire, with its code, place and causes |
 //! | [`wire`] | encoding and checked decoding of messages, and the limits on them |
 //! | [`head`] | messages between an agent and the head |
@@ -20,11 +22,13 @@
 
 pub mod blob;
 pub mod failure;
+pub mod group;
 pub mod head;
 pub mod host;
 pub mod id;
 pub mod limits;
 pub mod peer;
+pub mod queue;
 pub mod relay;
 pub mod resource;
 pub mod seq;
@@ -32,6 +36,8 @@ pub mod wire;
 
 pub use blob::Blob;
 pub use failure::{Failure, Kind as FailureKind};
-pub use id::{BinaryHash, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
+pub use group::Group;
+pub use id::{BinaryHash, GroupId, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
+pub use queue::Queue;
 pub use resource::{Quantity, Resources};
 pub use seq::SeqMap;

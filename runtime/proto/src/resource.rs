@@ -6,12 +6,14 @@ use std::{fmt, str::FromStr};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::NodeId;
+use crate::{GroupId, NodeId};
 
 /// Longest custom resource name, label key or label value, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Most distinct resources, labels or label rules in one request or one node.
 pub const ENTRIES_MAX: usize = 64;
+/// Most alternatives to a class's label rules.
+pub const FALLBACKS_MAX: usize = 8;
 
 /// An exact amount of a resource: a count of ten-thousandths, never negative.
 ///
@@ -53,6 +55,9 @@ pub enum Error {
     /// Too many entries.
     #[error("{0} entries are too many: at most {ENTRIES_MAX}")]
     TooMany(usize),
+    /// Too many alternatives to the label rules.
+    #[error("{0} fallbacks are too many: give at most {FALLBACKS_MAX}")]
+    TooManyFallbacks(usize),
     /// More than one device, but not a whole number of them.
     #[error(
         "{amount} {kind} is not allowed: ask for a fraction of one device or for a whole number of devices"
@@ -494,6 +499,25 @@ impl LabelRule {
     }
 }
 
+/// Checks the conditions on labels of one request.
+pub fn check_rules(rules: &[LabelRule]) -> Result<(), Error> {
+    if rules.len() > ENTRIES_MAX {
+        return Err(Error::TooMany(rules.len()));
+    }
+    for rule in rules {
+        let (key, values): (&String, &[String]) = match rule {
+            LabelRule::In(key, values) | LabelRule::NotIn(key, values) => (key, values),
+            LabelRule::Exists(key) | LabelRule::Absent(key) => (key, &[]),
+        };
+        check_name(key)?;
+        if values.len() > ENTRIES_MAX {
+            return Err(Error::TooMany(values.len()));
+        }
+        values.iter().try_for_each(|value| check_name(value).map(|_| ()))?;
+    }
+    Ok(())
+}
+
 impl fmt::Display for LabelRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -534,6 +558,15 @@ pub enum Strategy {
         node: NodeId,
         /// Whether another node may do.
         soft: bool,
+    },
+    /// A node that holds no slot of this class for the same job: never two of them on one node.
+    Apart,
+    /// Inside a placement group, of whose reservation the slot is a part.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// Which of its bundles, from 0; any that has room where `None`.
+        bundle: Option<u32>,
     },
 }
 
@@ -588,6 +621,9 @@ pub struct Class {
     pub strategy: Strategy,
     /// Conditions on the node's labels; all must hold.
     pub labels: Vec<LabelRule>,
+    /// Other conditions, each a list of which all must hold: tried in this order where no node that fulfils the
+    /// ones before has room. At most [`FALLBACKS_MAX`].
+    pub fallbacks: Vec<Vec<LabelRule>>,
     /// Higher goes first within a queue; 0 unless set.
     pub priority: i32,
     /// The queue that is charged; empty for the default one.
@@ -596,26 +632,19 @@ pub struct Class {
     pub isolation: Isolation,
     /// Whether a request that no node could ever satisfy waits for such a node instead of failing.
     pub wait_for_node: bool,
+    /// Whether what runs may be stopped and run again: it is preempted before what may not.
+    pub restartable: bool,
 }
 
 impl Class {
     /// Checks what came from outside: names, amounts and counts.
     pub fn validate(&self) -> Result<(), Error> {
         self.resources.validate_request()?;
-        if self.labels.len() > ENTRIES_MAX {
-            return Err(Error::TooMany(self.labels.len()));
+        check_rules(&self.labels)?;
+        if self.fallbacks.len() > FALLBACKS_MAX {
+            return Err(Error::TooManyFallbacks(self.fallbacks.len()));
         }
-        for rule in &self.labels {
-            let (key, values): (&String, &[String]) = match rule {
-                LabelRule::In(key, values) | LabelRule::NotIn(key, values) => (key, values),
-                LabelRule::Exists(key) | LabelRule::Absent(key) => (key, &[]),
-            };
-            check_name(key)?;
-            if values.len() > ENTRIES_MAX {
-                return Err(Error::TooMany(values.len()));
-            }
-            values.iter().try_for_each(|value| check_name(value).map(|_| ()))?;
-        }
+        self.fallbacks.iter().try_for_each(|rules| check_rules(rules))?;
         if !self.queue.is_empty() {
             check_name(&self.queue)?;
         }

@@ -30,8 +30,8 @@ impl Scheduler {
                 let Some(entry) = self.leases.get_mut(id) else { continue };
                 if due(entry.asked) && would_help(entry, node, demand) {
                     entry.asked = Some(now);
-                    let (owner, node) = (entry.lease.owner, entry.lease.node);
-                    out.push(Effect::Revoke { lease: *id, owner, node, kind: RevokeKind::Idle });
+                    let (owner, node, slots) = (entry.lease.owner, entry.lease.node, entry.lease.slots);
+                    out.push(Effect::Revoke { lease: *id, owner, node, slots, kind: RevokeKind::Idle });
                 }
             }
         }

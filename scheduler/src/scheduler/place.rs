@@ -157,6 +157,7 @@ impl Scheduler {
                 node: node.id,
                 slots: each,
                 class: Arc::clone(&demand.class),
+                bundle: None,
                 devices,
                 queue: demand.class.queue.clone(),
                 priority: demand.class.priority,

@@ -115,10 +115,11 @@ impl Observer {
                     let known = &self.leases[lease];
                     assert_eq!((known.owner, known.node), (*owner, *node));
                 }
-                Effect::Infeasible { owner, key, missing } => {
-                    assert!(!missing.is_empty());
+                Effect::Infeasible { owner, key, error } => {
+                    assert!(!error.to_string().is_empty());
                     self.wanted.remove(&demand::Key { owner: *owner, key: *key }).expect("it was asked for");
                 }
+                other => panic!("{other:?} without groups"),
             }
         }
     }

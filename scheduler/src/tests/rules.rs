@@ -98,6 +98,7 @@ fn a_lease_says_what_was_asked() {
         node: node(1),
         slots: 2,
         class: Arc::new(class),
+        bundle: None,
         devices: Vec::new(),
         queue: "night".to_owned(),
         priority: -3,

@@ -169,17 +169,7 @@ impl Core {
     /// Withdraws what a job waits for and ends what it holds.
     pub(super) fn end_leases_of(&mut self, job: JobId) {
         self.leases.wanted.retain(|_, wanted| wanted.job != job);
-        // All demands first: what one owner's leases free must not go to another owner of the same job.
-        let waiting: Vec<Key> =
-            self.scheduler.demands().filter(|d| d.job == job).map(|d| (d.owner, d.key)).collect();
-        for key in waiting {
-            self.schedule(Table::withdrawal(key, job));
-        }
-        let leases: Vec<LeaseId> =
-            self.scheduler.leases().filter(|l| l.lease.job == job).map(|l| l.lease.id).collect();
-        for lease in leases {
-            self.schedule(scheduler::Event::Release { lease });
-        }
+        self.schedule(scheduler::Event::JobGone { job });
     }
 
     pub(super) fn renew(&mut self, from: NodeId, leases: &[LeaseId]) {
@@ -324,7 +314,8 @@ impl Core {
                     RevokeKind::Idle => Revocation::Idle,
                     RevokeKind::Expired => Revocation::Expired,
                     RevokeKind::NodeLost => Revocation::Lost,
-                    RevokeKind::Preempted => Revocation::Preempted,
+                    RevokeKind::Preempted { .. } => Revocation::Preempted,
+                    RevokeKind::Evicted => Revocation::Expired,
                 };
                 if announced {
                     self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
@@ -348,11 +339,16 @@ impl Core {
                 }
                 self.send_to_agent_of(node, ToAgent::LeaseEnded { lease });
             }
-            scheduler::Effect::Infeasible { owner, key, missing } => {
+            scheduler::Effect::Infeasible { owner, key, error } => {
                 self.leases.wanted.remove(&(owner, key));
-                let failure = Failure::new(FailureKind::Infeasible, missing);
+                let failure = Failure::new(FailureKind::Infeasible, error.to_string());
                 self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
             }
+            // Nobody can ask the head for a group.
+            scheduler::Effect::GroupPlaced { .. }
+            | scheduler::Effect::GroupRevoked { .. }
+            | scheduler::Effect::GroupLost { .. }
+            | scheduler::Effect::GroupInfeasible { .. } => {}
         }
     }
 

@@ -1,0 +1,25 @@
+//! What waits, as an autoscaler needs to know it: shapes and counts.
+
+use mobula_proto::{GroupId, Resources, group::Arrange, resource::LabelRule};
+
+/// Slots or bundles of one shape for which there is no room.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unmet {
+    /// What each needs, on one node.
+    pub resources: Resources,
+    /// Conditions on that node's labels; all must hold.
+    pub labels: Vec<LabelRule>,
+    /// How many; at least 1.
+    pub count: u64,
+    /// The group of which they are bundles: useless unless there is room for all of the group's shapes.
+    pub gang: Option<Gang>,
+}
+
+/// A group that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gang {
+    /// The group.
+    pub group: GroupId,
+    /// How its bundles lie to each other.
+    pub arrange: Arrange,
+}
