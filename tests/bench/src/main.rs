@@ -16,21 +16,26 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::measure::{Result, Scale};
+use crate::{
+    measure::{Result, Scale},
+    subjects::Subject,
+};
 
 /// Measures Mobula.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
-    subject: Subject,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Subject {
+enum Command {
     /// Calls, objects, starts and idle costs of the core.
-    Core(Core),
-    /// Prints BENCHMARKS.md, made from the JSON of runs; a section for each.
+    Core(Options),
+    /// The object store: between nodes, and under pressure.
+    Objects(Options),
+    /// Prints BENCHMARKS.md, made from the JSON of runs, of one subject or of several; a section for each.
     Report {
         /// What `--json` wrote.
         #[arg(required = true)]
@@ -50,7 +55,7 @@ enum Subject {
 
 /// What is measured, and how long.
 #[derive(Args, Clone)]
-pub struct Core {
+pub struct Options {
     /// Where the results go, as JSON; written anew after each round.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,12 +71,12 @@ pub struct Core {
     /// Short windows, small transfers, one round: to see that everything works. The numbers mean little.
     #[arg(long)]
     quick: bool,
-    /// Seconds after which a row is given up.
-    #[arg(long, default_value_t = 60)]
-    limit: u64,
+    /// Seconds after which a row is given up; each subject has a default of its own.
+    #[arg(long)]
+    limit: Option<u64>,
 }
 
-impl Core {
+impl Options {
     fn scale(&self) -> Scale {
         if self.quick { Scale::QUICK } else { Scale::FULL }
     }
@@ -80,27 +85,30 @@ impl Core {
         if self.quick { 1 } else { self.rounds.max(1) }
     }
 
-    fn limit(&self) -> Duration {
-        Duration::from_secs(self.limit)
+    fn limit(&self, subject: &Subject) -> Duration {
+        self.limit.map_or(subject.limit, Duration::from_secs)
     }
 }
 
 #[mobula::main]
 async fn main() -> Result<()> {
-    match Arguments::parse().subject {
-        Subject::PeerSocket => limits::pair::serve_socket(),
-        Subject::PeerRing => limits::pair::serve_ring(),
-        Subject::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
-        Subject::Report { files } => {
+    match Arguments::parse().command {
+        Command::PeerSocket => limits::pair::serve_socket(),
+        Command::PeerRing => limits::pair::serve_ring(),
+        Command::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Command::Report { files } => {
             print!("{}", markdown::page(&files)?);
             Ok(())
         }
-        Subject::MeasureMemory { what } => subjects::scale::serve(what).await,
-        Subject::FirstResult { mode } => subjects::starts::serve(&mode).await,
-        Subject::Core(core) => {
-            let runtime = tokio::runtime::Handle::current();
-            // Probes are plain threads' code, as most drivers are: they block.
-            tokio::task::spawn_blocking(move || run::core(&core, &runtime)).await?
-        }
+        Command::MeasureMemory { what } => subjects::scale::serve(what).await,
+        Command::FirstResult { mode } => subjects::starts::serve(&mode).await,
+        Command::Core(options) => measure(&subjects::core::SUBJECT, options).await,
+        Command::Objects(options) => measure(&subjects::objects::SUBJECT, options).await,
     }
+}
+
+async fn measure(subject: &'static Subject, options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    // Probes are plain threads' code, as most drivers are: they block.
+    tokio::task::spawn_blocking(move || run::subject(subject, &options, &runtime)).await?
 }

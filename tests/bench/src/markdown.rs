@@ -37,7 +37,8 @@ fn section(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> R
     };
     writeln!(
         text,
-        "\n## {} cores of {}, {}, Linux {}\n",
+        "\n## Subject `{}`, on {} cores of {}, {}, Linux {}\n",
+        report.subject,
         setting("cores"),
         setting("model"),
         setting("memory"),
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn a_missed_row_is_told_with_its_why() {
         let report: Report = serde_json::from_value(serde_json::json!({
-            "machine": {"cores": 2, "rounds": 5}, "commit": "abc", "rows": [
+            "subject": "some", "machine": {"cores": 2, "rounds": 5}, "commit": "abc", "rows": [
                 {"name": "slow", "unit": "s", "better": "less",
                  "mobula": {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 5},
                  "peer": {"name": "Ray 1", "median": 4.0, "min": 4.0, "max": 4.0, "runs": 5},
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn each_text_on_a_missed_target_is_of_a_row() {
-        let rows: Vec<&str> = crate::run::row_names();
+        let rows: Vec<&str> = crate::subjects::row_names();
         for name in whys(WHY).keys() {
             assert!(rows.contains(name), "why.md has a text for {name:?}, which is no row");
         }

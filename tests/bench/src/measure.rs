@@ -12,6 +12,8 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
+    /// Only to see that everything works.
+    pub quick: bool,
     /// How long one measurement lasts.
     pub window: Duration,
     /// Bytes of one large transfer.
@@ -25,6 +27,7 @@ pub struct Scale {
 impl Scale {
     /// Numbers to compare.
     pub const FULL: Self = Self {
+        quick: false,
         window: Duration::from_millis(500),
         bulk_bytes: 1 << 30,
         idle: Duration::from_secs(5),
@@ -32,6 +35,7 @@ impl Scale {
     };
     /// Only to see that everything works.
     pub const QUICK: Self = Self {
+        quick: true,
         window: Duration::from_millis(200),
         bulk_bytes: 256 << 20,
         idle: Duration::from_secs(2),

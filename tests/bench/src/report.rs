@@ -14,6 +14,8 @@ use crate::{
 /// One run of this program.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Report {
+    /// What was measured: the command's name.
+    pub subject: String,
     /// What it ran on and how.
     pub machine: Map<String, Value>,
     /// The source's version.
@@ -179,8 +181,15 @@ impl Measured {
 
 impl Report {
     /// Puts rows and what was measured of them, which go together by name, into one report.
-    pub fn new(machine: Map<String, Value>, commit: String, rows: &[Row], measured: &Measured) -> Self {
-        Self { machine, commit, rows: rows.iter().map(|row| measured.line(row, rows)).collect() }
+    pub fn new(
+        subject: &str,
+        machine: Map<String, Value>,
+        commit: String,
+        rows: &[Row],
+        measured: &Measured,
+    ) -> Self {
+        let lines = rows.iter().map(|row| measured.line(row, rows)).collect();
+        Self { subject: subject.to_owned(), machine, commit, rows: lines }
     }
 
     /// Writes the JSON.
@@ -321,7 +330,7 @@ mod tests {
         measured.mobula.insert("gone".into(), Outcome { values: Vec::new(), error: Some("why".into()) });
         measured.peer.insert("rays".into(), outcome(&[2.0]));
         let rows = [OURS, SHARE, THEIRS, Row::more("gone", "1/s"), SUM];
-        let report = Report::new(Map::new(), String::new(), &rows, &measured);
+        let report = Report::new("some", Map::new(), String::new(), &rows, &measured);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json["rows"][0],

@@ -6,55 +6,27 @@ use mobula::{Cluster, NodeId};
 use tokio::runtime::Handle;
 
 use crate::{
-    Core,
-    limits::{memory, pair, quic},
-    measure::{Result, TimeUp, bounded},
+    Options,
+    measure::{Result, Scale, TimeUp, bounded},
     peer::{self, Ray},
     report::{Measured, Outcomes, Report},
     row::{Place, Probe, Row, Side, Stage},
-    subjects::{calls, cost, nodes, own, ray, scale, starts},
+    subjects::Subject,
     system,
 };
 
 /// Longest that a cluster may take to start or to end.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Limits that others add up to.
-const SUMS: &[Row] = &[
-    Row::less(calls::FIRST_GET, "µs").is_sum(&[(1.0, pair::SOCKET)], 20.0),
-    Row::less(nodes::NEAR_RAW, "µs").is_sum(&[(1.0, quic::ROUND_TRIP), (3.0, pair::SOCKET)], 0.0),
-];
-
-/// The order of the rows in the table is that of the probes.
-fn probes() -> Vec<Probe> {
-    let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE, quic::MESSAGES_PROBE];
-    all.extend_from_slice(ray::PROBES);
-    all.extend_from_slice(calls::PROBES);
-    all.extend_from_slice(cost::PROBES);
-    all.extend_from_slice(nodes::PROBES);
-    all.extend_from_slice(own::PROBES);
-    all.push(own::up_probe());
-    all.extend_from_slice(starts::PROBES);
-    all.extend_from_slice(scale::PROBES);
-    all.extend_from_slice(scale::MEMORY_PROBES);
-    all
-}
-
-/// Of all rows that there are.
-#[cfg(test)]
-pub fn row_names() -> Vec<&'static str> {
-    probes().iter().flat_map(|probe| probe.rows).chain(SUMS).map(|row| row.name).collect()
-}
-
 /// Those that fill a row of this name, or a limit of one.
-fn chosen(filter: &str) -> Vec<Probe> {
-    let all = probes();
+fn chosen(subject: &Subject, filter: &str) -> Vec<Probe> {
+    let all = (subject.probes)();
     let matches = |row: &Row| row.name.contains(filter);
     let mut limits: Vec<&str> = Vec::new();
     for row in all.iter().flat_map(|probe| probe.rows).filter(|row| matches(row)) {
         limits.extend(row.limit);
     }
-    for sum in SUMS {
+    for sum in subject.sums {
         if limits.contains(&sum.name)
             && let Side::Sum(parts, _) = sum.side
         {
@@ -66,44 +38,52 @@ fn chosen(filter: &str) -> Vec<Probe> {
 }
 
 /// Measures, prints and saves.
-pub fn core(core: &Core, runtime: &Handle) -> Result<()> {
-    let probes = chosen(&core.rows);
+pub fn subject(subject: &'static Subject, options: &Options, runtime: &Handle) -> Result<()> {
+    let probes = chosen(subject, &options.rows);
     let mut rows: Vec<Row> = probes.iter().flat_map(|probe| probe.rows).copied().collect();
-    rows.extend_from_slice(SUMS);
+    rows.extend_from_slice(subject.sums);
     let there = |name: &str| probes.iter().flat_map(|probe| probe.rows).any(|row| row.name == name);
     rows.retain(|row| match row.side {
         Side::Sum(parts, _) => parts.iter().all(|(_, name)| there(name)),
         Side::Mobula | Side::Limit => true,
     });
-    let ray = core.against_ray.then(Ray::installed).transpose()?;
+    let ray = options.against_ray.then(Ray::installed).transpose()?;
     let mut machine = system::machine();
-    machine.insert("rounds".into(), core.rounds().into());
-    machine.insert("window_s".into(), core.scale().window.as_secs_f64().into());
+    machine.insert("rounds".into(), options.rounds().into());
+    machine.insert("window_s".into(), options.scale().window.as_secs_f64().into());
     if ray.is_some() {
         machine.insert("ray".into(), peer::VERSION.into());
     }
     let commit = system::commit();
+    let report =
+        |measured: &Measured| Report::new(subject.name, machine.clone(), commit.clone(), &rows, measured);
     let mut measured = Measured { peer_name: format!("Ray {}", peer::VERSION), ..Measured::default() };
-    for round in 0..core.rounds() {
-        eprintln!("round {} of {}", round + 1, core.rounds());
+    for round in 0..options.rounds() {
+        eprintln!("round {} of {}", round + 1, options.rounds());
         let mobula_first = round.is_multiple_of(2);
         for mobula in [mobula_first, !mobula_first] {
             if mobula {
-                own_round(core, runtime, round, &probes, &mut measured.mobula);
+                own_round(subject, options, runtime, round, &probes, &mut measured.mobula);
             } else if let Some(ray) = &ray {
-                peer_round(ray, core, &rows, &mut measured.peer)?;
+                peer_round(ray, subject, options, &rows, &mut measured.peer)?;
             }
         }
-        let report = Report::new(machine.clone(), commit.clone(), &rows, &measured);
-        if let Some(path) = &core.json {
-            report.save(path)?;
+        if let Some(path) = &options.json {
+            report(&measured).save(path)?;
         }
     }
-    println!("{}", Report::new(machine, commit, &rows, &measured).table());
+    println!("{}", report(&measured).table());
     Ok(())
 }
 
-fn own_round(core: &Core, runtime: &Handle, round: usize, probes: &[Probe], outcomes: &mut Outcomes) {
+fn own_round(
+    subject: &Subject,
+    options: &Options,
+    runtime: &Handle,
+    round: usize,
+    probes: &[Probe],
+    outcomes: &mut Outcomes,
+) {
     let mut stages =
         [Stage::Alone, Stage::Fresh, Stage::Starts, Stage::OneNode, Stage::TwoNodes, Stage::Scale];
     let mut order = probes.to_vec();
@@ -113,11 +93,18 @@ fn own_round(core: &Core, runtime: &Handle, round: usize, probes: &[Probe], outc
     }
     for stage in stages {
         let of_stage: Vec<Probe> = order.iter().filter(|probe| probe.stage == stage).copied().collect();
-        Round { core, runtime, round, stage }.run(&of_stage, outcomes);
+        let limit = options.limit(subject);
+        Round { scale: options.scale(), limit, runtime, round, stage }.run(&of_stage, outcomes);
     }
 }
 
-fn peer_round(ray: &Ray, core: &Core, rows: &[Row], outcomes: &mut Outcomes) -> Result<()> {
+fn peer_round(
+    ray: &Ray,
+    subject: &Subject,
+    options: &Options,
+    rows: &[Row],
+    outcomes: &mut Outcomes,
+) -> Result<()> {
     let mut wanted: Vec<&'static str> = rows.iter().filter_map(|row| row.peer).collect();
     wanted.sort_unstable();
     wanted.dedup();
@@ -125,7 +112,7 @@ fn peer_round(ray: &Ray, core: &Core, rows: &[Row], outcomes: &mut Outcomes) -> 
     wanted.retain(|name| {
         *name != peer::FIRST && outcomes.get(*name).is_none_or(|before| before.error.is_none())
     });
-    for (name, value) in ray.measure(&wanted, core.scale())? {
+    for (name, value) in ray.measure(subject.loops, &wanted, options.scale())? {
         let outcome = outcomes.entry(name.into()).or_default();
         match value {
             Ok(value) => outcome.values.push(value),
@@ -136,7 +123,8 @@ fn peer_round(ray: &Ray, core: &Core, rows: &[Row], outcomes: &mut Outcomes) -> 
 }
 
 struct Round<'a> {
-    core: &'a Core,
+    scale: Scale,
+    limit: Duration,
     runtime: &'a Handle,
     round: usize,
     stage: Stage,
@@ -179,13 +167,13 @@ impl Round<'_> {
     fn measure(&self, probe: &Probe, (cluster, far): &Started) -> Result<Vec<f64>> {
         let place = Place {
             round: self.round,
-            scale: self.core.scale(),
+            scale: self.scale,
             runtime: self.runtime.clone(),
             cluster: cluster.clone(),
             far: *far,
         };
         let run = probe.run;
-        bounded(probe.rows[0].name, self.core.limit(), move || run(&place))
+        bounded(probe.rows[0].name, self.limit, move || run(&place))
     }
 
     fn start(&self) -> Result<Started> {

@@ -21,7 +21,8 @@ pub const FIRST: &str = "from nothing to the first result";
 
 /// What is installed.
 const PACKAGES: [&str; 2] = ["ray[default]==2.60.0", "numpy>=2,<3"];
-const LOOPS: &str = include_str!("loops.py");
+/// What all loops begin with.
+const HARNESS: &str = include_str!("harness.py");
 /// Longest that Ray may take to start, and for one row.
 const ROW_LIMIT: Duration = Duration::from_secs(120);
 /// How long its processes may take to go by themselves.
@@ -58,17 +59,19 @@ impl Ray {
             fs::write(&complete, PACKAGES.join("\n"))?;
         }
         let script = tempfile::tempdir()?;
-        fs::write(script.path().join("loops.py"), LOOPS)?;
+        fs::write(script.path().join("harness.py"), HARNESS)?;
         Ok(Self { python: folder.join("bin/python"), script })
     }
 
-    /// Starts Ray, measures these rows, and ends it. Every row has an outcome, and [`FIRST`] has one.
-    pub fn measure(&self, rows: &[&str], scale: Scale) -> Result<BTreeMap<String, Result<f64>>> {
+    /// Runs these loops, which start Ray, for these rows, and ends it. Every row has an outcome, and [`FIRST`] has one
+    /// where the loops say when that was.
+    pub fn measure(&self, loops: &str, rows: &[&str], scale: Scale) -> Result<BTreeMap<String, Result<f64>>> {
+        fs::write(self.script.path().join("loops.py"), loops)?;
         let mark = format!("{}-{:?}", std::process::id(), Instant::now());
         let begun = Instant::now();
         let child = Command::new(&self.python)
             .arg(self.script.path().join("loops.py"))
-            .arg(scale.window.as_secs_f64().to_string())
+            .args([scale.window.as_secs_f64().to_string(), scale.bulk_bytes.to_string()])
             .args(rows)
             .env("RAY_USAGE_STATS_ENABLED", "0")
             .env(MARK, &mark)
@@ -101,7 +104,7 @@ impl Ray {
             }
         }
         let trouble = running.end()?;
-        for row in rows.iter().chain([&FIRST]) {
+        for row in rows {
             let missing = || Err(format!("Ray gave no value; its last words: {trouble}").into());
             values.entry((*row).to_owned()).or_insert_with(missing);
         }

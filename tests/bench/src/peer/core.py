@@ -1,17 +1,8 @@
-"""The loops of Mobula's benchmark, run by Ray. Started by mobula-bench; prints one JSON object a line.
-
-Arguments: the length of a measurement in seconds, then the names of the rows. Each line is {"row", "value"} or
-{"row", "error"}; the first, {"row": "first"}, says that a first task has returned.
-"""
-
-import json
-import os
-import sys
-import threading
-import time
+"""The loops of `mobula-bench core`, run by Ray."""
 
 import numpy as np
 import ray
+from harness import main, rate, row, say
 
 CALLS = 5000
 TASKS = 10_000
@@ -88,237 +79,193 @@ def object_with_refs():
     return [ray.put(1) for _ in range(10_000)]
 
 
-def rate(window, each, call, warm=None):
-    """Operations a second: calls for one window, after a warm-up of at least one call."""
-    begun = time.perf_counter()
-    (warm or call)()
-    while warm is None and time.perf_counter() - begun < window / 4:
-        call()
-    begun, calls = time.perf_counter(), 0
-    while True:
-        call()
-        calls += 1
-        elapsed = time.perf_counter() - begun
-        if elapsed >= window:
-            return calls * each / elapsed
-
-
 def started(actors, method="small_value"):
     ray.get([getattr(actor, method).remote() for actor in actors])
     return actors
 
 
 SERVERS = 1
-ROWS = {}
-
-
-def row(name):
-    return lambda measure: ROWS.setdefault(name, measure)
-
 
 @row("single client get calls (Plasma Store)")
-def _(window):
+def _(scale):
     value = ray.put(0)
-    return rate(window, 1, lambda: ray.get(value))
+    return rate(scale.window, 1, lambda: ray.get(value))
 
 
 @row("single client put calls (Plasma Store)")
-def _(window):
-    return rate(window, 1, lambda: ray.put(0))
+def _(scale):
+    return rate(scale.window, 1, lambda: ray.put(0))
 
 
 @row("multi client put calls (Plasma Store)")
-def _(window):
-    return rate(window, 1000, lambda: ray.get([put_small.remote() for _ in range(10)]))
+def _(scale):
+    return rate(scale.window, 1000, lambda: ray.get([put_small.remote() for _ in range(10)]))
 
 
 @row("single client put gigabytes")
-def _(window):
+def _(scale):
     ones = np.ones(100 * 1024 * 1024, dtype=np.int64)
-    return rate(window, ones.nbytes / GIGABYTE, lambda: ray.put(ones))
+    return rate(scale.window, ones.nbytes / GIGABYTE, lambda: ray.put(ones))
 
 
 @row("single client tasks and get batch")
-def _(window):
-    return rate(window, 1, lambda: ray.get([small_value.remote() for _ in range(1000)]))
+def _(scale):
+    return rate(scale.window, 1, lambda: ray.get([small_value.remote() for _ in range(1000)]))
 
 
 @row("multi client put gigabytes")
-def _(window):
+def _(scale):
     bytes_each = 10 * 10 * 1024 * 1024 * 8
-    return rate(window, 10 * bytes_each / GIGABYTE, lambda: ray.get([put_large.remote() for _ in range(10)]))
+    return rate(scale.window, 10 * bytes_each / GIGABYTE, lambda: ray.get([put_large.remote() for _ in range(10)]))
 
 
 @row("single client get object containing 10k refs")
-def _(window):
+def _(scale):
     made = object_with_refs.remote()
-    return rate(window, 1, lambda: ray.get(made))
+    return rate(scale.window, 1, lambda: ray.get(made))
 
 
 @row("single client wait 1k refs")
-def _(window):
+def _(scale):
     def wait():
         waiting = [small_value.remote() for _ in range(1000)]
         while waiting:
             _, waiting = ray.wait(waiting, fetch_local=False)
 
-    return rate(window, 1, wait)
+    return rate(scale.window, 1, wait)
 
 
 @row("single client tasks sync")
-def _(window):
-    return rate(window, 1, lambda: ray.get(small_value.remote()))
+def _(scale):
+    return rate(scale.window, 1, lambda: ray.get(small_value.remote()))
 
 
 @row("single client tasks async")
-def _(window):
-    return rate(window, 1000, lambda: ray.get([small_value.remote() for _ in range(1000)]))
+def _(scale):
+    return rate(scale.window, 1000, lambda: ray.get([small_value.remote() for _ in range(1000)]))
 
 
 @row("multi client tasks async")
-def _(window):
+def _(scale):
     actors = started([Echo.remote() for _ in range(CLIENTS)])
 
     def batch(tasks):
         ray.get([actor.small_value_batch.remote(tasks) for actor in actors])
 
-    return rate(window, TASKS * CLIENTS, lambda: batch(TASKS), lambda: batch(TASKS // WARM_SHARE))
+    return rate(scale.window, TASKS * CLIENTS, lambda: batch(TASKS), lambda: batch(TASKS // WARM_SHARE))
 
 
-def one_to_one(window, actor, each):
+def one_to_one(scale, actor, each):
     started([actor])
     calls = (lambda: ray.get(actor.small_value.remote())) if each == 1 else (
         lambda: ray.get([actor.small_value.remote() for _ in range(each)])
     )
-    return rate(window, each, calls)
+    return rate(scale.window, each, calls)
 
 
 @row("1:1 actor calls sync")
-def _(window):
-    return one_to_one(window, Echo.remote(), 1)
+def _(scale):
+    return one_to_one(scale, Echo.remote(), 1)
 
 
 @row("1:1 actor calls async")
-def _(window):
-    return one_to_one(window, Echo.remote(), 1000)
+def _(scale):
+    return one_to_one(scale, Echo.remote(), 1000)
 
 
 @row("1:1 actor calls concurrent")
-def _(window):
-    return one_to_one(window, Echo.options(max_concurrency=16).remote(), 1000)
+def _(scale):
+    return one_to_one(scale, Echo.options(max_concurrency=16).remote(), 1000)
 
 
-def one_to_many(window, kind):
+def one_to_many(scale, kind):
     servers = started([kind.remote() for _ in range(SERVERS)])
     client = Client.remote(servers)
 
     def batch(calls):
         ray.get(client.small_value_batch.remote(calls))
 
-    return rate(window, CALLS * SERVERS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
+    return rate(scale.window, CALLS * SERVERS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
 
 
-def many_to_many(window, kind):
+def many_to_many(scale, kind):
     actors = started([kind.remote() for _ in range(SERVERS)])
 
     def batch(calls):
         ray.get([work.remote(actors, calls) for _ in range(CLIENTS)])
 
-    return rate(window, CLIENTS * CALLS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
+    return rate(scale.window, CLIENTS * CALLS, lambda: batch(CALLS), lambda: batch(CALLS // WARM_SHARE))
 
 
 @row("1:n actor calls async")
-def _(window):
-    return one_to_many(window, Echo)
+def _(scale):
+    return one_to_many(scale, Echo)
 
 
 @row("n:n actor calls async")
-def _(window):
-    return many_to_many(window, Echo)
+def _(scale):
+    return many_to_many(scale, Echo)
 
 
 @row("n:n actor calls with arg async")
-def _(window):
+def _(scale):
     servers = started([Echo.remote() for _ in range(SERVERS)])
     clients = [Client.remote([server]) for server in servers]
     return rate(
-        window,
+        scale.window,
         1000 * len(clients),
         lambda: ray.get([client.small_value_batch_arg.remote(1000) for client in clients]),
     )
 
 
 @row("1:1 async-actor calls sync")
-def _(window):
-    return one_to_one(window, AsyncEcho.remote(), 1)
+def _(scale):
+    return one_to_one(scale, AsyncEcho.remote(), 1)
 
 
 @row("1:1 async-actor calls async")
-def _(window):
-    return one_to_one(window, AsyncEcho.remote(), 1000)
+def _(scale):
+    return one_to_one(scale, AsyncEcho.remote(), 1000)
 
 
 @row("1:1 async-actor calls with args async")
-def _(window):
+def _(scale):
     actor = started([AsyncEcho.remote()])[0]
     return rate(
-        window, 1000, lambda: ray.get([actor.small_value_with_arg.remote(at) for at in range(1000)])
+        scale.window, 1000, lambda: ray.get([actor.small_value_with_arg.remote(at) for at in range(1000)])
     )
 
 
 @row("1:n async-actor calls async")
-def _(window):
-    return one_to_many(window, AsyncEcho)
+def _(scale):
+    return one_to_many(scale, AsyncEcho)
 
 
 @row("n:n async-actor calls async")
-def _(window):
-    return many_to_many(window, AsyncEcho)
+def _(scale):
+    return many_to_many(scale, AsyncEcho)
 
 
 @row("actor creation")
-def _(window):
+def _(scale):
     def create():
         started([Echo.remote() for _ in range(4)])
 
-    return rate(window, 4, create, lambda: None)
+    return rate(scale.window, 4, create, lambda: None)
 
 
 @row("memory of an idle actor")
-def _(window):
+def _(scale):
     return ray.get(Echo.remote().memory.remote()) / 1e3
 
 
-def say(**line):
-    print(json.dumps(line), flush=True)
-
-
-def end_with_parent():
-    """Standard input ends when the program that started this one does."""
-    sys.stdin.read()
-    # What Ray started ends when this process does, should the orderly way take too long.
-    threading.Timer(5, os._exit, [1]).start()
-    ray.shutdown()
-    os._exit(1)
-
-
-def main():
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    window, wanted = float(sys.argv[1]), sys.argv[2:]
+def start():
     # Without the dashboard, which would use the processor beside what is measured.
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        ray.get(small_value.remote())
-        say(row="first", value=0)
-        global SERVERS
-        SERVERS = max(1, int(ray.cluster_resources()["CPU"]) // 2)
-        for name in wanted:
-            try:
-                say(row=name, value=ROWS[name](window))
-            except Exception as error:
-                say(row=name, error=f"{type(error).__name__}: {error}")
-    finally:
-        ray.shutdown()
+    ray.get(small_value.remote())
+    say(row="first", value=0)
+    global SERVERS
+    SERVERS = max(1, int(ray.cluster_resources()["CPU"]) // 2)
 
 
-main()
+main(start)

@@ -1,0 +1,23 @@
+//! The object store: on one node, between nodes, and under pressure. Each file fills some of the rows.
+
+mod local;
+
+use std::time::Duration;
+
+use super::Subject;
+use crate::{limits::memory, row::Probe};
+
+/// All of it.
+pub const SUBJECT: Subject = Subject {
+    name: "objects",
+    probes,
+    sums: &[],
+    loops: include_str!("../../peer/objects.py"),
+    limit: Duration::from_secs(300),
+};
+
+fn probes() -> Vec<Probe> {
+    let mut all = vec![memory::PROBE];
+    all.extend_from_slice(local::PROBES);
+    all
+}
