@@ -369,7 +369,7 @@ pub enum Between {
     },
 }
 
-/// First message on a bulk stream: what is wanted. The answer is a length and the bytes.
+/// First message on a bulk stream: what is wanted. The answer is a note, a length and the bytes.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum Pull {
     /// An object.
@@ -378,14 +378,31 @@ pub enum Pull {
         object: ObjectId,
         /// The copy that is meant.
         copy: Copy,
-        /// Who pulls, and will be told to drop its copy.
+        /// Who pulls. At the node with the primary copy: will be told to drop its own.
         by: NodeId,
+        /// So many bytes are there already, from the beginning.
+        from: u64,
+        /// Nodes from which it could not be had.
+        tried: Vec<NodeId>,
+        /// Only a whole copy will do: one that is being pulled may wait for this very reader.
+        whole: bool,
     },
     /// A job's program or file.
     Binary {
         /// Its hash.
         hash: BinaryHash,
     },
+}
+
+/// Most nodes in [`Sources`].
+pub const SOURCES_MAX: usize = 8;
+
+/// The note in an answer to [`Pull::Object`] of the node with the primary copy: others that have it, or a part of it.
+/// Where the answer is no range, the first of them is to be asked.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// At most [`SOURCES_MAX`].
+    pub nodes: Vec<NodeId>,
 }
 
 /// The cluster as people see it: what `mobula status` prints and the HTTP API serves.

@@ -46,7 +46,7 @@ enum Command {
     #[command(hide = true, name = limits::pair::RING_ROLE)]
     PeerRing,
     #[command(hide = true, name = limits::quic::ROLE)]
-    PeerQuic { folder: PathBuf, bytes: usize },
+    PeerQuic { folder: PathBuf, bytes: usize, mtu: u16 },
     #[command(hide = true, name = subjects::scale::ROLE)]
     MeasureMemory { what: String },
     #[command(hide = true, name = subjects::starts::ROLE)]
@@ -95,7 +95,7 @@ async fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::PeerSocket => limits::pair::serve_socket(),
         Command::PeerRing => limits::pair::serve_ring(),
-        Command::PeerQuic { folder, bytes } => limits::quic::serve(&folder, bytes).await,
+        Command::PeerQuic { folder, bytes, mtu } => limits::quic::serve(&folder, bytes, mtu).await,
         Command::Report { files } => {
             print!("{}", markdown::page(&files)?);
             Ok(())

@@ -53,6 +53,13 @@ pub fn children(pid: u32) -> BTreeSet<Process> {
         .collect()
 }
 
+/// Bytes that a process has in memory, shared ones included; 0 where it is gone.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
 /// What the open descriptors of this process lead to, sorted.
 pub fn descriptors() -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };

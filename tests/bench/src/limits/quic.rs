@@ -15,7 +15,7 @@ use bytes::Bytes;
 use mobula_net::{
     bulk,
     identity::{Authority, Identity, Role},
-    quic::{Connection, Endpoint, Incoming, Options, StreamKind},
+    quic::{Connection, Endpoint, Incoming, Mtu, Options, StreamKind},
 };
 use mobula_telemetry::task;
 use quinn::{
@@ -37,8 +37,26 @@ use crate::{
 
 /// What the child is to be; takes a folder and a number of bytes.
 pub const ROLE: &str = "peer-quic";
-/// The name of the limit.
+/// Names of the limits: a stream of 1 GiB, 64 MiB and 1 MiB, with the largest packets that loopback carries.
 pub const PLAIN: &str = "quinn stream 1 GiB, tuned by hand";
+/// Names of the limits.
+pub const PLAIN_64_MIB: &str = "quinn stream 64 MiB, tuned by hand";
+/// Names of the limits.
+pub const PLAIN_1_MIB: &str = "quinn stream 1 MiB, tuned by hand";
+/// Names of the limits: the same with packets as on Ethernet.
+pub const ETHERNET: &str = "quinn stream 1 GiB, MTU 1452";
+/// Names of the limits.
+pub const ETHERNET_64_MIB: &str = "quinn stream 64 MiB, MTU 1452";
+/// Names of the limits.
+pub const ETHERNET_1_MIB: &str = "quinn stream 1 MiB, MTU 1452";
+/// Names of the limits: all that a broadcast to [`BROADCAST_NODES`] has to move.
+pub const BROADCAST: &str = "1 GiB eight times through a quinn stream, tuned by hand";
+/// How many nodes a broadcast goes to.
+pub const BROADCAST_NODES: usize = 8;
+/// UDP payload in bytes: an Ethernet packet without the headers of IPv6 and UDP.
+const ETHERNET_MTU: u16 = 1452;
+/// Small transfers of one measurement are so many bytes together.
+const TOGETHER_BYTES: usize = 64 << 20;
 
 /// Names of the limits.
 pub const ROUND_TRIP: &str = "quinn round trip";
@@ -72,6 +90,38 @@ pub const PROBE: Probe = Probe {
     run,
 };
 
+/// GB/s and seconds, of plain streams alone.
+pub const PLAIN_PROBE: Probe = Probe {
+    rows: &[
+        Row::more(PLAIN, "GB/s").is_limit(),
+        Row::more(PLAIN_64_MIB, "GB/s").is_limit(),
+        Row::more(PLAIN_1_MIB, "GB/s").is_limit(),
+        Row::less(BROADCAST, "s").is_limit(),
+    ],
+    stage: Stage::Alone,
+    run: plain,
+};
+
+/// GB/s with packets as on Ethernet, the two in turns for each size.
+pub const ETHERNET_PROBE: Probe = Probe {
+    rows: &[
+        Row::more("agent to agent 1 GiB pull, MTU 1452", "GB/s")
+            .limit(ETHERNET)
+            .targets(&[Target::OfLimit(0.8)]),
+        Row::more(ETHERNET, "GB/s").is_limit(),
+        Row::more("agent to agent 64 MiB pull, MTU 1452", "GB/s")
+            .limit(ETHERNET_64_MIB)
+            .targets(&[Target::OfLimit(0.8)]),
+        Row::more(ETHERNET_64_MIB, "GB/s").is_limit(),
+        Row::more("agent to agent 1 MiB pull, MTU 1452", "GB/s")
+            .limit(ETHERNET_1_MIB)
+            .targets(&[Target::OfLimit(0.8)]),
+        Row::more(ETHERNET_1_MIB, "GB/s").is_limit(),
+    ],
+    stage: Stage::Alone,
+    run: ethernet,
+};
+
 /// Small messages over a connection of its own.
 pub const MESSAGES_PROBE: Probe = Probe {
     rows: &[Row::less(ROUND_TRIP, "µs").is_limit(), Row::more(MESSAGES, "1/s").is_limit()],
@@ -90,7 +140,8 @@ struct Server {
 }
 
 impl Server {
-    fn start(bytes: usize) -> Result<Self> {
+    /// `mtu` is that of both servers; `None` leaves it at what suits loopback.
+    fn start(bytes: usize, mtu: Option<u16>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let authority = Authority::create(&folder.path().join("ca"), "bench")?;
         authority.identity(Role::Agent, "server")?.save(&folder.path().join("server"))?;
@@ -100,7 +151,7 @@ impl Server {
 
         let (here, there) = UnixStream::pair()?;
         let at = folder.path().to_str().ok_or("the temporary folder's name is no text")?;
-        let process = Peer::start(&[ROLE, at, &bytes.to_string()], there)?;
+        let process = Peer::start(&[ROLE, at, &bytes.to_string(), &mtu.unwrap_or(0).to_string()], there)?;
         let mut line = String::new();
         BufReader::new(&here).read_line(&mut line)?;
         let (bulk, plain) = line.trim().split_once(' ').ok_or("the server did not start")?;
@@ -109,42 +160,102 @@ impl Server {
     }
 }
 
+/// Both ways to pull from one server.
+struct Lines {
+    _endpoints: (Endpoint, quinn::Endpoint),
+    ours: Connection,
+    plain: quinn::Connection,
+}
+
+impl Lines {
+    async fn open(server: &Server, mtu: Option<u16>) -> Result<Self> {
+        let (plain_endpoint, plain) = plain_connection(server.plain, server.folder.path(), mtu).await?;
+        let identity = server.authority.identity(Role::Agent, "client")?;
+        let endpoint = Endpoint::client(identity, options(mtu))?;
+        let ours = endpoint.connect(server.bulk, Role::Agent).await?;
+        Ok(Self { _endpoints: (endpoint, plain_endpoint), ours, plain })
+    }
+
+    /// GB/s, of as many pulls as make a measurement.
+    async fn rate(&self, ours: bool, dest: &mut [u8]) -> Result<f64> {
+        let times = (TOGETHER_BYTES / dest.len()).max(1);
+        dest.fill(1);
+        let length = (dest.len() as u64).to_le_bytes();
+        let begun = Instant::now();
+        for _ in 0..times {
+            if ours {
+                bulk::pull(&self.ours, &length, dest, bulk::STALL_TIMEOUT, &mut ()).await?;
+            } else {
+                pull_plain(&self.plain, dest).await?;
+            }
+        }
+        let rate = (dest.len() * times) as f64 / begun.elapsed().as_secs_f64() / 1e9;
+        check(dest)?;
+        Ok(rate)
+    }
+
+    /// Ours and the plain one, in turns: the second of each counts, when windows are open and pages are mapped.
+    async fn both(&self, place: &Place, dest: &mut [u8]) -> Result<[f64; 2]> {
+        let mut rates = [0.0; 2];
+        for turn in 0..4 {
+            let ours = (turn + place.round).is_multiple_of(2);
+            rates[usize::from(!ours)] = self.rate(ours, dest).await?;
+        }
+        Ok(rates)
+    }
+}
+
+fn options(mtu: Option<u16>) -> Options {
+    let mtu = mtu.map_or(Mtu::Auto, Mtu::Fixed);
+    Options { mtu, ..Options::default() }
+}
+
 fn run(place: &Place) -> Result<Vec<f64>> {
     let bytes = place.scale.bulk_bytes;
-    let server = Server::start(bytes)?;
-    let identity = server.authority.identity(Role::Agent, "client")?;
+    let server = Server::start(bytes, None)?;
     let mut dest = vec![1; bytes];
-    let (mut pulled, mut plain) = (0.0, 0.0);
     place.runtime.block_on(async {
-        let (_plain_endpoint, plain_connection) =
-            plain_connection(server.plain, server.folder.path()).await?;
-        let endpoint = Endpoint::client(identity, Options::default())?;
-        let connection = endpoint.connect(server.bulk, Role::Agent).await?;
-        // Two of each, in turns; the second counts, when windows are open and pages are mapped.
-        for turn in 0..4 {
-            let begun = Instant::now();
-            let ours = (turn + place.round).is_multiple_of(2);
-            if ours {
-                bulk::pull(&connection, b"all", &mut dest).await?;
-            } else {
-                pull_plain(&plain_connection, &mut dest).await?;
-            }
-            let rate = bytes as f64 / begun.elapsed().as_secs_f64() / 1e9;
-            *(if ours { &mut pulled } else { &mut plain }) = rate;
-            check(&dest)?;
-            dest.fill(1);
+        let lines = Lines::open(&server, None).await?;
+        Ok(lines.both(place, &mut dest).await?.to_vec())
+    })
+}
+
+fn plain(place: &Place) -> Result<Vec<f64>> {
+    let bytes = place.scale.bulk_bytes;
+    let server = Server::start(bytes, None)?;
+    let mut dest = vec![1; bytes];
+    place.runtime.block_on(async {
+        let lines = Lines::open(&server, None).await?;
+        let mut rates = Vec::new();
+        for size in [bytes, bytes / 16, bytes / 1024] {
+            lines.rate(false, &mut dest[..size]).await?;
+            rates.push(lines.rate(false, &mut dest[..size]).await?);
         }
-        Result::Ok(())
-    })?;
-    Ok(vec![pulled, plain])
+        rates.push((BROADCAST_NODES * bytes) as f64 / 1e9 / rates[0]);
+        Ok(rates)
+    })
+}
+
+fn ethernet(place: &Place) -> Result<Vec<f64>> {
+    let bytes = place.scale.bulk_bytes;
+    let server = Server::start(bytes, Some(ETHERNET_MTU))?;
+    let mut dest = vec![1; bytes];
+    place.runtime.block_on(async {
+        let lines = Lines::open(&server, Some(ETHERNET_MTU)).await?;
+        let mut rates = Vec::new();
+        for size in [bytes, bytes / 16, bytes / 1024] {
+            rates.extend(lines.both(place, &mut dest[..size]).await?);
+        }
+        Ok(rates)
+    })
 }
 
 fn messages(place: &Place) -> Result<Vec<f64>> {
-    let server = Server::start(0)?;
+    let server = Server::start(0, None)?;
     let window = place.scale.window;
     // On a thread of the runtime, where what arrives is seen without waking another.
     let measured = place.runtime.spawn(async move {
-        let (_endpoint, connection) = plain_connection(server.plain, server.folder.path()).await?;
+        let (_endpoint, connection) = plain_connection(server.plain, server.folder.path(), None).await?;
         let (mut send, mut receive) = connection.open_bi().await?;
         send.write_all(&ECHO).await?;
         let mut one = [1; MESSAGE_BYTES];
@@ -245,11 +356,12 @@ fn pattern(at: usize) -> u8 {
 }
 
 /// The server process: says its two addresses and runs until its socket ends.
-pub async fn serve(folder: &Path, bytes: usize) -> Result<()> {
+pub async fn serve(folder: &Path, bytes: usize, mtu: u16) -> Result<()> {
+    let mtu = (mtu > 0).then_some(mtu);
     let range = Bytes::from((0..bytes).map(pattern).collect::<Vec<_>>());
     let identity = Identity::load(&folder.join("server"))?;
-    let plain = plain_endpoint(Some(folder))?;
-    let endpoint = Endpoint::bind(([127, 0, 0, 1], 0).into(), identity, Options::default())?;
+    let plain = plain_endpoint(Some(folder), mtu)?;
+    let endpoint = Endpoint::bind(([127, 0, 0, 1], 0).into(), identity, options(mtu))?;
     let mut socket = own_socket()?;
     writeln!(socket, "{} {}", endpoint.local_addr()?, plain.local_addr()?)?;
     task::spawn("bench-plain", serve_plain(plain, range.clone()));
@@ -266,9 +378,23 @@ async fn serve_bulk(connection: Connection, range: Bytes) {
     while let Ok((StreamKind::Bulk, sender, receiver)) = connection.accept_stream().await {
         let range = range.clone();
         task::spawn("bench-bulk-stream", async move {
-            bulk::serve((sender, receiver), async |_request| Ok(range)).await
+            let mut sent = 0;
+            let answered = bulk::serve(
+                (sender, receiver),
+                async |request| {
+                    let wanted = length(&request).ok_or("a length is wanted")?.min(range.len());
+                    Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(range.slice(..wanted), 0)))
+                },
+                &mut sent,
+            );
+            answered.await
         });
     }
+}
+
+/// What a client wants: so many bytes from the beginning.
+fn length(said: &[u8]) -> Option<usize> {
+    said.try_into().ok().map(u64::from_le_bytes)?.try_into().ok()
 }
 
 async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
@@ -287,7 +413,11 @@ async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
                 echo_many(&mut send, &mut receive).await?;
                 continue;
             }
-            for piece in range.chunks(PIECE_BYTES) {
+            let mut wanted = [0; 8];
+            receive.read_exact(&mut wanted).await?;
+            let wanted =
+                length(&wanted).and_then(|wanted| range.get(..wanted)).ok_or("too much is wanted")?;
+            for piece in wanted.chunks(PIECE_BYTES) {
                 send.write_chunk(range.slice_ref(piece)).await?;
             }
             send.finish()?;
@@ -299,6 +429,7 @@ async fn serve_plain(endpoint: quinn::Endpoint, range: Bytes) -> Result<()> {
 async fn pull_plain(connection: &quinn::Connection, dest: &mut [u8]) -> Result<()> {
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&ALL).await?;
+    send.write_all(&(dest.len() as u64).to_le_bytes()).await?;
     send.finish()?;
     let mut filled = 0;
     while let Some(chunk) = receive.read_chunk(usize::MAX, true).await? {
@@ -310,25 +441,26 @@ async fn pull_plain(connection: &quinn::Connection, dest: &mut [u8]) -> Result<(
 }
 
 /// What a careful author would set by hand on loopback.
-fn plain_transport() -> Arc<TransportConfig> {
+fn plain_transport(mtu: Option<u16>) -> Arc<TransportConfig> {
     let mut congestion = CubicConfig::default();
     congestion.initial_window(4 << 20);
     let mut transport = TransportConfig::default();
     transport
-        .initial_mtu(65_000)
-        .min_mtu(16_000)
         .mtu_discovery_config(None)
-        .enable_segmentation_offload(false)
         .stream_receive_window(VarInt::from_u32(8 << 20))
         .receive_window(VarInt::from_u32(8 << 20))
         .send_window(32 << 20)
         .congestion_controller_factory(Arc::new(congestion))
         .keep_alive_interval(Some(Duration::from_secs(2)));
+    match mtu {
+        Some(mtu) => transport.initial_mtu(mtu),
+        None => transport.initial_mtu(65_000).min_mtu(16_000).enable_segmentation_offload(false),
+    };
     Arc::new(transport)
 }
 
 /// A server's where a folder with its certificate is given.
-fn plain_endpoint(server: Option<&Path>) -> Result<quinn::Endpoint> {
+fn plain_endpoint(server: Option<&Path>, mtu: Option<u16>) -> Result<quinn::Endpoint> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20).is_err() {
         socket.set_recv_buffer_size(16 << 20)?;
@@ -339,11 +471,11 @@ fn plain_endpoint(server: Option<&Path>) -> Result<quinn::Endpoint> {
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(65_507)?;
-    let server = server.map(plain_server).transpose()?;
+    let server = server.map(|folder| plain_server(folder, mtu)).transpose()?;
     Ok(quinn::Endpoint::new(config, server, socket.into(), Arc::new(TokioRuntime))?)
 }
 
-fn plain_server(folder: &Path) -> Result<ServerConfig> {
+fn plain_server(folder: &Path, mtu: Option<u16>) -> Result<ServerConfig> {
     let key = PrivateKeyDer::from_pem_file(folder.join("plain.pem"))?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -351,7 +483,7 @@ fn plain_server(folder: &Path) -> Result<ServerConfig> {
         .with_single_cert(vec![certificate(folder)?], key)?;
     tls.alpn_protocols = vec![NAME.into()];
     let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    server.transport_config(plain_transport());
+    server.transport_config(plain_transport(mtu));
     Ok(server)
 }
 
@@ -359,8 +491,12 @@ fn certificate(folder: &Path) -> Result<CertificateDer<'static>> {
     Ok(std::fs::read(folder.join(CERTIFICATE))?.into())
 }
 
-async fn plain_connection(addr: SocketAddr, folder: &Path) -> Result<(quinn::Endpoint, quinn::Connection)> {
-    let endpoint = plain_endpoint(None)?;
+async fn plain_connection(
+    addr: SocketAddr,
+    folder: &Path,
+    mtu: Option<u16>,
+) -> Result<(quinn::Endpoint, quinn::Connection)> {
+    let endpoint = plain_endpoint(None, mtu)?;
     let mut roots = RootCertStore::empty();
     roots.add(certificate(folder)?)?;
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
@@ -369,7 +505,7 @@ async fn plain_connection(addr: SocketAddr, folder: &Path) -> Result<(quinn::End
         .with_no_client_auth();
     tls.alpn_protocols = vec![NAME.into()];
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    config.transport_config(plain_transport());
+    config.transport_config(plain_transport(mtu));
     let connection = endpoint.connect_with(config, addr, NAME)?.await?;
     Ok((endpoint, connection))
 }

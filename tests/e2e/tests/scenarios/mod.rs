@@ -18,6 +18,7 @@ mod store;
 mod streaming;
 mod tasks;
 mod telling;
+mod transfer;
 mod ui;
 
 use mobula_e2e::{Case, Mode, Solo};
@@ -173,5 +174,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),
+    solo!(transfer::a_broadcast_is_shared_by_its_readers),
+    solo!(transfer::a_transfer_outlives_its_source),
     solo!(ui::the_compiler_refuses_with_a_reason),
 ];

@@ -60,12 +60,6 @@ impl Core {
         self.nodes.remove(&node);
         self.endings_without(node);
         self.objects.node_gone(node);
-        let lost: Vec<_> =
-            self.pulls.iter().filter(|(_, pull)| pull.node == node).map(|(key, _)| *key).collect();
-        for (object, attempt) in lost {
-            let why = Failure::new(FailureKind::ObjectLost, format!("{node}, which held it, is gone"));
-            self.pulled(object, attempt, Err(why));
-        }
         let ready: Vec<_> = self.hosts.iter().filter(|(_, host)| host.ready).map(|(id, _)| id).collect();
         for host in ready {
             self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });

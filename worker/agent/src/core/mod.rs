@@ -4,12 +4,14 @@
 //! | module | what |
 //! |---|---|
 //! | [`objects`] | regions, objects, pins, room |
+//! | [`transfer`] | copies on their way between nodes |
 //! | [`leases`] | which host runs which lease |
 //! | [`hosts`] | who is here, and who has rings to whom |
 
 pub mod hosts;
 pub mod leases;
 pub mod objects;
+pub mod transfer;
 
 mod early;
 mod ending;
@@ -37,11 +39,7 @@ pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
 use leases::{Leases, Need};
 use objects::{Gone, Objects, Place};
-
-/// Most pulls at once; an open that would start another fails with a retryable error.
-pub const PULLS_MAX: usize = 4096;
-/// Most opens that wait for one pull.
-pub const PULL_WAITERS_MAX: usize = 4096;
+use transfer::{PULL_WAITERS_MAX, PULLS_MAX, Pull};
 
 /// What a core is told once.
 #[derive(Clone, Debug)]
@@ -98,15 +96,6 @@ pub enum Effect {
     Room(Request, Result<(), Failure>),
     /// A job's memory, files and output may go.
     JobGone(JobId),
-}
-
-#[derive(Debug)]
-struct Pull {
-    node: NodeId,
-    job: JobId,
-    waiting: Vec<(HostId, Request)>,
-    /// The object was freed meanwhile: it goes with its last pin.
-    dropped: bool,
 }
 
 #[derive(Debug)]
@@ -460,12 +449,7 @@ impl Core {
             self.effects.push(failed(FailureKind::Limit, why));
             return;
         }
-        let pull = self.pulls.entry(key).or_insert_with(|| Pull {
-            node: copy.node,
-            job,
-            waiting: Vec::new(),
-            dropped: false,
-        });
+        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy.node, job));
         if pull.job != job || pull.waiting.len() >= PULL_WAITERS_MAX {
             let why = "it is being pulled for another job, or for too many readers at once".to_owned();
             self.effects.push(failed(FailureKind::Limit, why));
@@ -483,63 +467,6 @@ impl Core {
         let fds = self.objects.region_fd_for(region, id).into_iter().collect();
         let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
         self.effects.push(Effect::Tell(id, message, fds));
-    }
-
-    /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
-    /// if not, its memory is the caller's to free.
-    pub fn pulled(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        result: Result<(RegionId, u64, u64), Failure>,
-    ) -> bool {
-        let Some(pull) = self.pulls.remove(&(object, attempt)) else { return false };
-        let sealed = result.and_then(|(region, offset, bytes)| {
-            self.pulled_bytes += bytes;
-            self.objects
-                .seal(object, attempt, region, offset, bytes, Some(pull.node))
-                .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
-        });
-        match sealed {
-            Ok(()) => {
-                for (host, request) in pull.waiting {
-                    self.opened(host, request, object, attempt);
-                }
-                if pull.dropped {
-                    let gone = self.objects.free(object);
-                    self.gone(gone);
-                }
-                true
-            }
-            Err(failure) => {
-                let failure = failure.of(object.to_string());
-                for (host, request) in pull.waiting {
-                    let message = ToHost::OpenFailed { request, failure: failure.clone() };
-                    self.effects.push(Effect::Tell(host, message, Vec::new()));
-                }
-                false
-            }
-        }
-    }
-
-    /// `by` wants to copy an object from here: where it lies, pinned until [`Core::served`].
-    pub fn serve(&mut self, object: ObjectId, attempt: u32, by: NodeId) -> Option<(Place, Arc<OwnedFd>)> {
-        let place = self.objects.pin(object, attempt, by.agent())?;
-        self.objects.pulled_by(object, attempt, by);
-        let Some(fd) = self.objects.region_fd(place.region) else {
-            let gone = self.objects.unpin(object, by.agent());
-            self.gone(gone);
-            return None;
-        };
-        Some((place, fd))
-    }
-
-    /// `by` has it, or gave up, after so many bytes.
-    pub fn served(&mut self, object: ObjectId, by: NodeId, bytes: u64) {
-        self.served_bytes += bytes;
-        let gone = self.objects.unpin(object, by.agent());
-        self.gone(gone);
-        self.pump();
     }
 
     /// Another agent says something that concerns objects; relays and output do not come here.

@@ -18,6 +18,10 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId, host::Request, resource::bytes_text,
 };
 
+mod holders;
+
+pub use holders::{FAN_OUT, Holders, SPREAD_BYTES_MIN};
+
 /// Most requests for a region that wait at once; a further one is refused.
 pub const WAITING_MAX: usize = 4096;
 /// Most regions on a node: each costs the agent a descriptor.
@@ -143,7 +147,7 @@ struct Entry {
     freed: bool,
     /// Where it was pulled from; `None` for a primary.
     origin: Option<NodeId>,
-    pulled_by: BTreeSet<NodeId>,
+    holders: Holders,
     used_at: u64,
 }
 
@@ -481,7 +485,7 @@ impl Objects {
                 pins: BTreeMap::new(),
                 freed: false,
                 origin,
-                pulled_by: BTreeSet::new(),
+                holders: Holders::default(),
                 used_at: self.clock,
             },
         );
@@ -502,9 +506,9 @@ impl Objects {
         Some((place, region.job))
     }
 
-    /// The descriptor of a region.
-    pub fn region_fd(&self, region: RegionId) -> Option<Arc<OwnedFd>> {
-        self.regions.get(&region).map(|region| Arc::clone(&region.fd))
+    /// The descriptor of a region, and its size in bytes.
+    pub fn region(&self, region: RegionId) -> Option<(Arc<OwnedFd>, u64)> {
+        self.regions.get(&region).map(|region| (Arc::clone(&region.fd), region.bytes))
     }
 
     /// The descriptor of a region for `reader`; `None` where that has it mapped.
@@ -527,11 +531,18 @@ impl Objects {
         Some(place)
     }
 
-    /// Notes that `node` pulls this copy, so that it is told when the object goes.
-    pub fn pulled_by(&mut self, object: ObjectId, attempt: u32, node: NodeId) {
-        if let Some(entry) = self.copies.get_mut(&(object, attempt)) {
-            entry.pulled_by.insert(node);
-        }
+    /// `by` wants this primary copy, and did not get it from `tried`: another holder where it shall ask (`None`: here),
+    /// and some more that there are. It is told when the object goes.
+    pub fn placed(
+        &mut self,
+        object: ObjectId,
+        attempt: u32,
+        by: NodeId,
+        tried: &[NodeId],
+    ) -> (Option<NodeId>, Vec<NodeId>) {
+        let Some(entry) = self.copies.get_mut(&(object, attempt)) else { return (None, Vec::new()) };
+        let source = entry.holders.place(by, entry.bytes, tried);
+        (source, entry.holders.others(by))
     }
 
     /// Takes back one pin of `reader` (of a freed copy first, where it has several attempts pinned).
@@ -579,7 +590,7 @@ impl Objects {
     fn free_copy(&mut self, key: (ObjectId, u32), gone: &mut Gone) {
         let Some(entry) = self.copies.get_mut(&key) else { return };
         entry.freed = true;
-        gone.drop_at.extend(std::mem::take(&mut entry.pulled_by).into_iter().map(|node| (node, key.0)));
+        gone.drop_at.extend(std::mem::take(&mut entry.holders).nodes().map(|node| (node, key.0)));
         if entry.pins.is_empty() {
             self.remove(key, gone);
         }
@@ -666,7 +677,7 @@ impl Objects {
             .collect();
         for key in keys {
             if let Some(entry) = self.copies.remove(&key) {
-                gone.drop_at.extend(entry.pulled_by.into_iter().map(|node| (node, key.0)));
+                gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key.0)));
                 if !entry.pins.is_empty() {
                     self.pinned -= 1;
                 }
@@ -679,7 +690,7 @@ impl Objects {
     /// A node is gone: nobody there needs to be told anything, and what was pulled from there stays as it is.
     pub fn node_gone(&mut self, node: NodeId) {
         for entry in self.copies.values_mut() {
-            entry.pulled_by.remove(&node);
+            entry.holders.remove(node);
         }
     }
 }

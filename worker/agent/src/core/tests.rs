@@ -6,7 +6,10 @@ use mobula_proto::{
     wire::{Hello, Role},
 };
 
-use super::*;
+use super::{
+    transfer::{Serve, Wish},
+    *,
+};
 
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;
@@ -292,9 +295,48 @@ fn pulls_are_shared_and_go_with_the_primary() {
     assert_eq!(rig.host(id(1), open.clone()).len(), 1);
     let failure = Failure::new(FailureKind::NodeDied, "gone");
     let said = rig.head(FromHead::NodeDown { node: there.node, failure });
-    assert_eq!(said, ["host-1 < OpenFailed ObjectLost", "host-1 < NodeDied", "host-2 < NodeDied"]);
+    assert_eq!(said, ["host-1 < NodeDied", "host-2 < NodeDied"], "it may be had elsewhere");
+    let why = Failure::new(FailureKind::ObjectLost, "there is no other");
+    assert!(!rig.core.pulled(object(2), 3, Err(why)));
+    assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost"]);
     assert!(!rig.core.pulled(object(2), 3, Ok((region, 0, 100))), "nobody waits for it any more");
     assert_eq!(rig.host(id(1), open), ["host-1 < OpenFailed ObjectLost"]);
+}
+
+#[test]
+fn tr3_a_part_stays_until_it_was_served() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let there = copy(other_node().node, 3);
+    let open = ToAgent::Open { request: 1, object: object(1), copy: there };
+    rig.host(id(1), open);
+    let third = NodeId { number: 3, incarnation: 1 };
+    let wish = |whole| Wish { object: object(1), copy: there, by: third, tried: vec![], whole };
+    assert!(matches!(rig.core.serve(&wish(true)), Serve::No(_)), "there is only a part");
+    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part));
+    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part));
+    let other = Wish { copy: copy(there.node, 4), ..wish(false) };
+    assert!(matches!(rig.core.serve(&other), Serve::No(_)), "attempts are never mixed");
+    rig.core.served(object(1), 3, third, 10);
+    let agent = NodeId::EMBEDDED.agent();
+    rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
+    let region = RegionId { writer: agent, seq: 1 };
+    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    assert!(rig.core.pulled(object(1), 3, Ok((region, 0, 100))));
+    rig.lines();
+    rig.core.from_peer(Between::Drop { object: object(1) });
+    assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0], "it is still served");
+    rig.core.served(object(1), 3, third, 90);
+    assert_eq!(rig.lines(), ["reclaim 1"]);
+    assert_eq!((rig.core.usage().served_bytes, rig.core.usage().pinned), (100, 0));
+    // A pull that fails leaves nothing behind.
+    let open = ToAgent::Open { request: 1, object: object(2), copy: there };
+    rig.host(id(1), open);
+    let wish = Wish { object: object(2), ..wish(false) };
+    assert!(matches!(rig.core.serve(&wish), Serve::Part));
+    rig.core.pulled(object(2), 3, Err(Failure::new(FailureKind::ObjectLost, "gone")));
+    rig.core.served(object(2), 3, third, 0);
+    assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
 }
 
 #[test]
@@ -306,12 +348,20 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     rig.host(id(1), ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100 });
     let by = other_node().node;
-    assert!(rig.core.serve(object(1), 2, by).is_none());
-    let (place, _fd) = rig.core.serve(object(1), 1, by).unwrap();
+    let wish = |attempt| Wish {
+        object: object(1),
+        copy: copy(NodeId::EMBEDDED, attempt),
+        by,
+        tried: vec![],
+        whole: false,
+    };
+    assert!(matches!(rig.core.serve(&wish(2)), Serve::No(_)));
+    let Serve::Whole(place, _fd, others) = rig.core.serve(&wish(1)) else { panic!("not served") };
+    assert!(others.is_empty());
     assert_eq!((place.bytes, place.region_bytes), (100, MIB));
     let free = ToAgent::Free { object: object(1), copy: copy(NodeId::EMBEDDED, 1) };
     assert_eq!(rig.host(id(1), free), ["node-2 Drop"], "it is still read");
-    rig.core.served(object(1), by, 100);
+    rig.core.served(object(1), 1, by, 100);
     assert_eq!(rig.lines(), ["host-1 < Reclaim 1"]);
     assert_eq!(rig.core.usage().served_bytes, 100);
 }

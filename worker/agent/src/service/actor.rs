@@ -1,26 +1,16 @@
 //! The actor around [`Core`]: it takes messages, lets the core decide, and does what comes of it. All waiting is
 //! done by the tasks that send to it; each holds a permit for every message of its that is not handled yet.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
-use bytes::Bytes;
-use mobula_net::{bulk, ring};
+use mobula_net::ring;
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
-    head::{self, Between, Pull, ToHead, Usage},
+    head::{self, Between, ToHead, Usage},
     host::{self, ToAgent, ToHost},
     peer::Copy,
-    wire,
 };
-use mobula_store::{
-    heap::{Block, Warming},
-    region::Reader,
-};
+use mobula_store::heap::Block;
 use mobula_telemetry::task;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -29,11 +19,12 @@ use tracing::{debug, info, warn};
 use super::{
     launch::{self, Launching},
     memory::{self, Memory, Step, Wanted},
-    peers::{Line, Peers},
+    peers::Peers,
     provision::Provision,
     routes::{Outbox, Routes, Undelivered},
+    transfer::{self, Transfers},
 };
-use crate::core::{Config, Core, Effect, Launch};
+use crate::core::{Config, Core, Effect, Launch, transfer::Wish};
 
 /// Most messages of one sender that the actor has not handled yet.
 pub const PERMITS: usize = 512;
@@ -49,8 +40,9 @@ pub(super) enum Message {
     Linked(HostId, Outbox),
     Ended(HostId, Failure),
     Pulled(ObjectId, Copy, JobId, Result<Block, Failure>),
-    Serve(ObjectId, Copy, NodeId, oneshot::Sender<Result<Bytes, String>>),
-    Served(ObjectId, NodeId, u64, Permit),
+    /// From an offset on.
+    Serve(Box<Wish>, u64, oneshot::Sender<transfer::Answer>),
+    Served(Box<Wish>, u64, Permit),
     Tick,
     Usage(oneshot::Sender<Usage>),
     Report,
@@ -108,14 +100,18 @@ impl Post {
         answer.await.unwrap_or_else(|_| Err(Failure::new(FailureKind::Unreachable, "the agent has ended")))
     }
 
-    pub(super) async fn serve(&self, object: ObjectId, copy: Copy, by: NodeId) -> Result<Bytes, String> {
+    pub(super) async fn serve(&self, wish: &Wish, from: u64) -> transfer::Answer {
         let (reply, answer) = oneshot::channel();
-        self.cast(Message::Serve(object, copy, by, reply));
+        self.cast(Message::Serve(Box::new(wish.clone()), from, reply));
         answer.await.unwrap_or_else(|_| Err("the agent has ended".to_owned()))
     }
 
-    pub(super) async fn served(&self, object: ObjectId, by: NodeId, bytes: u64) {
-        self.send(&self.permits(), |permit| Message::Served(object, by, bytes, permit)).await;
+    pub(super) async fn served(&self, wish: Wish, bytes: u64) {
+        self.send(&self.permits(), |permit| Message::Served(Box::new(wish), bytes, permit)).await;
+    }
+
+    pub(super) fn pulled(&self, object: ObjectId, copy: Copy, job: JobId, result: Result<Block, Failure>) {
+        self.cast(Message::Pulled(object, copy, job, result));
     }
 
     pub(super) async fn usage(&self) -> Option<Usage> {
@@ -154,13 +150,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) struct State {
-    core: Core,
-    memory: Memory,
+    pub(super) core: Core,
+    pub(super) memory: Memory,
+    pub(super) transfers: Transfers,
     ring_bytes: u32,
     to_head: mpsc::Sender<ToHead>,
     routes: Arc<Routes>,
     provision: Arc<Provision>,
-    peers: Arc<Peers>,
+    pub(super) peers: Arc<Peers>,
     launching: Launching,
     links: BTreeMap<HostId, Outbox>,
     /// What ends a driver's link.
@@ -170,7 +167,7 @@ pub(super) struct State {
     timer: Option<(Instant, task::Guard)>,
     reported: Usage,
     stopping: Option<oneshot::Sender<()>>,
-    post: Post,
+    pub(super) post: Post,
     _accepting: Option<task::Guard>,
 }
 
@@ -211,6 +208,7 @@ impl Actor for Service {
         Ok(State {
             core,
             memory: Memory::new(store_bytes),
+            transfers: Transfers::default(),
             ring_bytes,
             to_head,
             routes,
@@ -250,7 +248,14 @@ impl State {
             Message::Head(said, _permit) => {
                 match &*said {
                     head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
-                    head::ToAgent::NodeDown { node, .. } => self.peers.node_down(*node),
+                    head::ToAgent::NodeDown { node, .. } => {
+                        self.peers.node_down(*node);
+                        for Wanted { object, copy } in self.memory.without(*node) {
+                            let text = format!("{node}, which held it, is gone");
+                            let failure = Failure::new(FailureKind::ObjectLost, text);
+                            self.core.pulled(object, copy.attempt, Err(failure));
+                        }
+                    }
                     _ => {}
                 }
                 self.core.from_head(*said, now);
@@ -274,8 +279,10 @@ impl State {
             }
             Message::Ended(host, failure) => self.ended(host, failure),
             Message::Pulled(object, copy, job, result) => self.pulled(object, copy, job, result),
-            Message::Serve(object, copy, by, reply) => self.serve(object, copy, by, reply),
-            Message::Served(object, by, bytes, _permit) => self.core.served(object, by, bytes),
+            Message::Serve(wish, from, reply) => self.serve(&wish, from, reply),
+            Message::Served(wish, bytes, _permit) => {
+                self.core.served(wish.object, wish.copy.attempt, wish.by, bytes);
+            }
             Message::Tick => {
                 self.timer = None;
                 self.core.tick(now);
@@ -481,89 +488,6 @@ impl State {
         self.steps(job, steps);
     }
 
-    fn pull(&mut self, job: JobId, wanted: Wanted, mut block: Block) {
-        let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
-        drop(task::spawn("pull", async move {
-            let Wanted { object, copy } = wanted;
-            let begun = Instant::now();
-            // Page faults are taken ahead of what comes in, on another thread.
-            let warming = block.warming();
-            let cold = warming.as_ref().map_or(0, Warming::left);
-            let warm = async {
-                let Some(warming) = warming else { return Ok(()) };
-                let warmed = tokio::task::spawn_blocking(move || warming.finish());
-                // Not even started where the runtime ends: then so does the pull.
-                warmed.await.unwrap_or(Ok(())).map_err(|error| error.to_string())
-            };
-            let pull = pull_into(&peers, me, object, copy, &mut block);
-            let result = match futures_util::future::try_join(pull, warm).await {
-                Ok(((), ())) => {
-                    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    debug!(%object, bytes = copy.bytes, cold, ms, "pulled");
-                    Ok(block)
-                }
-                Err(why) => {
-                    let text = format!("it could not be copied from {}: {why}", copy.node);
-                    Err(Failure::new(FailureKind::ObjectLost, text))
-                }
-            };
-            post.cast(Message::Pulled(object, copy, job, result));
-        }));
-    }
-
-    /// Sets memory aside for what is pulled next.
-    fn warm_ahead(&mut self) {
-        let Some(bytes) = self.memory.spare_wanted(Instant::now()) else { return };
-        let agent = self.core.node().agent();
-        debug!(bytes, "memory is warmed ahead for pulls");
-        if self.core.objects.reserve(agent, bytes)
-            && let Err(failure) = self.memory.make_spare(bytes)
-        {
-            debug!(%failure, "no memory is set aside for pulls");
-            self.core.spare_dropped(bytes);
-        }
-    }
-
-    fn pulled(&mut self, object: ObjectId, copy: Copy, job: JobId, result: Result<Block, Failure>) {
-        match result {
-            Ok(block) => {
-                let extent = block.seal();
-                let place = extent.location();
-                let region = RegionId { writer: self.core.node().agent(), seq: place.region_seq };
-                if self.core.pulled(object, copy.attempt, Ok((region, place.offset, copy.bytes))) {
-                    self.memory.keep(object, copy.attempt, job, extent);
-                }
-                self.warm_ahead();
-            }
-            Err(failure) => {
-                self.core.pulled(object, copy.attempt, Err(failure));
-            }
-        }
-    }
-
-    fn serve(
-        &mut self,
-        object: ObjectId,
-        copy: Copy,
-        by: NodeId,
-        reply: oneshot::Sender<Result<Bytes, String>>,
-    ) {
-        let Some((place, fd)) = self.core.serve(object, copy.attempt, by) else {
-            let why = format!("{} has no copy of {object} by attempt {}", self.core.node(), copy.attempt);
-            let _left = reply.send(Err(why));
-            return;
-        };
-        let bytes = fd.as_fd().try_clone_to_owned().map_err(|error| error.to_string()).and_then(|fd| {
-            let reader = Reader::map(fd, place.region_bytes).map_err(|error| error.to_string())?;
-            let bytes = reader.bytes(place.offset, place.bytes, None).map_err(|error| error.to_string())?;
-            Ok(Bytes::from_owner(bytes))
-        });
-        let failed = bytes.is_err();
-        if reply.send(bytes).is_err() || failed {
-            self.core.served(object, by, 0);
-        }
-    }
-
     fn set_timer(&mut self) {
         let Some(next) = self.core.next_deadline() else {
             self.timer = None;
@@ -590,30 +514,3 @@ impl State {
         }
     }
 }
-
-async fn pull_into(
-    peers: &Arc<Peers>,
-    me: NodeId,
-    object: ObjectId,
-    copy: Copy,
-    block: &mut Block,
-) -> Result<(), String> {
-    let request = wire::encode(&Pull::Object { object, copy, by: me }).map_err(|error| error.to_string())?;
-    let wanted = usize::try_from(copy.bytes).map_err(|error| error.to_string())?;
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let connection = peers.connection(copy.node, Line::Bulk).await.map_err(|error| error.to_string())?;
-        let dest = block.as_mut_slice().get_mut(..wanted).ok_or("its memory is too small")?;
-        match bulk::pull(&connection, &request, dest).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.retryable() && tries < PULL_TRIES => {
-                debug!(%object, %error, "pulling again");
-            }
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-}
-
-/// How often a pull is tried where trying again can help.
-const PULL_TRIES: u32 = 2;

@@ -9,7 +9,7 @@ use std::{
 
 use tracing::debug;
 
-use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId, host::Request, peer::Copy};
+use mobula_proto::{Failure, FailureKind, JobId, NodeId, ObjectId, RegionId, host::Request, peer::Copy};
 use mobula_store::{
     heap::{self, Block, Extent, Heap, REGION_STEP_BYTES},
     region::Writer,
@@ -179,6 +179,21 @@ impl Memory {
         entry.asked = None;
         let failed = entry.waiting.pop_front();
         (failed, self.steps(job))
+    }
+
+    /// A node is gone: the pulls from there that have no memory yet will not begin.
+    pub(super) fn without(&mut self, node: NodeId) -> Vec<Wanted> {
+        let mut gone = Vec::new();
+        for entry in self.jobs.values_mut() {
+            entry.waiting.retain(|wanted| {
+                let stays = wanted.copy.node != node;
+                if !stays {
+                    gone.push(*wanted);
+                }
+                stays
+            });
+        }
+        gone
     }
 
     /// Keeps a copy that is in the table now.

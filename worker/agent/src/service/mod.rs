@@ -20,6 +20,7 @@ mod relay;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

@@ -31,6 +31,7 @@ use super::{
     provision::Provision,
     routes::{ForPeer, PeerOutbox, Routes, receivers, unreachable},
 };
+use crate::core::transfer::Wish;
 
 /// How long a connection to a peer may take, retries included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -302,23 +303,28 @@ impl Peers {
     }
 
     async fn serve(self: &Arc<Self>, stream: (Sender, Receiver)) {
-        let pinned = Mutex::new(None);
-        let served = bulk::serve(stream, async |request| {
-            match wire::decode::<Pull>(&request).map_err(|error| error.to_string())? {
-                Pull::Object { object, copy, by } => {
-                    let bytes = self.post.serve(object, copy, by).await?;
-                    *pinned.lock() = Some((object, by));
-                    Ok(bytes)
+        let asked = Mutex::new(None);
+        let mut sent = 0;
+        let answer = async |request: AlignedVec| match wire::decode::<Pull>(&request) {
+            Ok(Pull::Object { object, copy, by, from, tried, whole }) => {
+                let wish = Wish { object, copy, by, tried, whole };
+                let answer = self.post.serve(&wish, from).await?;
+                if let bulk::Answer::Range(..) = answer {
+                    *asked.lock() = Some(wish);
                 }
-                Pull::Binary { hash } => self.provision.serve(hash).await,
+                Ok(answer)
             }
-        })
-        .await;
-        if let Err(error) = &served {
+            Ok(Pull::Binary { hash }) => {
+                let bytes = self.provision.serve(hash).await?;
+                Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(bytes, 0)))
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = bulk::serve(stream, answer, &mut sent).await {
             debug!(%error, "a transfer to a peer failed");
         }
-        if let Some((object, by)) = pinned.into_inner() {
-            self.post.served(object, by, served.unwrap_or(0)).await;
+        if let Some(wish) = asked.into_inner() {
+            self.post.served(wish, sent).await;
         }
     }
 }

@@ -218,7 +218,7 @@ impl Provision {
         let connection = peers.connection(from, Line::Bulk).await.map_err(|error| why(&error))?;
         let request = wire::encode(&Pull::Binary { hash }).map_err(failed)?;
         // A first, empty pull learns the length.
-        let len = match bulk::pull(&connection, &request, &mut []).await {
+        let len = match bulk::pull(&connection, &request, &mut [], bulk::STALL_TIMEOUT, &mut ()).await {
             Err(bulk::Error::Length { got, .. }) => got,
             Ok(()) => 0,
             Err(error) => return Err(why(&error)),
@@ -226,7 +226,9 @@ impl Provision {
         let mut incoming = self.store.begin(hash, len).map_err(|error| self.not_stored(&error))?;
         let size = usize::try_from(len).map_err(failed)?;
         let mut bytes = vec![0; size];
-        bulk::pull(&connection, &request, &mut bytes).await.map_err(|error| why(&error))?;
+        bulk::pull(&connection, &request, &mut bytes, bulk::STALL_TIMEOUT, &mut ())
+            .await
+            .map_err(|error| why(&error))?;
         blocking(move || {
             incoming.write(&bytes)?;
             incoming.finish()

@@ -1,11 +1,15 @@
 //! The object store: on one node, between nodes, and under pressure. Each file fills some of the rows.
 
 mod local;
+mod transfer;
 
 use std::time::Duration;
 
 use super::Subject;
-use crate::{limits::memory, row::Probe};
+use crate::{
+    limits::{memory, quic},
+    row::Probe,
+};
 
 /// All of it.
 pub const SUBJECT: Subject = Subject {
@@ -17,7 +21,8 @@ pub const SUBJECT: Subject = Subject {
 };
 
 fn probes() -> Vec<Probe> {
-    let mut all = vec![memory::PROBE];
+    let mut all = vec![memory::PROBE, quic::PLAIN_PROBE, quic::ETHERNET_PROBE];
     all.extend_from_slice(local::PROBES);
+    all.extend_from_slice(transfer::PROBES);
     all
 }

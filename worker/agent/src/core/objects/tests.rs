@@ -58,7 +58,7 @@ fn o3_memory_is_reused_only_when_freed_and_unpinned() {
     assert_eq!(objects.pin(object(1), 1, host(3)).unwrap().bytes, 100);
     objects.pin(object(1), 1, host(3)).unwrap();
     let other = NodeId { number: 2, incarnation: 1 };
-    objects.pulled_by(object(1), 1, other);
+    assert_eq!(objects.placed(object(1), 1, other, &[]), (None, vec![]));
     let gone = objects.free(object(1));
     assert_eq!((gone.reclaim.len(), gone.drop_at), (0, vec![(other, object(1))]));
     assert!(objects.pin(object(1), 1, host(4)).is_none(), "freed is freed");

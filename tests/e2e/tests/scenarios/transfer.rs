@@ -1,0 +1,148 @@
+//! Copies between nodes, counted by the bytes that leave each.
+
+use std::time::Duration;
+
+use mobula::{Builder, Cluster, NodeId, Result, prelude::*, private};
+use mobula_e2e::env::on;
+use mobula_rig::{Part, Rig, processes};
+
+use super::driver::Outcome;
+
+const MIB: u64 = 1 << 20;
+/// Until what the nodes have counted is known, which they report every two seconds.
+const COUNTED_WAIT: Duration = Duration::from_secs(20);
+
+#[mobula::data]
+struct Holding(ObjectRef<Tensor>);
+
+#[mobula::task]
+fn make(bytes: u64) -> Result<Tensor> {
+    let bytes = bytes as usize;
+    Tensor::from_vec(&[bytes], (0..bytes).map(|at| (at % 251) as u8).collect())
+}
+
+/// Whether it is what [`make`] makes.
+#[mobula::task]
+fn right(tensor: Tensor) -> Result<bool> {
+    Ok(tensor.as_slice::<u8>()?.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8))
+}
+
+/// Reads on the node where it is.
+struct Reader;
+
+#[mobula::actor]
+impl Reader {
+    fn new() -> Self {
+        Self
+    }
+
+    fn ready(&self) -> bool {
+        true
+    }
+
+    fn read(&self, held: Holding) -> Result<bool> {
+        let tensor = held.0.get()?;
+        Ok(tensor.as_slice::<u8>()?.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8))
+    }
+}
+
+async fn reader(node: NodeId) -> Result<ReaderHandle> {
+    let reader = Reader::spawn().options(|options| options.strategy(on(node))).await?;
+    assert!(reader.ready().await?);
+    Ok(reader)
+}
+
+fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
+    let (outcome, left) = private::drive(builder.quiet(), async |cluster: Cluster| run(cluster).await)?;
+    outcome?;
+    assert_eq!(left, private::Leftovers::default());
+    Ok(())
+}
+
+/// What each node of the rig has counted, by its place: bytes pulled and bytes served.
+fn counted(rig: &Rig, nodes: usize) -> mobula_rig::Result<Vec<(u64, u64)>> {
+    let snapshot = rig.snapshot()?;
+    let usage = |at| {
+        let number = rig.number(at)?;
+        let name = format!("node-{number}");
+        let found = snapshot.nodes.iter().find(|node| node.node == name);
+        Ok(found.map_or((0, 0), |node| (node.usage.pulled_bytes, node.usage.served_bytes)))
+    };
+    (0..nodes).map(usage).collect()
+}
+
+/// The nodes by their place in the rig, whichever joined first.
+async fn placed(rig: &Rig, cluster: &Cluster) -> Result<Vec<NodeId>> {
+    let mut nodes = cluster.nodes().await?;
+    let place = |node: &NodeId| (0..).find(|at| rig.number(*at).unwrap() == node.number);
+    nodes.sort_by_key(place);
+    Ok(nodes)
+}
+
+/// Eight readers of one object on as many nodes: the node where it is sends a few copies and the readers the others. And
+/// twenty more readers on one of the nodes cost nothing.
+pub fn a_broadcast_is_shared_by_its_readers() -> Outcome {
+    const BYTES: u64 = 16 * MIB;
+    let mut rig = Rig::nodes(9).cpus(1.0).store_bytes(128 * MIB).start()?;
+    drive(Cluster::connect(&rig.socket(0)?), async |cluster| {
+        let nodes = placed(&rig, &cluster).await?;
+        let object = make.options().strategy(on(nodes[0])).remote(BYTES);
+        mobula::wait(std::slice::from_ref(&object), 1, None).await?;
+        let mut readers = Vec::new();
+        for node in &nodes[1..] {
+            readers.push(reader(*node).await?);
+        }
+        let reads: Vec<_> = readers.iter().map(|reader| reader.read(Holding(object.clone()))).collect();
+        for read in reads {
+            assert!(read.await?);
+        }
+        let again: Vec<_> =
+            (0..20).map(|_| right.options().cpu(0.05).strategy(on(nodes[8])).remote(&object)).collect();
+        assert!(mobula::get_all(&again).await?.into_iter().all(|is_right| is_right));
+        Ok(())
+    })?;
+    rig.wait("eight copies to be counted", COUNTED_WAIT, |rig| {
+        let counted = counted(rig, 9)?;
+        Ok(counted[0].0 == 0 && counted[1..].iter().all(|(pulled, _)| pulled / BYTES == 1))
+    })?;
+    rig.wait("all that was sent to be counted", COUNTED_WAIT, |rig| {
+        let sent: Vec<_> = counted(rig, 9)?.into_iter().map(|(_, served)| served / BYTES).collect();
+        Ok(sent.iter().sum::<u64>() == 8 && sent[0] <= 3)
+    })?;
+    rig.finish()?;
+    Ok(())
+}
+
+/// The node that a reader copies from hangs midway, and is dead then: another that has a copy sends the rest.
+pub fn a_transfer_outlives_its_source() -> Outcome {
+    const BYTES: u64 = 256 * MIB;
+    let mut rig = Rig::nodes(4).cpus(1.0).store_bytes(768 * MIB).start()?;
+    let builder = Cluster::connect(&rig.socket(0)?);
+    let rig_there = &mut rig;
+    drive(builder, async |cluster| {
+        let nodes = placed(rig_there, &cluster).await?;
+        let object = make.options().strategy(on(nodes[1])).remote(BYTES);
+        let first = reader(nodes[2]).await?;
+        assert!(first.read(Holding(object.clone())).await?);
+        let second = reader(nodes[3]).await?;
+        let before = processes::resident_bytes(rig_there.pid(Part::Node(3)).unwrap());
+        let read = second.read(Holding(object.clone()));
+        rig_there
+            .wait("some of it to come in", COUNTED_WAIT, |rig| {
+                Ok(processes::resident_bytes(rig.pid(Part::Node(3))?) > before + 16 * MIB)
+            })
+            .unwrap();
+        rig_there.stop(Part::Node(1)).unwrap();
+        rig_there.kill(Part::Node(1)).unwrap();
+        assert!(read.await?);
+        Ok(())
+    })?;
+    rig.wait("both copies to be counted", COUNTED_WAIT, |rig| {
+        let counted = counted(rig, 4)?;
+        Ok(counted[2].0 >= BYTES && counted[3].0 >= BYTES && counted[2].1 > 0)
+    })?;
+    let rest = counted(&rig, 4)?[2].1;
+    assert!(rest < BYTES, "what had come in was kept: only {rest} bytes were sent again");
+    rig.finish()?;
+    Ok(())
+}
