@@ -370,11 +370,12 @@ impl Executor {
         // What the last call left to be done next, and how often that went before what others wait for.
         let mut next: Option<Box<Run>> = None;
         let mut streak = 0;
+        let mut shell = asynchronous::Shell::default();
         loop {
             if let Some(run) = next.take() {
                 if streak < STREAK_MAX || self.ready.load(Ordering::Acquire) == 0 {
                     streak += 1;
-                    next = self.run_here(runtime, run);
+                    next = self.run_here(runtime, &mut shell, run);
                     continue;
                 }
                 self.start(runtime, run);
@@ -387,7 +388,7 @@ impl Executor {
                     self.wake_or_grow(runtime, &mut state);
                 }
                 drop(state);
-                next = self.run_here(runtime, run);
+                next = self.run_here(runtime, &mut shell, run);
                 continue;
             }
             drop(state);
@@ -418,7 +419,12 @@ impl Executor {
     }
 
     /// Runs sync code, or async code until it first waits; returns what may run after it on the same thread.
-    fn run_here(&self, runtime: &Arc<Runtime>, run: Box<Run>) -> Option<Box<Run>> {
+    fn run_here(
+        &self,
+        runtime: &Arc<Runtime>,
+        shell: &mut asynchronous::Shell,
+        run: Box<Run>,
+    ) -> Option<Box<Run>> {
         if run.call.timeout_ms > 0 {
             watch_timeout(runtime, &run);
         }
@@ -437,7 +443,7 @@ impl Executor {
         // One wake for several results, as long as there is more to run right now.
         crate::peers::defer_rings(!long);
         let next = if run.function.is_async {
-            asynchronous::begin(runtime, run);
+            asynchronous::begin(runtime, shell, run);
             None
         } else {
             call_sync(runtime, run)

@@ -50,6 +50,7 @@ const EVERYWHERE: &[Mode] = &[Mode::Embedded, Mode::Local, Mode::Remote, Mode::S
 pub fn cases() -> Vec<Case> {
     vec![
         case!(tasks::sync_and_async).modes(EVERYWHERE).fresh(),
+        case!(tasks::async_code_is_in_a_tokio_task),
         case!(tasks::refs_are_arguments),
         case!(tasks::a_graph_runs_without_its_driver),
         case!(tasks::refs_travel_inside_values),

@@ -27,6 +27,60 @@ fn describe(name: String, tags: Vec<String>, of: Option<u32>) -> String {
     format!("{name} {tags:?} {of:?}")
 }
 
+tokio::task_local! {
+    static DEPTH: u64;
+}
+
+/// What this finds missing of what code in a tokio task has.
+#[mobula::task]
+async fn tokio_task(waits: bool) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut check = |there: bool, what: &str| {
+        if !there {
+            missing.push(what.to_owned());
+        }
+    };
+    check(tokio::task::try_id().is_some(), "an id");
+    check(tokio::task::block_in_place(|| true), "blocking in place");
+    check(DEPTH.scope(7, async { DEPTH.get() }).await == 7, "task locals");
+    if waits {
+        let mut set = tokio::task::JoinSet::new();
+        set.spawn(async { tokio::task::try_id().is_some() });
+        check(matches!(set.join_next().await, Some(Ok(true))), "a set of tasks");
+        tokio::task::yield_now().await;
+        let soon = std::time::Duration::from_micros(1);
+        check(tokio::time::timeout(soon, std::future::pending::<()>()).await.is_err(), "time");
+        check(tokio::task::spawn_blocking(|| 5).await.is_ok(), "threads that may block");
+        check(tokio::task::try_id().is_some(), "an id behind a wait");
+    } else {
+        // Always ready: but for the budget of a task, it would never let others run.
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let yields = std::future::poll_fn(|poller| {
+            let gives_way = (0..10_000).any(|_| {
+                sender.send(()).ok();
+                receiver.poll_recv(poller).is_pending()
+            });
+            std::task::Poll::Ready(gives_way)
+        });
+        check(yields.await, "a budget");
+    }
+    missing
+}
+
+/// The first calls of a function get a task of the runtime each; when they have turned out to be short, the pool's
+/// threads poll them.
+pub async fn async_code_is_in_a_tokio_task(_env: Env) -> Result<()> {
+    for waits in [false, true] {
+        for round in 0..20 {
+            let calls: Vec<_> = (0..20).map(|_| tokio_task.remote(waits)).collect();
+            for missing in mobula::get_all(&calls).await? {
+                assert_eq!(missing, Vec::<String>::new(), "waits: {waits}, round {round}");
+            }
+        }
+    }
+    Ok(())
+}
+
 pub async fn sync_and_async(env: Env) -> Result<()> {
     assert_eq!(square.remote(7).await?, 49);
     assert_eq!(add.remote(1, 2).await?, 3);

@@ -4,7 +4,7 @@
 //! stream one for bulk. Each side then opens streams on whichever connection there is; a node that only dials
 //! outward therefore dials every node that it learns of. A relay stream carries messages one way.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::{BTreeMap, BTreeSet}, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use mobula_net::{
@@ -407,12 +407,8 @@ async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: mpsc::
         if let Err(error) = sent {
             warn!(peer = %node, %error, messages = batch.len(), "messages to a node are lost");
             stream = None;
-            for message in batch {
-                if let Between::Relay { from, batch, .. } = message.message {
-                    for to in receivers(&batch) {
-                        peers.routes.unreachable(from, to, lost(node, to, &error));
-                    }
-                }
+            for (from, to) in losers(&batch) {
+                peers.routes.unreachable(from, to, lost(node, to, &error));
             }
         }
     }
@@ -420,6 +416,17 @@ async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: mpsc::
 
 /// Most messages that are sent together.
 const BATCH_MAX: usize = 64;
+
+/// Whose messages to whom are lost with a batch, each pair once.
+fn losers(batch: &[ForPeer]) -> BTreeSet<(HostId, HostId)> {
+    let mut all = BTreeSet::new();
+    for item in batch {
+        if let Between::Relay { from, batch, .. } = &item.message {
+            all.extend(receivers(batch).into_iter().map(|to| (*from, to)));
+        }
+    }
+    all
+}
 
 fn lost(node: NodeId, to: HostId, error: &Error) -> mobula_proto::Failure {
     let mut failure = unreachable(node, &error.to_string()).of(to.to_string());

@@ -5,7 +5,7 @@
 //! room of its own, so that it never waits; a host that leaves even that unread is ended.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     os::fd::OwnedFd,
     sync::{Arc, mpsc as std_mpsc},
 };
@@ -289,6 +289,7 @@ impl Routes {
     /// Messages from a host here to any others. Where one finds nobody, the sender is told.
     pub(super) async fn relay(&self, from: HostId, batch: Vec<u8>) -> Result<(), wire_relay::Malformed> {
         let Some(route) = self.host(from) else { return Ok(()) };
+        let mut unreached = BTreeSet::new();
         for (to, run) in runs(batch.into(), |to| to.node)? {
             let receivers = receivers(&run);
             receivers.iter().for_each(|to| route.talked_to(*to));
@@ -305,9 +306,10 @@ impl Routes {
                 None => false,
             };
             if !sent {
-                receivers.into_iter().for_each(|to| self.unreachable(from, to, no_such_host(to)));
+                unreached.extend(receivers);
             }
         }
+        unreached.into_iter().for_each(|to| self.unreachable(from, to, no_such_host(to)));
         Ok(())
     }
 
@@ -319,10 +321,13 @@ impl Routes {
         batch: Bytes,
         here: bool,
     ) -> Result<(), wire_relay::Malformed> {
+        let mut unreached = BTreeSet::new();
         for (to, run) in runs(batch, |to| to)? {
-            if self.deliver(from, job, to, run).await {
-                continue;
+            if !self.deliver(from, job, to, run).await {
+                unreached.insert(to);
             }
+        }
+        for to in unreached {
             if here {
                 self.unreachable(from, to, no_such_host(to));
             } else {
@@ -376,4 +381,35 @@ impl Routes {
 /// What a sender is told when an agent cannot be reached.
 pub(super) fn unreachable(node: NodeId, why: &str) -> Failure {
     Failure::new(FailureKind::Unreachable, format!("{node} cannot be reached: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(node: u32, seq: u32) -> HostId {
+        HostId { node: NodeId { number: node, incarnation: 1 }, seq }
+    }
+
+    #[tokio::test]
+    async fn a_sender_hears_once_of_each_host_that_is_not_there() {
+        let from = host(1, 1);
+        let routes = Routes::new(from.node);
+        let (outbox, mut queue) = Outbox::socket();
+        routes.add_host(from, JobId { number: 7 }, outbox);
+        let mut batch = Vec::new();
+        for _ in 0..5 {
+            for to in [host(1, 9), host(2, 1), host(3, 1), host(1, 8), host(2, 2)] {
+                wire_relay::push(&mut batch, to, b"hello").unwrap();
+            }
+        }
+        routes.relay(from, batch).await.unwrap();
+        drop(routes);
+        let mut told = Vec::new();
+        while let Some(ForHost { what: What::Say(ToHost::HostDied { host, .. }, _), .. }) = queue.recv().await {
+            told.push(host);
+        }
+        told.sort_unstable();
+        assert_eq!(told, [host(1, 8), host(1, 9), host(2, 1), host(2, 2), host(3, 1)]);
+    }
 }
