@@ -183,14 +183,26 @@ pub struct Failure {
     pub attempts_max: u32,
 }
 
+/// Longest text of a failure or of one of its causes. Unit: bytes.
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+
+/// The text, without its end where it is longer than [`TEXT_BYTES_MAX`].
+pub fn clip(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
 impl Failure {
-    /// A failure that says only what went wrong and why.
+    /// A failure that says only what went wrong and why; see [`clip`].
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
             what: String::new(),
             place: String::new(),
-            message: message.into(),
+            message: clip(message.into()),
             causes: Vec::new(),
             attempt: 0,
             attempts_max: 0,

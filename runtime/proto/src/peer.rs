@@ -145,6 +145,14 @@ pub enum Message {
         /// waiting for the very calls that find no room.
         calls: u32,
     },
+    /// A part of another message, which is longer than one may be on its way. The parts of one come in order and with
+    /// none of another's between them.
+    Piece {
+        /// Whether there is more of it.
+        more: bool,
+        /// The part, of the encoded message.
+        bytes: Vec<u8>,
+    },
 }
 
 /// A task, an actor's construction or an actor's call, ready to run.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use mobula_proto::{Failure, FailureKind};
+use mobula_proto::{Failure, FailureKind, failure::clip};
 
 /// What the functions of this crate return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -79,7 +79,7 @@ pub(crate) fn returned(error: &(dyn std::error::Error + 'static)) -> Failure {
     };
     let mut source = error.source();
     while let Some(cause) = source.filter(|_| failure.causes.len() < CAUSES_MAX) {
-        failure.causes.push(cause.to_string());
+        failure.causes.push(clip(cause.to_string()));
         source = cause.source();
     }
     failure

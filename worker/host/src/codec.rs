@@ -60,6 +60,22 @@ mod private {
     }
 }
 
+/// Most refs inside one value, and inside all that a call returns together; a stream's items are counted one by one.
+pub const REFS_MAX: usize = 2 << 20;
+
+/// Fails where a value holds, or values hold together, more refs than [`REFS_MAX`].
+pub(crate) fn check_refs(count: usize) -> Result<(), Failure> {
+    if count <= REFS_MAX {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Limit,
+        format!(
+            "{count} refs are inside a value, and at most {REFS_MAX} may be: put parts of it, and pass refs to those"
+        ),
+    ))
+}
+
 /// An encoded value and the refs inside it, which stay alive as long as this does.
 #[derive(Default)]
 pub struct Output {
@@ -131,7 +147,10 @@ pub fn encode<T: Data>(value: &T) -> Result<Output, Failure> {
         Encoded::new(front, buffers)
     });
     match (encoded, collector) {
-        (Ok(encoded), Some(refs)) => Ok(Output { encoded, refs }),
+        (Ok(encoded), Some(refs)) => {
+            check_refs(refs.ids.len())?;
+            Ok(Output { encoded, refs })
+        }
         (result, _) => {
             drop(COLLECTORS.with_borrow_mut(Vec::pop));
             let error = result.err().map_or_else(String::new, |error| error.to_string());

@@ -7,6 +7,7 @@
 //! one short call after the other look in between (see [`attention`]).
 
 mod attention;
+mod pieces;
 
 use std::{
     cell::Cell,
@@ -31,6 +32,7 @@ use mobula_proto::{
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
+use self::pieces::Pieces;
 use crate::{
     context,
     link::{AgentSender, Parcel},
@@ -127,6 +129,9 @@ pub struct Peers {
     lead: Mutex<Spin>,
     stopped: AtomicBool,
     unrung: Mutex<Unrung>,
+    pieces: Pieces,
+    /// One message at a time is cut into pieces that go through the agent's channel.
+    cutting: Mutex<()>,
     /// Calls submitted here.
     submitted: AtomicU32,
     /// How often threads have looked that will again.
@@ -178,6 +183,8 @@ impl Peers {
             lead: Mutex::new(Spin::default()),
             stopped: AtomicBool::new(false),
             unrung: Mutex::default(),
+            pieces: Pieces::default(),
+            cutting: Mutex::default(),
             submitted: AtomicU32::new(0),
             looks: AtomicU32::new(0),
             attended: Mutex::default(),
@@ -242,16 +249,19 @@ impl Peers {
     }
 
     fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, head: &[u8], message: &Message) {
-        let sent = wire::encode_with(message, 0, |body| {
-            // The agent would take a longer one for a fault of this host.
-            let fits = head.is_empty() || body.len() <= wire_relay::BODY_BYTES_MAX;
-            fits.then(|| outbound.sender.lock().send(head, body))
-        });
-        match sent {
-            Ok(Some(Ok(()))) => {}
-            Ok(Some(Err(error))) => tracing::error!(%error, "a message could not be sent"),
-            Ok(None) => return tracing::error!("a message is too long for another node"),
-            Err(error) => return tracing::error!(%error, "a message could not be encoded"),
+        let sent = encoded(
+            message,
+            |body| outbound.sender.lock().send(head, body),
+            |whole| {
+                // No other message comes between the pieces.
+                let mut sender = outbound.sender.lock();
+                pieces::cut(whole).try_for_each(|piece| {
+                    wire::encode_with(&piece, 0, |body| sender.send(head, body))?.map_err(Unsent::from)
+                })
+            },
+        );
+        if let Err(error) = sent {
+            return tracing::error!(%error, "a message could not be sent");
         }
         if DEFERRING.get() && matches!(message, Message::Done(_)) {
             let mut unrung = self.unrung.lock();
@@ -271,10 +281,32 @@ impl Peers {
     fn relay(&self, runtime: &Arc<Runtime>, to: HostId, message: &Message) {
         match &self.relay {
             Some(relay) => self.push(runtime, &relay.0.back, &wire_relay::head(to, 0), message),
-            None => match wire::encode(message) {
-                Ok(body) => runtime.tell(ToAgent::Relay { to, body: body.to_vec() }),
-                Err(error) => tracing::error!(%error, "a message could not be encoded"),
-            },
+            None => {
+                let tell = |body: &[u8]| runtime.tell(ToAgent::Relay { to, body: body.to_vec() });
+                let sent = encoded(
+                    message,
+                    |body| {
+                        tell(body);
+                        Ok(())
+                    },
+                    |whole| {
+                        let _one = self.cutting.lock();
+                        pieces::cut(whole)
+                            .try_for_each(|piece| Ok(wire::encode_with(&piece, 0, |body| tell(body))?))
+                    },
+                );
+                if let Err(error) = sent {
+                    tracing::error!(%error, "a message could not be sent");
+                }
+            }
+        }
+    }
+
+    /// The message that this is, or is the last piece of; `None` where more of it is to come.
+    pub(crate) fn whole(&self, from: HostId, message: Message) -> Option<Message> {
+        match message {
+            Message::Piece { more, bytes } => self.pieces.join(from, more, &bytes),
+            whole => Some(whole),
         }
     }
 
@@ -379,6 +411,7 @@ impl Peers {
         for inbound in last {
             while matches!(self.drain_one(runtime, &inbound, &mut messages), Ok(true)) {}
         }
+        self.pieces.forget(&gone);
         self.routes.lock().retain(|peer, _| !gone(*peer));
         self.inbound.write().retain(|inbound| inbound.peer.is_none_or(|peer| !gone(peer)));
     }
@@ -599,6 +632,30 @@ fn handle(runtime: &Arc<Runtime>, from: Option<(HostId, bool)>, messages: &mut V
         Some((from, false)) => messages.drain(..).for_each(|message| runtime.on_peer(from, false, message)),
         None => {}
     }
+}
+
+/// Hands the encoded message to `short`, or to `long` where it is longer than one may be on its way.
+fn encoded(
+    message: &Message,
+    short: impl FnOnce(&[u8]) -> Result<(), ring::Error>,
+    long: impl FnOnce(&[u8]) -> Result<(), Unsent>,
+) -> Result<(), Unsent> {
+    wire::encode_with(message, 0, |body| match body.len() {
+        ..=wire_relay::BODY_BYTES_MAX => Ok(short(body)?),
+        ..=pieces::LONG_BYTES_MAX => long(body),
+        bytes => Err(Unsent::TooLong(bytes)),
+    })?
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    #[error(transparent)]
+    Ring(#[from] ring::Error),
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    #[error("a message of {0} bytes is over the limit of {max}", max = pieces::LONG_BYTES_MAX)]
+    TooLong(usize),
 }
 
 /// What came out of a ring.

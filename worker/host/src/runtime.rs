@@ -61,6 +61,7 @@ fn is_for_executor(message: &Message) -> bool {
             | Message::Recall { .. }
             | Message::Limits { .. }
             | Message::WantRoom { .. }
+            | Message::Piece { .. }
     )
 }
 
@@ -318,6 +319,7 @@ impl Runtime {
 
     /// A message from a host, possibly this one.
     pub(crate) fn on_peer(self: &Arc<Self>, from: HostId, same_job: bool, message: Message) {
+        let Some(message) = self.peers.whole(from, message) else { return };
         if !same_job && !allowed_across_jobs(&message) {
             tracing::warn!(%from, "refused a message that only a host of the same job may send");
             return;
@@ -331,7 +333,8 @@ impl Runtime {
     pub(crate) fn on_peers(self: &Arc<Self>, from: HostId, messages: &mut Vec<Message>) {
         let mut messages = messages.drain(..).peekable();
         while let Some(message) = messages.next() {
-            let Some(message) = self.execute(from, message) else { continue };
+            let whole = self.peers.whole(from, message);
+            let Some(message) = whole.and_then(|message| self.execute(from, message)) else { continue };
             // All that are for the core, under its lock once.
             self.step(|core, out| {
                 on_core_message(core, from, message, out);

@@ -7,7 +7,7 @@ use crate::{
     limits::quic::{MESSAGE_BATCH, MESSAGES},
     measure::{Result, latencies, quantile, rate},
     row::{Place, Probe, Row, Stage, Target},
-    system::loopback_bytes,
+    system::{cluster_processes, cpu_seconds, loopback_bytes},
 };
 
 /// What a call costs at least: the way over the network, and those between the processes of either node.
@@ -31,6 +31,7 @@ pub const PROBES: &[Probe] = &[
                 .limit(MESSAGES)
                 .targets(&[Target::OfLimit(0.5)]),
             Row::less("bytes on the wire for 1,000 calls of an actor on another node", "bytes"),
+            Row::less("processor time of 1,000 calls of an actor on another node, batched", "ms"),
         ],
         stage: Stage::TwoNodes,
         run: many,
@@ -53,11 +54,14 @@ fn sync(place: &Place) -> Result<Vec<f64>> {
 
 fn many(place: &Place) -> Result<Vec<f64>> {
     let actor = far_actor(place)?;
-    let (mut calls, before) = (0.0, loopback_bytes()?);
+    let processes: Vec<u32> =
+        cluster_processes()?.iter().map(|(pid, _)| *pid).chain([std::process::id()]).collect();
+    let used = || processes.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
+    let (mut calls, bytes, cpu) = (0.0, loopback_bytes()?, used());
     let rate = rate(place.scale, MESSAGE_BATCH as f64, || {
         calls += MESSAGE_BATCH as f64;
         let batch: Vec<_> = (0..MESSAGE_BATCH).map(|_| actor.small_value()).collect();
         Ok(blocking::get_all(&batch).map(drop)?)
     })?;
-    Ok(vec![rate, (loopback_bytes()? - before) / calls * 1e3])
+    Ok(vec![rate, (loopback_bytes()? - bytes) / calls * 1e3, (used() - cpu) * 1e3 / calls * 1e3])
 }

@@ -20,6 +20,46 @@ async fn pass(gate: Gate) {
     }
 }
 
+#[mobula::task]
+fn ones(bytes: usize) -> Vec<u8> {
+    vec![1; bytes]
+}
+
+#[mobula::task]
+fn bytes_of(all: Vec<Vec<u8>>) -> usize {
+    all.iter().map(Vec::len).sum()
+}
+
+#[mobula::task]
+fn copies(of: Vec<ObjectRef<u64>>, count: usize) -> Vec<ObjectRef<u64>> {
+    of.iter().cycle().take(count).cloned().collect()
+}
+
+#[mobula::task]
+fn complains(bytes: usize) -> Result<()> {
+    Err(mobula::Error::new(ErrorKind::Returned, "é".repeat(bytes / 2)))
+}
+
+/// Longer than 16 MiB, which is all that one message may be on its way.
+pub async fn long_messages_arrive(env: Env) -> Result<()> {
+    // Values so small that they travel inside the message.
+    let parts: Vec<_> = (0..300).map(|_| ones.remote(60_000)).collect();
+    let one = mobula::put(&7u64)?;
+    for node in env.nodes().await? {
+        assert_eq!(bytes_of.options().strategy(on(node)).remote(&parts).await?, 18_000_000);
+        // Ids of 24 bytes each.
+        let refs = copies.options().strategy(on(node)).remote(vec![one.clone()], 720_000).await?;
+        assert_eq!((refs.len(), refs[719_999].clone().await?), (720_000, 7));
+        let error = complains.options().strategy(on(node)).remote(20_000_000).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Returned);
+        assert!(error.to_string().contains("éé…"), "it is cut");
+    }
+    let many: Vec<_> = parts.iter().cycle().take(4_000).cloned().collect();
+    let error = bytes_of.remote(&many).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Limit);
+    Ok(())
+}
+
 struct Gauge {
     here: [AtomicUsize; 2],
     peak: [watch::Sender<usize>; 2],

@@ -281,7 +281,7 @@ impl Peers {
         while let Some(bytes) = receiver.recv().await? {
             match wire::decode(&bytes)? {
                 Between::Relay { from: host, job, batch } if host.node == from => {
-                    self.routes.relayed(host, job, batch.into(), false).await?;
+                    self.routes.relayed(host, job, batch.into()).await?;
                 }
                 Between::Output { to, from: host, stderr, line } if host.node == from => {
                     self.routes.output(to, host, stderr, line).await;

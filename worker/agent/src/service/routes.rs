@@ -294,7 +294,7 @@ impl Routes {
             let receivers = receivers(&run);
             receivers.iter().for_each(|to| route.talked_to(*to));
             if to.node == self.node {
-                self.relayed(from, route.job, run, true).await?;
+                unreached.extend(self.hand_over(from, route.job, run).await?);
                 continue;
             }
             let sent = match self.peer(to.node) {
@@ -313,28 +313,33 @@ impl Routes {
         Ok(())
     }
 
-    /// Hands messages to hosts here. Where one finds nobody, its sender is told if it is `here` too.
+    /// Messages from a host elsewhere to hosts here.
     pub(super) async fn relayed(
         &self,
         from: HostId,
         job: JobId,
         batch: Bytes,
-        here: bool,
     ) -> Result<(), wire_relay::Malformed> {
+        for to in self.hand_over(from, job, batch).await? {
+            debug!(host = %from, %to, "relayed messages found nobody");
+        }
+        Ok(())
+    }
+
+    /// Hands messages to hosts here; returns which of those there are none of.
+    async fn hand_over(
+        &self,
+        from: HostId,
+        job: JobId,
+        batch: Bytes,
+    ) -> Result<BTreeSet<HostId>, wire_relay::Malformed> {
         let mut unreached = BTreeSet::new();
         for (to, run) in runs(batch, |to| to)? {
             if !self.deliver(from, job, to, run).await {
                 unreached.insert(to);
             }
         }
-        for to in unreached {
-            if here {
-                self.unreachable(from, to, no_such_host(to));
-            } else {
-                debug!(host = %from, %to, "relayed messages found nobody");
-            }
-        }
-        Ok(())
+        Ok(unreached)
     }
 
     /// Hands messages to a host here; `false` where there is none such.

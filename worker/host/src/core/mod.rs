@@ -57,6 +57,9 @@ pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
 /// Most bytes of encoded arguments that unfinished calls of one host keep in its own memory; larger ones then lie in
 /// the store.
 pub const INLINE_BYTES_TOTAL_MAX: u64 = 64 << 20;
+/// Most bytes that lists of refs may add to the message of one call: about 50 for each ref, and its value where that is
+/// small.
+pub const ARGUMENT_BYTES_MAX: usize = 192 << 20;
 /// Who waits for room is told when so many calls are done at once: a share of the limit.
 const ROOM_SHARE: usize = 64;
 /// Longest list of actions or effects whose memory is kept for the next step.
@@ -422,18 +425,35 @@ impl Core {
                 Err(Failure::new(FailureKind::ObjectFreed, format!("object {object} has no value")))
             }
         };
-        spec.inputs
+        // What each takes in the message, and what small values in lists add.
+        let mut bytes = 0;
+        let mut element = |object: &ObjectId| {
+            let part = part(object)?;
+            bytes += size_of::<Part>() + if let Part::Inline(blob) = &part { blob.len() } else { 0 };
+            Ok(part)
+        };
+        let arguments = spec
+            .inputs
             .iter()
             .map(|input| {
                 Ok(match input {
                     Input::Value(bytes) => Argument::One(Part::Inline(bytes.clone())),
                     Input::Ref(object) => Argument::One(part(object)?),
                     Input::List(objects) => {
-                        Argument::List(objects.iter().map(part).collect::<Result<_, _>>()?)
+                        Argument::List(objects.iter().map(&mut element).collect::<Result<_, _>>()?)
                     }
                 })
             })
-            .collect()
+            .collect::<Result<_, _>>()?;
+        if bytes > ARGUMENT_BYTES_MAX {
+            return Err(Failure::new(
+                FailureKind::Limit,
+                format!(
+                    "the lists of refs given to it make a message of {bytes} bytes, and at most {ARGUMENT_BYTES_MAX} are allowed: give fewer refs, or refs to fewer and larger values"
+                ),
+            ));
+        }
+        Ok(arguments)
     }
 
     /// A message about objects, a result, or a death notice from an executor or owner. Others come back.

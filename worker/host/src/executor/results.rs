@@ -63,6 +63,7 @@ fn keep_results(
             ),
         ));
     }
+    crate::codec::check_refs(results.iter().map(|output| output.refs.ids().len()).sum())?;
     let several = results.len() > 1;
     let mut inline = 0;
     let mut kept: SmallVec<[Returned; 1]> = SmallVec::with_capacity(results.len());
