@@ -28,6 +28,7 @@ pub const BUFFER_BYTES_DEFAULT: u64 = 32 << 20;
 ///   [`Options::buffer_bytes`](crate::Options::buffer_bytes) bytes (32 MiB; the item that reaches it may go past it) are
 ///   made and not yet read. A producer at the limit waits, and its CPU serves others meanwhile. Refs that the reader
 ///   holds do not count.
+/// - **Nearness.** While values are read one by one, the next few that lie on other nodes are on their way here already.
 /// - **The end.** An `Err` item, a panic or a lost host ends the stream, after the items that came before, with one
 ///   error; then there is `None`. If a single item cannot be read, that item is an error and the next follows.
 /// - **Failures of the system.** The function is run again, as often as its retries allow, and what was delivered is
@@ -145,7 +146,14 @@ impl<T: Data> ObjectStream<T> {
     /// Waits for the next item on this thread; `None` at the end. For sync code; in async code it is a typed error,
     /// use [`ObjectStream::next`] instead.
     pub fn get_next(&mut self) -> Option<Result<T>> {
-        Some(self.get_next_ref()?.and_then(|item| item.get()))
+        let item = self.get_next_ref()?;
+        Some(item.and_then(|item| {
+            if let Some(here) = item.raw.runtime.read_here(item.raw.id) {
+                return here.map_err(Error::from).and_then(|object| item.decode(object));
+            }
+            self.call.0.raw.runtime.fetch_ahead(self.call.0.raw.id);
+            item.get()
+        }))
     }
 
     fn poll_value(&mut self, poller: &mut Context<'_>) -> Poll<Option<Result<T>>> {
@@ -161,6 +169,7 @@ impl<T: Data> ObjectStream<T> {
                     if let Some(here) = item.raw.runtime.read_here(item.raw.id) {
                         return Poll::Ready(Some(here.map_err(Error::from).and_then(|it| item.decode(it))));
                     }
+                    self.call.0.raw.runtime.fetch_ahead(self.call.0.raw.id);
                     self.reading = Some(Reading::new(item.raw));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

@@ -48,6 +48,7 @@ enum Later {
     Wake(ObjectId),
     Settled(u64),
     Room,
+    Fetch(ObjectId),
 }
 
 fn is_for_executor(message: &Message) -> bool {
@@ -250,6 +251,7 @@ impl Runtime {
                     Action::Wake(object) => later.push(Later::Wake(object)),
                     Action::Settled(token) => later.push(Later::Settled(token)),
                     Action::Room => later.push(Later::Room),
+                    Action::Fetch(object) => later.push(Later::Fetch(object)),
                 }
             }
             core.give_actions(actions);
@@ -281,6 +283,8 @@ impl Runtime {
             match one {
                 Later::Wake(_) => {}
                 Later::Settled(token) => self.settled(*token),
+                // Whoever reads it then learns what became of it.
+                Later::Fetch(object) => self.read(*object, drop),
                 Later::Room => {
                     for waiter in std::mem::take(&mut *self.room.lock()) {
                         parked |= waiter.wake();

@@ -310,6 +310,11 @@ impl Runtime {
         })
     }
 
+    /// The reader looks at the value of the item that it took last, and will at those of the next.
+    pub fn fetch_ahead(self: &Arc<Self>, stream: ObjectId) {
+        self.step(|core, out| core.fetch_ahead(stream, out));
+    }
+
     /// Nobody reads the stream any more: its call is cancelled if it has not ended, and what is unread goes.
     pub fn close_stream(self: &Arc<Self>, stream: ObjectId) {
         self.step(|core, out| core.close_stream(stream, out));

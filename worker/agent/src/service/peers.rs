@@ -4,7 +4,12 @@
 //! stream one for bulk. Each side then opens streams on whichever connection there is; a node that only dials
 //! outward therefore dials every node that it learns of. A relay stream carries messages one way.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use mobula_net::{

@@ -411,7 +411,8 @@ mod tests {
         routes.relay(from, batch).await.unwrap();
         drop(routes);
         let mut told = Vec::new();
-        while let Some(ForHost { what: What::Say(ToHost::HostDied { host, .. }, _), .. }) = queue.recv().await {
+        while let Some(ForHost { what: What::Say(ToHost::HostDied { host, .. }, _), .. }) = queue.recv().await
+        {
             told.push(host);
         }
         told.sort_unstable();

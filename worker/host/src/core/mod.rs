@@ -83,6 +83,8 @@ pub enum Action {
     Settled(u64),
     /// Calls may be submitted again.
     Room,
+    /// This object, which lies on another node, will be read soon: bring it here.
+    Fetch(ObjectId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

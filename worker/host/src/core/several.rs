@@ -17,6 +17,11 @@ use mobula_proto::{
 
 use super::{Action, Core, Kind, Phase, Returns, is_final};
 
+/// So many items are brought from other nodes ahead of a reader that looks at each.
+const AHEAD_ITEMS: u32 = 4;
+/// And of those that one is brought ahead of which are at least so large together, no more. Unit: bytes.
+const AHEAD_BYTES: u64 = 32 << 20;
+
 /// The results of one call that has several.
 #[derive(Debug)]
 pub(super) enum Several {
@@ -39,6 +44,9 @@ pub(super) struct Stream {
     consumed: Progress,
     /// As much of it as its executor was told.
     reported: Progress,
+    /// The items before this one are brought here as soon as they are made, and those before that one have been.
+    ahead: u32,
+    fetched: u32,
     /// Items (by their value's index) in stores that somebody holds.
     stored: BTreeSet<u32>,
     /// Those among them that are gone, and being made again.
@@ -208,6 +216,7 @@ impl Core {
         }
         // Frees it where nobody waits for it.
         self.objects.complete(object, state, contains, &mut self.effects);
+        self.fetch_items(seq, out);
     }
 
     /// All that is needed of a stream is there.
@@ -246,6 +255,33 @@ impl Core {
             return Taken::Item(stream.task().object(index));
         }
         if is_final(self.objects.state(stream)) { Taken::End } else { Taken::NotYet }
+    }
+
+    /// The reader looks at the value of the item that it took last: the next ones are brought here meanwhile, so that it
+    /// does not wait for the way to another node with each.
+    pub fn fetch_ahead(&mut self, stream: ObjectId, out: &mut Vec<Action>) {
+        if let Some(Several::Stream(state)) = self.several.get_mut(&stream.seq) {
+            state.ahead = (state.received - state.unread.len() as u32).saturating_add(AHEAD_ITEMS);
+            self.fetch_items(stream.seq, out);
+        }
+    }
+
+    fn fetch_items(&mut self, seq: u64, out: &mut Vec<Action>) {
+        let Some(Several::Stream(stream)) = self.several.get_mut(&seq) else { return };
+        let taken = stream.received - stream.unread.len() as u32;
+        stream.fetched = stream.fetched.max(taken);
+        let task = TaskId { owner: self.me, seq };
+        let mut bytes: u64 = stream.unread.iter().take((stream.fetched - taken) as usize).sum();
+        while stream.fetched < stream.received.min(stream.ahead) && bytes < AHEAD_BYTES {
+            bytes += stream.unread[(stream.fetched - taken) as usize];
+            stream.fetched += 1;
+            let object = task.object(stream.fetched);
+            if let Some(State::Stored(copy)) = self.objects.state(object)
+                && copy.node != self.me.node
+            {
+                out.push(Action::Fetch(object));
+            }
+        }
     }
 
     /// Nobody reads the stream any more: it is cancelled if it has not ended, and what is unread goes.

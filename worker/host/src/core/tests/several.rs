@@ -369,3 +369,42 @@ fn c8_a_dead_node_takes_items_and_their_maker() {
     bench.message(done(&last.call, value(0)));
     bench.is_clean();
 }
+
+fn fetched(actions: &[Action]) -> Vec<u32> {
+    let fetched = actions.iter().filter_map(|action| match action {
+        Action::Fetch(object) => Some(object.index - 1),
+        _ => None,
+    });
+    fetched.collect()
+}
+
+#[test]
+fn items_on_other_nodes_come_ahead_of_a_reader_that_looks_at_each() {
+    const NONE: [u32; 0] = [];
+    const FAR: NodeId = NodeId { number: 77, incarnation: 1 };
+    let mut bench = Bench::new();
+    let (object, start) = stream(&mut bench);
+    let call = start.call;
+    let take = |bench: &mut Bench, looks: bool| {
+        let mut out = Vec::new();
+        assert!(matches!(bench.core.take_item(object, &mut out), Taken::Item(_)));
+        if looks {
+            bench.core.fetch_ahead(object, &mut out);
+        }
+        fetched(&out)
+    };
+    for index in 0..3 {
+        assert_eq!(fetched(&bench.message(item(&call, index, stored(1, FAR)))), NONE);
+    }
+    assert_eq!(take(&mut bench, false), NONE, "who takes refs may never want the values");
+    assert_eq!(take(&mut bench, true), [2]);
+    // Items as they are made, up to the fourth behind what is looked at.
+    assert_eq!(fetched(&bench.message(item(&call, 3, stored(1, bench.core.me.node)))), NONE, "it is here");
+    assert_eq!(fetched(&bench.message(item(&call, 4, stored(1, FAR)))), [4]);
+    assert_eq!(fetched(&bench.message(item(&call, 5, stored(1, FAR)))), [5]);
+    assert_eq!(take(&mut bench, true), NONE, "each is asked for once");
+    assert_eq!(fetched(&bench.message(item(&call, 6, stored(1, FAR)))), [6]);
+    assert_eq!(take(&mut bench, false), NONE);
+    assert_eq!(fetched(&bench.message(item(&call, 7, stored(1, FAR)))), NONE);
+    assert_eq!(take(&mut bench, true), [7]);
+}
