@@ -22,7 +22,7 @@ use proc_macro::TokenStream;
 /// `#[mobula::task(cpu = 2, gpu = 0.5, memory = "2GiB", retries = 5, timeout_ms = 1000, isolation = "process",
 /// name = "stable::name")]`, all optional: one CPU and three retries unless said otherwise. Arguments and result
 /// must be `mobula::Data`; a `Result` is recognised by its name and its `Err` becomes the caller's error. An
-/// `async fn` shares its thread with others.
+/// `async fn` shares its thread with others; it runs in a tokio task, and may go on in another one after its first wait.
 ///
 /// A function that returns `impl Iterator<Item = T>` or, async or not, `impl Stream<Item = T>` gives an
 /// `ObjectStream<T>`: its items are read as they are made, and an `Err` item ends it. `buffer_items` and `buffer_bytes`
