@@ -31,6 +31,7 @@
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
 //! | share work among actors, pass values between them, bound or time what they do together | [`ActorPool`], [`Queue`], [`Semaphore`], [`Barrier`] |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
+//! | read and write files of tensors | [`safetensors`] |
 //! | make a type travel | [`data`] |
 //! | choose where it all runs | [`Cluster`] |
 
@@ -67,6 +68,7 @@ pub mod roles {
 
 pub mod blocking;
 pub mod context;
+pub mod safetensors;
 
 pub use actor::{Actor, ActorHandle, Spawn, find_actor};
 pub use argument::IntoArgument;

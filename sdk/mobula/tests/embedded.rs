@@ -106,7 +106,7 @@ async fn tensors_share_memory() -> mobula::Result<()> {
     let tensor = Tensor::from_vec(&[512, 1024], vec![1.5f32; 512 * 1024])?;
     let object = mobula::put(&tensor)?;
     let (one, two) = (object.clone().await?, object.clone().await?);
-    assert_eq!(one.as_bytes().as_ptr(), two.as_bytes().as_ptr());
+    assert_eq!(one.as_bytes()?.as_ptr(), two.as_bytes()?.as_ptr());
     assert_eq!(one, tensor);
     Ok(())
 }

@@ -174,7 +174,7 @@ async fn train(arguments: &Arguments, nodes: &[NodeId]) -> mobula::Result<Report
 
 fn put(parameters: &[f32], bytes: &mut u64) -> mobula::Result<ObjectRef<Tensor>> {
     let tensor = Tensor::from_vec(&[parameters.len()], parameters.to_vec())?;
-    *bytes += tensor.as_bytes().len() as u64;
+    *bytes += tensor.as_bytes()?.len() as u64;
     mobula::put(&tensor)
 }
 

@@ -179,7 +179,8 @@ fn pull_tensor(place: &Place) -> Result<Vec<f64>> {
         let begun = Instant::now();
         let tensor = made.get()?;
         rate = bytes as f64 / begun.elapsed().as_secs_f64() / 1e9;
-        if tensor.as_bytes().len() != bytes || tensor.as_slice::<i64>()?.iter().any(|element| *element != 1) {
+        if tensor.as_bytes()?.len() != bytes || tensor.as_slice::<i64>()?.iter().any(|element| *element != 1)
+        {
             return Err("the tensor arrived changed".into());
         }
     }

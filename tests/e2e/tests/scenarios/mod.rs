@@ -85,6 +85,8 @@ pub fn cases() -> Vec<Case> {
         case!(objects::a_timeout_is_an_answer),
         case!(objects::tensors_of_every_kind),
         case!(objects::tensors_are_built_in_place),
+        case!(objects::parts_of_tensors),
+        case!(objects::tensors_in_files),
         case!(objects::a_view_keeps_its_object),
         case!(objects::tensors_cross_nodes),
         case!(objects::a_freed_object_says_so),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobula::{Dtype, Element, ErrorKind, Result, prelude::*};
+use mobula::{Dtype, Element, ErrorKind, Result, prelude::*, safetensors};
 use mobula_e2e::{
     Env, Witness,
     env::{on, witness},
@@ -168,11 +168,11 @@ pub async fn tensors_are_built_in_place(_env: Env) -> Result<()> {
     })?;
     let object = mobula::put(&tensor)?;
     let seen = object.fetch_view().await?.tensor()?;
-    assert_eq!(seen.as_bytes().as_ptr(), tensor.as_bytes().as_ptr(), "it was copied");
+    assert_eq!(seen.as_bytes()?.as_ptr(), tensor.as_bytes()?.as_ptr(), "it was copied");
     // Whoever holds it only in another shape gets a copy.
     let row = mobula::put(&tensor.reshape(&[500_000])?)?.await?;
-    assert_ne!(row.as_bytes().as_ptr(), tensor.as_bytes().as_ptr());
-    assert_eq!(row.as_bytes(), tensor.as_bytes());
+    assert_ne!(row.as_bytes()?.as_ptr(), tensor.as_bytes()?.as_ptr());
+    assert_eq!(row.as_bytes()?, tensor.as_bytes()?);
     drop((object, seen));
     let again = mobula::put(&tensor)?;
     drop(tensor);
@@ -185,6 +185,62 @@ pub async fn tensors_are_built_in_place(_env: Env) -> Result<()> {
     let error = Tensor::build(&[usize::MAX, 2], |_: &mut [f64]| {}).unwrap_err();
     assert!(error.to_string().contains("too large"), "{error}");
     Ok(())
+}
+
+#[mobula::task]
+fn corner(tensor: Tensor) -> Result<Tensor> {
+    tensor.transpose(0, 1)?.slice(0, ..2)?.slice(1, 500..)
+}
+
+pub async fn parts_of_tensors(env: Env) -> Result<()> {
+    let whole = Tensor::build(&[1000, 1000], |all: &mut [u32]| {
+        for (at, one) in all.iter_mut().enumerate() {
+            *one = at as u32;
+        }
+    })?;
+    let expected = |x: usize, y: usize| (y * 1000 + x) as u32;
+    // There and back, in an order of its own each time.
+    let there = corner.remote(whole.transpose(0, 1)?).await?;
+    assert_eq!((there.shape(), there.is_contiguous()), (&[2, 500][..], true));
+    let view = there.view::<u32>()?;
+    assert!(view.indexed_iter().all(|(at, one)| *one == expected(500 + at[1], at[0])));
+    // A part alone keeps its object, and gives it back.
+    let object = mobula::put(&whole)?;
+    let part = object.fetch_view().await?.tensor()?.select(1, 999)?;
+    drop((object, whole, there));
+    overwrite().await?;
+    let view = part.view::<u32>()?;
+    assert!(view.iter().enumerate().all(|(at, one)| *one == expected(999, at)), "its memory was used again");
+    drop(part);
+    env.stores_empty().await
+}
+
+#[mobula::task]
+fn load(path: String, name: String) -> Result<Tensor, safetensors::Error> {
+    safetensors::File::open(path)?.tensor(&name)
+}
+
+fn unreadable(error: safetensors::Error) -> mobula::Error {
+    mobula::Error::new(mobula::ErrorKind::Returned, error.to_string())
+}
+
+pub async fn tensors_in_files(env: Env) -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors").display().to_string();
+    let weights = Tensor::build(&[300, 1000], |all: &mut [f32]| all.fill(0.5))?;
+    let bias = Tensor::from_vec(&[3], vec![1i64, 2, 3])?;
+    safetensors::write(&path, [("weights", &weights), ("bias", &bias)], [("step", "7")])
+        .map_err(unreadable)?;
+    assert_eq!(load.remote(path.clone(), "weights".to_owned()).await?, weights);
+    assert_eq!(load.remote(path.clone(), "bias".to_owned()).await?, bias);
+    // What is read lies in the store already.
+    let read = safetensors::File::open(&path).and_then(|file| file.tensor("weights")).map_err(unreadable)?;
+    let seen = mobula::put(&read)?.fetch_view().await?.tensor()?;
+    assert_eq!(seen.as_bytes()?.as_ptr(), read.as_bytes()?.as_ptr(), "it was copied");
+    let error = load.remote(path, "none".to_owned()).await.unwrap_err().to_string();
+    assert!(error.contains("has no tensor `none`"), "{error}");
+    drop((weights, read, seen));
+    env.stores_empty().await
 }
 
 /// Fills as much of the store again as one object has.
@@ -221,7 +277,7 @@ pub async fn a_view_keeps_its_object(env: Env) -> Result<()> {
 fn sums(tensor: View<Tensor>) -> Result<Vec<f64>> {
     let tensor = tensor.tensor()?;
     let view = tensor.view::<f64>()?;
-    assert_eq!(tensor.as_bytes().as_ptr() as usize % 64, 0, "buffers are aligned");
+    assert_eq!(tensor.as_bytes()?.as_ptr() as usize % 64, 0, "buffers are aligned");
     Ok(view.outer_iter().map(|row| row.iter().sum()).collect())
 }
 
