@@ -641,8 +641,8 @@ fn encoded(
     long: impl FnOnce(&[u8]) -> Result<(), Unsent>,
 ) -> Result<(), Unsent> {
     wire::encode_with(message, 0, |body| match body.len() {
-        ..=wire_relay::BODY_BYTES_MAX => Ok(short(body)?),
-        ..=pieces::LONG_BYTES_MAX => long(body),
+        bytes if bytes <= wire_relay::BODY_BYTES_MAX => Ok(short(body)?),
+        bytes if bytes <= pieces::LONG_BYTES_MAX => long(body),
         bytes => Err(Unsent::TooLong(bytes)),
     })?
 }
