@@ -152,7 +152,7 @@ fn puts(place: &Place) -> Result<Vec<f64>> {
     let put = |value: &mobula::Tensor| -> Result<f64> {
         let begun = Instant::now();
         let made = mobula::put(value)?;
-        let rate = value.as_bytes().len() as f64 / begun.elapsed().as_secs_f64() / 1e9;
+        let rate = value.as_bytes()?.len() as f64 / begun.elapsed().as_secs_f64() / 1e9;
         drop(made);
         Ok(rate)
     };

@@ -102,7 +102,7 @@ fn early(place: &Place) -> Result<Vec<f64>> {
     let share = used()? / AFTER_START.as_secs_f64() * 100.0;
     let begun = Instant::now();
     let made = mobula::put(&value)?;
-    let rate = value.as_bytes().len() as f64 / begun.elapsed().as_secs_f64() / 1e9;
+    let rate = value.as_bytes()?.len() as f64 / begun.elapsed().as_secs_f64() / 1e9;
     drop(made);
     cluster.shutdown();
     Ok(vec![rate, share])
