@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use mobula_proto::{HostId, JobId, NodeId, resource::Class};
 
-use crate::Millis;
+use crate::{Millis, queues, shapes::ShapeId};
 
 /// Most nodes of a demand's locality that are considered: those with the most bytes.
 pub const LOCALITY_MAX: usize = 16;
@@ -24,9 +24,6 @@ impl Key {
         Self { owner, key: 0 }..=Self { owner, key: u32::MAX }
     }
 }
-
-/// The order in which what waits is looked at: by priority, then grouped by job, then by arrival.
-pub(crate) type Turn = (Reverse<i32>, JobId, u64, Key);
 
 /// Slots that an owner waits for.
 #[derive(Clone, Debug)]
@@ -49,8 +46,14 @@ pub struct Demand {
     pub since: Millis,
     /// Bytes of arguments by node, sorted by node.
     pub(crate) locality: Vec<(NodeId, u64)>,
-    /// When the holders of helpful leases were last asked.
-    pub(crate) asked: Option<Millis>,
+    /// When it was last granted something, or since when it waits.
+    pub(crate) served: Millis,
+    /// What it has in common with others.
+    pub(crate) shape: ShapeId,
+    /// Where it waits.
+    pub(crate) queue: u32,
+    /// Under what its slots are counted by node, if they are.
+    pub(crate) kin: Option<u32>,
 }
 
 impl Demand {
@@ -58,12 +61,11 @@ impl Demand {
         Key { owner: self.owner, key: self.key }
     }
 
-    pub(crate) fn turn(&self) -> Turn {
-        (Reverse(self.class.priority), self.job, self.arrival, self.id())
-    }
-
-    pub(crate) fn bytes_on(&self, node: NodeId) -> u64 {
-        self.locality.binary_search_by_key(&node, |(n, _)| *n).map_or(0, |i| self.locality[i].1)
+    /// When its turn is in its queue. `at` is its own number.
+    pub(crate) fn turn(&self, at: u32, ageing: Millis) -> queues::Turn {
+        let signed = |span: Millis| i64::try_from(span.0).unwrap_or(i64::MAX);
+        let lead = i64::from(self.class.priority).saturating_mul(signed(ageing));
+        (signed(self.served).saturating_sub(lead), self.arrival, at)
     }
 }
 

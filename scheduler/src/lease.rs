@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use mobula_proto::{
-    HostId, JobId, LeaseId, NodeId, Quantity,
-    resource::{Class, DeviceGrant, Kind},
+    HostId, JobId, LeaseId, NodeId,
+    resource::{Class, DeviceGrant},
 };
 
-use crate::{Millis, demand, node::times};
+use crate::{
+    Millis, demand,
+    stock::{CPU, Need},
+};
 
 /// Slots of one class on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +63,14 @@ pub(crate) struct Entry {
     pub blocked: u32,
     /// When its owner was last asked to give it back if idle.
     pub asked: Option<Millis>,
+    /// What each slot needs.
+    pub need: Arc<Need>,
+    /// Its node's place.
+    pub at: u32,
+    /// The queue that is charged.
+    pub queue: u32,
+    /// Under what its slots are counted by node, if they are.
+    pub kin: Option<u32>,
 }
 
 impl Entry {
@@ -67,16 +78,13 @@ impl Entry {
         demand::Key { owner: self.lease.owner, key: self.lease.key }
     }
 
-    /// What it holds now, by kind: waiting slots hold no CPU.
-    pub fn held(&self) -> impl Iterator<Item = (&Kind, Quantity)> {
-        let running = self.lease.slots.saturating_sub(self.blocked);
-        self.lease.class.resources.iter().map(move |(kind, each)| {
-            (kind, times(each, if *kind == Kind::Cpu { running } else { self.lease.slots }))
-        })
+    /// How many of its slots run.
+    pub fn running(&self) -> u32 {
+        self.lease.slots.saturating_sub(self.blocked)
     }
 
-    /// Whether it holds any of `kind`.
-    pub fn holds(&self, kind: &Kind) -> bool {
-        self.held().any(|(k, amount)| k == kind && !amount.is_zero())
+    /// Whether it holds any of a kind: waiting slots hold no CPU.
+    pub fn holds(&self, kind: usize) -> bool {
+        self.need.get(kind) > 0 && (kind != CPU || self.running() > 0)
     }
 }

@@ -40,12 +40,18 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 pub mod demand;
 pub mod event;
+mod index;
 pub mod lease;
 pub mod node;
+mod queues;
 pub mod scheduler;
-pub mod strategy;
+mod shapes;
+mod slab;
+mod stock;
+mod strategy;
 pub mod unmet;
 mod why;
 

@@ -5,39 +5,56 @@ mod check;
 mod place;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     ops::RangeInclusive,
 };
 
 use mobula_proto::{
-    HostId, JobId, LeaseId, NodeId, Resources,
-    resource::{Kind, LabelRule},
+    HostId, JobId, LeaseId, NodeId, Queue, Resources,
+    resource::{Device, Label, LabelRule, Strategy},
 };
 
 use crate::{
     Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind, Unmet,
-    demand::{self, PER_OWNER_MAX, Turn},
+    cluster::Cluster,
+    demand::{self, PER_OWNER_MAX},
     lease::Entry,
-    node::{Node, times},
+    node::Node,
+    queues::{DEFAULT, Queues},
+    shapes::{self, Shapes, Where},
+    slab::Slab,
+    stock::{CPU, Need},
     why,
 };
 
 /// How a scheduler behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Breaks ties between equally good nodes; 0 prefers the lowest node number. Default 0.
+    /// Decides the order of equally good nodes; 0 prefers the lowest node number. Default 0.
     pub seed: u64,
     /// How long a lease lasts unless renewed. Default 1 s. Shorter frees the leases of a silent owner sooner and
     /// costs more renewals.
     pub term: Millis,
     /// The number of the first lease granted, above all granted by a predecessor. Default 1.
     pub first_lease: u64,
+    /// How long something waits until it counts as if its priority were one higher. Default 30 s. Longer lets what
+    /// matters more go first for longer; what matters less then waits longer, at most this times the difference.
+    pub ageing: Millis,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, term: Millis(1000), first_lease: 1 }
+        Self { seed: 0, term: Millis(1000), first_lease: 1, ageing: Millis(30_000) }
     }
+}
+
+/// What an owner has.
+#[derive(Debug, Default)]
+struct Owner {
+    leases: BTreeSet<LeaseId>,
+    /// How many of its classes wait.
+    demands: usize,
 }
 
 /// Decides which node runs the work of which class. See the text of the crate.
@@ -47,21 +64,23 @@ pub struct Scheduler {
     now: Millis,
     next_lease: u64,
     next_arrival: u64,
-    /// Living nodes by number.
-    nodes: BTreeMap<u32, Node>,
+    cluster: Cluster,
     /// The newest incarnation seen of each node number.
     newest: BTreeMap<u32, u32>,
     leases: BTreeMap<LeaseId, Entry>,
-    /// When each lease ends, soonest first.
-    expiries: BTreeSet<(Millis, LeaseId)>,
-    by_owner: BTreeMap<HostId, BTreeSet<LeaseId>>,
-    /// Slots that each job holds.
-    slots_held: BTreeMap<JobId, u64>,
-    demands: BTreeMap<demand::Key, Demand>,
-    /// The same demands in the order in which they are looked at.
-    waiting: BTreeSet<Turn>,
+    /// When each lease ends, soonest first, as of some time ago: what was renewed since is put back when its time comes,
+    /// and what has ended is dropped.
+    expiries: BinaryHeap<Reverse<(Millis, LeaseId)>>,
+    owners: BTreeMap<HostId, Owner>,
+    demands: Slab<Demand>,
+    by_key: BTreeMap<demand::Key, u32>,
+    shapes: Shapes,
+    queues: Queues,
+    /// The queues, as they were given.
+    listed: Vec<Queue>,
     /// Nodes where capacity became free in this step.
     freed: BTreeSet<u32>,
+    asking: ask::Asking,
 }
 
 impl Scheduler {
@@ -72,15 +91,18 @@ impl Scheduler {
             now: Millis(0),
             next_lease: options.first_lease,
             next_arrival: 0,
-            nodes: BTreeMap::new(),
+            cluster: Cluster::new(options.seed),
             newest: BTreeMap::new(),
             leases: BTreeMap::new(),
-            expiries: BTreeSet::new(),
-            by_owner: BTreeMap::new(),
-            slots_held: BTreeMap::new(),
-            demands: BTreeMap::new(),
-            waiting: BTreeSet::new(),
+            expiries: BinaryHeap::new(),
+            owners: BTreeMap::new(),
+            demands: Slab::new(),
+            by_key: BTreeMap::new(),
+            shapes: Shapes::new(),
+            queues: Queues::new(),
+            listed: Vec::new(),
             freed: BTreeSet::new(),
+            asking: ask::Asking::default(),
         }
     }
 
@@ -98,23 +120,27 @@ impl Scheduler {
         match event {
             Event::NodeUp { node, total, devices, labels } => {
                 if valid.is_ok() {
-                    self.node_up(node, || Node::new(node, total, &devices, labels), out);
+                    self.node_up(node, total, &devices, labels, out);
                 }
             }
             Event::NodeDown { node } => {
-                if self.is_current(node) {
-                    self.node_lost(node, out);
+                if let Some(at) = self.cluster.find(node) {
+                    self.node_lost(at, out);
                     self.judge_all(out);
                 } else {
                     self.hosts_gone(node..=node, out);
                 }
             }
             Event::NodeDrain { node } => {
-                if let Some(found) = self.nodes.get_mut(&node.number).filter(|n| n.id == node) {
-                    found.draining = true;
+                if let Some(at) = self.cluster.find(node) {
+                    if let Some(found) = self.cluster.nodes.get_mut(at) {
+                        found.draining = true;
+                    }
+                    self.cluster.touch(at);
                 }
             }
             Event::Demand { owner, key, job, class, backlog, attempt, locality } => {
+                let now = self.now;
                 let new = Demand {
                     owner,
                     key,
@@ -123,17 +149,28 @@ impl Scheduler {
                     backlog,
                     attempt,
                     arrival: self.next_arrival,
-                    since: self.now,
+                    since: now,
                     locality: demand::tidy_locality(&locality),
-                    asked: None,
+                    served: now,
+                    shape: 0,
+                    queue: DEFAULT,
+                    kin: None,
                 };
+                let key = new.id();
                 self.demand(new, valid, out);
+                self.place_all(out);
+                self.ask_for(key, out);
             }
             Event::Renew { lease } => self.renew(lease),
             Event::Release { lease } => self.end(lease, None, out),
-            Event::Shrink { lease, .. } => self.end(lease, None, out),
+            Event::Shrink { lease, slots } => self.shrink(lease, slots, out),
             Event::JobGone { job } => self.job_gone(job, out),
-            Event::Queues(_) | Event::GroupGone { .. } => {}
+            Event::Queues(queues) => {
+                if valid.is_ok() {
+                    self.set_queues(queues, out);
+                }
+            }
+            Event::GroupGone { .. } => {}
             Event::Group { group, .. } => {
                 let error = Error::Infeasible("groups cannot be placed yet".to_owned());
                 out.push(Effect::GroupInfeasible { group, error });
@@ -144,33 +181,34 @@ impl Scheduler {
             Event::Tick => {
                 self.expire(out);
                 // Ask only for those who wait even after that.
-                self.place_freed(out);
-                self.ask_all(out);
+                self.place_all(out);
+                self.ask_some(out);
             }
         }
-        self.place_freed(out);
+        self.place_all(out);
+        self.tidy_expiries();
     }
 
     /// When [`Event::Tick`] is next of use: when a term ends, or holders may be asked again for those who wait.
     pub fn next_tick(&self) -> Option<Millis> {
-        let expiry = self.expiries.first().map(|(at, _)| *at);
-        let ask = self.demands.values().map(|d| d.asked.unwrap_or(d.since).plus(ask::ASK_INTERVAL)).min();
-        expiry.into_iter().chain(ask).min()
+        let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
+        expiry.into_iter().chain(self.next_ask()).min()
     }
 
     /// What a demand waits for, in a sentence; `None` when nothing of it waits.
     pub fn why(&self, owner: HostId, key: u32) -> Option<String> {
-        let demand = self.demands.get(&demand::Key { owner, key })?;
-        Some(why::waits(demand, &self.nodes))
+        let demand = self.demands.get(*self.by_key.get(&demand::Key { owner, key })?)?;
+        Some(why::waits(demand, self.shapes.get(demand.shape)?, &self.cluster))
     }
 
     /// What waits, as shapes for which nodes could be added; what waits for its turn in a queue that has a limit is
     /// counted only up to that.
     pub fn unmet(&self) -> Vec<Unmet> {
         let mut shapes: BTreeMap<(&Resources, &[LabelRule]), u64> = BTreeMap::new();
-        for demand in self.demands.values() {
+        for demand in self.demands() {
             let shape = (&demand.class.resources, demand.class.labels.as_slice());
-            *shapes.entry(shape).or_default() += u64::from(demand.backlog);
+            let allowed = self.queues.headroom(demand.queue, self.shapes.need(demand.shape));
+            *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
         }
         let gang = None;
         let shape = |((resources, labels), count): ((&Resources, &[LabelRule]), u64)| Unmet {
@@ -179,12 +217,17 @@ impl Scheduler {
             count,
             gang,
         };
-        shapes.into_iter().map(shape).collect()
+        shapes.into_iter().filter(|(_, count)| *count > 0).map(shape).collect()
     }
 
     /// The living nodes, by number.
     pub fn nodes(&self) -> impl Iterator<Item = NodeView<'_>> {
-        self.nodes.values().map(Node::view)
+        self.nodes_by_number().map(|(_, node)| node.view(&self.cluster.kinds))
+    }
+
+    fn nodes_by_number(&self) -> impl Iterator<Item = (u32, &Node)> {
+        let all = self.cluster.by_number.values();
+        all.filter_map(|at| Some((*at, self.cluster.nodes.get(*at)?)))
     }
 
     /// The leases, oldest first.
@@ -199,24 +242,28 @@ impl Scheduler {
 
     /// What waits, by owner and key.
     pub fn demands(&self) -> impl Iterator<Item = &Demand> {
-        self.demands.values()
-    }
-
-    fn is_current(&self, node: NodeId) -> bool {
-        self.nodes.get(&node.number).is_some_and(|n| n.id == node)
+        self.by_key.values().filter_map(|at| self.demands.get(*at))
     }
 
     /// Whether this incarnation of a node is known to be over. One that has not joined yet is not.
     fn is_over(&self, node: NodeId) -> bool {
-        !self.is_current(node) && self.newest.get(&node.number).is_some_and(|n| *n >= node.incarnation)
+        self.cluster.find(node).is_none()
+            && self.newest.get(&node.number).is_some_and(|n| *n >= node.incarnation)
     }
 
-    fn node_up(&mut self, id: NodeId, make: impl FnOnce() -> Node, out: &mut Vec<Effect>) {
+    fn node_up(
+        &mut self,
+        id: NodeId,
+        total: Resources,
+        devices: &[Device],
+        labels: Vec<Label>,
+        out: &mut Vec<Effect>,
+    ) {
         if self.newest.get(&id.number).is_some_and(|newest| *newest >= id.incarnation) {
             return;
         }
-        if let Some(old) = self.nodes.get(&id.number).map(|n| n.id) {
-            self.node_lost(old, out);
+        if let Some(old) = self.cluster.by_number.get(&id.number) {
+            self.node_lost(*old, out);
         }
         // Hosts may have asked before their node joined.
         let oldest = NodeId { number: id.number, incarnation: 0 };
@@ -224,47 +271,56 @@ impl Scheduler {
             self.hosts_gone(oldest..=NodeId { number: id.number, incarnation: before }, out);
         }
         self.newest.insert(id.number, id.incarnation);
-        self.nodes.insert(id.number, make());
-        self.freed.insert(id.number);
+        let (at, learnt) = self.cluster.add(id, total, devices, labels);
+        if learnt {
+            self.shapes.learn(&self.cluster.kinds);
+            self.queues.learn(&self.cluster.kinds);
+        }
+        self.queues.totals(&self.cluster.totals);
+        self.freed.insert(at);
         self.judge_all(out);
     }
 
-    fn node_lost(&mut self, id: NodeId, out: &mut Vec<Effect>) {
-        let Some(node) = self.nodes.remove(&id.number) else { return };
-        self.freed.remove(&id.number);
+    fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
+        let Some(node) = self.cluster.remove(at) else { return };
+        self.freed.remove(&at);
+        for (id, shape) in self.shapes.on(at) {
+            self.shapes.set(id, shape);
+        }
+        self.queues.totals(&self.cluster.totals);
         for lease in node.leases {
-            let orphan = self.leases.get(&lease).is_some_and(|entry| entry.lease.owner.node == id);
+            let orphan = self.leases.get(&lease).is_some_and(|entry| entry.lease.owner.node == node.id);
             self.end(lease, (!orphan).then_some(RevokeKind::NodeLost), out);
         }
-        self.hosts_gone(id..=id, out);
+        self.hosts_gone(node.id..=node.id, out);
     }
 
     /// No host of these incarnations of a node lives any more.
     fn hosts_gone(&mut self, nodes: RangeInclusive<NodeId>, out: &mut Vec<Effect>) {
         let first = HostId { node: *nodes.start(), seq: 0 };
         let last = HostId { node: *nodes.end(), seq: u32::MAX };
-        let mut gone: BTreeSet<HostId> = self.by_owner.range(first..=last).map(|(owner, _)| *owner).collect();
-        let keys = demand::Key { owner: first, key: 0 }..=demand::Key { owner: last, key: u32::MAX };
-        gone.extend(self.demands.range(keys).map(|(key, _)| key.owner));
+        let gone: Vec<HostId> = self.owners.range(first..=last).map(|(owner, _)| *owner).collect();
         for owner in gone {
             self.owner_gone(owner, out);
         }
     }
 
     fn owner_gone(&mut self, owner: HostId, out: &mut Vec<Effect>) {
-        let keys: Vec<_> = self.demands.range(demand::Key::all_of(owner)).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.withdraw(key);
+        let demands: Vec<u32> =
+            self.by_key.range(demand::Key::all_of(owner)).map(|(_, demand)| *demand).collect();
+        for demand in demands {
+            self.withdraw(demand);
         }
-        for lease in self.by_owner.get(&owner).cloned().unwrap_or_default() {
+        let leases = self.owners.get(&owner).map(|o| o.leases.clone()).unwrap_or_default();
+        for lease in leases {
             self.end(lease, None, out);
         }
     }
 
     fn job_gone(&mut self, job: JobId, out: &mut Vec<Effect>) {
-        let keys: Vec<_> = self.demands.values().filter(|d| d.job == job).map(Demand::id).collect();
-        for key in keys {
-            self.withdraw(key);
+        let demands: Vec<u32> = self.demands.iter().filter(|(_, d)| d.job == job).map(|(at, _)| at).collect();
+        for demand in demands {
+            self.withdraw(demand);
         }
         let leases: Vec<_> =
             self.leases.values().filter(|e| e.lease.job == job).map(|e| e.lease.id).collect();
@@ -278,87 +334,214 @@ impl Scheduler {
         if self.is_over(new.owner.node) {
             return;
         }
-        let old = self.withdraw(key);
+        let known = self.by_key.get(&key).copied();
         if new.backlog == 0 {
+            known.into_iter().for_each(|at| drop(self.withdraw(at)));
             return;
         }
-        let valid = valid.and_then(|()| match old {
-            None if self.demands.range(demand::Key::all_of(new.owner)).count() >= PER_OWNER_MAX => {
-                Err(Error::TooMany { who: new.owner.to_string(), what: "classes", max: PER_OWNER_MAX })
-            }
-            _ => Ok(()),
-        });
-        if let Err(error) = valid {
-            out.push(Effect::Infeasible { owner: new.owner, key: new.key, error });
+        if let Some((at, old)) = known.and_then(|at| Some((at, self.demands.get_mut(at)?)))
+            && old.job == new.job
+            && old.class == new.class
+        {
+            // The same wish, longer or shorter: it keeps its turn.
+            (old.backlog, old.attempt, old.locality) = (new.backlog, new.attempt, new.locality);
+            self.look_again(at);
             return;
         }
-        match old {
-            Some(old) if old.class == new.class && old.job == new.job => {
-                // The same wish, longer or shorter: it keeps its turn.
-                (new.class, new.arrival, new.since, new.asked) =
-                    (old.class, old.arrival, old.since, old.asked);
+        known.into_iter().for_each(|at| drop(self.withdraw(at)));
+        let queue = valid.and_then(|()| self.check(&new, known.is_some()));
+        new.queue = match queue {
+            Ok(queue) => queue,
+            Err(error) => {
+                out.push(Effect::Infeasible { owner: new.owner, key: new.key, error });
+                return;
             }
-            _ => self.next_arrival += 1,
+        };
+        self.next_arrival += 1;
+        let at = self.enter(new);
+        self.judge(at, out);
+    }
+
+    /// Where a demand is to wait, if it may.
+    fn check(&self, new: &Demand, replaces: bool) -> Result<u32, Error> {
+        let class = &new.class;
+        if !replaces && self.owners.get(&new.owner).is_some_and(|o| o.demands >= PER_OWNER_MAX) {
+            return Err(Error::TooMany { who: new.owner.to_string(), what: "classes", max: PER_OWNER_MAX });
         }
-        self.waiting.insert(new.turn());
-        self.demands.insert(key, new);
-        if self.judge(key, out) {
-            self.place_one(key, out);
-            self.ask(key, out);
+        if let Strategy::Group { group, .. } = class.strategy {
+            return Err(Error::UnknownGroup(group));
+        }
+        let queue = self.queues.find(&class.queue);
+        let queue = queue.ok_or_else(|| Error::UnknownQueue(class.queue.clone()))?;
+        match self.queues.above_limit(queue, &class.resources) {
+            Some((queue, kind, limit)) => Err(Error::AboveLimit { queue, kind, limit }),
+            None => Ok(queue),
         }
     }
 
-    fn withdraw(&mut self, key: demand::Key) -> Option<Demand> {
-        let demand = self.demands.remove(&key)?;
-        self.waiting.remove(&demand.turn());
+    /// Lets a demand wait.
+    fn enter(&mut self, mut new: Demand) -> u32 {
+        let need = Need::of(&new.class.resources, &self.cluster.kinds);
+        new.kin = self.cluster.kin(new.job, &new.class, &need);
+        let mut rules = vec![self.cluster.rules(&new.class.labels)];
+        rules.extend(new.class.fallbacks.iter().map(|list| self.cluster.rules(list)));
+        let key = shapes::Key {
+            resources: new.class.resources.clone(),
+            rules,
+            pin: match &new.class.strategy {
+                Strategy::Node { node, soft: false } => Some(*node),
+                _ => None,
+            },
+            kin: new.kin.filter(|_| need.tiny || new.class.strategy == Strategy::Apart),
+        };
+        let (shape, fresh) = self.shapes.enter(key.clone(), &self.cluster.kinds);
+        if !fresh {
+            // The shape uses its rules once, however many demands have it.
+            key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        }
+        new.shape = shape;
+        self.owners.entry(new.owner).or_default().demands += 1;
+        let (id, queue, job) = (new.id(), new.queue, new.job);
+        let at = self.demands.insert(new);
+        self.by_key.insert(id, at);
+        let turn = self.demands.get(at).map(|d| d.turn(at, self.options.ageing));
+        turn.into_iter().for_each(|turn| self.queues.wait(queue, job, shape, turn));
+        at
+    }
+
+    fn withdraw(&mut self, at: u32) -> Option<Demand> {
+        let demand = self.demands.remove(at)?;
+        self.by_key.remove(&demand.id());
+        self.queues.stop_waiting(
+            demand.queue,
+            demand.job,
+            demand.shape,
+            demand.turn(at, self.options.ageing),
+        );
+        if let Some(key) = self.shapes.leave(demand.shape) {
+            key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        }
+        self.cluster.forget_kin(demand.kin);
+        if let Some(owner) = self.owners.get_mut(&demand.owner) {
+            owner.demands = owner.demands.saturating_sub(1);
+            if owner.demands == 0 && owner.leases.is_empty() {
+                self.owners.remove(&demand.owner);
+            }
+        }
         Some(demand)
     }
 
+    /// Nothing that waits for a shape fits anywhere, as long as a search found none; so a longer backlog needs no new
+    /// search, unless the class counts its slots.
+    fn look_again(&mut self, at: u32) {
+        let shape = self.demands.get(at).filter(|d| d.kin.is_some()).map(|d| d.shape);
+        shape.into_iter().for_each(|shape| self.shapes.set(shape, Where::Anywhere));
+    }
+
     /// Whether the demand may wait. Reports and forgets one that no living node could ever satisfy.
-    fn judge(&mut self, key: demand::Key, out: &mut Vec<Effect>) -> bool {
-        let Some(demand) = self.demands.get(&key) else { return false };
-        let class = &demand.class;
-        let hopeless =
-            self.nodes.values().any(Node::works) && !self.nodes.values().any(|n| n.could_ever(class));
-        if !hopeless || class.wait_for_node {
+    fn judge(&mut self, at: u32, out: &mut Vec<Effect>) -> bool {
+        let Some(demand) = self.demands.get(at) else { return false };
+        if self.cluster.workers == 0 || demand.class.wait_for_node {
             return true;
         }
-        let error = Error::Infeasible(why::missing(class, &self.nodes));
-        out.push(Effect::Infeasible { owner: key.owner, key: key.key, error });
-        self.withdraw(key);
+        self.cluster.refresh();
+        if self.shapes.get(demand.shape).is_some_and(|shape| self.cluster.could_ever(shape)) {
+            return true;
+        }
+        let error = Error::Infeasible(why::missing(&demand.class, &self.cluster));
+        out.push(Effect::Infeasible { owner: demand.owner, key: demand.key, error });
+        self.withdraw(at);
         false
     }
 
     fn judge_all(&mut self, out: &mut Vec<Effect>) {
-        let keys: Vec<_> = self.waiting.iter().map(|turn| turn.3).collect();
-        for key in keys {
-            self.judge(key, out);
+        self.cluster.refresh();
+        let hopeless: BTreeSet<u32> =
+            self.shapes.iter().filter(|(_, s)| !self.cluster.could_ever(s)).map(|(id, _)| id).collect();
+        if hopeless.is_empty() {
+            return;
+        }
+        let ageing = self.options.ageing;
+        let of_those = self.demands.iter().filter(|(_, d)| hopeless.contains(&d.shape));
+        let mut judged: Vec<_> = of_those.map(|(at, d)| d.turn(at, ageing)).collect();
+        judged.sort_unstable();
+        for (.., at) in judged {
+            self.judge(at, out);
+        }
+    }
+
+    /// Charges everything anew. What waits in a queue that is no longer there, or could never go beyond its limits, is
+    /// refused.
+    fn set_queues(&mut self, queues: Vec<Queue>, out: &mut Vec<Effect>) {
+        self.queues.replace(&queues, &self.cluster.kinds);
+        self.queues.totals(&self.cluster.totals);
+        self.listed = queues;
+        for entry in self.leases.values_mut() {
+            entry.queue = self.queues.find(&entry.lease.queue).unwrap_or(DEFAULT);
+            let (queue, job, slots) = (entry.queue, entry.lease.job, entry.lease.slots);
+            self.queues.hold(queue, job, slots);
+            self.queues.charge(queue, &entry.need.amounts, slots.into());
+            let cpu = entry.need.get(CPU);
+            self.queues.charge(queue, &[(CPU, cpu)], -i64::from(entry.blocked));
+        }
+        let all: Vec<u32> = self.by_key.values().copied().collect();
+        for at in all {
+            let Some(demand) = self.demands.get_mut(at) else { continue };
+            let queue = self.queues.find(&demand.class.queue);
+            demand.queue = queue.unwrap_or(DEFAULT);
+            let turn = demand.turn(at, self.options.ageing);
+            self.queues.wait(demand.queue, demand.job, demand.shape, turn);
+            self.shapes.set(demand.shape, Where::Anywhere);
+            let (owner, key) = (demand.owner, demand.key);
+            let above = self.queues.above_limit(demand.queue, &demand.class.resources);
+            let error = match (queue, above) {
+                (None, _) => Error::UnknownQueue(demand.class.queue.clone()),
+                (_, Some((queue, kind, limit))) => Error::AboveLimit { queue, kind, limit },
+                _ => continue,
+            };
+            self.withdraw(at);
+            out.push(Effect::Infeasible { owner, key, error });
         }
     }
 
     fn renew(&mut self, id: LeaseId) {
-        let Some(entry) = self.leases.get_mut(&id) else { return };
-        self.expiries.remove(&(entry.lease.expires, id));
-        entry.lease.expires = self.now.plus(entry.lease.term);
-        self.expiries.insert((entry.lease.expires, id));
+        if let Some(entry) = self.leases.get_mut(&id) {
+            entry.lease.expires = self.now.plus(entry.lease.term);
+        }
     }
 
     fn expire(&mut self, out: &mut Vec<Effect>) {
-        while let Some((at, id)) = self.expiries.first().copied().filter(|(at, _)| *at <= self.now) {
+        self.tidy_expiries();
+        while let Some(Reverse((_, id))) =
+            self.expiries.peek().copied().filter(|Reverse((at, _))| *at <= self.now)
+        {
             self.end(id, Some(RevokeKind::Expired), out);
-            // Ending removes it; this only makes the loop's end evident.
-            self.expiries.remove(&(at, id));
+            self.tidy_expiries();
+        }
+    }
+
+    /// Makes the first expiry one that is true.
+    fn tidy_expiries(&mut self) {
+        while let Some(Reverse((at, id))) = self.expiries.peek().copied() {
+            match self.leases.get(&id).map(|entry| entry.lease.expires) {
+                Some(expires) if expires == at => return,
+                Some(expires) => {
+                    self.expiries.pop();
+                    self.expiries.push(Reverse((expires, id)));
+                }
+                None => drop(self.expiries.pop()),
+            }
         }
     }
 
     fn block(&mut self, id: LeaseId, slots: u32) {
         let Some(entry) = self.leases.get_mut(&id) else { return };
-        let slots = slots.min(entry.lease.slots - entry.blocked);
+        let slots = slots.min(entry.running());
         entry.blocked += slots;
-        let cpu = times(entry.lease.class.resources.get(&Kind::Cpu), slots);
-        if let Some(node) = self.nodes.get_mut(&entry.lease.node.number).filter(|_| !cpu.is_zero()) {
-            node.give(&Kind::Cpu, cpu);
-            self.freed.insert(entry.lease.node.number);
+        let (at, queue, cpu) = (entry.at, entry.queue, entry.need.get(CPU) * i64::from(slots));
+        if cpu > 0 {
+            self.change_cpu(at, queue, cpu);
+            self.freed.insert(at);
         }
     }
 
@@ -366,42 +549,67 @@ impl Scheduler {
         let Some(entry) = self.leases.get_mut(&id) else { return };
         let slots = slots.min(entry.blocked);
         entry.blocked -= slots;
-        let cpu = times(entry.lease.class.resources.get(&Kind::Cpu), slots);
-        if let Some(node) = self.nodes.get_mut(&entry.lease.node.number) {
-            node.take_cpu_back(cpu);
+        let (at, queue, cpu) = (entry.at, entry.queue, entry.need.get(CPU) * i64::from(slots));
+        self.change_cpu(at, queue, -cpu);
+    }
+
+    /// Frees CPU on a node, or takes it whether or not it is there.
+    fn change_cpu(&mut self, at: u32, queue: u32, freed: i64) {
+        if let Some(node) = self.cluster.nodes.get_mut(at) {
+            node.stock.add(CPU, freed);
         }
+        self.cluster.touch(at);
+        self.queues.charge(queue, &[(CPU, -freed)], 1);
     }
 
     /// Ends a lease and frees what it held, telling its owner where `kind` says why.
     fn end(&mut self, id: LeaseId, kind: Option<RevokeKind>, out: &mut Vec<Effect>) {
         let Some(entry) = self.leases.remove(&id) else { return };
         let lease = &entry.lease;
-        self.expiries.remove(&(lease.expires, id));
-        if let Some(ids) = self.by_owner.get_mut(&lease.owner) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.by_owner.remove(&lease.owner);
+        if let Some(owner) = self.owners.get_mut(&lease.owner) {
+            owner.leases.remove(&id);
+            if owner.demands == 0 && owner.leases.is_empty() {
+                self.owners.remove(&lease.owner);
             }
         }
-        if let Some(held) = self.slots_held.get_mut(&lease.job) {
-            *held = held.saturating_sub(lease.slots.into());
-            if *held == 0 {
-                self.slots_held.remove(&lease.job);
-            }
-        }
-        if let Some(node) = self.nodes.get_mut(&lease.node.number).filter(|n| n.id == lease.node) {
-            for (kind, amount) in entry.held() {
-                node.give(kind, amount);
-            }
-            node.give_devices(&lease.devices);
-            node.forget_slots(lease.job, &lease.class, lease.slots);
+        self.free(&entry, lease.slots, entry.blocked);
+        self.cluster.forget_kin(entry.kin);
+        if let Some(node) = self.cluster.nodes.get_mut(entry.at).filter(|n| n.id == lease.node) {
             node.leases.remove(&id);
-            self.freed.insert(lease.node.number);
         }
         if let Some(kind) = kind {
             let slots = lease.slots;
             out.push(Effect::Revoke { lease: id, owner: lease.owner, node: lease.node, slots, kind });
         }
         out.push(Effect::Ended { lease: id, node: lease.node });
+    }
+
+    /// Frees what some slots of a lease hold, of which some wait.
+    fn free(&mut self, entry: &Entry, slots: u32, waited: u32) {
+        let lease = &entry.lease;
+        self.queues.drop_held(entry.queue, lease.job, slots);
+        self.queues.charge(entry.queue, &entry.need.amounts, -i64::from(slots));
+        self.queues.charge(entry.queue, &[(CPU, entry.need.get(CPU))], waited.into());
+        let living = |n: &&mut Node| n.id == lease.node;
+        if let Some(node) = self.cluster.nodes.get_mut(entry.at).filter(living) {
+            node.stock.give(&entry.need, slots, waited, &lease.devices);
+            self.cluster.count_kin(entry.kin, entry.at, -i64::from(slots));
+            self.cluster.touch(entry.at);
+            self.freed.insert(entry.at);
+        }
+    }
+
+    /// Gives slots of a lease back that do not wait.
+    fn shrink(&mut self, id: LeaseId, slots: u32, out: &mut Vec<Effect>) {
+        let Some(mut entry) = self.leases.remove(&id) else { return };
+        let slots = slots.min(entry.running());
+        if slots == entry.lease.slots {
+            self.leases.insert(id, entry);
+            return self.end(id, None, out);
+        }
+        // Fewer than all means more than one: it has no devices.
+        self.free(&entry, slots, 0);
+        entry.lease.slots -= slots;
+        self.leases.insert(id, entry);
     }
 }

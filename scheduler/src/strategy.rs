@@ -2,109 +2,138 @@
 //!
 //! | strategy | order |
 //! |---|---|
-//! | hybrid | most bytes of the arguments; then, leaving nodes with devices to work that needs them: the owner's node while under half full, the fullest under half, the least full |
+//! | hybrid | most bytes of the arguments; then, leaving nodes with devices to work that needs them: the owner's node while under half full, the first under half, the least full |
 //! | spread | fewest slots of the class, then the least full; a slot at a time |
 //! | node | that one; if soft and it has no room, hybrid among the others |
+//! | apart | hybrid, a slot on each |
 //!
-//! Fullness is that of the scarcest resource with one more slot placed. The seed breaks ties; seed 0 does so by the
-//! node's number.
+//! Fullness is that of the scarcest resource with one more slot placed. The first is that with the lowest number as long
+//! as none went; a seed other than 0 gives another order, and so breaks ties.
 
-use mobula_proto::resource::Strategy;
+use mobula_proto::{NodeId, resource::Strategy};
 
-use crate::{
-    demand::Demand,
-    node::{FULL, Node, needs_devices},
-};
+use crate::{Demand, cluster::Cluster, index::Which, shapes::Shape};
 
-/// Up to here, hybrid packs; in ten-thousandths.
-const PACK_BELOW: i64 = FULL / 2;
-
-/// Lower is better; the last two break ties.
-type Rank = (i64, bool, u8, i64, u64, u32);
-
-/// A node that has room. Ordered best first.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Candidate {
-    rank: Rank,
-    /// The node's number.
-    pub number: u32,
-    /// How many slots fit.
-    pub room: u32,
-    /// How many it should get before the nodes are ranked anew; at most `room`.
-    pub cap: u32,
+/// Nodes for slots of a demand, best first: each with how many it should get, at most `want` together. Fewer than that
+/// only where the rest fits on none of those that were looked at; empty where it fits nowhere.
+pub(crate) fn choose(cluster: &Cluster, demand: &Demand, shape: &Shape, want: u32) -> Vec<(u32, u32)> {
+    let one = |node: Option<u32>| -> Vec<(u32, u32)> {
+        node.map(|at| (at, cluster.room(shape, at).min(want))).into_iter().collect()
+    };
+    if let Some(pin) = shape.key.pin {
+        return one(cluster.find(pin).filter(|at| cluster.has_room(shape, *at)));
+    }
+    // The next rules count only where those before find no room at all.
+    for rules in &shape.key.rules {
+        let search = Search { cluster, demand, shape, rules: *rules };
+        let found = match &demand.class.strategy {
+            Strategy::Spread => search.spread(want),
+            Strategy::Node { node, .. } => one(search.wanted(*node).or_else(|| search.hybrid())),
+            Strategy::Hybrid | Strategy::Apart | Strategy::Group { .. } => one(search.hybrid()),
+        };
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    Vec::new()
 }
 
-/// The nodes among `nodes` that have room for the demand. Unordered; empty when there is none.
-pub(crate) fn candidates<'a>(
-    demand: &Demand,
-    nodes: impl Iterator<Item = &'a Node>,
-    seed: u64,
-) -> Vec<Candidate> {
-    let mut found: Vec<Candidate> = nodes
-        .filter(|node| !node.draining && node.admits(&demand.class))
-        .filter_map(|node| {
-            let room = node.room(demand.job, &demand.class);
-            (room > 0).then(|| Candidate {
-                rank: rank(demand, node, seed),
-                number: node.id.number,
-                room,
-                cap: room,
-            })
+struct Search<'a> {
+    cluster: &'a Cluster,
+    demand: &'a Demand,
+    shape: &'a Shape,
+    rules: u32,
+}
+
+impl Search<'_> {
+    fn fine(&self, at: u32) -> bool {
+        self.cluster.has_room(self.shape, at)
+    }
+
+    /// A node by name, if it has room and these rules hold there.
+    fn wanted(&self, node: NodeId) -> Option<u32> {
+        let at = self.cluster.find(node)?;
+        let spot = self.cluster.nodes.get(at)?.spot;
+        (self.cluster.index.admits(self.rules, spot) && self.fine(at)).then_some(at)
+    }
+
+    fn hybrid(&self) -> Option<u32> {
+        let mut near = self.demand.locality.clone();
+        near.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let near = near.into_iter().find_map(|(node, _)| self.wanted(node));
+        near.or_else(|| match self.shape.need.devices {
+            true => self.pack_or_spread(Which::All),
+            false => self.pack_or_spread(Which::Plain).or_else(|| self.pack_or_spread(Which::Devices)),
         })
-        .collect();
-    match &demand.class.strategy {
-        Strategy::Hybrid => {}
-        Strategy::Apart | Strategy::Group { .. } => found.clear(),
-        Strategy::Spread => level(&mut found),
-        Strategy::Node { node, .. } => {
-            if found.iter().any(|c| c.number == node.number && c.rank.0 == i64::MIN) {
-                found.retain(|c| c.rank.0 == i64::MIN);
+    }
+
+    fn pack_or_spread(&self, which: Which) -> Option<u32> {
+        let need = &self.shape.need;
+        let low = |at: u32| self.cluster.nodes.get(at).is_some_and(|node| node.stock.under_half(need));
+        let own = self.wanted(self.demand.owner.node).filter(|at| {
+            let devices = self.cluster.nodes.get(*at).is_some_and(|node| node.stock.has_devices());
+            low(*at) && (which == Which::All || devices == (which == Which::Devices))
+        });
+        let index = &self.cluster.index;
+        own.or_else(|| index.first_low((self.rules, which), need, &mut |at| low(at) && self.fine(at)))
+            .or_else(|| index.emptiest((self.rules, which), need, &mut |at| self.fullness(at)))
+    }
+
+    /// How full a node would be, if it has room.
+    fn fullness(&self, at: u32) -> Option<f64> {
+        let node = self.cluster.nodes.get(at)?;
+        self.fine(at).then(|| node.stock.fullness(&self.shape.need))
+    }
+
+    /// Nodes without a slot of the class first, one for each; then those with the fewest are brought level.
+    fn spread(&self, want: u32) -> Vec<(u32, u32)> {
+        let index = &self.cluster.index;
+        let kin = self.demand.kin.and_then(|kin| self.cluster.kins.get(kin));
+        let Some(kin) = kin else { return Vec::new() };
+        let fresh = index.emptiest((self.rules, Which::All), &self.shape.need, &mut |at| {
+            if kin.on.contains_key(&at) { None } else { self.fullness(at) }
+        });
+        if let Some(at) = fresh {
+            return vec![(at, 1)];
+        }
+        let admitted = |at: u32| self.cluster.nodes.get(at).is_some_and(|n| index.admits(self.rules, n.spot));
+        let mut level: Vec<Rung> = Vec::new();
+        for (at, held) in kin.on.iter().filter(|(at, _)| admitted(**at)) {
+            let Some(full) = self.fullness(*at) else { continue };
+            let room = self.cluster.room(self.shape, *at).min(crate::node::SLOTS_MAX.saturating_sub(*held));
+            if room > 0 {
+                level.push(Rung { held: *held, full, node: *at, room });
             }
         }
+        fill(level, want)
+    }
+}
+
+/// A node that holds slots of a class already.
+struct Rung {
+    held: u32,
+    full: f64,
+    node: u32,
+    room: u32,
+}
+
+/// Gives to those that hold the fewest until they are level with the next, the least full first.
+fn fill(mut rungs: Vec<Rung>, want: u32) -> Vec<(u32, u32)> {
+    let Some(fewest) = rungs.iter().map(|r| r.held).min() else { return Vec::new() };
+    let next = rungs.iter().map(|r| r.held).filter(|held| *held > fewest).min();
+    rungs.retain(|r| r.held == fewest);
+    rungs.sort_by(|a, b| a.full.total_cmp(&b.full).then(a.node.cmp(&b.node)));
+    let count = u32::try_from(rungs.len()).unwrap_or(u32::MAX);
+    let step = next.map_or(u32::MAX, |next| next - fewest).min((want / count).max(1));
+    let mut left = want;
+    let mut found = Vec::new();
+    for rung in rungs {
+        let slots = step.min(rung.room).min(left);
+        if slots == 0 {
+            break;
+        }
+        left -= slots;
+        found.push((rung.node, slots));
     }
     found
-}
-
-fn rank(demand: &Demand, node: &Node, seed: u64) -> Rank {
-    let class = &demand.class;
-    let full = node.utilisation_with(&class.resources);
-    let tie = if seed == 0 { 0 } else { mix(seed ^ u64::from(node.id.number)) };
-    let number = node.id.number;
-    match &class.strategy {
-        Strategy::Spread => (i64::from(node.slots_of(demand.job, class)), false, 0, full, tie, number),
-        Strategy::Node { node: wanted, .. } if *wanted == node.id => (i64::MIN, false, 0, 0, tie, number),
-        Strategy::Hybrid | Strategy::Node { .. } | Strategy::Apart | Strategy::Group { .. } => {
-            let near = -i64::try_from(demand.bytes_on(node.id)).unwrap_or(i64::MAX);
-            let spare_devices = node.has_devices() && !needs_devices(class);
-            let (tier, score) = match full < PACK_BELOW {
-                true if demand.owner.node == node.id => (0, 0),
-                true => (1, -full),
-                false => (2, full),
-            };
-            (near, spare_devices, tier, score, tie, number)
-        }
-    }
-}
-
-/// Keeps the nodes with the fewest slots. Each may get one, or, where it is alone, as many as bring it level.
-fn level(found: &mut Vec<Candidate>) {
-    let Some(fewest) = found.iter().map(|c| c.rank.0).min() else { return };
-    let next = found.iter().map(|c| c.rank.0).filter(|n| *n > fewest).min();
-    found.retain(|c| c.rank.0 == fewest);
-    let step = match (found.len(), next) {
-        (1, Some(next)) => u32::try_from(next - fewest).unwrap_or(u32::MAX),
-        (1, None) => u32::MAX,
-        _ => 1,
-    };
-    for candidate in found {
-        candidate.cap = candidate.room.min(step);
-    }
-}
-
-/// SplitMix64's finaliser: spreads neighbouring numbers over all of them.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

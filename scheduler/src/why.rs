@@ -1,53 +1,64 @@
 //! Sentences for people: what is missing, and what a demand waits for.
 
-use std::collections::BTreeMap;
-
 use mobula_proto::{
     Quantity,
     resource::{Class, Kind, LabelRule, Strategy, bytes_text},
 };
 
-use crate::{Demand, node::Node};
-
-type Nodes = BTreeMap<u32, Node>;
+use crate::{
+    Demand,
+    cluster::Cluster,
+    node::Node,
+    shapes::Shape,
+    stock::{Kinds, Need},
+};
 
 /// What a demand waits for.
-pub(crate) fn waits(demand: &Demand, nodes: &Nodes) -> String {
+pub(crate) fn waits(demand: &Demand, shape: &Shape, cluster: &Cluster) -> String {
     let class = &demand.class;
-    if !nodes.values().any(Node::works) {
+    let nodes: Vec<&Node> = nodes(cluster).collect();
+    if nodes.is_empty() {
         return "waits for a first node: the cluster has none that runs work".to_owned();
     }
-    let able: Vec<&Node> = nodes.values().filter(|n| n.could_ever(class)).collect();
+    let could = |n: &&Node| cluster.admits(shape, n) && n.stock.could_ever(&shape.need);
+    let able: Vec<&Node> = nodes.into_iter().filter(could).collect();
     if able.is_empty() {
-        return format!("waits for a node that fits: {}", missing(class, nodes));
+        return format!("waits for a node that fits: {}", missing(class, cluster));
     }
     let open: Vec<&Node> = able.iter().copied().filter(|n| !n.draining).collect();
     if open.is_empty() {
         return format!("waits for a node that is not draining: {} would fit", names(&able));
     }
-    let busy =
-        busy(class, &open).unwrap_or_else(|| "the nodes that fit hold as many slots as they may".to_owned());
+    let busy = busy(class, &shape.need, &open, &cluster.kinds)
+        .unwrap_or_else(|| "the nodes that fit hold as many slots as they may".to_owned());
     let slots = if demand.backlog == 1 { "1 slot".to_owned() } else { format!("{} slots", demand.backlog) };
     format!("waits for {slots} of {} each: {busy}", class.resources)
 }
 
+/// Those that run work, by number.
+fn nodes(cluster: &Cluster) -> impl Iterator<Item = &Node> {
+    cluster.by_number.values().filter_map(|at| cluster.nodes.get(*at)).filter(|n| n.works())
+}
+
 /// Why none of the nodes, which all could hold the class, has room now.
-fn busy(class: &Class, nodes: &[&Node]) -> Option<String> {
+fn busy(class: &Class, need: &Need, nodes: &[&Node], kinds: &Kinds) -> Option<String> {
     let who = match nodes {
         [node] => format!("{}, the only node that fits,", node.id),
         _ => format!("none of the {} nodes that fit", nodes.len()),
     };
     let verb = if nodes.len() == 1 { " has" } else { " has more than" };
+    let free = |node: &Node, kind: usize| Quantity::from_units(node.stock.free_of(kind)).unwrap_or_default();
+    let wanted: Vec<(&Kind, usize, Quantity)> =
+        class.resources.iter().filter_map(|(kind, each)| Some((kind, kinds.find(kind)?, each))).collect();
     // The resource that is short on the most nodes is the one to name.
-    let short = |node: &Node, kind: &Kind, each: Quantity| node.available.get(kind) < each;
-    let counted = class.resources.iter().map(|(kind, each)| {
-        let count = nodes.iter().filter(|n| short(n, kind, each)).count();
-        (count, kind, each)
+    let counted = wanted.iter().map(|(kind, at, each)| {
+        let count = nodes.iter().filter(|n| free(n, *at) < *each).count();
+        (count, *kind, *at, *each)
     });
     // The first of equals.
-    let (count, kind, each) = counted.reduce(|a, b| if b.0 > a.0 { b } else { a })?;
+    let (count, kind, at, each) = counted.reduce(|a, b| if b.0 > a.0 { b } else { a })?;
     if count == nodes.len() {
-        let (most, node) = most(nodes, |n| n.available.get(kind))?;
+        let (most, node) = most(nodes, |n| free(n, at))?;
         let total = amount(kind, node.total.get(kind));
         let free = quantity(kind, most);
         return Some(match nodes.len() {
@@ -55,23 +66,25 @@ fn busy(class: &Class, nodes: &[&Node]) -> Option<String> {
             _ => format!("{who}{verb} {free} of its {kind} free ({})", node.id),
         });
     }
-    let scattered = class.resources.iter().find(|(kind, each)| {
-        kind.is_device() && nodes.iter().all(|n| short(n, kind, *each) || n.device_room(kind, *each) == 0)
+    let scattered = wanted.iter().find(|(kind, at, each)| {
+        kind.is_device() && nodes.iter().all(|n| n.stock.is_short(*at, each.units()))
     });
-    if let Some((kind, each)) = scattered {
-        let what = if each < Quantity::ONE {
+    if let Some((kind, _, each)) = scattered {
+        let what = if *each < Quantity::ONE {
             format!("{each} of one {kind} free")
         } else {
             format!("{each} whole {kind} free")
         };
         return Some(format!("no node that fits has {what}"));
     }
-    (count > 0).then(|| format!("no node that fits has all of that free; most lack {}", amount(kind, each)))
+    let full = nodes.iter().all(|n| !n.stock.fits(need));
+    (full && count > 0)
+        .then(|| format!("no node that fits has all of that free; most lack {}", amount(kind, each)))
 }
 
 /// What is missing for a class that no node could ever hold.
-pub(crate) fn missing(class: &Class, nodes: &Nodes) -> String {
-    let mut fitting: Vec<&Node> = nodes.values().filter(|n| n.works()).collect();
+pub(crate) fn missing(class: &Class, cluster: &Cluster) -> String {
+    let mut fitting: Vec<&Node> = nodes(cluster).collect();
     let mut only = None;
     if let Strategy::Node { node, soft: false } = &class.strategy {
         fitting.retain(|n| n.id == *node);

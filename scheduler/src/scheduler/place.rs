@@ -1,148 +1,117 @@
-//! Who goes first, and how many slots each gets at once.
+//! Granting what fits: whose turn it is, where, and how many slots.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use mobula_proto::{JobId, LeaseId};
+use mobula_proto::LeaseId;
 
 use super::Scheduler;
-use crate::{
-    Demand, Effect, Lease,
-    demand::{self, Turn},
-    lease::Entry,
-    node::needs_devices,
-    strategy::{self, Candidate},
-};
-
-/// How much of what fits a demand may take at once.
-#[derive(Clone, Copy, Debug)]
-enum Share {
-    /// Nobody competes.
-    All,
-    /// This many slots bring its job level with the next.
-    Gap(u64),
-    /// So many jobs hold equally little.
-    OneOf(usize),
-}
-
-impl Share {
-    fn of(self, backlog: u32, room: u64) -> u32 {
-        let allowed = match self {
-            Self::All => u64::MAX,
-            Self::Gap(gap) => gap,
-            Self::OneOf(jobs) => room.div_ceil(jobs.max(1) as u64),
-        };
-        backlog.min(u32::try_from(allowed).unwrap_or(u32::MAX)).max(1)
-    }
-}
+use crate::{Effect, Lease, lease::Entry, queues::Pick, shapes::Where, strategy};
 
 /// The leases made in one step. Several grants to one demand on one node become one lease.
 #[derive(Debug, Default)]
-struct Round {
+pub(super) struct Round {
     granted: Vec<LeaseId>,
-    fresh: BTreeMap<(demand::Key, u32), LeaseId>,
+    /// By demand and node.
+    fresh: BTreeMap<(u32, u32), LeaseId>,
 }
 
 impl Scheduler {
-    /// Places one demand wherever there is room: everything else that waits fits nowhere, so nobody competes.
-    pub(super) fn place_one(&mut self, key: demand::Key, out: &mut Vec<Effect>) {
-        let mut round = Round::default();
-        self.try_place(key, Share::All, None, &mut round);
-        self.announce(round, out);
-    }
-
-    /// Places what waits where capacity became free.
-    pub(super) fn place_freed(&mut self, out: &mut Vec<Effect>) {
-        let freed = std::mem::take(&mut self.freed);
-        if freed.is_empty() || self.waiting.is_empty() {
+    /// Places all that fits, and says so.
+    pub(super) fn place_all(&mut self, out: &mut Vec<Effect>) {
+        self.note_freed();
+        if !self.shapes.any_open() {
             return;
         }
         let mut round = Round::default();
-        let turns: Vec<Turn> = self.waiting.iter().copied().collect();
-        for level in turns.chunk_by(|a, b| a.0 == b.0) {
-            self.place_level(level, &freed, &mut round);
+        while self.shapes.any_open() {
+            let Some(pick) = self.queues.pick(&self.shapes, self.now, self.options.ageing) else { break };
+            self.place(pick, &mut round);
         }
         self.announce(round, out);
     }
 
-    /// Places the demands of one priority: always the oldest of the job that holds the fewest slots, until none fits.
-    fn place_level(&mut self, level: &[Turn], freed: &BTreeSet<u32>, round: &mut Round) {
-        let mut queues: BTreeMap<JobId, VecDeque<(u64, demand::Key)>> = BTreeMap::new();
-        for (_, job, arrival, key) in level {
-            queues.entry(*job).or_default().push_back((*arrival, *key));
-        }
-        let held = |this: &Self, job: JobId| this.slots_held.get(&job).copied().unwrap_or(0);
-        let mut order: BTreeSet<(u64, u64, JobId)> = queues
-            .iter()
-            .filter_map(|(job, queue)| Some((held(self, *job), queue.front()?.0, *job)))
-            .collect();
-        while let Some((least, _, job)) = order.pop_first() {
-            let Some(queue) = queues.get_mut(&job) else { continue };
-            let Some((_, key)) = queue.front().copied() else { continue };
-            let share = match order.first() {
-                None => Share::All,
-                Some((next, ..)) if *next > least => Share::Gap(next - least),
-                Some(_) => Share::OneOf(order.len() + 1),
-            };
-            if self.try_place(key, share, Some(freed), round) == 0 || !self.demands.contains_key(&key) {
-                queue.pop_front();
-            }
-            if let Some((arrival, _)) = queue.front() {
-                order.insert((held(self, job), *arrival, job));
+    /// Notes which shapes have room where something became free.
+    fn note_freed(&mut self) {
+        while let Some(at) = self.freed.pop_first() {
+            let Some(node) = self.cluster.nodes.get(at).filter(|node| !node.draining) else { continue };
+            for id in self.shapes.fitting(at, &node.summary()) {
+                let Some(shape) = self.shapes.get(id) else { continue };
+                let place = match shape.place {
+                    Where::Nowhere => Where::On(at),
+                    Where::On(_) | Where::Anywhere => Where::Anywhere,
+                };
+                if self.cluster.has_room(shape, at) {
+                    self.shapes.set(id, place);
+                }
             }
         }
     }
 
-    /// Grants a demand up to its share, and returns how many slots that was. One that has all it wanted is forgotten.
-    fn try_place(
-        &mut self,
-        key: demand::Key,
-        share: Share,
-        among: Option<&BTreeSet<u32>>,
-        round: &mut Round,
-    ) -> u32 {
-        let Some(mut demand) = self.demands.remove(&key) else { return 0 };
-        let mut placed = 0;
-        let mut want = None;
-        loop {
-            let found = match among {
-                None => strategy::candidates(&demand, self.nodes.values(), self.options.seed),
-                Some(numbers) => {
-                    let nodes = numbers.iter().filter_map(|number| self.nodes.get(number));
-                    strategy::candidates(&demand, nodes, self.options.seed)
+    /// Grants what was picked up to its share, or finds that there is no room for its shape.
+    fn place(&mut self, pick: Pick, round: &mut Round) {
+        let (Some(demand), Some(shape)) = (self.demands.get(pick.demand), self.shapes.get(pick.shape)) else {
+            return self.shapes.set(pick.shape, Where::Nowhere);
+        };
+        let allowed = self.queues.headroom(demand.queue, &shape.need);
+        let mut want = demand.backlog.min(pick.slots).min(allowed);
+        if let Where::On(at) = shape.place {
+            let room = self.cluster.room(shape, at);
+            return self.grant_part(pick, at, room, want, round);
+        }
+        self.cluster.refresh();
+        let found = strategy::choose(&self.cluster, demand, shape, want);
+        match found[..] {
+            [] => self.shapes.set(pick.shape, Where::Nowhere),
+            [(at, room)] => self.grant_part(pick, at, room, want, round),
+            _ => {
+                for (at, room) in found {
+                    let slots = room.min(want);
+                    if slots > 0 {
+                        want -= slots;
+                        self.grant(pick.demand, at, slots, round);
+                    }
                 }
-            };
-            let room = found.iter().map(|c| u64::from(c.room)).sum();
-            let want = *want.get_or_insert_with(|| share.of(demand.backlog, room));
-            let before = placed;
-            let mut best: BinaryHeap<Reverse<Candidate>> = found.into_iter().map(Reverse).collect();
-            while placed < want {
-                let Some(Reverse(candidate)) = best.pop() else { break };
-                placed += self.grant(&demand, candidate.number, candidate.cap.min(want - placed), round);
-            }
-            if placed >= want || placed == before {
-                break;
+                self.settle(pick.demand);
             }
         }
-        demand.backlog -= placed;
+    }
+
+    /// Grants on one node what is a demand's part of the room there.
+    fn grant_part(&mut self, pick: Pick, at: u32, room: u32, want: u32, round: &mut Round) {
+        let part = room.div_ceil(pick.rivals.max(1));
+        match part.min(want) {
+            0 => self.shapes.set(pick.shape, Where::Nowhere),
+            slots => {
+                self.grant(pick.demand, at, slots, round);
+                self.settle(pick.demand);
+            }
+        }
+    }
+
+    /// What was granted all it wanted is forgotten; what was not goes behind those that wait like it.
+    fn settle(&mut self, at: u32) {
+        let (now, ageing) = (self.now, self.options.ageing);
+        let Some(demand) = self.demands.get_mut(at) else { return };
         if demand.backlog == 0 {
-            self.waiting.remove(&demand.turn());
-        } else {
-            self.demands.insert(key, demand);
+            self.withdraw(at);
+        } else if demand.served != now {
+            let (queue, job, shape) = (demand.queue, demand.job, demand.shape);
+            self.queues.stop_waiting(queue, job, shape, demand.turn(at, ageing));
+            demand.served = now;
+            self.queues.wait(queue, job, shape, demand.turn(at, ageing));
         }
-        placed
     }
 
     /// Leases `slots` on a node that has room for them.
-    fn grant(&mut self, demand: &Demand, number: u32, slots: u32, round: &mut Round) -> u32 {
-        let (grants, each) = if needs_devices(&demand.class) { (slots, 1) } else { (1, slots) };
+    fn grant(&mut self, at: u32, node_at: u32, slots: u32, round: &mut Round) {
+        let Some(demand) = self.demands.get_mut(at) else { return };
+        let need = Arc::clone(self.shapes.need(demand.shape));
+        let Some(node) = self.cluster.nodes.get_mut(node_at) else { return };
+        demand.backlog -= slots;
+        let (grants, each) = if need.devices { (slots, 1) } else { (1, slots) };
         for _ in 0..grants {
-            let Some(node) = self.nodes.get_mut(&number) else { return 0 };
-            let devices = node.take(demand.job, &demand.class, each);
-            let fresh = round.fresh.get(&(demand.id(), number)).filter(|_| devices.is_empty());
+            let devices = node.stock.take(&need, each, &self.cluster.kinds);
+            let fresh = round.fresh.get(&(at, node_at)).filter(|_| devices.is_empty());
             if let Some(entry) = fresh.and_then(|id| self.leases.get_mut(id)) {
                 entry.lease.slots += each;
                 continue;
@@ -167,14 +136,21 @@ impl Scheduler {
                 expires: self.now.plus(self.options.term),
             };
             node.leases.insert(id);
-            self.expiries.insert((lease.expires, id));
-            self.by_owner.entry(lease.owner).or_default().insert(id);
-            self.leases.insert(id, Entry { lease, blocked: 0, asked: None });
-            round.fresh.insert((demand.id(), number), id);
+            self.expiries.push(std::cmp::Reverse((lease.expires, id)));
+            self.owners.entry(lease.owner).or_default().leases.insert(id);
+            let (need, queue, kin) = (Arc::clone(&need), demand.queue, demand.kin);
+            self.leases.insert(id, Entry { lease, blocked: 0, asked: None, need, at: node_at, queue, kin });
+            if let Some(kin) = kin.and_then(|kin| self.cluster.kins.get_mut(kin)) {
+                kin.users += 1;
+            }
+            round.fresh.insert((at, node_at), id);
             round.granted.push(id);
         }
-        *self.slots_held.entry(demand.job).or_default() += u64::from(slots);
-        slots
+        let (queue, job, kin) = (demand.queue, demand.job, demand.kin);
+        self.queues.hold(queue, job, slots);
+        self.queues.charge(queue, &need.amounts, slots.into());
+        self.cluster.count_kin(kin, node_at, slots.into());
+        self.cluster.touch(node_at);
     }
 
     fn announce(&self, round: Round, out: &mut Vec<Effect>) {

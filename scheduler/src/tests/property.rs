@@ -83,6 +83,11 @@ fn owner((number, incarnation, seq): (u32, u32, u32)) -> HostId {
     HostId { node: NodeId { number, incarnation }, seq }
 }
 
+/// `each * n`, at most [`Quantity::MAX`].
+fn times(each: Quantity, n: u32) -> Quantity {
+    Quantity::from_units(each.units().saturating_mul(n.into())).unwrap_or(Quantity::MAX)
+}
+
 /// What an observer of events and effects knows.
 #[derive(Default)]
 struct Observer {
@@ -192,7 +197,7 @@ fn run(seed: u64, ops: &[Op]) -> Vec<Effect> {
     }
     assert_eq!((world.scheduler.leases().count(), world.scheduler.demands().count()), (0, 0));
     for node in world.scheduler.nodes() {
-        assert_eq!((node.available, node.overdraft), (node.total, Quantity::ZERO));
+        assert_eq!((&node.available, node.overdraft), (node.total, Quantity::ZERO));
     }
     all
 }
@@ -203,7 +208,7 @@ fn step(world: &mut World, observer: &mut Observer, event: Event, all: &mut Vec<
     let resumed = match &event {
         Event::Unblock { lease, slots } => world.scheduler.lease(*lease).map(|view| {
             let cpu = view.lease.class.resources.get(&Kind::Cpu);
-            (view.lease.node, crate::node::times(cpu, (*slots).min(view.blocked)))
+            (view.lease.node, times(cpu, (*slots).min(view.blocked)))
         }),
         _ => None,
     };
@@ -218,7 +223,7 @@ fn step(world: &mut World, observer: &mut Observer, event: Event, all: &mut Vec<
         let allowed = resumed.filter(|(on, _)| *on == node.node).map_or(Quantity::ZERO, |(_, cpu)| cpu);
         let old = before.get(&node.node).copied().unwrap_or_default();
         assert!(node.overdraft <= old.plus(allowed));
-        assert!(node.total.covers(node.available));
+        assert!(node.total.covers(&node.available));
     }
     // S4, and what waits is what the observer thinks.
     let ids: Vec<_> = world.scheduler.leases().map(|view| view.lease.id).collect();

@@ -80,6 +80,7 @@ fn nothing_to_hold_is_granted_in_thousands() {
 fn a_lease_says_what_was_asked() {
     let mut world = World::new(&["4 cpu"]);
     world.now = Millis(50);
+    world.step(Event::Queues(vec![mobula_proto::Queue::new("night")]));
     let class = Class { queue: "night".to_owned(), priority: -3, ..class("1 cpu") };
     let effects = world.step(Event::Demand {
         owner: host(9),

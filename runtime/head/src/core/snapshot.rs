@@ -20,7 +20,7 @@ impl Core {
     /// The cluster now. Lists at most [`ROWS_MAX`] waiting classes and names.
     pub fn snapshot(&self) -> Snapshot {
         let available: BTreeMap<_, _> =
-            self.scheduler.nodes().map(|view| (view.node, amounts(view.available))).collect();
+            self.scheduler.nodes().map(|view| (view.node, amounts(&view.available))).collect();
         let nodes = self.nodes.values().map(|member| NodeSnapshot {
             node: member.node.to_string(),
             name: member.register.name.clone(),

@@ -1,0 +1,357 @@
+//! Which nodes have room, found without looking at all of them.
+//!
+//! Nodes that no label rule tells apart lie in one *group*, those with devices apart from those without. A group is a
+//! tree of eight branches: each inner place says what the nodes below have at best ([`Summary`]). A search goes down
+//! only where something better than what it has found may be; a change of one node goes up one path.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mobula_proto::resource::{Label, LabelRule};
+
+use crate::stock::{Need, Summary};
+
+const BRANCHES: usize = 8;
+/// Fullness that differs by less is the same.
+const SAME: f64 = 1e-9;
+
+#[derive(Debug)]
+struct Tree {
+    /// Nodes by place.
+    nodes: Vec<Option<u32>>,
+    vacant: BTreeSet<usize>,
+    /// The first level is of the nodes; the last has one place.
+    levels: Vec<Vec<Summary>>,
+}
+
+impl Tree {
+    fn new() -> Self {
+        Self { nodes: Vec::new(), vacant: BTreeSet::new(), levels: vec![Vec::new()] }
+    }
+
+    fn insert(&mut self, node: u32) -> usize {
+        if let Some(place) = self.vacant.pop_first() {
+            self.nodes[place] = Some(node);
+            return place;
+        }
+        self.nodes.push(Some(node));
+        let mut level = 0;
+        self.levels[0].push(Summary::NOTHING);
+        loop {
+            let wanted = self.levels[level].len().div_ceil(BRANCHES);
+            if self.levels[level].len() == 1 {
+                break;
+            }
+            level += 1;
+            match self.levels.get_mut(level) {
+                Some(places) => places.resize(wanted, Summary::NOTHING),
+                None => {
+                    self.levels.push(vec![Summary::NOTHING; wanted]);
+                    // What lay alone at the top so far counts in the new level, too.
+                    for at in 0..wanted {
+                        self.levels[level][at] = self.joined(level, at);
+                    }
+                }
+            }
+        }
+        self.nodes.len() - 1
+    }
+
+    fn joined(&self, level: usize, at: usize) -> Summary {
+        let below = &self.levels[level - 1];
+        let mut sum = Summary::NOTHING;
+        for child in &below[at * BRANCHES..below.len().min((at + 1) * BRANCHES)] {
+            sum.join(child);
+        }
+        sum
+    }
+
+    fn update(&mut self, place: usize, summary: Summary) {
+        self.levels[0][place] = summary;
+        let mut at = place;
+        for level in 1..self.levels.len() {
+            at /= BRANCHES;
+            let sum = self.joined(level, at);
+            if sum == self.levels[level][at] {
+                return;
+            }
+            self.levels[level][at] = sum;
+        }
+    }
+
+    /// Children in an order that the seed decides.
+    fn children(&self, level: usize, at: usize, seed: u64) -> impl Iterator<Item = usize> {
+        let turn = (seed >> (3 * level.min(20))) as usize % BRANCHES;
+        let len = self.levels[level - 1].len();
+        (0..BRANCHES).map(move |i| at * BRANCHES + (i ^ turn)).filter(move |child| *child < len)
+    }
+
+    /// The first node that is fine.
+    fn first(&self, find: &mut Find<'_>, level: usize, at: usize) -> Option<u32> {
+        if !(find.may)(&self.levels[level][at]) {
+            return None;
+        }
+        if level == 0 {
+            return self.nodes[at].filter(|node| (find.fine)(*node));
+        }
+        self.children(level, at, find.seed).find_map(|child| self.first(find, level - 1, child))
+    }
+
+    /// The node that would be least full, if that is less than what was found before.
+    fn emptiest(&self, find: &mut Emptiest<'_>, level: usize, at: usize) {
+        let here = &self.levels[level][at];
+        if !here.may_fit(find.need)
+            || find.best.is_some_and(|(best, _)| here.least_fullness(find.need) >= best - SAME)
+        {
+            return;
+        }
+        if level == 0 {
+            let Some((node, full)) = self.nodes[at].and_then(|node| Some((node, (find.fullness)(node)?)))
+            else {
+                return;
+            };
+            if find.best.is_none_or(|(best, _)| full < best - SAME) {
+                find.best = Some((full, node));
+            }
+            return;
+        }
+        let mut order = [(f64::INFINITY, usize::MAX); BRANCHES];
+        let mut count = 0;
+        for child in self.children(level, at, find.seed) {
+            let summary = &self.levels[level - 1][child];
+            if summary.may_fit(find.need) {
+                order[count] = (summary.least_fullness(find.need), child);
+                count += 1;
+            }
+        }
+        // Stable: equals stay in the order of the seed.
+        order[..count].sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (_, child) in &order[..count] {
+            self.emptiest(find, level - 1, *child);
+        }
+    }
+
+    fn top(&self) -> Option<usize> {
+        (!self.nodes.is_empty()).then(|| self.levels.len() - 1)
+    }
+}
+
+struct Find<'a> {
+    seed: u64,
+    may: &'a dyn Fn(&Summary) -> bool,
+    fine: &'a mut dyn FnMut(u32) -> bool,
+}
+
+struct Emptiest<'a> {
+    seed: u64,
+    need: &'a Need,
+    fullness: &'a mut dyn FnMut(u32) -> Option<f64>,
+    best: Option<(f64, u32)>,
+}
+
+#[derive(Debug)]
+struct Group {
+    labels: Vec<Label>,
+    devices: bool,
+    tree: Tree,
+}
+
+/// Conditions on labels that some class has.
+#[derive(Debug)]
+struct Rules {
+    list: Vec<LabelRule>,
+    /// How many shapes have them.
+    users: u32,
+    /// Which groups fulfil them, by number.
+    groups: Vec<bool>,
+}
+
+/// A node's place in the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spot {
+    group: u32,
+    place: usize,
+}
+
+/// Which nodes of a group are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those without devices.
+    Plain,
+    /// Those with.
+    Devices,
+    /// All.
+    All,
+}
+
+/// All nodes, for searches.
+#[derive(Debug)]
+pub(crate) struct Index {
+    seed: u64,
+    groups: Vec<Group>,
+    by_labels: BTreeMap<(Vec<Label>, bool), u32>,
+    /// Label keys that some rule has named: the others tell no nodes apart.
+    keys: BTreeSet<String>,
+    rules: Vec<Rules>,
+    by_rules: BTreeMap<Vec<LabelRule>, u32>,
+}
+
+impl Index {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            // Spread over all bits, since each level of a tree uses three.
+            seed: if seed == 0 { 0 } else { mix(seed) },
+            groups: Vec::new(),
+            by_labels: BTreeMap::new(),
+            keys: BTreeSet::new(),
+            rules: Vec::new(),
+            by_rules: BTreeMap::new(),
+        }
+    }
+
+    /// A place for a node, which [`Index::update`] fills.
+    pub fn insert(&mut self, node: u32, labels: &[Label], devices: bool) -> Spot {
+        let labels: Vec<Label> = labels.iter().filter(|(key, _)| self.keys.contains(key)).cloned().collect();
+        let key = (labels, devices);
+        let group = match self.by_labels.get(&key) {
+            Some(group) => *group,
+            None => {
+                let group = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
+                for rules in &mut self.rules {
+                    rules.groups.push(rules.list.iter().all(|rule| rule.holds(&key.0)));
+                }
+                self.groups.push(Group { labels: key.0.clone(), devices, tree: Tree::new() });
+                self.by_labels.insert(key, group);
+                group
+            }
+        };
+        Spot { group, place: self.groups[group as usize].tree.insert(node) }
+    }
+
+    pub fn update(&mut self, spot: Spot, summary: Summary) {
+        self.groups[spot.group as usize].tree.update(spot.place, summary);
+    }
+
+    pub fn remove(&mut self, spot: Spot) {
+        let tree = &mut self.groups[spot.group as usize].tree;
+        tree.update(spot.place, Summary::NOTHING);
+        tree.nodes[spot.place] = None;
+        tree.vacant.insert(spot.place);
+    }
+
+    /// What is known of a node.
+    pub fn summary(&self, spot: Spot) -> &Summary {
+        &self.groups[spot.group as usize].tree.levels[0][spot.place]
+    }
+
+    /// The number of these rules, counted as used once more. Says whether nodes are now told apart by a label that
+    /// did not matter before: then all of them must be inserted anew, after [`Index::clear`].
+    pub fn rules(&mut self, list: &[LabelRule]) -> (u32, bool) {
+        if let Some(at) = self.by_rules.get(list) {
+            self.rules[*at as usize].users += 1;
+            return (*at, false);
+        }
+        let before = self.keys.len();
+        self.keys.extend(list.iter().map(|rule| key_of(rule).to_owned()));
+        let groups = self.groups.iter().map(|g| list.iter().all(|rule| rule.holds(&g.labels))).collect();
+        let rules = Rules { list: list.to_vec(), users: 1, groups };
+        let vacant = self.rules.iter().position(|r| r.users == 0);
+        let at = vacant.unwrap_or(self.rules.len());
+        match self.rules.get_mut(at) {
+            Some(slot) => *slot = rules,
+            None => self.rules.push(rules),
+        }
+        let at = u32::try_from(at).unwrap_or(u32::MAX);
+        self.by_rules.insert(list.to_vec(), at);
+        (at, self.keys.len() > before)
+    }
+
+    /// These rules are used once less.
+    pub fn forget_rules(&mut self, at: u32) {
+        let rules = &mut self.rules[at as usize];
+        rules.users = rules.users.saturating_sub(1);
+        if rules.users == 0 {
+            self.by_rules.remove(&rules.list);
+        }
+    }
+
+    /// Forgets all nodes.
+    pub fn clear(&mut self) {
+        self.groups.clear();
+        self.by_labels.clear();
+        for rules in &mut self.rules {
+            rules.groups.clear();
+        }
+    }
+
+    pub fn admits(&self, rules: u32, spot: Spot) -> bool {
+        self.rules[rules as usize].groups[spot.group as usize]
+    }
+
+    fn trees(&self, rules: u32, which: Which) -> impl Iterator<Item = (&Tree, usize)> {
+        let rules = &self.rules[rules as usize];
+        self.groups.iter().zip(&rules.groups).filter_map(move |(group, holds)| {
+            let wanted = match which {
+                Which::Plain => !group.devices,
+                Which::Devices => group.devices,
+                Which::All => true,
+            };
+            if *holds && wanted { Some((&group.tree, group.tree.top()?)) } else { None }
+        })
+    }
+
+    fn first(
+        &self,
+        (rules, which): (u32, Which),
+        may: &dyn Fn(&Summary) -> bool,
+        fine: &mut dyn FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        let mut find = Find { seed: self.seed, may, fine };
+        self.trees(rules, which).find_map(|(tree, top)| tree.first(&mut find, top, 0))
+    }
+
+    /// The first fine node, in a fixed order, that may stay under half full.
+    pub fn first_low(
+        &self,
+        from: (u32, Which),
+        need: &Need,
+        fine: &mut dyn FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        self.first(from, &|s| s.may_fit(need) && s.may_stay_low(need), fine)
+    }
+
+    /// The first fine node, in a fixed order, on which a slot may ever fit.
+    pub fn first_able(&self, rules: u32, need: &Need, fine: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        self.first((rules, Which::All), &|s| s.may_ever_fit(need), fine)
+    }
+
+    /// The node that is least full with one more slot, of those for which `fullness` says how full that is.
+    pub fn emptiest(
+        &self,
+        (rules, which): (u32, Which),
+        need: &Need,
+        fullness: &mut dyn FnMut(u32) -> Option<f64>,
+    ) -> Option<u32> {
+        let mut find = Emptiest { seed: self.seed, need, fullness, best: None };
+        for (tree, top) in self.trees(rules, which) {
+            tree.emptiest(&mut find, top, 0);
+        }
+        find.best.map(|(_, node)| node)
+    }
+}
+
+fn key_of(rule: &LabelRule) -> &str {
+    match rule {
+        LabelRule::In(key, _)
+        | LabelRule::NotIn(key, _)
+        | LabelRule::Exists(key)
+        | LabelRule::Absent(key) => key,
+    }
+}
+
+/// SplitMix64's finaliser: spreads neighbouring numbers over all of them.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
