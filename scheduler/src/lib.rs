@@ -7,26 +7,32 @@
 //!
 //! # How one decision is made
 //!
-//! 1. **What changed.** A new demand can only be placed where there is room now, so it alone is tried, on every
-//!    node. Freed capacity can only help where it was freed, so all that waits is tried, on those nodes. Between
-//!    two steps nothing that waits fits anywhere.
-//! 2. **Who goes first.** The highest priority; within it the job that holds the fewest slots; within that the
-//!    demand that has waited longest. While several jobs compete, each is given no more at once than brings it
-//!    level with the next ([`scheduler`]). Nothing is reserved: what fits goes ahead of what matters more but
+//! No decision looks at all nodes, or at all that waits.
+//!
+//! 1. **What changed.** Demands that fit into the same nodes have one *shape* (`shapes`). For each it is known where
+//!    there may be room: nowhere, on one node, or anywhere. A new shape may fit anywhere; what becomes free on a node is
+//!    held against all shapes that wait, and those that fit are *open* there. Between two steps no shape is open unless
+//!    the limits of queues hold it back.
+//! 2. **Whose turn it is.** Down the tree of `queues`: what is guaranteed, then the smallest dominant share for its
+//!    weight; in a queue the highest priority, counted up with the time waited; then the job that holds the fewest
+//!    slots, and what has waited longest. Only open shapes count. Where others have the same right, each is given no
+//!    more at once than brings it level with them. Nothing is reserved: what fits goes ahead of what matters more but
 //!    does not fit.
-//! 3. **Which nodes may.** Not draining, every label rule holds, the strategy allows it, and at least one slot
-//!    fits into what is available, down to single devices.
-//! 4. **Which node is best.** The [`strategy`] ranks them. The best takes as many slots as fit, then the next.
-//! 5. **What if none.** A class that no living node could ever hold is reported as infeasible, once, with what is
-//!    missing, unless it waits for such a node. Otherwise holders of helpful leases are asked, at most once a
-//!    term each, to give them back if idle. [`Scheduler::why`] says in a sentence what a demand waits for.
+//! 3. **Which nodes may.** Not draining, the label rules hold, the strategy allows it, and at least one slot fits into
+//!    what is available, down to single devices (`cluster`).
+//! 4. **Which node is best.** The `strategy` says; the `index` finds it, a few trees whose inner places bound what lies
+//!    below. It takes as many slots as fit, then the next.
+//! 5. **What if none.** Then the shape is open nowhere, and is not looked at again before something changes for it. A
+//!    class that no living node could ever hold is reported as infeasible, once, with what is missing, unless it waits
+//!    for such a node. Otherwise holders of helpful leases are asked, at most once a term each, to give them back if
+//!    idle. [`Scheduler::why`] says in a sentence what a demand waits for.
 //!
 //! # Invariants
 //!
 //! - **S1** For each node, what is available and what leases hold add up to its total ([`Scheduler::conserved`]).
 //! - **S2** Grants never exceed what is available. Only a task that resumes after [`Event::Block`] may put a node
 //!   over its CPU, by at most what was given back; until that is paid off, nothing that needs CPU is granted.
-//! - **S3** After a step, nothing waits that would fit.
+//! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow.
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
 //! - **S5** What carries a stale incarnation changes nothing.
 //!
@@ -34,9 +40,13 @@
 //! |---|---|
 //! | [`event`] | what comes in and what goes out |
 //! | [`scheduler`] | the state, and the step |
-//! | [`strategy`] | the order of the nodes |
-//! | [`lease`], [`demand`], [`node`] | the three tables |
+//! | `queues` | whose turn it is |
+//! | `shapes` | what waits, by what it needs, and where there may be room for it |
+//! | `strategy`, `index` | the order of the nodes, and how the first is found |
+//! | [`lease`], [`demand`], [`node`], `cluster` | the tables |
+//! | `stock` | amounts, whole and in use, and single devices |
 //! | `why` | sentences for people |
+//! | [`sim`] | loads for tests and benchmarks |
 
 #![forbid(unsafe_code)]
 
@@ -49,6 +59,7 @@ pub mod node;
 mod queues;
 pub mod scheduler;
 mod shapes;
+pub mod sim;
 mod slab;
 mod stock;
 mod strategy;

@@ -3,6 +3,7 @@
 mod lifecycle;
 mod property;
 mod rules;
+mod sharing;
 mod strategies;
 mod texts;
 

@@ -35,6 +35,8 @@ enum Command {
     Core(Options),
     /// The object store: between nodes, and under pressure.
     Objects(Options),
+    /// The scheduler alone, on clusters that there are not.
+    Scheduler(Options),
     /// Prints BENCHMARKS.md, made from the JSON of runs, of one subject or of several; a section for each.
     Report {
         /// What `--json` wrote.
@@ -49,6 +51,8 @@ enum Command {
     PeerQuic { folder: PathBuf, bytes: usize, mtu: u16 },
     #[command(hide = true, name = subjects::scale::ROLE)]
     MeasureMemory { what: String },
+    #[command(hide = true, name = subjects::scheduler::ROLE)]
+    MeasureSchedulerMemory,
     #[command(hide = true, name = subjects::starts::ROLE)]
     FirstResult { mode: String },
 }
@@ -101,9 +105,11 @@ async fn main() -> Result<()> {
             Ok(())
         }
         Command::MeasureMemory { what } => subjects::scale::serve(what).await,
+        Command::MeasureSchedulerMemory => subjects::scheduler::serve(),
         Command::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Command::Core(options) => measure(&subjects::core::SUBJECT, options).await,
         Command::Objects(options) => measure(&subjects::objects::SUBJECT, options).await,
+        Command::Scheduler(options) => measure(&subjects::scheduler::SUBJECT, options).await,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod objects;
 pub mod own;
 pub mod ray;
 pub mod scale;
+pub mod scheduler;
 pub mod starts;
 
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Subject {
 /// Of all rows that there are.
 #[cfg(test)]
 pub fn row_names() -> Vec<&'static str> {
-    [core::SUBJECT, objects::SUBJECT]
+    [core::SUBJECT, objects::SUBJECT, scheduler::SUBJECT]
         .iter()
         .flat_map(|subject| (subject.probes)().into_iter().flat_map(|probe| probe.rows).chain(subject.sums))
         .map(|row| row.name)

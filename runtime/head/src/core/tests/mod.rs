@@ -176,7 +176,7 @@ impl World {
     fn assert_idle(&self) {
         assert_eq!(self.core.scheduler.leases().count(), 0);
         assert_eq!(self.core.scheduler.demands().count(), 0);
-        self.core.scheduler.nodes().for_each(|view| assert_eq!(view.total, view.available));
+        self.core.scheduler.nodes().for_each(|view| assert_eq!(view.total, &view.available));
         assert!(self.core.leases.is_empty(), "{:?}", self.core.leases);
         assert!(self.core.jobs.is_empty());
         assert!(self.core.names.names.is_empty());

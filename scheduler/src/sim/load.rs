@@ -1,0 +1,93 @@
+//! Clusters and work as they may be found, made from a seed: for benchmarks.
+
+use mobula_proto::{
+    NodeId, Quantity, Queue, Resources,
+    resource::{Class, Kind, Label, LabelRule, Strategy},
+};
+
+use super::Random;
+use crate::Event;
+
+const GIB: u64 = 1 << 30;
+/// CPU, memory in GiB, GPU, and the label `kind` of each kind of node.
+const KINDS: [(u64, u64, u64, &str); 8] = [
+    (16, 64, 0, "small"),
+    (32, 128, 0, "medium"),
+    (64, 256, 0, "large"),
+    (96, 768, 0, "memory"),
+    (48, 192, 4, "gpu-4"),
+    (96, 512, 8, "gpu-8"),
+    (64, 256, 0, "spot"),
+    (32, 256, 1, "gpu-1"),
+];
+const ZONES: [&str; 3] = ["a", "b", "c"];
+
+fn amounts(list: &[(Kind, u64)]) -> Resources {
+    let mut all = Resources::none();
+    for (kind, amount) in list {
+        all.set(kind.clone(), Quantity::whole(*amount));
+    }
+    all
+}
+
+/// Nodes of eight kinds in three zones, each a node's join, numbered from 1.
+pub fn nodes(count: u32) -> impl Iterator<Item = Event> {
+    (1..=count).map(|number| {
+        let (cpu, memory, gpu, kind) = KINDS[number as usize % KINDS.len()];
+        let zone = ZONES[(number / 8) as usize % ZONES.len()];
+        let label = |key: &str, value: &str| -> Label { (key.to_owned(), value.to_owned()) };
+        Event::NodeUp {
+            node: NodeId { number, incarnation: 1 },
+            total: amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB), (Kind::Gpu, gpu)]),
+            devices: Vec::new(),
+            labels: vec![label("kind", kind), label("zone", zone)],
+        }
+    })
+}
+
+/// Queues of several weights in a tree: ten at the top, the others below them.
+pub fn queues(count: usize) -> Vec<Queue> {
+    let name = |at: usize| format!("q{at}");
+    let queue = |at: usize| Queue {
+        parent: if at < 10 { String::new() } else { name(at % 10) },
+        weight: Quantity::whole(1 + at as u64 % 4),
+        ..Queue::new(name(at))
+    };
+    (0..count).map(queue).collect()
+}
+
+/// The `at`-th class of a seed, in one of so many queues: three quarters hybrid, the others spread, pinned to a kind or a
+/// zone, or preferring a node.
+pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class {
+    let cpu = *random.pick(&[1, 1, 1, 2, 2, 4, 8]);
+    let memory = *random.pick(&[0, 1, 2, 4, 8]) * cpu;
+    let mut resources = amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB)]);
+    if random.chance(10) {
+        let units = *random.pick(&[Quantity::PER_ONE / 4, Quantity::PER_ONE / 2, Quantity::PER_ONE, 2 * Quantity::PER_ONE]);
+        resources.set(Kind::Gpu, Quantity::from_units(units).unwrap_or_default());
+    }
+    let (mut strategy, mut labels) = (Strategy::Hybrid, Vec::new());
+    match random.below(12) {
+        0 => strategy = Strategy::Spread,
+        1 => {
+            let number = 1 + random.below(nodes as usize) as u32;
+            strategy = Strategy::Node { node: NodeId { number, incarnation: 1 }, soft: true };
+        }
+        2 if resources.get(&Kind::Gpu).is_zero() => {
+            let kind = *random.pick(&["large", "memory", "spot"]);
+            labels = vec![LabelRule::In("kind".to_owned(), vec![kind.to_owned()])];
+        }
+        3 => labels = vec![LabelRule::In("zone".to_owned(), vec![(*random.pick(&ZONES)).to_owned()])],
+        _ => {}
+    }
+    let priority = if random.chance(10) { 1 } else { 0 };
+    Class {
+        function: format!("work-{at}"),
+        resources,
+        strategy,
+        labels,
+        priority,
+        queue: if queues == 0 { String::new() } else { format!("q{}", random.below(queues)) },
+        ..Class::default()
+    }
+}

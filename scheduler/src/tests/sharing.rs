@@ -1,0 +1,194 @@
+//! Queues: who gets how much.
+
+use mobula_proto::Queue;
+
+use super::*;
+
+/// `"name; parent a; weight 2; guaranteed 4 cpu; limit 8 cpu"`.
+fn queue(text: &str) -> Queue {
+    let mut parts = text.split(';').map(str::trim);
+    let mut queue = Queue::new(parts.next().unwrap());
+    for part in parts {
+        let (what, value) = part.split_once(' ').unwrap();
+        match what {
+            "parent" => queue.parent = value.to_owned(),
+            "weight" => queue.weight = amount(value),
+            "guaranteed" => queue.guaranteed = resources(value),
+            "limit" => {
+                let words: Vec<&str> = value.split_whitespace().collect();
+                let pairs = words.chunks(2).map(|pair| (Kind::parse(pair[1]).unwrap(), amount(pair[0])));
+                queue.limit = pairs.collect();
+            }
+            _ => panic!("{what}"),
+        }
+    }
+    queue
+}
+
+fn queues(world: &mut World, list: &[&str]) -> Vec<Effect> {
+    world.step(Event::Queues(list.iter().map(|text| queue(text)).collect()))
+}
+
+fn of(queue: &str, text: &str) -> Class {
+    Class { queue: queue.to_owned(), ..class(text) }
+}
+
+/// How many slots each queue was granted, by name.
+fn granted(effects: &[Effect]) -> String {
+    let mut sums = std::collections::BTreeMap::new();
+    for effect in effects {
+        if let Effect::Grant(lease) = effect {
+            *sums.entry(lease.queue.clone()).or_insert(0) += lease.slots;
+        }
+    }
+    let texts: Vec<_> = sums.iter().map(|(queue, slots)| format!("{queue} {slots}")).collect();
+    texts.join(", ")
+}
+
+/// A node is full; queues ask, each as a job of its own, for much of a class; the node is freed at once. Who gets how
+/// many slots?
+#[track_caller]
+fn check(node: &str, list: &[&str], asks: &[(&str, &str, u32)], want: &str) {
+    let mut world = World::new(&[node]);
+    queues(&mut world, list);
+    world.ask_as(99, host(50), 0, &class(node), 1, &[]);
+    for (job, (queue, each, backlog)) in (1..).zip(asks) {
+        world.ask_as(job, host(10), job as u32, &of(queue, each), *backlog, &[]);
+    }
+    assert_eq!(granted(&world.release(1)), want);
+}
+
+#[test]
+fn weights_share_what_all_want() {
+    let one = "1 cpu";
+    check("12 cpu", &["a", "b"], &[("a", one, 99), ("b", one, 99)], "a 6, b 6");
+    check("12 cpu", &["a", "b; weight 2"], &[("a", one, 99), ("b", one, 99)], "a 4, b 8");
+    // A flood of many jobs is no more than one.
+    check("12 cpu", &["a", "b"], &[("a", one, 99), ("a", one, 99), ("a", one, 99), ("b", one, 99)], "a 6, b 6");
+    // What one does not use the others get.
+    check("12 cpu", &["a", "b; weight 9"], &[("a", one, 99), ("b", one, 2)], "a 10, b 2");
+    // The default queue is one like the others.
+    check("12 cpu", &["a"], &[("a", one, 99), ("", one, 99)], " 6, a 6");
+}
+
+#[test]
+fn the_dominant_resource_counts() {
+    // As in the paper that named it: 9 CPU and 18 GB; one wants 1 CPU and 4 GB each, the other 3 CPU and 1 GB.
+    check(
+        "9 cpu 18 memory",
+        &["a", "b"],
+        &[("a", "1 cpu 4 memory", 99), ("b", "3 cpu 1 memory", 99)],
+        "a 3, b 2",
+    );
+}
+
+#[test]
+fn children_share_what_their_parent_gets() {
+    let one = "1 cpu";
+    let tree = ["a", "b", "b1; parent b", "b2; parent b; weight 2"];
+    check("12 cpu", &tree, &[("a", one, 99), ("b1", one, 99), ("b2", one, 99)], "a 6, b1 2, b2 4");
+    check("12 cpu", &tree, &[("b1", one, 99), ("b2", one, 99)], "b1 4, b2 8");
+    // Work of the parent itself is a child's.
+    check("12 cpu", &tree, &[("a", one, 99), ("b", one, 99), ("b1", one, 99)], "a 6, b 3, b1 3");
+}
+
+#[test]
+fn what_is_guaranteed_goes_first() {
+    let one = "1 cpu";
+    let list = ["a; weight 9", "b; guaranteed 4 cpu"];
+    check("6 cpu", &list, &[("a", one, 99), ("b", one, 99)], "a 2, b 4");
+    check("6 cpu", &list, &[("a", one, 99), ("b", one, 1)], "a 5, b 1");
+    // Of two that are owed, the one that has the smaller part of it.
+    let both = ["a; guaranteed 2 cpu", "b; guaranteed 4 cpu"];
+    check("3 cpu", &both, &[("a", one, 99), ("b", one, 99)], "a 1, b 2");
+}
+
+#[test]
+fn limits_hold_whatever_is_free() {
+    let one = "1 cpu";
+    check("12 cpu", &["a; limit 5 cpu"], &[("a", one, 99)], "a 5");
+    check("12 cpu", &["a; limit 5 cpu"], &[("a", "2 cpu", 99)], "a 2");
+    check(
+        "12 cpu",
+        &["a; limit 5 cpu", "b; parent a", "c; parent a; limit 2 cpu"],
+        &[("b", one, 99), ("c", one, 99)],
+        "b 3, c 2",
+    );
+    check("12 cpu", &["a; limit 0 gpu"], &[("a", one, 99)], "a 12");
+}
+
+#[test]
+fn what_a_limit_held_back_goes_on_when_it_allows_it() {
+    let mut world = World::new(&["4 cpu", "4 cpu"]);
+    queues(&mut world, &["a; limit 2 cpu", "b"]);
+    assert_eq!(show(&world.ask(host(9), 0, &of("a", "1 cpu"), 5)), "node-1 x1, node-2 x1");
+    // Its own lease ends on a node, and the next may go to any.
+    assert_eq!(show(&world.release(2)), "ended lease-2, node-2 x1");
+    // Waiting tasks do not count.
+    let lease = LeaseId { number: 1 };
+    assert_eq!(show(&world.step(Event::Block { lease, slots: 1 })), "node-1 x1");
+    // Others are not held back by it.
+    assert_eq!(granted(&world.ask(host(9), 1, &of("b", "1 cpu"), 9)), "b 6");
+    // A higher limit.
+    world.step(Event::Unblock { lease, slots: 1 });
+    world.release(4);
+    assert_eq!(show(&queues(&mut world, &["a; limit 4 cpu", "b"])), "");
+}
+
+#[test]
+fn idle_capacity_is_borrowed() {
+    let mut world = World::new(&["8 cpu"]);
+    queues(&mut world, &["a; guaranteed 4 cpu", "b"]);
+    assert_eq!(granted(&world.ask(host(9), 0, &of("b", "1 cpu"), 99)), "b 8");
+    // Who it belongs to asks: the holder is asked at once whether it is idle, and what comes back goes to the owner.
+    assert_eq!(show(&world.ask(host(8), 0, &of("a", "1 cpu"), 99)), "idle? lease-1");
+    let lease = LeaseId { number: 1 };
+    assert_eq!(granted(&world.step(Event::Shrink { lease, slots: 5 })), "a 4, b 1");
+}
+
+#[test]
+fn queues_that_are_not_there_or_too_small_are_refused() {
+    let mut world = World::new(&["8 cpu"]);
+    queues(&mut world, &["a", "b; limit 2 cpu", "c; parent b"]);
+    assert_eq!(
+        show(&world.ask(host(9), 0, &of("x", "1 cpu"), 1)),
+        "infeasible: queue x is unknown: define it, or leave the queue empty"
+    );
+    let above = "infeasible: one slot has more CPU than the limit of queue b, which is 2: raise it, or use another queue";
+    assert_eq!(show(&world.ask(host(9), 0, &of("b", "3 cpu"), 1)), above);
+    assert_eq!(show(&world.ask(host(9), 0, &of("c", "3 cpu"), 1)), above);
+    assert_eq!(show(&queues(&mut world, &["a", "a"])), "", "ignored");
+    // What waits in a queue that goes is refused; what it holds is the default queue's.
+    world.ask(host(9), 1, &of("a", "1 cpu"), 99);
+    assert_eq!(
+        show(&queues(&mut world, &["b"])),
+        "infeasible: queue a is unknown: define it, or leave the queue empty"
+    );
+    world.ask_as(2, host(9), 2, &of("b", "1 cpu"), 99, &[]);
+    world.ask_as(3, host(9), 3, &class("1 cpu"), 99, &[]);
+    let lease = LeaseId { number: 1 };
+    assert_eq!(granted(&world.step(Event::Shrink { lease, slots: 2 })), "b 2");
+}
+
+#[test]
+fn nothing_waits_for_ever() {
+    let mut world = World::new(&["1 cpu"]);
+    let (low, high) = (class("1 cpu"), Class { priority: 2, ..class("1 cpu") });
+    world.ask(host(10), 0, &high, 1);
+    world.ask(host(10), 1, &low, 1);
+    // Somebody always has something that matters more.
+    let mut lease = 1;
+    for second in 1.. {
+        world.now = Millis(second * 1000);
+        world.ask(host(20), second as u32, &high, 1);
+        world.release(lease);
+        lease += 1;
+        let holder = world.scheduler.leases().next().unwrap().lease.clone();
+        assert_eq!(holder.id.number, lease);
+        if holder.priority == 0 {
+            // Its two levels behind took it twice the ageing of 30 s, and the ones that waited before were served.
+            assert_eq!(second, 61);
+            return;
+        }
+    }
+}
