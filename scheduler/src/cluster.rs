@@ -74,8 +74,9 @@ impl Cluster {
         let stock = Stock::new(&total, devices(&total, listed).into_iter(), &self.kinds);
         self.workers += usize::from(!stock.is_empty());
         self.count(&stock, 1);
-        let (draining, stale, leases, spot) = (false, false, BTreeSet::new(), Spot::default());
-        let at = self.nodes.insert(Node { id, total, stock, labels, draining, leases, spot, stale });
+        let (draining, stale, spot) = (false, false, Spot::default());
+        let (leases, bundles) = (BTreeSet::new(), BTreeSet::new());
+        let at = self.nodes.insert(Node { id, total, stock, labels, draining, leases, bundles, spot, stale });
         self.place_in_index(at);
         self.by_number.insert(id.number, at);
         (at, learnt)
@@ -209,7 +210,7 @@ impl Cluster {
     pub fn has_room(&self, shape: &Shape, at: u32) -> bool {
         self.nodes.get(at).is_some_and(|node| {
             !node.draining
-                && node.stock.fits(&shape.need)
+                && (shape.key.gang.is_some() || node.stock.fits(&shape.need))
                 && self.admits(shape, node)
                 && self.kin_room(shape.key.kin, at) > 0
         })

@@ -48,12 +48,14 @@ pub struct Demand {
     pub(crate) locality: Vec<(NodeId, u64)>,
     /// When it was last granted something, or since when it waits.
     pub(crate) served: Millis,
-    /// What it has in common with others.
-    pub(crate) shape: ShapeId,
+    /// What it has in common with others; nothing where it is a part of a group.
+    pub(crate) shape: Option<ShapeId>,
     /// Where it waits.
     pub(crate) queue: u32,
     /// Under what its slots are counted by node, if they are.
     pub(crate) kin: Option<u32>,
+    /// The group of which it is to be a part, where it waits instead.
+    pub(crate) gang: Option<u32>,
 }
 
 impl Demand {

@@ -183,6 +183,15 @@ pub(crate) enum Which {
     All,
 }
 
+/// A part of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Area {
+    /// One node, by its place.
+    Node(u32),
+    /// All nodes with this label.
+    Label(String, String),
+}
+
 /// All nodes, for searches.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -287,7 +296,15 @@ impl Index {
         self.rules[rules as usize].groups[spot.group as usize]
     }
 
-    fn trees(&self, rules: u32, which: Which) -> impl Iterator<Item = (&Tree, usize)> {
+    /// The values of a label of nodes that fulfil some rules. The label must be one that some rule has named.
+    pub fn areas(&self, rules: u32, key: &str) -> BTreeSet<Area> {
+        let holds = &self.rules[rules as usize].groups;
+        let fitting = self.groups.iter().zip(holds).filter(|(_, holds)| **holds);
+        let labels = fitting.flat_map(|(group, _)| group.labels.iter().filter(|(k, _)| k == key));
+        labels.map(|(key, value)| Area::Label(key.clone(), value.clone())).collect()
+    }
+
+    fn trees(&self, rules: u32, which: Which) -> impl Iterator<Item = (&Group, usize)> {
         let rules = &self.rules[rules as usize];
         self.groups.iter().zip(&rules.groups).filter_map(move |(group, holds)| {
             let wanted = match which {
@@ -295,7 +312,7 @@ impl Index {
                 Which::Devices => group.devices,
                 Which::All => true,
             };
-            if *holds && wanted { Some((&group.tree, group.tree.top()?)) } else { None }
+            if *holds && wanted { Some((group, group.tree.top()?)) } else { None }
         })
     }
 
@@ -306,7 +323,7 @@ impl Index {
         fine: &mut dyn FnMut(u32) -> bool,
     ) -> Option<u32> {
         let mut find = Find { seed: self.seed, may, fine };
-        self.trees(rules, which).find_map(|(tree, top)| tree.first(&mut find, top, 0))
+        self.trees(rules, which).find_map(|(group, top)| group.tree.first(&mut find, top, 0))
     }
 
     /// The first fine node, in a fixed order, that may stay under half full.
@@ -327,13 +344,28 @@ impl Index {
     /// The node that is least full with one more slot, of those for which `fullness` says how full that is.
     pub fn emptiest(
         &self,
+        from: (u32, Which),
+        need: &Need,
+        fullness: &mut dyn FnMut(u32) -> Option<f64>,
+    ) -> Option<u32> {
+        self.emptiest_in(None, from, need, fullness)
+    }
+
+    /// The same in one part of the cluster. Its label must be one that some rule has named.
+    pub fn emptiest_in(
+        &self,
+        area: Option<&Area>,
         (rules, which): (u32, Which),
         need: &Need,
         fullness: &mut dyn FnMut(u32) -> Option<f64>,
     ) -> Option<u32> {
+        let inside = |group: &Group| match area {
+            Some(Area::Label(key, value)) => group.labels.iter().any(|(k, v)| k == key && v == value),
+            _ => true,
+        };
         let mut find = Emptiest { seed: self.seed, need, fullness, best: None };
-        for (tree, top) in self.trees(rules, which) {
-            tree.emptiest(&mut find, top, 0);
+        for (group, top) in self.trees(rules, which).filter(|(group, _)| inside(group)) {
+            group.tree.emptiest(&mut find, top, 0);
         }
         find.best.map(|(_, node)| node)
     }

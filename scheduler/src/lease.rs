@@ -71,6 +71,8 @@ pub(crate) struct Entry {
     pub queue: u32,
     /// Under what its slots are counted by node, if they are.
     pub kin: Option<u32>,
+    /// The group and the bundle of which it is a part.
+    pub inside: Option<(u32, u32)>,
 }
 
 impl Entry {

@@ -27,6 +27,10 @@
 //!    for such a node. Otherwise holders of helpful leases are asked, at most once a term each, to give them back if
 //!    idle. [`Scheduler::why`] says in a sentence what a demand waits for.
 //!
+//! A placement group waits in its queue like a class, as one shape that is all it lacks. When its turn is due, `gang` finds
+//! places for all its bundles or takes none, so two groups never hold what the other lacks. What runs inside of a group
+//! is granted from its bundles, which are charged already.
+//!
 //! # Invariants
 //!
 //! - **S1** For each node, what is available and what leases hold add up to its total ([`Scheduler::conserved`]).
@@ -34,7 +38,8 @@
 //!   over its CPU, by at most what was given back; until that is paid off, nothing that needs CPU is granted.
 //! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow.
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
-//! - **S5** What carries a stale incarnation changes nothing.
+//! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost.
+//! - **S6** What carries a stale incarnation changes nothing.
 //!
 //! | module | what |
 //! |---|---|
@@ -42,6 +47,7 @@
 //! | [`scheduler`] | the state, and the step |
 //! | `queues` | whose turn it is |
 //! | `shapes` | what waits, by what it needs, and where there may be room for it |
+//! | `gang` | where the bundles of a group go |
 //! | `strategy`, `index` | the order of the nodes, and how the first is found |
 //! | [`lease`], [`demand`], [`node`], `cluster` | the tables |
 //! | `stock` | amounts, whole and in use, and single devices |
@@ -53,6 +59,7 @@
 mod cluster;
 pub mod demand;
 pub mod event;
+mod gang;
 mod index;
 pub mod lease;
 pub mod node;

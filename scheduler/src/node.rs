@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub labels: Vec<Label>,
     pub draining: bool,
     pub leases: BTreeSet<LeaseId>,
+    /// Groups, and which of their bundles, that have a part of it.
+    pub bundles: BTreeSet<(u32, u32)>,
     pub spot: Spot,
     /// Whether the index does not know its newest state.
     pub stale: bool,

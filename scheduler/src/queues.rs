@@ -34,14 +34,6 @@ pub(crate) const DEFAULT: u32 = 1;
 /// arrival. The last is the demand.
 pub(crate) type Turn = (i64, u64, u32);
 
-/// What one job waits for and holds in one queue.
-#[derive(Debug, Default)]
-pub(crate) struct Lane {
-    /// Slots.
-    pub held: u64,
-    pub waiting: BTreeMap<ShapeId, BTreeSet<Turn>>,
-}
-
 #[derive(Debug)]
 pub(crate) struct Branch {
     /// As people call it; empty for the top and the default one.
@@ -58,9 +50,12 @@ pub(crate) struct Branch {
     usage: Vec<i64>,
     /// Lower goes first.
     rank: Rank,
-    /// Demands below.
-    waiting: u32,
-    lanes: BTreeMap<JobId, Lane>,
+    /// What waits here and below, by shape: how many demands.
+    shapes: BTreeMap<ShapeId, u32>,
+    /// What waits here, by shape and job.
+    waiting: BTreeMap<ShapeId, BTreeMap<JobId, BTreeSet<Turn>>>,
+    /// Slots that each job holds here.
+    held: BTreeMap<JobId, u64>,
     /// This queue and those above it that have limits.
     limited: Vec<u32>,
 }
@@ -76,8 +71,8 @@ pub(crate) struct Pick {
     pub shape: ShapeId,
     /// Most slots until it would be another's turn.
     pub slots: u32,
-    /// How many have the same right to what there is, this one included.
-    pub rivals: u32,
+    /// Its part of what there is: less than all where others have the same right.
+    pub part: f64,
 }
 
 #[derive(Debug)]
@@ -101,8 +96,9 @@ impl Branch {
             most: Vec::new(),
             usage: Vec::new(),
             rank: Rank::default(),
-            waiting: 0,
-            lanes: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            held: BTreeMap::new(),
             limited: Vec::new(),
         }
     }
@@ -190,6 +186,10 @@ impl Queues {
         }
     }
 
+    fn weight(&self, queue: u32) -> f64 {
+        self.all[queue as usize].weight
+    }
+
     /// The queue where work of this name waits.
     pub fn find(&self, name: &str) -> Option<u32> {
         if name.is_empty() { Some(DEFAULT) } else { self.by_name.get(name).copied() }
@@ -212,28 +212,39 @@ impl Queues {
         std::iter::successors(Some(queue), |at| self.all[*at as usize].parent)
     }
 
-    pub fn lane(&self, queue: u32, job: JobId) -> Option<&Lane> {
-        self.all[queue as usize].lanes.get(&job)
+    /// What waits in a queue.
+    pub fn waiting(&self, queue: u32) -> impl Iterator<Item = (JobId, ShapeId, Turn)> {
+        self.all[queue as usize].waiting.iter().flat_map(|(shape, jobs)| jobs_of(*shape, jobs))
     }
 
-    /// All lanes, with their queue and job.
-    pub fn lanes(&self) -> impl Iterator<Item = (u32, JobId, &Lane)> {
-        (0..).zip(&self.all).flat_map(|(at, q)| q.lanes.iter().map(move |(job, lane)| (at, *job, lane)))
+    pub fn waits(&self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) -> bool {
+        let jobs = self.all[queue as usize].waiting.get(&shape);
+        jobs.and_then(|jobs| jobs.get(&job)).is_some_and(|turns| turns.contains(&turn))
+    }
+
+    /// The slots that jobs hold in a queue; none of them zero.
+    pub fn held(&self, queue: u32) -> &BTreeMap<JobId, u64> {
+        &self.all[queue as usize].held
+    }
+
+    /// How many demands wait in and below a queue.
+    pub fn count(&self, queue: u32) -> usize {
+        self.all[queue as usize].shapes.values().map(|count| *count as usize).sum()
     }
 
     /// Counts slots of a job.
     pub fn hold(&mut self, queue: u32, job: JobId, slots: u32) {
-        let lane = self.all[queue as usize].lanes.entry(job).or_default();
-        lane.held = lane.held.saturating_add(slots.into());
+        let held = self.all[queue as usize].held.entry(job).or_default();
+        *held = held.saturating_add(slots.into());
     }
 
     /// Counts slots of a job no longer.
     pub fn drop_held(&mut self, queue: u32, job: JobId, slots: u32) {
-        let lanes = &mut self.all[queue as usize].lanes;
-        if let Some(lane) = lanes.get_mut(&job) {
-            lane.held = lane.held.saturating_sub(slots.into());
-            if lane.held == 0 && lane.waiting.is_empty() {
-                lanes.remove(&job);
+        let all = &mut self.all[queue as usize].held;
+        if let Some(held) = all.get_mut(&job) {
+            *held = held.saturating_sub(slots.into());
+            if *held == 0 {
+                all.remove(&job);
             }
         }
     }
@@ -253,37 +264,49 @@ impl Queues {
     }
 
     pub fn wait(&mut self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) {
-        self.all[queue as usize].lanes.entry(job).or_default().waiting.entry(shape).or_default().insert(turn);
-        self.count_waiting(queue, |n| n + 1);
+        let jobs = self.all[queue as usize].waiting.entry(shape).or_default();
+        if jobs.entry(job).or_default().insert(turn) {
+            let mut at = Some(queue);
+            while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
+                *queue.shapes.entry(shape).or_default() += 1;
+                at = queue.parent;
+            }
+        }
     }
 
     pub fn stop_waiting(&mut self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) {
-        let lanes = &mut self.all[queue as usize].lanes;
-        let Some(lane) = lanes.get_mut(&job) else { return };
-        let Some(turns) = lane.waiting.get_mut(&shape) else { return };
+        let waiting = &mut self.all[queue as usize].waiting;
+        let Some(jobs) = waiting.get_mut(&shape) else { return };
+        let Some(turns) = jobs.get_mut(&job) else { return };
         if !turns.remove(&turn) {
             return;
         }
         if turns.is_empty() {
-            lane.waiting.remove(&shape);
-            if lane.held == 0 && lane.waiting.is_empty() {
-                lanes.remove(&job);
+            jobs.remove(&job);
+            if jobs.is_empty() {
+                waiting.remove(&shape);
             }
         }
-        self.count_waiting(queue, |n| n.saturating_sub(1));
-    }
-
-    fn count_waiting(&mut self, queue: u32, count: impl Fn(u32) -> u32) {
         let mut at = Some(queue);
         while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
-            queue.waiting = count(queue.waiting);
+            if let Some(count) = queue.shapes.get_mut(&shape) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    queue.shapes.remove(&shape);
+                }
+            }
             at = queue.parent;
         }
     }
 
-    /// How many demands wait.
-    pub fn waiting(&self) -> u32 {
-        self.all[TOP as usize].waiting
+    /// Changes the turn of what waits.
+    pub fn turn_again(&mut self, queue: u32, job: JobId, shape: ShapeId, (old, new): (Turn, Turn)) {
+        let jobs = self.all[queue as usize].waiting.get_mut(&shape);
+        if let Some(turns) = jobs.and_then(|jobs| jobs.get_mut(&job))
+            && turns.remove(&old)
+        {
+            turns.insert(new);
+        }
     }
 
     /// How many slots the limits above a queue still allow.
@@ -329,14 +352,15 @@ impl Queues {
         }
         let ranked = |at: &u32| {
             let child = &self.all[*at as usize];
-            (child.waiting > 0).then_some((child.rank, *at))
+            turns.shapes.open().any(|shape| child.shapes.contains_key(&shape)).then_some((child.rank, *at))
         };
         let less = |a: (Rank, u32), b: (Rank, u32)| order(a.0, b.0).then(a.1.cmp(&b.1)).is_lt();
         let mut passed: Option<(Rank, u32)> = None;
         loop {
             // The least that was not tried yet, and the rank of the one after it.
             let (mut best, mut next): (Option<(Rank, u32)>, Option<Rank>) = (None, None);
-            let mut same = 0;
+            // Weights of those that have the same right.
+            let mut same = 0.0;
             for child in branch.children.iter().filter_map(ranked) {
                 if passed.is_some_and(|passed| !less(passed, child)) {
                     continue;
@@ -344,13 +368,13 @@ impl Queues {
                 if best.is_none_or(|best| less(child, best)) {
                     next = best.map(|best| best.0);
                     same = match best {
-                        Some(best) if order(best.0, child.0).is_eq() => same + 1,
-                        _ => 1,
+                        Some(best) if order(best.0, child.0).is_eq() => same + self.weight(child.1),
+                        _ => self.weight(child.1),
                     };
                     best = Some(child);
                 } else {
                     if best.is_some_and(|best| order(best.0, child.0).is_eq()) {
-                        same += 1;
+                        same += self.weight(child.1);
                     }
                     if next.is_none_or(|next| order(child.0, next).is_lt()) {
                         next = Some(child.0);
@@ -361,8 +385,10 @@ impl Queues {
             passed = best;
             let Some(mut pick) = self.descend(child, turns) else { continue };
             if let Some(next) = next {
-                if same > 1 {
-                    pick.rivals = pick.rivals.max(same);
+                if !rank.0 {
+                    pick.slots = 1;
+                } else if same > self.weight(child) {
+                    pick.part = pick.part.min(self.weight(child) / same);
                 } else {
                     pick.slots = pick.slots.min(self.lead(child, rank, next, turns.shapes.need(pick.shape)));
                 }
@@ -373,30 +399,31 @@ impl Queues {
 
     /// How many slots bring a queue level with the next one; at least 1.
     fn lead(&self, queue: u32, rank: Rank, next: Rank, need: &Need) -> u32 {
-        if !rank.0 {
-            return 1;
-        }
         let each = self.all[queue as usize].share_of(|kind| need.get(kind), &self.inverse);
         let slots = (next.1 - rank.1) / each;
         if slots.is_nan() || slots >= f64::from(u32::MAX) { u32::MAX } else { (slots as u32).max(1) }
     }
 
+    /// The turn that is due in a queue. A job's turns together are its lane.
     fn pick_lane(&self, queue: u32, turns: &Turns<'_>) -> Option<Pick> {
         let branch = &self.all[queue as usize];
         let limited = !branch.limited.is_empty();
-        let allowed = |shape: &ShapeId| {
-            turns.shapes.is_open(*shape) && (!limited || self.headroom(queue, turns.shapes.need(*shape)) > 0)
-        };
-        let first = |lane: &Lane| {
-            let open = lane.waiting.iter().filter(|(shape, _)| allowed(shape));
-            open.filter_map(|(shape, turns)| Some((turns.first().copied()?, *shape))).min()
-        };
-        let mut best: Option<(Reverse<i64>, u64, (Turn, ShapeId))> = None;
+        let mut lanes: Vec<(JobId, Turn, ShapeId)> = Vec::new();
+        for shape in turns.shapes.open() {
+            let Some(jobs) = branch.waiting.get(&shape) else { continue };
+            if limited && self.headroom(queue, turns.shapes.need(shape)) == 0 {
+                continue;
+            }
+            lanes.extend(jobs.iter().filter_map(|(job, turns)| Some((*job, *turns.first()?, shape))));
+        }
+        lanes.sort_unstable();
+        lanes.dedup_by_key(|(job, ..)| *job);
+        let mut best: Option<(Reverse<i64>, u64, Turn, ShapeId)> = None;
         let mut next: Option<u64> = None;
-        let mut same = 0;
-        for lane in branch.lanes.values() {
-            let Some(turn) = first(lane) else { continue };
-            let found = (Reverse(turns.level(turn.0)), lane.held, turn);
+        let mut same = 0_u32;
+        for (job, turn, shape) in lanes {
+            let held = branch.held.get(&job).copied().unwrap_or(0);
+            let found = (Reverse(level(turn, turns.now, turns.ageing)), held, turn, shape);
             match best {
                 Some(before) if before < found => {
                     if before.0 == found.0 {
@@ -413,13 +440,20 @@ impl Queues {
                 None => (best, same) = (Some(found), 1),
             }
         }
-        let (_, held, ((.., demand), shape)) = best?;
+        let (_, held, (.., demand), shape) = best?;
         let slots = match next {
             Some(next) if next > held => u32::try_from(next - held).unwrap_or(u32::MAX),
             _ => u32::MAX,
         };
-        Some(Pick { demand, shape, slots, rivals: same })
+        Some(Pick { demand, shape, slots, part: 1.0 / f64::from(same) })
     }
+}
+
+fn jobs_of(
+    shape: ShapeId,
+    jobs: &BTreeMap<JobId, BTreeSet<Turn>>,
+) -> impl Iterator<Item = (JobId, ShapeId, Turn)> {
+    jobs.iter().flat_map(move |(job, turns)| turns.iter().map(move |turn| (*job, shape, *turn)))
 }
 
 /// What a pick looks at.
@@ -427,13 +461,6 @@ struct Turns<'a> {
     shapes: &'a Shapes,
     now: Millis,
     ageing: Millis,
-}
-
-impl Turns<'_> {
-    /// Priority, counted up by the time that it has waited.
-    fn level(&self, turn: Turn) -> i64 {
-        level(turn, self.now, self.ageing)
-    }
 }
 
 /// Priority, counted up by the time that it has waited.

@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+pub mod groups;
 mod place;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 use mobula_proto::{
-    HostId, JobId, LeaseId, NodeId, Queue, Resources,
+    GroupId, HostId, JobId, LeaseId, NodeId, Queue, Resources,
     resource::{Device, Label, LabelRule, Strategy},
 };
 
@@ -19,6 +20,7 @@ use crate::{
     Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind, Unmet,
     cluster::Cluster,
     demand::{self, PER_OWNER_MAX},
+    gang::{Bundle, Gang},
     lease::Entry,
     node::Node,
     queues::{DEFAULT, Queues},
@@ -75,9 +77,13 @@ pub struct Scheduler {
     demands: Slab<Demand>,
     by_key: BTreeMap<demand::Key, u32>,
     shapes: Shapes,
+    gangs: Slab<Gang>,
+    gang_of: BTreeMap<GroupId, u32>,
+    /// How many groups each job has.
+    groups_of: BTreeMap<JobId, usize>,
+    /// Groups inside of which something became free in this step.
+    roomy: BTreeSet<u32>,
     queues: Queues,
-    /// The queues, as they were given.
-    listed: Vec<Queue>,
     /// Nodes where capacity became free in this step.
     freed: BTreeSet<u32>,
     asking: ask::Asking,
@@ -99,8 +105,11 @@ impl Scheduler {
             demands: Slab::new(),
             by_key: BTreeMap::new(),
             shapes: Shapes::new(),
+            gangs: Slab::new(),
+            gang_of: BTreeMap::new(),
+            groups_of: BTreeMap::new(),
+            roomy: BTreeSet::new(),
             queues: Queues::new(),
-            listed: Vec::new(),
             freed: BTreeSet::new(),
             asking: ask::Asking::default(),
         }
@@ -152,9 +161,10 @@ impl Scheduler {
                     since: now,
                     locality: demand::tidy_locality(&locality),
                     served: now,
-                    shape: 0,
+                    shape: None,
                     queue: DEFAULT,
                     kin: None,
+                    gang: None,
                 };
                 let key = new.id();
                 self.demand(new, valid, out);
@@ -170,10 +180,10 @@ impl Scheduler {
                     self.set_queues(queues, out);
                 }
             }
-            Event::GroupGone { .. } => {}
-            Event::Group { group, .. } => {
-                let error = Error::Infeasible("groups cannot be placed yet".to_owned());
-                out.push(Effect::GroupInfeasible { group, error });
+            Event::Group { group, job, spec } => self.group(group, job, spec, valid, out),
+            Event::GroupGone { group } => {
+                let at = self.gang_of.get(&group).copied();
+                at.into_iter().for_each(|at| self.group_gone(at, out));
             }
             Event::Block { lease, slots } => self.block(lease, slots),
             Event::Unblock { lease, slots } => self.unblock(lease, slots),
@@ -198,7 +208,10 @@ impl Scheduler {
     /// What a demand waits for, in a sentence; `None` when nothing of it waits.
     pub fn why(&self, owner: HostId, key: u32) -> Option<String> {
         let demand = self.demands.get(*self.by_key.get(&demand::Key { owner, key })?)?;
-        Some(why::waits(demand, self.shapes.get(demand.shape)?, &self.cluster))
+        match demand.gang {
+            Some(gang) => Some(self.gangs.get(gang)?.why_inside(demand)),
+            None => Some(why::waits(demand, self.shapes.get(demand.shape?)?, &self.cluster)),
+        }
     }
 
     /// What waits, as shapes for which nodes could be added; what waits for its turn in a queue that has a limit is
@@ -206,8 +219,9 @@ impl Scheduler {
     pub fn unmet(&self) -> Vec<Unmet> {
         let mut shapes: BTreeMap<(&Resources, &[LabelRule]), u64> = BTreeMap::new();
         for demand in self.demands() {
+            let Some(at) = demand.shape else { continue };
             let shape = (&demand.class.resources, demand.class.labels.as_slice());
-            let allowed = self.queues.headroom(demand.queue, self.shapes.need(demand.shape));
+            let allowed = self.queues.headroom(demand.queue, self.shapes.need(at));
             *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
         }
         let gang = None;
@@ -275,6 +289,7 @@ impl Scheduler {
         if learnt {
             self.shapes.learn(&self.cluster.kinds);
             self.queues.learn(&self.cluster.kinds);
+            self.learn_gangs();
         }
         self.queues.totals(&self.cluster.totals);
         self.freed.insert(at);
@@ -292,6 +307,7 @@ impl Scheduler {
             let orphan = self.leases.get(&lease).is_some_and(|entry| entry.lease.owner.node == node.id);
             self.end(lease, (!orphan).then_some(RevokeKind::NodeLost), out);
         }
+        self.bundles_lost(node.bundles, RevokeKind::NodeLost, out);
         self.hosts_gone(node.id..=node.id, out);
     }
 
@@ -327,6 +343,10 @@ impl Scheduler {
         for lease in leases {
             self.end(lease, None, out);
         }
+        let gangs: Vec<u32> = self.gangs.iter().filter(|(_, g)| g.job == job).map(|(at, _)| at).collect();
+        for gang in gangs {
+            self.group_gone(gang, out);
+        }
     }
 
     fn demand(&mut self, mut new: Demand, valid: Result<(), Error>, out: &mut Vec<Effect>) {
@@ -345,13 +365,15 @@ impl Scheduler {
         {
             // The same wish, longer or shorter: it keeps its turn.
             (old.backlog, old.attempt, old.locality) = (new.backlog, new.attempt, new.locality);
+            let gang = old.gang;
+            self.roomy.extend(gang);
             self.look_again(at);
             return;
         }
         known.into_iter().for_each(|at| drop(self.withdraw(at)));
-        let queue = valid.and_then(|()| self.check(&new, known.is_some()));
-        new.queue = match queue {
-            Ok(queue) => queue,
+        let place = valid.and_then(|()| self.check(&new, known.is_some()));
+        (new.queue, new.gang) = match place {
+            Ok(place) => place,
             Err(error) => {
                 out.push(Effect::Infeasible { owner: new.owner, key: new.key, error });
                 return;
@@ -362,25 +384,48 @@ impl Scheduler {
         self.judge(at, out);
     }
 
-    /// Where a demand is to wait, if it may.
-    fn check(&self, new: &Demand, replaces: bool) -> Result<u32, Error> {
+    /// In which queue or group a demand is to wait, if it may.
+    fn check(&self, new: &Demand, replaces: bool) -> Result<(u32, Option<u32>), Error> {
         let class = &new.class;
         if !replaces && self.owners.get(&new.owner).is_some_and(|o| o.demands >= PER_OWNER_MAX) {
             return Err(Error::TooMany { who: new.owner.to_string(), what: "classes", max: PER_OWNER_MAX });
         }
-        if let Strategy::Group { group, .. } = class.strategy {
-            return Err(Error::UnknownGroup(group));
+        if let Strategy::Group { group, bundle } = class.strategy {
+            return Ok((DEFAULT, Some(self.check_inside(new, group, bundle)?)));
         }
         let queue = self.queues.find(&class.queue);
         let queue = queue.ok_or_else(|| Error::UnknownQueue(class.queue.clone()))?;
         match self.queues.above_limit(queue, &class.resources) {
             Some((queue, kind, limit)) => Err(Error::AboveLimit { queue, kind, limit }),
-            None => Ok(queue),
+            None => Ok((queue, None)),
         }
     }
 
     /// Lets a demand wait.
     fn enter(&mut self, mut new: Demand) -> u32 {
+        self.owners.entry(new.owner).or_default().demands += 1;
+        if new.gang.is_none() {
+            self.shape(&mut new);
+        }
+        let (id, queue, job, shape, gang) = (new.id(), new.queue, new.job, new.shape, new.gang);
+        let at = self.demands.insert(new);
+        self.by_key.insert(id, at);
+        let turn = self.demands.get(at).map(|d| d.turn(at, self.options.ageing));
+        let Some(turn) = turn else { return at };
+        match shape {
+            Some(shape) => self.queues.wait(queue, job, shape, turn),
+            None => {
+                if let Some(gang) = gang.and_then(|gang| self.gangs.get_mut(gang)) {
+                    gang.waiting.insert(turn);
+                }
+                self.roomy.extend(gang);
+            }
+        }
+        at
+    }
+
+    /// Finds out what a demand has in common with others.
+    fn shape(&mut self, new: &mut Demand) {
         let need = Need::of(&new.class.resources, &self.cluster.kinds);
         new.kin = self.cluster.kin(new.job, &new.class, &need);
         let mut rules = vec![self.cluster.rules(&new.class.labels)];
@@ -393,33 +438,28 @@ impl Scheduler {
                 _ => None,
             },
             kin: new.kin.filter(|_| need.tiny || new.class.strategy == Strategy::Apart),
+            gang: None,
         };
         let (shape, fresh) = self.shapes.enter(key.clone(), &self.cluster.kinds);
         if !fresh {
             // The shape uses its rules once, however many demands have it.
             key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
         }
-        new.shape = shape;
-        self.owners.entry(new.owner).or_default().demands += 1;
-        let (id, queue, job) = (new.id(), new.queue, new.job);
-        let at = self.demands.insert(new);
-        self.by_key.insert(id, at);
-        let turn = self.demands.get(at).map(|d| d.turn(at, self.options.ageing));
-        turn.into_iter().for_each(|turn| self.queues.wait(queue, job, shape, turn));
-        at
+        new.shape = Some(shape);
     }
 
     fn withdraw(&mut self, at: u32) -> Option<Demand> {
         let demand = self.demands.remove(at)?;
         self.by_key.remove(&demand.id());
-        self.queues.stop_waiting(
-            demand.queue,
-            demand.job,
-            demand.shape,
-            demand.turn(at, self.options.ageing),
-        );
-        if let Some(key) = self.shapes.leave(demand.shape) {
-            key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        let turn = demand.turn(at, self.options.ageing);
+        if let Some(gang) = demand.gang.and_then(|gang| self.gangs.get_mut(gang)) {
+            gang.waiting.remove(&turn);
+        }
+        if let Some(shape) = demand.shape {
+            self.queues.stop_waiting(demand.queue, demand.job, shape, turn);
+            if let Some(key) = self.shapes.leave(shape) {
+                key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+            }
         }
         self.cluster.forget_kin(demand.kin);
         if let Some(owner) = self.owners.get_mut(&demand.owner) {
@@ -434,7 +474,7 @@ impl Scheduler {
     /// Nothing that waits for a shape fits anywhere, as long as a search found none; so a longer backlog needs no new
     /// search, unless the class counts its slots.
     fn look_again(&mut self, at: u32) {
-        let shape = self.demands.get(at).filter(|d| d.kin.is_some()).map(|d| d.shape);
+        let shape = self.demands.get(at).filter(|d| d.kin.is_some()).and_then(|d| d.shape);
         shape.into_iter().for_each(|shape| self.shapes.set(shape, Where::Anywhere));
     }
 
@@ -445,7 +485,8 @@ impl Scheduler {
             return true;
         }
         self.cluster.refresh();
-        if self.shapes.get(demand.shape).is_some_and(|shape| self.cluster.could_ever(shape)) {
+        let Some(shape) = demand.shape.and_then(|shape| self.shapes.get(shape)) else { return true };
+        if self.cluster.could_ever(shape) {
             return true;
         }
         let error = Error::Infeasible(why::missing(&demand.class, &self.cluster));
@@ -455,14 +496,16 @@ impl Scheduler {
     }
 
     fn judge_all(&mut self, out: &mut Vec<Effect>) {
+        self.judge_gangs(out);
         self.cluster.refresh();
+        let classes = self.shapes.iter().filter(|(_, shape)| shape.key.gang.is_none());
         let hopeless: BTreeSet<u32> =
-            self.shapes.iter().filter(|(_, s)| !self.cluster.could_ever(s)).map(|(id, _)| id).collect();
+            classes.filter(|(_, s)| !self.cluster.could_ever(s)).map(|(id, _)| id).collect();
         if hopeless.is_empty() {
             return;
         }
         let ageing = self.options.ageing;
-        let of_those = self.demands.iter().filter(|(_, d)| hopeless.contains(&d.shape));
+        let of_those = self.demands.iter().filter(|(_, d)| d.shape.is_some_and(|s| hopeless.contains(&s)));
         let mut judged: Vec<_> = of_those.map(|(at, d)| d.turn(at, ageing)).collect();
         judged.sort_unstable();
         for (.., at) in judged {
@@ -475,8 +518,7 @@ impl Scheduler {
     fn set_queues(&mut self, queues: Vec<Queue>, out: &mut Vec<Effect>) {
         self.queues.replace(&queues, &self.cluster.kinds);
         self.queues.totals(&self.cluster.totals);
-        self.listed = queues;
-        for entry in self.leases.values_mut() {
+        for entry in self.leases.values_mut().filter(|entry| entry.inside.is_none()) {
             entry.queue = self.queues.find(&entry.lease.queue).unwrap_or(DEFAULT);
             let (queue, job, slots) = (entry.queue, entry.lease.job, entry.lease.slots);
             self.queues.hold(queue, job, slots);
@@ -484,14 +526,16 @@ impl Scheduler {
             let cpu = entry.need.get(CPU);
             self.queues.charge(queue, &[(CPU, cpu)], -i64::from(entry.blocked));
         }
+        self.charge_gangs(out);
         let all: Vec<u32> = self.by_key.values().copied().collect();
         for at in all {
             let Some(demand) = self.demands.get_mut(at) else { continue };
+            let Some(shape) = demand.shape else { continue };
             let queue = self.queues.find(&demand.class.queue);
             demand.queue = queue.unwrap_or(DEFAULT);
             let turn = demand.turn(at, self.options.ageing);
-            self.queues.wait(demand.queue, demand.job, demand.shape, turn);
-            self.shapes.set(demand.shape, Where::Anywhere);
+            self.queues.wait(demand.queue, demand.job, shape, turn);
+            self.shapes.set(shape, Where::Anywhere);
             let (owner, key) = (demand.owner, demand.key);
             let above = self.queues.above_limit(demand.queue, &demand.class.resources);
             let error = match (queue, above) {
@@ -538,10 +582,10 @@ impl Scheduler {
         let Some(entry) = self.leases.get_mut(&id) else { return };
         let slots = slots.min(entry.running());
         entry.blocked += slots;
-        let (at, queue, cpu) = (entry.at, entry.queue, entry.need.get(CPU) * i64::from(slots));
+        let cpu = entry.need.get(CPU) * i64::from(slots);
         if cpu > 0 {
-            self.change_cpu(at, queue, cpu);
-            self.freed.insert(at);
+            let (at, queue, inside) = (entry.at, entry.queue, entry.inside);
+            self.change_cpu(at, queue, inside, cpu);
         }
     }
 
@@ -549,12 +593,27 @@ impl Scheduler {
         let Some(entry) = self.leases.get_mut(&id) else { return };
         let slots = slots.min(entry.blocked);
         entry.blocked -= slots;
-        let (at, queue, cpu) = (entry.at, entry.queue, entry.need.get(CPU) * i64::from(slots));
-        self.change_cpu(at, queue, -cpu);
+        let cpu = entry.need.get(CPU) * i64::from(slots);
+        let (at, queue, inside) = (entry.at, entry.queue, entry.inside);
+        self.change_cpu(at, queue, inside, -cpu);
     }
 
-    /// Frees CPU on a node, or takes it whether or not it is there.
-    fn change_cpu(&mut self, at: u32, queue: u32, freed: i64) {
+    fn bundle(&mut self, (gang, bundle): (u32, u32)) -> Option<&mut Bundle> {
+        self.gangs.get_mut(gang)?.bundles.get_mut(bundle as usize)?.as_mut()
+    }
+
+    /// Frees CPU on a node or in a bundle, or takes it whether or not it is there.
+    fn change_cpu(&mut self, at: u32, queue: u32, inside: Option<(u32, u32)>, freed: i64) {
+        if let Some(inside) = inside {
+            if let Some(bundle) = self.bundle(inside) {
+                bundle.stock.add(CPU, freed);
+            }
+            self.roomy.insert(inside.0);
+            return;
+        }
+        if freed > 0 {
+            self.freed.insert(at);
+        }
         if let Some(node) = self.cluster.nodes.get_mut(at) {
             node.stock.add(CPU, freed);
         }
@@ -587,6 +646,13 @@ impl Scheduler {
     /// Frees what some slots of a lease hold, of which some wait.
     fn free(&mut self, entry: &Entry, slots: u32, waited: u32) {
         let lease = &entry.lease;
+        if let Some(inside) = entry.inside {
+            if let Some(bundle) = self.bundle(inside) {
+                bundle.stock.give(&entry.need, slots, waited, &lease.devices);
+            }
+            self.roomy.insert(inside.0);
+            return;
+        }
         self.queues.drop_held(entry.queue, lease.job, slots);
         self.queues.charge(entry.queue, &entry.need.amounts, -i64::from(slots));
         self.queues.charge(entry.queue, &[(CPU, entry.need.get(CPU))], waited.into());
@@ -601,12 +667,15 @@ impl Scheduler {
 
     /// Gives slots of a lease back that do not wait.
     fn shrink(&mut self, id: LeaseId, slots: u32, out: &mut Vec<Effect>) {
-        let Some(mut entry) = self.leases.remove(&id) else { return };
-        let slots = slots.min(entry.running());
-        if slots == entry.lease.slots {
-            self.leases.insert(id, entry);
+        let Some(running) = self.leases.get(&id).map(Entry::running) else { return };
+        let slots = slots.min(running);
+        if slots == 0 {
+            return;
+        }
+        if self.leases.get(&id).is_some_and(|entry| entry.lease.slots == slots) {
             return self.end(id, None, out);
         }
+        let Some(mut entry) = self.leases.remove(&id) else { return };
         // Fewer than all means more than one: it has no devices.
         self.free(&entry, slots, 0);
         entry.lease.slots -= slots;

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use mobula_proto::{NodeId, Resources};
+use mobula_proto::{Group, NodeId, Resources};
 
 use crate::{
     slab::Slab,
@@ -24,6 +24,17 @@ pub(crate) struct Key {
     pub pin: Option<NodeId>,
     /// Kin of which a node may only hold so many.
     pub kin: Option<u32>,
+    /// Bundles that are wanted together.
+    pub gang: Option<Wanted>,
+}
+
+/// What a group lacks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Wanted {
+    pub spec: Arc<Group>,
+    pub missing: Vec<u32>,
+    /// The group where it has other bundles, beside which these must lie as they should.
+    pub gang: Option<u32>,
 }
 
 /// Where there may be room for a shape that waits.
@@ -86,6 +97,17 @@ impl Shapes {
         (id, true)
     }
 
+    /// The shape of what a group lacks, used once more. `need` is what all bundles need, with the bounds of the smallest.
+    pub fn enter_gang(&mut self, wanted: Wanted, rules: u32, need: Need) -> ShapeId {
+        let (resources, rules, gang) = (Resources::none(), vec![rules], Some(wanted));
+        let (id, fresh) = self.enter(Key { resources, rules, pin: None, kin: None, gang }, &Kinds::new());
+        if fresh && let Some(shape) = self.all.get_mut(id) {
+            self.dims[id as usize] = need.dims;
+            shape.need = Arc::new(need);
+        }
+        id
+    }
+
     /// Used once less. Gives the key of a shape that is no longer used at all.
     pub fn leave(&mut self, id: ShapeId) -> Option<Key> {
         let shape = self.all.get_mut(id)?;
@@ -112,9 +134,9 @@ impl Shapes {
         self.all.iter()
     }
 
-    /// Whether there may be room for it.
-    pub fn is_open(&self, id: ShapeId) -> bool {
-        self.all.get(id).is_some_and(|shape| shape.place != Where::Nowhere)
+    /// Those for which there may be room.
+    pub fn open(&self) -> impl Iterator<Item = ShapeId> {
+        self.open.iter().copied()
     }
 
     pub fn any_open(&self) -> bool {
@@ -151,7 +173,7 @@ impl Shapes {
     /// There are new kinds of resources.
     pub fn learn(&mut self, kinds: &Kinds) {
         for (id, shape) in self.all.iter_mut() {
-            if !shape.need.known {
+            if !shape.need.known && shape.key.gang.is_none() {
                 shape.need = Arc::new(Need::of(&shape.key.resources, kinds));
                 self.dims[id as usize] = shape.need.dims;
             }

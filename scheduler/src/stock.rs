@@ -70,7 +70,7 @@ impl Kinds {
 }
 
 /// What one slot needs.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Need {
     /// Sorted by kind, none zero.
     pub amounts: Vec<(usize, i64)>,
@@ -111,6 +111,45 @@ impl Need {
         need
     }
 
+    pub fn nothing() -> Self {
+        Self {
+            amounts: Vec::new(),
+            base: [0; BASE],
+            dims: [0; DIMS],
+            known: true,
+            devices: false,
+            tiny: false,
+        }
+    }
+
+    /// Adds what another needs. Of what is bounded by single devices or shared by kinds, the largest is kept.
+    pub fn add(&mut self, other: &Self) {
+        for (kind, each) in &other.amounts {
+            match self.amounts.binary_search_by_key(kind, |(at, _)| *at) {
+                Ok(at) => self.amounts[at].1 = self.amounts[at].1.saturating_add(*each),
+                Err(at) => self.amounts.insert(at, (*kind, *each)),
+            }
+        }
+        for kind in 0..BASE {
+            self.base[kind] = self.base[kind].saturating_add(other.base[kind]);
+        }
+        for dim in 0..DIMS {
+            self.dims[dim] = match dim {
+                CPU | MEMORY => self.dims[dim].saturating_add(other.dims[dim]),
+                _ => self.dims[dim].max(other.dims[dim]),
+            };
+        }
+        self.known &= other.known;
+        self.devices |= other.devices;
+    }
+
+    /// Keeps of each bound the lower one: what must be free at least for one of both.
+    pub fn lower_bounds(&mut self, other: &Self) {
+        for dim in 0..DIMS {
+            self.dims[dim] = self.dims[dim].min(other.dims[dim]);
+        }
+    }
+
     pub fn get(&self, kind: usize) -> i64 {
         self.amounts.iter().find(|(at, _)| *at == kind).map_or(0, |(_, each)| *each)
     }
@@ -128,7 +167,7 @@ fn dim_of(kind: usize, amount: i64) -> usize {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Device {
     kind: usize,
     index: u32,
@@ -136,7 +175,7 @@ struct Device {
     free: i64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Custom {
     kind: usize,
     total: i64,
@@ -144,7 +183,7 @@ struct Custom {
 }
 
 /// Amounts of resources, some of them taken.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stock {
     total: [i64; BASE],
     free: [i64; BASE],

@@ -1,5 +1,6 @@
 //! Scenarios read like tables: a world, what happens, and which grants or texts follow.
 
+mod groups;
 mod lifecycle;
 mod property;
 mod rules;

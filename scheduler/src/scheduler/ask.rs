@@ -56,7 +56,7 @@ impl Scheduler {
         let (now, term) = (self.now, self.options.term);
         let due = |asked: Option<Millis>| asked.is_none_or(|at| at.plus(term) <= now);
         let Some(demand) = self.by_key.get(&key).and_then(|at| self.demands.get(*at)) else { return };
-        let Some(shape) = self.shapes.get(demand.shape) else { return };
+        let Some(shape) = demand.shape.and_then(|shape| self.shapes.get(shape)) else { return };
         if self.queues.headroom(demand.queue, &shape.need) == 0 {
             return;
         }

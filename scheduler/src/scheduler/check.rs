@@ -6,6 +6,8 @@ use mobula_proto::{HostId, JobId, LeaseId, Quantity, resource::Kind};
 
 use super::Scheduler;
 use crate::{
+    gang::{Bundle, Gang, Placing},
+    lease::Entry,
     node::Node,
     queues::TOP,
     stock::{CPU, GPU, TPU},
@@ -25,11 +27,27 @@ impl Scheduler {
     }
 
     /// Checks that nothing that waits would fit anywhere. For tests and debugging: it looks at everything.
-    pub fn settled(&self) -> Result<(), String> {
+    pub fn settled(&mut self) -> Result<(), String> {
+        for (_, gang) in self.gangs.iter() {
+            let Some(shape) = gang.shape else { continue };
+            if self.queues.headroom(gang.queue, self.shapes.need(shape)) > 0
+                && let Some(found) = Placing::new(&mut self.cluster, gang).place()
+            {
+                return Err(format!("{} waits, but there is room: {found:?}", gang.id));
+            }
+        }
         for demand in self.demands() {
-            let Some(shape) = self.shapes.get(demand.shape) else {
-                return Err("a demand without shape".into());
+            let Some(at) = demand.shape else {
+                let waits = self.by_key.get(&demand.id()).copied();
+                if demand.gang.zip(waits).is_some_and(|(gang, at)| self.room_inside(gang, at).is_some()) {
+                    return Err(format!(
+                        "class {} of {} waits, but its group has room",
+                        demand.key, demand.owner
+                    ));
+                }
+                continue;
             };
+            let Some(shape) = self.shapes.get(at) else { return Err("a demand without shape".into()) };
             if self.queues.headroom(demand.queue, &shape.need) == 0 {
                 continue;
             }
@@ -51,6 +69,9 @@ impl Scheduler {
         let mut ids = BTreeSet::new();
         for entry in self.leases.values().filter(|entry| entry.lease.node == id) {
             ids.insert(entry.lease.id);
+            if entry.inside.is_some() {
+                continue;
+            }
             for (kind, each) in &entry.need.amounts {
                 let slots = if *kind == CPU { entry.running() } else { entry.lease.slots };
                 *sums.entry(*kind).or_default() += each * i64::from(slots);
@@ -59,6 +80,28 @@ impl Scheduler {
                 let kind = if grant.kind == Kind::Gpu { GPU } else { TPU };
                 *devices.entry((kind, grant.index)).or_default() += grant.share.units();
             }
+        }
+        let mut bundles = BTreeSet::new();
+        for (at, gang) in self.gangs.iter() {
+            for (number, bundle) in (0..).zip(&gang.bundles) {
+                let Some(bundle) =
+                    bundle.as_ref().filter(|b| self.cluster.nodes.get(b.at).is_some_and(|n| n.id == id))
+                else {
+                    continue;
+                };
+                bundles.insert((at, number));
+                for (kind, each) in &gang.needs[number as usize].amounts {
+                    *sums.entry(*kind).or_default() += each;
+                }
+                for grant in &bundle.devices {
+                    let kind = if grant.kind == Kind::Gpu { GPU } else { TPU };
+                    *devices.entry((kind, grant.index)).or_default() += grant.share.units();
+                }
+                self.check_bundle(at, number, bundle)?;
+            }
+        }
+        if bundles != node.bundles {
+            return Err(format!("{id}: its bundles are {bundles:?}, but it counts {:?}", node.bundles));
         }
         let overdraft = node.stock.overdraft();
         *sums.entry(CPU).or_default() -= overdraft.units();
@@ -95,6 +138,31 @@ impl Scheduler {
         Ok(())
     }
 
+    fn check_bundle(&self, at: u32, number: u32, bundle: &Bundle) -> Result<(), String> {
+        let mut sums: BTreeMap<usize, i64> = bundle.stock.left().collect();
+        let mut devices: BTreeMap<(usize, u32), i64> = BTreeMap::new();
+        for entry in self.leases.values().filter(|entry| entry.inside == Some((at, number))) {
+            for (kind, each) in &entry.need.amounts {
+                let slots = if *kind == CPU { entry.running() } else { entry.lease.slots };
+                *sums.entry(*kind).or_default() += each * i64::from(slots);
+            }
+            for grant in &entry.lease.devices {
+                let kind = if grant.kind == Kind::Gpu { GPU } else { TPU };
+                *devices.entry((kind, grant.index)).or_default() += grant.share.units();
+            }
+        }
+        *sums.entry(CPU).or_default() -= bundle.stock.overdraft().units();
+        sums.retain(|_, amount| *amount != 0);
+        let totals: BTreeMap<usize, i64> = bundle.stock.totals().collect();
+        let mut each = bundle.stock.devices();
+        if sums != totals
+            || each.any(|(kind, index, free, full)| free + devices.get(&(kind, index)).unwrap_or(&0) != full)
+        {
+            return Err(format!("bundle {number} has {sums:?} in use and free, of {totals:?}"));
+        }
+        Ok(())
+    }
+
     fn check_owners(&self) -> Result<(), String> {
         let mut owners: BTreeMap<HostId, (BTreeSet<LeaseId>, usize)> = BTreeMap::new();
         for (id, entry) in &self.leases {
@@ -125,7 +193,29 @@ impl Scheduler {
     fn check_queues(&self) -> Result<(), String> {
         let mut held: BTreeMap<(u32, JobId), u64> = BTreeMap::new();
         let mut usage: BTreeMap<(u32, usize), i64> = BTreeMap::new();
-        for entry in self.leases.values() {
+        let mut gangs = 0;
+        for (_, gang) in self.gangs.iter() {
+            gangs += usize::from(gang.shape.is_some());
+            let placed = gang.needs.iter().zip(&gang.bundles).filter(|(_, bundle)| bundle.is_some());
+            for (need, _) in placed {
+                *held.entry((gang.queue, gang.job)).or_default() += 1;
+                for queue in self.queues.above(gang.queue) {
+                    for (kind, each) in &need.amounts {
+                        *usage.entry((queue, *kind)).or_default() += each;
+                    }
+                }
+            }
+            if gang.shape.is_some() == gang.missing().is_empty() {
+                return Err(format!("{} waits, and lacks {:?}", gang.id, gang.missing()));
+            }
+            // All or nothing: what was placed once may lose bundles, but none is there before all were.
+            if gang.bundles.iter().all(Option::is_none)
+                && self.leases.values().any(|e| self.is_inside(e, gang))
+            {
+                return Err(format!("{} has leases, but no bundles", gang.id));
+            }
+        }
+        for entry in self.leases.values().filter(|entry| entry.inside.is_none()) {
             *held.entry((entry.queue, entry.lease.job)).or_default() += u64::from(entry.lease.slots);
             for queue in self.queues.above(entry.queue) {
                 for (kind, each) in &entry.need.amounts {
@@ -135,14 +225,18 @@ impl Scheduler {
             }
         }
         let mut waiting = 0;
-        for (queue, job, lane) in self.queues.lanes() {
-            if held.remove(&(queue, job)).unwrap_or_default() != lane.held {
-                return Err(format!("{job} does not hold {} slots", lane.held));
+        for queue in 0..self.queues.len() {
+            for (job, slots) in self.queues.held(queue) {
+                if held.remove(&(queue, *job)) != Some(*slots) {
+                    return Err(format!("{job} does not hold {slots} slots"));
+                }
             }
-            waiting += lane.waiting.values().map(BTreeSet::len).sum::<usize>();
+            waiting += self.queues.waiting(queue).count();
         }
-        if !held.is_empty() || waiting != self.by_key.len() || waiting != self.queues.waiting() as usize {
-            return Err(format!("{waiting} demands have a turn, and {} wait", self.by_key.len()));
+        let inside = self.demands().filter(|demand| demand.gang.is_some()).count();
+        let wait = self.by_key.len() - inside + gangs;
+        if !held.is_empty() || waiting != wait || waiting != self.queues.count(TOP) {
+            return Err(format!("{waiting} demands have a turn, and {wait} wait"));
         }
         for queue in 0..self.queues.len() {
             for kind in 0..self.cluster.kinds.len() {
@@ -156,19 +250,31 @@ impl Scheduler {
         Ok(())
     }
 
+    fn is_inside(&self, entry: &Entry, gang: &Gang) -> bool {
+        entry.inside.and_then(|(at, _)| self.gangs.get(at)).is_some_and(|of| of.id == gang.id)
+    }
+
     fn check_demands(&self) -> Result<(), String> {
         let mut users: BTreeMap<u32, u32> = BTreeMap::new();
         for (key, at) in &self.by_key {
             let Some(demand) = self.demands.get(*at) else { return Err("a key without demand".into()) };
-            *users.entry(demand.shape).or_default() += 1;
             let turn = demand.turn(*at, self.options.ageing);
-            let lane = self.queues.lane(demand.queue, demand.job);
-            let turns = lane.and_then(|lane| lane.waiting.get(&demand.shape));
-            if demand.id() != *key || demand.backlog == 0 || !turns.is_some_and(|turns| turns.contains(&turn))
-            {
+            let waits = match (demand.shape, demand.gang) {
+                (Some(shape), None) => {
+                    *users.entry(shape).or_default() += 1;
+                    self.queues.waits(demand.queue, demand.job, shape, turn)
+                }
+                (None, Some(gang)) => self.gangs.get(gang).is_some_and(|gang| gang.waiting.contains(&turn)),
+                _ => false,
+            };
+            if demand.id() != *key || demand.backlog == 0 || !waits {
                 return Err(format!("{key:?} does not wait in its turn"));
             }
         }
+        self.gangs
+            .iter()
+            .filter_map(|(_, gang)| gang.shape)
+            .for_each(|shape| *users.entry(shape).or_default() += 1);
         let counted: BTreeMap<u32, u32> = self.shapes.iter().map(|(id, shape)| (id, shape.users)).collect();
         if users != counted {
             return Err(format!("shapes are used {users:?}, but count {counted:?}"));

@@ -5,28 +5,35 @@ use std::{collections::BTreeMap, sync::Arc};
 use mobula_proto::LeaseId;
 
 use super::Scheduler;
-use crate::{Effect, Lease, lease::Entry, queues::Pick, shapes::Where, strategy};
+use crate::{Effect, Lease, lease::Entry, queues::Pick, shapes::Where, stock::Need, strategy};
 
 /// The leases made in one step. Several grants to one demand on one node become one lease.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     granted: Vec<LeaseId>,
-    /// By demand and node.
-    fresh: BTreeMap<(u32, u32), LeaseId>,
+    /// By demand, node, and group with bundle.
+    fresh: BTreeMap<(u32, u32, Option<(u32, u32)>), LeaseId>,
+    /// Groups that were placed.
+    pub groups: Vec<Effect>,
 }
 
 impl Scheduler {
     /// Places all that fits, and says so.
     pub(super) fn place_all(&mut self, out: &mut Vec<Effect>) {
         self.note_freed();
-        if !self.shapes.any_open() {
+        if !self.shapes.any_open() && self.roomy.is_empty() {
             return;
         }
         let mut round = Round::default();
         while self.shapes.any_open() {
             let Some(pick) = self.queues.pick(&self.shapes, self.now, self.options.ageing) else { break };
-            self.place(pick, &mut round);
+            if self.shapes.get(pick.shape).is_some_and(|shape| shape.key.gang.is_some()) {
+                self.place_gang(pick, &mut round);
+            } else {
+                self.place(pick, &mut round);
+            }
         }
+        self.place_inside(&mut round);
         self.announce(round, out);
     }
 
@@ -37,8 +44,8 @@ impl Scheduler {
             for id in self.shapes.fitting(at, &node.summary()) {
                 let Some(shape) = self.shapes.get(id) else { continue };
                 let place = match shape.place {
-                    Where::Nowhere => Where::On(at),
-                    Where::On(_) | Where::Anywhere => Where::Anywhere,
+                    Where::Nowhere if shape.key.gang.is_none() => Where::On(at),
+                    _ => Where::Anywhere,
                 };
                 if self.cluster.has_room(shape, at) {
                     self.shapes.set(id, place);
@@ -55,7 +62,7 @@ impl Scheduler {
         let allowed = self.queues.headroom(demand.queue, &shape.need);
         let mut want = demand.backlog.min(pick.slots).min(allowed);
         if let Where::On(at) = shape.place {
-            let room = self.cluster.room(shape, at);
+            let room = self.cluster.room(shape, at).min(allowed);
             return self.grant_part(pick, at, room, want, round);
         }
         self.cluster.refresh();
@@ -68,7 +75,7 @@ impl Scheduler {
                     let slots = room.min(want);
                     if slots > 0 {
                         want -= slots;
-                        self.grant(pick.demand, at, slots, round);
+                        self.grant(pick.demand, at, slots, None, round);
                     }
                 }
                 self.settle(pick.demand);
@@ -78,40 +85,57 @@ impl Scheduler {
 
     /// Grants on one node what is a demand's part of the room there.
     fn grant_part(&mut self, pick: Pick, at: u32, room: u32, want: u32, round: &mut Round) {
-        let part = room.div_ceil(pick.rivals.max(1));
+        // At least one of any room.
+        let part = (f64::from(room) * pick.part).ceil() as u32;
         match part.min(want) {
             0 => self.shapes.set(pick.shape, Where::Nowhere),
             slots => {
-                self.grant(pick.demand, at, slots, round);
+                self.grant(pick.demand, at, slots, None, round);
                 self.settle(pick.demand);
             }
         }
     }
 
     /// What was granted all it wanted is forgotten; what was not goes behind those that wait like it.
-    fn settle(&mut self, at: u32) {
+    pub(super) fn settle(&mut self, at: u32) {
         let (now, ageing) = (self.now, self.options.ageing);
         let Some(demand) = self.demands.get_mut(at) else { return };
         if demand.backlog == 0 {
             self.withdraw(at);
-        } else if demand.served != now {
-            let (queue, job, shape) = (demand.queue, demand.job, demand.shape);
-            self.queues.stop_waiting(queue, job, shape, demand.turn(at, ageing));
+        } else if demand.served != now
+            && let Some(shape) = demand.shape
+        {
+            let (queue, job) = (demand.queue, demand.job);
+            let old = demand.turn(at, ageing);
             demand.served = now;
-            self.queues.wait(queue, job, shape, demand.turn(at, ageing));
+            self.queues.turn_again(queue, job, shape, (old, demand.turn(at, ageing)));
         }
     }
 
-    /// Leases `slots` on a node that has room for them.
-    fn grant(&mut self, at: u32, node_at: u32, slots: u32, round: &mut Round) {
+    /// Leases `slots` on a node that has room for them, or in a bundle there that has.
+    pub(super) fn grant(
+        &mut self,
+        at: u32,
+        node_at: u32,
+        slots: u32,
+        inside: Option<(u32, u32)>,
+        round: &mut Round,
+    ) {
         let Some(demand) = self.demands.get_mut(at) else { return };
-        let need = Arc::clone(self.shapes.need(demand.shape));
+        let need = match demand.shape {
+            Some(shape) => Arc::clone(self.shapes.need(shape)),
+            None => Arc::new(Need::of(&demand.class.resources, &self.cluster.kinds)),
+        };
+        let bundle = inside
+            .and_then(|(gang, bundle)| self.gangs.get_mut(gang)?.bundles.get_mut(bundle as usize)?.as_mut());
+        let mut bundle = bundle.map(|bundle| &mut bundle.stock);
         let Some(node) = self.cluster.nodes.get_mut(node_at) else { return };
         demand.backlog -= slots;
         let (grants, each) = if need.devices { (slots, 1) } else { (1, slots) };
         for _ in 0..grants {
-            let devices = node.stock.take(&need, each, &self.cluster.kinds);
-            let fresh = round.fresh.get(&(at, node_at)).filter(|_| devices.is_empty());
+            let stock = bundle.as_deref_mut().unwrap_or(&mut node.stock);
+            let devices = stock.take(&need, each, &self.cluster.kinds);
+            let fresh = round.fresh.get(&(at, node_at, inside)).filter(|_| devices.is_empty());
             if let Some(entry) = fresh.and_then(|id| self.leases.get_mut(id)) {
                 entry.lease.slots += each;
                 continue;
@@ -126,7 +150,7 @@ impl Scheduler {
                 node: node.id,
                 slots: each,
                 class: Arc::clone(&demand.class),
-                bundle: None,
+                bundle: inside.map(|(_, bundle)| bundle),
                 devices,
                 queue: demand.class.queue.clone(),
                 priority: demand.class.priority,
@@ -139,14 +163,19 @@ impl Scheduler {
             self.expiries.push(std::cmp::Reverse((lease.expires, id)));
             self.owners.entry(lease.owner).or_default().leases.insert(id);
             let (need, queue, kin) = (Arc::clone(&need), demand.queue, demand.kin);
-            self.leases.insert(id, Entry { lease, blocked: 0, asked: None, need, at: node_at, queue, kin });
+            let (blocked, asked) = (0, None);
+            let entry = Entry { lease, blocked, asked, need, at: node_at, queue, kin, inside };
+            self.leases.insert(id, entry);
             if let Some(kin) = kin.and_then(|kin| self.cluster.kins.get_mut(kin)) {
                 kin.users += 1;
             }
-            round.fresh.insert((at, node_at), id);
+            round.fresh.insert((at, node_at, inside), id);
             round.granted.push(id);
         }
         let (queue, job, kin) = (demand.queue, demand.job, demand.kin);
+        if inside.is_some() {
+            return;
+        }
         self.queues.hold(queue, job, slots);
         self.queues.charge(queue, &need.amounts, slots.into());
         self.cluster.count_kin(kin, node_at, slots.into());
@@ -154,6 +183,7 @@ impl Scheduler {
     }
 
     fn announce(&self, round: Round, out: &mut Vec<Effect>) {
+        out.extend(round.groups);
         let entries = round.granted.iter().filter_map(|id| self.leases.get(id));
         out.extend(entries.map(|entry| Effect::Grant(entry.lease.clone())));
     }

@@ -63,7 +63,12 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
     let memory = *random.pick(&[0, 1, 2, 4, 8]) * cpu;
     let mut resources = amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB)]);
     if random.chance(10) {
-        let units = *random.pick(&[Quantity::PER_ONE / 4, Quantity::PER_ONE / 2, Quantity::PER_ONE, 2 * Quantity::PER_ONE]);
+        let units = *random.pick(&[
+            Quantity::PER_ONE / 4,
+            Quantity::PER_ONE / 2,
+            Quantity::PER_ONE,
+            2 * Quantity::PER_ONE,
+        ]);
         resources.set(Kind::Gpu, Quantity::from_units(units).unwrap_or_default());
     }
     let (mut strategy, mut labels) = (Strategy::Hybrid, Vec::new());

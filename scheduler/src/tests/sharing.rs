@@ -64,7 +64,12 @@ fn weights_share_what_all_want() {
     check("12 cpu", &["a", "b"], &[("a", one, 99), ("b", one, 99)], "a 6, b 6");
     check("12 cpu", &["a", "b; weight 2"], &[("a", one, 99), ("b", one, 99)], "a 4, b 8");
     // A flood of many jobs is no more than one.
-    check("12 cpu", &["a", "b"], &[("a", one, 99), ("a", one, 99), ("a", one, 99), ("b", one, 99)], "a 6, b 6");
+    check(
+        "12 cpu",
+        &["a", "b"],
+        &[("a", one, 99), ("a", one, 99), ("a", one, 99), ("b", one, 99)],
+        "a 6, b 6",
+    );
     // What one does not use the others get.
     check("12 cpu", &["a", "b; weight 9"], &[("a", one, 99), ("b", one, 2)], "a 10, b 2");
     // The default queue is one like the others.
@@ -121,18 +126,19 @@ fn limits_hold_whatever_is_free() {
 fn what_a_limit_held_back_goes_on_when_it_allows_it() {
     let mut world = World::new(&["4 cpu", "4 cpu"]);
     queues(&mut world, &["a; limit 2 cpu", "b"]);
-    assert_eq!(show(&world.ask(host(9), 0, &of("a", "1 cpu"), 5)), "node-1 x1, node-2 x1");
-    // Its own lease ends on a node, and the next may go to any.
-    assert_eq!(show(&world.release(2)), "ended lease-2, node-2 x1");
-    // Waiting tasks do not count.
+    assert_eq!(show(&world.ask(host(9), 0, &of("a", "1 cpu"), 5)), "node-1 x2");
+    // Its own lease shrinks on a node, and the next slot may be on any.
     let lease = LeaseId { number: 1 };
+    assert_eq!(show(&world.step(Event::Shrink { lease, slots: 1 })), "node-2 x1");
+    // Waiting tasks do not count.
     assert_eq!(show(&world.step(Event::Block { lease, slots: 1 })), "node-1 x1");
     // Others are not held back by it.
-    assert_eq!(granted(&world.ask(host(9), 1, &of("b", "1 cpu"), 9)), "b 6");
+    assert_eq!(show(&world.ask(host(9), 1, &of("b", "1 cpu"), 6)), "node-1 x3, node-2 x3");
+    // What resumes may go beyond it; until that is paid off, nothing is granted.
+    assert_eq!(show(&world.step(Event::Unblock { lease, slots: 1 })), "");
+    assert_eq!(show(&world.release(4)), "ended lease-4");
     // A higher limit.
-    world.step(Event::Unblock { lease, slots: 1 });
-    world.release(4);
-    assert_eq!(show(&queues(&mut world, &["a; limit 4 cpu", "b"])), "");
+    assert_eq!(show(&queues(&mut world, &["a; limit 4 cpu", "b"])), "node-1 x1");
 }
 
 #[test]
@@ -186,8 +192,8 @@ fn nothing_waits_for_ever() {
         let holder = world.scheduler.leases().next().unwrap().lease.clone();
         assert_eq!(holder.id.number, lease);
         if holder.priority == 0 {
-            // Its two levels behind took it twice the ageing of 30 s, and the ones that waited before were served.
-            assert_eq!(second, 61);
+            // It was two levels behind, and each took the 30 s of ageing.
+            assert_eq!(second, 60);
             return;
         }
     }

@@ -58,7 +58,8 @@ const PROBES: &[Probe] = &[
                 .limit(FEW)
                 .targets(&[Target::OfLimit(0.7)]),
             Row::less("one answer of the scheduler, 10,000 nodes, p50", "µs"),
-            Row::less("one answer of the scheduler, 10,000 nodes, p99", "µs").targets(&[Target::AtMost(50.0)]),
+            Row::less("one answer of the scheduler, 10,000 nodes, p99", "µs")
+                .targets(&[Target::AtMost(50.0)]),
             Row::less("leases for 1,000,000 placements, 10,000 nodes", "leases"),
         ],
         stage: Stage::Alone,
@@ -67,8 +68,10 @@ const PROBES: &[Probe] = &[
     Probe {
         rows: &[
             Row::less("the scheduler's memory for a node", "kB").targets(&[Target::AtMost(4.096)]),
-            Row::less("the scheduler's memory for a class that waits", "kB").targets(&[Target::AtMost(2.048)]),
-            Row::less("the scheduler's memory for a hundred more tasks of each class", "kB").targets(&[Target::AtMost(0.0)]),
+            Row::less("the scheduler's memory for a class that waits", "kB")
+                .targets(&[Target::AtMost(2.048)]),
+            Row::less("the scheduler's memory for a hundred more tasks of each class", "kB")
+                .targets(&[Target::AtMost(0.0)]),
         ],
         stage: Stage::Alone,
         run: |_| in_new_program(),
@@ -115,7 +118,9 @@ fn drain(place: &Place, nodes: u32) -> Result<Vec<f64>> {
     while placed < slots {
         let event = match events.pop() {
             Some(event) => event,
-            None if running.is_empty() => return Err(format!("only {placed} of {slots} found a place").into()),
+            None if running.is_empty() => {
+                return Err(format!("only {placed} of {slots} found a place").into());
+            }
             None => Event::Release { lease: running.swap_remove(random.below(running.len())) },
         };
         let from = Instant::now();
@@ -136,8 +141,11 @@ fn drain(place: &Place, nodes: u32) -> Result<Vec<f64>> {
 
 /// The values that the new program prints.
 fn in_new_program() -> Result<Vec<f64>> {
-    let output =
-        Command::new(std::env::current_exe()?).arg(ROLE).stdin(Stdio::null()).stderr(Stdio::piped()).output()?;
+    let output = Command::new(std::env::current_exe()?)
+        .arg(ROLE)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into());
     }
@@ -174,7 +182,8 @@ pub fn serve() -> Result<()> {
     }
     let waiting = memory()?;
     for (at, class) in classes {
-        let (owner, key, job) = (owner(at), (at % CLASSES_EACH) as u32, JobId { number: 1 + (at % 100) as u64 });
+        let (owner, key, job) =
+            (owner(at), (at % CLASSES_EACH) as u32, JobId { number: 1 + (at % 100) as u64 });
         let event = Event::Demand { owner, key, job, class, backlog: 200, attempt: 0, locality: Vec::new() };
         scheduler.step(event, now);
     }

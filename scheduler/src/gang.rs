@@ -1,0 +1,277 @@
+//! Where the bundles of a placement group go: all of them, or none.
+//!
+//! | arrangement | order |
+//! |---|---|
+//! | strict pack | the first place that holds all |
+//! | pack | that; else the place for the largest bundle, with all others that fit there, again and again |
+//! | spread | for each bundle the least full place that has none yet; else the least full |
+//! | strict spread | the same without the last |
+//!
+//! Bundles are taken from the nodes as they are found, and given back where one of them finds none.
+
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+
+use mobula_proto::{GroupId, JobId, group, group::Arrange, resource::DeviceGrant};
+
+use crate::{
+    Millis,
+    cluster::Cluster,
+    index::{Area, Which},
+    node::Node,
+    queues,
+    shapes::ShapeId,
+    stock::{Need, Stock},
+};
+
+/// A reserved part of a node.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// The node's place.
+    pub at: u32,
+    pub stock: Stock,
+    pub devices: Vec<DeviceGrant>,
+}
+
+/// A placement group.
+#[derive(Debug)]
+pub(crate) struct Gang {
+    pub id: GroupId,
+    pub job: JobId,
+    pub spec: Arc<group::Group>,
+    pub queue: u32,
+    /// Rules for the labels of its nodes, as the index numbers them; and that the label of its places is there.
+    pub rules: [u32; 2],
+    /// What each bundle needs.
+    pub needs: Vec<Arc<Need>>,
+    /// By number; `None` where it is not reserved.
+    pub bundles: Vec<Option<Bundle>>,
+    pub arrival: u64,
+    pub since: Millis,
+    /// As what it waits, while bundles are missing.
+    pub shape: Option<ShapeId>,
+    /// Classes that wait for room inside.
+    pub waiting: BTreeSet<queues::Turn>,
+    /// When it is taken away, if it is.
+    pub until: Option<Millis>,
+}
+
+impl Gang {
+    pub fn missing(&self) -> Vec<u32> {
+        (0..).zip(&self.bundles).filter(|(_, bundle)| bundle.is_none()).map(|(number, _)| number).collect()
+    }
+
+    pub fn turn(&self, at: u32, ageing: Millis) -> queues::Turn {
+        let signed = |span: Millis| i64::try_from(span.0).unwrap_or(i64::MAX);
+        let lead = i64::from(self.spec.priority).saturating_mul(signed(ageing));
+        (signed(self.since).saturating_sub(lead), self.arrival, at)
+    }
+}
+
+/// What several bundles need together.
+pub(crate) fn sum<'a>(needs: impl Iterator<Item = &'a Arc<Need>>) -> Need {
+    let mut all = Need::nothing();
+    needs.for_each(|need| all.add(need));
+    all
+}
+
+/// Finds places for the missing bundles of a group and takes them, or changes nothing.
+pub(crate) struct Placing<'a> {
+    cluster: &'a mut Cluster,
+    gang: &'a Gang,
+    /// Bundles that were found a node, and what was taken there.
+    taken: Vec<(u32, u32, Vec<DeviceGrant>)>,
+}
+
+impl<'a> Placing<'a> {
+    pub fn new(cluster: &'a mut Cluster, gang: &'a Gang) -> Self {
+        Self { cluster, gang, taken: Vec::new() }
+    }
+
+    /// Bundles with their node and what was taken there, by number.
+    pub fn place(mut self) -> Option<Vec<(u32, u32, Vec<DeviceGrant>)>> {
+        let mut left = self.gang.missing();
+        // The largest first: where they fit the others may, too.
+        left.sort_by_key(|number| (Reverse(self.size(*number)), *number));
+        let fine = match self.gang.spec.arrange {
+            Arrange::StrictPack => self.pack_all(&left),
+            Arrange::Pack => self.pack_all(&left) || self.pack(left),
+            Arrange::Spread => self.spread(&left, false),
+            Arrange::StrictSpread => self.spread(&left, true),
+        };
+        if !fine {
+            self.give_back(0);
+            return None;
+        }
+        self.taken.sort_by_key(|(number, ..)| *number);
+        Some(self.taken)
+    }
+
+    /// How much of the cluster's scarcest a bundle needs, in millionths.
+    fn size(&self, number: u32) -> u64 {
+        let part = |(kind, each): &(usize, i64)| {
+            *each as f64 / self.cluster.totals.get(*kind).copied().unwrap_or(0).max(1) as f64
+        };
+        (self.need(number).amounts.iter().map(part).fold(0.0, f64::max) * 1e6) as u64
+    }
+
+    fn need(&self, number: u32) -> &Arc<Need> {
+        &self.gang.needs[number as usize]
+    }
+
+    fn take(&mut self, number: u32, at: u32) {
+        let need = Arc::clone(self.need(number));
+        if let Some(node) = self.cluster.nodes.get_mut(at) {
+            let devices = node.stock.take(&need, 1, &self.cluster.kinds);
+            self.taken.push((number, at, devices));
+        }
+        self.cluster.touch(at);
+    }
+
+    /// Gives back all but the first.
+    fn give_back(&mut self, keep: usize) {
+        for (number, at, devices) in self.taken.split_off(keep) {
+            let need = Arc::clone(self.need(number));
+            if let Some(node) = self.cluster.nodes.get_mut(at) {
+                node.stock.give(&need, 1, 0, &devices);
+            }
+            self.cluster.touch(at);
+        }
+    }
+
+    /// The place of a node.
+    fn place_of(&self, at: u32) -> Option<Area> {
+        match &self.gang.spec.place {
+            key if key.is_empty() => Some(Area::Node(at)),
+            key => {
+                let labels = &self.cluster.nodes.get(at)?.labels;
+                let (_, value) = labels.iter().find(|(k, _)| k == key)?;
+                Some(Area::Label(key.clone(), value.clone()))
+            }
+        }
+    }
+
+    /// Places that hold some of it.
+    fn used(&self) -> BTreeSet<Area> {
+        let before = self.gang.bundles.iter().flatten().map(|bundle| bundle.at);
+        before.chain(self.taken.iter().map(|(_, at, _)| *at)).filter_map(|at| self.place_of(at)).collect()
+    }
+
+    /// Takes a bundle where it is least full, of the nodes in one place, or of those in none of some.
+    fn take_one(&mut self, number: u32, inside: Option<&Area>, outside: &BTreeSet<Area>) -> bool {
+        self.cluster.refresh();
+        let (need, cluster) = (self.need(number), &*self.cluster);
+        let labelled = !self.gang.spec.place.is_empty();
+        let fullness = |at: u32| {
+            let node = cluster.nodes.get(at).filter(|n| open(n) && n.stock.fits(need))?;
+            let out = outside.is_empty() || self.place_of(at).is_some_and(|place| !outside.contains(&place));
+            let label = !labelled || cluster.index.admits(self.gang.rules[1], node.spot);
+            (out && label).then(|| node.stock.fullness(need))
+        };
+        let found = match inside {
+            Some(Area::Node(at)) => {
+                let admitted = |n: &&Node| cluster.index.admits(self.gang.rules[0], n.spot);
+                cluster.nodes.get(*at).filter(admitted).and_then(|_| fullness(*at)).map(|_| *at)
+            }
+            _ => {
+                let mut fullness = fullness;
+                let which = if need.devices { Which::All } else { Which::Plain };
+                let index = &cluster.index;
+                let found = index.emptiest_in(inside, (self.gang.rules[0], which), need, &mut fullness);
+                let rest = (self.gang.rules[0], Which::All);
+                found.or_else(|| index.emptiest_in(inside, rest, need, &mut fullness))
+            }
+        };
+        found.inspect(|at| self.take(number, *at)).is_some()
+    }
+
+    fn take_all(&mut self, numbers: &[u32], inside: &Area) -> bool {
+        let before = self.taken.len();
+        let fine = numbers.iter().all(|number| self.take_one(*number, Some(inside), &BTreeSet::new()));
+        if !fine {
+            self.give_back(before);
+        }
+        fine
+    }
+
+    /// All in one place.
+    fn pack_all(&mut self, numbers: &[u32]) -> bool {
+        let used = self.used();
+        if used.len() > 1 {
+            return false;
+        }
+        if let Some(place) = used.first() {
+            return self.take_all(numbers, place);
+        }
+        if !self.gang.spec.place.is_empty() {
+            let places = self.cluster.index.areas(self.gang.rules[0], &self.gang.spec.place);
+            return places.iter().any(|place| self.take_all(numbers, place));
+        }
+        self.cluster.refresh();
+        let (most, cluster) = (sum(numbers.iter().map(|n| self.need(*n))), &*self.cluster);
+        let holds = |at: u32| {
+            let node = cluster.nodes.get(at).filter(|n| open(n))?;
+            let mut trial = node.stock.clone();
+            for number in numbers {
+                if !trial.fits(self.need(*number)) {
+                    return None;
+                }
+                trial.take(self.need(*number), 1, &cluster.kinds);
+            }
+            Some(node.stock.fullness(&most))
+        };
+        let mut holds = holds;
+        let which = if most.devices { Which::All } else { Which::Plain };
+        let index = &cluster.index;
+        let found = index.emptiest((self.gang.rules[0], which), &most, &mut holds);
+        let found = found.or_else(|| index.emptiest((self.gang.rules[0], Which::All), &most, &mut holds));
+        found.is_some_and(|at| self.take_all(numbers, &Area::Node(at)))
+    }
+
+    /// In few places: each gets all that fits.
+    fn pack(&mut self, mut left: Vec<u32>) -> bool {
+        let mut places: Vec<Area> = self.used().into_iter().collect();
+        loop {
+            for place in &places {
+                left.retain(|number| !self.take_one(*number, Some(place), &BTreeSet::new()));
+            }
+            let Some(first) = left.first().copied() else { return true };
+            if !self.take_one(first, None, &BTreeSet::new()) {
+                return false;
+            }
+            left.remove(0);
+            places = self.taken.last().and_then(|(_, at, _)| self.place_of(*at)).into_iter().collect();
+        }
+    }
+
+    fn spread(&mut self, numbers: &[u32], strict: bool) -> bool {
+        numbers.iter().all(|number| {
+            let used = self.used();
+            self.take_one(*number, None, &used) || !strict && self.take_one(*number, None, &BTreeSet::new())
+        })
+    }
+}
+
+fn open(node: &Node) -> bool {
+    !node.draining && node.works()
+}
+
+impl Gang {
+    /// What a class waits for inside of it.
+    pub fn why_inside(&self, demand: &crate::Demand) -> String {
+        let slots =
+            if demand.backlog == 1 { "1 slot".to_owned() } else { format!("{} slots", demand.backlog) };
+        let waits = format!("waits for {slots} of {} each", demand.class.resources);
+        match (self.until, self.missing().len()) {
+            (Some(_), _) => format!("{waits}: {} is being given up", self.id),
+            (None, 0) => format!("{waits}: the bundles of {} that fit are in use", self.id),
+            (None, missing) => {
+                format!(
+                    "{waits}: {} of the {} bundles of {} are not reserved",
+                    missing,
+                    self.bundles.len(),
+                    self.id
+                )
+            }
+        }
+    }
+}

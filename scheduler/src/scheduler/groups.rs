@@ -1,0 +1,438 @@
+//! Placement groups: from the wish to the last bundle given back, and what runs inside.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use mobula_proto::{
+    Group, GroupId, JobId,
+    group::Arrange,
+    resource::{Class, LabelRule, Strategy},
+};
+
+use super::{Scheduler, place::Round};
+use crate::{
+    BundlePlace, Demand, Effect, Error, RevokeKind,
+    gang::{self, Bundle, Gang, Placing},
+    queues::{DEFAULT, Pick},
+    shapes::{self, Where},
+    stock::{Need, Stock},
+    why,
+};
+
+/// Most groups of one job.
+pub const PER_JOB_MAX: usize = 16_384;
+
+impl Scheduler {
+    pub(super) fn group(
+        &mut self,
+        id: GroupId,
+        job: JobId,
+        spec: Arc<Group>,
+        valid: Result<(), Error>,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.gang_of.contains_key(&id) {
+            return;
+        }
+        let queue = match valid.and_then(|()| self.check_group(job, &spec)) {
+            Ok(queue) => queue,
+            Err(error) => {
+                out.push(Effect::GroupInfeasible { group: id, error });
+                return;
+            }
+        };
+        let places: Vec<LabelRule> = Some(&spec.place)
+            .filter(|key| !key.is_empty())
+            .map(|key| LabelRule::Exists(key.clone()))
+            .into_iter()
+            .collect();
+        let rules = [self.cluster.rules(&spec.labels), self.cluster.rules(&places)];
+        *self.groups_of.entry(job).or_default() += 1;
+        let gang = Gang {
+            id,
+            job,
+            queue,
+            rules,
+            needs: self.needs_of(&spec),
+            bundles: spec.bundles.iter().map(|_| None).collect(),
+            spec,
+            arrival: self.next_arrival,
+            since: self.now,
+            shape: None,
+            waiting: BTreeSet::new(),
+            until: None,
+        };
+        self.next_arrival += 1;
+        let at = self.gangs.insert(gang);
+        self.gang_of.insert(id, at);
+        self.wait_gang(at);
+        self.judge_gang(at, out);
+    }
+
+    fn check_group(&self, job: JobId, spec: &Group) -> Result<u32, Error> {
+        if self.groups_of.get(&job).is_some_and(|count| *count >= PER_JOB_MAX) {
+            return Err(Error::TooMany { who: job.to_string(), what: "groups", max: PER_JOB_MAX });
+        }
+        let queue = self.queues.find(&spec.queue).ok_or_else(|| Error::UnknownQueue(spec.queue.clone()))?;
+        let mut all = mobula_proto::Resources::none();
+        spec.bundles.iter().for_each(|bundle| all.add(bundle));
+        match self.queues.above_limit(queue, &all) {
+            Some((queue, kind, limit)) => Err(Error::AboveLimit { queue, kind, limit }),
+            None => Ok(queue),
+        }
+    }
+
+    fn needs_of(&self, spec: &Group) -> Vec<Arc<Need>> {
+        let mut needs: Vec<Arc<Need>> = Vec::with_capacity(spec.bundles.len());
+        for (at, bundle) in spec.bundles.iter().enumerate() {
+            // As a rule all are alike.
+            match spec.bundles[..at]
+                .last()
+                .filter(|before| *before == bundle)
+                .and_then(|_| needs.last().cloned())
+            {
+                Some(same) => needs.push(same),
+                None => needs.push(Arc::new(Need::of(bundle, &self.cluster.kinds))),
+            }
+        }
+        needs
+    }
+
+    /// Lets a group wait for the bundles that it lacks.
+    fn wait_gang(&mut self, at: u32) {
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        let missing = gang.missing();
+        let needs = missing.iter().filter_map(|number| gang.needs.get(*number as usize));
+        let mut need = gang::sum(needs.clone());
+        needs.for_each(|each| need.lower_bounds(each));
+        let some_placed = missing.len() < gang.bundles.len();
+        let wanted =
+            shapes::Wanted { spec: Arc::clone(&gang.spec), missing, gang: some_placed.then_some(at) };
+        let shape = self.shapes.enter_gang(wanted, gang.rules[0], need);
+        gang.shape = Some(shape);
+        let (queue, job, turn) = (gang.queue, gang.job, gang.turn(at, self.options.ageing));
+        self.queues.wait(queue, job, shape, turn);
+    }
+
+    fn stop_gang(&mut self, at: u32) {
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        if let Some(shape) = gang.shape.take() {
+            self.queues.stop_waiting(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
+            self.shapes.leave(shape);
+        }
+    }
+
+    /// Reserves all that a group lacks, or finds that there is no room for it.
+    pub(super) fn place_gang(&mut self, pick: Pick, round: &mut Round) {
+        let found =
+            self.gangs.get(pick.demand).and_then(|gang| Placing::new(&mut self.cluster, gang).place());
+        let Some(found) = found else { return self.shapes.set(pick.shape, Where::Nowhere) };
+        self.stop_gang(pick.demand);
+        let Some(gang) = self.gangs.get_mut(pick.demand) else { return };
+        let mut places = Vec::with_capacity(found.len());
+        for (number, at, devices) in found {
+            let slot = number as usize;
+            let (Some(node), Some(need)) = (self.cluster.nodes.get_mut(at), gang.needs.get(slot)) else {
+                continue;
+            };
+            node.bundles.insert((pick.demand, number));
+            self.queues.charge(gang.queue, &need.amounts, 1);
+            self.queues.hold(gang.queue, gang.job, 1);
+            let stock = Stock::new(&gang.spec.bundles[slot], devices.iter().cloned(), &self.cluster.kinds);
+            places.push(BundlePlace { bundle: number, node: node.id, devices: devices.clone() });
+            gang.bundles[slot] = Some(Bundle { at, stock, devices });
+        }
+        round.groups.push(Effect::GroupPlaced { group: gang.id, bundles: places });
+        self.roomy.insert(pick.demand);
+    }
+
+    /// Grants what waits inside of groups where something became free.
+    pub(super) fn place_inside(&mut self, round: &mut Round) {
+        while let Some(at) = self.roomy.pop_first() {
+            let turns: Vec<u32> = self
+                .gangs
+                .get(at)
+                .map(|gang| gang.waiting.iter().map(|turn| turn.2).collect())
+                .unwrap_or_default();
+            for turn in turns {
+                while let Some((bundle, node, room)) = self.room_inside(at, turn) {
+                    let slots = self.demands.get(turn).map_or(0, |demand| demand.backlog.min(room));
+                    if slots == 0 {
+                        break;
+                    }
+                    self.grant(turn, node, slots, Some((at, bundle)), round);
+                }
+                self.settle(turn);
+            }
+        }
+    }
+
+    /// The first bundle that has room for a demand, its node, and how much room.
+    pub(super) fn room_inside(&self, at: u32, demand: u32) -> Option<(u32, u32, u32)> {
+        let (gang, demand) = (self.gangs.get(at)?, self.demands.get(demand)?);
+        if gang.until.is_some() {
+            return None;
+        }
+        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
+        let wanted = match demand.class.strategy {
+            Strategy::Group { bundle, .. } => bundle,
+            _ => None,
+        };
+        let bundles =
+            (0..).zip(&gang.bundles).filter(|(number, _)| wanted.is_none_or(|wanted| wanted == *number));
+        let open = bundles.filter_map(|(number, bundle)| {
+            let bundle = bundle.as_ref()?;
+            let open = self.cluster.nodes.get(bundle.at).is_some_and(|node| !node.draining);
+            let held = self.held_inside(at, number, demand);
+            let room = bundle.stock.room(&need).min(crate::node::SLOTS_MAX.saturating_sub(held));
+            (open && room > 0).then_some((number, bundle.at, room))
+        });
+        open.max_by_key(|(number, _, room)| (*room, std::cmp::Reverse(*number)))
+    }
+
+    /// Slots of a class of an owner in a bundle.
+    fn held_inside(&self, at: u32, bundle: u32, demand: &Demand) -> u32 {
+        if demand.class.resources.is_empty() {
+            let owned = self.owners.get(&demand.owner).map(|owner| &owner.leases);
+            let leases = owned.into_iter().flatten().filter_map(|id| self.leases.get(id));
+            leases
+                .filter(|e| e.inside == Some((at, bundle)) && e.lease.key == demand.key)
+                .map(|e| e.lease.slots)
+                .sum()
+        } else {
+            0
+        }
+    }
+
+    /// Where a demand inside of a group waits.
+    pub(super) fn check_inside(&self, new: &Demand, id: GroupId, bundle: Option<u32>) -> Result<u32, Error> {
+        let at = *self.gang_of.get(&id).ok_or(Error::UnknownGroup(id))?;
+        let gang = self.gangs.get(at).ok_or(Error::UnknownGroup(id))?;
+        if gang.job != new.job {
+            return Err(Error::ForeignGroup(id));
+        }
+        let count = u32::try_from(gang.bundles.len()).unwrap_or(u32::MAX);
+        let spec = &gang.spec.bundles;
+        match bundle {
+            Some(bundle) if bundle >= count => Err(Error::UnknownBundle { group: id, bundle, count }),
+            Some(bundle) => match spec[bundle as usize].first_short(&new.class.resources) {
+                Some((kind, has)) => Err(Error::LargerThanBundle(format!(
+                    "one slot needs {}, but bundle {bundle} of {id} has {has} {kind}",
+                    new.class.resources
+                ))),
+                None => Ok(at),
+            },
+            None if spec.iter().any(|bundle| bundle.covers(&new.class.resources)) => Ok(at),
+            None => Err(Error::LargerThanBundle(format!(
+                "one slot needs {}, more than any bundle of {id} has",
+                new.class.resources
+            ))),
+        }
+    }
+
+    /// Bundles were on a node that is gone.
+    pub(super) fn bundles_lost(
+        &mut self,
+        lost: BTreeSet<(u32, u32)>,
+        kind: RevokeKind,
+        out: &mut Vec<Effect>,
+    ) {
+        let gangs: BTreeSet<u32> = lost.iter().map(|(gang, _)| *gang).collect();
+        for at in gangs {
+            let bundles: Vec<u32> = lost.range((at, 0)..=(at, u32::MAX)).map(|(_, number)| *number).collect();
+            self.stop_gang(at);
+            for number in &bundles {
+                self.give_bundle(at, *number);
+            }
+            let Some(gang) = self.gangs.get_mut(at) else { continue };
+            // What was there once is wanted back as if it had waited since.
+            gang.until = None;
+            out.push(Effect::GroupLost { group: gang.id, bundles, kind });
+            self.wait_gang(at);
+        }
+    }
+
+    /// A bundle is reserved no longer.
+    fn give_bundle(&mut self, at: u32, number: u32) {
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        let Some(bundle) = gang.bundles.get_mut(number as usize).and_then(Option::take) else { return };
+        let need = &gang.needs[number as usize];
+        self.queues.charge(gang.queue, &need.amounts, -1);
+        self.queues.drop_held(gang.queue, gang.job, 1);
+        if let Some(node) = self.cluster.nodes.get_mut(bundle.at)
+            && node.bundles.remove(&(at, number))
+        {
+            node.stock.give(need, 1, 0, &bundle.devices);
+            self.cluster.touch(bundle.at);
+            self.freed.insert(bundle.at);
+        }
+    }
+
+    /// Ends what runs inside of a group.
+    pub(super) fn end_inside(&mut self, at: u32, kind: RevokeKind, out: &mut Vec<Effect>) {
+        let Some(gang) = self.gangs.get(at) else { return };
+        let nodes: BTreeSet<u32> = gang.bundles.iter().flatten().map(|bundle| bundle.at).collect();
+        let leases =
+            nodes.iter().filter_map(|node| self.cluster.nodes.get(*node)).flat_map(|node| &node.leases);
+        let inside = |id: &&mobula_proto::LeaseId| {
+            self.leases.get(id).is_some_and(|entry| entry.inside.is_some_and(|(gang, _)| gang == at))
+        };
+        let ids: Vec<_> = leases.filter(inside).copied().collect();
+        for id in ids {
+            self.end(id, Some(kind), out);
+        }
+    }
+
+    /// Removes a group with all it holds.
+    pub(super) fn group_gone(&mut self, at: u32, out: &mut Vec<Effect>) {
+        let Some(gang) = self.gangs.get(at) else { return };
+        let (id, waiting) = (gang.id, gang.waiting.clone());
+        for (.., demand) in waiting {
+            if let Some(demand) = self.withdraw(demand) {
+                let error = Error::UnknownGroup(id);
+                out.push(Effect::Infeasible { owner: demand.owner, key: demand.key, error });
+            }
+        }
+        self.end_inside(at, RevokeKind::Evicted, out);
+        self.stop_gang(at);
+        let count = self.gangs.get(at).map_or(0, |gang| gang.bundles.len());
+        (0..count).for_each(|number| self.give_bundle(at, u32::try_from(number).unwrap_or(u32::MAX)));
+        self.roomy.remove(&at);
+        let Some(gang) = self.gangs.remove(at) else { return };
+        self.gang_of.remove(&gang.id);
+        gang.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        if let Some(count) = self.groups_of.get_mut(&gang.job) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.groups_of.remove(&gang.job);
+            }
+        }
+    }
+
+    /// Reports and forgets a group that no living nodes could ever hold.
+    pub(super) fn judge_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
+        self.cluster.refresh();
+        let Some(gang) = self.gangs.get(at) else { return };
+        if self.cluster.workers == 0 || gang.spec.wait_for_node || gang.shape.is_none() {
+            return;
+        }
+        if let Err(error) = self.could_hold(gang) {
+            out.push(Effect::GroupInfeasible { group: gang.id, error });
+            self.group_gone(at, out);
+        }
+    }
+
+    fn could_hold(&self, gang: &Gang) -> Result<(), Error> {
+        let (spec, cluster) = (&gang.spec, &self.cluster);
+        for (number, need) in gang.needs.iter().enumerate() {
+            // As a rule all are alike.
+            if number > 0 && Arc::ptr_eq(need, &gang.needs[number - 1]) {
+                continue;
+            }
+            let could =
+                |at: u32, need: &Need| cluster.nodes.get(at).is_some_and(|n| n.stock.could_ever(need));
+            if cluster.index.first_able(gang.rules[0], need, &mut |at| could(at, need)).is_none() {
+                let resources = spec.bundles[number].clone();
+                let class = Class { resources, labels: spec.labels.clone(), ..Class::default() };
+                return Err(Error::Infeasible(format!("bundle {number}: {}", why::missing(&class, cluster))));
+            }
+        }
+        let fitting = || {
+            let admitted = |n: &&crate::node::Node| n.works() && cluster.index.admits(gang.rules[0], n.spot);
+            self.nodes_by_number().map(|(_, node)| node).filter(admitted)
+        };
+        let labelled = !spec.place.is_empty();
+        let places: BTreeSet<&str> = fitting()
+            .filter_map(|node| node.labels.iter().find(|(key, _)| *key == spec.place))
+            .map(|(_, value)| value.as_str())
+            .collect();
+        if labelled && places.is_empty() {
+            return Err(Error::UnknownPlace(spec.place.clone()));
+        }
+        let all = gang::sum(gang.needs.iter());
+        let covers =
+            |totals: &dyn Fn(usize) -> i64| all.amounts.iter().all(|(kind, each)| totals(*kind) >= *each);
+        let count = if labelled { places.len() } else { fitting().count() };
+        let together = match spec.arrange {
+            Arrange::StrictSpread if count < spec.bundles.len() => {
+                return Err(Error::Infeasible(format!(
+                    "{} bundles need as many places, and there are {count}",
+                    spec.bundles.len()
+                )));
+            }
+            Arrange::StrictPack if labelled => places.iter().any(|place| {
+                let inside = |n: &&crate::node::Node| {
+                    n.labels.iter().any(|(key, value)| *key == spec.place && value == place)
+                };
+                covers(&|kind| fitting().filter(inside).map(|n| n.stock.total_of(kind)).sum())
+            }),
+            Arrange::StrictPack => fitting().any(|n| n.stock.could_ever(&all)),
+            _ => covers(&|kind| fitting().map(|n| n.stock.total_of(kind)).sum()),
+        };
+        if together {
+            return Ok(());
+        }
+        let total = cluster.kinds.resources(all.amounts.iter().copied());
+        let place = match spec.arrange {
+            Arrange::StrictPack if labelled => format!("no {} has", spec.place),
+            Arrange::StrictPack => "no node has".to_owned(),
+            _ => "the nodes that fit do not have".to_owned(),
+        };
+        Err(Error::Infeasible(format!("{place} {total}, which all bundles need together")))
+    }
+
+    pub(super) fn judge_gangs(&mut self, out: &mut Vec<Effect>) {
+        let waiting: Vec<u32> =
+            self.gangs.iter().filter(|(_, g)| g.shape.is_some()).map(|(at, _)| at).collect();
+        for at in waiting {
+            self.judge_gang(at, out);
+        }
+    }
+
+    /// There are new kinds of resources, which groups may wait for.
+    pub(super) fn learn_gangs(&mut self) {
+        let unknown = |gang: &Gang| gang.needs.iter().any(|need| !need.known);
+        let all: Vec<u32> = self.gangs.iter().filter(|(_, gang)| unknown(gang)).map(|(at, _)| at).collect();
+        for at in all {
+            self.stop_gang(at);
+            let needs = self.gangs.get(at).map(|gang| self.needs_of(&gang.spec));
+            if let Some((gang, needs)) = self.gangs.get_mut(at).zip(needs) {
+                gang.needs = needs;
+            }
+            self.wait_gang(at);
+        }
+    }
+
+    /// Charges the bundles of all groups anew, and lets wait again what waited. Those whose queue is no longer there are
+    /// removed if they wait.
+    pub(super) fn charge_gangs(&mut self, out: &mut Vec<Effect>) {
+        let all: Vec<u32> = self.gangs.iter().map(|(at, _)| at).collect();
+        for at in all {
+            let Some(gang) = self.gangs.get_mut(at) else { continue };
+            let queue = self.queues.find(&gang.spec.queue);
+            gang.queue = queue.unwrap_or(DEFAULT);
+            for (need, _) in gang.needs.iter().zip(&gang.bundles).filter(|(_, bundle)| bundle.is_some()) {
+                self.queues.charge(gang.queue, &need.amounts, 1);
+                self.queues.hold(gang.queue, gang.job, 1);
+            }
+            let Some(shape) = gang.shape else { continue };
+            self.queues.wait(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
+            self.shapes.set(shape, Where::Anywhere);
+            let (id, name) = (gang.id, gang.spec.queue.clone());
+            let error = match (queue, self.check_group_limit(at)) {
+                (None, _) => Error::UnknownQueue(name),
+                (_, Some(error)) => error,
+                _ => continue,
+            };
+            out.push(Effect::GroupInfeasible { group: id, error });
+            self.group_gone(at, out);
+        }
+    }
+
+    fn check_group_limit(&self, at: u32) -> Option<Error> {
+        let gang = self.gangs.get(at)?;
+        let all = gang::sum(gang.needs.iter());
+        let all = self.cluster.kinds.resources(all.amounts.into_iter());
+        let (queue, kind, limit) = self.queues.above_limit(gang.queue, &all)?;
+        Some(Error::AboveLimit { queue, kind, limit })
+    }
+}

@@ -1,0 +1,186 @@
+//! Placement groups: where their bundles go, what runs inside, and how they end.
+
+use mobula_proto::{Group, GroupId, group::Arrange};
+
+use super::*;
+
+fn group(arrange: Arrange, bundles: &[&str]) -> Group {
+    Group { bundles: bundles.iter().map(|text| resources(text)).collect(), arrange, ..Group::default() }
+}
+
+fn ask(world: &mut World, number: u64, spec: &Group) -> Vec<Effect> {
+    let (group, job) = (GroupId { number }, JobId { number: 1 });
+    world.step(Event::Group { group, job, spec: Arc::new(spec.clone()) })
+}
+
+fn inside(number: u64, bundle: Option<u32>, text: &str) -> Class {
+    Class { strategy: Strategy::Group { group: GroupId { number }, bundle }, ..class(text) }
+}
+
+#[track_caller]
+fn check(nodes: &[&str], spec: &Group, want: &str) {
+    let mut world = World::new(nodes);
+    assert_eq!(show(&ask(&mut world, 1, spec)), want);
+}
+
+#[test]
+fn bundles_lie_as_they_should_to_each_other() {
+    let two = ["1 cpu", "1 cpu"];
+    let nodes = ["4 cpu", "4 cpu", "1 cpu"];
+    check(&nodes, &group(Arrange::Pack, &two), "group-1 0:node-1+1:node-1");
+    check(&nodes, &group(Arrange::StrictPack, &two), "group-1 0:node-1+1:node-1");
+    check(&nodes, &group(Arrange::Spread, &two), "group-1 0:node-1+1:node-2");
+    check(&nodes, &group(Arrange::StrictSpread, &two), "group-1 0:node-1+1:node-2");
+    // More than one place can hold: as few as there need be.
+    check(
+        &["3 cpu", "3 cpu"],
+        &group(Arrange::Pack, &["2 cpu", "2 cpu", "1 cpu"]),
+        "group-1 0:node-1+1:node-2+2:node-1",
+    );
+    // More bundles than places: as many as there are.
+    check(&["4 cpu", "4 cpu"], &group(Arrange::Spread, &["1 cpu"; 3]), "group-1 0:node-1+1:node-2+2:node-1");
+}
+
+#[test]
+fn a_label_makes_places_of_nodes() {
+    let nodes = ["2 cpu|rack=a", "2 cpu|rack=b", "2 cpu|rack=a", "2 cpu"];
+    let racks = |arrange, bundles: &[&str]| Group { place: "rack".to_owned(), ..group(arrange, bundles) };
+    check(&nodes, &racks(Arrange::StrictPack, &["2 cpu", "2 cpu"]), "group-1 0:node-1+1:node-3");
+    check(&nodes, &racks(Arrange::StrictSpread, &["1 cpu", "1 cpu"]), "group-1 0:node-1+1:node-2");
+    check(
+        &nodes,
+        &racks(Arrange::StrictSpread, &["1 cpu"; 3]),
+        "group-1 infeasible: 3 bundles need as many places, and there are 2",
+    );
+    check(
+        &nodes,
+        &racks(Arrange::StrictPack, &["2 cpu"; 3]),
+        "group-1 infeasible: no rack has 6 CPU, which all bundles need together",
+    );
+    check(
+        &["2 cpu"],
+        &racks(Arrange::Pack, &["1 cpu"]),
+        "group-1 infeasible: no node has label rack, whose values were to be the places of the group",
+    );
+}
+
+#[test]
+fn what_could_never_be_is_said() {
+    check(
+        &["2 cpu", "2 cpu"],
+        &group(Arrange::Pack, &["1 cpu", "3 cpu"]),
+        "group-1 infeasible: bundle 1: no node has 3 CPU: the most any node has is 2 (node-1)",
+    );
+    check(
+        &["2 cpu", "2 cpu"],
+        &group(Arrange::Pack, &["2 cpu"; 3]),
+        "group-1 infeasible: the nodes that fit do not have 6 CPU, which all bundles need together",
+    );
+    check(
+        &["2 cpu", "2 cpu"],
+        &group(Arrange::StrictPack, &["2 cpu"; 2]),
+        "group-1 infeasible: no node has 4 CPU, which all bundles need together",
+    );
+    check(
+        &["2 cpu"],
+        &group(Arrange::Pack, &[]),
+        "group-1 infeasible: the group has no bundles: give at least one",
+    );
+    check(
+        &["2 cpu"],
+        &group(Arrange::Pack, &["1 cpu"; 1025]),
+        "group-1 infeasible: 1025 bundles are too many: give at most 1024, or several groups",
+    );
+    let unknown = Group { queue: "x".to_owned(), ..group(Arrange::Pack, &["1 cpu"]) };
+    check(
+        &["2 cpu"],
+        &unknown,
+        "group-1 infeasible: queue x is unknown: define it, or leave the queue empty",
+    );
+}
+
+#[test]
+fn all_of_it_or_nothing() {
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    world.ask(host(9), 0, &class("1 cpu"), 1);
+    assert_eq!(show(&ask(&mut world, 1, &group(Arrange::Pack, &["2 cpu", "2 cpu"]))), "");
+    // Nothing is held for it: two gangs cannot hold what the other lacks.
+    assert_eq!(show(&ask(&mut world, 2, &group(Arrange::Pack, &["2 cpu"]))), "group-2 0:node-2");
+    assert_eq!(show(&world.release(1)), "ended lease-1");
+    let gone = Event::GroupGone { group: GroupId { number: 2 } };
+    assert_eq!(show(&world.step(gone)), "group-1 0:node-1+1:node-2");
+}
+
+#[test]
+fn work_runs_inside() {
+    let mut world = World::new(&["4 cpu 2 gpu"]);
+    ask(&mut world, 1, &group(Arrange::Pack, &["2 cpu", "1 gpu"]));
+    assert_eq!(world.available(1), "2 CPU, 1 GPU");
+    assert_eq!(show(&world.ask(host(9), 0, &inside(1, None, "1 cpu"), 5)), "node-1 x2");
+    assert_eq!(
+        world.scheduler.why(host(9), 0).unwrap(),
+        "waits for 3 slots of 1 CPU each: the bundles of group-1 that fit are in use"
+    );
+    assert_eq!(show(&world.ask(host(9), 1, &inside(1, Some(1), "0.5 gpu"), 1)), "node-1 GPU 0:0.5");
+    assert_eq!(world.available(1), "2 CPU, 1 GPU", "charged already");
+    // What ends inside serves those inside; a task that waits gives its CPU to them.
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x2");
+    let lease = LeaseId { number: 3 };
+    assert_eq!(show(&world.step(Event::Block { lease, slots: 1 })), "node-1 x1");
+    let refused = |world: &mut World, class: &Class| show(&world.ask(host(9), 7, class, 1));
+    assert_eq!(
+        refused(&mut world, &inside(1, Some(2), "1 cpu")),
+        "infeasible: group-1 has no bundle 2: it has 2, counted from 0"
+    );
+    assert_eq!(
+        refused(&mut world, &inside(1, Some(1), "1 cpu")),
+        "infeasible: one slot needs 1 CPU, but bundle 1 of group-1 has 0 CPU"
+    );
+    assert_eq!(
+        refused(&mut world, &inside(1, None, "3 cpu")),
+        "infeasible: one slot needs 3 CPU, more than any bundle of group-1 has"
+    );
+    assert_eq!(
+        refused(&mut world, &inside(5, None, "1 cpu")),
+        "infeasible: group-5 is unknown: it was removed, or refused"
+    );
+    let foreign = inside(1, None, "1 cpu");
+    assert_eq!(
+        show(&world.ask_as(2, host(8), 0, &foreign, 1, &[])),
+        "infeasible: group-1 belongs to another job"
+    );
+}
+
+#[test]
+fn a_removed_group_takes_all_with_it() {
+    let mut world = World::new(&["4 cpu"]);
+    ask(&mut world, 1, &group(Arrange::Pack, &["2 cpu"]));
+    world.ask(host(9), 0, &inside(1, None, "1 cpu"), 3);
+    world.ask(host(9), 1, &class("4 cpu"), 1);
+    assert_eq!(
+        show(&world.step(Event::GroupGone { group: GroupId { number: 1 } })),
+        "infeasible: group-1 is unknown: it was removed, or refused, evicted lease-1, ended lease-1, node-1 x1"
+    );
+}
+
+#[test]
+fn what_a_dead_node_held_is_placed_again() {
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    ask(&mut world, 1, &group(Arrange::StrictSpread, &["1 cpu", "1 cpu"]));
+    world.ask(host(9), 0, &inside(1, Some(1), "1 cpu"), 2);
+    assert_eq!(
+        show(&world.step(Event::NodeDown { node: node(2) })),
+        "lost lease-1, ended lease-1, group-1 lost [1], \
+         group-1 infeasible: 2 bundles need as many places, and there are 1, \
+         infeasible: group-1 is unknown: it was removed, or refused"
+    );
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    let patient = Group { wait_for_node: true, ..group(Arrange::StrictSpread, &["1 cpu", "1 cpu"]) };
+    ask(&mut world, 1, &patient);
+    world.ask(host(9), 0, &inside(1, Some(1), "1 cpu"), 2);
+    assert_eq!(
+        show(&world.step(Event::NodeDown { node: node(2) })),
+        "lost lease-1, ended lease-1, group-1 lost [1]"
+    );
+    assert_eq!(show(&world.up(node(3), "2 cpu")), "group-1 1:node-3, node-3 x1");
+}
