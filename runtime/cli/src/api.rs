@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use mobula_head::service::Whereabouts;
-use mobula_proto::head::Snapshot;
-use serde::Deserialize;
+use mobula_proto::{head::Snapshot, inventory::Inventory};
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     args::TokenRole,
@@ -57,14 +57,20 @@ impl Api {
 
     /// The cluster now, as the head's own JSON and decoded.
     pub fn status(&self) -> Result<(String, Snapshot), Error> {
-        let answer = self
-            .agent
-            .get(self.url("/api/v1/status"))
-            .header("Authorization", format!("Bearer {}", self.token))
-            .call();
+        self.get("/api/v1/status")
+    }
+
+    /// What is in the stores, as the head's own JSON and decoded.
+    pub fn memory(&self) -> Result<(String, Inventory), Error> {
+        self.get("/api/v1/memory")
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), Error> {
+        let answer =
+            self.agent.get(self.url(path)).header("Authorization", format!("Bearer {}", self.token)).call();
         let text = self.text(answer)?;
-        let snapshot = self.decode(&text)?;
-        Ok((text, snapshot))
+        let decoded = self.decode(&text)?;
+        Ok((text, decoded))
     }
 
     /// A new join token.

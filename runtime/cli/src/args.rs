@@ -20,6 +20,7 @@ use crate::{
     after_help = "Try it on one machine:\n  \
         mobula up --detach           a head and a node, in the background\n  \
         mobula status                what there is, what is free, what waits and why\n  \
+        mobula memory                what is in the object stores, and why\n  \
         mobula down                  end it\n\n\
         A cluster of several machines:\n  \
         mobula head                                        on one machine\n  \
@@ -50,6 +51,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Show the cluster: nodes, jobs, and what waits, with the reason
     Status(StatusArgs),
+    /// Show what is in the object stores, and why
+    Memory(MemoryArgs),
     /// Show every setting, with what it is now and why
     Config(ConfigArgs),
     /// Explain an error code, such as MOB2001
@@ -257,6 +260,21 @@ pub enum TokenRole {
         mobula status --json | jq '.nodes[].available'\n\n\
         Run it on the head's machine, as the user who runs the head.")]
 pub struct StatusArgs {
+    /// Print everything, for programs
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula memory`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Objects are grouped by the place in the program that made them, with their job, their owner \
+        (the host that counts the references) and why they are there. A copy of another node's object goes by itself \
+        when room is needed; what is held by refs stays until the last of them is dropped."
+)]
+pub struct MemoryArgs {
     /// Print everything, for programs
     #[arg(long)]
     pub json: bool,

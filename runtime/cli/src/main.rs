@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `config`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `memory`, `config`, `explain` | commands that ask or tell |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
 //!
@@ -20,6 +20,7 @@ mod error;
 mod explain;
 mod head;
 mod home;
+mod memory;
 mod node;
 mod process;
 mod ready;
@@ -126,6 +127,7 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
             TokenCommand::Create(args) => token::create(&args),
         },
         Command::Status(args) => status::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Explain(args) => explain::run(&args),
     }

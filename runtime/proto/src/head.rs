@@ -128,6 +128,13 @@ pub enum ToHead {
     },
     /// What the node uses, for people; at most every two seconds, and only when it changed.
     Usage(Usage),
+    /// Answer to [`ToAgent::TakeStock`].
+    Stock {
+        /// From the question.
+        request: u64,
+        /// What the store holds.
+        store: crate::inventory::Store,
+    },
     /// The agent leaves in good order.
     Leave,
 }
@@ -293,6 +300,11 @@ pub enum ToAgent {
         request: Request,
         /// The answer.
         answer: Answer,
+    },
+    /// What is in the store? Answered with [`ToHead::Stock`].
+    TakeStock {
+        /// Pairs with the answer.
+        request: u64,
     },
     /// The head ends in good order and the cluster with it.
     Shutdown,

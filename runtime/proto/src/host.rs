@@ -103,6 +103,15 @@ pub enum ToAgent {
         offset: u64,
         /// Its length.
         bytes: u64,
+        /// The place in the program that made it, as [`ToAgent::Site`] named it; 0: it has no name.
+        site: u32,
+    },
+    /// What [`ToAgent::Sealed`] calls a place in the program by number from now on.
+    Site {
+        /// Its number, one more than the last one's, from 1.
+        number: u32,
+        /// Its name, at most [`crate::inventory::SITE_BYTES_MAX`].
+        name: String,
     },
     /// From the owner: nobody can reach the object any more. `copy` says where its primary is.
     Free {
@@ -119,6 +128,13 @@ pub enum ToAgent {
         object: ObjectId,
         /// Its primary copy.
         copy: Copy,
+        /// Nothing waits for it yet: a pull for what something waits for comes first.
+        ahead: bool,
+    },
+    /// Something waits now for what was asked for ahead.
+    Hurry {
+        /// The object.
+        object: ObjectId,
     },
     /// This host dropped its last view of what [`ToHost::Opened`] gave; one for each `Opened`.
     Unpin {

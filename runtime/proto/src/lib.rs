@@ -26,6 +26,7 @@ pub mod group;
 pub mod head;
 pub mod host;
 pub mod id;
+pub mod inventory;
 pub mod limits;
 pub mod peer;
 pub mod queue;

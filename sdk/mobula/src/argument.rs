@@ -7,6 +7,7 @@ use mobula_host::{
     context,
     core::{Input, Spec},
     runtime::Runtime,
+    site::Site,
 };
 use mobula_proto::{Failure, ObjectId, wire::INLINE_BYTES_MAX};
 use smallvec::SmallVec;
@@ -44,7 +45,7 @@ impl Builder {
         let full = || context::runtime().is_some_and(|runtime| runtime.is_inline_full(bytes));
         if self.inline_bytes + bytes > INLINE_BYTES_MAX as u64 || full() {
             let runtime = crate::cluster::current().map_err(Failure::from)?;
-            let id = runtime.put_stored(&output)?;
+            let id = runtime.put_stored(&output, Site::Arguments)?;
             self.inputs.push(Input::Ref(id));
             self.holds.raws.push(Raw { id, runtime });
             return Ok(());

@@ -15,6 +15,7 @@ use mobula_host::{
     codec::{self, Data},
     context,
     runtime::{Blocked, Runtime},
+    site::Site,
 };
 use mobula_proto::{Failure, ObjectId};
 use mobula_store::Object;
@@ -343,10 +344,11 @@ impl Future for Settled {
 ///
 /// Fails with `StoreFull` where there was no room for five seconds, and with `ObjectTooLarge` where there never
 /// will be.
+#[track_caller]
 pub fn put<T: Data>(value: &T) -> Result<ObjectRef<T>> {
     let runtime = crate::cluster::current()?;
     let output = codec::encode(value)?;
-    let id = runtime.put(&output)?;
+    let id = runtime.put(&output, Site::here())?;
     Ok(ObjectRef::adopt(runtime, id))
 }
 

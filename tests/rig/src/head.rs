@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mobula_proto::head::Snapshot;
+use mobula_proto::{head::Snapshot, inventory::Inventory};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -45,6 +45,12 @@ impl Head {
 
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let path = "/api/v1/status";
+        let answer = self.agent.get(self.url(path)).header("Authorization", self.bearer()).call();
+        decode(path, answer)
+    }
+
+    pub(crate) fn memory(&self) -> Result<Inventory> {
+        let path = "/api/v1/memory";
         let answer = self.agent.get(self.url(path)).header("Authorization", self.bearer()).call();
         decode(path, answer)
     }

@@ -40,7 +40,8 @@ pub use error::{Error, Result};
 pub use head::For;
 use mobula::roles::{self, Ready, Task};
 pub use mobula::{private::become_child, roles::Offer};
-use mobula_proto::head::Snapshot;
+pub use mobula_proto::inventory::Why;
+use mobula_proto::{head::Snapshot, inventory::Inventory};
 use processes::Process;
 use rustix::process::{Pid, Signal};
 
@@ -254,6 +255,11 @@ impl Rig {
     /// The cluster, as its head sees it.
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.api.snapshot()
+    }
+
+    /// What is in the stores.
+    pub fn memory(&self) -> Result<Inventory> {
+        self.api.memory()
     }
 
     /// One more node, with this token; see [`Rig::token`]. Returns its place.

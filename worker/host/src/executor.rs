@@ -252,6 +252,12 @@ impl Executor {
                 self.reply(runtime, caller, header, Err(failure.cause_of(&call_title(function, header))));
             }
             Err(arguments) => {
+                let ahead = match call.target {
+                    Target::Task { lease, slots } => {
+                        state.leases.get(&lease).is_some_and(|held| held.running >= slots)
+                    }
+                    Target::Construct { .. } | Target::Method { .. } => false,
+                };
                 drop(state);
                 let mut run = run(SmallVec::new());
                 if let (Target::Method { .. }, Some(seat)) = (call.target, seat(function)) {
@@ -259,7 +265,7 @@ impl Executor {
                     let Some(let_in) = self.enter(runtime, run, seat, false) else { return };
                     run = let_in;
                 }
-                fetch::all(runtime, arguments, move |runtime, arguments| {
+                fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
                     runtime.executor().fetched(runtime, run, arguments);
                 });
             }
@@ -677,7 +683,7 @@ impl Executor {
             }
         }
         if !context.finished.swap(true, Ordering::AcqRel) {
-            self.send_done(runtime, caller, call, nanos, result, &refs);
+            self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
         }
         if let Some(lease) = lend {
             runtime.tell(ToAgent::Block { lease, slots: 1 });
@@ -696,7 +702,8 @@ impl Executor {
     /// Ends a call that has not run, or does so no more.
     fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Results, Failure>) {
         self.state.lock().running.remove(&call.task);
-        self.send_done(runtime, caller, call, 0, result, &[]);
+        // It made nothing that is kept.
+        self.send_done(runtime, caller, (call, ""), 0, result, &[]);
     }
 
     /// The time given for a call ran out: answer at once, and ask the code to stop.

@@ -22,10 +22,12 @@ pub(crate) fn here(arguments: Given) -> Result<Result<Values, Failure>, Given> {
     Ok(assemble(arguments, &HashMap::new()))
 }
 
-/// Makes every argument readable here, then calls `ready` (on whichever thread brought the last).
+/// Makes every argument readable here, then calls `ready` (on whichever thread brought the last). `ahead`: the call could
+/// not start yet if they were here.
 pub(crate) fn all(
     runtime: &Arc<Runtime>,
     arguments: Given,
+    ahead: bool,
     ready: impl FnOnce(&Arc<Runtime>, Result<Values, Failure>) + Send + 'static,
 ) {
     let stored = arguments.iter().flat_map(parts).filter_map(|part| match part {
@@ -34,7 +36,7 @@ pub(crate) fn all(
     });
     let wanted = stored.collect();
     let weak = Arc::downgrade(runtime);
-    runtime.open_all(wanted, move |opened| {
+    runtime.open_all(wanted, ahead, move |opened| {
         if let Some(runtime) = weak.upgrade() {
             ready(&runtime, opened.and_then(|stored| assemble(arguments, &stored)));
         }

@@ -29,6 +29,7 @@ pub mod link;
 pub mod peers;
 pub mod registry;
 pub mod runtime;
+pub mod site;
 pub mod store;
 pub mod stream;
 mod wait;

@@ -34,6 +34,7 @@ use crate::{
     link::{AgentSender, Parcel},
     peers::Peers,
     registry::Registry,
+    site::Site,
     store::Store,
     stream::Producer,
     wait::{Parker, Waiter},
@@ -593,17 +594,17 @@ impl Runtime {
     }
 
     /// Puts an encoded value into this node's store (or, if small, into this process); the returned object has
-    /// one reference.
-    pub fn put(self: &Arc<Self>, output: &Output) -> Result<ObjectId, Failure> {
+    /// one reference. `site` is what made it, for people.
+    pub fn put(self: &Arc<Self>, output: &Output, site: Site) -> Result<ObjectId, Failure> {
         let object = self.step(|core, _| core.next_task()).object(0);
-        let value = self.keep_result(object, 1, output)?;
+        let value = self.keep_result(object, 1, output, site)?;
         Ok(self.own_value(object, value, output))
     }
 
     /// [`Self::put`], but into the store however small.
-    pub fn put_stored(self: &Arc<Self>, output: &Output) -> Result<ObjectId, Failure> {
+    pub fn put_stored(self: &Arc<Self>, output: &Output, site: Site) -> Result<ObjectId, Failure> {
         let object = self.step(|core, _| core.next_task()).object(0);
-        let value = self.keep_stored(object, 1, output)?;
+        let value = self.keep_stored(object, 1, output, site)?;
         Ok(self.own_value(object, value, output))
     }
 
@@ -629,13 +630,14 @@ impl Runtime {
         object: ObjectId,
         attempt: u32,
         output: &Output,
+        site: Site,
     ) -> Result<Value, Failure> {
         let bytes = output.encoded.len();
         if bytes <= wire::INLINE_BYTES_MAX as u64 {
             let blob = output.encoded.to_blob();
             return blob.map(Value::Inline).map_err(|e| Failure::new(FailureKind::Codec, e.to_string()));
         }
-        self.keep_stored(object, attempt, output)
+        self.keep_stored(object, attempt, output, site)
     }
 
     /// [`Self::keep_result`], but into the store where many results wait for the caller to take them.
@@ -645,11 +647,12 @@ impl Runtime {
         object: ObjectId,
         attempt: u32,
         output: &Output,
+        site: Site,
     ) -> Result<Value, Failure> {
         if output.encoded.len() > SMALL_RESULT_BYTES && self.peers.backlog(caller) > BACKLOG_BYTES_MAX {
-            return self.keep_stored(object, attempt, output);
+            return self.keep_stored(object, attempt, output, site);
         }
-        self.keep_result(object, attempt, output)
+        self.keep_result(object, attempt, output, site)
     }
 
     pub(crate) fn keep_stored(
@@ -657,8 +660,9 @@ impl Runtime {
         object: ObjectId,
         attempt: u32,
         output: &Output,
+        site: Site,
     ) -> Result<Value, Failure> {
-        let attempt = self.store.keep(self, object, attempt, &output.encoded)?;
+        let attempt = self.store.keep(self, object, attempt, &output.encoded, site)?;
         Ok(Value::Stored(Copy { node: self.me().node, bytes: output.encoded.len(), attempt }))
     }
 
@@ -814,7 +818,7 @@ impl Runtime {
             Some(State::Inline { bytes, .. }) => done(parse_inline(bytes)),
             Some(State::Stored(copy)) => {
                 let weak = Arc::downgrade(self);
-                self.open_all(vec![(object, copy)], move |opened| {
+                self.open_all(vec![(object, copy)], false, move |opened| {
                     let result = opened.and_then(|mut all| {
                         all.remove(&object)
                             .ok_or_else(|| Failure::new(FailureKind::ObjectLost, "the object was not found"))
@@ -871,13 +875,14 @@ impl Runtime {
         self.core.lock().objects.state(object).cloned()
     }
 
-    /// Makes all of these readable here, then calls `done` once.
+    /// Makes all of these readable here, then calls `done` once. `ahead`: nothing waits for them yet.
     pub(crate) fn open_all(
         self: &Arc<Self>,
         wanted: Vec<(ObjectId, Copy)>,
+        ahead: bool,
         done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
     ) {
-        self.store.open_all(self, wanted, done);
+        self.store.open_all(self, wanted, ahead, done);
     }
 
     /// Asks the head. Blocks the calling thread for at most [`QUESTION_WAIT`].

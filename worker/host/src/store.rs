@@ -20,7 +20,12 @@ use mobula_proto::{
 use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer};
 use parking_lot::Mutex;
 
-use crate::{context, link::AgentSender, runtime::Runtime};
+use crate::{
+    context,
+    link::AgentSender,
+    runtime::Runtime,
+    site::{Site, Sites},
+};
 
 /// How long a writer waits for room before the store counts as full.
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
@@ -80,9 +85,17 @@ impl Drop for Pinned {
 type Callback = Box<dyn FnOnce(Result<Bytes, Failure>) + Send>;
 
 enum View {
-    Opening(Vec<Callback>),
-    Open { pin: Weak<Pinned>, reader: Weak<Reader>, place: Place },
+    /// Whether nothing waits for it yet, as far as the agent knows.
+    Opening(Vec<Callback>, bool),
+    Open {
+        pin: Weak<Pinned>,
+        reader: Weak<Reader>,
+        place: Place,
+    },
 }
+
+/// What the agent is asked to open: which copy, and whether nothing waits for it yet.
+type Asked = (ObjectId, Copy, bool);
 
 /// A region of another's, mapped to be read.
 struct Mapping {
@@ -103,9 +116,10 @@ pub struct Store {
     next_request: AtomicU64,
     /// What lies in regions of this host, and the attempts that made it.
     kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
+    sites: Mutex<Sites>,
     views: Mutex<HashMap<ObjectId, View>>,
     /// What the agent was asked to open; `None` once nothing is answered any more.
-    requests: Mutex<Option<HashMap<u64, (ObjectId, Copy)>>>,
+    requests: Mutex<Option<HashMap<u64, Asked>>>,
     /// The agent knows of each.
     readers: Mutex<HashMap<RegionId, Mapping>>,
     growing: Mutex<()>,
@@ -132,6 +146,7 @@ impl Store {
             next_region: AtomicU32::new(1),
             next_request: AtomicU64::new(1),
             kept: Mutex::default(),
+            sites: Mutex::default(),
             views: Mutex::default(),
             requests: Mutex::new(Some(HashMap::new())),
             readers: Mutex::default(),
@@ -158,6 +173,7 @@ impl Store {
         object: ObjectId,
         attempt: u32,
         encoded: &Encoded,
+        site: Site,
     ) -> Result<u32, Failure> {
         if let Some((attempt, _)) = self.kept.lock().get(&object) {
             return Ok(*attempt);
@@ -174,12 +190,22 @@ impl Store {
         };
         let location = extent.location();
         self.kept.lock().insert(object, (attempt, extent));
+        let site = {
+            // Named before any other thread uses the number.
+            let mut sites = self.sites.lock();
+            let (number, name) = sites.number(site);
+            if let Some(name) = name {
+                runtime.tell(ToAgent::Site { number, name });
+            }
+            number
+        };
         runtime.tell(ToAgent::Sealed {
             object,
             attempt,
             region: location.region_seq,
             offset: location.offset,
             bytes: location.len,
+            site,
         });
         Ok(attempt)
     }
@@ -308,7 +334,7 @@ impl Store {
             self.trim(runtime, self.keep_bytes());
         }
         self.views.lock().retain(|_, view| match view {
-            View::Opening(_) => true,
+            View::Opening(..) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,
         });
         let idle = |mapping: &mut Mapping| {
@@ -368,11 +394,12 @@ impl Store {
         (self.heap.used_bytes(), self.heap.capacity_bytes())
     }
 
-    /// Makes all of these readable, then calls `done` once.
+    /// Makes all of these readable, then calls `done` once. `ahead`: nothing waits for them yet.
     pub(crate) fn open_all(
         &self,
         runtime: &Arc<Runtime>,
         wanted: Vec<(ObjectId, Copy)>,
+        ahead: bool,
         done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
     ) {
         struct Gather<F> {
@@ -406,18 +433,26 @@ impl Store {
                     done(Ok(found));
                 }
             });
-            self.open(runtime, object, copy, one);
+            self.open(runtime, (object, ahead), copy, one);
         }
     }
 
-    fn open(&self, runtime: &Arc<Runtime>, object: ObjectId, copy: Copy, done: Callback) {
+    fn open(&self, runtime: &Arc<Runtime>, (object, ahead): (ObjectId, bool), copy: Copy, done: Callback) {
         let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
         if let Some(bytes) = own {
             return done(Ok(bytes));
         }
         let mut views = self.views.lock();
         match views.get_mut(&object) {
-            Some(View::Opening(callbacks)) => return callbacks.push(done),
+            Some(View::Opening(callbacks, was_ahead)) => {
+                callbacks.push(done);
+                if *was_ahead && !ahead {
+                    *was_ahead = false;
+                    drop(views);
+                    runtime.tell(ToAgent::Hurry { object });
+                }
+                return;
+            }
             Some(View::Open { pin, reader, place }) => {
                 if let (Some(pin), Some(reader)) = (pin.upgrade(), reader.upgrade()) {
                     let place = *place;
@@ -427,10 +462,11 @@ impl Store {
             }
             None => {}
         }
-        views.insert(object, View::Opening(vec![done]));
+        views.insert(object, View::Opening(vec![done], ahead));
         drop(views);
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let noted = self.requests.lock().as_mut().map(|requests| requests.insert(request, (object, copy)));
+        let noted =
+            self.requests.lock().as_mut().map(|requests| requests.insert(request, (object, copy, ahead)));
         if noted.is_none() {
             return self.answer(object, &Err(ended(runtime)));
         }
@@ -439,16 +475,16 @@ impl Store {
 
     /// Sends a request that was noted, for the first time or again.
     fn ask(&self, runtime: &Arc<Runtime>, request: u64) {
-        if let Some((object, copy)) = self.request(request) {
-            runtime.tell(ToAgent::Open { request, object, copy });
+        if let Some((object, copy, ahead)) = self.request(request) {
+            runtime.tell(ToAgent::Open { request, object, copy, ahead });
         }
     }
 
-    fn request(&self, request: u64) -> Option<(ObjectId, Copy)> {
+    fn request(&self, request: u64) -> Option<Asked> {
         self.requests.lock().as_ref()?.get(&request).copied()
     }
 
-    fn take_request(&self, request: u64) -> Option<(ObjectId, Copy)> {
+    fn take_request(&self, request: u64) -> Option<Asked> {
         self.requests.lock().as_mut()?.remove(&request)
     }
 
@@ -459,7 +495,7 @@ impl Store {
         place: Place,
         descriptors: Vec<OwnedFd>,
     ) {
-        let Some((object, _)) = self.request(request) else { return };
+        let Some((object, ..)) = self.request(request) else { return };
         let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
         let reader = match self.reader(runtime, request, place, descriptors) {
             Ok(Some(reader)) => reader,
@@ -476,7 +512,7 @@ impl Store {
         let callbacks = {
             let open = View::Open { pin: Arc::downgrade(&pin), reader: Arc::downgrade(&reader), place };
             match self.views.lock().insert(object, open) {
-                Some(View::Opening(callbacks)) => callbacks,
+                Some(View::Opening(callbacks, _)) => callbacks,
                 _ => Vec::new(),
             }
         };
@@ -529,14 +565,14 @@ impl Store {
     }
 
     pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
-        if let Some((object, _)) = self.take_request(request) {
+        if let Some((object, ..)) = self.take_request(request) {
             self.answer(object, &Err(failure));
         }
     }
 
     fn answer(&self, object: ObjectId, result: &Result<Bytes, Failure>) {
         let callbacks = match self.views.lock().remove(&object) {
-            Some(View::Opening(callbacks)) => callbacks,
+            Some(View::Opening(callbacks, _)) => callbacks,
             _ => Vec::new(),
         };
         for callback in callbacks {
@@ -548,7 +584,7 @@ impl Store {
     pub(crate) fn end(&self, failure: &Failure) {
         self.answers.lock().clear();
         let waiting = self.requests.lock().take().unwrap_or_default();
-        for (object, _) in waiting.into_values() {
+        for (object, ..) in waiting.into_values() {
             self.answer(object, &Err(failure.clone()));
         }
     }

@@ -24,6 +24,7 @@ use crate::{
     context::{self, Context},
     core::Taken,
     runtime::{Blocked, Runtime},
+    site::Site,
     wait::{Parker, Waiter},
 };
 
@@ -147,7 +148,13 @@ impl Producer {
         };
         let output = codec::encode(item)?;
         let object = context.task.object(index + 1);
-        let value = runtime.keep_result_for(context.caller, object, context.attempt, &output)?;
+        let value = runtime.keep_result_for(
+            context.caller,
+            object,
+            context.attempt,
+            &output,
+            Site::Results(context.function),
+        )?;
         {
             let mut state = self.state.lock();
             state.items += 1;

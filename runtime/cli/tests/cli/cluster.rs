@@ -48,6 +48,10 @@ fn a_node_joins_is_shown_leaves_and_comes_back_without_a_token() {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
 
+    let text = here.say(&["memory"]).ok();
+    assert!(text.contains("of 16.0 MiB") && text.contains("No objects."), "{text}");
+    assert!(here.say(&["memory", "--json"]).ok().contains("\"silent\":[]"));
+
     first.end();
     assert!(!socket.exists());
     wait_for("the node to be gone from the status", || {

@@ -264,6 +264,11 @@ impl Core {
         self.time_out_names();
     }
 
+    /// The node at the other end of a link, if it is a member.
+    pub fn node_at(&self, link: Link) -> Option<NodeId> {
+        self.links.get(&link).copied()
+    }
+
     fn message(&mut self, link: Link, message: ToHead) {
         let Some(&from) = self.links.get(&link) else {
             // Late, not wrong: the node was declared dead while the message was on its way.
@@ -315,6 +320,8 @@ impl Core {
                     member.usage = usage;
                 }
             }
+            // Taken by the service.
+            ToHead::Stock { .. } => {}
             ToHead::Leave => self.leave(link, from),
         }
     }

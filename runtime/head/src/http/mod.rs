@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /healthz` | nothing | whether the head answers |
 //! | `GET /api/v1/status` | admin token | the cluster, as [`mobula_proto::head::Snapshot`] |
+//! | `GET /api/v1/memory` | admin token | what is in the stores, as [`mobula_proto::inventory::Inventory`] |
 //! | `POST /api/v1/tokens` | admin token | `{"role":"agent","ttl_seconds":3600}` gives `{"token":"…"}` |
 //! | `POST /api/v1/shutdown` | admin token | ends the cluster |
 //!

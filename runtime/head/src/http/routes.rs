@@ -11,7 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use mobula_net::{code, identity::Role};
-use mobula_proto::{FailureKind, head::Snapshot};
+use mobula_proto::{FailureKind, head::Snapshot, inventory::Inventory};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ pub(super) fn router(api: Api) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/memory", get(memory))
         .route("/api/v1/tokens", post(tokens))
         .route("/api/v1/shutdown", post(shutdown))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -46,6 +47,10 @@ async fn healthz() -> Json<Value> {
 
 async fn status(State(api): State<Api>) -> Result<Json<Snapshot>, Refusal> {
     Ok(Json(api.0.poster.snapshot().await?))
+}
+
+async fn memory(State(api): State<Api>) -> Result<Json<Inventory>, Refusal> {
+    Ok(Json(api.0.poster.memory().await?))
 }
 
 /// What a join token shall be.

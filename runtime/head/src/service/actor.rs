@@ -4,7 +4,7 @@
 //! the mailbox; everything handled until it comes up joins the batch, which one transaction then makes durable.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,8 +17,9 @@ use mobula_net::{
     quic::JoinRequest,
 };
 use mobula_proto::{
-    Failure, FailureKind,
+    Failure, FailureKind, NodeId,
     head::{Register, Snapshot, ToAgent, ToHead},
+    inventory::{Inventory, Store},
     wire::Hello,
 };
 use mobula_scheduler::Millis;
@@ -32,6 +33,11 @@ use crate::{
     core::{Core, Effect, Event, Link, Options, Peer},
     state::{self, Journal, Record},
 };
+
+/// How long nodes may take to say what is in their stores.
+const STOCK_WAIT: Duration = Duration::from_secs(3);
+/// Most requests for that at once.
+const COUNTING_MAX: usize = 16;
 
 /// Where messages for one link go.
 #[derive(Debug)]
@@ -66,6 +72,7 @@ enum Body {
     CreateToken { role: Role, ttl: Duration, reply: oneshot::Sender<Result<String, Failure>> },
     Redeem { request: Box<JoinRequest>, reply: oneshot::Sender<Result<String, String>> },
     Snapshot { reply: oneshot::Sender<Snapshot> },
+    TakeStock { reply: oneshot::Sender<Result<Counting, Failure>> },
     Shutdown,
     Tick,
     Flush,
@@ -141,6 +148,26 @@ impl Poster {
         answer.await.map_err(|_| Error::Ended)
     }
 
+    /// What is in the stores of all nodes that say so in time.
+    pub async fn memory(&self) -> Result<Inventory, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::TakeStock { reply }).await?;
+        let Counting { mut nodes, mut stores } =
+            answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)?;
+        let mut inventory = Inventory::default();
+        let end = tokio::time::Instant::now() + STOCK_WAIT;
+        while !nodes.is_empty()
+            && let Ok(Some((node, store))) = tokio::time::timeout_at(end, stores.recv()).await
+        {
+            if nodes.remove(&node) {
+                inventory.stores.push(store);
+            }
+        }
+        inventory.stores.sort_by(|one, other| one.node.cmp(&other.node));
+        inventory.silent = nodes.iter().map(ToString::to_string).collect();
+        Ok(inventory)
+    }
+
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.post(Body::Shutdown).await
     }
@@ -149,6 +176,12 @@ impl Poster {
     pub fn stop(&self) {
         self.actor.stop(None);
     }
+}
+
+/// Nodes that were asked what is in their stores, and where their answers come.
+struct Counting {
+    nodes: BTreeSet<NodeId>,
+    stores: mpsc::Receiver<(NodeId, Store)>,
 }
 
 /// A started actor.
@@ -188,6 +221,8 @@ pub(super) async fn start(
         pending: VecDeque::new(),
         flushing: false,
         tick: None,
+        counting: BTreeMap::new(),
+        counted: 0,
         stopping: false,
         _open: open,
     };
@@ -211,6 +246,9 @@ struct State {
     flushing: bool,
     /// The timer of the next tick.
     tick: Option<task::Guard>,
+    /// Who waits for what is in the stores, by request.
+    counting: BTreeMap<u64, mpsc::Sender<(NodeId, Store)>>,
+    counted: u64,
     stopping: bool,
     /// Dropped last, once the journal is closed.
     _open: watch::Sender<()>,
@@ -278,6 +316,12 @@ impl State {
                 self.links.insert(link, Outlet { outbox, attached: false });
                 self.step(Event::Register { link, peer, hello, node });
             }
+            Body::Message { link, message: ToHead::Stock { request, store } } => {
+                if let (Some(node), Some(to)) = (self.core.node_at(link), self.counting.get(&request)) {
+                    // Nobody waits any more where it took too long; and each node has one place.
+                    let _late = to.try_send((node, store));
+                }
+            }
             Body::Message { link, message } => self.step(Event::Message { link, message }),
             Body::Lost { link, why } => {
                 self.step(Event::Lost { link, why });
@@ -288,6 +332,10 @@ impl State {
             Body::Snapshot { reply } => {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.core.snapshot());
+            }
+            Body::TakeStock { reply } => {
+                // An error means that nobody waits any more.
+                let _gone = reply.send(self.take_stock());
             }
             Body::Tick => {
                 self.tick = None;
@@ -305,6 +353,27 @@ impl State {
             }
             Body::Flush => {}
         }
+    }
+
+    fn take_stock(&mut self) -> Result<Counting, Failure> {
+        self.counting.retain(|_, to| !to.is_closed());
+        if self.counting.len() >= COUNTING_MAX {
+            let text = format!("{COUNTING_MAX} others wait for what is in the stores: ask again in a moment");
+            return Err(Failure::new(FailureKind::Limit, text));
+        }
+        let asked: Vec<(Link, NodeId)> =
+            self.links.keys().filter_map(|link| Some((*link, self.core.node_at(*link)?))).collect();
+        self.counted += 1;
+        let message = Arc::new(ToAgent::TakeStock { request: self.counted });
+        let mut nodes = BTreeSet::new();
+        for (link, node) in asked {
+            if self.links.get(&link).is_some_and(|outlet| outlet.outbox.put(&message)) {
+                nodes.insert(node);
+            }
+        }
+        let (to, stores) = mpsc::channel(nodes.len().max(1));
+        self.counting.insert(self.counted, to);
+        Ok(Counting { nodes, stores })
     }
 
     fn step(&mut self, event: Event) {

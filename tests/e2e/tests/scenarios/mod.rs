@@ -7,6 +7,7 @@ mod detaching;
 pub mod driver;
 mod dying;
 mod files;
+mod inventory;
 mod joining;
 mod limits;
 mod objects;
@@ -175,6 +176,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(files::a_changed_file_is_refused),
     solo!(files::open_files_stay_with_their_opener),
     solo!(files::a_replaced_program_goes_on),
+    solo!(inventory::objects_are_shown_with_what_made_them),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),

@@ -30,7 +30,7 @@ impl Core {
                 self.effects.push(Effect::Kill(id));
             }
         }
-        self.pulls.retain(|_, pull| pull.job != job);
+        self.drop_pulls(job);
         let gone = self.objects.job_gone(job);
         self.gone(gone);
         self.effects.push(Effect::JobGone(job));

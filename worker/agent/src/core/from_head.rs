@@ -42,6 +42,10 @@ impl Core {
                     self.driver_dismissed(host, failure);
                 }
             }
+            ToAgent::TakeStock { request } => {
+                let store = self.stock();
+                self.effects.push(Effect::Head(ToHead::Stock { request, store }));
+            }
             ToAgent::Answered { host, request, answer } => {
                 self.tell(host, ToHost::Answered { request, answer });
             }

@@ -10,6 +10,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, ObjectId, RegionId,
     head::{Between, ToHead},
     host::{Driver, ToAgent, ToHost},
+    inventory::SITE_BYTES_MAX,
     peer::Copy,
     wire::{Hello, Role},
 };
@@ -82,15 +83,28 @@ impl Core {
                 }
                 self.pump();
             }
-            ToAgent::Sealed { object, attempt, region, offset, bytes } => {
+            ToAgent::Site { number, name } => {
+                if name.len() > SITE_BYTES_MAX || !self.hosts.name_site(id, number, name) {
+                    self.violation(id, &"a place in its program has no proper name or number");
+                }
+            }
+            ToAgent::Sealed { object, attempt, region, offset, bytes, site } => {
                 let region = RegionId { writer: id, seq: region };
                 match self.objects.seal(object, attempt, region, offset, bytes, None) {
-                    Ok(()) => self.sealed(object, attempt),
+                    Ok(()) => {
+                        if let Some(site) = self.hosts.site(id, site) {
+                            self.objects.made_at(object, attempt, site);
+                        }
+                        self.sealed(object, attempt);
+                    }
                     Err(error) => self.violation(id, &error),
                 }
             }
             ToAgent::Free { object, copy } => self.free(object, copy, now),
-            ToAgent::Open { request, object, copy } => self.open(id, job, request, object, copy, now),
+            ToAgent::Open { request, object, copy, ahead } => {
+                self.open(id, job, (request, ahead), object, copy, now);
+            }
+            ToAgent::Hurry { object } => self.hurry(job, object),
             ToAgent::Unpin { object } => {
                 let gone = self.objects.unpin(object, id);
                 self.gone(gone);

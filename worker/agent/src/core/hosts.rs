@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mobula_proto::{HostId, JobId, resource::DeviceGrant};
+use mobula_proto::{HostId, JobId, inventory::SITES_MAX, resource::DeviceGrant};
 
 /// Most hosts on a node, drivers included: each costs the agent a link and some descriptors.
 pub const HOSTS_MAX: usize = 4096;
@@ -51,6 +51,8 @@ pub struct Host {
     pub devices: Vec<DeviceGrant>,
     /// What wakes it.
     pub doorbell: Option<Arc<OwnedFd>>,
+    /// Names of places in its program.
+    sites: Vec<Arc<str>>,
     peers: BTreeSet<HostId>,
     wanted: BTreeSet<HostId>,
 }
@@ -93,6 +95,7 @@ impl Hosts {
             ready: false,
             devices,
             doorbell: None,
+            sites: Vec::new(),
             peers: BTreeSet::new(),
             wanted: BTreeSet::new(),
         };
@@ -108,6 +111,22 @@ impl Hosts {
     /// A host, to be changed.
     pub fn get_mut(&mut self, id: HostId) -> Option<&mut Host> {
         self.hosts.get_mut(&id)
+    }
+
+    /// A host names a place in its program; `false` where that is not the next number, or one too many.
+    pub fn name_site(&mut self, id: HostId, number: u32, name: String) -> bool {
+        let Some(host) = self.hosts.get_mut(&id) else { return true };
+        let is_next = number as usize == host.sites.len() + 1 && host.sites.len() < SITES_MAX;
+        if is_next {
+            host.sites.push(name.into());
+        }
+        is_next
+    }
+
+    /// The name of such a place.
+    pub fn site(&self, id: HostId, number: u32) -> Option<Arc<str>> {
+        let at = (number as usize).checked_sub(1)?;
+        self.hosts.get(&id)?.sites.get(at).cloned()
     }
 
     /// How many there are.

@@ -17,6 +17,7 @@ mod early;
 mod ending;
 mod from_head;
 mod from_host;
+mod stock;
 #[cfg(test)]
 mod tests;
 
@@ -119,6 +120,7 @@ pub struct Core {
     endings: BTreeMap<JobId, ending::Ending>,
     nodes: BTreeMap<NodeId, Node>,
     pulls: BTreeMap<(ObjectId, u32), Pull>,
+    queue: transfer::Queue,
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
     early: early::Early,
@@ -139,6 +141,7 @@ impl Core {
             endings: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            queue: transfer::Queue::new(config.store_bytes),
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
             early: early::Early::default(),
@@ -417,7 +420,15 @@ impl Core {
         }
     }
 
-    fn open(&mut self, id: HostId, job: JobId, request: Request, object: ObjectId, copy: Copy, now: Instant) {
+    fn open(
+        &mut self,
+        id: HostId,
+        job: JobId,
+        (request, ahead): (Request, bool),
+        object: ObjectId,
+        copy: Copy,
+        now: Instant,
+    ) {
         let failed = |kind: FailureKind, why: String| {
             let failure = Failure::new(kind, why).of(object.to_string());
             Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
@@ -449,7 +460,7 @@ impl Core {
             self.effects.push(failed(FailureKind::Limit, why));
             return;
         }
-        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy.node, job));
+        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy.node, job, copy.bytes));
         if pull.job != job || pull.waiting.len() >= PULL_WAITERS_MAX {
             let why = "it is being pulled for another job, or for too many readers at once".to_owned();
             self.effects.push(failed(FailureKind::Limit, why));
@@ -457,8 +468,11 @@ impl Core {
         }
         pull.waiting.push((id, request));
         if !known {
-            self.effects.push(Effect::Pull(object, copy, job));
+            self.queue.add((object, copy), ahead);
+        } else if !ahead {
+            self.queue.hurry(object);
         }
+        self.start_pulls();
     }
 
     fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {

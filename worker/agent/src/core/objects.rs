@@ -15,8 +15,11 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId, host::Request, resource::bytes_text,
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId, host::Request, inventory::Why,
+    resource::bytes_text,
 };
+
+use super::stock;
 
 mod holders;
 
@@ -148,6 +151,8 @@ struct Entry {
     /// Where it was pulled from; `None` for a primary.
     origin: Option<NodeId>,
     holders: Holders,
+    /// The place in the program that made it; empty where that is not known.
+    site: Arc<str>,
     used_at: u64,
 }
 
@@ -173,6 +178,7 @@ pub struct Objects {
     pinned: u64,
     waiting: VecDeque<Waiting>,
     clock: u64,
+    nowhere: Arc<str>,
 }
 
 impl Objects {
@@ -188,7 +194,31 @@ impl Objects {
             pinned: 0,
             waiting: VecDeque::new(),
             clock: 0,
+            nowhere: Arc::from(""),
         }
+    }
+
+    /// How many requests for a region wait for room.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// What is here, by what it has in common.
+    pub fn groups(&self) -> BTreeMap<stock::Key, stock::Amount> {
+        let mut groups: BTreeMap<stock::Key, stock::Amount> = BTreeMap::new();
+        for ((object, _), entry) in &self.copies {
+            let Some(region) = self.regions.get(&entry.region) else { continue };
+            let why = match (entry.freed, entry.origin) {
+                (true, _) => Why::Read,
+                (false, Some(_)) => Why::Copy,
+                (false, None) => Why::Held,
+            };
+            let amount = groups.entry((Arc::clone(&entry.site), region.job, object.owner, why)).or_default();
+            amount.objects += 1;
+            amount.bytes += entry.bytes;
+            amount.pinned += u64::from(!entry.pins.is_empty());
+        }
+        groups
     }
 
     /// Bytes of all regions, made or granted.
@@ -486,10 +516,18 @@ impl Objects {
                 freed: false,
                 origin,
                 holders: Holders::default(),
+                site: Arc::clone(&self.nowhere),
                 used_at: self.clock,
             },
         );
         Ok(())
+    }
+
+    /// Notes which place in the program made a copy.
+    pub fn made_at(&mut self, object: ObjectId, attempt: u32, site: Arc<str>) {
+        if let Some(entry) = self.copies.get_mut(&(object, attempt)) {
+            entry.site = site;
+        }
     }
 
     /// Where this attempt's copy lies and whose it is, unless it is missing or freed.

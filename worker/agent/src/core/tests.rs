@@ -226,10 +226,16 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), ["host-2 < RegionGranted"]);
     let added = ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB };
     assert_eq!(rig.host_with(host, added, vec![fd()]), [""; 0]);
-    let sealed = ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 64, bytes: 100 };
+    let sealed =
+        ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 64, bytes: 100, site: 0 };
     assert_eq!(rig.host(host, sealed), [""; 0]);
     let here = copy(NodeId::EMBEDDED, 1);
-    let open = |attempt| ToAgent::Open { request: 9, object: object(1), copy: Copy { attempt, ..here } };
+    let open = |attempt| ToAgent::Open {
+        ahead: false,
+        request: 9,
+        object: object(1),
+        copy: Copy { attempt, ..here },
+    };
     assert_eq!(rig.host(id(1), open(2)), [""; 0], "its completion may not have been heard of yet");
     rig.now += super::early::EARLY_WAIT;
     rig.core.tick(rig.now);
@@ -248,10 +254,11 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), ["host-2 < Reclaim 1"]);
     // A reader, or the owner's last ref, may be faster than the writer's own word.
-    let early = |request| ToAgent::Open { request, object: object(7), copy: here };
+    let early = |request| ToAgent::Open { ahead: false, request, object: object(7), copy: here };
     assert_eq!(rig.host(id(1), early(1)), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(7), copy: here }), [""; 0]);
-    let sealed = ToAgent::Sealed { object: object(7), attempt: 1, region: 1, offset: 128, bytes: 10 };
+    let sealed =
+        ToAgent::Sealed { object: object(7), attempt: 1, region: 1, offset: 128, bytes: 10, site: 0 };
     assert_eq!(rig.host(host, sealed), ["host-1 < Opened"]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(7) }), ["host-2 < Reclaim 1"]);
     // No room for a second region until the first one goes, wherever it is mapped.
@@ -264,7 +271,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), [""; 0]);
     assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < Unmap"]);
     assert_eq!(rig.host(id(1), ToAgent::Unmapped { region }), ["host-2 < RegionGranted"]);
-    let sealed = ToAgent::Sealed { object: object(2), attempt: 1, region: 1, offset: 0, bytes: 1 };
+    let sealed = ToAgent::Sealed { object: object(2), attempt: 1, region: 1, offset: 0, bytes: 1, site: 0 };
     assert_eq!(rig.host(host, sealed), ["kill host-2"], "there is no such region");
 }
 
@@ -274,7 +281,7 @@ fn pulls_are_shared_and_go_with_the_primary() {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     let there = copy(other_node().node, 3);
-    let open = ToAgent::Open { request: 1, object: object(1), copy: there };
+    let open = ToAgent::Open { ahead: false, request: 1, object: object(1), copy: there };
     assert_eq!(rig.host(id(1), open.clone()).len(), 1, "one pull");
     assert_eq!(rig.host(host, open.clone()), [""; 0]);
     // What the service does: room, region, copy.
@@ -291,7 +298,7 @@ fn pulls_are_shared_and_go_with_the_primary() {
     // Freed at its owner: the node with the primary is told.
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(1), copy: there }), ["node-2 Free"]);
     // The node goes while it is pulled from.
-    let open = ToAgent::Open { request: 1, object: object(2), copy: there };
+    let open = ToAgent::Open { ahead: false, request: 1, object: object(2), copy: there };
     assert_eq!(rig.host(id(1), open.clone()).len(), 1);
     let failure = Failure::new(FailureKind::NodeDied, "gone");
     let said = rig.head(FromHead::NodeDown { node: there.node, failure });
@@ -308,7 +315,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     let mut rig = Rig::new(false);
     rig.driver(false);
     let there = copy(other_node().node, 3);
-    let open = ToAgent::Open { request: 1, object: object(1), copy: there };
+    let open = ToAgent::Open { ahead: false, request: 1, object: object(1), copy: there };
     rig.host(id(1), open);
     let third = NodeId { number: 3, incarnation: 1 };
     let wish = |whole| Wish { object: object(1), copy: there, by: third, tried: vec![], whole };
@@ -330,7 +337,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     assert_eq!(rig.lines(), ["reclaim 1"]);
     assert_eq!((rig.core.usage().served_bytes, rig.core.usage().pinned), (100, 0));
     // A pull that fails leaves nothing behind.
-    let open = ToAgent::Open { request: 1, object: object(2), copy: there };
+    let open = ToAgent::Open { ahead: false, request: 1, object: object(2), copy: there };
     rig.host(id(1), open);
     let wish = Wish { object: object(2), ..wish(false) };
     assert!(matches!(rig.core.serve(&wish), Serve::Part));
@@ -346,7 +353,10 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     let wanted = ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 };
     rig.host(id(1), wanted);
     rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
-    rig.host(id(1), ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100 });
+    rig.host(
+        id(1),
+        ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100, site: 0 },
+    );
     let by = other_node().node;
     let wish = |attempt| Wish {
         object: object(1),

@@ -2,9 +2,15 @@
 //!
 //! - **TR-1** However many hosts here wait for a copy, it is pulled once.
 //! - **TR-2** A copy is put together of bytes of one attempt only, from its beginning on, whoever they come from.
+//! - **TR-4** What is being pulled at any time is no more than one part in [`IN_FLIGHT_SHARE`] of the store, or one copy; what
+//!   something waits for is pulled before what is fetched ahead, and each in the order in which it was asked for.
 //! - **TR-3** What is served, whole or in part, stays in place until it was served ([`Core::served`]).
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
@@ -23,11 +29,76 @@ pub const PART_READERS_MAX: usize = 64;
 /// Most times that one pull turns to a node; then it fails.
 pub const TURNS_MAX: u32 = 32;
 
+/// What is being pulled at any time is at most one part in so many of the store, or one copy. More would share the
+/// same network among more pulls, each slower, and hold memory for parts that nobody can read yet; less leaves the
+/// network idle between small ones.
+pub const IN_FLIGHT_SHARE: u64 = 4;
+
+/// Pulls that wait for their turn, and the bytes of those that have begun.
+#[derive(Debug)]
+pub(super) struct Queue {
+    in_flight_max: u64,
+    in_flight: u64,
+    begun: BTreeMap<(ObjectId, u32), u64>,
+    waiting: VecDeque<(ObjectId, Copy)>,
+    /// For what nothing waits yet.
+    ahead: VecDeque<(ObjectId, Copy)>,
+}
+
+impl Queue {
+    pub(super) fn new(store_bytes: u64) -> Self {
+        Self {
+            in_flight_max: store_bytes / IN_FLIGHT_SHARE,
+            in_flight: 0,
+            begun: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            ahead: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, pull: (ObjectId, Copy), ahead: bool) {
+        if ahead { &mut self.ahead } else { &mut self.waiting }.push_back(pull);
+    }
+
+    /// Something waits now for what was to be fetched ahead.
+    pub(super) fn hurry(&mut self, object: ObjectId) {
+        while let Some(at) = self.ahead.iter().position(|(other, _)| *other == object) {
+            self.waiting.extend(self.ahead.remove(at));
+        }
+    }
+
+    /// The next one whose turn it is.
+    fn next(&mut self) -> Option<(ObjectId, Copy)> {
+        let queue = if self.waiting.is_empty() { &mut self.ahead } else { &mut self.waiting };
+        let (object, copy) = *queue.front()?;
+        if self.in_flight > 0 && self.in_flight.saturating_add(copy.bytes) > self.in_flight_max {
+            return None;
+        }
+        queue.pop_front();
+        self.in_flight += copy.bytes;
+        self.begun.insert((object, copy.attempt), copy.bytes);
+        Some((object, copy))
+    }
+
+    /// A pull is over, or shall not begin any more.
+    fn over(&mut self, object: ObjectId, attempt: u32) {
+        match self.begun.remove(&(object, attempt)) {
+            Some(bytes) => self.in_flight -= bytes,
+            None => {
+                for queue in [&mut self.waiting, &mut self.ahead] {
+                    queue.retain(|(other, copy)| (*other, copy.attempt) != (object, attempt));
+                }
+            }
+        }
+    }
+}
+
 /// A copy that is being pulled.
 #[derive(Debug)]
 pub(super) struct Pull {
     pub(super) node: NodeId,
     pub(super) job: JobId,
+    pub(super) bytes: u64,
     pub(super) waiting: Vec<(HostId, Request)>,
     /// Nodes that are served what has come in.
     serving: Vec<NodeId>,
@@ -36,8 +107,8 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    pub(super) fn new(node: NodeId, job: JobId) -> Self {
-        Self { node, job, waiting: Vec::new(), serving: Vec::new(), dropped: false }
+    pub(super) fn new(node: NodeId, job: JobId, bytes: u64) -> Self {
+        Self { node, job, bytes, waiting: Vec::new(), serving: Vec::new(), dropped: false }
     }
 }
 
@@ -70,6 +141,34 @@ pub struct Wish {
 }
 
 impl Core {
+    /// Begins the pulls whose turn it is. One that nobody wants any more is left out.
+    pub(super) fn start_pulls(&mut self) {
+        while let Some((object, copy)) = self.queue.next() {
+            let Some(pull) = self.pulls.get(&(object, copy.attempt)) else {
+                self.queue.over(object, copy.attempt);
+                continue;
+            };
+            self.effects.push(Effect::Pull(object, copy, pull.job));
+        }
+    }
+
+    /// A job is over: nobody wants what is pulled for it.
+    pub(super) fn drop_pulls(&mut self, job: JobId) {
+        let gone: Vec<_> = self.pulls.extract_if(.., |_, pull| pull.job == job).map(|(key, _)| key).collect();
+        for (object, attempt) in gone {
+            self.queue.over(object, attempt);
+        }
+        self.start_pulls();
+    }
+
+    /// A host of `job` waits now for what it asked for ahead.
+    pub(super) fn hurry(&mut self, job: JobId, object: ObjectId) {
+        let mut attempts = self.pulls.range((object, 0)..=(object, u32::MAX));
+        if attempts.any(|(_, pull)| pull.job == job) {
+            self.queue.hurry(object);
+        }
+    }
+
     /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
     /// if not, its memory is the caller's to free.
     pub fn pulled(
@@ -78,6 +177,8 @@ impl Core {
         attempt: u32,
         result: Result<(RegionId, u64, u64), Failure>,
     ) -> bool {
+        self.queue.over(object, attempt);
+        self.start_pulls();
         let Some(pull) = self.pulls.remove(&(object, attempt)) else { return false };
         let sealed = result.and_then(|(region, offset, bytes)| {
             self.pulled_bytes += bytes;
@@ -273,6 +374,34 @@ mod tests {
         assert!(search.failed(false));
         assert_eq!(search.at(), node(4));
         assert!(!search.failed(true), "nobody is left");
+    }
+
+    #[test]
+    fn tr4_what_something_waits_for_comes_first() {
+        let object = |index| ObjectId { owner: node(1).agent(), seq: 1, index };
+        let copy = |bytes| Copy { node: node(2), bytes, attempt: 1 };
+        let mut queue = Queue::new(400);
+        queue.add((object(0), copy(90)), true);
+        queue.add((object(1), copy(60)), true);
+        queue.add((object(2), copy(20)), false);
+        queue.add((object(3), copy(500)), false);
+        let next = |queue: &mut Queue| queue.next().map(|(object, _)| object);
+        assert_eq!(next(&mut queue), Some(object(2)));
+        assert_eq!(
+            next(&mut queue),
+            None,
+            "100 bytes at once, and nothing overtakes what something waits for"
+        );
+        queue.over(object(2), 1);
+        assert_eq!(next(&mut queue), Some(object(3)), "one larger than all that comes alone");
+        assert_eq!(next(&mut queue), None);
+        queue.hurry(object(1));
+        queue.over(object(3), 1);
+        assert_eq!(next(&mut queue), Some(object(1)));
+        assert_eq!(next(&mut queue), None);
+        queue.over(object(0), 1);
+        queue.over(object(1), 1);
+        assert_eq!((next(&mut queue), queue.in_flight), (None, 0));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{Executor, Header};
 use crate::{
     codec::{Held, Results},
     runtime::Runtime,
+    site::Site,
 };
 
 /// Most bytes of values that a call with several results returns inside its message, but for those of up to
@@ -26,7 +27,7 @@ impl Executor {
         &self,
         runtime: &Arc<Runtime>,
         caller: HostId,
-        call: Header,
+        (call, function): (Header, &'static str),
         nanos: u64,
         result: Result<Results, Failure>,
         received: &[ObjectId],
@@ -35,7 +36,7 @@ impl Executor {
         let mut contains = Held::default();
         let outcome = match result {
             Ok(_) if is_construct => Outcome::Values(SmallVec::new()),
-            Ok(results) => match keep_results(runtime, caller, call, results, &mut contains) {
+            Ok(results) => match keep_results(runtime, caller, (call, function), results, &mut contains) {
                 Ok(values) => Outcome::Values(values),
                 Err(failure) => Outcome::failed(failure),
             },
@@ -50,7 +51,7 @@ impl Executor {
 fn keep_results(
     runtime: &Arc<Runtime>,
     caller: HostId,
-    call: Header,
+    (call, function): (Header, &'static str),
     results: Results,
     contains: &mut Held,
 ) -> Result<SmallVec<[Returned; 1]>, Failure> {
@@ -71,9 +72,9 @@ fn keep_results(
         let object = call.task.object(index as u32);
         let bytes = output.encoded.len();
         let value = if several && bytes > TINY_BYTES && inline + bytes > INLINE_BYTES_TOGETHER {
-            runtime.keep_stored(object, call.attempt, &output)
+            runtime.keep_stored(object, call.attempt, &output, Site::Results(function))
         } else {
-            runtime.keep_result_for(caller, object, call.attempt, &output)
+            runtime.keep_result_for(caller, object, call.attempt, &output, Site::Results(function))
         };
         match value {
             Ok(value) => {

@@ -104,10 +104,10 @@ async fn what_a_host_relays_goes_through_its_rings() {
     let region = Writer::create(4 * MIB).unwrap().share().unwrap();
     link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![region]).unwrap();
     let made = object(job.driver, 1);
-    let sealed = ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32 };
+    let sealed = ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, site: 0 };
     link.send(sealed, vec![]).unwrap();
     let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
-    let open = |request| ToAgent::Open { request, object: made, copy };
+    let open = |request| ToAgent::Open { ahead: false, request, object: made, copy };
     started.link.send(open(1)).await;
     let (ToHost::Opened { request: 1, region, .. }, fds) = started.link.recv().await else {
         panic!("not opened")
@@ -181,11 +181,14 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     let fd = writer.share().unwrap();
     started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
     let made = object(driver, 1);
-    started.link.send(ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32 }).await;
+    started
+        .link
+        .send(ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, site: 0 })
+        .await;
     started.link.send(ToAgent::Relay { to: driver, body: vec![4] }).await;
     assert!(matches!(local(&link).0, ToHost::Relayed { .. }), "sent after it was sealed");
     let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
-    link.send(ToAgent::Open { request: 2, object: made, copy }, vec![]).unwrap();
+    link.send(ToAgent::Open { ahead: false, request: 2, object: made, copy }, vec![]).unwrap();
     let (ToHost::Opened { request: 2, region_bytes, offset: 64, bytes: 32, .. }, mut fds) = local(&link)
     else {
         panic!("not opened")

@@ -123,11 +123,13 @@ async fn two_agents_relay_pull_and_ship_programs() {
     let offset = extent.location().offset;
     let made = object(job.driver, 1);
     let copy = Copy { node: worker_node.node, bytes: 5 * MIB, attempt: 2 };
-    host.link.send(ToAgent::Sealed { object: made, attempt: 2, region: 1, offset, bytes: 5 * MIB }).await;
+    host.link
+        .send(ToAgent::Sealed { object: made, attempt: 2, region: 1, offset, bytes: 5 * MIB, site: 0 })
+        .await;
     host.link.send(ToAgent::Relay { to: job.driver, body: vec![9] }).await;
     assert!(matches!(local(&link).0, ToHost::Relayed { .. }));
     for request in [1, 2] {
-        link.send(ToAgent::Open { request, object: made, copy }, vec![]).unwrap();
+        link.send(ToAgent::Open { ahead: false, request, object: made, copy }, vec![]).unwrap();
     }
     let (ToHost::Opened { region_bytes, offset, bytes, .. }, mut fds) = local(&link) else {
         panic!("not opened")
@@ -139,7 +141,7 @@ async fn two_agents_relay_pull_and_ship_programs() {
     assert_eq!((usage.pulled_bytes, usage.objects, usage.pinned), (5 * MIB, 1, 1), "pulled once");
     // Another attempt's copy there is none.
     let other = Copy { attempt: 3, ..copy };
-    link.send(ToAgent::Open { request: 3, object: made, copy: other }, vec![]).unwrap();
+    link.send(ToAgent::Open { ahead: false, request: 3, object: made, copy: other }, vec![]).unwrap();
     let (ToHost::OpenFailed { request: 3, failure }, _) = local(&link) else { panic!("opened") };
     assert_eq!(failure.kind, FailureKind::ObjectLost);
 

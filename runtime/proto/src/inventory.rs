@@ -1,0 +1,116 @@
+//! What lies in the stores, as people see it: what `mobula memory` prints and the HTTP API serves.
+
+#![allow(missing_docs, reason = "the derive of rkyv makes mirror types with undocumented fields")]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Most groups that one node lists: those with the most bytes.
+pub const GROUPS_MAX: usize = 256;
+/// Most places in a program that one host names; objects of further ones have none.
+pub const SITES_MAX: usize = 4096;
+/// Longest name of a place in a program that made an object, in bytes; longer ones are cut.
+pub const SITE_BYTES_MAX: usize = 200;
+
+/// Why an object is in a store.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// Its owner holds it: there are refs to it somewhere, or a task that uses it is unfinished.
+    Held,
+    /// Nobody can reach it any more, but somebody still reads it, or copies it.
+    Read,
+    /// A copy of what lies on another node; it goes when room is needed and nobody reads it.
+    Copy,
+    /// A copy that is coming in.
+    Coming,
+}
+
+impl Why {
+    /// As people read it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Held => "held by refs",
+            Self::Read => "freed, still read",
+            Self::Copy => "copy",
+            Self::Coming => "coming in",
+        }
+    }
+}
+
+/// Objects of one node that have all this in common.
+#[derive(
+    Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize, Clone, Debug, PartialEq, Eq,
+)]
+pub struct Group {
+    /// The place in the program that made them: the function whose results they are, or where they were put. Empty
+    /// where this node does not know it, as of copies.
+    pub site: String,
+    /// Their job.
+    pub job: String,
+    /// The host that owns them.
+    pub owner: String,
+    /// Why they are there.
+    pub why: Why,
+    /// How many.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many of them somebody reads at the moment.
+    pub pinned: u64,
+}
+
+/// The store of one node.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+)]
+pub struct Store {
+    /// The node.
+    pub node: String,
+    /// The store's size in bytes.
+    pub store_bytes: u64,
+    /// Bytes given to regions, with what lies free in them.
+    pub used_bytes: u64,
+    /// Bytes of the objects in them.
+    pub object_bytes: u64,
+    /// Requests for a region that wait for room.
+    pub waiting: u64,
+    /// Bytes pulled from other nodes since the agent started.
+    pub pulled_bytes: u64,
+    /// Bytes served to other nodes since the agent started.
+    pub served_bytes: u64,
+    /// What is in it, the most bytes first; at most [`GROUPS_MAX`].
+    pub groups: Vec<Group>,
+    /// Groups that are not listed, since there were too many.
+    pub more_groups: u64,
+}
+
+/// All stores.
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Those that answered in time.
+    pub stores: Vec<Store>,
+    /// Nodes that did not.
+    pub silent: Vec<String>,
+}
