@@ -193,7 +193,7 @@ async fn step(
         }
         loss += part.loss;
         images += part.images;
-        report.bytes += part.gradient.as_bytes().len() as u64;
+        report.bytes += part.gradient.as_bytes()?.len() as u64;
         *report.tasks_by_node.entry(part.node).or_default() += 1;
     }
     for slope in &mut sum {
