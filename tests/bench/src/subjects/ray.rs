@@ -104,7 +104,7 @@ fn put_multi_small(place: &Place) -> Result<f64> {
 
 fn put_large(place: &Place) -> Result<f64> {
     let array = ones(100 * 1024 * 1024)?;
-    rate(place.scale, array.as_bytes().len() as f64 / 1e9, || Ok(mobula::put(&array).map(drop)?))
+    rate(place.scale, array.as_bytes()?.len() as f64 / 1e9, || Ok(mobula::put(&array).map(drop)?))
 }
 
 fn batches(place: &Place, operations: f64) -> Result<f64> {
