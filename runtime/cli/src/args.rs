@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     error::Error,
     home::Home,
-    settings::{File, Head, Hosts, Log, Node, Offer},
+    settings::{File, Head, Hosts, Log, Node, Offer, Spill},
     values::ttl,
 };
 
@@ -144,6 +144,8 @@ pub struct NodeArgs {
     #[command(flatten)]
     pub offer: Offer,
     #[command(flatten)]
+    pub spill: Spill,
+    #[command(flatten)]
     pub hosts: Hosts,
     #[command(flatten)]
     pub log: Log,
@@ -163,6 +165,7 @@ impl NodeArgs {
         let file = File::load(&self.config, &home)?;
         self.node.fall_back(file.node);
         self.offer.fall_back(file.offer);
+        self.spill.fall_back(file.spill);
         self.hosts.fall_back(file.hosts);
         self.log.fall_back(file.log);
         Ok(home)
@@ -190,6 +193,8 @@ pub struct UpArgs {
     #[command(flatten)]
     pub offer: Offer,
     #[command(flatten)]
+    pub spill: Spill,
+    #[command(flatten)]
     pub hosts: Hosts,
     #[command(flatten)]
     pub log: Log,
@@ -206,6 +211,7 @@ impl UpArgs {
         let file = File::load(&self.config, &home)?;
         self.head.fall_back(file.head);
         self.offer.fall_back(file.offer);
+        self.spill.fall_back(file.spill);
         self.hosts.fall_back(file.hosts);
         self.log.fall_back(file.log);
         Ok(home)

@@ -270,6 +270,9 @@ impl Error {
                 io::ErrorKind::InvalidInput => "if the path is over 107 bytes, choose a shorter one with --socket PATH".to_owned(),
                 _ => "check the path, who owns it, and that the disk has room".to_owned(),
             },
+            Self::Agent(mobula_agent::Error::Spill(_)) => {
+                "make the folder writable, or choose another with --spill-folder PATH".to_owned()
+            }
             Self::Agent(_) => "start it again; the log above says more".to_owned(),
             Self::AgentEnded(_) => {
                 "see whether the head still runs, then start this node again; it needs no token".to_owned()
@@ -297,7 +300,9 @@ impl Error {
 
 fn agent_code(error: &mobula_agent::Error) -> &'static str {
     match error {
-        mobula_agent::Error::Io { .. } | mobula_agent::Error::Binaries(_) => code::SYSTEM,
+        mobula_agent::Error::Io { .. } | mobula_agent::Error::Binaries(_) | mobula_agent::Error::Spill(_) => {
+            code::SYSTEM
+        }
         mobula_agent::Error::Net(error) | mobula_agent::Error::Head(HeadError::Net(error)) => error.code(),
         mobula_agent::Error::Head(HeadError::Refused(failure)) => failure.kind.code(),
         mobula_agent::Error::Head(HeadError::Wire(_)) => code::PROTOCOL,

@@ -109,6 +109,12 @@ fn set(options: &mut mobula_agent::Options, args: &NodeArgs) {
     options.advertise = args.node.advertise.map(|address| address.to_string());
     options.store_bytes = args.offer.store.unwrap_or(options.store_bytes);
     options.binaries_bytes = args.offer.disk.unwrap_or(options.binaries_bytes);
+    let spill = &args.spill;
+    options.spill_folder = spill.spill_folder.clone();
+    options.spill.disk_bytes = spill.spill_disk.unwrap_or(options.spill.disk_bytes);
+    options.spill.file_bytes = spill.spill_file.unwrap_or(options.spill.file_bytes);
+    options.spill.above = spill.spill_above.unwrap_or(options.spill.above);
+    options.spill.below = spill.spill_below.unwrap_or(options.spill.below);
     options.idle_timeout = args.hosts.host_idle.unwrap_or(options.idle_timeout);
     options.head_lost_max = args.hosts.head_lost.unwrap_or(options.head_lost_max);
     options.ring_bytes = args.hosts.ring.unwrap_or(options.ring_bytes);
@@ -199,6 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
+    use mobula_agent::service::Limits;
     use mobula_proto::{Quantity, resource::Kind};
 
     use super::*;
@@ -224,10 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_of_offer_hosts_and_log_reaches_the_agent() {
+    fn every_setting_of_offer_spill_hosts_and_log_reaches_the_agent() {
         let args = args(
             "--advertise 10.0.0.1:5 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
-             --disk 2GiB --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
+             --disk 2GiB --spill-folder /s --spill-disk 3GiB --spill-file 1MiB --spill-above 0.5 --spill-below 0.25 --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
         );
         let options = options(&args);
         assert_eq!(options.advertise.as_deref(), Some("10.0.0.1:5"));
@@ -237,6 +244,9 @@ mod tests {
         assert_eq!(total.get(&Kind::Memory).to_string(), (1 << 30).to_string());
         assert!(options.resources.labels.contains(&("zone".to_owned(), "a".to_owned())));
         assert_eq!((options.store_bytes, options.binaries_bytes), (64 << 20, 2 << 30));
+        assert_eq!(options.spill_folder.as_deref(), Some(std::path::Path::new("/s")));
+        let spill = Limits { above: 0.5, below: 0.25, file_bytes: 1 << 20, disk_bytes: 3 << 30 };
+        assert_eq!(options.spill, spill);
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(3), Duration::from_secs(4))
@@ -249,6 +259,8 @@ mod tests {
     fn the_defaults_are_those_that_the_settings_state() {
         let options = options(&args(""));
         assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
+        let spill = Limits { above: 0.8, below: 0.6, file_bytes: 64 << 20, disk_bytes: 64 << 30 };
+        assert_eq!((options.spill, options.spill_folder), (spill, None));
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(10), Duration::from_secs(10))

@@ -252,6 +252,70 @@ pub struct Hosts {
     pub ring: Option<u32>,
 }
 
+/// `[spill]`: of objects that do not fit into the store.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spill {
+    /// Folder in which the node makes one of its own for objects that the store has no room for
+    ///
+    /// Unit: path. Default: node/spill in the home. Cost: none. If wrong: the node does not start (MOB5002); on a slow
+    /// disk, what waits for room or for spilled objects is slow; in memory (tmpfs), spilling frees none.
+    #[arg(long, value_name = "PATH", env = "MOBULA_SPILL_SPILL_FOLDER", hide_env_values = true)]
+    pub spill_folder: Option<PathBuf>,
+    /// Disk that spilled objects may take, such as 200GiB; 0 turns spilling off
+    ///
+    /// Unit: bytes, or with KiB, MiB, GiB. Default: 64GiB. Cost: as much disk, once objects fill it. If wrong: too
+    /// small, or off, and writers wait or fail when the store is full (MOB2001).
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "MOBULA_SPILL_SPILL_DISK",
+        hide_env_values = true,
+        value_parser = values::bytes
+    )]
+    #[serde(deserialize_with = "bytes")]
+    pub spill_disk: Option<u64>,
+    /// Size from which on a file of spilled objects takes no more, such as 64MiB
+    ///
+    /// Unit: bytes, or with KiB, MiB, GiB. Default: 64MiB. Cost: a file stays until all objects in it are freed. If
+    /// wrong: too small, and the disk is slow; too large, and dead objects take disk for long.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "MOBULA_SPILL_SPILL_FILE",
+        hide_env_values = true,
+        value_parser = values::bytes
+    )]
+    #[serde(deserialize_with = "bytes")]
+    pub spill_file: Option<u64>,
+    /// Share of the store above which objects that lie only in memory are written ahead of need, such as 0.8
+    ///
+    /// Unit: share, 0 to 1. Default: 0.8. Cost: disk traffic for objects that may be freed soon. If wrong: too low, and
+    /// the disk is busy for nothing; 1, and writers wait for the disk when the store is full.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "MOBULA_SPILL_SPILL_ABOVE",
+        hide_env_values = true,
+        value_parser = values::share
+    )]
+    #[serde(deserialize_with = "share")]
+    pub spill_above: Option<f64>,
+    /// Share of the store below which that ends, such as 0.6
+    ///
+    /// Unit: share, 0 to 1; at most the one above which it begins. Default: 0.6. Cost: as there. If wrong: too near to
+    /// that, and files are small.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "MOBULA_SPILL_SPILL_BELOW",
+        hide_env_values = true,
+        value_parser = values::share
+    )]
+    #[serde(deserialize_with = "share")]
+    pub spill_below: Option<f64>,
+}
+
 /// `[log]`: of the head, the node and its hosts.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -281,6 +345,8 @@ pub struct File {
     pub node: Node,
     /// `[offer]`.
     pub offer: Offer,
+    /// `[spill]`.
+    pub spill: Spill,
     /// `[hosts]`.
     pub hosts: Hosts,
     /// `[log]`.
@@ -379,6 +445,7 @@ layers! {
     Head: quic http name node_timeout;
     Node: head name listen advertise socket;
     Offer: cpus memory resource label store disk;
+    Spill: spill_folder spill_disk spill_file spill_above spill_below;
     Hosts: host_idle head_lost ring;
     Log: level;
 }
@@ -438,6 +505,7 @@ written! {
     node_timeout: Duration, values::node_timeout;
     quantity: Quantity, values::quantity;
     ring: u32, values::ring_bytes;
+    share: f64, values::share;
     wait: Duration, values::wait;
 }
 listed! {

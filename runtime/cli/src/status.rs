@@ -68,7 +68,10 @@ fn nodes(nodes: &[NodeSnapshot]) -> String {
     kinds.extend(others.iter().filter(|kind| !["CPU", "memory", "GPU", "TPU"].contains(kind)));
     let mut header = vec!["NODE".to_owned(), "NAME".to_owned(), "ADDRESS".to_owned()];
     header.extend(kinds.iter().map(|kind| format!("{} FREE", kind_title(kind))));
-    header.extend(["STORE USED", "HOSTS", "LABELS"].map(str::to_owned));
+    let spilled = nodes.iter().any(|node| node.usage.spilled > 0);
+    header.push("STORE USED".to_owned());
+    header.extend(spilled.then(|| "SPILLED".to_owned()));
+    header.extend(["HOSTS", "LABELS"].map(str::to_owned));
     let rows = nodes.iter().map(|node| {
         let address = if node.address.is_empty() { "(dials only)".to_owned() } else { node.address.clone() };
         let mut row = vec![node.node.clone(), node.name.clone(), address];
@@ -82,7 +85,16 @@ fn nodes(nodes: &[NodeSnapshot]) -> String {
             }
         }));
         row.push(format!("{} of {}", bytes_text(node.usage.store_used_bytes), bytes_text(node.store_bytes)));
-        row.push(node.usage.hosts.to_string());
+        let usage = &node.usage;
+        row.extend(spilled.then(|| {
+            format!(
+                "{} on disk, {} read back, {} waiting",
+                bytes_text(usage.spill_used_bytes),
+                bytes_text(usage.restored_bytes),
+                usage.waiting
+            )
+        }));
+        row.push(usage.hosts.to_string());
         let labels: Vec<String> = node
             .labels
             .iter()
@@ -147,7 +159,14 @@ mod tests {
             ]),
             store_bytes: 512 * 1024 * 1024,
             multi_tenant: false,
-            usage: Usage { hosts: 3, ..Usage::default() },
+            usage: Usage {
+                hosts: 3,
+                spilled: 7,
+                spill_used_bytes: 3 << 20,
+                restored_bytes: 2 << 20,
+                waiting: 1,
+                ..Usage::default()
+            },
         };
         let waiting = WaitingSnapshot {
             owner: "host-1".to_owned(),
@@ -168,6 +187,8 @@ mod tests {
             "licence FREE",
             "zone=a",
             "0 B of 512.0 MiB",
+            "SPILLED",
+            "3.0 MiB on disk, 2.0 MiB read back, 1 waiting",
             "single-tenant",
             "train::step",
             "no GPU is free",

@@ -26,7 +26,7 @@ use crate::{
     node,
     process::{Alive, Mark},
     ready::{Ready, say},
-    settings::{Head, Hosts, Log, Offer},
+    settings::{Head, Hosts, Log, Offer, Spill},
     signals::Signals,
 };
 
@@ -269,6 +269,7 @@ fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster,
         // That is for one node alone.
         command.env_remove("MOBULA_NODE_ADVERTISE");
         offers(&mut command, &offer);
+        spill(&mut command, &args.spill)?;
         hosts(&mut command, &args.hosts);
         logs_at(&mut command, &args.log);
         command.env("MOBULA_JOIN", api.create_token(TokenRole::Node, TOKEN_LIFETIME)?);
@@ -366,6 +367,23 @@ fn heads(command: &mut std::process::Command, head: &Head) {
     if let Some(time) = head.node_timeout {
         command.arg("--node-timeout").arg(seconds(time));
     }
+}
+
+fn spill(command: &mut std::process::Command, spill: &Spill) -> Result<(), Error> {
+    if let Some(path) = &spill.spill_folder {
+        command.arg("--spill-folder").arg(std::path::absolute(path).map_err(error::file("find", path))?);
+    }
+    for (option, bytes) in [("--spill-disk", spill.spill_disk), ("--spill-file", spill.spill_file)] {
+        if let Some(bytes) = bytes {
+            command.arg(option).arg(bytes.to_string());
+        }
+    }
+    for (option, share) in [("--spill-above", spill.spill_above), ("--spill-below", spill.spill_below)] {
+        if let Some(share) = share {
+            command.arg(option).arg(share.to_string());
+        }
+    }
+    Ok(())
 }
 
 fn hosts(command: &mut std::process::Command, hosts: &Hosts) {

@@ -27,6 +27,14 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     u64::try_from(amount.units() / Quantity::PER_ONE).map_err(|error| error.to_string())
 }
 
+/// A share of a whole, 0 to 1.
+pub fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("{text:?} is no share: write a number from 0 to 1, for example 0.8")),
+    }
+}
+
 fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> {
     text.split_once('=').ok_or_else(|| format!("{text:?} has no '=': write for example {example}"))
 }
@@ -118,6 +126,10 @@ mod tests {
     #[test]
     fn sizes_times_and_pairs_are_read() {
         assert_eq!(bytes("512MiB"), Ok(512 * 1024 * 1024));
+        assert_eq!((share("0"), share("0.25"), share("1")), (Ok(0.0), Ok(0.25), Ok(1.0)));
+        for wrong in ["1.01", "-0.1", "NaN", "80%", ""] {
+            assert!(share(wrong).unwrap_err().contains("0 to 1"), "{wrong:?}");
+        }
         assert!(bytes("lots").unwrap_err().contains("16GiB"));
         assert_eq!(ttl("10m"), Ok(Duration::from_secs(600)));
         for bad in ["10", "m", "0s", "31d", "1w", "-1s", ""] {

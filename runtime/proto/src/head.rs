@@ -184,6 +184,22 @@ pub struct Usage {
     pub pulled_bytes: u64,
     /// Bytes served to other nodes since the agent started.
     pub served_bytes: u64,
+    /// Requests for room in the store that wait.
+    pub waiting: u64,
+    /// Bytes of files of spilled objects.
+    pub spill_used_bytes: u64,
+    /// Bytes of objects spilled since the agent started.
+    pub spilled_bytes: u64,
+    /// How many objects those were.
+    pub spilled: u64,
+    /// Bytes of spilled objects read back since the agent started.
+    pub restored_bytes: u64,
+    /// How many objects those were.
+    pub restored: u64,
+    /// Bytes of copies that were dropped from memory since the agent started, since they lie on disk or on another node.
+    pub evicted_bytes: u64,
+    /// How many copies those were.
+    pub evicted: u64,
 }
 
 /// A node as others need to know it.

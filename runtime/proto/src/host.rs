@@ -79,6 +79,17 @@ pub enum ToAgent {
         /// How long to wait for room before the store counts as full.
         wait_ms: u64,
     },
+    /// The region is not needed any more: room came free in those that the host has. What was granted for it meanwhile
+    /// goes back, and what answers it is not waited for.
+    RegionUnwanted {
+        /// From the request.
+        request: Request,
+        /// Its size.
+        bytes: u64,
+    },
+    /// What was kept for reuse alone is given back, as [`ToHost::Reclaim`] without objects asks for: the
+    /// [`ToAgent::RegionRemoved`] that come of it came before.
+    Trimmed,
     /// The region, made after [`ToHost::RegionGranted`]; its descriptor travels with the message.
     RegionAdded {
         /// Which of this writer's regions, from 1.

@@ -115,6 +115,28 @@ pub enum Error {
         /// What the validation found.
         detail: String,
     },
+    /// A disk for spilled objects, or a file on it, cannot be used.
+    #[error("{what}: {}: {source}; give the spill folder more room, or choose another", path.display())]
+    Disk {
+        /// What was being done.
+        what: &'static str,
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// The system's own answer.
+        source: io::Error,
+    },
+    /// A spilled object is not what was written.
+    #[error(
+        "{bytes} bytes at {offset} of spill file {file} are damaged: look after the disk of the spill folder"
+    )]
+    Damaged {
+        /// The file's number.
+        file: u64,
+        /// Where the object begins.
+        offset: u64,
+        /// How long it is.
+        bytes: u64,
+    },
 }
 
 impl Error {
@@ -133,7 +155,8 @@ impl Error {
     /// What it is to the author of a job, with the code under which it is documented.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::OutOfMemory { .. } | Self::TooManyRegions => Kind::StoreFull,
+            Self::OutOfMemory { .. } | Self::TooManyRegions | Self::Disk { .. } => Kind::StoreFull,
+            Self::Damaged { .. } => Kind::ObjectLost,
             Self::RegionSize { .. } => Kind::ObjectTooLarge,
             Self::TooManyBuffers { .. } | Self::Malformed { .. } | Self::Invalid { .. } => Kind::Codec,
             Self::Os { .. }

@@ -14,7 +14,7 @@ use std::{
     ops::{Deref, DerefMut},
     os::fd::OwnedFd,
     ptr::NonNull,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use parking_lot::Mutex;
@@ -439,6 +439,11 @@ impl Extent {
         Bytes::extent(self.clone())
     }
 
+    /// A way back to it for as long as somebody else keeps it.
+    pub fn downgrade(&self) -> WeakExtent {
+        WeakExtent(Arc::downgrade(&self.range))
+    }
+
     /// Its bytes.
     pub fn as_slice(&self) -> &[u8] {
         self.range.as_slice()
@@ -452,6 +457,22 @@ impl Extent {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.range.len == 0
+    }
+}
+
+/// An extent that may be gone; keeps no memory.
+#[derive(Clone)]
+pub struct WeakExtent(Weak<Allocation>);
+
+impl WeakExtent {
+    /// The extent, where a clone of it, or [`Bytes`] of it, are left.
+    pub fn upgrade(&self) -> Option<Extent> {
+        self.0.upgrade().map(|range| Extent { range })
+    }
+
+    /// Whether [`Self::upgrade`] has nothing to give, now and for ever.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

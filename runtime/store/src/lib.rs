@@ -6,6 +6,7 @@
 //! | [`spare`] | memory that is warmed before it is known what for |
 //! | [`heap`] | the allocator of one writer, over as many regions as it needs |
 //! | [`bytes`] | immutable bytes that are cheap to clone, wherever they lie |
+//! | [`spill`] | objects in files, while memory is short |
 //! | [`layout`] | the encoded form of one object: an archive and raw aligned buffers in one blob |
 //! | [`archived`] | a value read where it lies, validated once |
 //!
@@ -39,6 +40,7 @@ pub mod layout;
 mod map;
 pub mod region;
 pub mod spare;
+pub mod spill;
 
 pub use self::{
     archived::Archived,

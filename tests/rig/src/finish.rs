@@ -139,11 +139,20 @@ fn in_use(snapshot: &Snapshot, members: usize) -> Vec<String> {
 
 fn kept_on(node: &NodeSnapshot) -> Option<String> {
     let usage = &node.usage;
-    let none = usage.store_used_bytes == 0 && usage.objects == 0 && usage.pinned == 0 && usage.hosts == 0;
+    let none = usage.store_used_bytes == 0
+        && usage.spill_used_bytes == 0
+        && usage.objects == 0
+        && usage.pinned == 0
+        && usage.hosts == 0;
     (!none).then(|| {
         format!(
-            "{} has {} bytes in its store, {} objects, {} pinned, and {} hosts",
-            node.name, usage.store_used_bytes, usage.objects, usage.pinned, usage.hosts
+            "{} has {} bytes in its store, {} spilled, {} objects, {} pinned, and {} hosts",
+            node.name,
+            usage.store_used_bytes,
+            usage.spill_used_bytes,
+            usage.objects,
+            usage.pinned,
+            usage.hosts
         )
     })
 }

@@ -17,7 +17,7 @@ use mobula_proto::{
     host::{ToAgent, Welcome},
     peer::Copy,
 };
-use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer};
+use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer, heap::WeakExtent};
 use parking_lot::Mutex;
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     site::{Site, Sites},
 };
 
-/// How long a writer waits for room before the store counts as full.
+/// How long a writer waits for room before the store counts as full; longer while the agent writes objects to disk.
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
 /// How long a writer waits for room before it gives back what it only keeps for reuse.
 const PRESSURE_WAIT: Duration = Duration::from_millis(50);
@@ -117,6 +117,8 @@ pub struct Store {
     /// What lies in regions of this host, and the attempts that made it.
     kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
     sites: Mutex<Sites>,
+    /// What lay there, and that the agent has elsewhere by now, while it is still read in this process.
+    left: Mutex<HashMap<ObjectId, WeakExtent>>,
     views: Mutex<HashMap<ObjectId, View>>,
     /// What the agent was asked to open; `None` once nothing is answered any more.
     requests: Mutex<Option<HashMap<u64, Asked>>>,
@@ -132,7 +134,21 @@ pub struct Store {
     warm_in: AtomicU32,
     /// When something was written last; `None` once what only serves reuse is given back.
     written: Mutex<Option<Instant>>,
-    answers: Mutex<HashMap<u64, SyncSender<Result<(), Failure>>>>,
+    answers: Mutex<HashMap<u64, Growing>>,
+}
+
+/// A thread that waits for a region, since it lacks room for so many bytes.
+struct Growing {
+    wanted: u64,
+    answer: SyncSender<Result<Room, Failure>>,
+}
+
+/// What helps it.
+enum Room {
+    /// The agent lets it make a region.
+    Region,
+    /// Room came free where there are regions already.
+    Here(Block),
 }
 
 impl Store {
@@ -147,6 +163,7 @@ impl Store {
             next_request: AtomicU64::new(1),
             kept: Mutex::default(),
             sites: Mutex::default(),
+            left: Mutex::default(),
             views: Mutex::default(),
             requests: Mutex::new(Some(HashMap::new())),
             readers: Mutex::default(),
@@ -216,10 +233,13 @@ impl Store {
         let block = loop {
             match self.heap.allocate(bytes) {
                 Ok(block) => break block,
-                Err(need) if context::is_async() => {
-                    tokio::task::block_in_place(|| self.grow(runtime, bytes, need.bytes))?;
+                Err(need) => {
+                    let grow = || self.grow(runtime, bytes, need.bytes);
+                    let here = if context::is_async() { tokio::task::block_in_place(grow) } else { grow() };
+                    if let Some(block) = here? {
+                        break block;
+                    }
                 }
-                Err(need) => self.grow(runtime, bytes, need.bytes)?,
             }
         };
         *self.written.lock() = Some(Instant::now());
@@ -229,73 +249,89 @@ impl Store {
         Ok(block)
     }
 
-    /// Adds a region, with the agent's leave. One thread at a time: the others find room when it is done.
-    fn grow(&self, runtime: &Arc<Runtime>, wanted: u64, bytes: u64) -> Result<(), Failure> {
+    /// Adds a region, with the agent's leave, unless memory comes free meanwhile. One thread at a time: the others find
+    /// room when it is done. Waits as long as the agent makes room.
+    fn grow(&self, runtime: &Arc<Runtime>, wanted: u64, bytes: u64) -> Result<Option<Block>, Failure> {
         let _turn = self.growing.lock();
-        if self.heap.allocate(wanted).is_ok() {
-            return Ok(());
+        if let Ok(block) = self.heap.allocate(wanted) {
+            return Ok(Some(block));
         }
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = sync_channel(1);
-        self.answers.lock().insert(request, sender);
+        self.answers.lock().insert(request, Growing { wanted, answer: sender });
         let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
         let answer = receiver.recv_timeout(PRESSURE_WAIT).or_else(|_| {
             self.pressed.store(true, Ordering::Release);
             self.trim(runtime, 0);
-            let answer = receiver.recv_timeout(STORE_FULL_WAIT * 2);
+            // It answers in any case, unless the link to it ends.
+            let answer = receiver.recv();
             self.pressed.store(false, Ordering::Release);
             answer
         });
-        let answer = answer.unwrap_or_else(|_| {
-            Err(runtime.ended().unwrap_or_else(|| {
-                Failure::new(
-                    FailureKind::Unreachable,
-                    "the agent did not answer a request for a store region",
-                )
-            }))
-        });
-        self.answers.lock().remove(&request);
-        if answer.is_err() && self.heap.allocate(wanted).is_ok() {
-            // Room came free in the regions that are here already.
-            return Ok(());
+        match answer {
+            Ok(Ok(Room::Region)) => {}
+            Ok(Ok(Room::Here(block))) => {
+                runtime.tell(ToAgent::RegionUnwanted { request, bytes });
+                return Ok(Some(block));
+            }
+            Ok(Err(failure)) => return self.heap.allocate(wanted).map(Some).map_err(|_| failure),
+            Err(_) => return Err(ended(runtime)),
         }
-        answer?;
         let trouble = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
         let writer = Writer::create(bytes).map_err(trouble)?;
         let descriptor = writer.share().map_err(trouble)?;
         let seq = self.next_region.fetch_add(1, Ordering::Relaxed);
         let bytes = writer.len();
-        if self.heap.allocate(wanted).is_ok() {
+        if let Ok(block) = self.heap.allocate(wanted) {
             // What was freed before the region was asked for has come back before the answer, and is warm: the new
             // region goes as it came, untouched.
             runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
             runtime.tell(ToAgent::RegionRemoved { seq });
-            return Ok(());
+            return Ok(Some(block));
         }
         self.heap.add_region(seq, writer).map_err(trouble)?;
         runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
-        Ok(())
+        Ok(None)
     }
 
     pub(crate) fn region_answer(&self, request: u64, answer: Result<(), Failure>) {
-        if let Some(sender) = self.answers.lock().remove(&request) {
-            // Nobody listens only if the wait was given up.
-            let _unwanted = sender.try_send(answer);
+        // Nobody waits where room came free in another way: then the agent knows by now.
+        if let Some(growing) = self.answers.lock().remove(&request) {
+            let _ended = growing.answer.try_send(answer.map(|()| Room::Region));
         }
     }
 
-    /// The agent says that nobody reads these any more; with none of them, that others lack room.
+    /// Memory came free: who waits for a region may need none.
+    fn freed(&self) {
+        let mut answers = self.answers.lock();
+        let found = answers
+            .iter()
+            .find_map(|(request, growing)| Some((*request, self.heap.allocate(growing.wanted).ok()?)));
+        if let Some((request, block)) = found
+            && let Some(growing) = answers.remove(&request)
+        {
+            let _ended = growing.answer.try_send(Ok(Room::Here(block)));
+        }
+    }
+
+    /// The agent says that nobody reads these in this host's memory any more; with none of them, that others lack room.
     pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId]) {
         let gone: Vec<_> = {
             let mut kept = self.kept.lock();
-            objects.iter().filter_map(|object| kept.remove(object)).collect()
+            objects.iter().filter_map(|object| Some((*object, kept.remove(object)?.1))).collect()
         };
+        let left: Vec<_> = gone.iter().map(|(object, extent)| (*object, extent.downgrade())).collect();
         drop(gone);
+        self.left.lock().extend(left.into_iter().filter(|(_, extent)| !extent.is_gone()));
+        self.freed();
         if objects.is_empty() {
             *self.asked.lock() = Some(Instant::now());
         }
         self.trim(runtime, self.keep_bytes());
+        if objects.is_empty() {
+            runtime.tell(ToAgent::Trimmed);
+        }
     }
 
     /// What may be kept for reuse just now.
@@ -325,6 +361,8 @@ impl Store {
                 Self::warm_first(runtime);
             }
         }
+        // Views of what the agent has elsewhere by now may have gone.
+        self.freed();
         let idle = self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME).is_some();
         let asked = {
             let mut asked = self.asked.lock();
@@ -333,6 +371,7 @@ impl Store {
         if idle || asked {
             self.trim(runtime, self.keep_bytes());
         }
+        self.left.lock().retain(|_, extent| !extent.is_gone());
         self.views.lock().retain(|_, view| match view {
             View::Opening(..) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,
@@ -439,7 +478,8 @@ impl Store {
 
     fn open(&self, runtime: &Arc<Runtime>, (object, ahead): (ObjectId, bool), copy: Copy, done: Callback) {
         let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
-        if let Some(bytes) = own {
+        let left = || self.left.lock().get(&object)?.upgrade().map(|extent| extent.bytes());
+        if let Some(bytes) = own.or_else(left) {
             return done(Ok(bytes));
         }
         let mut views = self.views.lock();

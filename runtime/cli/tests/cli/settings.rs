@@ -3,7 +3,7 @@
 use crate::harness::{Home, Said, node, said};
 
 /// Every setting: section, key, a value for the file, one for the variable, one for the option.
-const SETTINGS: [(&str, &str, &str, &str, &str); 19] = [
+const SETTINGS: [(&str, &str, &str, &str, &str); 24] = [
     ("head", "quic", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "http", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "name", "\"a\"", "b", "c"),
@@ -19,6 +19,11 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 19] = [
     ("offer", "label", "[\"a=1\", \"x=y\"]", "b=2", "c=3"),
     ("offer", "store", "1000000", "2GiB", "3GiB"),
     ("offer", "disk", "\"1GiB\"", "2GiB", "3GiB"),
+    ("spill", "spill_folder", "\"/a\"", "/b", "/c"),
+    ("spill", "spill_disk", "\"1GiB\"", "2GiB", "0"),
+    ("spill", "spill_file", "\"1MiB\"", "2MiB", "3MiB"),
+    ("spill", "spill_above", "0.5", "0.6", "0.7"),
+    ("spill", "spill_below", "0.5", "0.4", "0.3"),
     ("hosts", "host_idle", "\"1s\"", "2s", "3s"),
     ("hosts", "head_lost", "\"1s\"", "2s", "3s"),
     ("hosts", "ring", "\"1MiB\"", "2MiB", "4MiB"),
@@ -139,21 +144,34 @@ fn up_passes_its_settings_on() {
     write(
         &home,
         "[head]\nname = \"lab\"\n[node]\nname = \"not-for-up\"\nadvertise = \"10.0.0.1:1\"\n\
-         [offer]\ncpus = 1\nstore = \"16MiB\"\nresource = [\"licence=2\"]\n[hosts]\nhost_idle = \"3s\"\n",
+         [offer]\ncpus = 1\nstore = \"16MiB\"\nresource = [\"licence=2\"]\n[hosts]\nhost_idle = \"3s\"\n\
+         [spill]\nspill_disk = \"1GiB\"\nspill_file = \"1MiB\"\nspill_above = 0.5\nspill_below = 0.25\n",
     );
-    home.say(&["up", "--detach", "--nodes", "2"]).ok();
+    let folder = home.path().join("spilled");
+    home.say(&["up", "--detach", "--nodes", "2", "--spill-folder", folder.to_str().unwrap()]).ok();
+    // One folder there for each node, of its own.
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
     let status = home.status();
     assert_eq!(status["nodes"].as_array().unwrap().len(), 2, "{status}");
     for pid in &home.up_pids()[1..] {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().replace('\0', " ");
-        for part in
-            ["--cpus 1 ", "--store 16777216 ", "--resource licence=2 ", "--host-idle 3s ", "--name local-"]
-        {
+        for part in [
+            "--cpus 1 ",
+            "--store 16777216 ",
+            "--resource licence=2 ",
+            "--host-idle 3s ",
+            "--name local-",
+            "--spill-disk 1073741824 ",
+            "--spill-file 1048576 ",
+            "--spill-above 0.5 ",
+            "--spill-below 0.25 ",
+        ] {
             assert!(line.contains(part), "no {part:?} in {line:?}");
         }
     }
     assert!(status["nodes"].to_string().contains("licence") && !status.to_string().contains("10.0.0.1"));
     home.say(&["down"]).ok();
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }
 
 #[test]

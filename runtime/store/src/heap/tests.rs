@@ -13,6 +13,20 @@ fn heap_of(regions: &[u64]) -> Heap {
 }
 
 #[test]
+fn a_weak_extent_keeps_nothing() {
+    let heap = Heap::new(Options::default());
+    heap.add_region(1, Writer::create(1 << 20).unwrap()).unwrap();
+    let extent = heap.allocate(100).unwrap().seal();
+    let weak = extent.downgrade();
+    let bytes = extent.bytes();
+    drop(extent);
+    assert_eq!(weak.upgrade().unwrap().location().len, 100);
+    drop(bytes);
+    assert!(weak.is_gone() && weak.upgrade().is_none());
+    assert_eq!(heap.used_bytes(), 0);
+}
+
+#[test]
 fn the_heap_says_how_large_a_region_it_needs() {
     let heap = Heap::new(Options::default());
     assert_eq!(heap.allocate(1).unwrap_err().bytes, 64 * MIB);

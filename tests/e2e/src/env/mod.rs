@@ -76,7 +76,9 @@ impl Env {
             let used: Vec<_> = snapshot
                 .nodes
                 .iter()
-                .filter(|node| node.usage.objects > 0 || node.usage.pinned > 0)
+                .filter(|node| {
+                    node.usage.objects > 0 || node.usage.pinned > 0 || node.usage.spill_used_bytes > 0
+                })
                 .map(|node| format!("{}: {:?}", node.name, node.usage))
                 .collect();
             if used.is_empty() && self.cluster.leftovers().store_bytes == 0 {

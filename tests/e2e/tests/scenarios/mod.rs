@@ -13,6 +13,7 @@ mod limits;
 mod objects;
 mod pinning;
 mod placing;
+mod pressure;
 mod several;
 mod stopping;
 mod store;
@@ -97,6 +98,9 @@ pub fn cases() -> Vec<Case> {
         case!(store::a_full_store_says_so).store_bytes(32 << 20),
         case!(store::too_large_for_the_store).store_bytes(32 << 20),
         case!(store::a_lost_object_is_made_again).modes(RIG).fresh(),
+        case!(pressure::a_driver_puts_four_stores_full).store_bytes(32 << 20),
+        case!(pressure::results_outgrow_the_store).store_bytes(32 << 20),
+        case!(pressure::a_host_killed_meanwhile_leaves_nothing).modes(RIG).store_bytes(32 << 20),
         case!(actors::calls_keep_their_order),
         case!(actors::shared_calls_overlap),
         case!(actors::constructors_may_wait_and_fail),

@@ -33,6 +33,7 @@ impl Core {
         self.drop_pulls(job);
         let gone = self.objects.job_gone(job);
         self.gone(gone);
+        self.restores_without();
         self.effects.push(Effect::JobGone(job));
         let driver = state.job.driver;
         if driver.node == self.config.node && self.hosts.get(driver).is_none() {

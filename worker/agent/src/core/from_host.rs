@@ -71,6 +71,11 @@ impl Core {
                 let wait = Duration::from_millis(wait_ms).min(REGION_WAIT_MAX);
                 self.want_region(id, request, bytes, wait, now);
             }
+            ToAgent::RegionUnwanted { request, bytes } => self.unwant_region(id, request, bytes),
+            ToAgent::Trimmed => {
+                self.objects.trimmed(id);
+                self.pump();
+            }
             ToAgent::RegionAdded { seq, bytes } => self.region_added(id, job, seq, bytes, fds),
             ToAgent::RegionRemoved { seq } => {
                 let region = RegionId { writer: id, seq };
@@ -96,6 +101,7 @@ impl Core {
                             self.objects.made_at(object, attempt, site);
                         }
                         self.sealed(object, attempt);
+                        self.pump();
                     }
                     Err(error) => self.violation(id, &error),
                 }

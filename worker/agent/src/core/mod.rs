@@ -39,7 +39,7 @@ use mobula_proto::{
 pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
 use leases::{Leases, Need};
-use objects::{Gone, Objects, Place};
+use objects::{Gone, Objects, Place, Slot, Spill};
 use transfer::{PULL_WAITERS_MAX, PULLS_MAX, Pull};
 
 /// What a core is told once.
@@ -51,6 +51,8 @@ pub struct Config {
     pub cpus: u32,
     /// The store's capacity.
     pub store_bytes: u64,
+    /// What may be spilled from it.
+    pub spill: objects::Limits,
     /// Whether a driver in this process executes its job's shared classes.
     pub in_process_executor: bool,
     /// How long a host of one lease is kept without one.
@@ -91,12 +93,28 @@ pub enum Effect {
     Rings([(HostId, Arc<OwnedFd>); 2]),
     /// Pull this into the agent's own memory for this job; [`Core::pulled`] follows.
     Pull(ObjectId, Copy, JobId),
+    /// Write a file of copies, which stay in memory until [`Core::spilled`] follows.
+    Spill(Spill),
+    /// Read a copy of so many bytes back into the agent's own memory for this job; [`Core::restored`] follows.
+    Restore(ObjectId, u32, u64, Slot, JobId),
+    /// Remove a file of spilled copies.
+    DeleteFile(u64),
+    /// Other agents that had to wait for this copy can be served now, or not.
+    Serve(ObjectId, u32, Result<(), Failure>),
     /// Copies in the agent's own memory may go.
     Reclaim(Vec<(ObjectId, u32)>),
     /// Room for the agent's own memory was granted, or refused.
     Room(Request, Result<(), Failure>),
     /// A job's memory, files and output may go.
     JobGone(JobId),
+}
+
+/// Who waits for a copy to be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Host(HostId, Request),
+    /// Other agents, whose wishes are kept outside.
+    Nodes,
 }
 
 #[derive(Debug)]
@@ -121,6 +139,7 @@ pub struct Core {
     nodes: BTreeMap<NodeId, Node>,
     pulls: BTreeMap<(ObjectId, u32), Pull>,
     queue: transfer::Queue,
+    restores: BTreeMap<(ObjectId, u32), Vec<Reader>>,
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
     early: early::Early,
@@ -134,7 +153,7 @@ impl Core {
     /// A core that knows of nobody yet.
     pub fn new(config: Config) -> Self {
         Self {
-            objects: Objects::new(config.store_bytes),
+            objects: Objects::new(config.store_bytes, config.spill),
             leases: Leases::new(config.idle_timeout),
             hosts: Hosts::default(),
             jobs: BTreeMap::new(),
@@ -142,6 +161,7 @@ impl Core {
             nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
             queue: transfer::Queue::new(config.store_bytes),
+            restores: BTreeMap::new(),
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
             early: early::Early::default(),
@@ -164,7 +184,16 @@ impl Core {
 
     /// What the node uses.
     pub fn usage(&self) -> Usage {
+        let counters = self.objects.counters();
         Usage {
+            spill_used_bytes: self.objects.disk_bytes(),
+            spilled_bytes: counters.spilled_bytes,
+            spilled: counters.spilled,
+            restored_bytes: counters.restored_bytes,
+            restored: counters.restored,
+            evicted_bytes: counters.evicted_bytes,
+            evicted: counters.evicted,
+            waiting: self.objects.waiting(),
             store_used_bytes: self.objects.used(),
             objects: self.objects.len(),
             pinned: self.objects.pinned(),
@@ -194,14 +223,12 @@ impl Core {
         for (object, attempt, (host, _, request)) in self.early.expire(now) {
             self.open_failed(host, request, object, self.no_copy(attempt));
         }
+        self.objects.retry(now);
         let refused = self.objects.expire(now);
-        let any = !refused.is_empty();
         for (writer, request, failure) in refused {
             self.room(writer, request, Err(failure.on(self.config.node.to_string())));
         }
-        if any {
-            self.pump();
-        }
+        self.pump();
     }
 
     /// A connection or an attachment: who it will be, unless there are too many. `in_process` says that it is in
@@ -267,6 +294,9 @@ impl Core {
         for pull in self.pulls.values_mut() {
             pull.waiting.retain(|(waiting, _)| *waiting != id);
         }
+        for readers in self.restores.values_mut() {
+            readers.retain(|reader| !matches!(reader, Reader::Host(host, _) if *host == id));
+        }
         let leases = self.leases.host_gone(id);
         let steward = self.stewards.remove(&id);
         if !host.ready {
@@ -316,20 +346,19 @@ impl Core {
         for (host, region) in gone.unmap {
             self.effects.push(Effect::Tell(host, ToHost::Unmap { region }, Vec::new()));
         }
+        self.effects.extend(gone.delete.into_iter().map(Effect::DeleteFile));
     }
 
-    /// Grants what fits, after dropping copies of other nodes' objects where that may help.
+    /// Grants what fits, after making room where that is needed, or soon will be.
     fn pump(&mut self) {
-        let short = self.objects.short_by();
-        if short > 0 {
-            let gone = self.objects.evict(short);
-            self.gone(gone);
-            for writer in self.objects.idle_writers() {
-                // The agent's own go by themselves while somebody waits.
-                if !writer.is_agent() {
-                    let message = ToHost::Reclaim { objects: Vec::new() };
-                    self.effects.push(Effect::Tell(writer, message, Vec::new()));
-                }
+        let room = self.objects.make_room();
+        self.gone(room.gone);
+        self.effects.extend(room.spills.into_iter().map(Effect::Spill));
+        for writer in self.objects.idle_writers() {
+            // The agent's own go by themselves while somebody waits.
+            if !writer.is_agent() {
+                let message = ToHost::Reclaim { objects: Vec::new() };
+                self.effects.push(Effect::Tell(writer, message, Vec::new()));
             }
         }
         for (writer, request) in self.objects.grants() {
@@ -366,6 +395,19 @@ impl Core {
                 self.room(writer, request, Err(failure.on(self.config.node.to_string())));
             }
         }
+    }
+
+    /// `writer` needs no region any more; what it was granted meanwhile comes back.
+    pub fn unwant_region(&mut self, writer: HostId, request: Request, bytes: u64) {
+        self.objects.unwant(writer, request, bytes);
+        self.pump();
+    }
+
+    /// A file of spilled copies was written, or not, and why.
+    pub fn spilled(&mut self, file: u64, result: Result<(), String>, now: Instant) {
+        let gone = self.objects.spilled(file, result, now);
+        self.gone(gone);
+        self.pump();
     }
 
     /// The agent dropped an empty region of its own.
@@ -410,6 +452,7 @@ impl Core {
         let Some(wish) = self.early.take(object, attempt) else { return };
         for (host, job, request) in wish.opens {
             if self.objects.find(object, attempt).is_some_and(|(_, owner)| owner == job) {
+                // It was sealed just now, so it is in memory.
                 self.opened(host, request, object, attempt);
             } else {
                 self.open_failed(host, request, object, self.no_copy(attempt));
@@ -433,9 +476,13 @@ impl Core {
             let failure = Failure::new(kind, why).of(object.to_string());
             Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
         };
-        if let Some((_, owner)) = self.objects.find(object, copy.attempt) {
-            if owner == job {
+        if let Some((place, owner)) = self.objects.find(object, copy.attempt) {
+            if owner == job && place.is_some() {
                 self.opened(id, request, object, copy.attempt);
+            } else if owner == job {
+                if let Err(why) = self.restore(object, copy.attempt, job, Reader::Host(id, request)) {
+                    self.effects.push(failed(FailureKind::Limit, why));
+                }
             } else {
                 let why = format!("its copy on {} belongs to {owner}, not to {job}", self.config.node);
                 self.effects.push(failed(FailureKind::ObjectLost, why));
@@ -473,6 +520,86 @@ impl Core {
             self.queue.hurry(object);
         }
         self.start_pulls();
+    }
+
+    /// Has a copy read back from disk for `reader`.
+    fn restore(&mut self, object: ObjectId, attempt: u32, job: JobId, reader: Reader) -> Result<(), String> {
+        let Some((slot, bytes)) = self.objects.on_disk(object, attempt) else {
+            return Err(self.no_copy(attempt));
+        };
+        let known = self.restores.contains_key(&(object, attempt));
+        if !known && self.restores.len() >= PULLS_MAX {
+            return Err(format!("{PULLS_MAX} objects are being read from disk already, the most that may"));
+        }
+        let readers = self.restores.entry((object, attempt)).or_default();
+        if readers.len() >= PULL_WAITERS_MAX {
+            return Err(format!("{PULL_WAITERS_MAX} readers wait for it already, the most that may"));
+        }
+        if reader != Reader::Nodes || !readers.contains(&Reader::Nodes) {
+            readers.push(reader);
+        }
+        if !known {
+            self.effects.push(Effect::Restore(object, attempt, bytes, slot, job));
+        }
+        Ok(())
+    }
+
+    /// A copy was read back from disk to there, or why it was not; one that cannot be read is a copy no more. Returns
+    /// whether it is in the table; if not, its memory is the caller's to free.
+    pub fn restored(
+        &mut self,
+        object: ObjectId,
+        attempt: u32,
+        result: Result<(RegionId, u64), Failure>,
+    ) -> bool {
+        let readers = self.restores.remove(&(object, attempt)).unwrap_or_default();
+        let result = result.and_then(|(region, offset)| {
+            if self.objects.restored(object, attempt, region, offset) {
+                Ok(())
+            } else {
+                Err(Failure::new(FailureKind::ObjectLost, "it was freed while it was read from disk"))
+            }
+        });
+        let failure = result.err().map(|failure| failure.of(object.to_string()));
+        if failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::ObjectLost) {
+            let gone = self.objects.unreadable(object, attempt);
+            self.gone(gone);
+        }
+        let mut nodes = false;
+        for reader in readers {
+            match (reader, &failure) {
+                (Reader::Host(host, request), None) => self.opened(host, request, object, attempt),
+                (Reader::Host(host, request), Some(failure)) => {
+                    let message = ToHost::OpenFailed { request, failure: failure.clone() };
+                    self.effects.push(Effect::Tell(host, message, Vec::new()));
+                }
+                (Reader::Nodes, failure) => {
+                    nodes = true;
+                    let served = failure.clone().map_or(Ok(()), Err);
+                    self.effects.push(Effect::Serve(object, attempt, served));
+                }
+            }
+        }
+        // They pin it first.
+        if !nodes {
+            self.pump();
+        }
+        failure.is_none()
+    }
+
+    /// Nobody waits for what was read from disk for a job that is gone.
+    fn restores_without(&mut self) {
+        let objects = &self.objects;
+        let gone = self.restores.extract_if(.., |key, _| objects.on_disk(key.0, key.1).is_none());
+        for ((object, attempt), readers) in gone {
+            for reader in readers {
+                if reader == Reader::Nodes {
+                    let failure =
+                        Failure::new(FailureKind::ObjectLost, "its job is over").of(object.to_string());
+                    self.effects.push(Effect::Serve(object, attempt, Err(failure)));
+                }
+            }
+        }
     }
 
     fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {

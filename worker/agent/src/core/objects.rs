@@ -6,6 +6,9 @@
 //! - **O-3** A writer is told to reuse an object's memory only once the object is freed and nobody has it pinned.
 //! - **O-4** A region outlives its writer while an object in it lives or a reader has it mapped, and no longer.
 //! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to.
+//! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
+//!
+//! What lies on disk is in [`spill`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,8 +25,10 @@ use mobula_proto::{
 use super::stock;
 
 mod holders;
+mod spill;
 
 pub use holders::{FAN_OUT, Holders, SPREAD_BYTES_MIN};
+pub use spill::{Limits, Slot, Spill, SpillItem};
 
 /// Most requests for a region that wait at once; a further one is refused.
 pub const WAITING_MAX: usize = 4096;
@@ -117,6 +122,8 @@ pub struct Gone {
     pub drop_at: Vec<(NodeId, ObjectId)>,
     /// Hosts that shall unmap regions, which go with their last mapping.
     pub unmap: Vec<(HostId, RegionId)>,
+    /// Files of spilled objects in which nothing lives any more.
+    pub delete: Vec<u64>,
 }
 
 impl Gone {
@@ -130,7 +137,17 @@ struct Region {
     fd: Arc<OwnedFd>,
     bytes: u64,
     job: JobId,
-    live: u64,
+    /// What lies in it.
+    copies: BTreeSet<Key>,
+    /// How many of them are pinned, being spilled, copies of other nodes' objects, and primaries that are in no file.
+    pinned: usize,
+    spilling: usize,
+    secondary: usize,
+    dirty: usize,
+    /// When one of them was used last.
+    used_at: u64,
+    /// Its writer cannot give it back: it still reads what lay there itself.
+    kept: bool,
     /// Its writer is gone: it is dropped with its last object.
     orphan: bool,
     /// Its writer was asked to give it back since the last object in it was sealed.
@@ -141,11 +158,19 @@ struct Region {
     dropped: bool,
 }
 
+/// A copy: which object, by which attempt.
+type Key = (ObjectId, u32);
+
 #[derive(Debug)]
 struct Entry {
-    region: RegionId,
-    offset: u64,
+    job: JobId,
     bytes: u64,
+    /// Where in memory it lies.
+    memory: Option<(RegionId, u64)>,
+    /// Where on disk.
+    disk: Option<Slot>,
+    /// It is on its way to the disk, and stays in memory meanwhile.
+    spilling: bool,
     pins: BTreeMap<HostId, u32>,
     freed: bool,
     /// Where it was pulled from; `None` for a primary.
@@ -156,12 +181,25 @@ struct Entry {
     used_at: u64,
 }
 
+impl Entry {
+    /// A primary that is in no file.
+    fn is_dirty(&self) -> bool {
+        self.origin.is_none() && self.disk.is_none()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.pins.is_empty() && !self.spilling
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
     writer: HostId,
     request: Request,
     bytes: u64,
     deadline: Instant,
+    /// What it was before the disk made room.
+    first_deadline: Instant,
     wait_ms: u64,
 }
 
@@ -174,16 +212,17 @@ pub struct Objects {
     going: u64,
     granted: BTreeMap<HostId, Vec<u64>>,
     regions: BTreeMap<RegionId, Region>,
-    copies: BTreeMap<(ObjectId, u32), Entry>,
+    copies: BTreeMap<Key, Entry>,
     pinned: u64,
     waiting: VecDeque<Waiting>,
     clock: u64,
     nowhere: Arc<str>,
+    disk: spill::Disk,
 }
 
 impl Objects {
-    /// An empty store of `capacity` bytes.
-    pub fn new(capacity: u64) -> Self {
+    /// An empty store of `capacity` bytes, and what may be spilled from it.
+    pub fn new(capacity: u64, limits: Limits) -> Self {
         Self {
             capacity,
             used: 0,
@@ -195,6 +234,7 @@ impl Objects {
             waiting: VecDeque::new(),
             clock: 0,
             nowhere: Arc::from(""),
+            disk: spill::Disk::new(capacity, limits),
         }
     }
 
@@ -207,13 +247,12 @@ impl Objects {
     pub fn groups(&self) -> BTreeMap<stock::Key, stock::Amount> {
         let mut groups: BTreeMap<stock::Key, stock::Amount> = BTreeMap::new();
         for ((object, _), entry) in &self.copies {
-            let Some(region) = self.regions.get(&entry.region) else { continue };
             let why = match (entry.freed, entry.origin) {
                 (true, _) => Why::Read,
                 (false, Some(_)) => Why::Copy,
                 (false, None) => Why::Held,
             };
-            let amount = groups.entry((Arc::clone(&entry.site), region.job, object.owner, why)).or_default();
+            let amount = groups.entry((Arc::clone(&entry.site), entry.job, object.owner, why)).or_default();
             amount.objects += 1;
             amount.bytes += entry.bytes;
             amount.pinned += u64::from(!entry.pins.is_empty());
@@ -231,7 +270,7 @@ impl Objects {
         self.capacity
     }
 
-    /// How many copies are sealed here.
+    /// How many copies are sealed here, in memory or on disk.
     pub fn len(&self) -> u64 {
         self.copies.len() as u64
     }
@@ -281,7 +320,8 @@ impl Objects {
                 format!("{WAITING_MAX} requests wait for room in the store already, the most that may"),
             ));
         }
-        self.waiting.push_back(Waiting { writer, request, bytes, deadline, wait_ms });
+        let first_deadline = deadline;
+        self.waiting.push_back(Waiting { writer, request, bytes, deadline, first_deadline, wait_ms });
         Want::Waiting
     }
 
@@ -321,7 +361,7 @@ impl Objects {
         let mut writers = BTreeSet::new();
         if self.short_by() > 0 {
             for (id, region) in &mut self.regions {
-                let kept = region.live == 0 && !region.orphan && !region.dropped;
+                let kept = region.copies.is_empty() && !region.orphan && !region.dropped;
                 if kept && !std::mem::replace(&mut region.asked, true) {
                     writers.insert(id.writer);
                 }
@@ -330,22 +370,28 @@ impl Objects {
         writers
     }
 
-    /// Refuses what waited too long.
+    /// Refuses what waited too long. While the disk makes room, a wait goes on.
     pub fn expire(&mut self, now: Instant) -> Vec<(HostId, Request, Failure)> {
         let (used, capacity) = (self.used, self.capacity);
         let mut out = Vec::new();
-        self.waiting.retain(|waiting| {
+        let disk = &self.disk;
+        self.waiting.retain_mut(|waiting| {
             if waiting.deadline > now {
+                return true;
+            }
+            if let Some(later) = disk.extended(waiting.first_deadline, now) {
+                waiting.deadline = later;
                 return true;
             }
             let failure = Failure::new(
                 FailureKind::StoreFull,
                 format!(
-                    "no room for a region of {} within {} ms: {} of the store's {} are in use",
+                    "no room for a region of {} within {} ms: {} of the store's {} are in use{}",
                     bytes_text(waiting.bytes),
                     waiting.wait_ms,
                     bytes_text(used),
-                    bytes_text(capacity)
+                    bytes_text(capacity),
+                    disk.complaint()
                 ),
             );
             out.push((waiting.writer, waiting.request, failure));
@@ -356,7 +402,29 @@ impl Objects {
 
     /// When [`Objects::expire`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.iter().map(|waiting| waiting.deadline).min()
+        let waits = self.waiting.iter().map(|waiting| waiting.deadline).min();
+        waits.into_iter().chain(self.disk.retry_at()).min()
+    }
+
+    /// The writer needs no region any more: room came free in those that it has. Gives back what it was granted
+    /// meanwhile.
+    pub fn unwant(&mut self, writer: HostId, request: Request, bytes: u64) {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| (waiting.writer, waiting.request) != (writer, request));
+        if self.waiting.len() == before {
+            self.ungrant(writer, bytes);
+        }
+    }
+
+    /// The writer gave back what it could: what it still has it needs.
+    pub fn trimmed(&mut self, writer: HostId) {
+        for id in self.regions_of(writer) {
+            if let Some(region) = self.regions.get_mut(&id)
+                && region.asked
+            {
+                region.kept = true;
+            }
+        }
     }
 
     /// Notes a region that was granted.
@@ -387,7 +455,13 @@ impl Objects {
                 fd,
                 bytes,
                 job,
-                live: 0,
+                copies: BTreeSet::new(),
+                pinned: 0,
+                spilling: 0,
+                secondary: 0,
+                dirty: 0,
+                used_at: 0,
+                kept: false,
                 orphan: false,
                 asked: false,
                 mapped: BTreeSet::new(),
@@ -424,7 +498,9 @@ impl Objects {
     pub fn remove_region(&mut self, region: RegionId) -> Result<Gone, Error> {
         match self.regions.get(&region).filter(|found| !found.dropped) {
             None => Err(Error::UnknownRegion(region)),
-            Some(found) if found.live > 0 => Err(Error::RegionInUse { region, live: found.live }),
+            Some(found) if !found.copies.is_empty() => {
+                Err(Error::RegionInUse { region, live: found.copies.len() as u64 })
+            }
             Some(_) => {
                 let mut gone = Gone::default();
                 self.drop_region(region, &mut gone);
@@ -498,28 +574,26 @@ impl Objects {
         if self.copies.contains_key(&(object, attempt)) {
             return Err(Error::SealedTwice { object, attempt });
         }
-        let found = self.regions.get_mut(&region).filter(|region| !region.dropped);
+        let found = self.regions.get(&region).filter(|region| !region.dropped);
         let found = found.ok_or(Error::UnknownRegion(region))?;
         if offset.checked_add(bytes).is_none_or(|end| end > found.bytes) {
             return Err(Error::OutOfBounds { object, region, offset, bytes });
         }
-        found.live += 1;
-        found.asked = false;
-        self.clock += 1;
-        self.copies.insert(
-            (object, attempt),
-            Entry {
-                region,
-                offset,
-                bytes,
-                pins: BTreeMap::new(),
-                freed: false,
-                origin,
-                holders: Holders::default(),
-                site: Arc::clone(&self.nowhere),
-                used_at: self.clock,
-            },
-        );
+        let entry = Entry {
+            job: found.job,
+            bytes,
+            memory: None,
+            disk: None,
+            spilling: false,
+            pins: BTreeMap::new(),
+            freed: false,
+            origin,
+            holders: Holders::default(),
+            site: Arc::clone(&self.nowhere),
+            used_at: 0,
+        };
+        self.copies.insert((object, attempt), entry);
+        self.enter((object, attempt), region, offset);
         Ok(())
     }
 
@@ -530,18 +604,53 @@ impl Objects {
         }
     }
 
-    /// Where this attempt's copy lies and whose it is, unless it is missing or freed.
-    pub fn find(&self, object: ObjectId, attempt: u32) -> Option<(Place, JobId)> {
-        let entry = self.copies.get(&(object, attempt)).filter(|entry| !entry.freed)?;
-        let region = self.regions.get(&entry.region)?;
-        let place = Place {
-            region: entry.region,
-            region_bytes: region.bytes,
-            offset: entry.offset,
-            bytes: entry.bytes,
-            attempt,
+    /// A copy that is in the table lies in memory from now on.
+    fn enter(&mut self, key: Key, id: RegionId, offset: u64) {
+        self.clock += 1;
+        let (Some(entry), Some(region)) = (self.copies.get_mut(&key), self.regions.get_mut(&id)) else {
+            return;
         };
-        Some((place, region.job))
+        entry.memory = Some((id, offset));
+        (entry.used_at, region.used_at) = (self.clock, self.clock);
+        (region.asked, region.kept) = (false, false);
+        region.copies.insert(key);
+        region.pinned += usize::from(!entry.pins.is_empty());
+        region.secondary += usize::from(entry.origin.is_some());
+        region.dirty += usize::from(entry.is_dirty());
+        self.disk.dirty_bytes += if entry.is_dirty() { entry.bytes } else { 0 };
+    }
+
+    /// A copy, in the table or not any more, lies in memory no more: its writer may reuse that. It is not pinned, and
+    /// not being spilled.
+    fn leave(
+        &mut self,
+        key: Key,
+        (id, _): (RegionId, u64),
+        bytes: u64,
+        dirty: bool,
+        primary: bool,
+        gone: &mut Gone,
+    ) {
+        self.disk.dirty_bytes -= if dirty { bytes } else { 0 };
+        let Some(region) = self.regions.get_mut(&id) else { return };
+        region.copies.remove(&key);
+        region.dirty -= usize::from(dirty);
+        region.secondary -= usize::from(!primary);
+        if !region.orphan {
+            gone.reclaim(id.writer, key);
+        } else if region.copies.is_empty() {
+            self.drop_region(id, gone);
+        }
+    }
+
+    /// Where this attempt's copy lies in memory, if it does, and whose it is; `None` where it is missing or freed.
+    pub fn find(&self, object: ObjectId, attempt: u32) -> Option<(Option<Place>, JobId)> {
+        let entry = self.copies.get(&(object, attempt)).filter(|entry| !entry.freed)?;
+        let place = entry.memory.and_then(|(id, offset)| {
+            let region = self.regions.get(&id)?;
+            Some(Place { region: id, region_bytes: region.bytes, offset, bytes: entry.bytes, attempt })
+        });
+        Some((place, entry.job))
     }
 
     /// The descriptor of a region, and its size in bytes.
@@ -555,15 +664,16 @@ impl Objects {
         Some(Arc::clone(&region.fd))
     }
 
-    /// Pins a copy once more for `reader`; `None` where it is missing or freed.
+    /// Pins a copy once more for `reader`; `None` where it is missing, freed, or not in memory.
     pub fn pin(&mut self, object: ObjectId, attempt: u32, reader: HostId) -> Option<Place> {
-        let (place, _) = self.find(object, attempt)?;
+        let place = self.find(object, attempt)?.0?;
         self.clock += 1;
-        let clock = self.clock;
         let entry = self.copies.get_mut(&(object, attempt))?;
-        entry.used_at = clock;
+        let region = self.regions.get_mut(&place.region)?;
+        (entry.used_at, region.used_at) = (self.clock, self.clock);
         if entry.pins.is_empty() {
             self.pinned += 1;
+            region.pinned += 1;
         }
         *entry.pins.entry(reader).or_default() += 1;
         Some(place)
@@ -609,7 +719,10 @@ impl Objects {
         entry.pins.remove(&reader);
         if entry.pins.is_empty() {
             self.pinned -= 1;
-            if entry.freed {
+            if let Some(region) = entry.memory.and_then(|(id, _)| self.regions.get_mut(&id)) {
+                region.pinned -= 1;
+            }
+            if entry.freed && !entry.spilling {
                 self.remove(key, gone);
             }
         }
@@ -629,42 +742,19 @@ impl Objects {
         let Some(entry) = self.copies.get_mut(&key) else { return };
         entry.freed = true;
         gone.drop_at.extend(std::mem::take(&mut entry.holders).nodes().map(|node| (node, key.0)));
-        if entry.pins.is_empty() {
+        if entry.is_idle() {
             self.remove(key, gone);
         }
     }
 
-    fn remove(&mut self, key: (ObjectId, u32), gone: &mut Gone) {
+    fn remove(&mut self, key: Key, gone: &mut Gone) {
         let Some(entry) = self.copies.remove(&key) else { return };
-        let Some(region) = self.regions.get_mut(&entry.region) else { return };
-        region.live -= 1;
-        if !region.orphan {
-            gone.reclaim(entry.region.writer, key);
-        } else if region.live == 0 {
-            self.drop_region(entry.region, gone);
+        if let Some(memory) = entry.memory {
+            self.leave(key, memory, entry.bytes, entry.is_dirty(), entry.origin.is_none(), gone);
         }
-    }
-
-    /// Drops unpinned copies of other nodes' objects, least recently used first, until `bytes` are dropped or
-    /// none is left.
-    pub fn evict(&mut self, bytes: u64) -> Gone {
-        let mut gone = Gone::default();
-        let mut idle: Vec<_> = self
-            .copies
-            .iter()
-            .filter(|(_, entry)| entry.origin.is_some() && entry.pins.is_empty())
-            .map(|(key, entry)| (entry.used_at, *key, entry.bytes))
-            .collect();
-        idle.sort_unstable();
-        let mut dropped = 0u64;
-        for (_, key, size) in idle {
-            if dropped >= bytes {
-                break;
-            }
-            dropped += size;
-            self.free_copy(key, &mut gone);
+        if let Some(slot) = entry.disk {
+            self.disk.leave(slot, gone);
         }
-        gone
     }
 
     /// A host is gone: its pins, mappings, grants and requests go; its regions stay while objects in them live.
@@ -679,7 +769,7 @@ impl Objects {
         for id in self.regions_of(host) {
             let Some(region) = self.regions.get_mut(&id) else { continue };
             region.orphan = true;
-            if region.live == 0 {
+            if region.copies.is_empty() {
                 self.drop_region(id, &mut gone);
             }
         }
@@ -704,23 +794,19 @@ impl Objects {
     /// pin protects anything any more.
     pub fn job_gone(&mut self, job: JobId) -> Gone {
         let mut gone = Gone::default();
-        let regions: Vec<_> =
-            self.regions.iter().filter(|(_, region)| region.job == job).map(|(id, _)| *id).collect();
-        let regions: BTreeSet<_> = regions.into_iter().collect();
-        let keys: Vec<_> = self
-            .copies
-            .iter()
-            .filter(|(_, entry)| regions.contains(&entry.region))
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<_> =
+            self.copies.iter().filter(|(_, entry)| entry.job == job).map(|(key, _)| *key).collect();
         for key in keys {
-            if let Some(entry) = self.copies.remove(&key) {
-                gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key.0)));
-                if !entry.pins.is_empty() {
-                    self.pinned -= 1;
-                }
+            let Some(entry) = self.copies.remove(&key) else { continue };
+            gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key.0)));
+            self.pinned -= u64::from(!entry.pins.is_empty());
+            self.disk.dirty_bytes -= if entry.memory.is_some() && entry.is_dirty() { entry.bytes } else { 0 };
+            if let Some(slot) = entry.disk {
+                self.disk.leave(slot, &mut gone);
             }
         }
+        let regions: Vec<_> =
+            self.regions.iter().filter(|(_, region)| region.job == job).map(|(id, _)| *id).collect();
         regions.into_iter().for_each(|id| self.remove_from_table(id));
         gone
     }

@@ -58,6 +58,7 @@ impl Rig {
             node: NodeId::EMBEDDED,
             cpus: 4,
             store_bytes: 4 * MIB,
+            spill: objects::Limits::default(),
             in_process_executor: in_process,
             idle_timeout: Duration::from_secs(10),
         });
@@ -165,6 +166,13 @@ fn line(effect: &Effect) -> String {
         Effect::Died(host, ..) => format!("died {}", short(host)),
         Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
         Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
+        Effect::Spill(spill) => format!("spill {} into {}", spill.items.len(), spill.file),
+        Effect::Restore(object, ..) => format!("restore {object}"),
+        Effect::DeleteFile(file) => format!("delete {file}"),
+        Effect::Serve(_, _, served) => {
+            let served = served.as_ref().map_or_else(|f| format!("{:?}", f.kind), |()| "it".to_owned());
+            format!("serve {served}")
+        }
         Effect::Reclaim(copies) => format!("reclaim {}", copies.len()),
         Effect::Room(request, result) => format!("room {request} {}", result.is_ok()),
         Effect::JobGone(job) => format!("gone {job}"),

@@ -18,7 +18,7 @@ use mobula_proto::{
     peer::Copy,
 };
 
-use super::{Core, Effect, objects::Place};
+use super::{Core, Effect, Reader, objects::Place};
 
 /// Most pulls at once; an open that would start another fails with a retryable error.
 pub const PULLS_MAX: usize = 4096;
@@ -121,6 +121,8 @@ pub enum Serve {
     Part,
     /// It is to ask these, the first of them first.
     Elsewhere(Vec<NodeId>),
+    /// It is read back from disk first; [`Effect::Serve`] follows.
+    Later,
     /// There is none here.
     No(String),
 }
@@ -214,7 +216,7 @@ impl Core {
     /// Another agent wants to copy an object from here.
     pub fn serve(&mut self, wish: &Wish) -> Serve {
         let Wish { object, copy: Copy { attempt, .. }, by, .. } = *wish;
-        if let Some((place, _)) = self.objects.find(object, attempt) {
+        if let Some((place, job)) = self.objects.find(object, attempt) {
             let mut others = Vec::new();
             if wish.copy.node == self.config.node {
                 let (elsewhere, known) = self.objects.placed(object, attempt, by, &wish.tried);
@@ -225,6 +227,12 @@ impl Core {
                 }
                 others = known;
             }
+            let Some(place) = place else {
+                return match self.restore(object, attempt, job, Reader::Nodes) {
+                    Ok(()) => Serve::Later,
+                    Err(why) => Serve::No(why),
+                };
+            };
             if let Some((fd, _)) = self.objects.region(place.region) {
                 self.objects.pin(object, attempt, by.agent());
                 return Serve::Whole(place, fd, others);

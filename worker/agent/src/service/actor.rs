@@ -10,13 +10,17 @@ use mobula_proto::{
     host::{self, ToAgent, ToHost},
     peer::Copy,
 };
-use mobula_store::heap::Block;
+use mobula_store::{
+    heap::{Block, Extent},
+    spill::Target,
+};
 use mobula_telemetry::task;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use super::{
+    disk::Disk,
     launch::{self, Launching},
     memory::{self, Memory, Step, Wanted},
     peers::Peers,
@@ -40,6 +44,8 @@ pub(super) enum Message {
     Linked(HostId, Outbox),
     Ended(HostId, Failure),
     Pulled(ObjectId, Copy, JobId, Result<Block, Failure>),
+    Restored(Wanted, JobId, Result<Block, Failure>),
+    Spilled(u64, Result<(), String>),
     /// From an offset on.
     Serve(Box<Wish>, u64, oneshot::Sender<transfer::Answer>),
     Served(Box<Wish>, u64, Permit),
@@ -71,7 +77,7 @@ impl Post {
         }
     }
 
-    fn cast(&self, message: Message) {
+    pub(super) fn cast(&self, message: Message) {
         if self.0.cast(message).is_err() {
             debug!("the agent has ended");
         }
@@ -136,6 +142,7 @@ impl Post {
 /// What the actor starts with.
 pub(super) struct Arguments {
     pub(super) config: Config,
+    pub(super) spill: Option<Arc<dyn Target>>,
     pub(super) ring_bytes: u32,
     pub(super) nodes: Vec<head::Node>,
     pub(super) to_head: mpsc::Sender<ToHead>,
@@ -152,6 +159,7 @@ pub(super) struct Arguments {
 pub(super) struct State {
     pub(super) core: Core,
     pub(super) memory: Memory,
+    pub(super) disk: Disk,
     pub(super) transfers: Transfers,
     ring_bytes: u32,
     to_head: mpsc::Sender<ToHead>,
@@ -208,6 +216,7 @@ impl Actor for Service {
         Ok(State {
             core,
             memory: Memory::new(store_bytes),
+            disk: Disk::new(arguments.spill, post.clone()),
             transfers: Transfers::default(),
             ring_bytes,
             to_head,
@@ -250,10 +259,9 @@ impl State {
                     head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
                     head::ToAgent::NodeDown { node, .. } => {
                         self.peers.node_down(*node);
-                        for Wanted { object, copy } in self.memory.without(*node) {
+                        for wanted in self.memory.without(*node) {
                             let text = format!("{node}, which held it, is gone");
-                            let failure = Failure::new(FailureKind::ObjectLost, text);
-                            self.core.pulled(object, copy.attempt, Err(failure));
+                            self.lost(wanted, Failure::new(FailureKind::ObjectLost, text));
                         }
                     }
                     _ => {}
@@ -279,7 +287,9 @@ impl State {
             }
             Message::Ended(host, failure) => self.ended(host, failure),
             Message::Pulled(object, copy, job, result) => self.pulled(object, copy, job, result),
-            Message::Serve(wish, from, reply) => self.serve(&wish, from, reply),
+            Message::Restored(wanted, job, result) => self.restored(wanted, job, result),
+            Message::Spilled(file, result) => self.core.spilled(file, result, now),
+            Message::Serve(wish, from, reply) => self.serve(*wish, from, reply),
             Message::Served(wish, bytes, _permit) => {
                 self.core.served(wish.object, wish.copy.attempt, wish.by, bytes);
             }
@@ -395,10 +405,22 @@ impl State {
             Effect::Died(host, job, failure) => self.routes.died(host, job, &failure),
             Effect::Rings(pair) => self.rings(pair),
             Effect::Pull(object, copy, job) => {
-                let steps = self.memory.want(job, Wanted { object, copy });
-                self.steps(job, steps);
+                let Copy { node, bytes, attempt } = copy;
+                self.want(job, Wanted { object, attempt, bytes, from: memory::From::Node(node) });
             }
-            Effect::Reclaim(copies) => self.memory.reclaim(&copies),
+            Effect::Restore(object, attempt, bytes, slot, job) => {
+                self.want(job, Wanted { object, attempt, bytes, from: memory::From::Disk(slot) });
+            }
+            Effect::Spill(spill) => {
+                self.disk.write(spill, |region| Some(self.core.objects.region(region)?.0))
+            }
+            Effect::DeleteFile(file) => self.disk.delete(file),
+            Effect::Serve(object, attempt, served) => self.serve_waiting(object, attempt, &served),
+            Effect::Reclaim(copies) => {
+                for (job, steps) in self.memory.reclaim(&copies) {
+                    self.steps(job, steps);
+                }
+            }
             Effect::Room(request, result) => self.room(request, result),
             Effect::JobGone(job) => {
                 if let Some((_, bytes)) = self.memory.job_gone(job) {
@@ -447,10 +469,21 @@ impl State {
         }
     }
 
+    fn want(&mut self, job: JobId, wanted: Wanted) {
+        let steps = self.memory.want(job, wanted);
+        self.steps(job, steps);
+    }
+
     fn steps(&mut self, job: JobId, steps: Vec<Step>) {
         for step in steps {
             match step {
-                Step::Start(wanted, block) => self.pull(job, wanted, block),
+                Step::Start(wanted, block) => match wanted.from {
+                    memory::From::Node(node) => self.pull(job, wanted, node, block),
+                    memory::From::Disk(slot) => self.disk.read(job, wanted, slot, block),
+                },
+                Step::Unask(request, bytes) => {
+                    self.core.unwant_region(self.core.node().agent(), request, bytes);
+                }
                 Step::Ask(request, bytes) => {
                     let agent = self.core.node().agent();
                     if let Some(spare) = self.memory.spare_for(job, bytes) {
@@ -480,12 +513,38 @@ impl State {
                 self.core.objects.ungrant(agent, bytes);
                 let (lost, steps) = self.memory.refused(job);
                 if let Some(lost) = lost {
-                    self.core.pulled(lost.object, lost.copy.attempt, Err(failure));
+                    self.lost(lost, failure);
                 }
                 steps
             }
         };
         self.steps(job, steps);
+    }
+
+    /// There will be no memory for a copy, or nobody to get it from.
+    fn lost(&mut self, lost: Wanted, failure: Failure) {
+        match lost.from {
+            memory::From::Node(_) => {
+                self.core.pulled(lost.object, lost.attempt, Err(failure));
+            }
+            memory::From::Disk(_) => {
+                self.core.restored(lost.object, lost.attempt, Err(failure));
+            }
+        }
+    }
+
+    /// A copy was read back from disk, or not.
+    fn restored(&mut self, wanted: Wanted, job: JobId, result: Result<Block, Failure>) {
+        let Wanted { object, attempt, .. } = wanted;
+        let extent = result.map(Block::seal);
+        let place = extent.as_ref().map(Extent::location).map_err(Failure::clone);
+        let agent = self.core.node().agent();
+        let place = place.map(|place| (RegionId { writer: agent, seq: place.region_seq }, place.offset));
+        if self.core.restored(object, attempt, place)
+            && let Ok(extent) = extent
+        {
+            self.memory.keep(object, attempt, job, extent);
+        }
     }
 
     fn set_timer(&mut self) {

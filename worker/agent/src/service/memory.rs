@@ -1,15 +1,17 @@
-//! The agent's own shared memory, for copies that it pulls: one heap for each job, since descriptors never cross
+//! The agent's own shared memory, for copies that it pulls or reads back from disk: one heap for each job, since descriptors never cross
 //! from one job to another.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 use tracing::debug;
 
-use mobula_proto::{Failure, FailureKind, JobId, NodeId, ObjectId, RegionId, host::Request, peer::Copy};
+use crate::core::objects::Slot;
+
+use mobula_proto::{Failure, FailureKind, JobId, NodeId, ObjectId, RegionId, host::Request};
 use mobula_store::{
     heap::{self, Block, Extent, Heap, REGION_STEP_BYTES},
     region::Writer,
@@ -36,11 +38,20 @@ const KEEP_TIME: Duration = Duration::from_secs(30);
 /// How long a pull waits for room in the store.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
 
-/// A pull that has no memory yet.
+/// A copy that has no memory here yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) object: ObjectId,
-    pub(super) copy: Copy,
+    pub(super) attempt: u32,
+    pub(super) bytes: u64,
+    pub(super) from: From,
+}
+
+/// Where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum From {
+    Node(NodeId),
+    Disk(Slot),
 }
 
 #[derive(Debug)]
@@ -62,6 +73,8 @@ pub(super) enum Step {
     Start(Wanted, Block),
     /// A region of so many bytes is needed.
     Ask(Request, u64),
+    /// It is not any more.
+    Unask(Request, u64),
 }
 
 /// All of it.
@@ -94,7 +107,7 @@ impl Memory {
         }
     }
 
-    /// Queues a pull and says what can be done at once.
+    /// Queues a copy and says what can be done at once.
     pub(super) fn want(&mut self, job: JobId, wanted: Wanted) -> Vec<Step> {
         let region_bytes_min = self.region_bytes;
         let entry = self.jobs.entry(job).or_insert_with(|| JobHeap {
@@ -105,7 +118,7 @@ impl Memory {
             large: false,
         });
         entry.pulled = Instant::now();
-        entry.large |= wanted.copy.bytes >= LARGE_BYTES;
+        entry.large |= matches!(wanted.from, From::Node(_)) && wanted.bytes >= LARGE_BYTES;
         entry.waiting.push_back(wanted);
         self.steps(job)
     }
@@ -118,7 +131,7 @@ impl Memory {
         }
         while let Some(first) = entry.waiting.front().copied() {
             // A block of nothing would have no place of its own.
-            match entry.heap.allocate(first.copy.bytes.max(1)) {
+            match entry.heap.allocate(first.bytes.max(1)) {
                 Ok(block) => {
                     entry.waiting.pop_front();
                     steps.push(Step::Start(first, block));
@@ -173,7 +186,7 @@ impl Memory {
         self.steps(job)
     }
 
-    /// There is no room: the first pull in line fails, the others try again.
+    /// There is no room: the first copy in line fails, the others try again.
     pub(super) fn refused(&mut self, job: JobId) -> (Option<Wanted>, Vec<Step>) {
         let Some(entry) = self.jobs.get_mut(&job) else { return (None, Vec::new()) };
         entry.asked = None;
@@ -186,7 +199,7 @@ impl Memory {
         let mut gone = Vec::new();
         for entry in self.jobs.values_mut() {
             entry.waiting.retain(|wanted| {
-                let stays = wanted.copy.node != node;
+                let stays = !matches!(wanted.from, From::Node(from) if from == node);
                 if !stays {
                     gone.push(*wanted);
                 }
@@ -201,11 +214,28 @@ impl Memory {
         self.extents.insert((object, attempt), (job, extent));
     }
 
-    /// Frees copies.
-    pub(super) fn reclaim(&mut self, copies: &[(ObjectId, u32)]) {
-        for copy in copies {
-            self.extents.remove(copy);
+    /// Frees copies; what waits for memory may have it, which is warm, rather than a region of its own.
+    pub(super) fn reclaim(&mut self, copies: &[(ObjectId, u32)]) -> Vec<(JobId, Vec<Step>)> {
+        let gone: Vec<_> = copies.iter().filter_map(|copy| self.extents.remove(copy)).collect();
+        let jobs: BTreeSet<_> = gone.into_iter().map(|(job, _)| job).collect();
+        jobs.into_iter().map(|job| (job, self.start_waiting(job))).collect()
+    }
+
+    fn start_waiting(&mut self, job: JobId) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let Some(entry) = self.jobs.get_mut(&job) else { return steps };
+        while let Some(first) = entry.waiting.front().copied()
+            && let Ok(block) = entry.heap.allocate(first.bytes.max(1))
+        {
+            entry.waiting.pop_front();
+            steps.push(Step::Start(first, block));
         }
+        if entry.waiting.is_empty()
+            && let Some((request, bytes)) = entry.asked.take()
+        {
+            steps.push(Step::Unask(request, bytes));
+        }
+        steps
     }
 
     /// Drops regions in which nothing lies, but for what a job keeps for reuse; `short` says that somebody lacks room,

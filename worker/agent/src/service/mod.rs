@@ -6,9 +6,10 @@
 //! | `head` | the link to the head |
 //! | `link`, `local`, `launch` | links to hosts: sockets, memory, and processes with their output |
 //! | `routes`, `peers` | bounded ways out, to hosts and to other agents |
-//! | `memory`, `provision` | copies pulled from elsewhere; programs and files of jobs |
+//! | `memory`, `disk`, `provision` | copies pulled from elsewhere or read back; spilled ones; programs and files of jobs |
 
 mod actor;
+mod disk;
 mod head;
 mod launch;
 mod link;
@@ -47,6 +48,9 @@ pub use local::{LocalLink, LocalReceiver, LocalSender, SendError, TO_AGENT_MAX, 
 pub use provision::own_program;
 pub use routes::{CONTROL_MAX, ROOM_UNIT_BYTES, ROOM_UNITS};
 
+use mobula_store::spill::{Folder, Target};
+
+pub use crate::core::objects::Limits;
 use crate::{binaries, core::Config, detect::Detected, launcher::Launcher};
 
 /// How often use is reported to the head, where it changed.
@@ -95,6 +99,10 @@ pub struct Options {
     pub resources: Detected,
     /// Capacity of the object store, in bytes; default [`store_bytes_default`].
     pub store_bytes: u64,
+    /// What may be spilled from it, and when.
+    pub spill: Limits,
+    /// The folder in which a folder for spilled objects is made (0700), named after `home`; default `spill` in `home`.
+    pub spill_folder: Option<PathBuf>,
     /// Starts hosts.
     pub launcher: Arc<dyn Launcher>,
     /// Whether a driver that is attached in this process executes its job's shared classes.
@@ -132,6 +140,8 @@ impl Options {
             advertise: None,
             socket: None,
             store_bytes: store_bytes_default(&resources.total),
+            spill: Limits::default(),
+            spill_folder: None,
             resources,
             launcher,
             in_process_executor: false,
@@ -165,6 +175,9 @@ pub enum Error {
     /// The store of binaries could not be opened.
     #[error(transparent)]
     Binaries(#[from] binaries::Error),
+    /// The folder for spilled objects could not be made.
+    #[error(transparent)]
+    Spill(#[from] mobula_store::Error),
     /// The port could not be opened.
     #[error(transparent)]
     Net(#[from] quic::Error),
@@ -214,6 +227,18 @@ impl Agent {
         let jobs = options.home.join("jobs");
         // What an agent that was killed left behind.
         let _absent = std::fs::remove_dir_all(&jobs);
+        let spill = match options.spill.disk_bytes {
+            0 => None,
+            _ => {
+                let own = |folder: PathBuf| {
+                    let home = std::path::absolute(&options.home).unwrap_or_else(|_| options.home.clone());
+                    let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
+                    folder.join(format!("mobula-spill-{}", &name[..16]))
+                };
+                let folder = options.spill_folder.map_or_else(|| options.home.join("spill"), own);
+                Some(Arc::new(Folder::new(folder)?) as Arc<dyn Target>)
+            }
+        };
         let store = binaries::Store::open(options.home.join("binaries"), options.binaries_bytes)?;
         let store_bytes = options.store_bytes.max(STORE_BYTES_MIN);
         let cpus = options.cpus.unwrap_or_else(|| whole_cpus(&options.resources.total));
@@ -269,9 +294,11 @@ impl Agent {
                 node,
                 cpus,
                 store_bytes,
+                spill: options.spill,
                 in_process_executor: options.in_process_executor,
                 idle_timeout: options.idle_timeout,
             },
+            spill,
             ring_bytes: options.ring_bytes,
             nodes: registered.nodes,
             to_head,

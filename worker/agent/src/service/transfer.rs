@@ -30,7 +30,7 @@ use super::{
 };
 use crate::core::{
     objects::Place,
-    transfer::{Search, Serve, Wish},
+    transfer::{PART_READERS_MAX, Search, Serve, Wish},
 };
 
 /// How long a pull waits for a source that sends nothing, until it turns to another.
@@ -38,6 +38,9 @@ pub const SOURCE_STALL: Duration = Duration::from_secs(10);
 
 /// The answer to another agent.
 pub(super) type Answer = Result<bulk::Answer, String>;
+
+/// What another agent asked for, from which byte on, and where it waits.
+type Asked = (Wish, u64, oneshot::Sender<Answer>);
 
 /// A copy that is coming in.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ struct Coming {
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
     coming: BTreeMap<(ObjectId, u32), Coming>,
+    /// Other agents that wait until a copy is read back from disk.
+    waiting: BTreeMap<(ObjectId, u32), Vec<Asked>>,
 }
 
 /// Keeps memory in place for as long as a slice of it is being sent.
@@ -79,8 +84,16 @@ fn whole(place: Place, fd: &OwnedFd, from: u64) -> Result<Range, String> {
 }
 
 impl State {
-    pub(super) fn serve(&mut self, wish: &Wish, from: u64, reply: oneshot::Sender<Answer>) {
+    pub(super) fn serve(&mut self, wish: Wish, from: u64, reply: oneshot::Sender<Answer>) {
+        let wish = &wish;
         let answer = match self.core.serve(wish) {
+            Serve::Later => {
+                let waiting = self.transfers.waiting.entry((wish.object, wish.copy.attempt)).or_default();
+                if waiting.len() < PART_READERS_MAX {
+                    waiting.push((wish.clone(), from, reply));
+                }
+                return;
+            }
             Serve::No(why) => {
                 let _left = reply.send(Err(why));
                 return;
@@ -97,6 +110,18 @@ impl State {
         let failed = answer.is_err();
         if reply.send(answer).is_err() || failed {
             self.core.served(wish.object, wish.copy.attempt, wish.by, 0);
+        }
+    }
+
+    /// Those that waited until a copy was read back can have it, or not.
+    pub(super) fn serve_waiting(&mut self, object: ObjectId, attempt: u32, served: &Result<(), Failure>) {
+        for (wish, from, reply) in self.transfers.waiting.remove(&(object, attempt)).unwrap_or_default() {
+            match served {
+                Ok(()) => self.serve(wish, from, reply),
+                Err(failure) => {
+                    let _left = reply.send(Err(failure.message.clone()));
+                }
+            }
         }
     }
 
@@ -117,8 +142,9 @@ impl State {
         Ok(Range::growing(len, from, ready, slice))
     }
 
-    pub(super) fn pull(&mut self, job: JobId, wanted: Wanted, mut block: Block) {
-        let Wanted { object, copy } = wanted;
+    pub(super) fn pull(&mut self, job: JobId, wanted: Wanted, node: NodeId, mut block: Block) {
+        let Wanted { object, attempt, bytes, .. } = wanted;
+        let copy = Copy { node, bytes, attempt };
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
         let progress = Arc::new(watch::Sender::new(Progress::Have(0)));
         let coming = Coming { progress: Arc::clone(&progress), place: block.location(), bytes: copy.bytes };

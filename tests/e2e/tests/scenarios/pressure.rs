@@ -1,0 +1,97 @@
+//! Stores that are too small for what they hold: the disk takes the rest.
+
+use mobula::{NodeId, Result, prelude::*};
+use mobula_e2e::{Env, Part, env::on, eventually};
+
+const MIB: usize = 1 << 20;
+/// Of each object. A store of 32 MiB holds ten.
+const BYTES: usize = 3 * MIB;
+/// So many are four stores full.
+const COUNT: usize = 43;
+
+/// Bytes that are different for each object, and at each place of it.
+fn bytes(seed: usize) -> Vec<u8> {
+    (0..BYTES).map(|at| ((at >> 3) ^ (at >> 11) ^ (seed * 31)) as u8).collect()
+}
+
+fn is_right(tensor: &Tensor, seed: usize) -> bool {
+    tensor.as_slice::<u8>().is_ok_and(|found| found == bytes(seed))
+}
+
+#[mobula::task]
+fn make(seed: usize) -> Result<Tensor> {
+    Tensor::from_vec(&[BYTES], bytes(seed))
+}
+
+#[mobula::task]
+fn check(tensor: Tensor, seed: usize) -> bool {
+    is_right(&tensor, seed)
+}
+
+/// All of them in an order in which no two neighbours follow one another.
+fn shuffled() -> impl Iterator<Item = usize> {
+    (0..COUNT).map(|at| at * 17 % COUNT)
+}
+
+async fn spilled(env: &Env) -> Result<(u64, u64)> {
+    let nodes = env.cluster.snapshot().await?.nodes;
+    let spilled = nodes.iter().map(|node| node.usage.spilled).sum();
+    Ok((spilled, nodes.iter().map(|node| node.usage.restored).sum()))
+}
+
+async fn have_spilled(env: &Env) -> Result<()> {
+    eventually("objects on disk and back", async || {
+        let (spilled, restored) = spilled(env).await?;
+        Ok(spilled > 0 && restored > 0)
+    })
+    .await
+}
+
+pub async fn a_driver_puts_four_stores_full(env: Env) -> Result<()> {
+    let held: Vec<_> = (0..COUNT)
+        .map(|seed| mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?))
+        .collect::<Result<_>>()?;
+    for seed in shuffled() {
+        assert!(is_right(&(&held[seed]).await?, seed), "object {seed} is another");
+    }
+    // Tasks read them too, wherever they run.
+    let right: Vec<_> = shuffled().map(|seed| check.remote(&held[seed], seed)).collect();
+    assert!(mobula::get_all(&right).await?.into_iter().all(|right| right));
+    have_spilled(&env).await?;
+    drop(held);
+    env.stores_empty().await
+}
+
+pub async fn results_outgrow_the_store(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
+    mobula::wait(&made, COUNT, None).await?;
+    for seed in shuffled() {
+        let right = check.options().strategy(on(node)).remote(&made[seed], seed);
+        assert!(right.await?, "object {seed} is another");
+    }
+    have_spilled(&env).await?;
+    drop(made);
+    env.stores_empty().await
+}
+
+/// What a killed host has in memory and on disk is read all the same; what it was about to write is made again.
+pub async fn a_host_killed_meanwhile_leaves_nothing(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let made: Vec<_> =
+        (0..COUNT).map(|seed| make.options().strategy(on(node)).retries(10).remote(seed)).collect();
+    mobula::wait(&made, COUNT / 2, None).await?;
+    {
+        let mut rig = env.rig().unwrap();
+        let place = usize::from(rig.number(0).unwrap() != node.number);
+        for host in rig.hosts(place).unwrap() {
+            rig.kill(Part::Host(host)).unwrap();
+        }
+    }
+    for seed in shuffled() {
+        assert!(is_right(&(&made[seed]).await?, seed), "object {seed} is another");
+    }
+    have_spilled(&env).await?;
+    drop(made);
+    env.stores_empty().await
+}

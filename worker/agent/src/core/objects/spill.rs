@@ -1,0 +1,440 @@
+//! Making room: which copies leave memory, and which are written to disk first.
+//!
+//! Memory comes free region by region, so regions are emptied as a whole, those first that were used least recently:
+//! of other nodes' objects, which are dropped; then of primaries that lie in a file; then of primaries that do not,
+//! which are written to a file, and dropped when they lie there. Where a large share of the store holds primaries that are
+//! in no file, some are written ahead of need, and stay in memory until somebody lacks room.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use mobula_proto::{ObjectId, resource::bytes_text};
+use mobula_store::spill::slot_bytes;
+
+use super::{Gone, Key, Objects, Place};
+
+/// Most files that are written at once.
+pub const SPILLS_MAX: usize = 2;
+/// How long the disk may take for one file while somebody waits for room.
+pub const STALL_MAX: Duration = Duration::from_secs(60);
+/// How long after a file was written its memory may take to come free; and how long after one could not be written the
+/// next is tried.
+pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// What may be spilled, and when.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Primaries are written ahead of need when those that are in no file take more than this share of the store;
+    /// default 0.8.
+    pub above: f64,
+    /// And until they take less than this; default 0.6.
+    pub below: f64,
+    /// A file takes no further object once it has so many bytes; default 64 MiB.
+    pub file_bytes: u64,
+    /// Most bytes of files; 0 turns spilling off. Default 64 GiB.
+    pub disk_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { above: 0.8, below: 0.6, file_bytes: 64 << 20, disk_bytes: 64 << 30 }
+    }
+}
+
+/// Where on disk a copy lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The file's number.
+    pub file: u64,
+    /// Where in it.
+    pub offset: u64,
+}
+
+/// A file to be written: slots in this order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Spill {
+    /// Its number.
+    pub file: u64,
+    /// What goes into it.
+    pub items: Vec<SpillItem>,
+}
+
+/// One copy of a [`Spill`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpillItem {
+    /// The object.
+    pub object: ObjectId,
+    /// Where it lies in memory.
+    pub place: Place,
+    /// Where it begins in the file.
+    pub offset: u64,
+}
+
+/// What has been done since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes of objects written to disk.
+    pub spilled_bytes: u64,
+    /// How many objects those were.
+    pub spilled: u64,
+    /// Bytes of objects read back.
+    pub restored_bytes: u64,
+    /// How many objects those were.
+    pub restored: u64,
+    /// Bytes of copies dropped from memory that lie on disk or on another node.
+    pub evicted_bytes: u64,
+    /// How many copies those were.
+    pub evicted: u64,
+}
+
+#[derive(Debug)]
+struct File {
+    bytes: u64,
+    live: u64,
+}
+
+/// The files, and when to write more.
+#[derive(Debug)]
+pub(super) struct Disk {
+    limits: Limits,
+    above_bytes: u64,
+    below_bytes: u64,
+    /// Bytes of primaries in memory that are in no file, those on their way there included.
+    pub(super) dirty_bytes: u64,
+    files: BTreeMap<u64, File>,
+    spills: BTreeMap<u64, Spill>,
+    /// Bytes of the objects in `spills`.
+    spilling_bytes: u64,
+    /// Bytes of all files, complete or not.
+    bytes: u64,
+    next_file: u64,
+    /// When a file was complete last.
+    progress: Option<Instant>,
+    /// Why the last file was not written, or the next is not, and when it is tried again.
+    trouble: Option<(Option<Instant>, String)>,
+    counters: Counters,
+}
+
+impl Disk {
+    pub(super) fn new(capacity: u64, limits: Limits) -> Self {
+        let share = |of: f64| (capacity as f64 * of.clamp(0.0, 1.0)) as u64;
+        Self {
+            above_bytes: share(limits.above),
+            below_bytes: share(limits.below.min(limits.above)),
+            limits,
+            dirty_bytes: 0,
+            files: BTreeMap::new(),
+            spills: BTreeMap::new(),
+            spilling_bytes: 0,
+            bytes: 0,
+            next_file: 1,
+            progress: None,
+            trouble: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// A copy that lies there is gone.
+    pub(super) fn leave(&mut self, slot: Slot, gone: &mut Gone) {
+        let Some(file) = self.files.get_mut(&slot.file) else { return };
+        file.live -= 1;
+        if file.live == 0 {
+            self.remove(slot.file, gone);
+        }
+    }
+
+    fn remove(&mut self, file: u64, gone: &mut Gone) {
+        if let Some(removed) = self.files.remove(&file) {
+            self.bytes -= removed.bytes;
+            gone.delete.push(file);
+        }
+    }
+
+    /// Until when a wait that should have ended at `deadline` goes on, because the disk is making room.
+    pub(super) fn extended(&self, deadline: Instant, now: Instant) -> Option<Instant> {
+        let end = if self.spills.is_empty() {
+            self.progress? + PAUSE
+        } else {
+            self.progress.map_or(deadline, |at| at.max(deadline)) + STALL_MAX
+        };
+        (now < end).then(|| end.min(now + PAUSE))
+    }
+
+    /// What an error says about the disk, if it is in trouble.
+    pub(super) fn complaint(&self) -> String {
+        self.trouble.as_ref().map_or_else(String::new, |(_, why)| format!("; nothing is spilled: {why}"))
+    }
+
+    /// When a file is tried again after one could not be written.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.trouble.as_ref().and_then(|(at, _)| *at)
+    }
+
+    /// Whether a further file may be begun.
+    fn may_begin(&self) -> bool {
+        self.limits.disk_bytes > 0 && self.spills.len() < SPILLS_MAX && self.retry_at().is_none()
+    }
+}
+
+/// What is to be done to make room.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// What left memory.
+    pub gone: Gone,
+    /// What is to be written; [`Objects::spilled`] follows for each.
+    pub spills: Vec<Spill>,
+    /// The file that is being filled, and its size so far.
+    open: Option<(Spill, u64)>,
+}
+
+impl Objects {
+    /// Empties regions while the first in line lacks room, and begins to write files, also ahead of need.
+    pub fn make_room(&mut self) -> Room {
+        let mut room = Room::default();
+        let mut lacking = match self.short_by() {
+            0 => 0,
+            short => short.saturating_sub(self.coming()),
+        };
+        if lacking > 0 {
+            let mut regions: Vec<_> = self
+                .regions
+                .iter()
+                .filter(|(_, region)| {
+                    region.pinned == 0 && !region.dropped && region.copies.len() > region.spilling
+                })
+                .map(|(id, region)| {
+                    let primary = region.secondary < region.copies.len();
+                    (u8::from(primary) + u8::from(region.dirty > 0), region.used_at, *id, region.bytes)
+                })
+                .collect();
+            regions.sort_unstable();
+            for (_, _, id, bytes) in regions {
+                if lacking == 0 || !self.empty(self.idle_in(id), &mut room) {
+                    break;
+                }
+                lacking = lacking.saturating_sub(bytes);
+            }
+            // What is left holds something pinned. Room beside that serves its own writer.
+            if lacking > 0
+                && let Some(writer) = self.waiting.front().map(|first| first.writer)
+            {
+                let mut idle: Vec<_> =
+                    self.regions_of(writer).into_iter().flat_map(|id| self.idle_in(id)).collect();
+                idle.sort_unstable_by_key(|key| self.copies.get(key).map(|entry| entry.used_at));
+                for key in idle {
+                    let bytes = self.copies.get(&key).map_or(0, |entry| entry.bytes);
+                    if lacking == 0 || !self.empty(vec![key], &mut room) {
+                        break;
+                    }
+                    lacking = lacking.saturating_sub(bytes);
+                }
+            }
+        }
+        self.write_ahead(&mut room);
+        self.close(&mut room);
+        room
+    }
+
+    /// Bytes that come free without more being done.
+    fn coming(&self) -> u64 {
+        self.regions
+            .iter()
+            .filter(|(id, region)| {
+                let kept = region.kept || region.orphan || id.writer.is_agent();
+                let given_back = region.copies.is_empty() && !kept;
+                let emptied =
+                    region.pinned == 0 && region.spilling > 0 && region.spilling == region.copies.len();
+                !region.dropped && (given_back || emptied)
+            })
+            .map(|(_, region)| region.bytes)
+            .sum()
+    }
+
+    fn idle_in(&self, id: super::RegionId) -> Vec<Key> {
+        let copies = self.regions.get(&id).into_iter().flat_map(|region| &region.copies);
+        let idle = |key: &&Key| self.copies.get(*key).is_some_and(|entry| entry.is_idle());
+        copies.filter(idle).copied().collect()
+    }
+
+    /// Takes these idle copies out of memory, now or when they lie on disk; `false` where the disk takes no more.
+    fn empty(&mut self, keys: Vec<Key>, room: &mut Room) -> bool {
+        for key in keys {
+            let Some(entry) = self.copies.get_mut(&key) else { continue };
+            if entry.is_dirty() {
+                if !self.spill(key, room) {
+                    return false;
+                }
+                continue;
+            }
+            self.disk.counters.evicted += 1;
+            self.disk.counters.evicted_bytes += entry.bytes;
+            if entry.origin.is_some() {
+                self.free_copy(key, &mut room.gone);
+            } else if let Some(memory) = entry.memory.take() {
+                let bytes = entry.bytes;
+                self.leave(key, memory, bytes, false, true, &mut room.gone);
+            }
+        }
+        true
+    }
+
+    /// Puts a copy into the file that is being filled; `false` where there may be none.
+    fn spill(&mut self, key: Key, room: &mut Room) -> bool {
+        let Some((Some(place), _)) = self.find(key.0, key.1) else { return true };
+        let Some(size) = slot_bytes(place.bytes) else { return false };
+        if self.disk.bytes.saturating_add(size) > self.disk.limits.disk_bytes {
+            if self.disk.limits.disk_bytes > 0 {
+                let (used, most) = (bytes_text(self.disk.bytes), bytes_text(self.disk.limits.disk_bytes));
+                self.disk.trouble =
+                    Some((None, format!("{used} of the {most} that files may take are used")));
+            }
+            return false;
+        }
+        if room.open.is_none() && !self.disk.may_begin() {
+            return false;
+        }
+        let next = self.disk.next_file;
+        let (file, filled) = room.open.get_or_insert_with(|| (Spill { file: next, items: Vec::new() }, 0));
+        file.items.push(SpillItem { object: key.0, place, offset: *filled });
+        *filled += size;
+        let full = *filled >= self.disk.limits.file_bytes;
+        self.disk.bytes += size;
+        self.disk.spilling_bytes += place.bytes;
+        if let Some(entry) = self.copies.get_mut(&key) {
+            entry.spilling = true;
+        }
+        if let Some(region) = self.regions.get_mut(&place.region) {
+            region.spilling += 1;
+        }
+        if full {
+            self.close(room);
+        }
+        true
+    }
+
+    fn close(&mut self, room: &mut Room) {
+        let Some((spill, _)) = room.open.take() else { return };
+        self.disk.next_file += 1;
+        self.disk.spills.insert(spill.file, Spill { file: spill.file, items: spill.items.clone() });
+        room.spills.push(spill);
+    }
+
+    /// Begins to write primaries while too many are in no file.
+    fn write_ahead(&mut self, room: &mut Room) {
+        let unwritten = |disk: &Disk| disk.dirty_bytes.saturating_sub(disk.spilling_bytes);
+        if unwritten(&self.disk) <= self.disk.above_bytes || (room.open.is_none() && !self.disk.may_begin()) {
+            return;
+        }
+        let mut regions: Vec<_> = self
+            .regions
+            .iter()
+            .filter(|(_, region)| region.dirty > region.spilling && region.pinned < region.copies.len())
+            .map(|(id, region)| (region.used_at, *id))
+            .collect();
+        regions.sort_unstable();
+        for (_, id) in regions {
+            for key in self.idle_in(id) {
+                if unwritten(&self.disk) <= self.disk.below_bytes {
+                    return;
+                }
+                let dirty = self.copies.get(&key).is_some_and(|entry| entry.is_dirty());
+                if dirty && !self.spill(key, room) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A file was written, or not.
+    pub fn spilled(&mut self, file: u64, result: Result<(), String>, now: Instant) -> Gone {
+        let mut gone = Gone::default();
+        let Some(spill) = self.disk.spills.remove(&file) else { return gone };
+        let size: u64 = spill.items.iter().filter_map(|item| slot_bytes(item.place.bytes)).sum();
+        match &result {
+            Ok(()) => {
+                self.disk.files.insert(file, File { bytes: size, live: 0 });
+                (self.disk.progress, self.disk.trouble) = (Some(now), None);
+            }
+            Err(why) => {
+                self.disk.bytes -= size;
+                self.disk.trouble = Some((Some(now + PAUSE), why.clone()));
+            }
+        }
+        for SpillItem { object, place, offset } in spill.items {
+            self.disk.spilling_bytes -= place.bytes;
+            let key = (object, place.attempt);
+            // Those of a job that is gone are gone.
+            let Some(entry) = self.copies.get_mut(&key) else { continue };
+            entry.spilling = false;
+            let mut region = self.regions.get_mut(&place.region);
+            if let Some(region) = &mut region {
+                region.spilling -= 1;
+            }
+            if result.is_ok() {
+                entry.disk = Some(Slot { file, offset });
+                self.disk.dirty_bytes -= entry.bytes;
+                self.disk.counters.spilled += 1;
+                self.disk.counters.spilled_bytes += entry.bytes;
+                if let Some(region) = region {
+                    region.dirty -= 1;
+                }
+                if let Some(file) = self.disk.files.get_mut(&file) {
+                    file.live += 1;
+                }
+            }
+            if entry.freed && entry.pins.is_empty() {
+                self.remove(key, &mut gone);
+            }
+        }
+        if self.disk.files.get(&file).is_some_and(|file| file.live == 0) {
+            self.disk.remove(file, &mut gone);
+        }
+        gone
+    }
+
+    /// Time has passed: what the disk refused is tried again.
+    pub fn retry(&mut self, now: Instant) {
+        if let Some((at, _)) = &mut self.disk.trouble {
+            at.take_if(|at| *at <= now);
+        }
+    }
+
+    /// Where on disk a copy lies that is not in memory, and its length.
+    pub fn on_disk(&self, object: ObjectId, attempt: u32) -> Option<(Slot, u64)> {
+        let entry = self.copies.get(&(object, attempt)).filter(|entry| entry.memory.is_none())?;
+        Some((entry.disk?, entry.bytes))
+    }
+
+    /// A copy was read back into this region; `false` where it is not wanted any more.
+    pub fn restored(&mut self, object: ObjectId, attempt: u32, region: super::RegionId, offset: u64) -> bool {
+        if self.on_disk(object, attempt).is_none() || !self.regions.contains_key(&region) {
+            return false;
+        }
+        self.enter((object, attempt), region, offset);
+        let bytes = self.copies.get(&(object, attempt)).map_or(0, |entry| entry.bytes);
+        self.disk.counters.restored += 1;
+        self.disk.counters.restored_bytes += bytes;
+        true
+    }
+
+    /// A copy on disk cannot be read, and is no copy any more.
+    pub fn unreadable(&mut self, object: ObjectId, attempt: u32) -> Gone {
+        let mut gone = Gone::default();
+        if self.on_disk(object, attempt).is_some() {
+            self.remove((object, attempt), &mut gone);
+        }
+        gone
+    }
+
+    /// What has been done since the start.
+    pub fn counters(&self) -> Counters {
+        self.disk.counters
+    }
+
+    /// Bytes of files of spilled objects.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk.bytes
+    }
+}

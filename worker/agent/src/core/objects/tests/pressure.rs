@@ -1,0 +1,377 @@
+//! Spilling, and a model of all of it.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::{super::spill::SPILLS_MAX, *};
+
+const AGENT: HostId = HostId { node: NodeId::EMBEDDED, seq: 0 };
+
+fn limits() -> Limits {
+    Limits { file_bytes: MIB, disk_bytes: 64 * MIB, ..Limits::default() }
+}
+
+/// A store of 4 MiB, full of two regions of a host's, with two objects of 1 MiB in each.
+fn full(limits: Limits) -> Objects {
+    let mut objects = Objects::new(4 * MIB, limits);
+    for seq in 1..=2 {
+        assert_eq!(objects.want(host(2), u64::from(seq), 2 * MIB, Instant::now(), 0), Want::Granted);
+        let region = RegionId { writer: host(2), seq };
+        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        for half in 0..2 {
+            let number = u64::from(seq) * 10 + half;
+            objects.seal(object(number), 1, region, half * MIB, MIB, None).unwrap();
+        }
+    }
+    objects
+}
+
+fn names(spills: &[Spill]) -> Vec<(u64, Vec<u64>)> {
+    spills
+        .iter()
+        .map(|spill| (spill.file, spill.items.iter().map(|item| item.object.seq).collect()))
+        .collect()
+}
+
+#[test]
+fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
+    let limits = Limits { above: 1.0, ..limits() };
+    let mut objects = full(limits);
+    let now = Instant::now();
+    assert!(objects.make_room().spills.is_empty(), "nobody lacks room");
+    // The first region was used last.
+    objects.pin(object(10), 1, host(3)).unwrap();
+    objects.unpin(object(10), host(3));
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    let room = objects.make_room();
+    assert_eq!((names(&room.spills), room.gone), (vec![(1, vec![20]), (2, vec![21])], Gone::default()));
+    assert!(objects.make_room().spills.is_empty(), "enough is on its way");
+    assert!(objects.expire(now).is_empty(), "the disk makes room");
+    assert_eq!(objects.spilled(1, Ok(()), now), Gone::default());
+    assert_eq!(objects.pin(object(20), 1, host(3)).unwrap().offset, 0, "it is still in memory");
+    objects.unpin(object(20), host(3));
+    assert_eq!(objects.spilled(2, Ok(()), now), Gone::default());
+    let gone = objects.make_room().gone;
+    assert_eq!(gone.reclaim[&host(2)], [(object(20), 1), (object(21), 1)]);
+    assert!(objects.pin(object(20), 1, host(3)).is_none());
+    assert_eq!(objects.on_disk(object(21), 1), Some((Slot { file: 2, offset: 0 }, MIB)));
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert!(objects.make_room().spills.is_empty(), "its writer was asked for the region");
+    objects.remove_region(RegionId { writer: host(2), seq: 2 }).unwrap();
+    assert_eq!(objects.grants(), [(host(4), 1)]);
+    assert_eq!((objects.counters().spilled_bytes, objects.len()), (2 * MIB, 4));
+    assert_eq!(objects.free(object(20)).delete, [1]);
+    assert_eq!(objects.job_gone(JOB).delete, [2]);
+    assert_eq!((objects.disk_bytes(), objects.len()), (0, 0));
+}
+
+#[test]
+fn what_comes_back_from_disk_leaves_memory_again_for_nothing() {
+    let mut objects = full(Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    assert_eq!(objects.want(AGENT, 1, 2 * MIB, now, 0), Want::Waiting);
+    for spill in objects.make_room().spills {
+        objects.spilled(spill.file, Ok(()), now);
+    }
+    assert_eq!(objects.make_room().gone.reclaim[&host(2)].len(), 2);
+    objects.remove_region(RegionId { writer: host(2), seq: 1 }).unwrap();
+    assert_eq!(objects.grants(), [(AGENT, 1)]);
+    let region = RegionId { writer: AGENT, seq: 1 };
+    objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+    assert!(objects.restored(object(10), 1, region, 0));
+    assert!(!objects.restored(object(10), 1, region, 0), "once is enough");
+    assert!(!objects.restored(object(20), 1, region, 0), "it was never away");
+    assert_eq!(objects.pin(object(10), 1, host(3)).unwrap().region, region);
+    objects.unpin(object(10), host(3));
+    assert_eq!(objects.want(host(4), 2, MIB, now, 0), Want::Waiting);
+    let room = objects.make_room();
+    assert_eq!(room.gone.reclaim[&AGENT], [(object(10), 1)]);
+    assert!(room.spills.is_empty());
+    let gone = objects.unreadable(object(10), 1);
+    assert_eq!((gone.delete, objects.find(object(10), 1)), (vec![1], None));
+    assert_eq!(objects.unreadable(object(20), 1), Gone::default(), "it is in memory");
+}
+
+#[test]
+fn much_that_lies_only_in_memory_is_written_ahead_of_need() {
+    let mut objects = full(Limits { above: 0.8, below: 0.6, ..limits() });
+    let now = Instant::now();
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![10]), (2, vec![11])]);
+    objects.spilled(1, Ok(()), now);
+    objects.spilled(2, Ok(()), now);
+    let room = objects.make_room();
+    assert_eq!((room.spills, room.gone), (vec![], Gone::default()), "it stays in memory");
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    assert_eq!(objects.make_room().gone.reclaim[&host(2)].len(), 2, "which is free at once");
+}
+
+#[test]
+fn a_disk_in_trouble_is_tried_again_and_named() {
+    let mut objects = full(Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    let deadline = now + Duration::from_secs(2);
+    assert_eq!(objects.want(host(4), 1, MIB, deadline, 2000), Want::Waiting);
+    assert_eq!(objects.make_room().spills.len(), SPILLS_MAX);
+    assert_eq!(objects.spilled(1, Err("no space".to_owned()), now), Gone::default());
+    assert_eq!(objects.spilled(2, Err("no space".to_owned()), now), Gone::default());
+    assert!(objects.make_room().spills.is_empty(), "not at once");
+    assert_eq!((objects.disk_bytes(), objects.counters().spilled), (0, 0));
+    let again = objects.next_deadline().unwrap();
+    assert!(again > now && again < deadline);
+    objects.retry(again);
+    assert_eq!(names(&objects.make_room().spills), [(3, vec![10]), (4, vec![11])]);
+    objects.spilled(3, Err("no space".to_owned()), again);
+    objects.spilled(4, Err("no space".to_owned()), again);
+    let refused = objects.expire(deadline);
+    let text = refused[0].2.to_string();
+    assert!(text.contains("nothing is spilled: no space") && text.contains("MOB2001"), "{text}");
+}
+
+#[test]
+fn files_have_a_bound_and_spilling_can_be_off() {
+    let now = Instant::now();
+    for (disk_bytes, part) in [(0, "are in use"), (MIB, "of the 1.0 MiB that files may take are used")] {
+        let mut objects = full(Limits { above: 1.0, disk_bytes, ..limits() });
+        assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+        assert!(objects.make_room().spills.is_empty());
+        let text = objects.expire(now)[0].2.to_string();
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
+    let mut objects = full(Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    objects.want(host(4), 1, MIB, now, 0);
+    assert_eq!(objects.make_room().spills.len(), 2);
+    assert_eq!(objects.free(object(10)), Gone::default(), "it is being read");
+    assert!(objects.find(object(10), 1).is_none());
+    let gone = objects.spilled(1, Ok(()), now);
+    assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1)], vec![1]));
+    objects.job_gone(JOB);
+    assert_eq!(objects.spilled(2, Ok(()), now).delete, [2]);
+    assert_eq!((objects.disk_bytes(), objects.used()), (0, 0));
+}
+
+#[test]
+fn a_writer_that_reads_what_it_wrote_is_not_waited_for() {
+    let mut objects = full(Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    objects.want(host(4), 1, MIB, now, 0);
+    for spill in objects.make_room().spills {
+        objects.spilled(spill.file, Ok(()), now);
+    }
+    objects.make_room();
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert!(objects.make_room().spills.is_empty(), "its region may come");
+    objects.trimmed(host(2));
+    assert_eq!(names(&objects.make_room().spills), [(3, vec![20]), (4, vec![21])], "it did not");
+}
+
+/// One thing that happens, chosen by numbers.
+type Step = (u8, u8, u8);
+
+/// The table, with what a faithful agent and its hosts would know.
+struct Model {
+    objects: Objects,
+    now: Instant,
+    /// What is referenced: live objects and those that somebody pinned, with what is said to be in them.
+    live: BTreeMap<ObjectId, u64>,
+    pinned: Vec<(ObjectId, HostId)>,
+    regions: BTreeMap<RegionId, (u64, u64)>,
+    next_region: u32,
+    next_object: u64,
+    spills: BTreeMap<u64, Spill>,
+    files: HashSet<u64>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            objects: Objects::new(8 * MIB, Limits { file_bytes: 2 * MIB, disk_bytes: 24 * MIB, ..limits() }),
+            now: Instant::now(),
+            live: BTreeMap::new(),
+            pinned: Vec::new(),
+            regions: BTreeMap::new(),
+            next_region: 1,
+            next_object: 1,
+            spills: BTreeMap::new(),
+            files: HashSet::new(),
+        }
+    }
+
+    fn gone(&mut self, gone: Gone) {
+        for file in gone.delete {
+            assert!(self.files.remove(&file), "file {file} was never written, or is deleted twice");
+        }
+        for copy in gone.reclaim.into_values().flatten() {
+            let pinned = self.pinned.iter().any(|(object, _)| *object == copy.0);
+            assert!(!pinned, "{copy:?} is reclaimed while it is read");
+        }
+    }
+
+    fn settle(&mut self) {
+        let room = self.objects.make_room();
+        self.gone(room.gone);
+        for spill in room.spills {
+            self.spills.insert(spill.file, spill);
+        }
+        assert!(self.spills.len() <= SPILLS_MAX);
+        for writer in self.objects.idle_writers() {
+            self.objects.trimmed(writer);
+            self.give_back(writer);
+        }
+        self.give_back(AGENT);
+        for (writer, request) in self.objects.grants() {
+            let region = RegionId { writer, seq: self.next_region };
+            self.next_region += 1;
+            self.objects.add_region(region, JOB, request, fd()).unwrap();
+            self.regions.insert(region, (request, 0));
+        }
+        // Never over the capacity, and nothing that is referenced is lost.
+        let mapped: u64 = self.regions.values().map(|(bytes, _)| bytes).sum();
+        assert!(mapped <= self.objects.used() && self.objects.used() <= self.objects.capacity());
+        for (object, bytes) in &self.live {
+            match self.objects.find(*object, 1) {
+                Some((Some(place), _)) => assert_eq!(place.bytes, *bytes),
+                Some((None, _)) => {
+                    let (slot, len) = self.objects.on_disk(*object, 1).expect("it is somewhere");
+                    assert!(self.files.contains(&slot.file) && len == *bytes);
+                }
+                None => panic!("{object} is lost"),
+            }
+        }
+    }
+
+    /// Drops the empty regions of a writer.
+    fn give_back(&mut self, writer: HostId) {
+        let of: Vec<_> = self.regions.keys().filter(|region| region.writer == writer).copied().collect();
+        for region in of {
+            if let Ok(gone) = self.objects.remove_region(region) {
+                self.gone(gone);
+                self.regions.remove(&region);
+            }
+        }
+    }
+
+    fn step(&mut self, (what, which, size): Step) {
+        let writer = [host(1), host(2), AGENT][usize::from(which % 3)];
+        let nth = usize::from(size);
+        let pick = |from: Vec<ObjectId>| (!from.is_empty()).then(|| from[nth % from.len()]);
+        match what % 9 {
+            0 | 1 => {
+                let bytes = u64::from(size % 4 + 1) * MIB;
+                self.objects.want(writer, bytes, bytes, self.now, 0);
+            }
+            2 | 3 => {
+                // A region is filled from its start.
+                let bytes = u64::from(size) * 4096;
+                let fits = |(_, (len, at)): &(&RegionId, &mut (u64, u64))| *at + bytes <= *len;
+                let found = self.regions.iter_mut().filter(|(region, _)| region.writer == writer).find(fits);
+                if let Some((region, (_, at))) = found {
+                    let object = object(self.next_object);
+                    self.next_object += 1;
+                    let origin = (writer == AGENT).then_some(NodeId { number: 2, incarnation: 1 });
+                    self.objects.seal(object, 1, *region, *at, bytes, origin).unwrap();
+                    *at += bytes;
+                    // Copies of others' may go at any time.
+                    if origin.is_none() {
+                        self.live.insert(object, bytes);
+                    }
+                }
+            }
+            4 => {
+                if let Some(object) = pick(self.live.keys().copied().collect())
+                    && self.objects.pin(object, 1, host(3)).is_some()
+                {
+                    self.pinned.push((object, host(3)));
+                }
+            }
+            5 => {
+                if !self.pinned.is_empty() {
+                    let (object, reader) = self.pinned.swap_remove(nth % self.pinned.len());
+                    let gone = self.objects.unpin(object, reader);
+                    self.gone(gone);
+                }
+            }
+            6 => {
+                if let Some(object) = pick(self.live.keys().copied().collect()) {
+                    self.live.remove(&object);
+                    let gone = self.objects.free(object);
+                    self.gone(gone);
+                }
+            }
+            7 => {
+                if let Some(file) = self.spills.keys().nth(nth % SPILLS_MAX).copied() {
+                    self.spills.remove(&file);
+                    let result = if which % 4 == 0 { Err("full".to_owned()) } else { Ok(()) };
+                    if result.is_ok() {
+                        self.files.insert(file);
+                    }
+                    let gone = self.objects.spilled(file, result, self.now);
+                    self.gone(gone);
+                }
+            }
+            _ => {
+                // Something is read back, where there is room for it.
+                let away = |object: &ObjectId| self.objects.on_disk(*object, 1).is_some();
+                let found = pick(self.live.keys().copied().filter(away).collect());
+                if let Some(object) = found {
+                    let bytes = self.live[&object];
+                    let fits = |(region, (len, at)): &(&RegionId, &mut (u64, u64))| {
+                        region.writer == AGENT && *at + bytes <= *len
+                    };
+                    if let Some((region, (_, at))) = self.regions.iter_mut().find(fits) {
+                        assert!(self.objects.restored(object, 1, *region, *at));
+                        *at += bytes;
+                    }
+                }
+                self.now += Duration::from_millis(200);
+                self.objects.retry(self.now);
+                self.objects.expire(self.now);
+            }
+        }
+        self.settle();
+    }
+
+    /// Everybody lets go of everything: nothing is left.
+    fn end(mut self) {
+        for (object, reader) in std::mem::take(&mut self.pinned) {
+            let gone = self.objects.unpin(object, reader);
+            self.gone(gone);
+        }
+        for (object, _) in std::mem::take(&mut self.live) {
+            let gone = self.objects.free(object);
+            self.gone(gone);
+        }
+        for (file, _) in std::mem::take(&mut self.spills) {
+            self.files.insert(file);
+            let gone = self.objects.spilled(file, Ok(()), self.now);
+            self.gone(gone);
+        }
+        assert_eq!((self.objects.disk_bytes(), self.files.len(), self.objects.pinned()), (0, 0, 0));
+        for writer in [host(1), host(2)] {
+            let gone = self.objects.host_gone(writer);
+            self.gone(gone);
+        }
+        let gone = self.objects.job_gone(JOB);
+        self.gone(gone);
+        self.objects.host_gone(AGENT);
+        assert_eq!((self.objects.used(), self.objects.len()), (0, 0));
+    }
+}
+
+proptest! {
+    #[test]
+    fn o1_o3_o6_never_over_capacity_nothing_lost_nothing_left(
+        steps in proptest::collection::vec(any::<Step>(), 1..300)
+    ) {
+        let mut model = Model::new();
+        for step in steps {
+            model.step(step);
+        }
+        model.end();
+    }
+}

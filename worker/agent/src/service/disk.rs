@@ -1,0 +1,135 @@
+//! The disk for spilled objects. What takes as long as the disk takes is done on threads for that, a bounded number at
+//! once, so that a slow disk slows only what waits for it.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId};
+use mobula_store::{
+    Error,
+    heap::Block,
+    region::Reader,
+    spill::{self, Target},
+};
+use mobula_telemetry::task;
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use super::{
+    actor::{Message, Post},
+    memory::Wanted,
+};
+use crate::core::objects::{Slot, Spill};
+
+/// Most objects that are read at once. A single one does not keep a disk busy; more cost a thread and a chunk
+/// ([`spill::CHUNK_BYTES`]) each.
+pub const READS_MAX: usize = 4;
+
+/// See the module's text.
+pub(super) struct Disk {
+    target: Option<Arc<dyn Target>>,
+    reading: Arc<Semaphore>,
+    post: Post,
+}
+
+/// What a slot's hash covers beside the bytes: whose they are.
+fn name(object: ObjectId, attempt: u32) -> Vec<u8> {
+    let ObjectId { owner, seq, index } = object;
+    let mut name = Vec::with_capacity(32);
+    for number in [owner.node.number, owner.node.incarnation, owner.seq, attempt] {
+        name.extend_from_slice(&number.to_le_bytes());
+    }
+    name.extend_from_slice(&seq.to_le_bytes());
+    name.extend_from_slice(&u64::from(index).to_le_bytes());
+    name
+}
+
+impl Disk {
+    /// Spills nothing where there is no target.
+    pub(super) fn new(target: Option<Arc<dyn Target>>, post: Post) -> Self {
+        Self { target, reading: Arc::new(Semaphore::new(READS_MAX)), post }
+    }
+
+    /// Writes a file; [`Message::Spilled`] follows.
+    pub(super) fn write(&self, spill: Spill, region_fd: impl Fn(RegionId) -> Option<Arc<OwnedFd>>) {
+        let file = spill.file;
+        let post = self.post.clone();
+        let (Some(target), Ok(objects)) = (self.target.clone(), mapped(&spill, region_fd)) else {
+            post.cast(Message::Spilled(
+                file,
+                Err("the memory that is to be spilled cannot be read".to_owned()),
+            ));
+            return;
+        };
+        drop(task::spawn("spill", async move {
+            let written = tokio::task::spawn_blocking(move || spill::write(&*target, file, &objects));
+            // Not even started where the runtime ends.
+            let Ok(written) = written.await else { return };
+            if let Err(error) = &written {
+                warn!(%error, "objects are not spilled");
+            }
+            post.cast(Message::Spilled(file, written.map_err(|error| error.to_string())));
+        }));
+    }
+
+    /// Reads a copy back; [`Message::Restored`] follows.
+    pub(super) fn read(&self, job: JobId, wanted: Wanted, slot: Slot, mut block: Block) {
+        let (target, reading, post) = (self.target.clone(), Arc::clone(&self.reading), self.post.clone());
+        drop(task::spawn("restore", async move {
+            let Wanted { object, attempt, bytes, .. } = wanted;
+            let (Some(target), Ok(_permit)) = (target, reading.acquire_owned().await) else { return };
+            let read = tokio::task::spawn_blocking(move || {
+                if let Some(warming) = block.warming() {
+                    warming.finish()?;
+                }
+                let into = block.as_mut_slice();
+                let len = usize::try_from(bytes).unwrap_or(usize::MAX).min(into.len());
+                spill::read(&*target, slot.file, slot.offset, &name(object, attempt), &mut into[..len])?;
+                Ok::<_, Error>(block)
+            });
+            let Ok(read) = read.await else { return };
+            let result = read.map_err(|error| {
+                warn!(%object, %error, "a spilled object cannot be read");
+                Failure::new(FailureKind::ObjectLost, format!("it cannot be read from disk: {error}"))
+            });
+            post.cast(Message::Restored(wanted, job, result));
+        }));
+    }
+
+    /// Removes a file.
+    pub(super) fn delete(&self, file: u64) {
+        let Some(target) = self.target.clone() else { return };
+        // Where the runtime ends, the folder goes as a whole.
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = target.delete(file) {
+                debug!(%error, "a file of spilled objects stays until the agent ends");
+            }
+        }));
+    }
+}
+
+/// The bytes of what is to be written, each with its name.
+fn mapped(
+    spill: &Spill,
+    region_fd: impl Fn(RegionId) -> Option<Arc<OwnedFd>>,
+) -> Result<Vec<(Vec<u8>, mobula_store::Bytes)>, Error> {
+    let mut readers: std::collections::BTreeMap<RegionId, Arc<Reader>> = std::collections::BTreeMap::new();
+    let mut objects = Vec::with_capacity(spill.items.len());
+    for item in &spill.items {
+        let place = item.place;
+        let reader = match readers.get(&place.region) {
+            Some(reader) => reader,
+            None => {
+                let os = |source| Error::Os { what: "looking into a region", source };
+                let gone = || os(std::io::ErrorKind::NotFound.into());
+                let fd = region_fd(place.region).ok_or_else(gone)?;
+                let fd = fd.as_fd().try_clone_to_owned().map_err(os)?;
+                readers.entry(place.region).or_insert(Reader::map(fd, place.region_bytes)?)
+            }
+        };
+        objects.push((name(item.object, place.attempt), reader.bytes(place.offset, place.bytes, None)?));
+    }
+    Ok(objects)
+}
