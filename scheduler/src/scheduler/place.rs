@@ -5,14 +5,23 @@ use std::{collections::BTreeMap, sync::Arc};
 use mobula_proto::LeaseId;
 
 use super::Scheduler;
-use crate::{Effect, Lease, lease::Entry, queues::Pick, shapes::Where, stock::Need, strategy};
+use crate::{
+    Effect, Lease,
+    lease::Entry,
+    queues::Pick,
+    shapes::{Shape, Where},
+    stock::Need,
+    strategy,
+};
+
+/// A demand, a node, and the group and bundle there.
+type Spot = (u32, u32, Option<(u32, u32)>);
 
 /// The leases made in one step. Several grants to one demand on one node become one lease.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     granted: Vec<LeaseId>,
-    /// By demand, node, and group with bundle.
-    fresh: BTreeMap<(u32, u32, Option<(u32, u32)>), LeaseId>,
+    fresh: BTreeMap<Spot, LeaseId>,
     /// Groups that were placed.
     pub groups: Vec<Effect>,
 }
@@ -92,8 +101,18 @@ impl Scheduler {
             slots => {
                 self.grant(pick.demand, at, slots, None, round);
                 self.settle(pick.demand);
+                self.close_full(at);
             }
         }
+    }
+
+    /// Notes which shapes had room on a node alone, and have it no longer: all at once, since each would else have its
+    /// turn to find that out.
+    fn close_full(&mut self, at: u32) {
+        let full = |shape: &Shape| shape.place == Where::On(at) && !self.cluster.has_room(shape, at);
+        let open = self.shapes.open().filter(|id| self.shapes.get(*id).is_some_and(full));
+        let closed: Vec<_> = open.collect();
+        closed.into_iter().for_each(|id| self.shapes.set(id, Where::Nowhere));
     }
 
     /// What was granted all it wanted is forgotten; what was not goes behind those that wait like it.
