@@ -43,14 +43,7 @@ impl Ownership {
         let contains = refs_of(&state, contains);
         let known = self.objects.get(&object).map(|entry| &entry.state);
         if !matches!(known, Some(State::Pending)) || matches!(state, State::Pending) {
-            if let State::Stored(copy) = state
-                && known != Some(&state)
-            {
-                fx.push(Effect::Free { object, copy });
-            }
-            for inner in contains {
-                self.give_back(inner, fx);
-            }
+            self.decline(object, state, contains, fx);
             return false;
         }
         for inner in &contains {
@@ -58,6 +51,20 @@ impl Ownership {
         }
         self.finish(object, state, contains, fx);
         true
+    }
+
+    /// A task's result that does not count, since its attempt was given up or another one was faster: the stored copy
+    /// is freed, unless it is the one that the object has, and the refs that were lent with it are given back.
+    pub fn decline(&mut self, object: ObjectId, state: State, contains: Vec<ObjectId>, fx: &mut Vec<Effect>) {
+        let contains = refs_of(&state, contains);
+        if let State::Stored(copy) = state
+            && self.state(object) != Some(&state)
+        {
+            fx.push(Effect::Free { object, copy });
+        }
+        for inner in contains {
+            self.give_back(inner, fx);
+        }
     }
 
     /// The new state of an owned actor: `Actor` when it is up, `Pending` while it is being restarted, `Failed` at

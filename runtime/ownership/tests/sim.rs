@@ -109,6 +109,8 @@ struct Host {
     tasks: Vec<Task>,
     endings: Vec<Ending>,
     calls: BTreeMap<ObjectId, (usize, Vec<ObjectId>)>,
+    /// Calls whose results do not count any more.
+    given_up: BTreeSet<ObjectId>,
     actors: Vec<ObjectId>,
     seq: u64,
 }
@@ -161,6 +163,7 @@ impl World {
                     tasks: Vec::new(),
                     endings: Vec::new(),
                     calls: BTreeMap::new(),
+                    given_up: BTreeSet::new(),
                     actors: Vec::new(),
                     seq: 0,
                 });
@@ -424,6 +427,15 @@ impl World {
         }
     }
 
+    /// A caller has no use for a call any more; it runs all the same, and its result comes.
+    fn give_up(&mut self, at: usize) {
+        let Some(result) = self.hosts[at].calls.keys().next().copied() else { return };
+        if self.hosts[at].given_up.insert(result) {
+            let failure = Failure::new(FailureKind::Cancelled, "given up");
+            self.with(at, |own, fx| own.fail(result, failure, fx));
+        }
+    }
+
     /// Whether nobody's death can have made this handle stale.
     fn is_safe(&self, at: usize, object: ObjectId) -> bool {
         !self.crashed || self.hosts[at].registered.contains(&object)
@@ -534,7 +546,9 @@ impl World {
                     })
                     .copied()
                     .collect();
-                if self.with(to, |own, fx| own.complete(result, state, contains, fx)) {
+                if self.hosts[to].given_up.contains(&result) {
+                    self.with(to, |own, fx| own.decline(result, state, contains, fx));
+                } else if self.with(to, |own, fx| own.complete(result, state, contains, fx)) {
                     self.hosts[to].registered.extend(counted);
                 }
                 self.drop_arguments(to, result);
@@ -658,7 +672,9 @@ impl World {
                 }
             }
             _ => {
-                if self.random.one_in(4) && !self.hosts[at].handles.is_empty() {
+                if self.random.one_in(4) {
+                    self.give_up(at);
+                } else if self.random.one_in(3) && !self.hosts[at].handles.is_empty() {
                     let handle = self.hosts[at].handles[self.random.below(self.hosts[at].handles.len())];
                     self.with(at, |own, _| own.add_ref(handle));
                     self.hosts[at].handles.push(handle);

@@ -491,15 +491,11 @@ impl Core {
             None => true,
         };
         if stale {
-            // A copy that nobody asked for any more: free it.
+            // Values that nobody asked for any more.
             if let Outcome::Values(values) = done.outcome {
                 for (index, returned) in values.into_iter().enumerate() {
-                    let object = done.task.object(index as u32);
-                    if let Value::Stored(copy) = returned.value
-                        && self.objects.state(object) != Some(&State::Stored(copy))
-                    {
-                        out.push(Action::Tell(ToAgent::Free { object, copy }));
-                    }
+                    let (state, contains) = returned.into_state();
+                    self.objects.decline(done.task.object(index as u32), state, contains, &mut self.effects);
                 }
             }
             return;

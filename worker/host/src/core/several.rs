@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, VecDeque};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, TaskId,
-    host::ToAgent,
     peer::{Call, Item, Message, Returned, State, StreamCall, Window},
 };
 
@@ -186,9 +185,7 @@ impl Core {
         let (state, contains) = item.returned.into_state();
         if !current && matches!(self.objects.state(object), Some(State::Pending)) {
             // An earlier attempt's, whose place is kept for this one's.
-            if let State::Stored(copy) = state {
-                out.push(Action::Tell(ToAgent::Free { object, copy }));
-            }
+            self.objects.decline(object, state, contains, &mut self.effects);
             return;
         }
         if let Some(Several::Stream(stream)) = self.several.get_mut(&seq).filter(|_| current) {

@@ -4,7 +4,7 @@ use mobula_ownership::Via;
 use mobula_proto::{
     Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
     host::{Grant, Revocation, ToAgent},
-    peer::{Argument, Call, Done, Message, Outcome, Part, Returned, State, Target, Value},
+    peer::{Argument, Call, Copy, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
 };
 
@@ -345,6 +345,28 @@ fn wants(actions: &[Action]) -> Vec<bool> {
         _ => None,
     });
     wants.collect()
+}
+
+#[test]
+fn refs_in_a_result_that_does_not_count_are_given_back() {
+    let mut bench = Bench::new();
+    let (object, _) = bench.submit(Kind::Task, Vec::new());
+    let mut call = runs(&bench.granted(grant(1, 1)))[0].clone();
+    call.attempt += 1;
+    let third = HostId { node: NODE, seq: 3 };
+    let lent = TaskId { owner: third, seq: 1 }.object(0);
+    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt };
+    let returned = Returned { value: Value::Stored(copy), contains: vec![lent] };
+    let out = bench.message(done(&call, Outcome::Values(smallvec![returned])));
+    let returns = out.iter().any(|action| {
+        let Action::Send { to, message: Message::Return { object, count: 1 } } = action else { return false };
+        *to == third && *object == lent
+    });
+    let frees = out.iter().any(
+        |action| matches!(action, Action::Tell(ToAgent::Free { object: freed, copy: gone }) if *freed == object && *gone == copy),
+    );
+    assert!(returns && frees, "{out:?}");
+    assert_eq!(bench.core.objects.state(object), Some(&State::Pending), "the attempt under way still counts");
 }
 
 #[test]
