@@ -244,12 +244,12 @@ impl Core {
                 let _noted = self.early.note(object, copy.attempt, now, |wish| wish.freed = true);
                 return;
             }
-            self.free_here(object);
+            self.free_here(object, copy.attempt);
         } else if self.nodes.contains_key(&copy.node) {
             self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));
         } else {
             // Nobody is left who would say that a copy here may go.
-            self.free_here(object);
+            self.free_here(object, copy.attempt);
         }
     }
 

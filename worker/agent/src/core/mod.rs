@@ -459,7 +459,7 @@ impl Core {
             }
         }
         if wish.freed {
-            self.free_here(object);
+            self.free_here(object, attempt);
         }
     }
 
@@ -613,22 +613,22 @@ impl Core {
     /// Another agent says something that concerns objects; relays and output do not come here.
     pub fn from_peer(&mut self, message: Between) {
         match message {
-            Between::Free { object, .. } => self.free_here(object),
+            Between::Free { object, copy } => self.free_here(object, copy.attempt),
             Between::Drop { object } => {
                 for ((_, _), pull) in
                     self.pulls.range_mut((object, 0)..=(object, u32::MAX)).filter(|(key, _)| key.0 == object)
                 {
                     pull.dropped = true;
                 }
-                self.free_here(object);
+                self.free_here(object, u32::MAX);
             }
             Between::OutputEnded { job, node } => self.output_ended(job, node),
             Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
         }
     }
 
-    fn free_here(&mut self, object: ObjectId) {
-        let gone = self.objects.free(object);
+    fn free_here(&mut self, object: ObjectId, attempt: u32) {
+        let gone = self.objects.free(object, attempt);
         self.gone(gone);
         self.pump();
     }

@@ -728,10 +728,11 @@ impl Objects {
         }
     }
 
-    /// The object is freed: its copies here go, at once or with their last pin.
-    pub fn free(&mut self, object: ObjectId) -> Gone {
+    /// The object's copy by this attempt is freed, and so are those by earlier ones, which nobody counts on any more: they
+    /// go at once or with their last pin.
+    pub fn free(&mut self, object: ObjectId, attempt: u32) -> Gone {
         let mut gone = Gone::default();
-        let keys: Vec<_> = self.copies.range((object, 0)..=(object, u32::MAX)).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self.copies.range((object, 0)..=(object, attempt)).map(|(key, _)| *key).collect();
         for key in keys {
             self.free_copy(key, &mut gone);
         }

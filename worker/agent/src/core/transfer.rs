@@ -197,7 +197,7 @@ impl Core {
                     self.opened(host, request, object, attempt);
                 }
                 if pull.dropped {
-                    let gone = self.objects.free(object);
+                    let gone = self.objects.free(object, attempt);
                     self.gone(gone);
                 }
                 true
