@@ -309,7 +309,7 @@ impl World {
             label("zone", (*self.random.pick(&["eu", "us"])).to_owned()),
         ];
         self.labels.insert(id, labels.clone());
-        let total = amounts(*self.random.pick(&NODES));
+        let total = amounts(self.random.pick::<&str>(&NODES));
         self.step(Event::NodeUp { node: id, total, devices: Vec::new(), labels });
     }
 
@@ -349,7 +349,7 @@ impl World {
         let labels = self.rules();
         let class = Class {
             function: "work".to_owned(),
-            resources: amounts(*self.random.pick(&NEEDS)),
+            resources: amounts(self.random.pick::<&str>(&NEEDS)),
             fallbacks: if labels.is_empty() || self.random.chance(50) {
                 Vec::new()
             } else {
@@ -371,7 +371,7 @@ impl World {
     }
 
     fn group(&mut self) {
-        let bundle = amounts(*self.random.pick(&BUNDLES));
+        let bundle = amounts(self.random.pick::<&str>(&BUNDLES));
         let count = 1 + self.random.below(5);
         let arranges = [Arrange::Pack, Arrange::Spread, Arrange::StrictPack, Arrange::StrictSpread];
         let spec = Arc::new(Group {

@@ -61,7 +61,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     objects.remove_region(RegionId { writer: host(2), seq: 2 }).unwrap();
     assert_eq!(objects.grants(), [(host(4), 1)]);
     assert_eq!((objects.counters().spilled_bytes, objects.len()), (2 * MIB, 4));
-    assert_eq!(objects.free(object(20)).delete, [1]);
+    assert_eq!(objects.free(object(20), 1).delete, [1]);
     assert_eq!(objects.job_gone(JOB).delete, [2]);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 0));
 }
@@ -146,7 +146,7 @@ fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
     let now = Instant::now();
     objects.want(host(4), 1, MIB, now, 0);
     assert_eq!(objects.make_room().spills.len(), 2);
-    assert_eq!(objects.free(object(10)), Gone::default(), "it is being read");
+    assert_eq!(objects.free(object(10), 1), Gone::default(), "it is being read");
     assert!(objects.find(object(10), 1).is_none());
     let gone = objects.spilled(1, Ok(()), now);
     assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1)], vec![1]));
@@ -299,7 +299,7 @@ impl Model {
             6 => {
                 if let Some(object) = pick(self.live.keys().copied().collect()) {
                     self.live.remove(&object);
-                    let gone = self.objects.free(object);
+                    let gone = self.objects.free(object, u32::MAX);
                     self.gone(gone);
                 }
             }
@@ -343,7 +343,7 @@ impl Model {
             self.gone(gone);
         }
         for (object, _) in std::mem::take(&mut self.live) {
-            let gone = self.objects.free(object);
+            let gone = self.objects.free(object, u32::MAX);
             self.gone(gone);
         }
         for (file, _) in std::mem::take(&mut self.spills) {
