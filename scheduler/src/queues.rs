@@ -8,7 +8,9 @@
 //!
 //! In a queue goes first what has the highest priority, counted up by one for each [`crate::Options::ageing`] since it
 //! was last granted something; then the job that holds the fewest slots there; then what has waited longest. So
-//! nothing waits for ever: what goes ahead of it does so for no longer than its head start in priority lasts.
+//! everything gets its turn: what goes ahead of it does so for no longer than its head start in priority lasts. But
+//! nothing is set aside for what does not fit when its turn comes: something large can wait for as long as small things
+//! keep every node too full for it.
 //!
 //! Work of a queue that has children is that of a child of its own, with weight one.
 
