@@ -75,7 +75,7 @@ impl Cluster {
         self.workers += usize::from(!stock.is_empty());
         self.count(&stock, 1);
         let (draining, stale, spot) = (false, false, Spot::default());
-        let (leases, bundles) = (BTreeSet::new(), BTreeSet::new());
+        let (leases, bundles) = (Vec::new(), BTreeSet::new());
         let at = self.nodes.insert(Node { id, total, stock, labels, draining, leases, bundles, spot, stale });
         self.place_in_index(at);
         self.by_number.insert(id.number, at);

@@ -52,6 +52,8 @@ pub struct Demand {
     pub(crate) shape: Option<ShapeId>,
     /// Where it waits.
     pub(crate) queue: u32,
+    /// Its owner's place.
+    pub(crate) who: u32,
     /// Under what its slots are counted by node, if they are.
     pub(crate) kin: Option<u32>,
     /// The group of which it is to be a part, where it waits instead.

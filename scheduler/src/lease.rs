@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use mobula_proto::{
-    HostId, JobId, LeaseId, NodeId,
+    HostId, JobId, LeaseId, NodeId, SeqMap,
     resource::{Class, DeviceGrant},
 };
 
 use crate::{
     Millis, demand,
+    slab::Slab,
     stock::{CPU, Need},
 };
 
@@ -67,8 +68,14 @@ pub(crate) struct Entry {
     pub need: Arc<Need>,
     /// Its node's place.
     pub at: u32,
-    /// The queue that is charged.
+    /// Where it is among the leases of its node.
+    pub on_node: u32,
+    /// Its owner's place, and where it is among the leases of that.
+    pub owner: u32,
+    pub of_owner: u32,
+    /// The queue that is charged, and the job's place there.
     pub queue: u32,
+    pub job: u32,
     /// Under what its slots are counted by node, if they are.
     pub kin: Option<u32>,
     /// The group and the bundle of which it is a part.
@@ -88,5 +95,78 @@ impl Entry {
     /// Whether it holds any of a kind: waiting slots hold no CPU.
     pub fn holds(&self, kind: usize) -> bool {
         self.need.get(kind) > 0 && (kind != CPU || self.running() > 0)
+    }
+}
+
+/// All leases. Each has a place, which is used again after its end; lists of leases are lists of those.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    all: Slab<Entry>,
+    by_number: SeqMap<u32>,
+}
+
+impl Leases {
+    pub fn insert(&mut self, entry: Entry) -> u32 {
+        let number = entry.lease.id.number;
+        let at = self.all.insert(entry);
+        self.by_number.insert(number, at);
+        at
+    }
+
+    pub fn remove(&mut self, id: LeaseId) -> Option<Entry> {
+        let at = self.by_number.remove(&id.number)?;
+        self.all.remove(at)
+    }
+
+    /// Takes an entry out for a moment, with its place.
+    pub fn lend(&mut self, id: LeaseId) -> Option<(u32, Entry)> {
+        let at = self.find(id)?;
+        Some((at, self.all.lend(at)?))
+    }
+
+    /// Puts back what was lent.
+    pub fn give_back(&mut self, at: u32, entry: Entry) {
+        self.all.give_back(at, entry);
+    }
+
+    pub fn find(&self, id: LeaseId) -> Option<u32> {
+        self.by_number.get(&id.number).copied()
+    }
+
+    pub fn get(&self, id: LeaseId) -> Option<&Entry> {
+        self.all.get(self.find(id)?)
+    }
+
+    pub fn get_mut(&mut self, id: LeaseId) -> Option<&mut Entry> {
+        self.all.get_mut(*self.by_number.get(&id.number)?)
+    }
+
+    pub fn at(&self, at: u32) -> Option<&Entry> {
+        self.all.get(at)
+    }
+
+    pub fn at_mut(&mut self, at: u32) -> Option<&mut Entry> {
+        self.all.get_mut(at)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.len() == 0
+    }
+
+    /// By place.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.all.iter().map(|(_, entry)| entry)
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.all.iter_mut().map(|(_, entry)| entry)
+    }
+
+    /// The names of those at these places, oldest first.
+    pub fn ids<'a>(&self, places: impl IntoIterator<Item = &'a u32>) -> Vec<LeaseId> {
+        let entries = places.into_iter().filter_map(|at| self.all.get(*at));
+        let mut ids: Vec<LeaseId> = entries.map(|entry| entry.lease.id).collect();
+        ids.sort_unstable();
+        ids
     }
 }

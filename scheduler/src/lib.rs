@@ -16,8 +16,8 @@
 //! 2. **Whose turn it is.** Down the tree of `queues`: what is guaranteed, then the smallest dominant share for its
 //!    weight; in a queue the highest priority, counted up with the time waited; then the job that holds the fewest
 //!    slots, and what has waited longest. Only open shapes count. Where others have the same right, each is given no
-//!    more at once than brings it level with them. Nothing is reserved: what fits goes ahead of what matters more but
-//!    does not fit.
+//!    more at once than brings it level with them, or a 4096th of the cluster. Nothing is reserved: what fits goes ahead
+//!    of what matters more but does not fit.
 //! 3. **Which nodes may.** Not draining, the label rules hold, the strategy allows it, and at least one slot fits into
 //!    what is available, down to single devices (`cluster`).
 //! 4. **Which node is best.** The `strategy` says; the `index` finds it, a few trees whose inner places bound what lies
@@ -46,19 +46,22 @@
 //! | [`event`] | what comes in and what goes out |
 //! | [`scheduler`] | the state, and the step |
 //! | `queues` | whose turn it is |
-//! | `shapes` | what waits, by what it needs, and where there may be room for it |
+//! | `shapes`, `fit` | what waits, by what it needs, and where there may be room for it |
 //! | `gang` | where the bundles of a group go |
 //! | `strategy`, `index` | the order of the nodes, and how the first is found |
 //! | [`lease`], [`demand`], [`node`], `cluster` | the tables |
 //! | `stock` | amounts, whole and in use, and single devices |
+//! | `bits`, `slab` | sets of small numbers, and values under them |
 //! | `why` | sentences for people |
 //! | [`sim`] | loads for tests and benchmarks |
 
 #![forbid(unsafe_code)]
 
+mod bits;
 mod cluster;
 pub mod demand;
 pub mod event;
+mod fit;
 mod gang;
 mod index;
 pub mod lease;

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use mobula_proto::{
-    LeaseId, NodeId, Quantity, Resources,
+    NodeId, Quantity, Resources,
     resource::{Device, DeviceGrant, Kind, Label},
 };
 
 use crate::{
     index::Spot,
-    stock::{Kinds, Stock, Summary},
+    stock::{DIMS, Kinds, Stock, Summary},
 };
 
 /// Most slots that any one class of a job holds on one node, however little each needs: tasks that run at once, and
@@ -29,8 +29,8 @@ pub struct NodeView<'a> {
     pub overdraft: Quantity,
     /// Its labels, sorted by key.
     pub labels: &'a [Label],
-    /// The leases on it.
-    pub leases: &'a BTreeSet<LeaseId>,
+    /// How many leases are on it.
+    pub leases: usize,
     /// Whether it gets no new grants.
     pub draining: bool,
 }
@@ -42,7 +42,8 @@ pub(crate) struct Node {
     pub stock: Stock,
     pub labels: Vec<Label>,
     pub draining: bool,
-    pub leases: BTreeSet<LeaseId>,
+    /// The leases on it, by place, in no order.
+    pub leases: Vec<u32>,
     /// Groups, and which of their bundles, that have a part of it.
     pub bundles: BTreeSet<(u32, u32)>,
     pub spot: Spot,
@@ -73,7 +74,7 @@ impl Node {
             available: kinds.resources(self.stock.left()),
             overdraft: self.stock.overdraft(),
             labels: &self.labels,
-            leases: &self.leases,
+            leases: self.leases.len(),
             draining: self.draining,
         }
     }
@@ -81,6 +82,11 @@ impl Node {
     /// Whether it can run anything at all.
     pub fn works(&self) -> bool {
         !self.stock.is_empty()
+    }
+
+    /// The most that a slot may need of each dimension to fit; below zero where none may.
+    pub fn free(&self) -> [i64; DIMS] {
+        if self.works() && !self.draining { self.stock.bounds() } else { [-1; DIMS] }
     }
 
     /// What the index should know of it.

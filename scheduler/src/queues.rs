@@ -13,19 +13,27 @@
 //! keep every node too full for it.
 //!
 //! Work of a queue that has children is that of a child of its own, with weight one.
+//!
+//! Each time somebody is given no more than brings it level with the next, or [`QUANTUM`] of the cluster where that is
+//! more: so shares differ by about that much, and in a large cluster a lease has more than one slot.
+//!
+//! Children lie in the order of their ranks, and each queue knows as a set of bits which shapes wait in and below it. So
+//! the first child of which something is open is found at once.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::{JobId, Quantity, Queue, resource::Kind};
 
 use crate::{
     Millis,
+    bits::Bits,
     shapes::{ShapeId, Shapes},
+    slab::Slab,
     stock::{Kinds, Need},
 };
+
+/// The part of the cluster, by its scarcest resource, that one may be given at once beyond its share.
+const QUANTUM: f64 = 1.0 / 4096.0;
 
 /// The top of the tree, of which all queues without a parent are children.
 pub(crate) const TOP: u32 = 0;
@@ -41,7 +49,10 @@ pub(crate) struct Branch {
     /// As people call it; empty for the top and the default one.
     pub name: String,
     pub parent: Option<u32>,
+    /// By rank, then by number.
     children: Vec<u32>,
+    /// Where it is among its parent's children.
+    place: usize,
     weight: f64,
     guaranteed: Vec<(Kind, Quantity)>,
     limit: Vec<(Kind, Quantity)>,
@@ -54,12 +65,41 @@ pub(crate) struct Branch {
     rank: Rank,
     /// What waits here and below, by shape: how many demands.
     shapes: BTreeMap<ShapeId, u32>,
-    /// What waits here, by shape and job.
-    waiting: BTreeMap<ShapeId, BTreeMap<JobId, BTreeSet<Turn>>>,
-    /// Slots that each job holds here.
-    held: BTreeMap<JobId, u64>,
+    /// The same shapes.
+    waits: Bits,
+    /// What waits here, by shape.
+    waiting: Vec<Waiting>,
+    /// Jobs of which something waits here or is held.
+    jobs: Slab<Job>,
+    job_of: BTreeMap<JobId, u32>,
     /// This queue and those above it that have limits.
     limited: Vec<u32>,
+}
+
+/// What waits for one shape in a queue.
+#[derive(Debug)]
+struct Waiting {
+    shape: ShapeId,
+    /// By job.
+    lanes: Vec<Lane>,
+}
+
+/// What waits of one job for one shape in a queue; at least one.
+#[derive(Debug)]
+struct Lane {
+    job: JobId,
+    /// The job's place in the queue.
+    at: u32,
+    first: Turn,
+    turns: BTreeSet<Turn>,
+}
+
+#[derive(Debug)]
+struct Job {
+    id: JobId,
+    /// Slots that it holds.
+    held: u64,
+    lanes: u32,
 }
 
 /// Whether it is beyond what is guaranteed to it, and the part that it has.
@@ -75,6 +115,17 @@ pub(crate) struct Pick {
     pub slots: u32,
     /// Its part of what there is: less than all where others have the same right.
     pub part: f64,
+    /// So many slots may always be granted, since they are not worth another look; at least 1.
+    pub quantum: u32,
+}
+
+/// What a search for a turn notes, kept for its memory.
+#[derive(Debug, Default)]
+struct Notes {
+    /// By a job's place: in which search it was noted, and its first turn.
+    first: Vec<(u64, Turn, ShapeId)>,
+    search: u64,
+    jobs: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -83,6 +134,7 @@ pub(crate) struct Queues {
     by_name: BTreeMap<String, u32>,
     /// One over what the cluster has, by kind; zero where it has none.
     inverse: Vec<f64>,
+    notes: Notes,
 }
 
 impl Branch {
@@ -91,6 +143,7 @@ impl Branch {
             name: queue.name.clone(),
             parent,
             children: Vec::new(),
+            place: 0,
             weight: queue.weight.as_f64(),
             guaranteed: queue.guaranteed.iter().map(|(kind, amount)| (kind.clone(), amount)).collect(),
             limit: queue.limit.clone(),
@@ -99,8 +152,10 @@ impl Branch {
             usage: Vec::new(),
             rank: Rank::default(),
             shapes: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            held: BTreeMap::new(),
+            waits: Bits::new(),
+            waiting: Vec::new(),
+            jobs: Slab::new(),
+            job_of: BTreeMap::new(),
             limited: Vec::new(),
         }
     }
@@ -118,14 +173,90 @@ impl Branch {
         }
     }
 
-    fn update_rank(&mut self, inverse: &[f64]) {
-        self.rank = self.ranked(|kind| self.usage.get(kind).copied().unwrap_or(0), inverse);
+    fn new_rank(&self, inverse: &[f64]) -> Rank {
+        self.ranked(|kind| self.usage.get(kind).copied().unwrap_or(0), inverse)
+    }
+
+    /// The place of a job, of which something waits here or is held from now on.
+    fn job(&mut self, id: JobId) -> u32 {
+        match self.job_of.get(&id) {
+            Some(at) => *at,
+            None => {
+                let at = self.jobs.insert(Job { id, held: 0, lanes: 0 });
+                self.job_of.insert(id, at);
+                at
+            }
+        }
+    }
+
+    fn forget_job(&mut self, at: u32) {
+        if self.jobs.get(at).is_some_and(|job| job.held == 0 && job.lanes == 0)
+            && let Some(job) = self.jobs.remove(at)
+        {
+            self.job_of.remove(&job.id);
+        }
+    }
+
+    fn lane(&self, job: JobId, shape: ShapeId) -> Option<(usize, usize)> {
+        let at = self.waiting.binary_search_by_key(&shape, |waiting| waiting.shape).ok()?;
+        let lane = self.waiting[at].lanes.binary_search_by_key(&job, |lane| lane.job).ok()?;
+        Some((at, lane))
+    }
+
+    /// Lets something wait here; false where it did.
+    fn insert(&mut self, job: JobId, shape: ShapeId, turn: Turn) -> bool {
+        let at = match self.waiting.binary_search_by_key(&shape, |waiting| waiting.shape) {
+            Ok(at) => at,
+            Err(at) => {
+                self.waiting.insert(at, Waiting { shape, lanes: Vec::new() });
+                at
+            }
+        };
+        match self.waiting[at].lanes.binary_search_by_key(&job, |lane| lane.job) {
+            Ok(lane) => {
+                let lane = &mut self.waiting[at].lanes[lane];
+                lane.first = lane.first.min(turn);
+                lane.turns.insert(turn)
+            }
+            Err(lane) => {
+                let place = self.job(job);
+                if let Some(job) = self.jobs.get_mut(place) {
+                    job.lanes += 1;
+                }
+                let turns = BTreeSet::from([turn]);
+                self.waiting[at].lanes.insert(lane, Lane { job, at: place, first: turn, turns });
+                true
+            }
+        }
+    }
+
+    /// Lets something wait here no longer; false where it did not.
+    fn remove(&mut self, job: JobId, shape: ShapeId, turn: Turn) -> bool {
+        let Some((at, lane)) = self.lane(job, shape) else { return false };
+        let lanes = &mut self.waiting[at].lanes;
+        if !lanes[lane].turns.remove(&turn) {
+            return false;
+        }
+        if let Some(first) = lanes[lane].turns.first() {
+            lanes[lane].first = *first;
+            return true;
+        }
+        let place = lanes.remove(lane).at;
+        if lanes.is_empty() {
+            self.waiting.remove(at);
+        }
+        if let Some(job) = self.jobs.get_mut(place) {
+            job.lanes -= 1;
+        }
+        self.forget_job(place);
+        true
     }
 }
 
 impl Queues {
     pub fn new() -> Self {
-        let mut queues = Self { all: Vec::new(), by_name: BTreeMap::new(), inverse: Vec::new() };
+        let (all, by_name, inverse) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut queues = Self { all, by_name, inverse, notes: Notes::default() };
         queues.replace(&[], &Kinds::new());
         queues
     }
@@ -184,8 +315,45 @@ impl Queues {
 
     fn update_ranks(&mut self) {
         for queue in &mut self.all {
-            queue.update_rank(&self.inverse);
+            queue.rank = queue.new_rank(&self.inverse);
         }
+        for at in 0..self.all.len() {
+            let mut children = std::mem::take(&mut self.all[at].children);
+            children.sort_unstable_by(|a, b| self.compare(*a, *b));
+            for (place, child) in children.iter().enumerate() {
+                self.all[*child as usize].place = place;
+            }
+            self.all[at].children = children;
+        }
+    }
+
+    /// Which of two children goes first.
+    fn compare(&self, a: u32, b: u32) -> std::cmp::Ordering {
+        order(self.all[a as usize].rank, self.all[b as usize].rank).then(a.cmp(&b))
+    }
+
+    /// Puts a queue where its rank belongs among its siblings.
+    fn update_rank(&mut self, queue: u32) {
+        let branch = &mut self.all[queue as usize];
+        let rank = branch.new_rank(&self.inverse);
+        if rank == std::mem::replace(&mut branch.rank, rank) {
+            return;
+        }
+        let Some(parent) = branch.parent else { return };
+        let mut place = branch.place;
+        let mut siblings = std::mem::take(&mut self.all[parent as usize].children);
+        while place > 0 && self.compare(queue, siblings[place - 1]).is_lt() {
+            siblings.swap(place, place - 1);
+            self.all[siblings[place] as usize].place = place;
+            place -= 1;
+        }
+        while place + 1 < siblings.len() && self.compare(siblings[place + 1], queue).is_lt() {
+            siblings.swap(place, place + 1);
+            self.all[siblings[place] as usize].place = place;
+            place += 1;
+        }
+        self.all[queue as usize].place = place;
+        self.all[parent as usize].children = siblings;
     }
 
     fn weight(&self, queue: u32) -> f64 {
@@ -216,17 +384,22 @@ impl Queues {
 
     /// What waits in a queue.
     pub fn waiting(&self, queue: u32) -> impl Iterator<Item = (JobId, ShapeId, Turn)> {
-        self.all[queue as usize].waiting.iter().flat_map(|(shape, jobs)| jobs_of(*shape, jobs))
+        let lists = self.all[queue as usize].waiting.iter();
+        let lanes = lists.flat_map(|waiting| waiting.lanes.iter().map(|lane| (waiting.shape, lane)));
+        lanes.flat_map(|(shape, lane)| lane.turns.iter().map(move |turn| (lane.job, shape, *turn)))
     }
 
     pub fn waits(&self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) -> bool {
-        let jobs = self.all[queue as usize].waiting.get(&shape);
-        jobs.and_then(|jobs| jobs.get(&job)).is_some_and(|turns| turns.contains(&turn))
+        let branch = &self.all[queue as usize];
+        let lane = branch.lane(job, shape).map(|(at, lane)| &branch.waiting[at].lanes[lane]);
+        branch.waits.contains(shape)
+            && lane.is_some_and(|lane| lane.turns.contains(&turn) && lane.turns.first() == Some(&lane.first))
     }
 
     /// The slots that jobs hold in a queue; none of them zero.
-    pub fn held(&self, queue: u32) -> &BTreeMap<JobId, u64> {
-        &self.all[queue as usize].held
+    pub fn held(&self, queue: u32) -> impl Iterator<Item = (JobId, u64)> {
+        let jobs = self.all[queue as usize].jobs.iter();
+        jobs.map(|(_, job)| (job.id, job.held)).filter(|(_, held)| *held > 0)
     }
 
     /// How many demands wait in and below a queue.
@@ -234,60 +407,62 @@ impl Queues {
         self.all[queue as usize].shapes.values().map(|count| *count as usize).sum()
     }
 
-    /// Counts slots of a job.
-    pub fn hold(&mut self, queue: u32, job: JobId, slots: u32) {
-        let held = self.all[queue as usize].held.entry(job).or_default();
-        *held = held.saturating_add(slots.into());
+    /// Counts slots of a job. Gives the job's place in the queue, which it keeps while it holds any.
+    pub fn hold(&mut self, queue: u32, job: JobId, slots: u32) -> u32 {
+        let branch = &mut self.all[queue as usize];
+        let at = branch.job(job);
+        if let Some(job) = branch.jobs.get_mut(at) {
+            job.held = job.held.saturating_add(slots.into());
+        }
+        at
     }
 
-    /// Counts slots of a job no longer.
-    pub fn drop_held(&mut self, queue: u32, job: JobId, slots: u32) {
-        let all = &mut self.all[queue as usize].held;
-        if let Some(held) = all.get_mut(&job) {
-            *held = held.saturating_sub(slots.into());
-            if *held == 0 {
-                all.remove(&job);
-            }
+    /// Counts slots of a job, by its place, no longer.
+    pub fn drop_held(&mut self, queue: u32, at: u32, slots: u32) {
+        let branch = &mut self.all[queue as usize];
+        if let Some(job) = branch.jobs.get_mut(at) {
+            job.held = job.held.saturating_sub(slots.into());
         }
+        branch.forget_job(at);
+    }
+
+    /// The place of a job in a queue where something of it waits or is held.
+    pub fn job(&self, queue: u32, job: JobId) -> Option<u32> {
+        self.all[queue as usize].job_of.get(&job).copied()
     }
 
     /// Adds `times` of each amount to what a queue and those above it use.
     pub fn charge(&mut self, queue: u32, amounts: &[(usize, i64)], times: i64) {
+        if times == 0 {
+            return;
+        }
         let mut at = Some(queue);
-        while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
+        while let Some(number) = at {
+            let queue = &mut self.all[number as usize];
             for (kind, each) in amounts {
                 if let Some(used) = queue.usage.get_mut(*kind) {
                     *used += each * times;
                 }
             }
-            queue.update_rank(&self.inverse);
             at = queue.parent;
+            self.update_rank(number);
         }
     }
 
     pub fn wait(&mut self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) {
-        let jobs = self.all[queue as usize].waiting.entry(shape).or_default();
-        if jobs.entry(job).or_default().insert(turn) {
+        if self.all[queue as usize].insert(job, shape, turn) {
             let mut at = Some(queue);
             while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
                 *queue.shapes.entry(shape).or_default() += 1;
+                queue.waits.insert(shape);
                 at = queue.parent;
             }
         }
     }
 
     pub fn stop_waiting(&mut self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) {
-        let waiting = &mut self.all[queue as usize].waiting;
-        let Some(jobs) = waiting.get_mut(&shape) else { return };
-        let Some(turns) = jobs.get_mut(&job) else { return };
-        if !turns.remove(&turn) {
+        if !self.all[queue as usize].remove(job, shape, turn) {
             return;
-        }
-        if turns.is_empty() {
-            jobs.remove(&job);
-            if jobs.is_empty() {
-                waiting.remove(&shape);
-            }
         }
         let mut at = Some(queue);
         while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
@@ -295,6 +470,7 @@ impl Queues {
                 *count = count.saturating_sub(1);
                 if *count == 0 {
                     queue.shapes.remove(&shape);
+                    queue.waits.remove(shape);
                 }
             }
             at = queue.parent;
@@ -303,11 +479,13 @@ impl Queues {
 
     /// Changes the turn of what waits.
     pub fn turn_again(&mut self, queue: u32, job: JobId, shape: ShapeId, (old, new): (Turn, Turn)) {
-        let jobs = self.all[queue as usize].waiting.get_mut(&shape);
-        if let Some(turns) = jobs.and_then(|jobs| jobs.get_mut(&job))
-            && turns.remove(&old)
-        {
-            turns.insert(new);
+        let branch = &mut self.all[queue as usize];
+        if let Some((at, lane)) = branch.lane(job, shape) {
+            let lane = &mut branch.waiting[at].lanes[lane];
+            if lane.turns.remove(&old) {
+                lane.turns.insert(new);
+                lane.first = lane.turns.first().copied().unwrap_or(new);
+            }
         }
     }
 
@@ -343,56 +521,43 @@ impl Queues {
     }
 
     /// Whose turn it is, of those whose shape is open and whose limits allow a slot.
-    pub fn pick(&self, shapes: &Shapes, now: Millis, ageing: Millis) -> Option<Pick> {
-        self.descend(TOP, &Turns { shapes, now, ageing })
+    pub fn pick(&mut self, shapes: &Shapes, now: Millis, ageing: Millis) -> Option<Pick> {
+        let mut notes = std::mem::take(&mut self.notes);
+        let pick = self.descend(TOP, &Turns { shapes, now, ageing }, &mut notes);
+        self.notes = notes;
+        pick
     }
 
-    fn descend(&self, queue: u32, turns: &Turns<'_>) -> Option<Pick> {
+    fn descend(&self, queue: u32, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
         let branch = &self.all[queue as usize];
         if branch.children.is_empty() {
-            return self.pick_lane(queue, turns);
+            return self.pick_lane(queue, turns, notes);
         }
-        let ranked = |at: &u32| {
-            let child = &self.all[*at as usize];
-            turns.shapes.open().any(|shape| child.shapes.contains_key(&shape)).then_some((child.rank, *at))
-        };
-        let less = |a: (Rank, u32), b: (Rank, u32)| order(a.0, b.0).then(a.1.cmp(&b.1)).is_lt();
-        let mut passed: Option<(Rank, u32)> = None;
+        let open = |child: &&u32| self.all[**child as usize].waits.meets(turns.shapes.open());
+        let mut children = branch.children.iter().filter(open);
         loop {
-            // The least that was not tried yet, and the rank of the one after it.
-            let (mut best, mut next): (Option<(Rank, u32)>, Option<Rank>) = (None, None);
-            // Weights of those that have the same right.
-            let mut same = 0.0;
-            for child in branch.children.iter().filter_map(ranked) {
-                if passed.is_some_and(|passed| !less(passed, child)) {
-                    continue;
+            let child = *children.next()?;
+            let Some(mut pick) = self.descend(child, turns, notes) else { continue };
+            let rank = self.all[child as usize].rank;
+            // Weights of those that have the same right, and the rank of the one after it.
+            let mut same = self.weight(child);
+            let mut next = None;
+            for other in children {
+                let other = &self.all[*other as usize];
+                next.get_or_insert(other.rank);
+                if order(rank, other.rank).is_ne() {
+                    break;
                 }
-                if best.is_none_or(|best| less(child, best)) {
-                    next = best.map(|best| best.0);
-                    same = match best {
-                        Some(best) if order(best.0, child.0).is_eq() => same + self.weight(child.1),
-                        _ => self.weight(child.1),
-                    };
-                    best = Some(child);
-                } else {
-                    if best.is_some_and(|best| order(best.0, child.0).is_eq()) {
-                        same += self.weight(child.1);
-                    }
-                    if next.is_none_or(|next| order(child.0, next).is_lt()) {
-                        next = Some(child.0);
-                    }
-                }
+                same += other.weight;
             }
-            let (rank, child) = best?;
-            passed = best;
-            let Some(mut pick) = self.descend(child, turns) else { continue };
             if let Some(next) = next {
                 if !rank.0 {
-                    pick.slots = 1;
+                    pick.slots = pick.slots.min(pick.quantum);
                 } else if same > self.weight(child) {
                     pick.part = pick.part.min(self.weight(child) / same);
                 } else {
-                    pick.slots = pick.slots.min(self.lead(child, rank, next, turns.shapes.need(pick.shape)));
+                    let lead = self.lead(child, rank, next, turns.shapes.need(pick.shape));
+                    pick.slots = pick.slots.min(lead.max(pick.quantum));
                 }
             }
             return Some(pick);
@@ -406,56 +571,71 @@ impl Queues {
         if slots.is_nan() || slots >= f64::from(u32::MAX) { u32::MAX } else { (slots as u32).max(1) }
     }
 
+    /// How many slots are a [`QUANTUM`]; at least 1.
+    fn quantum(&self, need: &Need) -> u32 {
+        let part =
+            |(kind, each): &(usize, i64)| *each as f64 * self.inverse.get(*kind).copied().unwrap_or_default();
+        let each = need.amounts.iter().map(part).fold(0.0, f64::max);
+        if each > 0.0 { ((QUANTUM / each) as u32).max(1) } else { 1 }
+    }
+
     /// The turn that is due in a queue. A job's turns together are its lane.
-    fn pick_lane(&self, queue: u32, turns: &Turns<'_>) -> Option<Pick> {
+    fn pick_lane(&self, queue: u32, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
         let branch = &self.all[queue as usize];
         let limited = !branch.limited.is_empty();
-        let mut lanes: Vec<(JobId, Turn, ShapeId)> = Vec::new();
-        for shape in turns.shapes.open() {
-            let Some(jobs) = branch.waiting.get(&shape) else { continue };
-            if limited && self.headroom(queue, turns.shapes.need(shape)) == 0 {
+        notes.search += 1;
+        notes.jobs.clear();
+        let mut oldest = i64::MAX;
+        for waiting in branch.waiting.iter().filter(|waiting| turns.shapes.open().contains(waiting.shape)) {
+            if limited && self.headroom(queue, turns.shapes.need(waiting.shape)) == 0 {
                 continue;
             }
-            lanes.extend(jobs.iter().filter_map(|(job, turns)| Some((*job, *turns.first()?, shape))));
-        }
-        lanes.sort_unstable();
-        lanes.dedup_by_key(|(job, ..)| *job);
-        let mut best: Option<(Reverse<i64>, u64, Turn, ShapeId)> = None;
-        let mut next: Option<u64> = None;
-        let mut same = 0_u32;
-        for (job, turn, shape) in lanes {
-            let held = branch.held.get(&job).copied().unwrap_or(0);
-            let found = (Reverse(level(turn, turns.now, turns.ageing)), held, turn, shape);
-            match best {
-                Some(before) if before < found => {
-                    if before.0 == found.0 {
-                        same += u32::from(before.1 == found.1);
-                        next = Some(next.map_or(found.1, |next| next.min(found.1)));
-                    }
+            for lane in &waiting.lanes {
+                oldest = oldest.min(lane.first.0);
+                let at = lane.at as usize;
+                if at >= notes.first.len() {
+                    notes.first.resize(at + 1, (0, (0, 0, 0), 0));
                 }
-                Some(before) => {
-                    let level = before.0 == found.0;
-                    same = if level && before.1 == found.1 { same + 1 } else { 1 };
-                    next = level.then_some(before.1);
-                    best = Some(found);
+                let first = &mut notes.first[at];
+                if first.0 != notes.search {
+                    *first = (notes.search, lane.first, waiting.shape);
+                    notes.jobs.push(lane.at);
+                } else if lane.first < first.1 {
+                    (first.1, first.2) = (lane.first, waiting.shape);
                 }
-                None => (best, same) = (Some(found), 1),
             }
         }
-        let (_, held, (.., demand), shape) = best?;
+        // Only the highest level counts: all that waits since then.
+        let since = level_since(oldest, turns.now, turns.ageing);
+        let mut best: Option<(u64, Turn, ShapeId)> = None;
+        let (mut next, mut same) = (None::<u64>, 0_u32);
+        for at in &notes.jobs {
+            let (_, turn, shape) = notes.first[*at as usize];
+            if turn.0 > since {
+                continue;
+            }
+            let held = branch.jobs.get(*at).map_or(0, |job| job.held);
+            let before = best.map(|best| best.0);
+            same = match before {
+                Some(least) if held > least => same,
+                Some(least) if held == least => same + 1,
+                _ => 1,
+            };
+            if best.is_none_or(|best| (held, turn) < (best.0, best.1)) {
+                next = before.or(next);
+                best = Some((held, turn, shape));
+            } else {
+                next = Some(next.map_or(held, |next| next.min(held)));
+            }
+        }
+        let (held, (.., demand), shape) = best?;
+        let quantum = self.quantum(turns.shapes.need(shape));
         let slots = match next {
-            Some(next) if next > held => u32::try_from(next - held).unwrap_or(u32::MAX),
+            Some(next) if next > held => u32::try_from(next - held).unwrap_or(u32::MAX).max(quantum),
             _ => u32::MAX,
         };
-        Some(Pick { demand, shape, slots, part: 1.0 / f64::from(same) })
+        Some(Pick { demand, shape, slots, part: 1.0 / f64::from(same), quantum })
     }
-}
-
-fn jobs_of(
-    shape: ShapeId,
-    jobs: &BTreeMap<JobId, BTreeSet<Turn>>,
-) -> impl Iterator<Item = (JobId, ShapeId, Turn)> {
-    jobs.iter().flat_map(move |(job, turns)| turns.iter().map(move |turn| (*job, shape, *turn)))
 }
 
 /// What a pick looks at.
@@ -463,6 +643,13 @@ struct Turns<'a> {
     shapes: &'a Shapes,
     now: Millis,
     ageing: Millis,
+}
+
+/// What has waited since then, or longer, is of the same [`level`] as what has waited since `oldest`, or above it.
+fn level_since(oldest: i64, now: Millis, ageing: Millis) -> i64 {
+    let signed = |span: Millis| i64::try_from(span.0).unwrap_or(i64::MAX);
+    let level = level((oldest, 0, 0), now, ageing);
+    signed(now).saturating_sub(level.saturating_mul(signed(Millis(ageing.0.max(1)))))
 }
 
 /// Priority, counted up by the time that it has waited.

@@ -21,10 +21,10 @@ use crate::{
     cluster::Cluster,
     demand::{self, PER_OWNER_MAX},
     gang::{Bundle, Gang},
-    lease::Entry,
+    lease::{Entry, Leases},
     node::Node,
     queues::{DEFAULT, Queues},
-    shapes::{self, Shapes, Where},
+    shapes::{self, Shapes},
     slab::Slab,
     stock::{CPU, Need},
     why,
@@ -51,10 +51,12 @@ impl Default for Options {
     }
 }
 
-/// What an owner has.
-#[derive(Debug, Default)]
+/// What an owner has: at least one lease or demand.
+#[derive(Debug)]
 struct Owner {
-    leases: BTreeSet<LeaseId>,
+    id: HostId,
+    /// By place, in no order.
+    leases: Vec<u32>,
     /// How many of its classes wait.
     demands: usize,
 }
@@ -69,11 +71,12 @@ pub struct Scheduler {
     cluster: Cluster,
     /// The newest incarnation seen of each node number.
     newest: BTreeMap<u32, u32>,
-    leases: BTreeMap<LeaseId, Entry>,
+    leases: Leases,
     /// When each lease ends, soonest first, as of some time ago: what was renewed since is put back when its time comes,
     /// and what has ended is dropped.
     expiries: BinaryHeap<Reverse<(Millis, LeaseId)>>,
-    owners: BTreeMap<HostId, Owner>,
+    owners: Slab<Owner>,
+    owner_of: BTreeMap<HostId, u32>,
     demands: Slab<Demand>,
     by_key: BTreeMap<demand::Key, u32>,
     shapes: Shapes,
@@ -85,7 +88,7 @@ pub struct Scheduler {
     roomy: BTreeSet<u32>,
     queues: Queues,
     /// Nodes where capacity became free in this step.
-    freed: BTreeSet<u32>,
+    freed: Vec<u32>,
     asking: ask::Asking,
 }
 
@@ -99,9 +102,10 @@ impl Scheduler {
             next_arrival: 0,
             cluster: Cluster::new(options.seed),
             newest: BTreeMap::new(),
-            leases: BTreeMap::new(),
+            leases: Leases::default(),
             expiries: BinaryHeap::new(),
-            owners: BTreeMap::new(),
+            owners: Slab::new(),
+            owner_of: BTreeMap::new(),
             demands: Slab::new(),
             by_key: BTreeMap::new(),
             shapes: Shapes::new(),
@@ -110,7 +114,7 @@ impl Scheduler {
             groups_of: BTreeMap::new(),
             roomy: BTreeSet::new(),
             queues: Queues::new(),
-            freed: BTreeSet::new(),
+            freed: Vec::new(),
             asking: ask::Asking::default(),
         }
     }
@@ -163,6 +167,7 @@ impl Scheduler {
                     served: now,
                     shape: None,
                     queue: DEFAULT,
+                    who: 0,
                     kin: None,
                     gang: None,
                 };
@@ -246,12 +251,14 @@ impl Scheduler {
 
     /// The leases, oldest first.
     pub fn leases(&self) -> impl Iterator<Item = LeaseView<'_>> {
-        self.leases.values().map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
+        let mut all: Vec<&Entry> = self.leases.iter().collect();
+        all.sort_unstable_by_key(|entry| entry.lease.id);
+        all.into_iter().map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
     }
 
     /// One lease.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView<'_>> {
-        self.leases.get(&id).map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
+        self.leases.get(id).map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
     }
 
     /// What waits, by owner and key.
@@ -292,19 +299,16 @@ impl Scheduler {
             self.learn_gangs();
         }
         self.queues.totals(&self.cluster.totals);
-        self.freed.insert(at);
+        self.freed.push(at);
         self.judge_all(out);
     }
 
     fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
         let Some(node) = self.cluster.remove(at) else { return };
-        self.freed.remove(&at);
-        for (id, shape) in self.shapes.on(at) {
-            self.shapes.set(id, shape);
-        }
+        self.freed.retain(|freed| *freed != at);
         self.queues.totals(&self.cluster.totals);
-        for lease in node.leases {
-            let orphan = self.leases.get(&lease).is_some_and(|entry| entry.lease.owner.node == node.id);
+        for lease in self.leases.ids(&node.leases) {
+            let orphan = self.leases.get(lease).is_some_and(|entry| entry.lease.owner.node == node.id);
             self.end(lease, (!orphan).then_some(RevokeKind::NodeLost), out);
         }
         self.bundles_lost(node.bundles, RevokeKind::NodeLost, out);
@@ -315,7 +319,7 @@ impl Scheduler {
     fn hosts_gone(&mut self, nodes: RangeInclusive<NodeId>, out: &mut Vec<Effect>) {
         let first = HostId { node: *nodes.start(), seq: 0 };
         let last = HostId { node: *nodes.end(), seq: u32::MAX };
-        let gone: Vec<HostId> = self.owners.range(first..=last).map(|(owner, _)| *owner).collect();
+        let gone: Vec<HostId> = self.owner_of.range(first..=last).map(|(owner, _)| *owner).collect();
         for owner in gone {
             self.owner_gone(owner, out);
         }
@@ -327,8 +331,9 @@ impl Scheduler {
         for demand in demands {
             self.withdraw(demand);
         }
-        let leases = self.owners.get(&owner).map(|o| o.leases.clone()).unwrap_or_default();
-        for lease in leases {
+        let owned = self.owner_of.get(&owner).and_then(|at| self.owners.get(*at));
+        let leases = owned.map(|owner| self.leases.ids(&owner.leases));
+        for lease in leases.into_iter().flatten() {
             self.end(lease, None, out);
         }
     }
@@ -338,8 +343,9 @@ impl Scheduler {
         for demand in demands {
             self.withdraw(demand);
         }
-        let leases: Vec<_> =
-            self.leases.values().filter(|e| e.lease.job == job).map(|e| e.lease.id).collect();
+        let of_job = self.leases.iter().filter(|e| e.lease.job == job);
+        let mut leases: Vec<LeaseId> = of_job.map(|e| e.lease.id).collect();
+        leases.sort_unstable();
         for lease in leases {
             self.end(lease, None, out);
         }
@@ -387,7 +393,8 @@ impl Scheduler {
     /// In which queue or group a demand is to wait, if it may.
     fn check(&self, new: &Demand, replaces: bool) -> Result<(u32, Option<u32>), Error> {
         let class = &new.class;
-        if !replaces && self.owners.get(&new.owner).is_some_and(|o| o.demands >= PER_OWNER_MAX) {
+        let owner = self.owner_of.get(&new.owner).and_then(|at| self.owners.get(*at));
+        if !replaces && owner.is_some_and(|owner| owner.demands >= PER_OWNER_MAX) {
             return Err(Error::TooMany { who: new.owner.to_string(), what: "classes", max: PER_OWNER_MAX });
         }
         if let Strategy::Group { group, bundle } = class.strategy {
@@ -403,7 +410,10 @@ impl Scheduler {
 
     /// Lets a demand wait.
     fn enter(&mut self, mut new: Demand) -> u32 {
-        self.owners.entry(new.owner).or_default().demands += 1;
+        new.who = self.owner(new.owner);
+        if let Some(owner) = self.owners.get_mut(new.who) {
+            owner.demands += 1;
+        }
         if new.gang.is_none() {
             self.shape(&mut new);
         }
@@ -462,20 +472,33 @@ impl Scheduler {
             }
         }
         self.cluster.forget_kin(demand.kin);
-        if let Some(owner) = self.owners.get_mut(&demand.owner) {
+        if let Some(owner) = self.owners.get_mut(demand.who) {
             owner.demands = owner.demands.saturating_sub(1);
-            if owner.demands == 0 && owner.leases.is_empty() {
-                self.owners.remove(&demand.owner);
-            }
         }
+        self.forget_owner(demand.who);
         Some(demand)
+    }
+
+    /// The place of an owner, who has something from now on.
+    fn owner(&mut self, id: HostId) -> u32 {
+        let owners = &mut self.owners;
+        let new = || owners.insert(Owner { id, leases: Vec::new(), demands: 0 });
+        *self.owner_of.entry(id).or_insert_with(new)
+    }
+
+    fn forget_owner(&mut self, at: u32) {
+        if self.owners.get(at).is_some_and(|owner| owner.demands == 0 && owner.leases.is_empty())
+            && let Some(owner) = self.owners.remove(at)
+        {
+            self.owner_of.remove(&owner.id);
+        }
     }
 
     /// Nothing that waits for a shape fits anywhere, as long as a search found none; so a longer backlog needs no new
     /// search, unless the class counts its slots.
     fn look_again(&mut self, at: u32) {
         let shape = self.demands.get(at).filter(|d| d.kin.is_some()).and_then(|d| d.shape);
-        shape.into_iter().for_each(|shape| self.shapes.set(shape, Where::Anywhere));
+        shape.into_iter().for_each(|shape| self.shapes.reopen(shape));
     }
 
     /// Whether the demand may wait. Reports and forgets one that no living node could ever satisfy.
@@ -518,10 +541,10 @@ impl Scheduler {
     fn set_queues(&mut self, queues: Vec<Queue>, out: &mut Vec<Effect>) {
         self.queues.replace(&queues, &self.cluster.kinds);
         self.queues.totals(&self.cluster.totals);
-        for entry in self.leases.values_mut().filter(|entry| entry.inside.is_none()) {
+        for entry in self.leases.iter_mut().filter(|entry| entry.inside.is_none()) {
             entry.queue = self.queues.find(&entry.lease.queue).unwrap_or(DEFAULT);
             let (queue, job, slots) = (entry.queue, entry.lease.job, entry.lease.slots);
-            self.queues.hold(queue, job, slots);
+            entry.job = self.queues.hold(queue, job, slots);
             self.queues.charge(queue, &entry.need.amounts, slots.into());
             let cpu = entry.need.get(CPU);
             self.queues.charge(queue, &[(CPU, cpu)], -i64::from(entry.blocked));
@@ -535,7 +558,7 @@ impl Scheduler {
             demand.queue = queue.unwrap_or(DEFAULT);
             let turn = demand.turn(at, self.options.ageing);
             self.queues.wait(demand.queue, demand.job, shape, turn);
-            self.shapes.set(shape, Where::Anywhere);
+            self.shapes.reopen(shape);
             let (owner, key) = (demand.owner, demand.key);
             let above = self.queues.above_limit(demand.queue, &demand.class.resources);
             let error = match (queue, above) {
@@ -549,7 +572,7 @@ impl Scheduler {
     }
 
     fn renew(&mut self, id: LeaseId) {
-        if let Some(entry) = self.leases.get_mut(&id) {
+        if let Some(entry) = self.leases.get_mut(id) {
             entry.lease.expires = self.now.plus(entry.lease.term);
         }
     }
@@ -567,7 +590,7 @@ impl Scheduler {
     /// Makes the first expiry one that is true.
     fn tidy_expiries(&mut self) {
         while let Some(Reverse((at, id))) = self.expiries.peek().copied() {
-            match self.leases.get(&id).map(|entry| entry.lease.expires) {
+            match self.leases.get(id).map(|entry| entry.lease.expires) {
                 Some(expires) if expires == at => return,
                 Some(expires) => {
                     self.expiries.pop();
@@ -579,7 +602,7 @@ impl Scheduler {
     }
 
     fn block(&mut self, id: LeaseId, slots: u32) {
-        let Some(entry) = self.leases.get_mut(&id) else { return };
+        let Some(entry) = self.leases.get_mut(id) else { return };
         let slots = slots.min(entry.running());
         entry.blocked += slots;
         let cpu = entry.need.get(CPU) * i64::from(slots);
@@ -590,7 +613,7 @@ impl Scheduler {
     }
 
     fn unblock(&mut self, id: LeaseId, slots: u32) {
-        let Some(entry) = self.leases.get_mut(&id) else { return };
+        let Some(entry) = self.leases.get_mut(id) else { return };
         let slots = slots.min(entry.blocked);
         entry.blocked -= slots;
         let cpu = entry.need.get(CPU) * i64::from(slots);
@@ -612,7 +635,7 @@ impl Scheduler {
             return;
         }
         if freed > 0 {
-            self.freed.insert(at);
+            self.freed.push(at);
         }
         if let Some(node) = self.cluster.nodes.get_mut(at) {
             node.stock.add(CPU, freed);
@@ -623,18 +646,24 @@ impl Scheduler {
 
     /// Ends a lease and frees what it held, telling its owner where `kind` says why.
     fn end(&mut self, id: LeaseId, kind: Option<RevokeKind>, out: &mut Vec<Effect>) {
-        let Some(entry) = self.leases.remove(&id) else { return };
+        let Some(entry) = self.leases.remove(id) else { return };
         let lease = &entry.lease;
-        if let Some(owner) = self.owners.get_mut(&lease.owner) {
-            owner.leases.remove(&id);
-            if owner.demands == 0 && owner.leases.is_empty() {
-                self.owners.remove(&lease.owner);
+        if let Some(owner) = self.owners.get_mut(entry.owner) {
+            owner.leases.swap_remove(entry.of_owner as usize);
+            let moved = owner.leases.get(entry.of_owner as usize);
+            if let Some(moved) = moved.and_then(|at| self.leases.at_mut(*at)) {
+                moved.of_owner = entry.of_owner;
             }
         }
+        self.forget_owner(entry.owner);
         self.free(&entry, lease.slots, entry.blocked);
         self.cluster.forget_kin(entry.kin);
         if let Some(node) = self.cluster.nodes.get_mut(entry.at).filter(|n| n.id == lease.node) {
-            node.leases.remove(&id);
+            node.leases.swap_remove(entry.on_node as usize);
+            let moved = node.leases.get(entry.on_node as usize);
+            if let Some(moved) = moved.and_then(|at| self.leases.at_mut(*at)) {
+                moved.on_node = entry.on_node;
+            }
         }
         if let Some(kind) = kind {
             let slots = lease.slots;
@@ -653,7 +682,7 @@ impl Scheduler {
             self.roomy.insert(inside.0);
             return;
         }
-        self.queues.drop_held(entry.queue, lease.job, slots);
+        self.queues.drop_held(entry.queue, entry.job, slots);
         self.queues.charge(entry.queue, &entry.need.amounts, -i64::from(slots));
         self.queues.charge(entry.queue, &[(CPU, entry.need.get(CPU))], waited.into());
         let living = |n: &&mut Node| n.id == lease.node;
@@ -661,24 +690,24 @@ impl Scheduler {
             node.stock.give(&entry.need, slots, waited, &lease.devices);
             self.cluster.count_kin(entry.kin, entry.at, -i64::from(slots));
             self.cluster.touch(entry.at);
-            self.freed.insert(entry.at);
+            self.freed.push(entry.at);
         }
     }
 
     /// Gives slots of a lease back that do not wait.
     fn shrink(&mut self, id: LeaseId, slots: u32, out: &mut Vec<Effect>) {
-        let Some(running) = self.leases.get(&id).map(Entry::running) else { return };
+        let Some(running) = self.leases.get(id).map(Entry::running) else { return };
         let slots = slots.min(running);
         if slots == 0 {
             return;
         }
-        if self.leases.get(&id).is_some_and(|entry| entry.lease.slots == slots) {
+        if self.leases.get(id).is_some_and(|entry| entry.lease.slots == slots) {
             return self.end(id, None, out);
         }
-        let Some(mut entry) = self.leases.remove(&id) else { return };
+        let Some((at, mut entry)) = self.leases.lend(id) else { return };
         // Fewer than all means more than one: it has no devices.
         self.free(&entry, slots, 0);
         entry.lease.slots -= slots;
-        self.leases.insert(id, entry);
+        self.leases.give_back(at, entry);
     }
 }

@@ -8,8 +8,12 @@ use std::{
 use mobula_proto::{Group, NodeId, Resources};
 
 use crate::{
+    bits::Bits,
+    cluster::Cluster,
+    fit::Fit,
+    node::Node,
     slab::Slab,
-    stock::{DIMS, Kinds, Need, Summary},
+    stock::{Kinds, Need},
 };
 
 pub(crate) type ShapeId = u32;
@@ -37,75 +41,120 @@ pub(crate) struct Wanted {
     pub gang: Option<u32>,
 }
 
-/// Where there may be room for a shape that waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Where {
-    /// Nowhere, as was found out.
-    Nowhere,
-    /// On this node, and on no other.
-    On(u32),
-    /// Nobody has looked.
-    Anywhere,
-}
-
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub key: Key,
     pub need: Arc<Need>,
-    pub place: Where,
     /// Demands that wait.
     pub users: u32,
 }
 
+/// Shapes with the same rules for labels.
+#[derive(Debug)]
+struct Ruled {
+    rules: Vec<u32>,
+    shapes: Bits,
+    count: u32,
+}
+
+/// Most lists of rules that are held against a node before the shapes; with more, each shape that may fit is asked.
+const RULED_MAX: usize = 64;
+
 /// All shapes of which something waits.
+///
+/// One of them is *open* if there may be room for it: on the node `here` alone if it is in `on`, else anywhere.
 #[derive(Debug)]
 pub(crate) struct Shapes {
     all: Slab<Shape>,
-    /// What each needs, together: all of them are held against a node on which something became free.
-    dims: Vec<[i64; DIMS]>,
     by_key: BTreeMap<Key, ShapeId>,
-    open: BTreeSet<ShapeId>,
+    fit: Fit,
+    ruled: Slab<Ruled>,
+    ruled_of: BTreeMap<Vec<u32>, u32>,
+    pinned: BTreeMap<NodeId, BTreeSet<ShapeId>>,
+    /// What needs a closer look: kinds that share a bound, unknown ones, those counted by node, and what is pinned.
+    special: Bits,
+    gangs: Bits,
+    open: Bits,
+    here: u32,
+    on: Bits,
     nothing: Arc<Need>,
+    /// Kept for their memory.
+    scratch: [Bits; 2],
 }
 
 impl Shapes {
     pub fn new() -> Self {
         Self {
             all: Slab::new(),
-            dims: Vec::new(),
             by_key: BTreeMap::new(),
-            open: BTreeSet::new(),
+            fit: Fit::new(),
+            ruled: Slab::new(),
+            ruled_of: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            special: Bits::new(),
+            gangs: Bits::new(),
+            open: Bits::new(),
+            here: 0,
+            on: Bits::new(),
             nothing: Arc::new(Need::of(&Resources::none(), &Kinds::new())),
+            scratch: [Bits::new(), Bits::new()],
         }
     }
 
     /// The shape of this key, used once more; and whether it is new.
     pub fn enter(&mut self, key: Key, kinds: &Kinds) -> (ShapeId, bool) {
+        self.enter_as(key, |key| Need::of(&key.resources, kinds))
+    }
+
+    /// The shape of what a group lacks, used once more. `need` is what all bundles need, with the bounds of the smallest.
+    pub fn enter_gang(&mut self, wanted: Wanted, rules: u32, need: Need) -> ShapeId {
+        let (resources, rules, gang) = (Resources::none(), vec![rules], Some(wanted));
+        self.enter_as(Key { resources, rules, pin: None, kin: None, gang }, |_| need).0
+    }
+
+    fn enter_as(&mut self, key: Key, need: impl FnOnce(&Key) -> Need) -> (ShapeId, bool) {
         if let Some(id) = self.by_key.get(&key) {
             if let Some(shape) = self.all.get_mut(*id) {
                 shape.users += 1;
             }
             return (*id, false);
         }
-        let need = Arc::new(Need::of(&key.resources, kinds));
-        let dims = need.dims;
-        let id = self.all.insert(Shape { key: key.clone(), need, place: Where::Anywhere, users: 1 });
-        self.dims.resize(self.dims.len().max(id as usize + 1), [i64::MAX; DIMS]);
-        self.dims[id as usize] = dims;
+        let need = Arc::new(need(&key));
+        let id = self.all.insert(Shape { key: key.clone(), need, users: 1 });
+        match key.pin {
+            Some(node) => drop(self.pinned.entry(node).or_default().insert(id)),
+            None => self.rule(id, &key.rules),
+        }
         self.by_key.insert(key, id);
+        self.sort(id);
         self.open.insert(id);
         (id, true)
     }
 
-    /// The shape of what a group lacks, used once more. `need` is what all bundles need, with the bounds of the smallest.
-    pub fn enter_gang(&mut self, wanted: Wanted, rules: u32, need: Need) -> ShapeId {
-        let (resources, rules, gang) = (Resources::none(), vec![rules], Some(wanted));
-        let (id, fresh) = self.enter(Key { resources, rules, pin: None, kin: None, gang }, &Kinds::new());
-        if fresh && let Some(shape) = self.all.get_mut(id) {
-            self.dims[id as usize] = need.dims;
-            shape.need = Arc::new(need);
+    fn rule(&mut self, id: ShapeId, rules: &[u32]) {
+        let at = match self.ruled_of.get(rules) {
+            Some(at) => *at,
+            None => {
+                let at = self.ruled.insert(Ruled { rules: rules.to_vec(), shapes: Bits::new(), count: 0 });
+                self.ruled_of.insert(rules.to_vec(), at);
+                at
+            }
+        };
+        if let Some(ruled) = self.ruled.get_mut(at) {
+            ruled.shapes.insert(id);
+            ruled.count += 1;
         }
-        id
+    }
+
+    /// Puts a shape among those that its needs are compared with.
+    fn sort(&mut self, id: ShapeId) {
+        let Some(shape) = self.all.get(id) else { return };
+        self.fit.insert(id, &shape.need.dims);
+        if shape.key.gang.is_some() {
+            self.gangs.insert(id);
+        } else if shape.key.pin.is_some() || shape.key.kin.is_some() || !shape.need.is_bounded() {
+            self.special.insert(id);
+        }
     }
 
     /// Used once less. Gives the key of a shape that is no longer used at all.
@@ -115,11 +164,30 @@ impl Shapes {
         if shape.users > 0 {
             return None;
         }
-        let shape = self.all.remove(id)?;
-        self.dims[id as usize] = [i64::MAX; DIMS];
-        self.by_key.remove(&shape.key);
-        self.open.remove(&id);
-        Some(shape.key)
+        let Shape { key, need, .. } = self.all.remove(id)?;
+        self.fit.remove(id, &need.dims);
+        self.by_key.remove(&key);
+        for bits in [&mut self.special, &mut self.gangs, &mut self.open, &mut self.on] {
+            bits.remove(id);
+        }
+        if let Some(node) = key.pin {
+            if let Some(pinned) = self.pinned.get_mut(&node) {
+                pinned.remove(&id);
+                if pinned.is_empty() {
+                    self.pinned.remove(&node);
+                }
+            }
+        } else if let Some(at) = self.ruled_of.get(&key.rules).copied()
+            && let Some(ruled) = self.ruled.get_mut(at)
+        {
+            ruled.shapes.remove(id);
+            ruled.count -= 1;
+            if ruled.count == 0 {
+                self.ruled.remove(at);
+                self.ruled_of.remove(&key.rules);
+            }
+        }
+        Some(key)
     }
 
     pub fn get(&self, id: ShapeId) -> Option<&Shape> {
@@ -135,48 +203,108 @@ impl Shapes {
     }
 
     /// Those for which there may be room.
-    pub fn open(&self) -> impl Iterator<Item = ShapeId> {
-        self.open.iter().copied()
+    pub fn open(&self) -> &Bits {
+        &self.open
     }
 
     pub fn any_open(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// Says where there may be room.
-    pub fn set(&mut self, id: ShapeId, place: Where) {
-        if let Some(shape) = self.all.get_mut(id) {
-            shape.place = place;
-            match place {
-                Where::Nowhere => self.open.remove(&id),
-                _ => self.open.insert(id),
-            };
+    /// The only node where there is room for an open shape, if it is known that there is none elsewhere.
+    pub fn only(&self, id: ShapeId) -> Option<u32> {
+        self.on.contains(id).then_some(self.here)
+    }
+
+    /// There may be room anywhere.
+    pub fn reopen(&mut self, id: ShapeId) {
+        if self.all.get(id).is_some() {
+            self.open.insert(id);
+            self.on.remove(id);
         }
     }
 
-    /// Shapes that may fit into a node, and of which it is not known yet that they do.
-    pub fn fitting(&self, node: u32, free: &Summary) -> Vec<ShapeId> {
-        let fits = |dims: &[i64; DIMS]| (0..DIMS).all(|dim| dims[dim] <= free.free[dim]);
-        let known = |id: &ShapeId| {
-            self.all.get(*id).is_none_or(|s| matches!(s.place, Where::Anywhere) || s.place == Where::On(node))
-        };
-        let all = (0..).zip(&self.dims).filter(|(_, dims)| fits(dims));
-        all.map(|(id, _)| id).filter(|id| !known(id)).collect()
+    /// There is no room.
+    pub fn close(&mut self, id: ShapeId) {
+        self.open.remove(id);
+        self.on.remove(id);
     }
 
-    /// Shapes that had room on this node only, which is gone.
-    pub fn on(&self, node: u32) -> Vec<(ShapeId, Where)> {
-        let there = self.all.iter().filter(|(_, shape)| shape.place == Where::On(node));
-        there.map(|(id, _)| (id, Where::Nowhere)).collect()
+    /// Something became free on a node, which is not draining: opens what fits there.
+    pub fn freed(&mut self, at: u32, node: &Node, cluster: &Cluster) {
+        let [mut fits, mut unsure] = std::mem::take(&mut self.scratch);
+        fits.clear();
+        unsure.copy(&self.special);
+        let by_rules = self.ruled.len() <= RULED_MAX;
+        for (_, ruled) in self.ruled.iter() {
+            if !by_rules || ruled.rules.iter().any(|rules| cluster.index.admits(*rules, node.spot)) {
+                fits.add(&ruled.shapes);
+            }
+        }
+        self.pinned.get(&node.id).into_iter().flatten().for_each(|id| fits.insert(*id));
+        self.fit.keep(&mut fits, &node.free(), &mut unsure);
+        if !by_rules {
+            unsure.copy(&fits);
+        }
+        self.look_at(at, cluster, &mut fits, &mut unsure);
+        if self.on.is_empty() {
+            self.here = at;
+        }
+        if self.here == at {
+            // What was not open has room here alone. Groups may need several nodes.
+            unsure.copy(&fits);
+            unsure.without(&self.open);
+            unsure.without(&self.gangs);
+            self.on.add(&unsure);
+        } else {
+            self.on.without(&fits);
+        }
+        self.open.add(&fits);
+        self.scratch = [fits, unsure];
+    }
+
+    /// Something was taken from a node: closes what had room there alone, and has it no longer.
+    pub fn taken(&mut self, at: u32, node: &Node, cluster: &Cluster) {
+        if self.here != at || self.on.is_empty() {
+            return;
+        }
+        let [mut fits, mut unsure] = std::mem::take(&mut self.scratch);
+        fits.copy(&self.on);
+        unsure.copy(&self.special);
+        self.fit.keep(&mut fits, &node.free(), &mut unsure);
+        self.look_at(at, cluster, &mut fits, &mut unsure);
+        self.open.without(&self.on);
+        self.open.add(&fits);
+        self.on.copy(&fits);
+        self.scratch = [fits, unsure];
+    }
+
+    /// Takes out what was unsure and does not fit.
+    fn look_at(&self, at: u32, cluster: &Cluster, fits: &mut Bits, unsure: &mut Bits) {
+        unsure.keep(fits);
+        for id in unsure.iter() {
+            if self.all.get(id).is_none_or(|shape| !cluster.has_room(shape, at)) {
+                fits.remove(id);
+            }
+        }
+    }
+
+    /// The step is over: what is open still, since limits hold it back, is looked for everywhere from now on.
+    pub fn step_over(&mut self) {
+        self.on.clear();
     }
 
     /// There are new kinds of resources.
     pub fn learn(&mut self, kinds: &Kinds) {
-        for (id, shape) in self.all.iter_mut() {
-            if !shape.need.known && shape.key.gang.is_none() {
-                shape.need = Arc::new(Need::of(&shape.key.resources, kinds));
-                self.dims[id as usize] = shape.need.dims;
-            }
+        let unknown = self.all.iter().filter(|(_, s)| !s.need.known && s.key.gang.is_none());
+        let unknown: Vec<ShapeId> = unknown.map(|(id, _)| id).collect();
+        for id in unknown {
+            let Some(shape) = self.all.get_mut(id) else { continue };
+            let new = Arc::new(Need::of(&shape.key.resources, kinds));
+            let old = std::mem::replace(&mut shape.need, new);
+            self.fit.remove(id, &old.dims);
+            self.special.remove(id);
+            self.sort(id);
         }
     }
 }

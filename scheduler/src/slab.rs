@@ -6,6 +6,12 @@ pub(crate) struct Slab<T> {
     vacant: Vec<u32>,
 }
 
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Slab<T> {
     pub fn new() -> Self {
         Self { slots: Vec::new(), vacant: Vec::new() }
@@ -26,12 +32,28 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// Takes a value out for a moment: its number stays its own.
+    pub fn lend(&mut self, at: u32) -> Option<T> {
+        self.slots.get_mut(at as usize)?.take()
+    }
+
+    /// Puts back what was lent.
+    pub fn give_back(&mut self, at: u32, value: T) {
+        if let Some(slot) = self.slots.get_mut(at as usize) {
+            *slot = Some(value);
+        }
+    }
+
     pub fn get(&self, at: u32) -> Option<&T> {
         self.slots.get(at as usize)?.as_ref()
     }
 
     pub fn get_mut(&mut self, at: u32) -> Option<&mut T> {
         self.slots.get_mut(at as usize)?.as_mut()
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.vacant.len()
     }
 
     /// By number.

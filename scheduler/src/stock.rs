@@ -150,7 +150,15 @@ impl Need {
         }
     }
 
+    /// Whether what has as much of each bound has room for it: it needs no kinds that share one, and knows all.
+    pub fn is_bounded(&self) -> bool {
+        self.known && self.amounts.iter().all(|(kind, _)| *kind < BASE)
+    }
+
     pub fn get(&self, kind: usize) -> i64 {
+        if kind < BASE {
+            return self.base[kind];
+        }
         self.amounts.iter().find(|(at, _)| *at == kind).map_or(0, |(_, each)| *each)
     }
 }
@@ -416,22 +424,33 @@ impl Stock {
         self.devices.iter().map(|d| (d.kind, d.index, d.free, d.full))
     }
 
+    /// The most that a slot may need of each dimension to fit.
+    pub fn bounds(&self) -> [i64; DIMS] {
+        let mut free = [0; DIMS];
+        (free[CPU], free[MEMORY]) = (self.free[CPU], self.free[MEMORY]);
+        for at in 0..2 {
+            (free[2 + 2 * at], free[3 + 2 * at]) = (self.whole[at] * ONE, self.most[at]);
+        }
+        for custom in &self.custom {
+            let dim = dim_of(custom.kind, 0);
+            free[dim] = free[dim].max(custom.free);
+        }
+        free
+    }
+
     pub fn summary(&self) -> Summary {
         let mut summary = Summary { used: [0.0; BASE], ..Summary::NOTHING };
-        summary.free = [0; DIMS];
+        summary.free = self.bounds();
         summary.total = [0; DIMS];
         for kind in [CPU, MEMORY] {
-            (summary.free[kind], summary.total[kind]) = (self.free[kind], self.total[kind]);
+            summary.total[kind] = self.total[kind];
         }
         for (at, kind) in [GPU, TPU].into_iter().enumerate() {
-            summary.free[2 + 2 * at] = self.whole[at] * ONE;
-            summary.free[3 + 2 * at] = self.most[at];
             summary.total[2 + 2 * at] = self.total[kind];
             summary.total[3 + 2 * at] = self.total[kind].min(ONE);
         }
         for custom in &self.custom {
             let dim = dim_of(custom.kind, 0);
-            summary.free[dim] = summary.free[dim].max(custom.free);
             summary.total[dim] = summary.total[dim].max(custom.total);
         }
         for kind in 0..BASE {

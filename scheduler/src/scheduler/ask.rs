@@ -72,13 +72,19 @@ impl Scheduler {
             if !self.cluster.admits(shape, node) || !node.stock.could_ever(&shape.need) {
                 continue;
             }
-            for id in &node.leases {
+            for lease in &node.leases {
                 leases += 1;
-                let Some(entry) = self.leases.get_mut(id) else { continue };
+                let Some(entry) = self.leases.at_mut(*lease) else { continue };
                 if due(entry.asked) && would_help(entry, node, demand, shape, &self.cluster) {
                     entry.asked = Some(now);
                     let (owner, node, slots) = (entry.lease.owner, entry.lease.node, entry.lease.slots);
-                    out.push(Effect::Revoke { lease: *id, owner, node, slots, kind: RevokeKind::Idle });
+                    out.push(Effect::Revoke {
+                        lease: entry.lease.id,
+                        owner,
+                        node,
+                        slots,
+                        kind: RevokeKind::Idle,
+                    });
                 }
             }
         }

@@ -67,8 +67,12 @@ impl Scheduler {
         let mut sums: BTreeMap<usize, i64> = node.stock.left().collect();
         let mut devices: BTreeMap<(usize, u32), i64> = BTreeMap::new();
         let mut ids = BTreeSet::new();
-        for entry in self.leases.values().filter(|entry| entry.lease.node == id) {
+        for entry in self.leases.iter().filter(|entry| entry.lease.node == id) {
             ids.insert(entry.lease.id);
+            let place = node.leases.get(entry.on_node as usize);
+            if place.copied() != self.leases.find(entry.lease.id) {
+                return Err(format!("{id}: {} is not in its place", entry.lease.id));
+            }
             if entry.inside.is_some() {
                 continue;
             }
@@ -122,14 +126,14 @@ impl Scheduler {
         if let Some((_, index)) = devices.keys().next() {
             return Err(format!("{id}: device {index} is held, but there is none"));
         }
-        if ids != node.leases {
+        if ids.len() != node.leases.len() {
             return Err(format!("{id}: its leases are {ids:?}, but it counts {:?}", node.leases));
         }
         if !node.stale && *self.cluster.index.summary(node.spot) != node.summary() {
             return Err(format!("{id}: the index knows something else of it"));
         }
         for (number, kin) in self.cluster.kins.iter() {
-            let of_kin = self.leases.values().filter(|e| e.kin == Some(number) && e.lease.node == id);
+            let of_kin = self.leases.iter().filter(|e| e.kin == Some(number) && e.lease.node == id);
             let slots: u32 = of_kin.map(|e| e.lease.slots).sum();
             if slots != kin.on.get(&at).copied().unwrap_or(0) {
                 return Err(format!("{id} has {slots} slots of {}, but {:?}", kin.class.function, kin.on));
@@ -141,7 +145,7 @@ impl Scheduler {
     fn check_bundle(&self, at: u32, number: u32, bundle: &Bundle) -> Result<(), String> {
         let mut sums: BTreeMap<usize, i64> = bundle.stock.left().collect();
         let mut devices: BTreeMap<(usize, u32), i64> = BTreeMap::new();
-        for entry in self.leases.values().filter(|entry| entry.inside == Some((at, number))) {
+        for entry in self.leases.iter().filter(|entry| entry.inside == Some((at, number))) {
             for (kind, each) in &entry.need.amounts {
                 let slots = if *kind == CPU { entry.running() } else { entry.lease.slots };
                 *sums.entry(*kind).or_default() += each * i64::from(slots);
@@ -165,9 +169,14 @@ impl Scheduler {
 
     fn check_owners(&self) -> Result<(), String> {
         let mut owners: BTreeMap<HostId, (BTreeSet<LeaseId>, usize)> = BTreeMap::new();
-        for (id, entry) in &self.leases {
-            let lease = &entry.lease;
-            owners.entry(lease.owner).or_default().0.insert(*id);
+        for entry in self.leases.iter() {
+            let (lease, id) = (&entry.lease, entry.lease.id);
+            owners.entry(lease.owner).or_default().0.insert(id);
+            let owner = self.owners.get(entry.owner).filter(|owner| owner.id == lease.owner);
+            let place = owner.and_then(|owner| owner.leases.get(entry.of_owner as usize));
+            if place.copied() != self.leases.find(id) {
+                return Err(format!("{id} is not in its place at {}", lease.owner));
+            }
             if self.cluster.find(lease.node) != Some(entry.at) {
                 return Err(format!("{id} is on {}, which is gone", lease.node));
             }
@@ -175,7 +184,7 @@ impl Scheduler {
             if lease.slots == 0 || entry.blocked > lease.slots || !one_with_devices {
                 return Err(format!("{id} has {} slots, {} of them waiting", lease.slots, entry.blocked));
             }
-            let due = self.expiries.iter().filter(|queued| queued.0.1 == *id && queued.0.0 <= lease.expires);
+            let due = self.expiries.iter().filter(|queued| queued.0.1 == id && queued.0.0 <= lease.expires);
             if due.count() != 1 {
                 return Err(format!("{id} is not among the expiries once"));
             }
@@ -183,9 +192,16 @@ impl Scheduler {
         for key in self.by_key.keys() {
             owners.entry(key.owner).or_default().1 += 1;
         }
-        let counted = self.owners.iter().map(|(owner, has)| (*owner, (has.leases.clone(), has.demands)));
-        if owners != counted.collect() {
+        let counted = self.owner_of.iter().filter_map(|(owner, at)| Some((*owner, self.owners.get(*at)?)));
+        let ids = |list: &[u32]| self.leases.ids(list).into_iter().collect::<BTreeSet<LeaseId>>();
+        if owners != counted.map(|(owner, has)| (owner, (ids(&has.leases), has.demands))).collect() {
             return Err("the table of owners disagrees with what they have".into());
+        }
+        let known = |demand: &crate::Demand| {
+            self.owners.get(demand.who).is_some_and(|owner| owner.id == demand.owner)
+        };
+        if self.owners.len() != owners.len() || !self.demands().all(known) {
+            return Err("an owner is not in its place".into());
         }
         Ok(())
     }
@@ -209,13 +225,15 @@ impl Scheduler {
                 return Err(format!("{} waits, and lacks {:?}", gang.id, gang.missing()));
             }
             // All or nothing: what was placed once may lose bundles, but none is there before all were.
-            if gang.bundles.iter().all(Option::is_none)
-                && self.leases.values().any(|e| self.is_inside(e, gang))
+            if gang.bundles.iter().all(Option::is_none) && self.leases.iter().any(|e| self.is_inside(e, gang))
             {
                 return Err(format!("{} has leases, but no bundles", gang.id));
             }
         }
-        for entry in self.leases.values().filter(|entry| entry.inside.is_none()) {
+        for entry in self.leases.iter().filter(|entry| entry.inside.is_none()) {
+            if self.queues.job(entry.queue, entry.lease.job) != Some(entry.job) {
+                return Err(format!("{} is not charged to its job", entry.lease.id));
+            }
             *held.entry((entry.queue, entry.lease.job)).or_default() += u64::from(entry.lease.slots);
             for queue in self.queues.above(entry.queue) {
                 for (kind, each) in &entry.need.amounts {
@@ -227,7 +245,7 @@ impl Scheduler {
         let mut waiting = 0;
         for queue in 0..self.queues.len() {
             for (job, slots) in self.queues.held(queue) {
-                if held.remove(&(queue, *job)) != Some(*slots) {
+                if held.remove(&(queue, job)) != Some(slots) {
                     return Err(format!("{job} does not hold {slots} slots"));
                 }
             }

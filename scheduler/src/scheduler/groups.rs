@@ -13,7 +13,7 @@ use crate::{
     BundlePlace, Demand, Effect, Error, RevokeKind,
     gang::{self, Bundle, Gang, Placing},
     queues::{DEFAULT, Pick},
-    shapes::{self, Where},
+    shapes,
     stock::{Need, Stock},
     why,
 };
@@ -125,7 +125,7 @@ impl Scheduler {
     pub(super) fn place_gang(&mut self, pick: Pick, round: &mut Round) {
         let found =
             self.gangs.get(pick.demand).and_then(|gang| Placing::new(&mut self.cluster, gang).place());
-        let Some(found) = found else { return self.shapes.set(pick.shape, Where::Nowhere) };
+        let Some(found) = found else { return self.shapes.close(pick.shape) };
         self.stop_gang(pick.demand);
         let Some(gang) = self.gangs.get_mut(pick.demand) else { return };
         let mut places = Vec::with_capacity(found.len());
@@ -192,8 +192,8 @@ impl Scheduler {
     /// Slots of a class of an owner in a bundle.
     fn held_inside(&self, at: u32, bundle: u32, demand: &Demand) -> u32 {
         if demand.class.resources.is_empty() {
-            let owned = self.owners.get(&demand.owner).map(|owner| &owner.leases);
-            let leases = owned.into_iter().flatten().filter_map(|id| self.leases.get(id));
+            let owned = self.owners.get(demand.who).map(|owner| &owner.leases);
+            let leases = owned.into_iter().flatten().filter_map(|at| self.leases.at(*at));
             leases
                 .filter(|e| e.inside == Some((at, bundle)) && e.lease.key == demand.key)
                 .map(|e| e.lease.slots)
@@ -257,13 +257,15 @@ impl Scheduler {
         let Some(bundle) = gang.bundles.get_mut(number as usize).and_then(Option::take) else { return };
         let need = &gang.needs[number as usize];
         self.queues.charge(gang.queue, &need.amounts, -1);
-        self.queues.drop_held(gang.queue, gang.job, 1);
+        if let Some(job) = self.queues.job(gang.queue, gang.job) {
+            self.queues.drop_held(gang.queue, job, 1);
+        }
         if let Some(node) = self.cluster.nodes.get_mut(bundle.at)
             && node.bundles.remove(&(at, number))
         {
             node.stock.give(need, 1, 0, &bundle.devices);
             self.cluster.touch(bundle.at);
-            self.freed.insert(bundle.at);
+            self.freed.push(bundle.at);
         }
     }
 
@@ -273,11 +275,10 @@ impl Scheduler {
         let nodes: BTreeSet<u32> = gang.bundles.iter().flatten().map(|bundle| bundle.at).collect();
         let leases =
             nodes.iter().filter_map(|node| self.cluster.nodes.get(*node)).flat_map(|node| &node.leases);
-        let inside = |id: &&mobula_proto::LeaseId| {
-            self.leases.get(id).is_some_and(|entry| entry.inside.is_some_and(|(gang, _)| gang == at))
+        let inside = |lease: &&u32| {
+            self.leases.at(**lease).is_some_and(|entry| entry.inside.is_some_and(|(gang, _)| gang == at))
         };
-        let ids: Vec<_> = leases.filter(inside).copied().collect();
-        for id in ids {
+        for id in self.leases.ids(leases.filter(inside)) {
             self.end(id, Some(kind), out);
         }
     }
@@ -416,7 +417,7 @@ impl Scheduler {
             }
             let Some(shape) = gang.shape else { continue };
             self.queues.wait(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
-            self.shapes.set(shape, Where::Anywhere);
+            self.shapes.reopen(shape);
             let (id, name) = (gang.id, gang.spec.queue.clone());
             let error = match (queue, self.check_group_limit(at)) {
                 (None, _) => Error::UnknownQueue(name),

@@ -5,14 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mobula_proto::LeaseId;
 
 use super::Scheduler;
-use crate::{
-    Effect, Lease,
-    lease::Entry,
-    queues::Pick,
-    shapes::{Shape, Where},
-    stock::Need,
-    strategy,
-};
+use crate::{Effect, Lease, lease::Entry, queues::Pick, stock::Need, strategy};
 
 /// A demand, a node, and the group and bundle there.
 type Spot = (u32, u32, Option<(u32, u32)>);
@@ -20,10 +13,33 @@ type Spot = (u32, u32, Option<(u32, u32)>);
 /// The leases made in one step. Several grants to one demand on one node become one lease.
 #[derive(Debug, Default)]
 pub(super) struct Round {
-    granted: Vec<LeaseId>,
-    fresh: BTreeMap<Spot, LeaseId>,
+    /// By place, with what each was granted for.
+    granted: Vec<(Spot, u32)>,
+    /// The same by that, of all but the newest.
+    before: BTreeMap<Spot, u32>,
+    /// How many are in there.
+    known: usize,
     /// Groups that were placed.
     pub groups: Vec<Effect>,
+}
+
+/// So many of the newest leases are looked through one by one.
+const NEWEST: usize = 16;
+
+impl Round {
+    fn note(&mut self, spot: Spot, lease: u32) {
+        self.granted.push((spot, lease));
+        if self.granted.len() >= self.known + 2 * NEWEST {
+            let newer = &self.granted[self.known..self.known + NEWEST];
+            self.before.extend(newer.iter().copied());
+            self.known += NEWEST;
+        }
+    }
+
+    fn find(&self, spot: Spot) -> Option<u32> {
+        let newest = self.granted[self.known..].iter().rev().find(|(of, _)| *of == spot);
+        newest.map(|(_, lease)| *lease).or_else(|| self.before.get(&spot).copied())
+    }
 }
 
 impl Scheduler {
@@ -42,42 +58,39 @@ impl Scheduler {
                 self.place(pick, &mut round);
             }
         }
+        self.shapes.step_over();
         self.place_inside(&mut round);
         self.announce(round, out);
     }
 
     /// Notes which shapes have room where something became free.
     fn note_freed(&mut self) {
-        while let Some(at) = self.freed.pop_first() {
-            let Some(node) = self.cluster.nodes.get(at).filter(|node| !node.draining) else { continue };
-            for id in self.shapes.fitting(at, &node.summary()) {
-                let Some(shape) = self.shapes.get(id) else { continue };
-                let place = match shape.place {
-                    Where::Nowhere if shape.key.gang.is_none() => Where::On(at),
-                    _ => Where::Anywhere,
-                };
-                if self.cluster.has_room(shape, at) {
-                    self.shapes.set(id, place);
-                }
+        let mut freed = std::mem::take(&mut self.freed);
+        freed.sort_unstable();
+        freed.dedup();
+        for at in freed.drain(..) {
+            if let Some(node) = self.cluster.nodes.get(at).filter(|node| !node.draining) {
+                self.shapes.freed(at, node, &self.cluster);
             }
         }
+        self.freed = freed;
     }
 
     /// Grants what was picked up to its share, or finds that there is no room for its shape.
     fn place(&mut self, pick: Pick, round: &mut Round) {
         let (Some(demand), Some(shape)) = (self.demands.get(pick.demand), self.shapes.get(pick.shape)) else {
-            return self.shapes.set(pick.shape, Where::Nowhere);
+            return self.shapes.close(pick.shape);
         };
         let allowed = self.queues.headroom(demand.queue, &shape.need);
         let mut want = demand.backlog.min(pick.slots).min(allowed);
-        if let Where::On(at) = shape.place {
+        if let Some(at) = self.shapes.only(pick.shape) {
             let room = self.cluster.room(shape, at).min(allowed);
             return self.grant_part(pick, at, room, want, round);
         }
         self.cluster.refresh();
         let found = strategy::choose(&self.cluster, demand, shape, want);
         match found[..] {
-            [] => self.shapes.set(pick.shape, Where::Nowhere),
+            [] => self.shapes.close(pick.shape),
             [(at, room)] => self.grant_part(pick, at, room, want, round),
             _ => {
                 for (at, room) in found {
@@ -96,8 +109,8 @@ impl Scheduler {
     fn grant_part(&mut self, pick: Pick, at: u32, room: u32, want: u32, round: &mut Round) {
         // At least one of any room.
         let part = (f64::from(room) * pick.part).ceil() as u32;
-        match part.min(want) {
-            0 => self.shapes.set(pick.shape, Where::Nowhere),
+        match part.max(pick.quantum).min(room).min(want) {
+            0 => self.shapes.close(pick.shape),
             slots => {
                 self.grant(pick.demand, at, slots, None, round);
                 self.settle(pick.demand);
@@ -109,10 +122,9 @@ impl Scheduler {
     /// Notes which shapes had room on a node alone, and have it no longer: all at once, since each would else have its
     /// turn to find that out.
     fn close_full(&mut self, at: u32) {
-        let full = |shape: &Shape| shape.place == Where::On(at) && !self.cluster.has_room(shape, at);
-        let open = self.shapes.open().filter(|id| self.shapes.get(*id).is_some_and(full));
-        let closed: Vec<_> = open.collect();
-        closed.into_iter().for_each(|id| self.shapes.set(id, Where::Nowhere));
+        if let Some(node) = self.cluster.nodes.get(at) {
+            self.shapes.taken(at, node, &self.cluster);
+        }
     }
 
     /// What was granted all it wanted is forgotten; what was not goes behind those that wait like it.
@@ -150,12 +162,16 @@ impl Scheduler {
         let mut bundle = bundle.map(|bundle| &mut bundle.stock);
         let Some(node) = self.cluster.nodes.get_mut(node_at) else { return };
         demand.backlog -= slots;
+        let job = match inside {
+            Some(_) => 0,
+            None => self.queues.hold(demand.queue, demand.job, slots),
+        };
         let (grants, each) = if need.devices { (slots, 1) } else { (1, slots) };
         for _ in 0..grants {
             let stock = bundle.as_deref_mut().unwrap_or(&mut node.stock);
             let devices = stock.take(&need, each, &self.cluster.kinds);
-            let fresh = round.fresh.get(&(at, node_at, inside)).filter(|_| devices.is_empty());
-            if let Some(entry) = fresh.and_then(|id| self.leases.get_mut(id)) {
+            let fresh = if devices.is_empty() { round.find((at, node_at, inside)) } else { None };
+            if let Some(entry) = fresh.and_then(|lease| self.leases.at_mut(lease)) {
                 entry.lease.slots += each;
                 continue;
             }
@@ -178,24 +194,34 @@ impl Scheduler {
                 term: self.options.term,
                 expires: self.now.plus(self.options.term),
             };
-            node.leases.insert(id);
             self.expiries.push(std::cmp::Reverse((lease.expires, id)));
-            self.owners.entry(lease.owner).or_default().leases.insert(id);
-            let (need, queue, kin) = (Arc::clone(&need), demand.queue, demand.kin);
-            let (blocked, asked) = (0, None);
-            let entry = Entry { lease, blocked, asked, need, at: node_at, queue, kin, inside };
-            self.leases.insert(id, entry);
-            if let Some(kin) = kin.and_then(|kin| self.cluster.kins.get_mut(kin)) {
+            let Some(owner) = self.owners.get_mut(demand.who) else { return };
+            let place = |list: &[u32]| u32::try_from(list.len()).unwrap_or(u32::MAX);
+            let lease = self.leases.insert(Entry {
+                lease,
+                blocked: 0,
+                asked: None,
+                need: Arc::clone(&need),
+                at: node_at,
+                on_node: place(&node.leases),
+                owner: demand.who,
+                of_owner: place(&owner.leases),
+                queue: demand.queue,
+                job,
+                kin: demand.kin,
+                inside,
+            });
+            node.leases.push(lease);
+            owner.leases.push(lease);
+            if let Some(kin) = demand.kin.and_then(|kin| self.cluster.kins.get_mut(kin)) {
                 kin.users += 1;
             }
-            round.fresh.insert((at, node_at, inside), id);
-            round.granted.push(id);
+            round.note((at, node_at, inside), lease);
         }
-        let (queue, job, kin) = (demand.queue, demand.job, demand.kin);
         if inside.is_some() {
             return;
         }
-        self.queues.hold(queue, job, slots);
+        let (queue, kin) = (demand.queue, demand.kin);
         self.queues.charge(queue, &need.amounts, slots.into());
         self.cluster.count_kin(kin, node_at, slots.into());
         self.cluster.touch(node_at);
@@ -203,7 +229,7 @@ impl Scheduler {
 
     fn announce(&self, round: Round, out: &mut Vec<Effect>) {
         out.extend(round.groups);
-        let entries = round.granted.iter().filter_map(|id| self.leases.get(id));
+        let entries = round.granted.iter().filter_map(|(_, lease)| self.leases.at(*lease));
         out.extend(entries.map(|entry| Effect::Grant(entry.lease.clone())));
     }
 }

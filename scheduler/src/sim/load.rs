@@ -1,7 +1,10 @@
 //! Clusters and work as they may be found, made from a seed: for benchmarks.
 
+use std::sync::Arc;
+
 use mobula_proto::{
-    NodeId, Quantity, Queue, Resources,
+    Group, GroupId, JobId, NodeId, Quantity, Queue, Resources,
+    group::Arrange,
     resource::{Class, Kind, Label, LabelRule, Strategy},
 };
 
@@ -94,5 +97,26 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
         priority,
         queue: if queues == 0 { String::new() } else { format!("q{}", random.below(queues)) },
         ..Class::default()
+    }
+}
+
+/// The `at`-th group of a seed, as it is asked for: bundles alike, in one of the arrangements and of so many queues; one
+/// in ten needs GPUs.
+pub fn group(random: &mut Random, at: usize, bundles: usize, queues: usize) -> Event {
+    let cpu = *random.pick(&[1, 1, 2, 4]);
+    let memory = *random.pick(&[0, 1, 2, 4]) * cpu;
+    let gpu = if random.chance(10) { 1 } else { 0 };
+    let bundle = amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB), (Kind::Gpu, gpu)]);
+    let arranges = [Arrange::Pack, Arrange::Spread, Arrange::StrictPack, Arrange::StrictSpread];
+    let spec = Group {
+        bundles: vec![bundle; bundles],
+        arrange: *random.pick(&arranges),
+        queue: if queues == 0 { String::new() } else { format!("q{}", random.below(queues)) },
+        ..Group::default()
+    };
+    Event::Group {
+        group: GroupId { number: 1 + at as u64 },
+        job: JobId { number: 1 + (at % 100) as u64 },
+        spec: Arc::new(spec),
     }
 }
