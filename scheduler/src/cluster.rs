@@ -104,7 +104,7 @@ impl Cluster {
 
     fn place_in_index(&mut self, at: u32) {
         if let Some(node) = self.nodes.get_mut(at) {
-            node.spot = self.index.insert(at, &node.labels, node.stock.has_devices());
+            node.spot = self.index.insert(at, &node.labels, node.stock.has_devices(), node.stock.size());
             self.index.update(node.spot, node.summary());
         }
     }

@@ -208,22 +208,30 @@ impl<'a> Placing<'a> {
         }
         self.cluster.refresh();
         let (most, cluster) = (sum(numbers.iter().map(|n| self.need(*n))), &*self.cluster);
-        let holds = |at: u32| {
-            let node = cluster.nodes.get(at).filter(|n| open(n))?;
-            let mut trial = node.stock.clone();
-            for number in numbers {
-                if !trial.fits(self.need(*number)) {
-                    return None;
+        let first = numbers.first().map(|number| self.need(*number));
+        let alike = |need: &Arc<Need>| numbers.iter().all(|number| Arc::ptr_eq(self.need(*number), need));
+        let alike = first.filter(|need| !need.devices && alike(need));
+        let mut holds = |at: u32| {
+            let node = cluster.nodes.get(at).filter(|n| open(n) && n.stock.has(&most))?;
+            let fits = match alike {
+                Some(need) => node.stock.room(need) as usize >= numbers.len(),
+                None => {
+                    let mut trial = node.stock.clone();
+                    numbers.iter().all(|number| {
+                        let need = self.need(*number);
+                        trial.fits(need) && {
+                            trial.take(need, 1, &cluster.kinds);
+                            true
+                        }
+                    })
                 }
-                trial.take(self.need(*number), 1, &cluster.kinds);
-            }
-            Some(node.stock.fullness(&most))
+            };
+            fits.then(|| node.stock.fullness(&most))
         };
-        let mut holds = holds;
         let which = if most.devices { Which::All } else { Which::Plain };
-        let index = &cluster.index;
-        let found = index.emptiest((self.gang.rules[0], which), &most, &mut holds);
-        let found = found.or_else(|| index.emptiest((self.gang.rules[0], Which::All), &most, &mut holds));
+        let (index, rules) = (&cluster.index, self.gang.rules[0]);
+        let found = index.emptiest_in(None, (rules, which), &most, &mut holds);
+        let found = found.or_else(|| index.emptiest_in(None, (rules, Which::All), &most, &mut holds));
         found.is_some_and(|at| self.take_all(numbers, &Area::Node(at)))
     }
 

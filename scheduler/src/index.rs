@@ -1,14 +1,14 @@
 //! Which nodes have room, found without looking at all of them.
 //!
-//! Nodes that no label rule tells apart lie in one *group*, those with devices apart from those without. A group is a
-//! tree of eight branches: each inner place says what the nodes below have at best ([`Summary`]). A search goes down
+//! Nodes that no label rule tells apart and that are about as large lie in one *group*, those with devices apart from
+//! those without: alike as they are, what is said of several is about true of each. A group is a tree of eight branches: each inner place says what the nodes below have at best ([`Summary`]). A search goes down
 //! only where something better than what it has found may be; a change of one node goes up one path.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::resource::{Label, LabelRule};
 
-use crate::stock::{Need, Summary};
+use crate::stock::{Need, Size, Summary};
 
 const BRANCHES: usize = 8;
 /// Fullness that differs by less is the same.
@@ -100,7 +100,7 @@ impl Tree {
     fn emptiest(&self, find: &mut Emptiest<'_>, level: usize, at: usize) {
         let here = &self.levels[level][at];
         if !here.may_fit(find.need)
-            || find.best.is_some_and(|(best, _)| here.least_fullness(find.need) >= best - SAME)
+            || find.worst().is_some_and(|worst| here.least_fullness(find.need) >= worst - SAME)
         {
             return;
         }
@@ -109,8 +109,11 @@ impl Tree {
             else {
                 return;
             };
-            if find.best.is_none_or(|(best, _)| full < best - SAME) {
-                find.best = Some((full, node));
+            if find.worst().is_none_or(|worst| full < worst - SAME) {
+                // Behind equals.
+                let place = find.best.partition_point(|(before, _)| *before <= full + SAME);
+                find.best.insert(place, (full, node));
+                find.best.truncate(find.count);
             }
             return;
         }
@@ -145,7 +148,17 @@ struct Emptiest<'a> {
     seed: u64,
     need: &'a Need,
     fullness: &'a mut dyn FnMut(u32) -> Option<f64>,
-    best: Option<(f64, u32)>,
+    /// How many are wanted.
+    count: usize,
+    /// The best so far, best first.
+    best: Vec<(f64, u32)>,
+}
+
+impl Emptiest<'_> {
+    /// How good another must be to count.
+    fn worst(&self) -> Option<f64> {
+        if self.best.len() < self.count { None } else { self.best.last().map(|(full, _)| *full) }
+    }
 }
 
 #[derive(Debug)]
@@ -197,7 +210,7 @@ pub(crate) enum Area {
 pub(crate) struct Index {
     seed: u64,
     groups: Vec<Group>,
-    by_labels: BTreeMap<(Vec<Label>, bool), u32>,
+    by_labels: BTreeMap<(Vec<Label>, bool, Size), u32>,
     /// Label keys that some rule has named: the others tell no nodes apart.
     keys: BTreeSet<String>,
     rules: Vec<Rules>,
@@ -218,9 +231,9 @@ impl Index {
     }
 
     /// A place for a node, which [`Index::update`] fills.
-    pub fn insert(&mut self, node: u32, labels: &[Label], devices: bool) -> Spot {
+    pub fn insert(&mut self, node: u32, labels: &[Label], devices: bool, size: Size) -> Spot {
         let labels: Vec<Label> = labels.iter().filter(|(key, _)| self.keys.contains(key)).cloned().collect();
-        let key = (labels, devices);
+        let key = (labels, devices, size);
         let group = match self.by_labels.get(&key) {
             Some(group) => *group,
             None => {
@@ -341,33 +354,46 @@ impl Index {
         self.first((rules, Which::All), &|s| s.may_ever_fit(need), fine)
     }
 
-    /// The node that is least full with one more slot, of those for which `fullness` says how full that is.
+    /// The nodes that are least full with one more slot, at most so many, of those for which `fullness` says how full
+    /// that is.
     pub fn emptiest(
         &self,
         from: (u32, Which),
         need: &Need,
+        count: usize,
         fullness: &mut dyn FnMut(u32) -> Option<f64>,
-    ) -> Option<u32> {
-        self.emptiest_in(None, from, need, fullness)
+    ) -> Vec<u32> {
+        self.emptiest_of(None, from, need, count, fullness)
     }
 
-    /// The same in one part of the cluster. Its label must be one that some rule has named.
+    /// The least full in one part of the cluster. Its label must be one that some rule has named.
     pub fn emptiest_in(
+        &self,
+        area: Option<&Area>,
+        from: (u32, Which),
+        need: &Need,
+        fullness: &mut dyn FnMut(u32) -> Option<f64>,
+    ) -> Option<u32> {
+        self.emptiest_of(area, from, need, 1, fullness).first().copied()
+    }
+
+    fn emptiest_of(
         &self,
         area: Option<&Area>,
         (rules, which): (u32, Which),
         need: &Need,
+        count: usize,
         fullness: &mut dyn FnMut(u32) -> Option<f64>,
-    ) -> Option<u32> {
+    ) -> Vec<u32> {
         let inside = |group: &Group| match area {
             Some(Area::Label(key, value)) => group.labels.iter().any(|(k, v)| k == key && v == value),
             _ => true,
         };
-        let mut find = Emptiest { seed: self.seed, need, fullness, best: None };
+        let mut find = Emptiest { seed: self.seed, need, fullness, count, best: Vec::new() };
         for (group, top) in self.trees(rules, which).filter(|(group, _)| inside(group)) {
             group.tree.emptiest(&mut find, top, 0);
         }
-        find.best.map(|(_, node)| node)
+        find.best.into_iter().map(|(_, node)| node).collect()
     }
 }
 

@@ -249,6 +249,10 @@ impl Stock {
         self.total == [0; BASE] && self.custom.is_empty()
     }
 
+    pub fn size(&self) -> Size {
+        self.total.map(|total| (i64::BITS - total.leading_zeros()) as u8)
+    }
+
     pub fn has_devices(&self) -> bool {
         !self.devices.is_empty()
     }
@@ -284,6 +288,11 @@ impl Stock {
     /// Whether it could hold a slot if nothing else were there.
     pub fn could_ever(&self, need: &Need) -> bool {
         need.known && need.amounts.iter().all(|(kind, each)| self.total_of(*kind) >= *each)
+    }
+
+    /// Whether there is as much as that now, whatever of which devices.
+    pub fn has(&self, need: &Need) -> bool {
+        need.known && need.amounts.iter().all(|(kind, each)| self.free_of(*kind) >= *each)
     }
 
     /// Whether a slot fits now.
@@ -462,6 +471,9 @@ impl Stock {
         summary
     }
 }
+
+/// About how much there is of each built-in kind, in powers of two; 0 of what there is none of.
+pub(crate) type Size = [u8; BASE];
 
 /// What several stocks have at best: a bound, from which single ones are found without looking at all.
 #[derive(Clone, Copy, Debug, PartialEq)]

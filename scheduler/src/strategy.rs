@@ -14,6 +14,9 @@ use mobula_proto::{NodeId, resource::Strategy};
 
 use crate::{Demand, cluster::Cluster, index::Which, shapes::Shape};
 
+/// Most nodes without a slot of a class that are looked for at once.
+const FRESH_MAX: usize = 64;
+
 /// Nodes for slots of a demand, best first: each with how many it should get, at most `want` together. Fewer than that
 /// only where the rest fits on none of those that were looked at; empty where it fits nowhere.
 pub(crate) fn choose(cluster: &Cluster, demand: &Demand, shape: &Shape, want: u32) -> Vec<(u32, u32)> {
@@ -76,7 +79,7 @@ impl Search<'_> {
         });
         let index = &self.cluster.index;
         own.or_else(|| index.first_low((self.rules, which), need, &mut |at| low(at) && self.fine(at)))
-            .or_else(|| index.emptiest((self.rules, which), need, &mut |at| self.fullness(at)))
+            .or_else(|| index.emptiest_in(None, (self.rules, which), need, &mut |at| self.fullness(at)))
     }
 
     /// How full a node would be, if it has room.
@@ -90,11 +93,12 @@ impl Search<'_> {
         let index = &self.cluster.index;
         let kin = self.demand.kin.and_then(|kin| self.cluster.kins.get(kin));
         let Some(kin) = kin else { return Vec::new() };
-        let fresh = index.emptiest((self.rules, Which::All), &self.shape.need, &mut |at| {
+        let count = FRESH_MAX.min(want as usize);
+        let fresh = index.emptiest((self.rules, Which::All), &self.shape.need, count, &mut |at| {
             if kin.on.contains_key(&at) { None } else { self.fullness(at) }
         });
-        if let Some(at) = fresh {
-            return vec![(at, 1)];
+        if !fresh.is_empty() {
+            return fresh.into_iter().map(|at| (at, 1)).collect();
         }
         let admitted = |at: u32| self.cluster.nodes.get(at).is_some_and(|n| index.admits(self.rules, n.spot));
         let mut level: Vec<Rung> = Vec::new();

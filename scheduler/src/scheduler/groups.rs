@@ -324,13 +324,12 @@ impl Scheduler {
 
     fn could_hold(&self, gang: &Gang) -> Result<(), Error> {
         let (spec, cluster) = (&gang.spec, &self.cluster);
+        let could = |at: u32, need: &Need| cluster.nodes.get(at).is_some_and(|n| n.stock.could_ever(need));
         for (number, need) in gang.needs.iter().enumerate() {
             // As a rule all are alike.
             if number > 0 && Arc::ptr_eq(need, &gang.needs[number - 1]) {
                 continue;
             }
-            let could =
-                |at: u32, need: &Need| cluster.nodes.get(at).is_some_and(|n| n.stock.could_ever(need));
             if cluster.index.first_able(gang.rules[0], need, &mut |at| could(at, need)).is_none() {
                 let resources = spec.bundles[number].clone();
                 let class = Class { resources, labels: spec.labels.clone(), ..Class::default() };
@@ -342,7 +341,10 @@ impl Scheduler {
             self.nodes_by_number().map(|(_, node)| node).filter(admitted)
         };
         let labelled = !spec.place.is_empty();
-        let places: BTreeSet<&str> = fitting()
+        let places: BTreeSet<&str> = labelled
+            .then(fitting)
+            .into_iter()
+            .flatten()
             .filter_map(|node| node.labels.iter().find(|(key, _)| *key == spec.place))
             .map(|(_, value)| value.as_str())
             .collect();
@@ -350,9 +352,15 @@ impl Scheduler {
             return Err(Error::UnknownPlace(spec.place.clone()));
         }
         let all = gang::sum(gang.needs.iter());
+        // As a rule any node may have any of it: then there is no need to look at them one by one.
+        let anywhere = !labelled && spec.labels.is_empty();
         let covers =
             |totals: &dyn Fn(usize) -> i64| all.amounts.iter().all(|(kind, each)| totals(*kind) >= *each);
-        let count = if labelled { places.len() } else { fitting().count() };
+        let count = match (labelled, anywhere) {
+            (true, _) => places.len(),
+            (_, true) => cluster.workers,
+            _ => fitting().count(),
+        };
         let together = match spec.arrange {
             Arrange::StrictSpread if count < spec.bundles.len() => {
                 return Err(Error::Infeasible(format!(
@@ -366,7 +374,10 @@ impl Scheduler {
                 };
                 covers(&|kind| fitting().filter(inside).map(|n| n.stock.total_of(kind)).sum())
             }),
-            Arrange::StrictPack => fitting().any(|n| n.stock.could_ever(&all)),
+            Arrange::StrictPack => {
+                cluster.index.first_able(gang.rules[0], &all, &mut |at| could(at, &all)).is_some()
+            }
+            _ if anywhere => covers(&|kind| cluster.totals.get(kind).copied().unwrap_or(0)),
             _ => covers(&|kind| fitting().map(|n| n.stock.total_of(kind)).sum()),
         };
         if together {

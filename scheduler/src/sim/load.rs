@@ -100,17 +100,19 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
     }
 }
 
-/// The `at`-th group of a seed, as it is asked for: bundles alike, in one of the arrangements and of so many queues; one
-/// in ten needs GPUs.
+/// The `at`-th group of a seed, as it is asked for: bundles alike, in one of the arrangements and of so many queues; some
+/// need GPUs.
 pub fn group(random: &mut Random, at: usize, bundles: usize, queues: usize) -> Event {
     let cpu = *random.pick(&[1, 1, 2, 4]);
     let memory = *random.pick(&[0, 1, 2, 4]) * cpu;
-    let gpu = if random.chance(10) { 1 } else { 0 };
-    let bundle = amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB), (Kind::Gpu, gpu)]);
     let arranges = [Arrange::Pack, Arrange::Spread, Arrange::StrictPack, Arrange::StrictSpread];
+    let arrange = *random.pick(&arranges);
+    // As many GPUs together as groups need would soon be on no node.
+    let gpu = if arrange != Arrange::StrictPack && random.chance(10) { 1 } else { 0 };
+    let bundle = amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB), (Kind::Gpu, gpu)]);
     let spec = Group {
         bundles: vec![bundle; bundles],
-        arrange: *random.pick(&arranges),
+        arrange,
         queue: if queues == 0 { String::new() } else { format!("q{}", random.below(queues)) },
         ..Group::default()
     };
