@@ -75,6 +75,9 @@ pub struct Options {
     /// Short windows, small transfers, one round: to see that everything works. The numbers mean little.
     #[arg(long)]
     quick: bool,
+    /// Milliseconds that one measurement of a rate lasts; 500, or 200 with `--quick`. Long ones suit a profiler.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    window: Option<u64>,
     /// Seconds after which a row is given up; each subject has a default of its own.
     #[arg(long)]
     limit: Option<u64>,
@@ -82,7 +85,8 @@ pub struct Options {
 
 impl Options {
     fn scale(&self) -> Scale {
-        if self.quick { Scale::QUICK } else { Scale::FULL }
+        let scale = if self.quick { Scale::QUICK } else { Scale::FULL };
+        Scale { window: self.window.map_or(scale.window, Duration::from_millis), ..scale }
     }
 
     fn rounds(&self) -> usize {

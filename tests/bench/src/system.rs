@@ -123,15 +123,21 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// Resident memory without what is shared with other processes by memory files, in bytes: anonymous and file
-/// pages.
+/// Resident memory but for that of memory files, in bytes: anonymous and file pages.
 pub fn private_memory(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let kilobytes = |name: &str| -> Result<f64> {
-        let value = field(&text, name).ok_or_else(|| format!("smaps_rollup has no {name}"))?;
-        Ok(value.trim_end_matches(" kB").trim().parse::<f64>()?)
-    };
-    Ok((kilobytes("Rss")? - kilobytes("Pss_Shmem")?) * 1024.0)
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(kilobytes(&text, "RssAnon")? + kilobytes(&text, "RssFile")?)
+}
+
+/// Resident anonymous memory, in bytes: neither of files nor of memory files.
+pub fn anonymous_memory(pid: u32) -> Result<f64> {
+    kilobytes(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Anonymous")
+}
+
+/// A field of a file of Linux that is given in kB, in bytes.
+fn kilobytes(text: &str, name: &str) -> Result<f64> {
+    let value = field(text, name).ok_or_else(|| format!("Linux tells no {name}"))?;
+    Ok(value.trim_end_matches(" kB").trim().parse::<f64>()? * 1024.0)
 }
 
 /// [`private_memory`] of this process and of all that it started, in bytes.
@@ -145,9 +151,7 @@ pub fn cluster_memory() -> Result<f64> {
 
 /// Bytes that processes could still have.
 pub fn available_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let value = field(&text, "MemAvailable").ok_or("/proc/meminfo has no MemAvailable")?;
-    Ok(value.trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    Ok(kilobytes(&fs::read_to_string("/proc/meminfo")?, "MemAvailable")? as u64)
 }
 
 /// Bytes received over the loopback interface since it came up, by anybody.
@@ -163,7 +167,8 @@ mod tests {
     fn this_process_has_a_parent_and_memory() {
         let own = std::process::id();
         assert!(stat(own).unwrap()[1].parse::<u32>().unwrap() > 0);
-        assert!(private_memory(own).unwrap() > 0.0);
+        assert!(private_memory(own).unwrap() > anonymous_memory(own).unwrap() / 2.0);
+        assert!(anonymous_memory(own).unwrap() > 0.0);
         assert!(machine()["cores"].as_u64().unwrap() > 0);
     }
 }

@@ -7,6 +7,7 @@
 
 mod actors;
 mod asynchronous;
+mod ready;
 
 use std::{
     collections::VecDeque,
@@ -27,6 +28,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use actors::{Actor, seat};
+use ready::{Ready, is_long};
 
 use crate::{
     codec::{Arguments, Results, Value},
@@ -46,23 +48,8 @@ pub const THREADS_MAX: usize = 1024;
 /// An idle thread of the pool ends after this long.
 const THREAD_IDLE: Duration = Duration::from_secs(10);
 
-/// A call that may take longer than this keeps its thread from others for longer than waking another takes.
-const WAKE_NANOS: u64 = 30_000;
-/// What is ready must be worth so much time before another thread is woken to share it: several wakings, since times are
-/// estimated by the longest of late, and both threads then contend for what is left.
-const SHARE_NANOS: u64 = 250_000;
-
 /// Most calls that a thread takes straight from what it ran before, while others wait for a thread.
 const STREAK_MAX: u32 = 16;
-
-/// How far into the queue the estimate looks.
-const ESTIMATE_MAX: usize = 64;
-
-/// Whether a call of this function may keep a thread for longer than waking another takes.
-fn is_long(function: &Function) -> bool {
-    let nanos = function.nanos.load(Ordering::Relaxed);
-    nanos == 0 || nanos >= WAKE_NANOS
-}
 
 /// Whether one more thread is worth its waking: nobody is about to take what is ready, or it would keep whoever
 /// is for longer than waking another takes.
@@ -70,24 +57,15 @@ fn wants_another_thread(state: &State) -> bool {
     let polling = crate::peers::is_polling_worker();
     let quick =
         (state.threads - state.idle).saturating_sub(state.blocked + state.long) + usize::from(polling);
-    if quick == 0 {
-        return true;
-    }
-    let (mut nanos, mut seen) = (0, 0);
-    for run in state.ready.iter().skip(usize::from(polling)).take(ESTIMATE_MAX) {
-        if is_long(run.function) {
-            return true;
-        }
-        nanos += run.function.nanos.load(Ordering::Relaxed);
-        seen += 1;
-    }
-    seen > 0 && nanos / seen * state.ready.len() as u64 >= SHARE_NANOS
+    quick == 0 || state.ready.is_worth_sharing(polling)
 }
 
-/// Remembers about the longest that a function has run of late.
+/// Remembers about how long calls of a function have taken of late. Not the longest: one call whose thread lost its
+/// processor would then count as long work for many calls more.
 fn note_time(function: &Function, nanos: u64) {
     let before = function.nanos.load(Ordering::Relaxed);
-    function.nanos.store(nanos.max(before - before / 16).max(1), Ordering::Relaxed);
+    let about = if before == 0 { nanos } else { before - before / 8 + nanos / 8 };
+    function.nanos.store(about.max(1), Ordering::Relaxed);
 }
 
 /// A call with its arguments at hand.
@@ -123,7 +101,7 @@ struct Lease {
 
 #[derive(Default)]
 struct State {
-    ready: VecDeque<Box<Run>>,
+    ready: Ready,
     leases: IdMap<LeaseId, Lease>,
     actors: IdMap<TaskId, Arc<Actor>>,
     /// Announced limits of actors that are about to be constructed, with the incarnation that is meant.
@@ -346,7 +324,7 @@ impl Executor {
             );
             return self.finish(runtime, run, 0, Err(failure));
         }
-        state.ready.push_back(run);
+        state.ready.push(run);
         self.ready.store(state.ready.len(), Ordering::Release);
         if wants_another_thread(&state) {
             self.wake_or_grow(runtime, &mut state);
@@ -388,7 +366,7 @@ impl Executor {
             }
             streak = 0;
             let mut state = self.state.lock();
-            if let Some(run) = state.ready.pop_front() {
+            if let Some(run) = state.ready.pop() {
                 self.ready.store(state.ready.len(), Ordering::Release);
                 if !state.ready.is_empty() && wants_another_thread(&state) {
                     self.wake_or_grow(runtime, &mut state);
@@ -475,8 +453,7 @@ impl Executor {
     /// Whether what is ready is done so soon that its thread may be expected back.
     fn has_short_work(&self) -> bool {
         let state = self.state.lock();
-        let (ready, stopping) = (&state.ready, state.stopping);
-        !stopping && !ready.is_empty() && !ready.iter().take(ESTIMATE_MAX).any(|run| is_long(run.function))
+        !state.stopping && state.ready.is_short()
     }
 
     /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not.

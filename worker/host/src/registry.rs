@@ -117,7 +117,7 @@ pub struct Function {
     pub entry: Entry,
     /// Filled on first use.
     pub id: OnceLock<u64>,
-    /// About the longest that it has run of late, in nanoseconds; 0 before its first run.
+    /// About how long it has run of late, in nanoseconds; 0 before its first run.
     pub nanos: AtomicU64,
 }
 

@@ -12,7 +12,7 @@ use crate::{
     measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
     subjects::functions::ones,
-    system::{cluster_processes, cpu_seconds, private_memory},
+    system::{anonymous_memory, cluster_processes, cpu_seconds},
 };
 
 /// Elements, of 8 bytes each, of the large object: 800 MiB.
@@ -58,12 +58,12 @@ impl Reader {
         Self
     }
 
-    /// Microseconds of the first look and of a later one, and how many bytes of private memory reading all of it took.
+    /// Microseconds of the first look and of a later one, and how many bytes of anonymous memory reading all of it took.
     fn read(&mut self, objects: Vec<ObjectRef<Tensor>>) -> mobula::Result<Vec<f64>> {
         let failed =
             |error: &dyn std::fmt::Display| mobula::Error::new(ErrorKind::Internal, error.to_string());
         let object = objects.first().ok_or_else(|| failed(&"nothing to read"))?;
-        let memory = || private_memory(std::process::id()).map_err(|error| failed(&error));
+        let memory = || anonymous_memory(std::process::id()).map_err(|error| failed(&error));
         let before = memory()?;
         let look = || -> mobula::Result<(f64, Tensor)> {
             let begun = Instant::now();
