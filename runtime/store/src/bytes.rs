@@ -7,12 +7,11 @@ use std::{
     mem::MaybeUninit,
     ops::{Bound, Deref, RangeBounds},
     ptr::NonNull,
-    sync::Arc,
 };
 
 use mobula_proto::Blob;
 
-use crate::{ALIGN, Error, heap::Extent, region::Reader};
+use crate::{ALIGN, Error, heap::Extent, region::Reader, sync::Arc};
 
 /// Something that is kept as long as bytes of a mapped region are, and whose drop tells the writer that they
 /// are no longer used.
@@ -40,11 +39,11 @@ enum Owner {
     /// Nobody: the bytes are static.
     Static,
     /// Ordinary memory, count and bytes in one allocation; initialised where the bytes are.
-    Units(Arc<[MaybeUninit<Unit>]>),
+    Units(std::sync::Arc<[MaybeUninit<Unit>]>),
     /// What came inside a message, in memory of its own.
     Blob(Blob),
     /// A vector as it was given, at the alignment of its elements.
-    Vector(Arc<dyn Any + Send + Sync>),
+    Vector(std::sync::Arc<dyn Any + Send + Sync>),
     /// A region that another process writes.
     Mapped(Arc<Reader>, Option<Pin>),
     /// Memory that this process allocated and sealed.
@@ -94,7 +93,7 @@ impl Bytes {
         if vec.is_empty() {
             return Self::new();
         }
-        let vec = Arc::new(vec);
+        let vec = std::sync::Arc::new(vec);
         let slice: &[u8] = bytemuck::cast_slice(&vec[..]);
         Self { start: NonNull::from_ref(slice).cast(), len: slice.len(), owner: Owner::Vector(vec) }
     }
@@ -220,7 +219,7 @@ impl From<Bytes> for ::bytes::Bytes {
 
 /// Fills aligned memory from its start to its end, once, without zeroing it first.
 pub struct Builder {
-    units: Arc<[MaybeUninit<Unit>]>,
+    units: std::sync::Arc<[MaybeUninit<Unit>]>,
     /// The first aligned byte of `units`, with the right to write: nobody else has them before
     /// [`Self::finish`].
     start: NonNull<u8>,
@@ -238,9 +237,10 @@ unsafe impl Sync for Builder {}
 impl Builder {
     /// Memory for exactly `len` bytes.
     pub fn with_len(len: usize) -> Self {
-        let mut units = Arc::new_uninit_slice(len.saturating_add(ALIGN - UNIT_BYTES).div_ceil(UNIT_BYTES));
+        let mut units =
+            std::sync::Arc::new_uninit_slice(len.saturating_add(ALIGN - UNIT_BYTES).div_ceil(UNIT_BYTES));
         // A new `Arc` is always unique; were it not, nothing could be written and `len` would be 0.
-        let Some(unique) = Arc::get_mut(&mut units) else {
+        let Some(unique) = std::sync::Arc::get_mut(&mut units) else {
             return Self { units, start: NonNull::from_ref(&EMPTY.0).cast(), len: 0, written: 0 };
         };
         let base = NonNull::from_mut(unique).cast::<u8>();

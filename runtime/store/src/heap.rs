@@ -14,10 +14,7 @@ use std::{
     ops::{Deref, DerefMut},
     os::fd::OwnedFd,
     ptr::NonNull,
-    sync::{Arc, Weak},
 };
-
-use parking_lot::Mutex;
 
 use crate::{
     Error,
@@ -25,6 +22,7 @@ use crate::{
     free,
     map::{HUGE_PAGE_BYTES, Mapping},
     region::Writer,
+    sync::{Arc, Mutex, Weak},
 };
 
 /// Most regions that one heap may hold: each is a descriptor here and a mapping in every reader.
@@ -483,4 +481,5 @@ impl fmt::Debug for Extent {
 }
 
 #[cfg(test)]
+#[path = "heap/tests.rs"]
 mod tests;

@@ -41,6 +41,7 @@ mod map;
 pub mod region;
 pub mod spare;
 pub mod spill;
+mod sync;
 
 pub use self::{
     archived::Archived,

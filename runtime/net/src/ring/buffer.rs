@@ -1,17 +1,14 @@
 //! The ring itself: frames from one producer to one consumer.
 
-use std::{
-    ops::Deref,
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering, fence},
-    },
-};
+use std::{ops::Deref, os::fd::OwnedFd};
 
 use mobula_proto::wire::FRAME_BYTES_MAX;
 
-use super::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, Error, HEADER_BYTES, map::Map};
+use super::{
+    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, Error, HEADER_BYTES,
+    map::Map,
+    sync::{Arc, AtomicU32, AtomicU64, Ordering, fence},
+};
 
 /// "mobring" and the layout's version.
 const MAGIC: u64 = u64::from_le_bytes(*b"mobring\x01");
@@ -441,4 +438,5 @@ impl Watch {
 }
 
 #[cfg(test)]
+#[path = "buffer/tests.rs"]
 mod tests;

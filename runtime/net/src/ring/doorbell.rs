@@ -43,24 +43,21 @@
 //! - **DB-4** `begin_polling` writes `POLLING` over a `NOTIFIED`, and that forgets nothing: it acquires what the
 //!   notice released, the poller drains after it, and before its next sleep goes through DB-1 again.
 //!
-//! The tests search all interleavings of a model of this, store buffers included, and find the hang when either
-//! fence is taken out.
+//! A test searches all interleavings of a model of this, store buffers included, and finds the hang when either fence
+//! is taken out. `tests/models` searches those of this code itself, under the memory model of the language.
 
 use std::{
     os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering, fence},
-    },
     time::{Duration, Instant},
 };
 
-use rustix::{
-    io::Errno,
-    thread::futex::{self, Timespec},
-};
+use rustix::io::Errno;
 
-use super::{Error, map::Map};
+use super::{
+    Error,
+    map::Map,
+    sync::{Arc, AtomicU32, Ordering, fence, futex},
+};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"mobbell\x01");
 const PAGE_BYTES: usize = 4096;
@@ -180,7 +177,7 @@ impl Doorbell {
     pub fn watch(&self, timeout: impl FnOnce() -> Option<Duration>) -> bool {
         let calls = self.calls().load(Ordering::Acquire);
         if self.state().load(Ordering::Acquire) != CALLED {
-            let timespec = timeout().and_then(|time| Timespec::try_from(time).ok());
+            let timespec = timeout().and_then(|time| futex::Timespec::try_from(time).ok());
             // Whatever ends the sleep, the state tells what it means.
             let _ = futex::wait(self.calls(), futex::Flags::empty(), calls, timespec.as_ref());
         }
@@ -226,7 +223,7 @@ impl Doorbell {
             if left == Some(Duration::ZERO) {
                 return Wake::TimedOut;
             }
-            let timespec = left.and_then(|l| Timespec::try_from(l).ok());
+            let timespec = left.and_then(|l| futex::Timespec::try_from(l).ok());
             match futex::wait(self.state(), futex::Flags::empty(), SLEEPING, timespec.as_ref()) {
                 // Woken, or rung before it slept: the loop's condition tells.
                 Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
@@ -294,6 +291,8 @@ impl Spin {
 }
 
 #[cfg(test)]
+#[path = "doorbell/model.rs"]
 mod model;
 #[cfg(test)]
+#[path = "doorbell/tests.rs"]
 mod tests;

@@ -36,13 +36,17 @@
 
 mod buffer;
 pub mod doorbell;
+#[forbid(unsafe_code)]
+mod error;
 mod map;
 #[forbid(unsafe_code)]
 mod message;
+mod sync;
 
 use std::os::fd::OwnedFd;
 
 pub use buffer::{Consumer, Frame, Producer, Watch};
+pub use error::Error;
 pub use message::{Message, OVERFLOW_BYTES_MAX, Receiver, Sender};
 
 /// Smallest ring: its largest frame is half of it.
@@ -53,67 +57,6 @@ pub const CAPACITY_BYTES_MAX: u32 = 256 * 1024 * 1024;
 pub const CAPACITY_BYTES_DEFAULT: u32 = 1024 * 1024;
 /// Bytes of a frame's header, and the alignment of its body.
 pub const HEADER_BYTES: usize = 16;
-
-/// Why a ring or a doorbell could not be made, mapped or used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No room now. The payload is still the caller's; try again when the consumer has drained.
-    #[error("the ring is full")]
-    Full,
-    /// Longer than a frame or a message may be.
-    #[error("{bytes} bytes are over the ring's limit of {limit}")]
-    TooLong {
-        /// How long it is.
-        bytes: usize,
-        /// The most there can be.
-        limit: usize,
-    },
-    /// What lies in the shared memory does not hold together: the peer is broken. Drop the ring.
-    #[error("the ring is corrupt: {detail}")]
-    Corrupt {
-        /// What was found.
-        detail: &'static str,
-    },
-    /// A capacity that is no power of two between [`CAPACITY_BYTES_MIN`] and [`CAPACITY_BYTES_MAX`].
-    #[error(
-        "a ring of {bytes} bytes: must be a power of two from {CAPACITY_BYTES_MIN} to {CAPACITY_BYTES_MAX}"
-    )]
-    Capacity {
-        /// The capacity asked for.
-        bytes: u32,
-    },
-    /// The descriptor is not that of a ring or doorbell that this build can use.
-    #[error("the descriptor is not usable: {detail}")]
-    Foreign {
-        /// What is wrong with it.
-        detail: &'static str,
-    },
-    /// This end of the ring was mapped before.
-    #[error("the ring's {end} was mapped before: each ring has one producer and one consumer in its life")]
-    Claimed {
-        /// `producer` or `consumer`.
-        end: &'static str,
-    },
-    /// The system refused.
-    #[error("{call}: {source}")]
-    System {
-        /// The system call.
-        call: &'static str,
-        /// Its error.
-        source: std::io::Error,
-    },
-}
-
-impl Error {
-    fn system(call: &'static str, errno: rustix::io::Errno) -> Self {
-        Self::System { call, source: errno.into() }
-    }
-
-    /// Whether this is [`Error::Full`]: trying again later can help. No other error of a ring passes by itself.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full)
-    }
-}
 
 /// Makes a ring of `capacity_bytes` (a power of two) and returns its descriptor, close-on-exec and sealed against
 /// a change of size. Map a duplicate of it at each end. Memory is taken as frames first touch it.
