@@ -74,9 +74,20 @@ impl Cluster {
         let stock = Stock::new(&total, devices(&total, listed).into_iter(), &self.kinds);
         self.workers += usize::from(!stock.is_empty());
         self.count(&stock, 1);
-        let (draining, stale, spot) = (false, false, Spot::default());
+        let (draining, stale, spot, kept) = (false, false, Spot::default(), None);
         let (leases, bundles) = (Vec::new(), BTreeSet::new());
-        let at = self.nodes.insert(Node { id, total, stock, labels, draining, leases, bundles, spot, stale });
+        let at = self.nodes.insert(Node {
+            id,
+            total,
+            stock,
+            labels,
+            draining,
+            leases,
+            bundles,
+            spot,
+            kept,
+            stale,
+        });
         self.place_in_index(at);
         self.by_number.insert(id.number, at);
         (at, learnt)
@@ -199,7 +210,9 @@ impl Cluster {
     /// How many slots of a shape fit on a node now.
     pub fn room(&self, shape: &Shape, at: u32) -> u32 {
         match self.nodes.get(at) {
-            Some(node) if !node.draining && self.admits(shape, node) => {
+            Some(node)
+                if !node.draining && !node.is_kept_from(Some(shape.id)) && self.admits(shape, node) =>
+            {
                 node.stock.room(&shape.need).min(self.kin_room(shape.key.kin, at))
             }
             _ => 0,
@@ -210,6 +223,7 @@ impl Cluster {
     pub fn has_room(&self, shape: &Shape, at: u32) -> bool {
         self.nodes.get(at).is_some_and(|node| {
             !node.draining
+                && !node.is_kept_from(Some(shape.id))
                 && (shape.key.gang.is_some() || node.stock.fits(&shape.need))
                 && self.admits(shape, node)
                 && self.kin_room(shape.key.kin, at) > 0

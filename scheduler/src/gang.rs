@@ -118,6 +118,10 @@ impl<'a> Placing<'a> {
         &self.gang.needs[number as usize]
     }
 
+    fn open(&self, node: &Node) -> bool {
+        !node.draining && node.works() && !node.is_kept_from(self.gang.shape)
+    }
+
     fn take(&mut self, number: u32, at: u32) {
         let need = Arc::clone(self.need(number));
         if let Some(node) = self.cluster.nodes.get_mut(at) {
@@ -162,7 +166,7 @@ impl<'a> Placing<'a> {
         let (need, cluster) = (self.need(number), &*self.cluster);
         let labelled = !self.gang.spec.place.is_empty();
         let fullness = |at: u32| {
-            let node = cluster.nodes.get(at).filter(|n| open(n) && n.stock.fits(need))?;
+            let node = cluster.nodes.get(at).filter(|n| self.open(n) && n.stock.fits(need))?;
             let out = outside.is_empty() || self.place_of(at).is_some_and(|place| !outside.contains(&place));
             let label = !labelled || cluster.index.admits(self.gang.rules[1], node.spot);
             (out && label).then(|| node.stock.fullness(need))
@@ -212,7 +216,7 @@ impl<'a> Placing<'a> {
         let alike = |need: &Arc<Need>| numbers.iter().all(|number| Arc::ptr_eq(self.need(*number), need));
         let alike = first.filter(|need| !need.devices && alike(need));
         let mut holds = |at: u32| {
-            let node = cluster.nodes.get(at).filter(|n| open(n) && n.stock.has(&most))?;
+            let node = cluster.nodes.get(at).filter(|n| self.open(n) && n.stock.has(&most))?;
             let fits = match alike {
                 Some(need) => node.stock.room(need) as usize >= numbers.len(),
                 None => {
@@ -257,10 +261,6 @@ impl<'a> Placing<'a> {
             self.take_one(*number, None, &used) || !strict && self.take_one(*number, None, &BTreeSet::new())
         })
     }
-}
-
-fn open(node: &Node) -> bool {
-    !node.draining && node.works()
 }
 
 impl Gang {

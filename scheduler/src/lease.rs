@@ -64,6 +64,9 @@ pub(crate) struct Entry {
     pub blocked: u32,
     /// When its owner was last asked to give it back if idle.
     pub asked: Option<Millis>,
+    /// How many of its slots are to be given up, and when they are taken away, if they are.
+    pub giving: u32,
+    pub until: Option<Millis>,
     /// What each slot needs.
     pub need: Arc<Need>,
     /// Its node's place.

@@ -27,6 +27,9 @@
 //!    for such a node. Otherwise holders of helpful leases are asked, at most once a term each, to give them back if
 //!    idle. [`Scheduler::why`] says in a sentence what a demand waits for.
 //!
+//! 6. **Who must make room.** What has waited for long takes from those with less right to what they hold, and nodes are
+//!    kept for what would never get enough at once ([`scheduler::preempt`]).
+//!
 //! A placement group waits in its queue like a class, as one shape that is all it lacks. When its turn is due, `gang` finds
 //! places for all its bundles or takes none, so two groups never hold what the other lacks. What runs inside of a group
 //! is granted from its bundles, which are charged already.
@@ -36,10 +39,13 @@
 //! - **S1** For each node, what is available and what leases hold add up to its total ([`Scheduler::conserved`]).
 //! - **S2** Grants never exceed what is available. Only a task that resumes after [`Event::Block`] may put a node
 //!   over its CPU, by at most what was given back; until that is paid off, nothing that needs CPU is granted.
-//! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow.
+//! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow, but beside what a node is
+//!   kept for.
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
 //! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost.
 //! - **S6** What carries a stale incarnation changes nothing.
+//! - **S7** In any one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what one request
+//!   needs; and nothing is taken away before its grace is over.
 //!
 //! | module | what |
 //! |---|---|
@@ -83,7 +89,7 @@ pub use demand::Demand;
 pub use event::{BundlePlace, Effect, Error, Event, RevokeKind};
 pub use lease::{Lease, LeaseView};
 pub use node::NodeView;
-pub use scheduler::{Options, Scheduler};
+pub use scheduler::{Options, Preempt, Scheduler};
 pub use unmet::{Gang, Unmet};
 
 /// A moment or a span in milliseconds, on whatever clock the caller keeps; it need only never run backwards.

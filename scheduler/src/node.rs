@@ -1,6 +1,6 @@
 //! Nodes: what each has, what is left of it, and who may find it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{
     NodeId, Quantity, Resources,
@@ -8,8 +8,10 @@ use mobula_proto::{
 };
 
 use crate::{
+    Millis,
     index::Spot,
-    stock::{DIMS, Kinds, Stock, Summary},
+    shapes::ShapeId,
+    stock::{DIMS, Kinds, Need, Stock, Summary},
 };
 
 /// Most slots that any one class of a job holds on one node, however little each needs: tasks that run at once, and
@@ -35,6 +37,18 @@ pub struct NodeView<'a> {
     pub draining: bool,
 }
 
+/// For whom a node is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub shape: ShapeId,
+    /// The queue that waits, for how many slots, and what each needs.
+    pub queue: u32,
+    pub slots: u32,
+    pub need: Arc<Need>,
+    /// Until then.
+    pub until: Millis,
+}
+
 #[derive(Debug)]
 pub(crate) struct Node {
     pub id: NodeId,
@@ -47,6 +61,8 @@ pub(crate) struct Node {
     /// Groups, and which of their bundles, that have a part of it.
     pub bundles: BTreeSet<(u32, u32)>,
     pub spot: Spot,
+    /// The only shape that is granted anything here, if it is kept for one.
+    pub kept: Option<Kept>,
     /// Whether the index does not know its newest state.
     pub stale: bool,
 }
@@ -87,6 +103,11 @@ impl Node {
     /// The most that a slot may need of each dimension to fit; below zero where none may.
     pub fn free(&self) -> [i64; DIMS] {
         if self.works() && !self.draining { self.stock.bounds() } else { [-1; DIMS] }
+    }
+
+    /// Whether a shape may be granted anything here as far as others are concerned.
+    pub fn is_kept_from(&self, shape: Option<ShapeId>) -> bool {
+        self.kept.as_ref().is_some_and(|kept| Some(kept.shape) != shape)
     }
 
     /// What the index should know of it.

@@ -9,8 +9,8 @@
 //! In a queue goes first what has the highest priority, counted up by one for each [`crate::Options::ageing`] since it
 //! was last granted something; then the job that holds the fewest slots there; then what has waited longest. So
 //! everything gets its turn: what goes ahead of it does so for no longer than its head start in priority lasts. But
-//! nothing is set aside for what does not fit when its turn comes: something large can wait for as long as small things
-//! keep every node too full for it.
+//! nothing is set aside here for what does not fit when its turn comes ([`crate::scheduler::preempt`] keeps nodes for what
+//! is large).
 //!
 //! Work of a queue that has children is that of a child of its own, with weight one.
 //!
@@ -61,6 +61,9 @@ pub(crate) struct Branch {
     most: Vec<(usize, i64)>,
     /// By kind.
     usage: Vec<i64>,
+    /// Of that is being given up, and what room is being made for.
+    leaving: Vec<i64>,
+    coming: Vec<i64>,
     /// Lower goes first.
     rank: Rank,
     /// What waits here and below, by shape: how many demands.
@@ -106,6 +109,17 @@ struct Job {
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub(crate) struct Rank(pub bool, pub f64);
 
+/// Why a queue may have what another one holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// It may not.
+    None,
+    /// Its share is smaller, and stays so.
+    Share,
+    /// It is guaranteed to it.
+    Owed,
+}
+
 /// Who goes first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pick {
@@ -150,6 +164,8 @@ impl Branch {
             promised: Vec::new(),
             most: Vec::new(),
             usage: Vec::new(),
+            leaving: Vec::new(),
+            coming: Vec::new(),
             rank: Rank::default(),
             shapes: BTreeMap::new(),
             waits: Bits::new(),
@@ -300,7 +316,9 @@ impl Queues {
         for queue in &mut self.all {
             queue.promised = numbers(&queue.guaranteed);
             queue.most = numbers(&queue.limit);
-            queue.usage.resize(kinds.len(), 0);
+            for amounts in [&mut queue.usage, &mut queue.leaving, &mut queue.coming] {
+                amounts.resize(kinds.len(), 0);
+            }
         }
         self.inverse.resize(kinds.len(), 0.0);
         self.update_ranks();
@@ -426,6 +444,76 @@ impl Queues {
         branch.forget_job(at);
     }
 
+    /// So much more of what a queue and those above it use is being given up.
+    pub fn leave(&mut self, queue: u32, amounts: &[(usize, i64)], times: i64) {
+        self.shift(queue, amounts, times, |queue| &mut queue.leaving);
+    }
+
+    /// Room is being made for so much more.
+    pub fn come(&mut self, queue: u32, amounts: &[(usize, i64)], times: i64) {
+        self.shift(queue, amounts, times, |queue| &mut queue.coming);
+    }
+
+    fn shift(
+        &mut self,
+        queue: u32,
+        amounts: &[(usize, i64)],
+        times: i64,
+        of: impl Fn(&mut Branch) -> &mut Vec<i64>,
+    ) {
+        let mut at = Some(queue);
+        while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
+            for (kind, each) in amounts {
+                if let Some(amount) = of(queue).get_mut(*kind) {
+                    *amount += each * times;
+                }
+            }
+            at = queue.parent;
+        }
+    }
+
+    /// What is being given up in and below a queue, and what room is being made for.
+    pub fn shifts(&self, queue: u32, kind: usize) -> (i64, i64) {
+        let branch = &self.all[queue as usize];
+        let of = |list: &[i64]| list.get(kind).copied().unwrap_or(0);
+        (of(&branch.leaving), of(&branch.coming))
+    }
+
+    /// The part of the cluster that this is of its scarcest resource.
+    pub fn part(&self, need: &Need) -> f64 {
+        let part =
+            |(kind, each): &(usize, i64)| *each as f64 * self.inverse.get(*kind).copied().unwrap_or_default();
+        need.amounts.iter().map(part).fold(0.0, f64::max)
+    }
+
+    /// A queue's rank once all that is under way is done, with so many more slots.
+    fn rank_with(&self, queue: u32, need: &Need, slots: i64) -> Rank {
+        let branch = &self.all[queue as usize];
+        let of = |list: &[i64], kind: usize| list.get(kind).copied().unwrap_or(0);
+        let usage = |kind| {
+            of(&branch.usage, kind) - of(&branch.leaving, kind)
+                + of(&branch.coming, kind)
+                + slots * need.get(kind)
+        };
+        branch.ranked(usage, &self.inverse)
+    }
+
+    /// What right a queue has to a slot of `need` for which another one would give up `lost`.
+    pub fn right(&self, queue: u32, need: &Need, other: u32, lost: &Need) -> Right {
+        // Where their ways to the top part.
+        let siblings = |(a, b): &(u32, u32)| self.all[*a as usize].parent == self.all[*b as usize].parent;
+        let pairs = self.above(queue).flat_map(|a| self.above(other).map(move |b| (a, b)));
+        let Some((a, b)) = pairs.filter(|(a, b)| a != b).find(siblings) else { return Right::None };
+        let without = self.rank_with(b, lost, -1);
+        if !without.0 {
+            return Right::None;
+        }
+        if !self.rank_with(a, need, 0).0 {
+            return Right::Owed;
+        }
+        if self.rank_with(a, need, 1).1 <= without.1 { Right::Share } else { Right::None }
+    }
+
     /// The place of a job in a queue where something of it waits or is held.
     pub fn job(&self, queue: u32, job: JobId) -> Option<u32> {
         self.all[queue as usize].job_of.get(&job).copied()
@@ -502,6 +590,25 @@ impl Queues {
             }
         }
         u32::try_from(most.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// Of the limits above a queue one that allows no slot more, if any: whose, of what, and how much it is.
+    pub fn full(&self, queue: u32, need: &Need) -> Option<(&str, usize, i64)> {
+        let limits = self.all[queue as usize].limited.iter().flat_map(|at| {
+            let limited = &self.all[*at as usize];
+            limited.most.iter().map(move |(kind, limit)| (limited, *kind, *limit))
+        });
+        let over = |(limited, kind, limit): &(&Branch, usize, i64)| {
+            let used = limited.usage.get(*kind).copied().unwrap_or(0);
+            need.get(*kind) > 0 && used + need.get(*kind) > *limit
+        };
+        limits.into_iter().find(over).map(|(limited, kind, limit)| (limited.name.as_str(), kind, limit))
+    }
+
+    /// How many turns come before one in its queue, at most so many.
+    pub fn before(&self, queue: u32, turn: Turn, most: usize) -> usize {
+        let lanes = self.all[queue as usize].waiting.iter().flat_map(|waiting| &waiting.lanes);
+        lanes.flat_map(|lane| lane.turns.range(..turn)).take(most).count()
     }
 
     /// The limit that one slot alone would break, if any.

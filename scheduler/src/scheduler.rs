@@ -4,6 +4,7 @@ mod ask;
 mod check;
 pub mod groups;
 mod place;
+pub mod preempt;
 
 use std::{
     cmp::Reverse,
@@ -24,11 +25,13 @@ use crate::{
     lease::{Entry, Leases},
     node::Node,
     queues::{DEFAULT, Queues},
-    shapes::{self, Shapes},
+    shapes::{self, ShapeId, Shapes},
     slab::Slab,
     stock::{CPU, Need},
-    why,
+    unmet, why,
 };
+
+pub use preempt::Preempt;
 
 /// How a scheduler behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +46,19 @@ pub struct Options {
     /// How long something waits until it counts as if its priority were one higher. Default 30 s. Longer lets what
     /// matters more go first for longer; what matters less then waits longer, at most this times the difference.
     pub ageing: Millis,
+    /// When others must make room for what waits.
+    pub preempt: Preempt,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, term: Millis(1000), first_lease: 1, ageing: Millis(30_000) }
+        Self {
+            seed: 0,
+            term: Millis(1000),
+            first_lease: 1,
+            ageing: Millis(30_000),
+            preempt: Preempt::default(),
+        }
     }
 }
 
@@ -90,6 +101,9 @@ pub struct Scheduler {
     /// Nodes where capacity became free in this step.
     freed: Vec<u32>,
     asking: ask::Asking,
+    preempting: preempt::Preempting,
+    /// Groups that lack bundles.
+    waiting_gangs: usize,
 }
 
 impl Scheduler {
@@ -116,6 +130,8 @@ impl Scheduler {
             queues: Queues::new(),
             freed: Vec::new(),
             asking: ask::Asking::default(),
+            preempting: preempt::Preempting::default(),
+            waiting_gangs: 0,
         }
     }
 
@@ -195,9 +211,11 @@ impl Scheduler {
             Event::OwnerGone { owner } => self.owner_gone(owner, out),
             Event::Tick => {
                 self.expire(out);
+                self.evict(out);
                 // Ask only for those who wait even after that.
                 self.place_all(out);
                 self.ask_some(out);
+                self.preempt_some(out);
             }
         }
         self.place_all(out);
@@ -207,30 +225,58 @@ impl Scheduler {
     /// When [`Event::Tick`] is next of use: when a term ends, or holders may be asked again for those who wait.
     pub fn next_tick(&self) -> Option<Millis> {
         let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
-        expiry.into_iter().chain(self.next_ask()).min()
+        expiry.into_iter().chain(self.next_ask()).chain(self.next_preempt()).min()
     }
 
     /// What a demand waits for, in a sentence; `None` when nothing of it waits.
     pub fn why(&self, owner: HostId, key: u32) -> Option<String> {
-        let demand = self.demands.get(*self.by_key.get(&demand::Key { owner, key })?)?;
+        let at = *self.by_key.get(&demand::Key { owner, key })?;
+        let demand = self.demands.get(at)?;
         match demand.gang {
             Some(gang) => Some(self.gangs.get(gang)?.why_inside(demand)),
-            None => Some(why::waits(demand, self.shapes.get(demand.shape?)?, &self.cluster)),
+            None => {
+                let turn = demand.turn(at, self.options.ageing);
+                Some(self.told().waits(demand, self.shapes.get(demand.shape?)?, turn))
+            }
         }
     }
 
-    /// What waits, as shapes for which nodes could be added; what waits for its turn in a queue that has a limit is
-    /// counted only up to that.
+    /// What a placement group waits for, in a sentence; `None` when all of it is reserved, or there is no such group.
+    pub fn why_group(&self, group: GroupId) -> Option<String> {
+        let at = *self.gang_of.get(&group)?;
+        let gang = self.gangs.get(at)?;
+        let turn = gang.turn(at, self.options.ageing);
+        Some(self.told().gang_waits(gang, self.shapes.get(gang.shape?)?, turn))
+    }
+
+    fn told(&self) -> why::Told<'_> {
+        why::Told { cluster: &self.cluster, queues: &self.queues, leases: &self.leases, gangs: &self.gangs }
+    }
+
+    /// What waits, as shapes for which nodes could be added, groups by group; what waits for its turn in a queue that has
+    /// a limit is counted only up to that.
     pub fn unmet(&self) -> Vec<Unmet> {
-        let mut shapes: BTreeMap<(&Resources, &[LabelRule]), u64> = BTreeMap::new();
+        type Shape<'a> = (&'a Resources, &'a [LabelRule], Option<unmet::Gang>);
+        let mut shapes: BTreeMap<Shape<'_>, u64> = BTreeMap::new();
         for demand in self.demands() {
             let Some(at) = demand.shape else { continue };
-            let shape = (&demand.class.resources, demand.class.labels.as_slice());
+            let shape = (&demand.class.resources, demand.class.labels.as_slice(), None);
             let allowed = self.queues.headroom(demand.queue, self.shapes.need(at));
             *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
         }
-        let gang = None;
-        let shape = |((resources, labels), count): ((&Resources, &[LabelRule]), u64)| Unmet {
+        for (_, gang) in self.gangs.iter() {
+            let Some(at) = gang.shape else { continue };
+            if self.queues.headroom(gang.queue, self.shapes.need(at)) == 0 {
+                continue;
+            }
+            let spec = &gang.spec;
+            for number in gang.missing() {
+                let of = unmet::Gang { group: gang.id, arrange: spec.arrange, place: spec.place.clone() };
+                let shape = (&spec.bundles[number as usize], spec.labels.as_slice(), Some(of));
+                *shapes.entry(shape).or_default() += 1;
+            }
+        }
+        let shape = |((resources, labels, gang), count): (Shape<'_>, u64)| Unmet {
             resources: resources.clone(),
             labels: labels.to_vec(),
             count,
@@ -304,6 +350,7 @@ impl Scheduler {
     }
 
     fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
+        self.lift(at);
         let Some(node) = self.cluster.remove(at) else { return };
         self.freed.retain(|freed| *freed != at);
         self.queues.totals(&self.cluster.totals);
@@ -467,9 +514,7 @@ impl Scheduler {
         }
         if let Some(shape) = demand.shape {
             self.queues.stop_waiting(demand.queue, demand.job, shape, turn);
-            if let Some(key) = self.shapes.leave(shape) {
-                key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
-            }
+            self.leave_shape(shape);
         }
         self.cluster.forget_kin(demand.kin);
         if let Some(owner) = self.owners.get_mut(demand.who) {
@@ -477,6 +522,15 @@ impl Scheduler {
         }
         self.forget_owner(demand.who);
         Some(demand)
+    }
+
+    /// A shape is used once less.
+    fn leave_shape(&mut self, shape: ShapeId) {
+        let Some(key) = self.shapes.leave(shape) else { return };
+        if key.gang.is_none() {
+            key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        }
+        self.lift_shape(shape);
     }
 
     /// The place of an owner, who has something from now on.
@@ -539,6 +593,7 @@ impl Scheduler {
     /// Charges everything anew. What waits in a queue that is no longer there, or could never go beyond its limits, is
     /// refused.
     fn set_queues(&mut self, queues: Vec<Queue>, out: &mut Vec<Effect>) {
+        self.lift_all();
         self.queues.replace(&queues, &self.cluster.kinds);
         self.queues.totals(&self.cluster.totals);
         for entry in self.leases.iter_mut().filter(|entry| entry.inside.is_none()) {
@@ -548,6 +603,7 @@ impl Scheduler {
             self.queues.charge(queue, &entry.need.amounts, slots.into());
             let cpu = entry.need.get(CPU);
             self.queues.charge(queue, &[(CPU, cpu)], -i64::from(entry.blocked));
+            self.queues.leave(queue, &entry.need.amounts, entry.giving.into());
         }
         self.charge_gangs(out);
         let all: Vec<u32> = self.by_key.values().copied().collect();
@@ -682,6 +738,7 @@ impl Scheduler {
             self.roomy.insert(inside.0);
             return;
         }
+        self.queues.leave(entry.queue, &entry.need.amounts, -i64::from(entry.giving.min(slots)));
         self.queues.drop_held(entry.queue, entry.job, slots);
         self.queues.charge(entry.queue, &entry.need.amounts, -i64::from(slots));
         self.queues.charge(entry.queue, &[(CPU, entry.need.get(CPU))], waited.into());
@@ -707,6 +764,7 @@ impl Scheduler {
         let Some((at, mut entry)) = self.leases.lend(id) else { return };
         // Fewer than all means more than one: it has no devices.
         self.free(&entry, slots, 0);
+        entry.giving -= entry.giving.min(slots);
         entry.lease.slots -= slots;
         self.leases.give_back(at, entry);
     }

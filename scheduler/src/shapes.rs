@@ -43,6 +43,7 @@ pub(crate) struct Wanted {
 
 #[derive(Debug)]
 pub(crate) struct Shape {
+    pub id: ShapeId,
     pub key: Key,
     pub need: Arc<Need>,
     /// Demands that wait.
@@ -120,7 +121,10 @@ impl Shapes {
             return (*id, false);
         }
         let need = Arc::new(need(&key));
-        let id = self.all.insert(Shape { key: key.clone(), need, users: 1 });
+        let id = self.all.insert(Shape { id: 0, key: key.clone(), need, users: 1 });
+        if let Some(shape) = self.all.get_mut(id) {
+            shape.id = id;
+        }
         match key.pin {
             Some(node) => drop(self.pinned.entry(node).or_default().insert(id)),
             None => self.rule(id, &key.rules),
@@ -247,6 +251,7 @@ impl Shapes {
             unsure.copy(&fits);
         }
         self.look_at(at, cluster, &mut fits, &mut unsure);
+        only_kept(node, &mut fits);
         if self.on.is_empty() {
             self.here = at;
         }
@@ -273,6 +278,7 @@ impl Shapes {
         unsure.copy(&self.special);
         self.fit.keep(&mut fits, &node.free(), &mut unsure);
         self.look_at(at, cluster, &mut fits, &mut unsure);
+        only_kept(node, &mut fits);
         self.open.without(&self.on);
         self.open.add(&fits);
         self.on.copy(&fits);
@@ -305,6 +311,17 @@ impl Shapes {
             self.fit.remove(id, &old.dims);
             self.special.remove(id);
             self.sort(id);
+        }
+    }
+}
+
+/// What a node is kept for is all that may get anything there.
+fn only_kept(node: &Node, fits: &mut Bits) {
+    if let Some(kept) = &node.kept {
+        let fine = fits.contains(kept.shape);
+        fits.clear();
+        if fine {
+            fits.insert(kept.shape);
         }
     }
 }

@@ -58,6 +58,10 @@ impl Kinds {
         self.names.len()
     }
 
+    pub fn name(&self, at: usize) -> Option<&Kind> {
+        self.names.get(at)
+    }
+
     pub fn resources(&self, amounts: impl Iterator<Item = (usize, i64)>) -> Resources {
         let mut all = Resources::none();
         for (at, amount) in amounts {

@@ -2,6 +2,7 @@
 
 mod groups;
 mod lifecycle;
+mod preempt;
 mod property;
 mod rules;
 mod sharing;

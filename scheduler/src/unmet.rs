@@ -16,10 +16,12 @@ pub struct Unmet {
 }
 
 /// A group that waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gang {
     /// The group.
     pub group: GroupId,
     /// How its bundles lie to each other.
     pub arrange: Arrange,
+    /// The label whose values are the places for that; empty where each node is one.
+    pub place: String,
 }

@@ -1,85 +1,283 @@
-//! Sentences for people: what is missing, and what a demand waits for.
+//! Sentences for people: what is missing, and what a demand or a group waits for.
 
 use mobula_proto::{
-    Quantity,
+    Group, JobId, Quantity, Resources,
+    group::Arrange,
     resource::{Class, Kind, LabelRule, Strategy, bytes_text},
 };
 
 use crate::{
     Demand,
     cluster::Cluster,
+    gang::Gang,
+    lease::Leases,
     node::Node,
+    queues::Queues,
     shapes::Shape,
-    stock::{Kinds, Need},
+    slab::Slab,
+    stock::{CPU, Kinds, Need},
 };
 
-/// What a demand waits for.
-pub(crate) fn waits(demand: &Demand, shape: &Shape, cluster: &Cluster) -> String {
-    let class = &demand.class;
-    let nodes: Vec<&Node> = nodes(cluster).collect();
-    if nodes.is_empty() {
-        return "waits for a first node: the cluster has none that runs work".to_owned();
+/// Most nodes that are looked at for who holds what is short: what most of those hold is said.
+const NODES_MAX: usize = 32;
+/// Most places before one in its queue that are counted.
+const POSITION_MAX: usize = 1000;
+
+/// What the sentences are about.
+pub(crate) struct Told<'a> {
+    pub cluster: &'a Cluster,
+    pub queues: &'a Queues,
+    pub leases: &'a Leases,
+    pub gangs: &'a Slab<Gang>,
+}
+
+/// Who waits, and for what each time.
+struct Wish<'a> {
+    class: &'a Class,
+    need: &'a Need,
+    shape: &'a Shape,
+    queue: u32,
+    priority: i32,
+}
+
+impl Told<'_> {
+    /// What a demand waits for. `turn` is when it is its turn.
+    pub fn waits(&self, demand: &Demand, shape: &Shape, turn: crate::queues::Turn) -> String {
+        let class = &*demand.class;
+        let (need, queue) = (&*shape.need, demand.queue);
+        let wish = Wish { class, need, shape, queue, priority: class.priority };
+        let times = if demand.backlog == 1 { String::new() } else { format!(", {} times", demand.backlog) };
+        let text = match self.limit(queue, need) {
+            Some(limit) => limit,
+            None => match self.lacks(&wish) {
+                Ok(text) => text,
+                // There is nothing that could be waited for in a queue.
+                Err(text) => return text,
+            },
+        };
+        format!("needs {}{times}; {text}; {}", class.resources, self.position(queue, turn))
     }
-    let could = |n: &&Node| cluster.admits(shape, n) && n.stock.could_ever(&shape.need);
-    let able: Vec<&Node> = nodes.into_iter().filter(could).collect();
-    if able.is_empty() {
-        return format!("waits for a node that fits: {}", missing(class, cluster));
+
+    /// What a group waits for.
+    pub fn gang_waits(&self, gang: &Gang, shape: &Shape, turn: crate::queues::Turn) -> String {
+        let spec = &*gang.spec;
+        let missing = gang.missing();
+        let head = format!("needs {}", bundles(spec, &missing));
+        let position = self.position(gang.queue, turn);
+        if let Some(limit) = self.limit(gang.queue, &shape.need) {
+            return format!("{head}; {limit}; {position}");
+        }
+        // The largest is what is hardest to find room for.
+        let size = |number: &&u32| {
+            let part = |(kind, each): &(usize, i64)| {
+                *each as f64 / self.cluster.totals.get(*kind).copied().unwrap_or(0).max(1) as f64
+            };
+            gang.needs[**number as usize].amounts.iter().map(part).fold(0.0, f64::max)
+        };
+        let Some(largest) = missing.iter().max_by(|a, b| size(a).total_cmp(&size(b))) else { return head };
+        let need = &*gang.needs[*largest as usize];
+        let class = Class {
+            resources: spec.bundles[*largest as usize].clone(),
+            labels: spec.labels.clone(),
+            ..Class::default()
+        };
+        let wish = Wish { class: &class, need, shape, queue: gang.queue, priority: spec.priority };
+        let fitting = nodes(self.cluster).filter(|n| self.cluster.admits(shape, n) && !n.draining);
+        let room: u64 = fitting.map(|n| u64::from(n.stock.room(need))).sum();
+        let wanted = missing.len() as u64;
+        let text = match self.lacks(&wish) {
+            Err(text) => return text,
+            Ok(_) if room >= wanted => {
+                let place = if spec.place.is_empty() { "node" } else { &spec.place };
+                match spec.arrange {
+                    Arrange::StrictPack => format!("there is room for that, but not in one {place}"),
+                    Arrange::StrictSpread => {
+                        format!("there is room for that, but not each in a {place} of its own")
+                    }
+                    _ => "there is room for some of them".to_owned(),
+                }
+            }
+            Ok(text) if room == 0 => text,
+            Ok(_) => format!("there is room for {room} of them now"),
+        };
+        format!("{head}; {text}; {position}")
     }
-    let open: Vec<&Node> = able.iter().copied().filter(|n| !n.draining).collect();
-    if open.is_empty() {
-        return format!("waits for a node that is not draining: {} would fit", names(&able));
+
+    /// The limit that allows no slot more, if one does.
+    fn limit(&self, queue: u32, need: &Need) -> Option<String> {
+        let (name, kind, limit) = self.queues.full(queue, need)?;
+        let has = Quantity::from_units(limit).unwrap_or_default();
+        let kind = self.cluster.kinds.name(kind)?;
+        Some(format!("{} is at its limit of {}", queue_name(name), amount(kind, has)))
     }
-    let busy = busy(class, &shape.need, &open, &cluster.kinds)
-        .unwrap_or_else(|| "the nodes that fit hold as many slots as they may".to_owned());
-    let slots = if demand.backlog == 1 { "1 slot".to_owned() } else { format!("{} slots", demand.backlog) };
-    format!("waits for {slots} of {} each: {busy}", class.resources)
+
+    fn position(&self, queue: u32, turn: crate::queues::Turn) -> String {
+        let before = self.queues.before(queue, turn, POSITION_MAX);
+        let name = queue_name(&self.queues.get(queue).name);
+        if before >= POSITION_MAX {
+            return format!("more than {POSITION_MAX} others before it in {name}");
+        }
+        format!("position {} of {name}", before + 1)
+    }
+
+    /// Why there is no room; an error where there are no nodes that could ever have it.
+    fn lacks(&self, wish: &Wish<'_>) -> Result<String, String> {
+        let all: Vec<&Node> = nodes(self.cluster).collect();
+        if all.is_empty() {
+            return Err("waits for a first node: the cluster has none that runs work".to_owned());
+        }
+        let could = |n: &&Node| self.cluster.admits(wish.shape, n) && n.stock.could_ever(wish.need);
+        let able: Vec<&Node> = all.into_iter().filter(could).collect();
+        if able.is_empty() {
+            return Err(format!("waits for a node that fits: {}", missing(wish.class, self.cluster)));
+        }
+        let open: Vec<&Node> = able.iter().copied().filter(|n| !n.draining).collect();
+        if open.is_empty() {
+            return Err(format!("waits for a node that is not draining: {} would fit", names(&able)));
+        }
+        let count = match (&open[..], wish.class.labels.is_empty()) {
+            ([node], true) => format!("{} alone could hold it", node.id),
+            ([node], false) => format!("{} alone has the {}", node.id, labels(wish.class)),
+            (_, true) => format!("{} nodes could hold it", open.len()),
+            (_, false) => format!("{} nodes have the {}", open.len(), labels(wish.class)),
+        };
+        let kept = |n: &&Node| n.is_kept_from(Some(wish.shape.id)) && n.stock.fits(wish.need);
+        let text = if open.iter().any(kept) {
+            "what is free is kept for what has waited longer".to_owned()
+        } else {
+            self.busy(wish, &open).unwrap_or_else(|| "with as many slots of it as there may be".to_owned())
+        };
+        Ok(format!("{count}, {text}"))
+    }
+
+    /// Why none of the nodes, which all could hold it, has room now.
+    fn busy(&self, wish: &Wish<'_>, nodes: &[&Node]) -> Option<String> {
+        let kinds: &Kinds = &self.cluster.kinds;
+        let free =
+            |node: &Node, kind: usize| Quantity::from_units(node.stock.free_of(kind)).unwrap_or_default();
+        let resources = &wish.class.resources;
+        let wanted: Vec<(&Kind, usize, Quantity)> =
+            resources.iter().filter_map(|(kind, each)| Some((kind, kinds.find(kind)?, each))).collect();
+        // The resource that is short on the most nodes is the one to name.
+        let counted = wanted.iter().map(|(kind, at, each)| {
+            let count = nodes.iter().filter(|n| free(n, *at) < *each).count();
+            (count, *kind, *at, *each)
+        });
+        // The first of equals.
+        let (count, kind, at, each) = counted.reduce(|a, b| if b.0 > a.0 { b } else { a })?;
+        let with = || self.holder(wish, nodes, at);
+        if count == nodes.len() {
+            let (most, node) = most(nodes, |n| free(n, at))?;
+            let full = match nodes.len() {
+                1 => "full",
+                2 => "both full",
+                _ => "all full",
+            };
+            return Some(match (nodes.len(), most.is_zero()) {
+                (_, true) => {
+                    format!("{full}{}", with().map_or(String::new(), |with| format!(" with {with}")))
+                }
+                (1, _) => {
+                    let (free, total) = (quantity(kind, most), amount(kind, node.total.get(kind)));
+                    format!("{free} of its {total} free{}", beside(with()))
+                }
+                _ => {
+                    format!("none with more than {} free ({}){}", amount(kind, most), node.id, beside(with()))
+                }
+            });
+        }
+        let scattered = wanted.iter().find(|(kind, at, each)| {
+            kind.is_device() && nodes.iter().all(|n| n.stock.is_short(*at, each.units()))
+        });
+        if let Some((kind, at, each)) = scattered {
+            let what = if *each < Quantity::ONE {
+                format!("no single {kind} with {each} free")
+            } else {
+                format!("fewer than {each} whole {kind} free")
+            };
+            return Some(format!("{what}{}", beside(self.holder(wish, nodes, *at))));
+        }
+        let full = nodes.iter().all(|n| !n.stock.fits(wish.need));
+        (full && count > 0).then(|| {
+            let lack = amount(kind, each);
+            format!("none with all of that free, most lack {lack}{}", beside(with()))
+        })
+    }
+
+    /// Who holds most of a kind on some nodes, and by what right.
+    fn holder(&self, wish: &Wish<'_>, nodes: &[&Node], kind: usize) -> Option<String> {
+        let mut all: std::collections::BTreeMap<(u32, JobId), (i64, i32, bool)> =
+            std::collections::BTreeMap::new();
+        for node in nodes.iter().take(NODES_MAX) {
+            for entry in
+                node.leases.iter().filter_map(|at| self.leases.at(*at)).filter(|e| e.inside.is_none())
+            {
+                let slots = if kind == CPU { entry.running() } else { entry.lease.slots };
+                let held = all.entry((entry.queue, entry.lease.job)).or_insert((0, i32::MIN, false));
+                held.0 += entry.need.get(kind) * i64::from(slots);
+                held.1 = held.1.max(entry.lease.priority);
+                held.2 |= entry.giving > 0;
+            }
+            for (at, number) in &node.bundles {
+                let Some(gang) = self.gangs.get(*at) else { continue };
+                let held = all.entry((gang.queue, gang.job)).or_insert((0, i32::MIN, false));
+                held.0 += gang.needs[*number as usize].get(kind);
+                held.1 = held.1.max(gang.spec.priority);
+                held.2 |= gang.until.is_some();
+            }
+        }
+        let most = all
+            .into_iter()
+            .filter(|(_, held)| held.0 > 0)
+            .max_by_key(|(who, held)| (held.0, std::cmp::Reverse(*who)));
+        let ((queue, job), (_, priority, leaves)) = most?;
+        let right = match priority.cmp(&wish.priority) {
+            _ if queue != wish.queue => format!("of {}", queue_name(&self.queues.get(queue).name)),
+            std::cmp::Ordering::Greater => "at higher priority".to_owned(),
+            std::cmp::Ordering::Equal => "at the same priority".to_owned(),
+            std::cmp::Ordering::Less => "at lower priority".to_owned(),
+        };
+        let leaves = if leaves { ", which makes room" } else { "" };
+        Some(format!("{job} {right}{leaves}"))
+    }
+}
+
+fn beside(who: Option<String>) -> String {
+    who.map_or(String::new(), |who| format!(" beside {who}"))
+}
+
+fn queue_name(name: &str) -> String {
+    if name.is_empty() { "the default queue".to_owned() } else { format!("queue {name}") }
+}
+
+fn labels(class: &Class) -> &'static str {
+    if class.labels.len() == 1 { "label" } else { "labels" }
+}
+
+/// `8 bundles of 1 GPU each (strict pack by rack)`.
+fn bundles(spec: &Group, missing: &[u32]) -> String {
+    let of = |number: &u32| &spec.bundles[*number as usize];
+    let first: &Resources = match missing.first() {
+        Some(first) => of(first),
+        None => return "nothing".to_owned(),
+    };
+    let place = if spec.place.is_empty() { String::new() } else { format!(" by {}", spec.place) };
+    let alike = missing.iter().all(|number| of(number) == first);
+    let what = match (missing.len(), alike) {
+        (1, _) => format!("1 bundle of {first}"),
+        (count, true) => format!("{count} bundles of {first} each"),
+        (count, false) => {
+            let mut all = Resources::none();
+            missing.iter().for_each(|number| all.add(of(number)));
+            format!("{count} bundles of {all} together")
+        }
+    };
+    format!("{what} ({}{place})", spec.arrange)
 }
 
 /// Those that run work, by number.
 fn nodes(cluster: &Cluster) -> impl Iterator<Item = &Node> {
     cluster.by_number.values().filter_map(|at| cluster.nodes.get(*at)).filter(|n| n.works())
-}
-
-/// Why none of the nodes, which all could hold the class, has room now.
-fn busy(class: &Class, need: &Need, nodes: &[&Node], kinds: &Kinds) -> Option<String> {
-    let who = match nodes {
-        [node] => format!("{}, the only node that fits,", node.id),
-        _ => format!("none of the {} nodes that fit", nodes.len()),
-    };
-    let verb = if nodes.len() == 1 { " has" } else { " has more than" };
-    let free = |node: &Node, kind: usize| Quantity::from_units(node.stock.free_of(kind)).unwrap_or_default();
-    let wanted: Vec<(&Kind, usize, Quantity)> =
-        class.resources.iter().filter_map(|(kind, each)| Some((kind, kinds.find(kind)?, each))).collect();
-    // The resource that is short on the most nodes is the one to name.
-    let counted = wanted.iter().map(|(kind, at, each)| {
-        let count = nodes.iter().filter(|n| free(n, *at) < *each).count();
-        (count, *kind, *at, *each)
-    });
-    // The first of equals.
-    let (count, kind, at, each) = counted.reduce(|a, b| if b.0 > a.0 { b } else { a })?;
-    if count == nodes.len() {
-        let (most, node) = most(nodes, |n| free(n, at))?;
-        let total = amount(kind, node.total.get(kind));
-        let free = quantity(kind, most);
-        return Some(match nodes.len() {
-            1 => format!("{who}{verb} {free} of {total} free"),
-            _ => format!("{who}{verb} {free} of its {kind} free ({})", node.id),
-        });
-    }
-    let scattered = wanted.iter().find(|(kind, at, each)| {
-        kind.is_device() && nodes.iter().all(|n| n.stock.is_short(*at, each.units()))
-    });
-    if let Some((kind, _, each)) = scattered {
-        let what = if *each < Quantity::ONE {
-            format!("{each} of one {kind} free")
-        } else {
-            format!("{each} whole {kind} free")
-        };
-        return Some(format!("no node that fits has {what}"));
-    }
-    let full = nodes.iter().all(|n| !n.stock.fits(need));
-    (full && count > 0)
-        .then(|| format!("no node that fits has all of that free; most lack {}", amount(kind, each)))
 }
 
 /// What is missing for a class that no node could ever hold.

@@ -256,6 +256,7 @@ impl Scheduler {
         if !held.is_empty() || waiting != wait || waiting != self.queues.count(TOP) {
             return Err(format!("{waiting} demands have a turn, and {wait} wait"));
         }
+        self.check_shifts()?;
         for queue in 0..self.queues.len() {
             for kind in 0..self.cluster.kinds.len() {
                 let uses = usage.get(&(queue, kind)).copied().unwrap_or_default();
@@ -265,6 +266,51 @@ impl Scheduler {
             }
         }
         debug_assert_eq!(self.queues.get(TOP).parent, None);
+        Ok(())
+    }
+
+    /// What is being given up, and what nodes are kept for.
+    fn check_shifts(&self) -> Result<(), String> {
+        let mut shifts: BTreeMap<(u32, usize), (i64, i64)> = BTreeMap::new();
+        let mut add = |queue: u32, amounts: &[(usize, i64)], leaving: i64, coming: i64| {
+            for queue in self.queues.above(queue) {
+                for (kind, each) in amounts {
+                    let sums = shifts.entry((queue, *kind)).or_default();
+                    (sums.0, sums.1) = (sums.0 + each * leaving, sums.1 + each * coming);
+                }
+            }
+        };
+        for entry in self.leases.iter() {
+            if entry.giving > entry.lease.slots || entry.giving > 0 && entry.inside.is_some() {
+                return Err(format!("{} gives up {} slots", entry.lease.id, entry.giving));
+            }
+            add(entry.queue, &entry.need.amounts, entry.giving.into(), 0);
+        }
+        for gang in self.gangs.iter().map(|(_, gang)| gang).filter(|gang| gang.until.is_some()) {
+            gang.needs.iter().for_each(|need| add(gang.queue, &need.amounts, 1, 0));
+        }
+        for (at, node) in self.nodes_by_number() {
+            if node.kept.is_some() != self.preempting.kept.contains(&at) {
+                return Err(format!("{} is kept, or not", node.id));
+            }
+            if let Some(kept) = &node.kept {
+                add(kept.queue, &kept.need.amounts, 0, kept.slots.into());
+                if self.shapes.get(kept.shape).is_none() || kept.slots == 0 {
+                    return Err(format!("{} is kept for nothing", node.id));
+                }
+            }
+        }
+        for queue in 0..self.queues.len() {
+            for kind in 0..self.cluster.kinds.len() {
+                let sums = shifts.get(&(queue, kind)).copied().unwrap_or_default();
+                if sums != self.queues.shifts(queue, kind) {
+                    return Err(format!(
+                        "queue {} does not give up and get {sums:?}",
+                        self.queues.get(queue).name
+                    ));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{
-    Group, GroupId, JobId,
+    Group, GroupId, JobId, LeaseId,
     group::Arrange,
     resource::{Class, LabelRule, Strategy},
 };
@@ -109,6 +109,7 @@ impl Scheduler {
             shapes::Wanted { spec: Arc::clone(&gang.spec), missing, gang: some_placed.then_some(at) };
         let shape = self.shapes.enter_gang(wanted, gang.rules[0], need);
         gang.shape = Some(shape);
+        self.waiting_gangs += 1;
         let (queue, job, turn) = (gang.queue, gang.job, gang.turn(at, self.options.ageing));
         self.queues.wait(queue, job, shape, turn);
     }
@@ -117,7 +118,8 @@ impl Scheduler {
         let Some(gang) = self.gangs.get_mut(at) else { return };
         if let Some(shape) = gang.shape.take() {
             self.queues.stop_waiting(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
-            self.shapes.leave(shape);
+            self.waiting_gangs -= 1;
+            self.leave_shape(shape);
         }
     }
 
@@ -143,6 +145,8 @@ impl Scheduler {
         }
         round.groups.push(Effect::GroupPlaced { group: gang.id, bundles: places });
         self.roomy.insert(pick.demand);
+        // Others may wait for the same, but each has its own places.
+        self.lift_shape(pick.shape);
     }
 
     /// Grants what waits inside of groups where something became free.
@@ -240,12 +244,12 @@ impl Scheduler {
         for at in gangs {
             let bundles: Vec<u32> = lost.range((at, 0)..=(at, u32::MAX)).map(|(_, number)| *number).collect();
             self.stop_gang(at);
+            self.not_given_up(at);
             for number in &bundles {
                 self.give_bundle(at, *number);
             }
-            let Some(gang) = self.gangs.get_mut(at) else { continue };
             // What was there once is wanted back as if it had waited since.
-            gang.until = None;
+            let Some(gang) = self.gangs.get(at) else { continue };
             out.push(Effect::GroupLost { group: gang.id, bundles, kind });
             self.wait_gang(at);
         }
@@ -269,18 +273,37 @@ impl Scheduler {
         }
     }
 
-    /// Ends what runs inside of a group.
-    pub(super) fn end_inside(&mut self, at: u32, kind: RevokeKind, out: &mut Vec<Effect>) {
-        let Some(gang) = self.gangs.get(at) else { return };
+    /// The leases inside of a group, oldest first.
+    pub(super) fn leases_inside(&self, at: u32) -> Vec<LeaseId> {
+        let Some(gang) = self.gangs.get(at) else { return Vec::new() };
         let nodes: BTreeSet<u32> = gang.bundles.iter().flatten().map(|bundle| bundle.at).collect();
         let leases =
             nodes.iter().filter_map(|node| self.cluster.nodes.get(*node)).flat_map(|node| &node.leases);
         let inside = |lease: &&u32| {
             self.leases.at(**lease).is_some_and(|entry| entry.inside.is_some_and(|(gang, _)| gang == at))
         };
-        for id in self.leases.ids(leases.filter(inside)) {
+        self.leases.ids(leases.filter(inside))
+    }
+
+    /// Ends what runs inside of a group.
+    pub(super) fn end_inside(&mut self, at: u32, kind: RevokeKind, out: &mut Vec<Effect>) {
+        for id in self.leases_inside(at) {
             self.end(id, Some(kind), out);
         }
+    }
+
+    /// Takes a group's bundles away, which it did not give back in time. It waits again, behind the others.
+    pub(super) fn evict_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
+        self.not_given_up(at);
+        self.end_inside(at, RevokeKind::Evicted, out);
+        self.stop_gang(at);
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        gang.since = self.now;
+        let placed = (0..).zip(&gang.bundles).filter(|(_, bundle)| bundle.is_some());
+        let (group, bundles) = (gang.id, placed.map(|(number, _)| number).collect::<Vec<u32>>());
+        bundles.iter().for_each(|number| self.give_bundle(at, *number));
+        out.push(Effect::GroupLost { group, bundles, kind: RevokeKind::Evicted });
+        self.wait_gang(at);
     }
 
     /// Removes a group with all it holds.
@@ -294,6 +317,7 @@ impl Scheduler {
             }
         }
         self.end_inside(at, RevokeKind::Evicted, out);
+        self.not_given_up(at);
         self.stop_gang(at);
         let count = self.gangs.get(at).map_or(0, |gang| gang.bundles.len());
         (0..count).for_each(|number| self.give_bundle(at, u32::try_from(number).unwrap_or(u32::MAX)));
@@ -425,6 +449,10 @@ impl Scheduler {
             for (need, _) in gang.needs.iter().zip(&gang.bundles).filter(|(_, bundle)| bundle.is_some()) {
                 self.queues.charge(gang.queue, &need.amounts, 1);
                 self.queues.hold(gang.queue, gang.job, 1);
+            }
+            if gang.until.is_some() {
+                let all = gang::sum(gang.needs.iter());
+                self.queues.leave(gang.queue, &all.amounts, 1);
             }
             let Some(shape) = gang.shape else { continue };
             self.queues.wait(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));

@@ -50,15 +50,22 @@ impl Scheduler {
             return;
         }
         let mut round = Round::default();
-        while self.shapes.any_open() {
-            let Some(pick) = self.queues.pick(&self.shapes, self.now, self.options.ageing) else { break };
-            if self.shapes.get(pick.shape).is_some_and(|shape| shape.key.gang.is_some()) {
-                self.place_gang(pick, &mut round);
-            } else {
-                self.place(pick, &mut round);
+        loop {
+            while self.shapes.any_open() {
+                let Some(pick) = self.queues.pick(&self.shapes, self.now, self.options.ageing) else { break };
+                if self.shapes.get(pick.shape).is_some_and(|shape| shape.key.gang.is_some()) {
+                    self.place_gang(pick, &mut round);
+                } else {
+                    self.place(pick, &mut round);
+                }
             }
+            self.shapes.step_over();
+            // Nodes that were kept for what was granted now are anybody's.
+            if self.freed.is_empty() {
+                break;
+            }
+            self.note_freed();
         }
-        self.shapes.step_over();
         self.place_inside(&mut round);
         self.announce(round, out);
     }
@@ -201,6 +208,8 @@ impl Scheduler {
                 lease,
                 blocked: 0,
                 asked: None,
+                giving: 0,
+                until: None,
                 need: Arc::clone(&need),
                 at: node_at,
                 on_node: place(&node.leases),
@@ -225,6 +234,9 @@ impl Scheduler {
         self.queues.charge(queue, &need.amounts, slots.into());
         self.cluster.count_kin(kin, node_at, slots.into());
         self.cluster.touch(node_at);
+        if !self.preempting.kept.is_empty() {
+            self.used_kept(node_at, slots);
+        }
     }
 
     fn announce(&self, round: Round, out: &mut Vec<Effect>) {

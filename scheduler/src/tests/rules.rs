@@ -1,6 +1,7 @@
 //! Devices, classes without resources, order, fairness, and asking for idle leases.
 
 use super::*;
+use crate::Preempt;
 
 #[track_caller]
 fn check(nodes: &[&str], asks: &[(&Class, u32)], want: &str) -> World {
@@ -165,7 +166,8 @@ fn who_holds_fewer_goes_first_later_on() {
 
 #[test]
 fn holders_of_what_is_short_are_asked_once_a_term() {
-    let mut world = World::new(&["2 cpu", "1 cpu 1 gpu"]);
+    let preempt = Preempt { patience: Millis(u64::MAX), ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu", "1 cpu 1 gpu"]);
     let (low, high) = (class("1 cpu"), Class { priority: 2, ..class("1 cpu") });
     assert_eq!(show(&world.ask(host(10), 0, &low, 3)), "node-1 x2, node-2 x1");
     assert_eq!(show(&world.ask(host(10), 1, &class("1 gpu"), 1)), "node-2 GPU 0:1");

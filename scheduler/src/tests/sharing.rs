@@ -5,7 +5,7 @@ use mobula_proto::Queue;
 use super::*;
 
 /// `"name; parent a; weight 2; guaranteed 4 cpu; limit 8 cpu"`.
-fn queue(text: &str) -> Queue {
+pub(super) fn queue(text: &str) -> Queue {
     let mut parts = text.split(';').map(str::trim);
     let mut queue = Queue::new(parts.next().unwrap());
     for part in parts {

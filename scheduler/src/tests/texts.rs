@@ -1,6 +1,9 @@
 //! What people are told.
 
-use super::*;
+use mobula_proto::{Group, GroupId, group::Arrange};
+
+use super::{sharing::queue, *};
+use crate::{Unmet, unmet};
 
 #[track_caller]
 fn check(nodes: &[&str], class: &Class, want: &str) {
@@ -93,35 +96,40 @@ fn why_says_what_is_short() {
         &[(&class("3 cpu"), 2)],
         &class("2 cpu"),
         3,
-        "waits for 3 slots of 2 CPU each: none of the 2 nodes that fit has more than 1 of its CPU free (node-1)",
+        "needs 2 CPU, 3 times; 2 nodes could hold it, none with more than 1 CPU free (node-1) beside job-1 at the same \
+         priority; position 1 of the default queue",
     );
     check_why(
         &["4 cpu", "8 cpu"],
         &[(&class("5 cpu"), 1)],
         &class("6 cpu"),
         1,
-        "waits for 1 slot of 6 CPU each: node-2, the only node that fits, has 3 of 8 CPU free",
+        "needs 6 CPU; node-2 alone could hold it, 3 of its 8 CPU free beside job-1 at the same priority; \
+         position 1 of the default queue",
     );
     check_why(
         &["2 gpu"],
         &[(&class("0.6 gpu"), 2)],
         &class("0.5 gpu"),
         1,
-        "waits for 1 slot of 0.5 GPU each: no node that fits has 0.5 of one GPU free",
+        "needs 0.5 GPU; node-1 alone could hold it, no single GPU with 0.5 free beside job-1 at the same priority; \
+         position 1 of the default queue",
     );
     check_why(
         &["3 gpu"],
         &[(&class("0.6 gpu"), 3)],
         &class("1 gpu"),
         1,
-        "waits for 1 slot of 1 GPU each: no node that fits has 1 whole GPU free",
+        "needs 1 GPU; node-1 alone could hold it, fewer than 1 whole GPU free beside job-1 at the same priority; \
+         position 1 of the default queue",
     );
     check_why(
         &["1 cpu"],
         &[],
         &class(""),
         (1 << 22) + 1,
-        "waits for 1 slot of no resources each: the nodes that fit hold as many slots as they may",
+        "needs no resources; node-1 alone could hold it, with as many slots of it as there may be; \
+         position 1 of the default queue",
     );
     let patient = Class { wait_for_node: true, ..class("4 gpu") };
     check_why(&["1 cpu"], &[], &patient, 1, "waits for a node that fits: no node has 4 GPU: none has any");
@@ -141,4 +149,128 @@ fn a_patient_demand_is_placed_when_its_node_comes() {
     assert_eq!(show(&world.ask(host(9), 0, &patient, 1)), "");
     assert_eq!(show(&world.up(node(2), "4 gpu")), "node-2 GPU 0:1+GPU 1:1+GPU 2:1+GPU 3:1");
     assert_eq!(world.scheduler.why(host(9), 0), None);
+}
+
+#[test]
+fn why_names_who_is_in_the_way_and_the_place_in_the_queue() {
+    let mut world = World::new(&["4 cpu 1 tpu|tpu=v5e", "4 cpu 1 tpu|tpu=v5e", "4 cpu"]);
+    world.step(Event::Queues(vec![queue("research"), queue("small; limit 2 cpu"), queue("other")]));
+    let of = |queue: &str, priority: i32, class: Class| Class { queue: queue.to_owned(), priority, ..class };
+    let chip = labelled(&[is_in("tpu", &["v5e"])], "1 tpu");
+    world.ask_as(7, host(7), 0, &of("research", 5, chip.clone()), 2, &[]);
+    for key in 0..13 {
+        world.ask_as(8, host(8), key, &of("research", 0, chip.clone()), 1, &[]);
+    }
+    let why = |world: &World, key: u32| world.scheduler.why(host(9), key).unwrap();
+    world.ask_as(9, host(9), 0, &of("research", 0, chip.clone()), 1, &[]);
+    assert_eq!(
+        why(&world, 0),
+        "needs 1 TPU; 2 nodes have the label, both full with job-7 at higher priority; position 14 of queue research"
+    );
+    // Between queues priority says nothing.
+    world.ask_as(9, host(9), 1, &of("other", 9, chip), 1, &[]);
+    assert_eq!(
+        why(&world, 1),
+        "needs 1 TPU; 2 nodes have the label, both full with job-7 of queue research; position 1 of queue other"
+    );
+    // The limit of a queue, whatever is free.
+    world.ask_as(9, host(9), 2, &of("small", 0, class("1 cpu")), 5, &[]);
+    assert_eq!(
+        why(&world, 2),
+        "needs 1 CPU, 3 times; queue small is at its limit of 2 CPU; position 1 of queue small"
+    );
+    // Who makes room.
+    let mut world = World::new(&["1 cpu"]);
+    world.ask_as(1, host(1), 0, &Class { restartable: true, ..class("1 cpu") }, 1, &[]);
+    world.ask_as(2, host(9), 0, &of("", 1, class("1 cpu")), 1, &[]);
+    world.tick(600);
+    assert_eq!(
+        why(&world, 0),
+        "needs 1 CPU; node-1 alone could hold it, full with job-1 at lower priority, which makes room; \
+         position 1 of the default queue"
+    );
+    // What came free meanwhile is not for everybody.
+    world.ask_as(3, host(9), 1, &class("0.5 cpu"), 1, &[]);
+    world.ask_as(2, host(9), 0, &Class { priority: 1, ..class("1 cpu") }, 2, &[]);
+    assert!(why(&world, 1).contains("which makes room"), "{}", why(&world, 1));
+}
+
+#[track_caller]
+fn check_group(nodes: &[&str], before: &Class, spec: &Group, want: &str) {
+    let mut world = World::new(nodes);
+    world.ask(host(9), 0, before, 1);
+    let (group, job) = (GroupId { number: 3 }, JobId { number: 2 });
+    world.step(Event::Group { group, job, spec: Arc::new(spec.clone()) });
+    assert_eq!(world.scheduler.why_group(group).unwrap_or_default(), want);
+}
+
+fn group(arrange: Arrange, place: &str, bundles: &[&str]) -> Group {
+    let bundles = bundles.iter().map(|text| resources(text)).collect();
+    Group { bundles, arrange, place: place.to_owned(), ..Group::default() }
+}
+
+#[test]
+fn why_says_what_a_group_waits_for() {
+    let (two, some) = (["2 cpu", "2 cpu"], class("1 cpu"));
+    check_group(&two, &some, &group(Arrange::Pack, "", &["1 cpu"; 2]), "");
+    check_group(
+        &two,
+        &some,
+        &group(Arrange::Pack, "", &["2 cpu"; 2]),
+        "needs 2 bundles of 2 CPU each (pack); there is room for 1 of them now; position 1 of the default queue",
+    );
+    check_group(
+        &["1 cpu|rack=a", "1 cpu|rack=a", "2 cpu|rack=b"],
+        &class("2 cpu"),
+        &group(Arrange::StrictSpread, "rack", &["1 cpu", "1 cpu"]),
+        "needs 2 bundles of 1 CPU each (strict spread by rack); there is room for that, but not each in a rack of its \
+         own; position 1 of the default queue",
+    );
+    check_group(
+        &["3 gpu"],
+        &class("2 gpu"),
+        &group(Arrange::Pack, "", &["2 gpu", "1 gpu"]),
+        "needs 2 bundles of 3 GPU together (pack); node-1 alone could hold it, 1 of its 3 GPU free beside job-1 at the \
+         same priority; position 1 of the default queue",
+    );
+    let patient = Group { wait_for_node: true, ..group(Arrange::Pack, "", &["9 cpu"]) };
+    check_group(
+        &two,
+        &some,
+        &patient,
+        "waits for a node that fits: no node has 9 CPU: the most any node has is 2 (node-1)",
+    );
+}
+
+#[test]
+fn what_nodes_could_be_added_for_is_told() {
+    let mut world = World::new(&["1 cpu"]);
+    world.step(Event::Queues(vec![queue("small; limit 2 cpu")]));
+    world.ask(host(9), 0, &class("1 cpu"), 4);
+    let patient = Class { wait_for_node: true, ..labelled(&[is_in("zone", &["eu"])], "2 gpu") };
+    world.ask(host(9), 1, &patient, 2);
+    world.ask(host(8), 2, &patient, 1);
+    world.ask(host(9), 2, &Class { queue: "small".to_owned(), ..class("1 cpu") }, 9);
+    let spec =
+        Group { wait_for_node: true, ..group(Arrange::StrictPack, "rack", &["4 cpu", "4 cpu", "1 cpu"]) };
+    let (id, job) = (GroupId { number: 3 }, JobId { number: 2 });
+    world.step(Event::Group { group: id, job, spec: Arc::new(spec) });
+    let of = |text: &str, labels: &[LabelRule], count: u64, gang: Option<unmet::Gang>| Unmet {
+        resources: resources(text),
+        labels: labels.to_vec(),
+        count,
+        gang,
+    };
+    let gang = || Some(unmet::Gang { group: id, arrange: Arrange::StrictPack, place: "rack".to_owned() });
+    let mut want = vec![
+        // Three of the first, and as many of the queue as its limit allows.
+        of("1 cpu", &[], 5, None),
+        of("2 gpu", &[is_in("zone", &["eu"])], 3, None),
+        of("1 cpu", &[], 1, gang()),
+        of("4 cpu", &[], 2, gang()),
+    ];
+    want.sort();
+    let mut told = world.scheduler.unmet();
+    told.sort();
+    assert_eq!(told, want);
 }

@@ -310,6 +310,7 @@ impl Core {
             scheduler::Effect::Revoke { lease, owner, kind, .. } => {
                 let Some(held) = self.leases.held.get(&lease) else { return };
                 let announced = matches!(held.phase, Phase::Announced(_));
+                let evicted = kind == RevokeKind::Evicted;
                 let kind = match kind {
                     RevokeKind::Idle => Revocation::Idle,
                     RevokeKind::Expired => Revocation::Expired,
@@ -321,6 +322,11 @@ impl Core {
                     self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
                 } else if matches!(kind, Revocation::Expired | Revocation::Lost) {
                     again.insert((owner, held.key));
+                }
+                // Owners and agents know leases as a whole: what is left of one of which some slots were taken away ends,
+                // too, and its owner asks again.
+                if evicted && self.scheduler.lease(lease).is_some() {
+                    self.schedule(scheduler::Event::Release { lease });
                 }
             }
             scheduler::Effect::Ended { lease, node } => {

@@ -144,7 +144,7 @@ impl Run {
                 }
                 ToAgent::Revoked { lease, kind, .. } => {
                     assert!(self.held.contains(&lease), "{lease} revoked, but never announced");
-                    if kind != Revocation::Idle {
+                    if !matches!(kind, Revocation::Idle | Revocation::Preempted) {
                         self.held.remove(&lease);
                     }
                 }

@@ -1,0 +1,645 @@
+//! Making room for what waits too long: from those that have less right to what they hold, and by keeping nodes.
+//!
+//! | who waits | may take from |
+//! |---|---|
+//! | in the same queue | what has a lower priority |
+//! | a queue below what is guaranteed to it | queues that are beyond what is guaranteed to them, down to that |
+//! | a queue with a smaller share | what is restartable, of queues that have a larger one even without it |
+//!
+//! The rule is the order of the queues ([`crate::queues`]), and never allows the same exchange back. On one node are
+//! taken just the slots that are needed: restartable ones first, then those that matter least, the newest first. Their
+//! owners are told ([`RevokeKind::Preempted`]). What is restartable is taken away after its grace; anything else may run
+//! to its end, but gets no more work. A group is given up as a whole, and only if it is restartable.
+//!
+//! What comes free bit by bit would go to whatever small fits first. So the node is *kept* for the shape for which room
+//! is made, until that is granted or it took too long. In the same way a node is kept for something large that has
+//! waited for long, and for which several slots must end.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use mobula_proto::{LeaseId, resource::DeviceGrant};
+
+use super::Scheduler;
+use crate::{
+    Effect, Millis, RevokeKind,
+    gang::Placing,
+    node::{Kept, Node},
+    queues::Right,
+    shapes::ShapeId,
+    stock::Need,
+};
+
+/// How long until another look is taken.
+const INTERVAL: Millis = Millis(50);
+/// Most demands for which room is looked for at a time.
+const DEMANDS_MAX: usize = 32;
+/// Most nodes that are looked at for one of them.
+const NODES_MAX: usize = 64;
+/// Most slots for which room is made on one node at a time.
+const SLOTS_MAX: u32 = 64;
+/// A node of so many may be kept for what is large.
+const KEPT_PART: usize = 16;
+
+/// When others must make room for what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preempt {
+    /// How long something waits until room is made for it. Default 500 ms. Shorter stops more work that would have made
+    /// room by itself; `Millis(u64::MAX)` stops none.
+    pub patience: Millis,
+    /// How long what is restartable may run on after it was told. Default 1 s. Shorter makes room sooner and loses more
+    /// work.
+    pub grace: Millis,
+    /// Most that is taken in one second, in thousandths of what the cluster has of a kind, but always what one slot needs.
+    /// Default 250. Less stops less work at a time; what is borrowed then comes back later.
+    pub churn: u32,
+    /// How long something waits until a node is kept for it, if several slots must end for it. Default 10 s. Shorter leaves
+    /// more capacity idle, longer lets large requests wait behind small ones; `Millis(u64::MAX)` keeps none.
+    pub reserve: Millis,
+}
+
+impl Default for Preempt {
+    fn default() -> Self {
+        Self { patience: Millis(500), grace: Millis(1000), churn: 250, reserve: Millis(10_000) }
+    }
+}
+
+/// What is being made room for.
+#[derive(Debug, Default)]
+pub(super) struct Preempting {
+    last: Millis,
+    /// The demand and the group that are looked at first.
+    demand: Option<crate::demand::Key>,
+    gang: u32,
+    /// The number of the node that is looked at first.
+    node: u32,
+    /// Since when what was taken is counted, and how much that was, as a part of the cluster.
+    since: Millis,
+    taken: f64,
+    /// Nodes that are kept for somebody.
+    pub kept: BTreeSet<u32>,
+    /// When leases and groups that must make room are taken away.
+    leases: BTreeSet<(Millis, LeaseId)>,
+    gangs: BTreeSet<(Millis, u32)>,
+}
+
+/// Who waits.
+struct Claim {
+    shape: ShapeId,
+    queue: u32,
+    priority: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Holder {
+    /// A lease, by place.
+    Lease(u32),
+    /// A group that has a bundle there.
+    Gang(u32),
+}
+
+/// Somebody who holds something on a node.
+#[derive(Debug)]
+struct Victim {
+    holder: Holder,
+    queue: u32,
+    priority: i32,
+    restartable: bool,
+    /// How many times it can be taken, and what that frees on the node each time.
+    slots: u32,
+    need: Arc<Need>,
+    devices: Vec<DeviceGrant>,
+    /// What it gives up each time, wherever that is.
+    all: Arc<Need>,
+}
+
+/// How room is made on one node.
+#[derive(Debug, Default)]
+struct Plan {
+    /// For so many slots or bundles.
+    slots: u32,
+    /// Whose, how many of theirs, and whether they are restartable.
+    taken: Vec<(Holder, u32, bool)>,
+    /// What was taken of and added to queues on trial.
+    trial: Vec<(u32, Arc<Need>, bool)>,
+    /// The part of the cluster that is taken.
+    part: f64,
+}
+
+impl Plan {
+    fn harsh(&self) -> u32 {
+        self.taken.iter().filter(|(.., restartable)| !restartable).map(|(_, slots, _)| slots).sum()
+    }
+}
+
+impl Scheduler {
+    /// When [`Scheduler::preempt_some`] or [`Scheduler::evict`] is next of use.
+    pub(super) fn next_preempt(&self) -> Option<Millis> {
+        let preempting = &self.preempting;
+        let leases = preempting.leases.first().map(|(at, _)| *at);
+        let gangs = preempting.gangs.first().map(|(at, _)| *at);
+        let kept =
+            preempting.kept.iter().filter_map(|at| Some(self.cluster.nodes.get(*at)?.kept.as_ref()?.until));
+        let enabled = self.options.preempt.patience.min(self.options.preempt.reserve) < Millis(u64::MAX);
+        let waits = enabled
+            && (self.waiting_gangs > 0 || !self.by_key.is_empty())
+            && (self.placed_gangs() || !self.leases.is_empty());
+        let look = waits.then(|| preempting.last.plus(INTERVAL));
+        leases.into_iter().chain(gangs).chain(kept).chain(look).min()
+    }
+
+    fn placed_gangs(&self) -> bool {
+        self.gangs.len() > self.waiting_gangs
+    }
+
+    /// Takes away what was not given back in time, and keeps nodes no longer for what took too long.
+    pub(super) fn evict(&mut self, out: &mut Vec<Effect>) {
+        while let Some((until, id)) =
+            self.preempting.leases.first().copied().filter(|(at, _)| *at <= self.now)
+        {
+            self.preempting.leases.remove(&(until, id));
+            let Some(entry) = self.leases.get(id).filter(|e| e.until == Some(until)) else { continue };
+            let (slots, lease) = (entry.giving, &entry.lease);
+            if slots >= lease.slots {
+                self.end(id, Some(RevokeKind::Evicted), out);
+            } else if slots > 0 {
+                let (owner, node, kind) = (lease.owner, lease.node, RevokeKind::Evicted);
+                out.push(Effect::Revoke { lease: id, owner, node, slots, kind });
+                self.shrink(id, slots, out);
+            }
+        }
+        while let Some((until, at)) = self.preempting.gangs.first().copied().filter(|(at, _)| *at <= self.now)
+        {
+            self.preempting.gangs.remove(&(until, at));
+            if self.gangs.get(at).is_some_and(|gang| gang.until == Some(until)) {
+                self.evict_gang(at, out);
+            }
+        }
+        let late = |at: &u32| {
+            self.cluster.nodes.get(*at).and_then(|n| n.kept.as_ref()).is_none_or(|k| k.until <= self.now)
+        };
+        let late: Vec<u32> = self.preempting.kept.iter().copied().filter(late).collect();
+        late.into_iter().for_each(|at| self.lift(at));
+    }
+
+    /// A node is kept no longer.
+    pub(super) fn lift(&mut self, at: u32) {
+        self.preempting.kept.remove(&at);
+        let Some(kept) = self.cluster.nodes.get_mut(at).and_then(|node| node.kept.take()) else { return };
+        self.queues.come(kept.queue, &kept.need.amounts, -i64::from(kept.slots));
+        self.freed.push(at);
+    }
+
+    /// No node is kept any longer.
+    pub(super) fn lift_all(&mut self) {
+        let all: Vec<u32> = self.preempting.kept.iter().copied().collect();
+        all.into_iter().for_each(|at| self.lift(at));
+    }
+
+    /// No node is kept for a shape any longer.
+    pub(super) fn lift_shape(&mut self, shape: ShapeId) {
+        if self.preempting.kept.is_empty() {
+            return;
+        }
+        let of_it = |at: &u32| {
+            self.cluster.nodes.get(*at).is_some_and(|n| n.kept.as_ref().is_some_and(|k| k.shape == shape))
+        };
+        let all: Vec<u32> = self.preempting.kept.iter().copied().filter(of_it).collect();
+        all.into_iter().for_each(|at| self.lift(at));
+    }
+
+    /// Slots were granted on a node that was kept for them.
+    pub(super) fn used_kept(&mut self, at: u32, slots: u32) {
+        let Some(kept) = self.cluster.nodes.get_mut(at).and_then(|node| node.kept.as_mut()) else { return };
+        let used = slots.min(kept.slots);
+        kept.slots -= used;
+        let (queue, need, over) = (kept.queue, Arc::clone(&kept.need), kept.slots == 0);
+        self.queues.come(queue, &need.amounts, -i64::from(used));
+        if over {
+            self.lift(at);
+        }
+    }
+
+    /// Makes room for some of those that wait.
+    pub(super) fn preempt_some(&mut self, out: &mut Vec<Effect>) {
+        if self.now < self.preempting.last.plus(INTERVAL) && self.preempting.last != Millis(0) {
+            return;
+        }
+        self.preempting.last = self.now;
+        if self.now >= self.preempting.since.plus(Millis(1000)) {
+            (self.preempting.since, self.preempting.taken) = (self.now, 0.0);
+        }
+        let soonest = self.options.preempt.patience.min(self.options.preempt.reserve);
+        if soonest == Millis(u64::MAX) {
+            return;
+        }
+        self.preempt_for_a_gang(out);
+        let from = self.preempting.demand;
+        let rest = self.by_key.iter().filter(|(key, _)| from.is_none_or(|from| **key >= from));
+        let before = self.by_key.iter().filter(|(key, _)| from.is_some_and(|from| **key < from));
+        let mut next: Vec<_> =
+            rest.chain(before).map(|(key, at)| (*key, *at)).take(DEMANDS_MAX + 1).collect();
+        self.preempting.demand = if next.len() > DEMANDS_MAX { next.pop().map(|(key, _)| key) } else { None };
+        // Those that have waited longest for what they are due.
+        next.sort_by_key(|(_, at)| self.demands.get(*at).map(|d| d.turn(*at, self.options.ageing)));
+        for (_, at) in next {
+            self.preempt_for(at, out);
+        }
+    }
+
+    fn waited(&self, since: Millis, at_least: Millis) -> bool {
+        at_least < Millis(u64::MAX) && since.plus(at_least) <= self.now
+    }
+
+    fn preempt_for(&mut self, at: u32, out: &mut Vec<Effect>) {
+        let Some(demand) = self.demands.get(at) else { return };
+        let Some(id) = demand.shape else { return };
+        let (patience, reserve) = (self.options.preempt.patience, self.options.preempt.reserve);
+        if !self.waited(demand.served, patience.min(reserve)) {
+            return;
+        }
+        let need = Arc::clone(self.shapes.need(id));
+        let coming = self.coming(id, demand.queue);
+        let want = demand.backlog.min(self.queues.headroom(demand.queue, &need));
+        let want = want.saturating_sub(coming).min(SLOTS_MAX);
+        if want == 0 {
+            return;
+        }
+        let claim = Claim { shape: id, queue: demand.queue, priority: demand.class.priority };
+        let since = demand.served;
+        let mut best: Option<(u32, Plan)> = None;
+        if self.waited(since, patience) {
+            for at in self.nodes_for(id) {
+                let Some(room) = self.kin_room(id, at) else { continue };
+                let plan = self.plan(at, &claim, std::iter::repeat_n(&need, want.min(room) as usize));
+                self.undo(&plan);
+                if plan.slots == 0 || plan.taken.is_empty() {
+                    continue;
+                }
+                let harsh = plan.harsh();
+                if best.as_ref().is_none_or(|(_, best)| harsh < best.harsh()) {
+                    best = Some((at, plan));
+                }
+                if harsh == 0 {
+                    break;
+                }
+            }
+        }
+        match best {
+            Some((at, plan)) => {
+                let slots = plan.slots;
+                let harsh = plan.harsh() > 0;
+                if self.commit(&[&plan], out) {
+                    self.keep(at, &claim, need, slots, harsh);
+                }
+            }
+            None if coming == 0 && self.waited(since, reserve) => self.reserve(&claim, &need),
+            None => {}
+        }
+    }
+
+    /// Slots of a shape for which nodes are kept for a queue.
+    fn coming(&self, shape: ShapeId, queue: u32) -> u32 {
+        let kept = self.preempting.kept.iter().filter_map(|at| self.cluster.nodes.get(*at)?.kept.as_ref());
+        kept.filter(|kept| kept.shape == shape && kept.queue == queue).map(|kept| kept.slots).sum()
+    }
+
+    fn kin_room(&self, shape: ShapeId, at: u32) -> Option<u32> {
+        let kin = self.shapes.get(shape)?.key.kin;
+        Some(self.cluster.kin_room(kin, at)).filter(|room| *room > 0)
+    }
+
+    /// Some nodes that could hold a shape and are kept for nobody: each time others, if there are many.
+    fn nodes_for(&mut self, shape: ShapeId) -> Vec<u32> {
+        let Some(shape) = self.shapes.get(shape) else { return Vec::new() };
+        let from = self.preempting.node;
+        let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
+        let (mut all, mut next) = (Vec::new(), 0);
+        for (looked, (number, at)) in numbers.enumerate() {
+            if looked == 4 * NODES_MAX || all.len() == NODES_MAX {
+                next = *number;
+                break;
+            }
+            let fine = |node: &Node| {
+                let gang = shape.key.gang.is_some();
+                is_open(node)
+                    && self.cluster.admits(shape, node)
+                    && (gang || node.stock.could_ever(&shape.need))
+            };
+            if self.cluster.nodes.get(*at).is_some_and(fine) {
+                all.push(*at);
+            }
+        }
+        self.preempting.node = next;
+        all
+    }
+
+    /// Who holds something on a node, in the order in which it is taken from them.
+    fn victims(&self, at: u32) -> Vec<Victim> {
+        let Some(node) = self.cluster.nodes.get(at) else { return Vec::new() };
+        let leases = node.leases.iter().filter_map(|place| {
+            let entry = self.leases.at(*place)?;
+            let slots = entry.running().saturating_sub(entry.giving);
+            (entry.inside.is_none() && slots > 0).then(|| Victim {
+                holder: Holder::Lease(*place),
+                queue: entry.queue,
+                priority: entry.lease.priority,
+                restartable: entry.lease.class.restartable,
+                slots,
+                need: Arc::clone(&entry.need),
+                devices: entry.lease.devices.clone(),
+                all: Arc::clone(&entry.need),
+            })
+        });
+        let bundles = node.bundles.iter().filter_map(|(at, number)| {
+            let gang = self.gangs.get(*at)?;
+            let bundle = gang.bundles.get(*number as usize)?.as_ref()?;
+            (gang.spec.restartable && gang.until.is_none() && gang.shape.is_none()).then(|| Victim {
+                holder: Holder::Gang(*at),
+                queue: gang.queue,
+                priority: gang.spec.priority,
+                restartable: true,
+                slots: 1,
+                need: Arc::clone(&gang.needs[*number as usize]),
+                devices: bundle.devices.clone(),
+                all: Arc::new(crate::gang::sum(gang.needs.iter())),
+            })
+        });
+        let mut all: Vec<Victim> = leases.chain(bundles).collect();
+        let newest = |holder: &Holder| match holder {
+            Holder::Lease(place) => self.leases.at(*place).map(|entry| entry.lease.id.number),
+            Holder::Gang(_) => None,
+        };
+        // Single leases before whole groups.
+        all.sort_by_key(|v| {
+            (
+                !v.restartable,
+                v.priority,
+                matches!(v.holder, Holder::Gang(_)),
+                std::cmp::Reverse(newest(&v.holder)),
+                v.holder,
+            )
+        });
+        all
+    }
+
+    fn may_take(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
+        if claim.queue == victim.queue {
+            return claim.priority > victim.priority;
+        }
+        match self.queues.right(claim.queue, need, victim.queue, &victim.all) {
+            Right::Owed => true,
+            Right::Share => victim.restartable,
+            Right::None => false,
+        }
+    }
+
+    /// Whose slots on a node would make room for these needs, one after the other, as far as possible. What that does to
+    /// the queues is noted there, until [`Scheduler::undo`].
+    fn plan<'a>(&mut self, at: u32, claim: &Claim, needs: impl Iterator<Item = &'a Arc<Need>>) -> Plan {
+        let victims = self.victims(at);
+        let mut plan = Plan::default();
+        let Some(mut trial) = self.cluster.nodes.get(at).map(|node| node.stock.clone()) else { return plan };
+        let (mut next, mut used) = (0, 0);
+        let gang = self.shapes.get(claim.shape).is_some_and(|shape| shape.key.gang.is_some());
+        'needs: for need in needs {
+            // About as much is taken as is given.
+            if plan.slots > 0 && plan.part + self.queues.part(need) > self.budget() && !gang {
+                break;
+            }
+            let (taken, shifts, part) = (plan.taken.clone(), plan.trial.len(), plan.part);
+            while !trial.fits(need) {
+                let lacks = |kind: &(usize, i64)| trial.is_short(kind.0, kind.1);
+                let found = victims.get(next).map(|victim| {
+                    let helps = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
+                    used < victim.slots && helps && self.may_take(claim, need, victim)
+                });
+                match (found, victims.get(next)) {
+                    (Some(true), Some(victim)) => {
+                        trial.give(&victim.need, 1, 0, &victim.devices);
+                        self.queues.leave(victim.queue, &victim.all.amounts, 1);
+                        plan.trial.push((victim.queue, Arc::clone(&victim.all), false));
+                        plan.part += self.queues.part(&victim.all);
+                        used += 1;
+                        match plan.taken.last_mut().filter(|(holder, ..)| *holder == victim.holder) {
+                            Some((_, slots, _)) => *slots += 1,
+                            None => plan.taken.push((victim.holder, 1, victim.restartable)),
+                        }
+                    }
+                    (Some(false), _) => (next, used) = (next + 1, 0),
+                    _ => {
+                        // Not for this one: what was taken for it stays where it is.
+                        plan.taken = taken;
+                        plan.part = part;
+                        for (queue, all, _) in plan.trial.drain(shifts..) {
+                            self.queues.leave(queue, &all.amounts, -1);
+                        }
+                        break 'needs;
+                    }
+                }
+            }
+            trial.take(need, 1, &self.cluster.kinds);
+            self.queues.come(claim.queue, &need.amounts, 1);
+            plan.trial.push((claim.queue, Arc::clone(need), true));
+            plan.slots += 1;
+        }
+        plan
+    }
+
+    fn undo(&mut self, plan: &Plan) {
+        for (queue, need, coming) in &plan.trial {
+            match coming {
+                true => self.queues.come(*queue, &need.amounts, -1),
+                false => self.queues.leave(*queue, &need.amounts, -1),
+            }
+        }
+    }
+
+    /// How much may still be taken, as a part of the cluster.
+    fn budget(&self) -> f64 {
+        f64::from(self.options.preempt.churn) / 1000.0 - self.preempting.taken
+    }
+
+    /// Tells those who are to make room, unless too much was taken lately.
+    fn commit(&mut self, plans: &[&Plan], out: &mut Vec<Effect>) -> bool {
+        let part: f64 = plans.iter().map(|plan| plan.part).sum();
+        // The least that helps anybody is always allowed, but then nothing more.
+        if self.preempting.taken > 0.0 && part > self.budget() {
+            return false;
+        }
+        self.preempting.taken += part;
+        let until = self.now.plus(self.options.preempt.grace);
+        for (holder, slots, restartable) in plans.iter().flat_map(|plan| &plan.taken) {
+            match holder {
+                Holder::Lease(place) => self.preempt_lease(*place, *slots, restartable.then_some(until), out),
+                Holder::Gang(gang) => self.preempt_gang(*gang, until, out),
+            }
+        }
+        true
+    }
+
+    fn preempt_lease(&mut self, place: u32, slots: u32, until: Option<Millis>, out: &mut Vec<Effect>) {
+        let Some(entry) = self.leases.at_mut(place) else { return };
+        entry.giving += slots;
+        entry.until = until;
+        let (queue, need, lease) = (entry.queue, Arc::clone(&entry.need), entry.lease.id);
+        let (owner, node, kind) = (entry.lease.owner, entry.lease.node, RevokeKind::Preempted { until });
+        self.queues.leave(queue, &need.amounts, slots.into());
+        out.push(Effect::Revoke { lease, owner, node, slots, kind });
+        self.preempting.leases.extend(until.map(|until| (until, lease)));
+    }
+
+    fn preempt_gang(&mut self, at: u32, until: Millis, out: &mut Vec<Effect>) {
+        let Some(gang) = self.gangs.get_mut(at).filter(|gang| gang.until.is_none()) else { return };
+        gang.until = Some(until);
+        let (group, queue) = (gang.id, gang.queue);
+        let all = crate::gang::sum(gang.needs.iter());
+        self.queues.leave(queue, &all.amounts, 1);
+        self.preempting.gangs.insert((until, at));
+        out.push(Effect::GroupRevoked { group, until });
+        for lease in self.leases_inside(at) {
+            let Some(entry) = self.leases.get(lease) else { continue };
+            let (owner, node, slots) = (entry.lease.owner, entry.lease.node, entry.lease.slots);
+            let kind = RevokeKind::Preempted { until: Some(until) };
+            out.push(Effect::Revoke { lease, owner, node, slots, kind });
+        }
+    }
+
+    /// A group is no longer to be given up: it is gone, or has lost bundles otherwise.
+    pub(super) fn not_given_up(&mut self, at: u32) {
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        if let Some(until) = gang.until.take() {
+            let all = crate::gang::sum(gang.needs.iter());
+            self.queues.leave(gang.queue, &all.amounts, -1);
+            self.preempting.gangs.remove(&(until, at));
+        }
+    }
+
+    /// Nobody else gets anything of a node until these slots were granted there.
+    fn keep(&mut self, at: u32, claim: &Claim, need: Arc<Need>, slots: u32, long: bool) {
+        let Some(node) = self.cluster.nodes.get_mut(at) else { return };
+        let span = if long { self.options.ageing } else { self.options.preempt.grace.plus(Millis(2000)) };
+        self.queues.come(claim.queue, &need.amounts, slots.into());
+        let until = self.now.plus(span);
+        node.kept = Some(Kept { shape: claim.shape, queue: claim.queue, need, slots, until });
+        self.preempting.kept.insert(at);
+    }
+
+    /// Keeps a node for something large: the one on which the least must end for it.
+    fn reserve(&mut self, claim: &Claim, need: &Arc<Need>) {
+        let most = self.cluster.workers.div_ceil(KEPT_PART);
+        if self.preempting.kept.len() >= most {
+            return;
+        }
+        let nodes = self.nodes_for(claim.shape);
+        let lacking = |at: &u32| {
+            let node = self.cluster.nodes.get(*at)?;
+            // What fits as soon as any one slot ends has its turn without this.
+            let soon = |place: &u32| {
+                self.leases.at(*place).is_some_and(|entry| {
+                    let mut trial = node.stock.clone();
+                    trial.give(&entry.need, 1, 0, &entry.lease.devices);
+                    trial.fits(need)
+                })
+            };
+            if node.leases.iter().any(soon) || node.leases.is_empty() {
+                return None;
+            }
+            let part = |kind: &(usize, i64)| {
+                let free = node.stock.free_of(kind.0).min(kind.1);
+                ((kind.1 - free) as f64 / kind.1.max(1) as f64 * 1e6) as u64
+            };
+            Some((need.amounts.iter().map(part).max().unwrap_or(0), *at))
+        };
+        if let Some((_, at)) = nodes.iter().filter_map(lacking).min() {
+            self.keep(at, claim, Arc::clone(need), 1, true);
+        }
+    }
+
+    /// Makes room for one of the groups that wait.
+    fn preempt_for_a_gang(&mut self, out: &mut Vec<Effect>) {
+        let from = self.preempting.gang;
+        let due = |(at, gang): (u32, &crate::gang::Gang)| {
+            (gang.shape.is_some() && self.waited(gang.since, self.options.preempt.patience)).then_some(at)
+        };
+        let rest = self.gangs.iter().filter(|(at, _)| *at >= from).find_map(due);
+        let Some(at) = rest.or_else(|| self.gangs.iter().find_map(due)) else { return };
+        self.preempting.gang = at + 1;
+        let Some(gang) = self.gangs.get(at) else { return };
+        let Some(shape) = gang.shape else { return };
+        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority };
+        let headroom = self.queues.headroom(gang.queue, self.shapes.need(shape));
+        if headroom == 0 || self.coming(shape, claim.queue) > 0 {
+            return;
+        }
+        let Some(found) = self.places_for_gang(at, &claim) else { return };
+        // Now node by node, just what is needed.
+        let nodes: BTreeSet<u32> = found.iter().map(|(_, node)| *node).collect();
+        let (mut plans, mut whole) = (Vec::new(), true);
+        for node in nodes {
+            let here: Vec<Arc<Need>> = found
+                .iter()
+                .filter(|(_, at)| *at == node)
+                .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
+                .collect();
+            let plan = self.plan(node, &claim, here.iter());
+            whole &= plan.slots as usize == here.len();
+            plans.push((node, plan, crate::gang::sum(here.iter())));
+        }
+        plans.iter().for_each(|(_, plan, _)| self.undo(plan));
+        let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
+        let harsh = all.iter().any(|plan| plan.harsh() > 0);
+        if whole && all.iter().any(|plan| !plan.taken.is_empty()) && self.commit(&all, out) {
+            for (node, _, need) in plans {
+                self.keep(node, &claim, Arc::new(need), 1, harsh);
+            }
+        }
+    }
+
+    /// Where the bundles that a group lacks could go if all made room who must.
+    fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
+        let need = Arc::clone(self.shapes.need(claim.shape));
+        let (mut before, mut left) = (Vec::new(), Vec::new());
+        for node_at in self.nodes_for(claim.shape) {
+            for victim in self.victims(node_at) {
+                let mut slots = 0;
+                while slots < victim.slots && self.may_take(claim, &need, &victim) {
+                    self.queues.leave(victim.queue, &victim.all.amounts, 1);
+                    left.push((victim.queue, Arc::clone(&victim.all)));
+                    slots += 1;
+                }
+                let Some(node) = self.cluster.nodes.get_mut(node_at).filter(|_| slots > 0) else { continue };
+                if before.last().is_none_or(|(at, _)| *at != node_at) {
+                    before.push((node_at, node.stock.clone()));
+                }
+                node.stock.give(&victim.need, slots, 0, &victim.devices);
+            }
+            self.cluster.touch(node_at);
+        }
+        for (queue, all) in left {
+            self.queues.leave(queue, &all.amounts, -1);
+        }
+        let found = match self.gangs.get(at) {
+            Some(gang) if !before.is_empty() => Placing::new(&mut self.cluster, gang).place(),
+            _ => None,
+        };
+        let gang = self.gangs.get(at)?;
+        for (number, node_at, devices) in found.iter().flatten() {
+            if let Some(node) = self.cluster.nodes.get_mut(*node_at) {
+                node.stock.give(&gang.needs[*number as usize], 1, 0, devices);
+            }
+            self.cluster.touch(*node_at);
+        }
+        for (node_at, stock) in before {
+            if let Some(node) = self.cluster.nodes.get_mut(node_at) {
+                node.stock = stock;
+            }
+            self.cluster.touch(node_at);
+        }
+        Some(found?.into_iter().map(|(number, node, _)| (number, node)).collect())
+    }
+}
+
+/// Whether room may be made on a node.
+fn is_open(node: &Node) -> bool {
+    !node.draining && node.works() && node.kept.is_none()
+}

@@ -1,0 +1,274 @@
+//! Who must make room for whom, when, and for how long nothing else may use it.
+
+use mobula_proto::{Group, GroupId, Queue, group::Arrange};
+
+use super::{sharing::queue, *};
+use crate::Preempt;
+
+/// What somebody runs or wants, as `"QUEUE, PRIORITY, SLOTS of RESOURCES"`, with `, restartable` at its end.
+fn work(text: &str) -> (Class, u32) {
+    let mut parts = text.split(',').map(str::trim);
+    let queue = parts.next().unwrap().to_owned();
+    let priority = parts.next().unwrap().parse().unwrap();
+    let (slots, needs) = parts.next().unwrap().split_once(" of ").unwrap();
+    let restartable = parts.next() == Some("restartable");
+    (Class { queue, priority, restartable, ..class(needs) }, slots.parse().unwrap())
+}
+
+fn queues(world: &mut World, list: &[&str]) {
+    world.step(Event::Queues(list.iter().map(|text| queue(text)).collect::<Vec<Queue>>()));
+}
+
+/// What was said beside questions whether something is idle.
+fn said(effects: &[Effect]) -> String {
+    let idle = |e: &&Effect| matches!(e, Effect::Revoke { kind: RevokeKind::Idle, .. });
+    let others: Vec<Effect> = effects.iter().filter(|e| !idle(e)).cloned().collect();
+    let texts = others.iter().map(|effect| match effect {
+        Effect::Revoke { lease, slots, kind: RevokeKind::Preempted { until }, .. } => match until {
+            Some(until) => format!("{lease} x{slots} until {}", until.0),
+            None => format!("{lease} x{slots} when done"),
+        },
+        Effect::Revoke { lease, slots, kind: RevokeKind::Evicted, .. } => format!("{lease} x{slots} evicted"),
+        other => show(std::slice::from_ref(other)),
+    });
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+/// Time passes; everybody still works.
+fn later(world: &mut World, after: u64) -> String {
+    let mut all = Vec::new();
+    let end = world.now.plus(Millis(after));
+    while world.now < end {
+        world.now = world.now.plus(Millis(50));
+        let ids: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+        ids.into_iter().for_each(|lease| drop(world.step(Event::Renew { lease })));
+        all.extend(world.step(Event::Tick));
+    }
+    said(&all)
+}
+
+/// On these nodes some run, each as a job of its own; then others want something. What is said within two seconds?
+#[track_caller]
+fn check(nodes: &[&str], tree: &[&str], runs: &[&str], wants: &[&str], want: &str) {
+    let preempt = Preempt { churn: 1000, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, nodes);
+    queues(&mut world, tree);
+    for (at, text) in (1..).zip(runs.iter().chain(wants)) {
+        let (class, slots) = work(text);
+        let effects = world.ask_as(at, host(10), at as u32, &class, slots, &[]);
+        let ran = effects.iter().any(|effect| matches!(effect, Effect::Grant(_)));
+        assert_eq!(ran, at as usize <= runs.len(), "{text}");
+    }
+    assert_eq!(later(&mut world, 2000), want, "{runs:?} {wants:?}");
+}
+
+#[test]
+fn what_matters_more_takes_from_what_matters_less() {
+    let one = ["2 cpu"];
+    // Stopped after its grace where it can be run again; else it ends by itself.
+    check(
+        &one,
+        &[],
+        &[", 0, 2 of 1 cpu, restartable"],
+        &[", 1, 1 of 1 cpu"],
+        "lease-1 x1 until 1500; lease-1 x1 evicted; node-1 x1",
+    );
+    check(&one, &[], &[", 0, 2 of 1 cpu"], &[", 1, 1 of 1 cpu"], "lease-1 x1 when done");
+    // Not from equals.
+    check(&one, &[], &[", 1, 2 of 1 cpu, restartable"], &[", 1, 1 of 1 cpu"], "");
+    check(&one, &[], &[", 2, 2 of 1 cpu, restartable"], &[", 1, 1 of 1 cpu"], "");
+    // What can be run again goes before what matters less.
+    check(
+        &one,
+        &[],
+        &[", 0, 1 of 1 cpu", ", 1, 1 of 1 cpu, restartable"],
+        &[", 2, 1 of 1 cpu"],
+        "lease-2 x1 until 1500; lease-2 ended; node-1 x1"
+            .replace("lease-2 ended", "lease-2 x1 evicted; ended lease-2")
+            .as_str(),
+    );
+    // On the node where nothing is lost that cannot be run again.
+    check(
+        &["1 cpu", "1 cpu"],
+        &[],
+        &[", 0, 1 of 1 cpu", ", 0, 1 of 1 cpu, restartable"],
+        &[", 1, 1 of 1 cpu"],
+        "lease-2 x1 until 1500; lease-2 x1 evicted; ended lease-2; node-2 x1",
+    );
+    // As much as it takes, and no more.
+    check(
+        &["4 cpu"],
+        &[],
+        &[", 0, 4 of 1 cpu, restartable"],
+        &[", 1, 1 of 3 cpu"],
+        "lease-1 x3 until 1500; lease-1 x3 evicted; node-1 x1",
+    );
+    // Nothing that would not help.
+    check(
+        &["2 cpu 1 gpu"],
+        &[],
+        &[", 0, 1 of 1 gpu, restartable", ", 0, 2 of 1 cpu, restartable"],
+        &[", 1, 1 of 1 cpu"],
+        "lease-2 x1 until 1500; lease-2 x1 evicted; node-1 x1",
+    );
+}
+
+#[test]
+fn what_was_borrowed_comes_back() {
+    let tree = ["a; guaranteed 2 cpu", "b"];
+    // What is guaranteed, whether or not it can be run again.
+    check(
+        &["4 cpu"],
+        &tree,
+        &["b, 0, 4 of 1 cpu, restartable"],
+        &["a, 0, 9 of 1 cpu"],
+        "lease-1 x2 until 1500; lease-1 x2 evicted; node-1 x2",
+    );
+    check(&["4 cpu"], &tree, &["b, 0, 4 of 1 cpu"], &["a, 0, 9 of 1 cpu"], "lease-1 x2 when done");
+    // Not what is guaranteed to others.
+    let both = ["a; guaranteed 2 cpu", "b; guaranteed 3 cpu"];
+    check(
+        &["4 cpu"],
+        &both,
+        &["b, 0, 4 of 1 cpu, restartable"],
+        &["a, 0, 9 of 1 cpu"],
+        "lease-1 x1 until 1500; lease-1 x1 evicted; node-1 x1",
+    );
+    // A fair share, of what can be run again; priority is nothing between queues.
+    let equal = ["a", "b"];
+    check(
+        &["4 cpu"],
+        &equal,
+        &["b, 9, 4 of 1 cpu, restartable"],
+        &["a, 0, 9 of 1 cpu"],
+        "lease-1 x2 until 1500; lease-1 x2 evicted; node-1 x2",
+    );
+    check(&["4 cpu"], &equal, &["b, 0, 4 of 1 cpu"], &["a, 9, 9 of 1 cpu"], "");
+    // Between the queues where their ways to the top part.
+    check(
+        &["4 cpu"],
+        &["a; guaranteed 2 cpu", "a1; parent a", "b", "b1; parent b", "b2; parent b"],
+        &["b1, 0, 3 of 1 cpu, restartable", "b2, 0, 1 of 1 cpu, restartable"],
+        &["a1, 0, 9 of 1 cpu"],
+        "lease-2 x1 until 1500; lease-1 x1 until 1500; lease-1 x1 evicted; lease-2 x1 evicted; ended lease-2; node-1 x2",
+    );
+}
+
+#[test]
+fn room_is_kept_for_whom_it_is_made() {
+    let preempt = Preempt { churn: 1000, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["4 cpu"]);
+    let (small, small_slots) = work(", 0, 4 of 1 cpu");
+    let (large, _) = work(", 1, 1 of 4 cpu");
+    world.ask_as(1, host(10), 1, &small, small_slots, &[]);
+    world.ask_as(1, host(10), 2, &small, 9, &[]);
+    world.ask_as(2, host(20), 1, &large, 1, &[]);
+    assert_eq!(later(&mut world, 600), "lease-1 x4 when done");
+    // They end one after the other; what is free meanwhile is nobody else's.
+    let shrink = |world: &mut World| world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 });
+    for _ in 0..3 {
+        assert_eq!(said(&shrink(&mut world)), "");
+    }
+    assert_eq!(said(&shrink(&mut world)), "ended lease-1; node-1 x1");
+    // Then it is anybody's.
+    assert_eq!(said(&world.release(2)), "ended lease-2; node-1 x4");
+}
+
+#[test]
+fn something_large_does_not_wait_behind_small_things_for_ever() {
+    let run = |reserve: Millis| {
+        let preempt = Preempt { reserve, ..Preempt::default() };
+        let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu", "2 cpu"]);
+        let (small, large) = (class("1 cpu"), class("2 cpu"));
+        for key in 0..4 {
+            world.ask(host(10), key, &small, 1);
+        }
+        world.ask_as(2, host(20), 0, &large, 1, &[]);
+        // Each second one ends, and another one asks.
+        for second in 1..60 {
+            later(&mut world, 1000);
+            world.ask(host(10), 10 + second, &small, 1);
+            let oldest = world.scheduler.leases().next().unwrap().lease.id;
+            let effects = world.step(Event::Release { lease: oldest });
+            if effects.iter().any(|e| matches!(e, Effect::Grant(lease) if lease.job.number == 2)) {
+                return second;
+            }
+        }
+        60
+    };
+    assert_eq!(run(Millis(u64::MAX)), 60, "never");
+    assert!((10..15).contains(&run(Millis(10_000))), "within what runs on one node, once a node is kept");
+}
+
+#[test]
+fn only_so_much_is_taken_in_a_second() {
+    let preempt = Preempt { churn: 250, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["8 cpu"]);
+    let (low, _) = work(", 0, 8 of 1 cpu, restartable");
+    let (high, _) = work(", 1, 8 of 1 cpu");
+    world.ask_as(1, host(10), 1, &low, 8, &[]);
+    world.ask_as(2, host(20), 1, &high, 8, &[]);
+    let mut taken = Vec::new();
+    for _ in 0..5 {
+        let said = later(&mut world, 1000);
+        taken.push(
+            said.split("; ").filter(|text| text.contains("until")).map(str::to_owned).collect::<Vec<_>>(),
+        );
+    }
+    let first: Vec<&str> = taken.iter().flatten().map(String::as_str).collect();
+    assert!(first.iter().all(|text| text.contains(" x2 ")), "{first:?}: two of eight are a quarter");
+    assert!(taken.iter().all(|second| second.len() <= 1), "{taken:?}");
+    assert_eq!(first.len(), 4, "{first:?}");
+}
+
+fn group(bundles: &[&str], priority: i32, restartable: bool) -> Group {
+    let bundles = bundles.iter().map(|text| resources(text)).collect();
+    Group { bundles, arrange: Arrange::Spread, priority, restartable, ..Group::default() }
+}
+
+fn ask_group(world: &mut World, number: u64, spec: &Group) -> String {
+    let (group, job) = (GroupId { number }, JobId { number });
+    said(&world.step(Event::Group { group, job, spec: Arc::new(spec.clone()) }))
+}
+
+#[test]
+fn a_group_is_given_up_as_a_whole() {
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    assert_eq!(ask_group(&mut world, 1, &group(&["2 cpu", "2 cpu"], 0, true)), "group-1 0:node-1+1:node-2");
+    let inside = Class {
+        strategy: Strategy::Group { group: GroupId { number: 1 }, bundle: Some(1) },
+        ..class("1 cpu")
+    };
+    world.ask_as(1, host(10), 1, &inside, 1, &[]);
+    world.ask_as(2, host(20), 1, &work(", 1, 1 of 1 cpu").0, 1, &[]);
+    // It waits again, behind what took its place, and what was free of it meanwhile went to nobody.
+    assert_eq!(
+        later(&mut world, 2000),
+        "group-1 revoked; lease-1 x1 until 1500; lease-1 x1 evicted; ended lease-1; group-1 lost [0, 1]; node-1 x1"
+    );
+    assert_eq!(said(&world.release(2)), "ended lease-2; group-1 0:node-1+1:node-2");
+    // One that cannot be run again stays.
+    let mut world = World::new(&["2 cpu"]);
+    ask_group(&mut world, 1, &group(&["2 cpu"], 0, false));
+    world.ask_as(2, host(20), 1, &work(", 1, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 2000), "");
+}
+
+#[test]
+fn a_group_takes_what_all_of_it_needs_or_nothing() {
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 2 cpu, restartable").0, 1, &[]);
+    world.ask_as(2, host(10), 2, &work(", 0, 2 of 1 cpu, restartable").0, 2, &[]);
+    assert_eq!(ask_group(&mut world, 1, &group(&["2 cpu", "2 cpu"], 1, false)), "");
+    assert_eq!(
+        later(&mut world, 2000),
+        "lease-1 x1 until 1500; lease-2 x2 until 1500; lease-1 x1 evicted; ended lease-1; \
+         lease-2 x2 evicted; ended lease-2; group-1 0:node-1+1:node-2"
+    );
+    // One of both places is of something that matters as much: then nobody is told.
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 2 cpu, restartable").0, 1, &[]);
+    world.ask_as(2, host(10), 2, &work(", 1, 1 of 2 cpu, restartable").0, 1, &[]);
+    ask_group(&mut world, 1, &group(&["2 cpu", "2 cpu"], 1, false));
+    assert_eq!(later(&mut world, 2000), "");
+}
