@@ -22,11 +22,24 @@ fn text(inventory: &Inventory) -> String {
             format!("{} of {}", bytes_text(store.used_bytes), bytes_text(store.store_bytes)),
             bytes_text(store.object_bytes),
             store.waiting.to_string(),
+            bytes_text(store.spill_used_bytes),
+            bytes_text(store.spilled_bytes),
+            bytes_text(store.restored_bytes),
             bytes_text(store.pulled_bytes),
             bytes_text(store.served_bytes),
         ]
     });
-    let header = ["NODE", "STORE USED", "OBJECTS", "WAIT FOR ROOM", "PULLED", "SERVED"];
+    let header = [
+        "NODE",
+        "STORE USED",
+        "OBJECTS",
+        "WAIT FOR ROOM",
+        "ON DISK",
+        "SPILLED",
+        "READ BACK",
+        "PULLED",
+        "SERVED",
+    ];
     let mut text = table(&header, stores);
     let mut groups: Vec<(&Store, &Group)> = inventory
         .stores
@@ -47,9 +60,10 @@ fn text(inventory: &Inventory) -> String {
                 group.objects.to_string(),
                 bytes_text(group.bytes),
                 group.pinned.to_string(),
+                group.on_disk.to_string(),
             ]
         });
-        let header = ["MADE BY", "JOB", "OWNER", "NODE", "WHY", "OBJECTS", "BYTES", "READ NOW"];
+        let header = ["MADE BY", "JOB", "OWNER", "NODE", "WHY", "OBJECTS", "BYTES", "READ NOW", "ON DISK"];
         text.push_str(&format!("\n{}", table(&header, rows)));
     }
     let more: u64 = inventory.stores.iter().map(|store| store.more_groups).sum();
@@ -78,19 +92,26 @@ mod tests {
             objects: 3,
             bytes,
             pinned: 2,
+            on_disk: 1,
         };
         let store = Store {
             node: "node-1".to_owned(),
             store_bytes: 1 << 30,
             used_bytes: 64 << 20,
+            spilled_bytes: 5 << 30,
             groups: vec![group("results of crawl::fetch", Why::Held, 1 << 20), group("", Why::Copy, 2 << 20)],
             more_groups: 4,
             ..Store::default()
         };
         let text = text(&Inventory { stores: vec![store], silent: vec!["node-2".to_owned()] });
-        for part in
-            ["64.0 MiB of 1.0 GiB", "results of crawl::fetch", "held by refs", "4 smaller", "from node-2"]
-        {
+        for part in [
+            "64.0 MiB of 1.0 GiB",
+            "5.0 GiB",
+            "results of crawl::fetch",
+            "held by refs",
+            "4 smaller",
+            "from node-2",
+        ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
         assert!(text.find("2.0 MiB").unwrap() < text.find("1.0 MiB").unwrap(), "the largest first:\n{text}");

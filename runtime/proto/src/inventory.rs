@@ -70,6 +70,8 @@ pub struct Group {
     pub bytes: u64,
     /// How many of them somebody reads at the moment.
     pub pinned: u64,
+    /// How many of them lie on disk alone, since others needed their room in memory.
+    pub on_disk: u64,
 }
 
 /// The store of one node.
@@ -92,8 +94,14 @@ pub struct Store {
     pub store_bytes: u64,
     /// Bytes given to regions, with what lies free in them.
     pub used_bytes: u64,
-    /// Bytes of the objects in them.
+    /// Bytes of the objects in them, and of those on disk.
     pub object_bytes: u64,
+    /// Bytes of the files of spilled objects.
+    pub spill_used_bytes: u64,
+    /// Bytes of objects written to such files since the agent started.
+    pub spilled_bytes: u64,
+    /// Bytes of objects read back from them since the agent started.
+    pub restored_bytes: u64,
     /// Requests for a region that wait for room.
     pub waiting: u64,
     /// Bytes pulled from other nodes since the agent started.

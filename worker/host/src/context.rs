@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -42,6 +42,8 @@ pub struct Context {
     pub(crate) cancelled: AtomicBool,
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
+    /// Bytes of stored arguments that were admitted for it.
+    pub(crate) admitted: AtomicU64,
     pub(crate) abort: Mutex<Option<futures_util::future::AbortHandle>>,
     pub(crate) refs: Mutex<Vec<ObjectId>>,
     /// For calls that give a stream.

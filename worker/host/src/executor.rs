@@ -12,7 +12,7 @@ mod ready;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -31,6 +31,7 @@ use actors::{Actor, seat};
 use ready::{Ready, is_long};
 
 use crate::{
+    admission::Admission,
     codec::{Arguments, Results, Value},
     context::{self, Context},
     core::title,
@@ -76,6 +77,30 @@ struct Run {
     arguments: SmallVec<[Value; 1]>,
     context: Arc<Context>,
     actor: Option<Arc<Actor>>,
+    /// Goes after the arguments.
+    admitted: Option<Admitted>,
+}
+
+/// A task whose stored arguments are to be made readable once there is room for all of them.
+struct Wish {
+    run: Box<Run>,
+    arguments: fetch::Given,
+    /// The call could not start yet if they were here.
+    ahead: bool,
+}
+
+/// Holds room for a task's arguments.
+struct Admitted {
+    runtime: Weak<Runtime>,
+    context: Arc<Context>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.executor().release(&runtime, self.context.admitted.swap(0, Ordering::AcqRel));
+        }
+    }
 }
 
 /// What is left of a [`Call`] without its arguments.
@@ -124,11 +149,17 @@ pub struct Executor {
     stopping: AtomicBool,
     /// Actors at whose doors callers wait.
     pressed: Mutex<Vec<Arc<Actor>>>,
+    admission: Mutex<Admission<Wish>>,
 }
 
-impl Default for Executor {
-    fn default() -> Self {
+/// Arguments of tasks that run or are about to may take one part in so many of the store.
+const ARGUMENTS_SHARE: u64 = 2;
+
+impl Executor {
+    /// Nothing to run. `store_bytes` is the node's store's capacity.
+    pub(crate) fn new(store_bytes: u64) -> Self {
         Self {
+            admission: Mutex::new(Admission::new(store_bytes / ARGUMENTS_SHARE)),
             state: Mutex::new(State::default()),
             work: Condvar::new(),
             ready: 0.into(),
@@ -181,6 +212,7 @@ impl Executor {
             cancelled: false.into(),
             finished: false.into(),
             waiting: 0.into(),
+            admitted: 0.into(),
             abort: Mutex::new(None),
             refs: Mutex::new(Vec::new()),
             producer,
@@ -208,7 +240,9 @@ impl Executor {
             }
         };
         state.running.insert(call.task, context.clone());
-        let run = |arguments| Box::new(Run { call: header, caller, function, arguments, context, actor });
+        let run = |arguments| {
+            Box::new(Run { call: header, caller, function, arguments, context, actor, admitted: None })
+        };
         match arguments {
             Ok(Ok(arguments)) => {
                 let run = run(arguments);
@@ -243,10 +277,58 @@ impl Executor {
                     let Some(let_in) = self.enter(runtime, run, seat, false) else { return };
                     run = let_in;
                 }
-                fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
-                    runtime.executor().fetched(runtime, run, arguments);
-                });
+                let wish = Wish { run, arguments, ahead };
+                match call.target {
+                    Target::Task { .. } => self.admit_arguments(runtime, wish),
+                    // Those of an actor come as they are: its calls run in an order of their own.
+                    Target::Construct { .. } | Target::Method { .. } => Self::fetch(runtime, wish),
+                }
             }
+        }
+    }
+
+    /// Makes a task's stored arguments readable, once all of them may be.
+    fn admit_arguments(&self, runtime: &Arc<Runtime>, wish: Wish) {
+        let bytes = fetch::stored_bytes(&wish.arguments);
+        wish.run.context.admitted.store(bytes, Ordering::Release);
+        let admitted = self.admission.lock().ask(bytes, wish);
+        if let Some(wish) = admitted {
+            Self::fetch_admitted(runtime, wish);
+        }
+    }
+
+    fn fetch_admitted(runtime: &Arc<Runtime>, mut wish: Wish) {
+        let context = wish.run.context.clone();
+        wish.run.admitted = Some(Admitted { runtime: Arc::downgrade(runtime), context });
+        if wish.run.context.cancelled() {
+            return runtime.executor().fetched(runtime, wish.run, Ok(SmallVec::new()));
+        }
+        Self::fetch(runtime, wish);
+    }
+
+    fn fetch(runtime: &Arc<Runtime>, wish: Wish) {
+        let Wish { run, arguments, ahead } = wish;
+        fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
+            runtime.executor().fetched(runtime, run, arguments);
+        });
+    }
+
+    /// Arguments are not in use any more, or not while their task waits: others may come in. They are fetched on another
+    /// thread, since this one may hold any lock.
+    fn release(&self, runtime: &Arc<Runtime>, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let admitted: Vec<_> = {
+            let mut admission = self.admission.lock();
+            admission.release(bytes);
+            std::iter::from_fn(|| admission.next()).collect()
+        };
+        if !admitted.is_empty() {
+            let again = runtime.clone();
+            runtime.user().spawn(async move {
+                admitted.into_iter().for_each(|wish| Self::fetch_admitted(&again, wish));
+            });
         }
     }
 
@@ -480,6 +562,8 @@ impl Executor {
         if context.waiting.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
         }
+        // What it waits for may have arguments as well.
+        self.release(runtime, context.admitted.load(Ordering::Acquire));
         let Some(lease) = context.lease else { return self.give_turn(runtime, context) };
         let next = {
             let mut state = self.state.lock();
@@ -515,6 +599,10 @@ impl Executor {
         }
         if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
+        }
+        let admitted = context.admitted.load(Ordering::Acquire);
+        if admitted > 0 {
+            self.admission.lock().resume(admitted);
         }
         let Some(lease) = context.lease else { return self.take_turn(context) };
         let back = {
@@ -613,8 +701,9 @@ impl Executor {
         nanos: u64,
         result: Result<Results, Failure>,
     ) -> Option<Box<Run>> {
-        let Run { call, caller, function, context, actor, arguments } = *run;
+        let Run { call, caller, function, context, actor, arguments, admitted } = *run;
         drop(arguments);
+        drop(admitted);
         note_time(function, nanos);
         let ended = || actor.as_ref().and_then(|actor| actor.inner.lock().ended.clone());
         let result = result.map_err(|failure| {

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::{codec::Value, runtime::Runtime};
 
-type Given = SmallVec<[Argument; 1]>;
+pub(crate) type Given = SmallVec<[Argument; 1]>;
 type Values = SmallVec<[Value; 1]>;
 
 /// The arguments, where all came inside the message; else they come back.
@@ -20,6 +20,16 @@ pub(crate) fn here(arguments: Given) -> Result<Result<Values, Failure>, Given> {
         return Err(arguments);
     }
     Ok(assemble(arguments, &HashMap::new()))
+}
+
+/// How many bytes of the arguments lie in a store.
+pub(crate) fn stored_bytes(arguments: &Given) -> u64 {
+    let stored = arguments.iter().flat_map(parts).filter_map(|part| match part {
+        Part::Stored { object, copy } => Some((*object, copy.bytes)),
+        Part::Inline(_) => None,
+    });
+    // One that is there twice is read once.
+    stored.collect::<HashMap<_, _>>().into_values().sum()
 }
 
 /// Makes every argument readable here, then calls `ready` (on whichever thread brought the last). `ahead`: the call could

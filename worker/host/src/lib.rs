@@ -6,6 +6,7 @@
 //! | [`codec`] | values to bytes and back; refs and tensors inside them |
 //! | [`core`] | pure: what was submitted, and what it waits for |
 //! | [`executor`] | where calls run |
+//! | `admission` | pure: whose arguments are made readable |
 //! | `inbox` | pure: which calls of an actor may start, and which are let in |
 //! | [`runtime`] | ties these to the agent's link and to other hosts |
 //! | [`store`] | the host's side of the object store |
@@ -15,6 +16,7 @@
 
 #![deny(unsafe_code)]
 
+mod admission;
 pub mod boot;
 pub mod codec;
 pub mod context;

@@ -138,7 +138,7 @@ impl Runtime {
             inline_bytes: core.inline_bytes(),
             core: Mutex::new(core),
             room: Mutex::default(),
-            executor: Executor::default(),
+            executor: Executor::new(welcome.store_bytes),
             store: Store::new(&welcome, agent.clone()),
             peers,
             registry,

@@ -77,4 +77,31 @@ def broadcast(scale):
         return time.perf_counter() - begun
 
 
+@ray.remote
+def split(source):
+    at = np.arange(6250, dtype=np.uint64)
+    return [at + np.uint64((source * 200 + target + 1) * 0x9E3779B97F4A7C15 % 2**64) for target in range(200)]
+
+
+@ray.remote
+def merge(*parts):
+    return int(sum(int(part.sum(dtype=np.uint64)) for part in parts) % 2**64)
+
+
+@row("shuffle of 2 GB")
+def shuffle(scale):
+    with nodes(1, store_bytes=512 << 20):
+        begun = time.perf_counter()
+        parts = [split.options(num_returns=200).remote(source) for source in range(200)]
+        ray.wait([part for of_one in parts for part in of_one], num_returns=200 * 200, fetch_local=False)
+        merged = [merge.remote(*(of_one[target] for of_one in parts)) for target in range(200)]
+        del parts
+        sums = ray.get(merged)
+        taken = time.perf_counter() - begun
+        for target, found in enumerate(sums):
+            firsts = ((source * 200 + target + 1) * 0x9E3779B97F4A7C15 for source in range(200))
+            assert found == sum(first * 6250 + 6250 * 6249 // 2 for first in firsts) % 2**64
+        return taken
+
+
 main()

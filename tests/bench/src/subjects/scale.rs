@@ -8,7 +8,10 @@ use std::{
 
 use mobula::{Cluster, ObjectRef, Tensor, View, blocking};
 
-use super::functions::{Echo, ones};
+use super::{
+    functions::{Echo, ones},
+    objects::many,
+};
 use crate::{
     measure::{Result, bounded},
     row::{Probe, Row, Stage, Target},
@@ -91,9 +94,11 @@ pub const MEMORY_PROBES: &[Probe] = &[
 pub const ROLE: &str = "measure-memory";
 /// How long it may take: less than a row, so that it has ended when the row is given up.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(50);
+/// 2 GB through the disk.
+const SHUFFLE_LIMIT: Duration = Duration::from_secs(240);
 
 /// The values that the new program prints.
-fn in_new_program(what: &str) -> Result<Vec<f64>> {
+pub fn in_new_program(what: &str) -> Result<Vec<f64>> {
     let output = Command::new(std::env::current_exe()?)
         .args([ROLE, what])
         .stdin(Stdio::null())
@@ -108,14 +113,21 @@ fn in_new_program(what: &str) -> Result<Vec<f64>> {
 
 /// The new program.
 pub async fn serve(what: String) -> Result<()> {
-    let cluster = Cluster::local().nodes(1).quiet().start().await?;
+    let mut of = Cluster::local().nodes(1).quiet();
+    if what == "shuffle" {
+        of = of.store_bytes(many::SHUFFLE_STORE_BYTES);
+    }
+    let cluster = of.start().await?;
     let of = cluster.clone();
     let measured = tokio::task::spawn_blocking(move || {
-        bounded(&what.clone(), PROGRAM_LIMIT, move || {
+        let limit = if what == "shuffle" { SHUFFLE_LIMIT } else { PROGRAM_LIMIT };
+        bounded(&what.clone(), limit, move || {
             clean(&of, || match what.as_str() {
                 "queued" => queued(),
                 "actors" => actors(ACTORS),
                 "many-actors" => actors(ACTORS_MANY),
+                "shuffle" => many::shuffle(),
+                "small" => many::small(&of),
                 _ => Err(format!("{what} is nothing to measure").into()),
             })
         })
@@ -151,7 +163,8 @@ fn clean(cluster: &Cluster, run: impl FnOnce() -> Result<Vec<f64>>) -> Result<Ve
     }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
+/// Fails where it is not what was wanted.
+pub fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
     if got == wanted { Ok(()) } else { Err(format!("the result is {got:?}, not {wanted:?}").into()) }
 }
 

@@ -95,3 +95,48 @@ pub async fn a_host_killed_meanwhile_leaves_nothing(env: Env) -> Result<()> {
     drop(made);
     env.stores_empty().await
 }
+
+#[mobula::task]
+fn mixed(one: Tensor, other: Tensor, seeds: (usize, usize)) -> Result<Tensor> {
+    assert!(is_right(&one, seeds.0) && is_right(&other, seeds.1), "an argument is another");
+    Tensor::from_vec(&[BYTES], bytes(seeds.0 + seeds.1))
+}
+
+/// Each task needs two arguments and room for a result: none waits for ever for what the others hold.
+pub async fn arguments_and_results_share_the_store(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
+    let pairs: Vec<_> = shuffled().zip(shuffled().skip(1)).collect();
+    let results: Vec<_> = pairs
+        .iter()
+        .map(|(one, other)| {
+            mixed.options().strategy(on(node)).remote(&made[*one], &made[*other], (*one, *other))
+        })
+        .collect();
+    drop(made);
+    for (result, (one, other)) in results.into_iter().zip(pairs) {
+        let right = check.options().strategy(on(node)).remote(&result, one + other);
+        assert!(right.await?, "the result for {one} and {other} is another");
+    }
+    have_spilled(&env).await?;
+    env.stores_empty().await
+}
+
+#[mobula::task]
+fn deeper(tensor: Tensor, seed: usize, depth: usize) -> Result<bool> {
+    if !is_right(&tensor, seed) {
+        return Ok(false);
+    }
+    if depth == 0 { Ok(true) } else { deeper.remote(mobula::put(&tensor)?, seed, depth - 1).get() }
+}
+
+/// What waits for others keeps its argument, and lets theirs in.
+pub async fn parents_let_their_children_in(env: Env) -> Result<()> {
+    // Five arguments are let in at once, and six are needed.
+    let all: Vec<_> = (0..2)
+        .map(|seed| Ok(deeper.remote(mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?)?, seed, 2)))
+        .collect::<Result<_>>()?;
+    assert_eq!(mobula::get_all(&all).await?, [true, true]);
+    drop(all);
+    env.stores_empty().await
+}

@@ -256,6 +256,7 @@ impl Objects {
             amount.objects += 1;
             amount.bytes += entry.bytes;
             amount.pinned += u64::from(!entry.pins.is_empty());
+            amount.on_disk += u64::from(entry.memory.is_none());
         }
         groups
     }

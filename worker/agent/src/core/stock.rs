@@ -21,6 +21,8 @@ pub struct Amount {
     pub bytes: u64,
     /// How many of them are pinned.
     pub pinned: u64,
+    /// How many of them are in no memory.
+    pub on_disk: u64,
 }
 
 impl Core {
@@ -46,12 +48,17 @@ impl Core {
             objects: amount.objects,
             bytes: amount.bytes,
             pinned: amount.pinned,
+            on_disk: amount.on_disk,
         });
+        let counters = self.objects.counters();
         Store {
             node: self.config.node.to_string(),
             store_bytes: self.objects.capacity(),
             used_bytes: self.objects.used(),
             object_bytes,
+            spill_used_bytes: self.objects.disk_bytes(),
+            spilled_bytes: counters.spilled_bytes,
+            restored_bytes: counters.restored_bytes,
             waiting: self.objects.waiting(),
             pulled_bytes: self.pulled_bytes,
             served_bytes: self.served_bytes,

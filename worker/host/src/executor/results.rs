@@ -6,6 +6,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId,
     host::ToAgent,
     peer::{ARGUMENTS_MAX, Done, Outcome, Returned, Target, Value},
+    wire::INLINE_BYTES_MAX,
 };
 use smallvec::SmallVec;
 
@@ -17,8 +18,9 @@ use crate::{
 };
 
 /// Most bytes of values that a call with several results returns inside its message, but for those of up to
-/// [`TINY_BYTES`]; further ones go to the store.
-const INLINE_BYTES_TOGETHER: u64 = 1 << 20;
+/// [`TINY_BYTES`]: as many as one value may have there, so that the caller's own memory is asked for no more. Further ones
+/// go to the store.
+const INLINE_BYTES_TOGETHER: u64 = INLINE_BYTES_MAX as u64;
 /// Values up to so many bytes always travel inside the message: [`ARGUMENTS_MAX`] of them fit into one.
 const TINY_BYTES: u64 = 128;
 

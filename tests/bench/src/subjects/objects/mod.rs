@@ -1,6 +1,8 @@
 //! The object store: on one node, between nodes, and under pressure. Each file fills some of the rows.
 
 mod local;
+pub mod many;
+mod pressure;
 mod transfer;
 
 use std::time::Duration;
@@ -24,5 +26,7 @@ fn probes() -> Vec<Probe> {
     let mut all = vec![memory::PROBE, quic::PLAIN_PROBE, quic::ETHERNET_PROBE];
     all.extend_from_slice(local::PROBES);
     all.extend_from_slice(transfer::PROBES);
+    all.extend_from_slice(pressure::PROBES);
+    all.extend_from_slice(many::PROBES);
     all
 }

@@ -1,0 +1,147 @@
+//! More objects than the store holds, beside what the disk can do with the same sizes.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use mobula::{Cluster, prelude::*};
+use rustix::fs::OFlags;
+
+use crate::{
+    measure::Result,
+    row::{Place, Probe, Row, Stage, Target},
+};
+
+/// The store's size in bytes; the objects are four times that.
+const STORE_BYTES: u64 = 256 << 20;
+/// The same with `--quick`, where the objects are smaller, too.
+const QUICK_STORE_BYTES: u64 = 64 << 20;
+/// How many are read at once.
+const READERS: usize = 4;
+/// How much of a file is read at once, in bytes.
+const CHUNK_BYTES: usize = 4 << 20;
+/// What direct IO asks for.
+const BLOCK_BYTES: usize = 4096;
+/// Name of the limit.
+const DISK: &str = "disk, direct reads of 16–64 MiB in random order, four at once";
+
+/// All of them.
+pub const PROBES: &[Probe] = &[Probe {
+    rows: &[
+        Row::more(DISK, "GB/s").is_limit(),
+        Row::more("working set 4× the store, random access, four readers", "GB/s")
+            .limit(DISK)
+            .targets(&[Target::OfLimit(0.7)]),
+        Row::more("putting a working set 4× the store", "GB/s"),
+    ],
+    stage: Stage::Alone,
+    run,
+}];
+
+/// Sizes of 16, 32, 48 and 64 MiB (a quarter of that in a small store), in turn, until they are four stores.
+fn sizes(store: u64) -> Vec<usize> {
+    let unit = (store / 16) as usize;
+    let mut left = store as usize * 4;
+    let mut sizes = Vec::new();
+    for at in 0.. {
+        let size = unit * (at % 4 + 1);
+        if size > left {
+            break;
+        }
+        left -= size;
+        sizes.push(size);
+    }
+    sizes
+}
+
+/// Does `read` for each of `count`, in an order that never comes near itself, by four threads; gives the seconds.
+fn each(count: usize, read: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> {
+    let next = AtomicUsize::new(0);
+    let step = (1..count).rev().find(|step| count % step != 0).unwrap_or(1);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|_| {
+                scope.spawn(|| -> std::result::Result<(), String> {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        if at >= count {
+                            return Ok(());
+                        }
+                        read(at * step % count).map_err(|error| error.to_string())?;
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            reader.join().map_err(|_| "a reading thread panicked")??;
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    })
+}
+
+fn run(place: &Place) -> Result<Vec<f64>> {
+    let store = if place.scale.quick { QUICK_STORE_BYTES } else { STORE_BYTES };
+    let sizes = sizes(store);
+    let total = sizes.iter().sum::<usize>() as f64 / 1e9;
+    let disk = total / disk(&sizes)?;
+    let cluster = place.runtime.block_on(Cluster::local().nodes(1).store_bytes(store).quiet().start())?;
+    let begun = Instant::now();
+    let objects = sizes
+        .iter()
+        .zip(1u8..)
+        .map(|(size, fill)| mobula::put(&Tensor::from_vec(&[*size], vec![fill; *size])?))
+        .collect::<mobula::Result<Vec<_>>>()?;
+    let put = total / begun.elapsed().as_secs_f64();
+    let read = |at: usize| -> Result<()> {
+        let tensor = objects[at].get()?;
+        let bytes = tensor.as_bytes()?;
+        // The ends and the middle are touched: the checksum has seen the rest.
+        let fill = at as u8 + 1;
+        if [0, bytes.len() / 2, bytes.len() - 1].iter().any(|at| bytes[*at] != fill) {
+            return Err(format!("object {at} is another").into());
+        }
+        Ok(())
+    };
+    // Once so that all have been on disk, and once for the time.
+    each(objects.len(), read)?;
+    let seconds = each(objects.len(), read)?;
+    drop(objects);
+    cluster.shutdown();
+    Ok(vec![disk, total / seconds, put])
+}
+
+/// Seconds that the disk takes to read files of these sizes.
+fn disk(sizes: &[usize]) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let mut buffer = vec![7u8; CHUNK_BYTES + BLOCK_BYTES];
+    for (at, size) in sizes.iter().enumerate() {
+        let file = direct(&folder.path().join(at.to_string()), true)?;
+        for begin in (0..*size).step_by(CHUNK_BYTES) {
+            file.write_all_at(&aligned(&mut buffer)[..CHUNK_BYTES.min(size - begin)], begin as u64)?;
+        }
+    }
+    each(sizes.len(), |at| {
+        let file = direct(&folder.path().join(at.to_string()), false)?;
+        let mut buffer = vec![0u8; CHUNK_BYTES + BLOCK_BYTES];
+        for begin in (0..sizes[at]).step_by(CHUNK_BYTES) {
+            let chunk = &mut aligned(&mut buffer)[..CHUNK_BYTES.min(sizes[at] - begin)];
+            file.read_exact_at(chunk, begin as u64)?;
+        }
+        Ok(())
+    })
+}
+
+fn aligned(buffer: &mut [u8]) -> &mut [u8] {
+    let start = buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+    &mut buffer[start..start + CHUNK_BYTES]
+}
+
+fn direct(path: &Path, write: bool) -> std::io::Result<File> {
+    let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    OpenOptions::new().read(!write).write(write).create(write).custom_flags(flags).open(path)
+}
