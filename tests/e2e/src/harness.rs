@@ -105,9 +105,14 @@ impl Case {
         let in_env = rig.clone();
         let (outcome, left) = private::drive(builder, move |cluster| async move {
             let env = Env { cluster, mode, rig: in_env };
-            match tokio::time::timeout(SCENARIO_WAIT, run(env)).await {
-                Ok(result) => result.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("it took longer than {SCENARIO_WAIT:?}")),
+            match tokio::time::timeout(SCENARIO_WAIT, run(env.clone())).await {
+                Ok(result) => result.map_err(|error| error.to_string())?,
+                Err(_) => return Err(format!("it took longer than {SCENARIO_WAIT:?}")),
+            }
+            // Of a rig its agents are asked, once the job has ended.
+            match env.rig {
+                None => env.stores_empty().await.map_err(|error| format!("afterwards: {error}")),
+                Some(_) => Ok(()),
             }
         })?;
         outcome?;
@@ -120,7 +125,7 @@ impl Case {
             if self.fresh {
                 rig.finish()?;
             } else {
-                rig.idle()?;
+                rig.emptied()?;
                 rigs().push((self.made_for(), rig));
             }
         }

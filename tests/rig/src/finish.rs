@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_proto::head::{NodeSnapshot, Snapshot};
+use mobula_proto::{
+    head::{NodeSnapshot, Snapshot},
+    inventory::Store,
+};
 
 use crate::{
-    LOOK_INTERVAL, Rig,
+    LOOK_INTERVAL, Node, Part, Rig,
     error::{Error, Result},
     processes,
 };
@@ -34,6 +37,24 @@ impl Rig {
         })
     }
 
+    /// Waits for what [`Rig::idle`] waits for, and until no store has an object, a pin or a byte in use, as the agents
+    /// themselves say now, and no running agent more descriptors open than at its start. Far faster than
+    /// [`Rig::settle`], which waits for what agents report by themselves.
+    pub fn emptied(&mut self) -> Result<()> {
+        self.idle()?;
+        if self.head.is_some() {
+            look_until(TIDY_WAIT, || match self.memory() {
+                Ok(inventory) => {
+                    let silent =
+                        inventory.silent.iter().map(|node| format!("{node} does not say what it has"));
+                    inventory.stores.iter().filter_map(stored).chain(silent).collect()
+                }
+                Err(error) => vec![error.to_string()],
+            })?;
+        }
+        look_until(GONE_WAIT, || self.nodes.iter().enumerate().flat_map(still_open).collect())
+    }
+
     fn look(&mut self, left: impl Fn(&Snapshot, usize) -> Vec<String>) -> Result<()> {
         if self.head.is_none() {
             return Ok(());
@@ -45,10 +66,11 @@ impl Rig {
         })
     }
 
-    /// Ends the cluster and checks that nothing is left: what [`Rig::settle`] says, no process, no folder of a
+    /// Ends the cluster and checks that nothing is left: what [`Rig::settle`] and [`Rig::emptied`] say, no process, no folder of a
     /// job, and no descriptor in this process that was not open before.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
+        self.emptied()?;
         let pids: Vec<u32> = self
             .nodes
             .iter()
@@ -155,6 +177,27 @@ fn kept_on(node: &NodeSnapshot) -> Option<String> {
             usage.hosts
         )
     })
+}
+
+fn stored(store: &Store) -> Option<String> {
+    let none =
+        store.used_bytes == 0 && store.waiting == 0 && store.groups.is_empty() && store.more_groups == 0;
+    (!none).then(|| {
+        format!(
+            "the store of {} has {} bytes in use, {} requests that wait, and {:?}",
+            store.node, store.used_bytes, store.waiting, store.groups
+        )
+    })
+}
+
+/// What a running agent has open beside what it had at its start.
+fn still_open((at, node): (usize, &Node)) -> Vec<String> {
+    let Some(process) = &node.process else { return Vec::new() };
+    let more = |(kind, now): (String, usize)| {
+        let before = node.descriptors.get(&kind).copied().unwrap_or(0);
+        (now > before).then(|| format!("{} has {now} of {kind} open, {before} at its start", Part::Node(at)))
+    };
+    processes::descriptors_by_kind(process.id()).into_iter().filter_map(more).collect()
 }
 
 fn entries(folder: &Path) -> Vec<String> {

@@ -29,7 +29,7 @@ mod head;
 pub mod processes;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -186,6 +186,8 @@ struct Node {
     number: u32,
     socket: PathBuf,
     home: PathBuf,
+    /// What the agent had open when it had started; see [`processes::descriptors_by_kind`].
+    descriptors: BTreeMap<String, usize>,
 }
 
 impl Node {
@@ -201,7 +203,8 @@ impl Node {
         let task = Task::Node { home: home.clone(), head, token, name: format!("rig-{at}"), offer };
         let (process, ready) = start(&who, program, &task)?;
         let Ready::Node { node, socket } = ready else { return Err(unexpected(&who, &ready)) };
-        Ok(Self { process: Some(process), number: node, socket, home })
+        let descriptors = processes::descriptors_by_kind(process.id());
+        Ok(Self { process: Some(process), number: node, socket, home, descriptors })
     }
 }
 
@@ -250,6 +253,11 @@ impl Rig {
     /// The number that the head gave this node.
     pub fn number(&self, node: usize) -> Result<u32> {
         self.member(node).map(|node| node.number)
+    }
+
+    /// The folder of this node's agent.
+    pub fn home(&self, node: usize) -> Result<&Path> {
+        self.member(node).map(|node| node.home.as_path())
     }
 
     /// The cluster, as its head sees it.

@@ -9,7 +9,7 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, ObjectId, RegionId,
     head::{Between, ToHead},
-    host::{Driver, ToAgent, ToHost},
+    host::{Driver, Question, ToAgent, ToHost},
     inventory::SITE_BYTES_MAX,
     peer::Copy,
     wire::{Hello, Role},
@@ -134,6 +134,10 @@ impl Core {
                 }
             },
             ToAgent::Ask { request, question } => {
+                if matches!(question, Question::Snapshot) {
+                    // So that whoever asks finds its own node as it is, not as it was at the last report.
+                    self.effects.push(Effect::Head(ToHead::Usage(self.usage())));
+                }
                 self.effects.push(Effect::Head(ToHead::Ask { host: id, job, request, question }));
             }
             ToAgent::JobDone => {

@@ -304,7 +304,6 @@ impl State {
             Message::Report => {
                 let usage = self.core.usage();
                 if usage != self.reported {
-                    self.reported = usage.clone();
                     self.core.effects.push(Effect::Head(ToHead::Usage(usage)));
                 }
             }
@@ -385,6 +384,9 @@ impl State {
         match effect {
             Effect::Tell(host, message, fds) => self.tell(host, message, fds),
             Effect::Head(message) => {
+                if let ToHead::Usage(usage) = &message {
+                    self.reported = usage.clone();
+                }
                 if self.to_head.try_send(message).is_err() {
                     warn!("a message to the head is lost: its link is gone, or too far behind");
                 }

@@ -1,0 +1,3 @@
+//! Real processes under faults; all of it is in the test binary `chaos`.
+
+#![forbid(unsafe_code)]
