@@ -6,9 +6,10 @@
 
 use std::time::Instant;
 
+use mobula_proto::NodeId;
 use mobula_scheduler::{
     Effect, Event, Millis, Options, Scheduler,
-    sim::{Drain, Random, load},
+    sim::{Drain, Random, ask, load},
 };
 
 const CLASSES: usize = 5_000;
@@ -16,6 +17,7 @@ const QUEUES: usize = 50;
 const SLOTS: u64 = 1_000_000;
 
 fn main() {
+    memory();
     let number = |at| std::env::args().nth(at).and_then(|text| text.parse::<u32>().ok());
     let (nodes, slots) = (number(1).unwrap_or(2_000), number(2).map_or(SLOTS, u64::from));
     let mut scheduler = Scheduler::new(Options::default());
@@ -64,6 +66,41 @@ fn main() {
         asks[asks.len() * 99 / 100],
     );
     groups();
+}
+
+/// Bytes of this process's memory that are its own.
+fn resident() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages * 4096.0
+}
+
+/// What nodes and classes that wait take.
+fn memory() {
+    const NODES: u32 = 10_000;
+    const MANY: usize = 50_000;
+    let now = Millis(1);
+    let empty = resident();
+    let mut scheduler = Scheduler::new(Options::default());
+    scheduler.step(Event::Queues(load::queues(QUEUES)), now);
+    for up in load::nodes(NODES) {
+        scheduler.step(up, now);
+    }
+    let nodes = resident();
+    for number in 1..=NODES {
+        scheduler.step(Event::NodeDrain { node: NodeId { number, incarnation: 1 } }, now);
+    }
+    let mut random = Random::new(1);
+    let drained = resident();
+    for at in 0..MANY {
+        scheduler.step(ask(&mut random, at, QUEUES, NODES, 100), now);
+    }
+    let waiting = resident();
+    println!(
+        "{:.0} bytes for a node, {:.0} for a class that waits",
+        (nodes - empty) / f64::from(NODES),
+        (waiting - drained) / MANY as f64
+    );
 }
 
 /// A thousand groups on a thousand nodes.

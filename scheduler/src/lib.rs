@@ -59,7 +59,7 @@
 //! | `stock` | amounts, whole and in use, and single devices |
 //! | `bits`, `slab` | sets of small numbers, and values under them |
 //! | `why` | sentences for people |
-//! | [`sim`] | loads for tests and benchmarks |
+//! | [`sim`] | loads for tests and benchmarks, and traces replayed in virtual time |
 
 #![forbid(unsafe_code)]
 

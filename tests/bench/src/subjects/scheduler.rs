@@ -1,16 +1,14 @@
 //! The scheduler alone, in this process: no sockets, no hosts, one thread.
 
 use std::{
-    collections::BTreeMap,
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use mobula_proto::{HostId, JobId, LeaseId, NodeId};
+use mobula_proto::NodeId;
 use mobula_scheduler::{
     Effect, Event, Millis, Options, Scheduler,
-    sim::{Random, load},
+    sim::{Drain, Random, ask, load, packing},
 };
 
 use super::Subject;
@@ -24,11 +22,11 @@ use crate::{
 pub const ROLE: &str = "measure-scheduler-memory";
 
 const SEED: u64 = 1;
+/// When all of it happens.
+const NOW: Millis = Millis(1);
 const QUEUES: usize = 50;
 const CLASSES: usize = 5_000;
 const SLOTS: u64 = 1_000_000;
-/// Classes that one owner has.
-const CLASSES_EACH: usize = 50;
 
 /// All of it.
 pub const SUBJECT: Subject = Subject {
@@ -66,6 +64,21 @@ const PROBES: &[Probe] = &[
         run: |place| drain(place, 10_000),
     },
     Probe {
+        rows: &[Row::less("1,000 placement groups of 8 bundles, 1,000 nodes", "ms")
+            .targets(&[Target::AtMost(100.0)])],
+        stage: Stage::Alone,
+        run: |_| groups(),
+    },
+    Probe {
+        rows: &[Row::more("work placed on 200 nodes, of what best-fit-decreasing places", "of 1")
+            .targets(&[Target::AtLeast(0.95)])],
+        stage: Stage::Alone,
+        run: |_| {
+            let (ours, oracle) = packing(SEED, 200);
+            Ok(vec![ours / oracle])
+        },
+    },
+    Probe {
         rows: &[
             Row::less("the scheduler's memory for a node", "kB").targets(&[Target::AtMost(4.096)]),
             Row::less("the scheduler's memory for a class that waits", "kB")
@@ -78,65 +91,56 @@ const PROBES: &[Probe] = &[
     },
 ];
 
-fn owner(class: usize) -> HostId {
-    let number = 1_000_000 + u32::try_from(class / CLASSES_EACH).unwrap_or(0);
-    HostId { node: NodeId { number, incarnation: 1 }, seq: 1 }
-}
-
-fn demand(random: &mut Random, at: usize, nodes: u32, backlog: u32) -> Event {
-    Event::Demand {
-        owner: owner(at),
-        key: (at % CLASSES_EACH) as u32,
-        job: JobId { number: 1 + (at % 100) as u64 },
-        class: Arc::new(load::class(random, at, QUEUES, nodes)),
-        backlog,
-        attempt: 0,
-        locality: Vec::new(),
-    }
-}
-
 /// Places a million slots: as many as there is room for, then always some where a lease has ended, until all are placed.
 /// Gives the placements a second, quantiles of the time of a step, and how many leases that took.
 fn drain(place: &Place, nodes: u32) -> Result<Vec<f64>> {
     let slots = if place.scale.quick { SLOTS / 10 } else { SLOTS };
-    let mut scheduler = Scheduler::new(Options::default());
-    let mut random = Random::new(SEED);
-    let now = Millis(1);
-    scheduler.step(Event::Queues(load::queues(QUEUES)), now);
-    for up in load::nodes(nodes) {
-        scheduler.step(up, now);
-    }
-    let each = u32::try_from(slots / CLASSES as u64)?;
-    let mut events: Vec<Event> = (0..CLASSES).map(|at| demand(&mut random, at, nodes, each)).collect();
-    events.reverse();
-
-    let mut running: Vec<LeaseId> = Vec::new();
+    let mut scheduler = cluster(nodes);
+    let mut drain = Drain::new(SEED, CLASSES, u32::try_from(slots / CLASSES as u64)?, QUEUES, nodes);
     let mut times = Vec::new();
-    let (mut placed, mut leases) = (0, 0);
     let mut out = Vec::new();
     let begun = Instant::now();
-    while placed < slots {
-        let event = match events.pop() {
-            Some(event) => event,
-            None if running.is_empty() => {
-                return Err(format!("only {placed} of {slots} found a place").into());
-            }
-            None => Event::Release { lease: running.swap_remove(random.below(running.len())) },
+    while drain.placed < slots {
+        let Some(event) = drain.next_event() else {
+            return Err(format!("only {} of {slots} found a place", drain.placed).into());
         };
         let from = Instant::now();
-        scheduler.step_into(event, now, &mut out);
+        scheduler.step_into(event, NOW, &mut out);
         times.push(from.elapsed().as_secs_f64() * 1e6);
-        for effect in out.drain(..) {
-            if let Effect::Grant(lease) = effect {
-                placed += u64::from(lease.slots);
-                leases += 1;
-                running.push(lease.id);
-            }
-        }
+        out.drain(..).for_each(|effect| drain.learn(&effect));
     }
-    let rate = placed as f64 / begun.elapsed().as_secs_f64();
+    let rate = drain.placed as f64 / begun.elapsed().as_secs_f64();
     times.sort_by(f64::total_cmp);
-    Ok(vec![rate, quantile(&times, 0.5), quantile(&times, 0.99), f64::from(leases)])
+    Ok(vec![rate, quantile(&times, 0.5), quantile(&times, 0.99), drain.leases as f64])
+}
+
+/// A scheduler with the queues, and so many nodes.
+fn cluster(nodes: u32) -> Scheduler {
+    let mut scheduler = Scheduler::new(Options::default());
+    scheduler.step(Event::Queues(load::queues(QUEUES)), NOW);
+    for up in load::nodes(nodes) {
+        scheduler.step(up, NOW);
+    }
+    scheduler
+}
+
+/// Places groups of eight bundles, in all arrangements, and gives the milliseconds that all took.
+fn groups() -> Result<Vec<f64>> {
+    const GROUPS: usize = 1_000;
+    let mut scheduler = cluster(1_000);
+    let mut random = Random::new(SEED);
+    let events: Vec<Event> = (0..GROUPS).map(|at| load::group(&mut random, at, 8, QUEUES)).collect();
+    let (mut out, mut placed) = (Vec::new(), 0);
+    let begun = Instant::now();
+    for event in events {
+        scheduler.step_into(event, NOW, &mut out);
+        placed += out.drain(..).filter(|effect| matches!(effect, Effect::GroupPlaced { .. })).count();
+    }
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    if placed != GROUPS {
+        return Err(format!("only {placed} of {GROUPS} groups found a place").into());
+    }
+    Ok(vec![took])
 }
 
 /// The values that the new program prints.
@@ -158,34 +162,25 @@ pub fn serve() -> Result<()> {
     const NODES: u32 = 10_000;
     const MANY: usize = 50_000;
     let memory = || private_memory(std::process::id());
-    let mut scheduler = Scheduler::new(Options::default());
-    let mut random = Random::new(SEED);
-    let now = Millis(1);
-    scheduler.step(Event::Queues(load::queues(QUEUES)), now);
     let empty = memory()?;
-    for up in load::nodes(NODES) {
-        scheduler.step(up, now);
-    }
+    let mut scheduler = cluster(NODES);
+    let mut random = Random::new(SEED);
     let nodes = memory()?;
     // Nothing of it is granted: only what waits is counted.
     for number in 1..=NODES {
-        scheduler.step(Event::NodeDrain { node: NodeId { number, incarnation: 1 } }, now);
+        scheduler.step(Event::NodeDrain { node: NodeId { number, incarnation: 1 } }, NOW);
     }
     let drained = memory()?;
-    let mut classes = BTreeMap::new();
-    for at in 0..MANY {
-        let event = demand(&mut random, at, NODES, 100);
-        if let Event::Demand { class, .. } = &event {
-            classes.insert(at, Arc::clone(class));
-        }
-        scheduler.step(event, now);
+    let mut asks: Vec<Event> = (0..MANY).map(|at| ask(&mut random, at, QUEUES, NODES, 100)).collect();
+    for ask in &asks {
+        scheduler.step(ask.clone(), NOW);
     }
     let waiting = memory()?;
-    for (at, class) in classes {
-        let (owner, key, job) =
-            (owner(at), (at % CLASSES_EACH) as u32, JobId { number: 1 + (at % 100) as u64 });
-        let event = Event::Demand { owner, key, job, class, backlog: 200, attempt: 0, locality: Vec::new() };
-        scheduler.step(event, now);
+    for ask in &mut asks {
+        if let Event::Demand { backlog, .. } = ask {
+            *backlog = 200;
+        }
+        scheduler.step(ask.clone(), NOW);
     }
     let more = memory()?;
     println!(
