@@ -2,8 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mobula_head::service::Whereabouts;
-use mobula_proto::{head::Snapshot, inventory::Inventory};
+use mobula_head::{http::QueueWanted, service::Whereabouts};
+use mobula_proto::{
+    head::{QueueSnapshot, Snapshot},
+    inventory::Inventory,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -65,6 +68,31 @@ impl Api {
         self.get("/api/v1/memory")
     }
 
+    /// The queues, as the head's own JSON and decoded.
+    pub fn queues(&self) -> Result<(String, Vec<QueueSnapshot>), Error> {
+        self.get("/api/v1/queues")
+    }
+
+    /// Defines a queue, or changes it.
+    pub fn set_queue(&self, wanted: &QueueWanted) -> Result<(), Error> {
+        self.post("/api/v1/queues", &serde_json::json!(wanted)).map(|_| ())
+    }
+
+    /// Removes a queue.
+    pub fn remove_queue(&self, name: &str) -> Result<(), Error> {
+        self.post("/api/v1/queues/remove", &serde_json::json!({ "name": name })).map(|_| ())
+    }
+
+    fn post(&self, path: &str, body: &serde_json::Value) -> Result<String, Error> {
+        let answer = self
+            .agent
+            .post(self.url(path))
+            .header("Authorization", format!("Bearer {}", self.token))
+            .header("Content-Type", "application/json")
+            .send(body.to_string());
+        self.text(answer)
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<(String, T), Error> {
         let answer =
             self.agent.get(self.url(path)).header("Authorization", format!("Bearer {}", self.token)).call();
@@ -79,14 +107,8 @@ impl Api {
             TokenRole::Node => "agent",
             TokenRole::Driver => "driver",
         };
-        let body = serde_json::json!({ "role": role, "ttl_seconds": ttl.as_secs() }).to_string();
-        let answer = self
-            .agent
-            .post(self.url("/api/v1/tokens"))
-            .header("Authorization", format!("Bearer {}", self.token))
-            .header("Content-Type", "application/json")
-            .send(body);
-        let text = self.text(answer)?;
+        let body = serde_json::json!({ "role": role, "ttl_seconds": ttl.as_secs() });
+        let text = self.post("/api/v1/tokens", &body)?;
         self.decode::<TokenMade>(&text).map(|made| made.token)
     }
 

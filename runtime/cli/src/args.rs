@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     home::Home,
     settings::{File, Head, Hosts, Log, Node, Offer, Spill},
-    values::ttl,
+    values::{Amounts, amounts, ttl},
 };
 
 /// The whole command line.
@@ -21,6 +21,7 @@ use crate::{
         mobula up --detach           a head and a node, in the background\n  \
         mobula status                what there is, what is free, what waits and why\n  \
         mobula memory                what is in the object stores, and why\n  \
+        mobula queue list            how the cluster is shared\n  \
         mobula down                  end it\n\n\
         A cluster of several machines:\n  \
         mobula head                                        on one machine\n  \
@@ -53,6 +54,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show what is in the object stores, and why
     Memory(MemoryArgs),
+    /// Define, change, list and remove the queues between which the cluster is shared
+    Queue(QueueArgs),
     /// Show every setting, with what it is now and why
     Config(ConfigArgs),
     /// Explain an error code, such as MOB2001
@@ -284,6 +287,76 @@ pub struct MemoryArgs {
     /// Print everything, for programs
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula queue`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        mobula queue set research --weight 2 --guarantee cpu=16,gpu=2\n  \
+        mobula queue set vision --parent research --limit cpu=32,gpu=4\n  \
+        mobula queue list\n  \
+        mobula queue remove vision\n\n\
+        A job belongs to the queue that MOBULA_QUEUE names, or that its program chooses; what belongs to none is \
+        charged to the default queue. Idle capacity is lent to whoever asks, up to the limits. Run it on the head's \
+        machine, as the user who runs the head.")]
+pub struct QueueArgs {
+    /// What to do with queues.
+    #[command(subcommand)]
+    pub command: QueueCommand,
+}
+
+/// What can be done with queues.
+#[derive(Debug, Subcommand)]
+pub enum QueueCommand {
+    /// Define a queue, or change what is said of one; it outlives a restart of the head
+    Set(QueueSetArgs),
+    /// Show the queues, with what they use
+    List(QueueListArgs),
+    /// Remove a queue that nothing uses any more
+    Remove(QueueRemoveArgs),
+}
+
+/// `mobula queue set`.
+#[derive(Debug, Args)]
+pub struct QueueSetArgs {
+    /// Its name: letters, digits and . _ - /
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The queue of which it is a part; '' for none [default: none, or as before]
+    #[arg(long, value_name = "NAME")]
+    pub parent: Option<String>,
+    /// Its part relative to its siblings', above 0 [default: 1, or as before]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub weight: Option<String>,
+    /// What it gets before others get more than theirs, such as cpu=4,memory=64GiB; '' for nothing [default: nothing,
+    /// or as before]
+    #[arg(long, value_name = "NAME=N,…", value_parser = amounts)]
+    pub guarantee: Option<Amounts>,
+    /// What it and the queues in it may use at most, such as cpu=8,gpu=2; '' for no limit [default: none, or as before]
+    #[arg(long, value_name = "NAME=N,…", value_parser = amounts)]
+    pub limit: Option<Amounts>,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula queue list`.
+#[derive(Debug, Args)]
+pub struct QueueListArgs {
+    /// Print everything, for programs
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula queue remove`.
+#[derive(Debug, Args)]
+pub struct QueueRemoveArgs {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub name: String,
     #[command(flatten)]
     pub home: HomeArg,
 }

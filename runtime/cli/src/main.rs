@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `memory`, `config`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `memory`, `queue`, `config`, `explain` | commands that ask or tell |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
 //!
@@ -23,6 +23,7 @@ mod home;
 mod memory;
 mod node;
 mod process;
+mod queue;
 mod ready;
 mod settings;
 mod signals;
@@ -40,7 +41,7 @@ use clap::{
 use mobula_net::code;
 
 use crate::{
-    args::{ByUp, Cli, Command, TokenCommand},
+    args::{ByUp, Cli, Command, QueueCommand, TokenCommand},
     error::Error,
     ready::Ready,
     settings::Log,
@@ -128,6 +129,11 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
         },
         Command::Status(args) => status::run(&args),
         Command::Memory(args) => memory::run(&args),
+        Command::Queue(args) => match args.command {
+            QueueCommand::Set(args) => queue::set(args),
+            QueueCommand::List(args) => queue::list(&args),
+            QueueCommand::Remove(args) => queue::remove(&args),
+        },
         Command::Config(args) => config::run(&args),
         Command::Explain(args) => explain::run(&args),
     }

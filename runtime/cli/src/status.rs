@@ -8,7 +8,7 @@ use mobula_proto::{
     resource::bytes_text,
 };
 
-use crate::{api::Api, args::StatusArgs, error::Error, home::Home, ready::say};
+use crate::{api::Api, args::StatusArgs, error::Error, home::Home, queue, ready::say};
 
 /// Labels that every node carries; they are in `--json` only.
 const OWN_LABELS: &str = "mobula.io/";
@@ -29,11 +29,15 @@ fn text(snapshot: &Snapshot) -> String {
         text.push_str(&nodes(&snapshot.nodes));
     }
     if !snapshot.jobs.is_empty() {
-        let rows = snapshot
-            .jobs
-            .iter()
-            .map(|job| vec![job.job.clone(), job.name.clone(), job.driver.clone(), job.slots.to_string()]);
-        text.push_str(&format!("\n{}", table(&["JOB", "NAME", "DRIVER", "SLOTS"], rows)));
+        let rows = snapshot.jobs.iter().map(|job| {
+            let queue = if job.queue.is_empty() { queue::DEFAULT } else { &job.queue };
+            let slots = job.slots.to_string();
+            vec![job.job.clone(), job.name.clone(), queue.to_owned(), job.driver.clone(), slots]
+        });
+        text.push_str(&format!("\n{}", table(&["JOB", "NAME", "QUEUE", "DRIVER", "SLOTS"], rows)));
+    }
+    if !snapshot.queues.is_empty() {
+        text.push_str(&format!("\n{}", queue::text(&snapshot.queues)));
     }
     if !snapshot.waiting.is_empty() {
         let rows = snapshot.waiting.iter().map(|class| {
@@ -171,6 +175,7 @@ mod tests {
         let waiting = WaitingSnapshot {
             owner: "host-1".to_owned(),
             function: "train::step".to_owned(),
+            queue: "research".to_owned(),
             backlog: 4,
             why: "no GPU is free".to_owned(),
         };

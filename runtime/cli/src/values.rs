@@ -1,6 +1,6 @@
 //! Values as people write them, on the command line, in a variable or in `mobula.toml`.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use mobula_head::service::TOKEN_TTL_MAX;
 use mobula_net::{
@@ -60,6 +60,21 @@ pub fn label(text: &str) -> Result<(String, String), String> {
         resource::check_name(name).map_err(|error| error.to_string())?;
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Amounts by resource name, as text that the head reads: it alone decides whether they make sense.
+pub type Amounts = BTreeMap<String, String>;
+
+/// `NAME=N,NAME=N`; nothing at all where the text is empty.
+pub fn amounts(text: &str) -> Result<Amounts, String> {
+    let mut all = Amounts::new();
+    for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
+        let (name, amount) = pair(part, "cpu=4,gpu=2")?;
+        if all.insert(name.to_owned(), amount.to_owned()).is_some() {
+            return Err(format!("{name} is given twice: give it once"));
+        }
+    }
+    Ok(all)
 }
 
 /// A name that a certificate may carry.
@@ -147,6 +162,12 @@ mod tests {
         assert_eq!(custom_resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));
         for bad in ["licence", "gpu=1", "cpu=1", "memory=1GiB", "a b=1", "x=y", "x=-1"] {
             assert!(custom_resource(bad).is_err(), "{bad:?} was taken for a resource");
+        }
+        let all = amounts("cpu=4, memory=64GiB").unwrap();
+        assert_eq!((all["cpu"].as_str(), all["memory"].as_str(), all.len()), ("4", "64GiB", 2));
+        assert_eq!(amounts(""), Ok(Amounts::new()));
+        for bad in ["cpu", "cpu=1,", "cpu=1,cpu=2"] {
+            assert!(amounts(bad).is_err(), "{bad:?} was taken for amounts");
         }
         assert!(label("zone").is_err() && label("zone=a").is_ok());
     }

@@ -37,6 +37,8 @@ pub enum Kind {
     TimedOut,
     /// No node could ever satisfy the request.
     Infeasible,
+    /// There is no such queue, or queues cannot be as was asked.
+    Queue,
     /// The store stayed full for as long as a writer may wait.
     StoreFull,
     /// The object is larger than the whole store.
@@ -102,6 +104,7 @@ impl Kind {
             Self::ReturnCount => "MOB3015",
             Self::Overloaded => "MOB3014",
             Self::Infeasible => "MOB4001",
+            Self::Queue => "MOB4002",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
             Self::Internal => "MOB3099",
@@ -130,7 +133,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -155,6 +158,7 @@ impl Kind {
         Self::Overloaded,
         Self::Internal,
         Self::Infeasible,
+        Self::Queue,
         Self::Binary,
         Self::JobEnded,
     ];

@@ -32,6 +32,8 @@ pub enum ToHead {
         name: String,
         /// The namespace of its named actors; empty for one of the job's own.
         namespace: String,
+        /// The queue that is charged for what names no other; empty for the default one.
+        queue: String,
         /// Its program.
         binary: BinaryHash,
         /// What the program is given when it is executed as a host.
@@ -337,6 +339,8 @@ pub struct Job {
     pub name: String,
     /// The namespace of its named actors.
     pub namespace: String,
+    /// The queue that is charged for what names no other; empty for the default one.
+    pub queue: String,
     /// Its program.
     pub binary: BinaryHash,
     /// What the program is given when it is executed as a host.
@@ -442,6 +446,8 @@ pub struct Snapshot {
     pub nodes: Vec<NodeSnapshot>,
     /// The running jobs.
     pub jobs: Vec<JobSnapshot>,
+    /// The queues, by name; without the default one where there is no other.
+    pub queues: Vec<QueueSnapshot>,
     /// The granted leases.
     pub leases: u64,
     /// Classes that wait for slots, each with the reason.
@@ -484,8 +490,33 @@ pub struct JobSnapshot {
     pub name: String,
     /// Its driver.
     pub driver: String,
+    /// The queue to which it belongs; empty for the default one.
+    pub queue: String,
     /// Slots it holds.
     pub slots: u64,
+}
+
+/// One queue in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct QueueSnapshot {
+    /// Its name; empty for the default one.
+    pub name: String,
+    /// The queue of which it is a part; empty at the top.
+    pub parent: String,
+    /// Its part relative to its siblings'.
+    pub weight: f64,
+    /// What it gets before others get more than is guaranteed to them: amounts by resource name.
+    pub guaranteed: std::collections::BTreeMap<String, f64>,
+    /// What it and its children may use at most.
+    pub limit: std::collections::BTreeMap<String, f64>,
+    /// What is used by work of its own, without its children's.
+    pub used: std::collections::BTreeMap<String, f64>,
+    /// Running jobs that belong to it.
+    pub jobs: u64,
+    /// Slots that its own work holds.
+    pub slots: u64,
+    /// Slots for which its own work waits.
+    pub waiting: u64,
 }
 
 /// One waiting class in a [`Snapshot`].
@@ -495,6 +526,8 @@ pub struct WaitingSnapshot {
     pub owner: String,
     /// The function.
     pub function: String,
+    /// The queue in which it waits; empty for the default one.
+    pub queue: String,
     /// Slots wanted.
     pub backlog: u32,
     /// Why it waits.

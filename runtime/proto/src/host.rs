@@ -195,6 +195,8 @@ pub struct Driver {
     pub name: String,
     /// The namespace of its named actors; empty for one of the job's own.
     pub namespace: String,
+    /// The queue that is charged for what names no other; empty for the default one.
+    pub queue: String,
     /// The program, as an absolute path readable by the agent; empty where nothing is ever launched from it.
     pub program: String,
     /// The program's hash; zeros in an embedded cluster, which never hashes.

@@ -55,6 +55,46 @@ impl Queue {
     }
 }
 
+/// What shall be changed of a queue; what is `None` stays as it is, or as in [`Queue::new`] where there is none yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub name: String,
+    /// As [`Queue::parent`].
+    pub parent: Option<String>,
+    /// As [`Queue::weight`].
+    pub weight: Option<Quantity>,
+    /// As [`Queue::guaranteed`].
+    pub guaranteed: Option<Resources>,
+    /// As [`Queue::limit`].
+    pub limit: Option<Vec<(Kind, Quantity)>>,
+}
+
+impl Change {
+    /// The queue as it shall be; `old` is what it was.
+    pub fn of(self, old: Option<&Queue>) -> Queue {
+        let mut queue = old.cloned().unwrap_or_else(|| Queue::new(self.name));
+        queue.parent = self.parent.unwrap_or(queue.parent);
+        queue.weight = self.weight.unwrap_or(queue.weight);
+        queue.guaranteed = self.guaranteed.unwrap_or(queue.guaranteed);
+        queue.limit = self.limit.unwrap_or(queue.limit);
+        queue
+    }
+}
+
+impl From<Queue> for Change {
+    fn from(queue: Queue) -> Self {
+        let Queue { name, parent, weight, guaranteed, limit } = queue;
+        Self {
+            name,
+            parent: Some(parent),
+            weight: Some(weight),
+            guaranteed: Some(guaranteed),
+            limit: Some(limit),
+        }
+    }
+}
+
 /// Why a list of queues was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

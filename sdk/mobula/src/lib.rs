@@ -81,8 +81,8 @@ pub use lifeline::Lifeline;
 pub use mobula_host::codec::Data;
 pub use mobula_macros::{actor, data, main, task, test};
 pub use mobula_proto::{
-    FailureKind as ErrorKind, NodeId, Quantity,
-    resource::{LabelRule, Strategy},
+    FailureKind as ErrorKind, NodeId, Quantity, Queue as JobQueue, Resources,
+    resource::{Kind as ResourceKind, LabelRule, Strategy},
 };
 pub use object::{ObjectRef, WeakRef, get_all, put, wait};
 pub use options::Options;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use mobula::{Cluster, private};
+use mobula::{Cluster, JobQueue, private};
 use mobula_rig::Rig;
 
 use crate::env::{Env, Mode};
@@ -29,6 +29,7 @@ pub struct Case {
     resources: &'static [(&'static str, f64)],
     labels: &'static [(&'static str, &'static str)],
     store_bytes: Option<u64>,
+    queues: fn() -> Vec<JobQueue>,
     fresh: bool,
 }
 
@@ -55,6 +56,7 @@ impl Case {
             resources: &[],
             labels: &[],
             store_bytes: None,
+            queues: Vec::new,
             fresh: false,
         }
     }
@@ -86,6 +88,12 @@ impl Case {
     /// With so large a store on each node.
     pub const fn store_bytes(mut self, bytes: u64) -> Self {
         self.store_bytes = Some(bytes);
+        self
+    }
+
+    /// With these queues, each after those of which it is a part.
+    pub const fn queues(mut self, queues: fn() -> Vec<JobQueue>) -> Self {
+        self.queues = queues;
         self
     }
 
@@ -134,7 +142,14 @@ impl Case {
 
     /// Cases for which this is the same can share a rig, one after the other.
     fn made_for(&self) -> String {
-        format!("{} {:?} {:?} {:?}", self.cpus, self.resources, self.labels, self.store_bytes)
+        format!(
+            "{} {:?} {:?} {:?} {:?}",
+            self.cpus,
+            self.resources,
+            self.labels,
+            self.store_bytes,
+            (self.queues)()
+        )
     }
 
     fn rig(&self, alone: bool) -> Result<Rig, Failed> {
@@ -157,6 +172,9 @@ impl Case {
         }
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
+        }
+        for queue in (self.queues)() {
+            builder = builder.queue(queue);
         }
         Ok(if alone && self.fresh { builder.alone() } else { builder }.start()?)
     }
@@ -183,6 +201,9 @@ impl Case {
         }
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
+        }
+        for queue in (self.queues)() {
+            builder = builder.define_queue(queue);
         }
         Ok(builder)
     }

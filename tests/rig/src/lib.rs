@@ -77,6 +77,7 @@ impl fmt::Display for Part {
 #[derive(Clone, Debug)]
 pub struct Builder {
     offers: Vec<Offer>,
+    queues: Vec<mobula_proto::Queue>,
     alone: bool,
 }
 
@@ -99,6 +100,12 @@ impl Builder {
     /// Bytes of each node's store.
     pub fn store_bytes(self, bytes: u64) -> Self {
         self.each(|offer| offer.store_bytes = Some(bytes))
+    }
+
+    /// A queue with which the head begins, after those of which it is a part.
+    pub fn queue(mut self, queue: mobula_proto::Queue) -> Self {
+        self.queues.push(queue);
+        self
     }
 
     /// Changes what one node offers, from 0; nothing where there is no such node.
@@ -129,7 +136,7 @@ impl Builder {
             .tempdir()
             .map_err(error::system("make a folder"))?;
         let count = u32::try_from(self.offers.len()).unwrap_or(u32::MAX);
-        let task = Task::Head { home: home.path().join("head"), tokens: count };
+        let task = Task::Head { home: home.path().join("head"), tokens: count, queues: self.queues };
         let (head, ready) = start("the head", &program, &task)?;
         let Ready::Head { quic, http, tokens, admin } = ready else {
             return Err(unexpected("the head", &ready));
@@ -226,7 +233,7 @@ pub struct Rig {
 impl Rig {
     /// A head and so many agents, at most [`NODES_MAX`].
     pub fn nodes(count: usize) -> Builder {
-        Builder { offers: vec![Offer::default(); count.min(NODES_MAX)], alone: false }
+        Builder { offers: vec![Offer::default(); count.min(NODES_MAX)], queues: Vec::new(), alone: false }
     }
 
     /// Where the head is, for `MOBULA_ADDRESS`.

@@ -5,5 +5,6 @@
 mod cluster;
 mod harness;
 mod jobs;
+mod queues;
 mod refusals;
 mod settings;

@@ -68,6 +68,7 @@ pub(super) struct Start {
     pub driver: HostId,
     pub name: String,
     pub namespace: String,
+    pub queue: String,
     pub binary: BinaryHash,
     /// What the program is given when it is executed as a host.
     pub arguments: Vec<String>,
@@ -86,9 +87,9 @@ impl Core {
             self.reserved_jobs = job.number.saturating_add(JOB_NUMBERS_BLOCK);
             self.persist(Record::NextJob { number: self.reserved_jobs });
         }
-        let Start { request, driver, name, namespace, binary, arguments, files } = start;
+        let Start { request, driver, name, namespace, queue, binary, arguments, files } = start;
         let namespace = if namespace.is_empty() { job.to_string() } else { namespace };
-        let job = Job { job, driver, name, namespace, binary, arguments, files };
+        let job = Job { job, driver, name, namespace, queue, binary, arguments, files };
         info!(job = %job.job, name = job.name, driver = %driver, "job started");
         let entry =
             Entry { job: job.clone(), steward: Steward::None, places: BTreeSet::new(), detached: false };
@@ -114,6 +115,7 @@ impl Core {
         if !start.namespace.is_empty() {
             check_name(&start.namespace).map_err(|e| refuse(format!("its namespace: {e}")))?;
         }
+        self.known_queue(&start.queue)?;
         let (count_max, bytes_max) = JOB_ARGUMENTS_MAX;
         let bytes: usize = start.arguments.iter().map(String::len).sum();
         if start.arguments.len() > count_max || bytes > bytes_max {

@@ -132,11 +132,16 @@ impl Table {
 
 impl Core {
     pub(super) fn demand(&mut self, wish: Wish) {
-        let Wish { owner, job, key, class, backlog, mut locality } = wish;
+        let Wish { owner, job, key, mut class, backlog, mut locality } = wish;
         let at = (owner, key);
         if backlog == 0 {
             self.leases.wanted.remove(&at);
             return self.schedule(Table::withdrawal(at, job));
+        }
+        if class.queue.is_empty()
+            && let Some(entry) = self.jobs.get(&job)
+        {
+            class.queue.clone_from(&entry.job.queue);
         }
         let refused = if !self.jobs.contains_key(&job) {
             Some(Failure::new(FailureKind::JobEnded, format!("{job} has ended")))
@@ -347,7 +352,11 @@ impl Core {
             }
             scheduler::Effect::Infeasible { owner, key, error } => {
                 self.leases.wanted.remove(&(owner, key));
-                let failure = Failure::new(FailureKind::Infeasible, error.to_string());
+                let kind = match error {
+                    scheduler::Error::UnknownQueue(_) => FailureKind::Queue,
+                    _ => FailureKind::Infeasible,
+                };
+                let failure = Failure::new(kind, error.to_string());
                 self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
             }
             // Nobody can ask the head for a group.

@@ -17,6 +17,7 @@ mod jobs;
 mod leases;
 mod members;
 mod names;
+mod queues;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ mod tokens;
 use std::collections::BTreeMap;
 
 use mobula_proto::{
-    Failure, HostId, JobId, NodeId,
+    Failure, HostId, JobId, NodeId, Queue,
     head::{Register, ToAgent, ToHead},
     host::{Answer, Question, Request},
     wire::Hello,
@@ -182,6 +183,7 @@ pub struct Core {
     reserved_jobs: u64,
     leases: leases::Table,
     names: names::Directory,
+    queues: BTreeMap<String, Queue>,
     tokens: BTreeMap<TokenId, Token>,
     out: Vec<Effect>,
 }
@@ -192,6 +194,7 @@ impl Core {
         let mut starts = 0;
         let (mut known, mut tokens, mut names) =
             (BTreeMap::new(), BTreeMap::new(), names::Directory::default());
+        let mut queues = BTreeMap::new();
         let (mut next_node, mut next_job) = (1, 1);
         for record in records {
             match record {
@@ -206,7 +209,11 @@ impl Core {
                 Record::Name { namespace, name, actor, actor_type } => {
                     names.recover((namespace, name), actor, actor_type);
                 }
-                Record::TokenGone { .. } | Record::NameGone { .. } | Record::Admin { .. } => {}
+                Record::Queue { queue } => drop(queues.insert(queue.name.clone(), queue)),
+                Record::TokenGone { .. }
+                | Record::NameGone { .. }
+                | Record::QueueGone { .. }
+                | Record::Admin { .. } => {}
             }
         }
         names.recovery_ends(now.plus(Millis(RECOVERY_MS)));
@@ -215,7 +222,7 @@ impl Core {
             first_lease: starts.saturating_mul(LEASES_PER_START).saturating_add(1),
             ..Default::default()
         });
-        let core = Self {
+        let mut core = Self {
             options,
             now,
             scheduler,
@@ -228,9 +235,11 @@ impl Core {
             reserved_jobs: next_job,
             leases: leases::Table::default(),
             names,
+            queues,
             tokens,
             out: Vec::new(),
         };
+        core.announce_queues();
         (core, vec![Record::Start { count: starts.saturating_add(1) }])
     }
 
@@ -276,11 +285,11 @@ impl Core {
         };
         match message {
             ToHead::Register { .. } => warn!(node = %from, "ignored a second registration on one link"),
-            ToHead::JobStart { request, driver, name, namespace, binary, arguments, files } => {
+            ToHead::JobStart { request, driver, name, namespace, queue, binary, arguments, files } => {
                 if self.speaks_for(from, driver) {
                     self.job_start(
                         link,
-                        jobs::Start { request, driver, name, namespace, binary, arguments, files },
+                        jobs::Start { request, driver, name, namespace, queue, binary, arguments, files },
                     );
                 }
             }

@@ -12,7 +12,7 @@ use super::Core;
 /// Most waiting classes and names that a snapshot lists; the first ones by owner and name.
 pub const ROWS_MAX: usize = 1000;
 
-fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
+pub(super) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
     resources.iter().map(|(kind, amount)| (kind.to_string(), amount.as_f64())).collect()
 }
 
@@ -42,11 +42,13 @@ impl Core {
             job: entry.job.job.to_string(),
             name: entry.job.name.clone(),
             driver: entry.job.driver.to_string(),
+            queue: entry.job.queue.clone(),
             slots: slots.get(&entry.job.job).copied().unwrap_or(0),
         });
         let waiting = self.scheduler.demands().take(ROWS_MAX).map(|demand| WaitingSnapshot {
             owner: demand.owner.to_string(),
             function: demand.class.function.clone(),
+            queue: demand.class.queue.clone(),
             backlog: demand.backlog,
             why: self.scheduler.why(demand.owner, demand.key).unwrap_or_default(),
         });
@@ -60,6 +62,7 @@ impl Core {
             cluster: self.options.cluster.clone(),
             nodes: nodes.collect(),
             jobs: jobs.collect(),
+            queues: self.queue_snapshots(),
             leases,
             waiting: waiting.collect(),
             names: names.collect(),

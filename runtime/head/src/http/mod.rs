@@ -5,12 +5,16 @@
 //! | `GET /healthz` | nothing | whether the head answers |
 //! | `GET /api/v1/status` | admin token | the cluster, as [`mobula_proto::head::Snapshot`] |
 //! | `GET /api/v1/memory` | admin token | what is in the stores, as [`mobula_proto::inventory::Inventory`] |
+//! | `GET /api/v1/queues` | admin token | the queues and what they use, as [`mobula_proto::head::QueueSnapshot`]s |
+//! | `POST /api/v1/queues` | admin token | defines or changes one, as [`QueueWanted`] |
+//! | `POST /api/v1/queues/remove` | admin token | `{"name":"…"}`, of one that nothing uses |
 //! | `POST /api/v1/tokens` | admin token | `{"role":"agent","ttl_seconds":3600}` gives `{"token":"…"}` |
 //! | `POST /api/v1/shutdown` | admin token | ends the cluster |
 //!
 //! Errors are `{"code":"MOB…","message":"…"}`. What is not in the table of [`auth`] is refused.
 
 pub mod auth;
+mod queues;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -32,6 +36,8 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::{debug, warn};
 
 use crate::service::Poster;
+
+pub use queues::QueueWanted;
 
 /// Connections at once; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 256;

@@ -12,10 +12,10 @@ use axum::{
 };
 use mobula_net::{code, identity::Role};
 use mobula_proto::{FailureKind, head::Snapshot, inventory::Inventory};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{Api, BODY_BYTES_MAX, Refusal, auth};
+use super::{Api, BODY_BYTES_MAX, Refusal, auth, queues};
 use crate::service::Error;
 
 pub(super) fn router(api: Api) -> Router {
@@ -23,6 +23,8 @@ pub(super) fn router(api: Api) -> Router {
         .route("/healthz", get(healthz))
         .route("/api/v1/status", get(status))
         .route("/api/v1/memory", get(memory))
+        .route("/api/v1/queues", get(queues::list).post(queues::set))
+        .route("/api/v1/queues/remove", post(queues::remove))
         .route("/api/v1/tokens", post(tokens))
         .route("/api/v1/shutdown", post(shutdown))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -53,6 +55,19 @@ async fn memory(State(api): State<Api>) -> Result<Json<Inventory>, Refusal> {
     Ok(Json(api.0.poster.memory().await?))
 }
 
+pub(super) fn bad(message: String) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, code::REQUEST, message)
+}
+
+/// The JSON of a request's body, which looks like `example`.
+pub(super) fn read<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+    example: &str,
+) -> Result<T, Refusal> {
+    let body = body.map_err(|e| Refusal::new(e.status(), code::REQUEST, e.body_text()))?;
+    serde_json::from_slice(&body).map_err(|e| bad(format!("send {example}: {e}")))
+}
+
 /// What a join token shall be.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,10 +88,7 @@ async fn tokens(
     State(api): State<Api>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<TokenMade>, Refusal> {
-    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, code::REQUEST, message);
-    let body = body.map_err(|e| Refusal::new(e.status(), code::REQUEST, e.body_text()))?;
-    let wanted: TokenWanted = serde_json::from_slice(&body)
-        .map_err(|e| bad(format!("send {{\"role\":\"agent\",\"ttl_seconds\":3600}}: {e}")))?;
+    let wanted: TokenWanted = read(body, "{\"role\":\"agent\",\"ttl_seconds\":3600}")?;
     let role = match wanted.role.as_str() {
         "agent" => Role::Agent,
         "driver" => Role::Driver,

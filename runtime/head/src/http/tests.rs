@@ -91,6 +91,40 @@ async fn an_admin_sees_the_cluster_makes_tokens_and_ends_it() {
         let (status, body) = request(to, "POST /api/v1/tokens", admin, bad).await;
         assert_eq!((status, body["code"].as_str()), (400, Some("MOB1005")), "{bad} {body}");
     }
+    let queue = r#"{"name":"research","weight":"2","guarantee":{"cpu":"4"},"limit":{"gpu":"0"}}"#;
+    let (status, body) = request(to, "POST /api/v1/queues", admin, queue).await;
+    assert_eq!(status, 200, "{body}");
+    let child = r#"{"name":"vision","parent":"research"}"#;
+    assert_eq!(request(to, "POST /api/v1/queues", admin, child).await.0, 200);
+    for (bad, word) in [
+        (r#"{"name":"a b"}"#, "a b"),
+        (r#"{"name":"x","parent":"nobody"}"#, "nobody"),
+        (r#"{"name":"research","parent":"vision"}"#, "ancestor"),
+        (r#"{"name":"x","weight":"0"}"#, "weight 0"),
+        (r#"{"name":"x","weight":"NaN"}"#, "weight: resource amount NaN"),
+        (r#"{"name":"x","guarantee":{"cpu":"-1"}}"#, "guarantee: resource amount -1"),
+        (r#"{"name":"x","limit":{"cpu":"1e300"}}"#, "limit: resource amount 1e300"),
+        (r#"{"name":"x","limit":{"CPU":"1","cpu":"2"}}"#, "twice"),
+        (r#"{"name":"x","guarantee":{"cpu":"2"},"limit":{"cpu":"1"}}"#, "limit"),
+    ] {
+        let (status, body) = request(to, "POST /api/v1/queues", admin, bad).await;
+        assert!([400, 409].contains(&status) && body["code"] == "MOB4002", "{bad} {status} {body}");
+        assert!(body["message"].as_str().unwrap().contains(word), "{bad} {body}");
+    }
+    let (status, body) = request(to, "POST /api/v1/queues", admin, r#"{"name":"x","heavy":1}"#).await;
+    assert_eq!((status, body["code"].as_str()), (400, Some("MOB1005")));
+    for (name, word) in [("research", "part of it"), ("nobody", "no queue")] {
+        let named = format!(r#"{{"name":"{name}"}}"#);
+        let (status, body) = request(to, "POST /api/v1/queues/remove", admin, &named).await;
+        assert_eq!((status, body["code"].as_str()), (409, Some("MOB4002")), "{name}");
+        assert!(body["message"].as_str().unwrap().contains(word), "{body}");
+    }
+    let vision = r#"{"name":"vision"}"#;
+    assert_eq!(request(to, "POST /api/v1/queues/remove", admin, vision).await.0, 200);
+    let (_, queues) = request(to, "GET /api/v1/queues", admin, "").await;
+    assert_eq!((queues[1]["name"].as_str(), queues[1]["weight"].as_f64()), (Some("research"), Some(2.0)));
+    assert_eq!((&queues[1]["limit"]["GPU"], queues.as_array().unwrap().len()), (&Value::from(0.0), 2));
+
     let long = " ".repeat(BODY_BYTES_MAX + 1);
     let (status, _) = request(to, "POST /api/v1/tokens", admin, &long).await;
     // 0 where the answer was lost because the rest of the body was not read.

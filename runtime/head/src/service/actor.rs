@@ -18,8 +18,9 @@ use mobula_net::{
 };
 use mobula_proto::{
     Failure, FailureKind, NodeId,
-    head::{Register, Snapshot, ToAgent, ToHead},
+    head::{QueueSnapshot, Register, Snapshot, ToAgent, ToHead},
     inventory::{Inventory, Store},
+    queue::Change,
     wire::Hello,
 };
 use mobula_scheduler::Millis;
@@ -72,6 +73,9 @@ enum Body {
     CreateToken { role: Role, ttl: Duration, reply: oneshot::Sender<Result<String, Failure>> },
     Redeem { request: Box<JoinRequest>, reply: oneshot::Sender<Result<String, String>> },
     Snapshot { reply: oneshot::Sender<Snapshot> },
+    Queues { reply: oneshot::Sender<Vec<QueueSnapshot>> },
+    SetQueue { change: Box<Change>, reply: oneshot::Sender<Result<(), Failure>> },
+    RemoveQueue { name: String, reply: oneshot::Sender<Result<(), Failure>> },
     TakeStock { reply: oneshot::Sender<Result<Counting, Failure>> },
     Shutdown,
     Tick,
@@ -146,6 +150,26 @@ impl Poster {
         let (reply, answer) = oneshot::channel();
         self.post(Body::Snapshot { reply }).await?;
         answer.await.map_err(|_| Error::Ended)
+    }
+
+    pub async fn queues(&self) -> Result<Vec<QueueSnapshot>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::Queues { reply }).await?;
+        answer.await.map_err(|_| Error::Ended)
+    }
+
+    /// Defines a queue or changes it; durable when it returns.
+    pub async fn set_queue(&self, change: Change) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::SetQueue { change: Box::new(change), reply }).await?;
+        answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
+    }
+
+    /// Removes a queue that nothing uses; durable when it returns.
+    pub async fn remove_queue(&self, name: String) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::RemoveQueue { name, reply }).await?;
+        answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
     }
 
     /// What is in the stores of all nodes that say so in time.
@@ -333,6 +357,20 @@ impl State {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.core.snapshot());
             }
+            Body::Queues { reply } => {
+                // As above.
+                let _gone = reply.send(self.core.queue_snapshots());
+            }
+            Body::SetQueue { change, reply } => {
+                let now = self.now();
+                let done = self.core.set_queue(*change, now);
+                self.answer_after(done, reply);
+            }
+            Body::RemoveQueue { name, reply } => {
+                let now = self.now();
+                let done = self.core.remove_queue(&name, now);
+                self.answer_after(done, reply);
+            }
             Body::TakeStock { reply } => {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.take_stock());
@@ -399,6 +437,17 @@ impl State {
         } else {
             self.pending.push_back(Pending::Then(Box::new(then)));
         }
+    }
+
+    /// Applies what follows, and says that it is done once all of it is durable.
+    fn answer_after(
+        &mut self,
+        done: Result<Vec<Effect>, Failure>,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    ) {
+        let answer = done.map(|effects| self.apply_all(effects));
+        // An error means that nobody waits any more.
+        self.after(move || drop(reply.send(answer)));
     }
 
     fn apply(&mut self, effect: Effect) {

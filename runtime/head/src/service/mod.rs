@@ -22,7 +22,7 @@ use std::{
 };
 
 use mobula_net::{identity, quic};
-use mobula_proto::{Failure, head::Snapshot};
+use mobula_proto::{Failure, head::Snapshot, queue::Change};
 use mobula_telemetry::task;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -256,6 +256,16 @@ impl Handle {
     /// The cluster now.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         self.0.poster.snapshot().await
+    }
+
+    /// Defines a queue or changes it; durable when it returns.
+    pub async fn set_queue(&self, change: Change) -> Result<(), Error> {
+        self.0.poster.set_queue(change).await
+    }
+
+    /// Removes a queue that nothing uses; durable when it returns.
+    pub async fn remove_queue(&self, name: &str) -> Result<(), Error> {
+        self.0.poster.remove_queue(name.to_owned()).await
     }
 
     /// Ends the cluster: agents are told, and with them their hosts end. Returns once they have heard, or after

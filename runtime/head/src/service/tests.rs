@@ -144,6 +144,7 @@ async fn a_driver_may_bring_a_job_but_no_resources() {
         driver,
         name: "job".to_owned(),
         namespace: String::new(),
+        queue: String::new(),
         binary: BinaryHash([1; 32]),
         arguments: Vec::new(),
         files: Vec::new(),

@@ -6,7 +6,7 @@
 mod disk;
 mod memory;
 
-use mobula_proto::TaskId;
+use mobula_proto::{Queue, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Token;
@@ -75,6 +75,16 @@ pub enum Record {
         /// The name.
         name: String,
     },
+    /// A queue.
+    Queue {
+        /// All of it.
+        queue: Queue,
+    },
+    /// A queue is no more.
+    QueueGone {
+        /// Its name.
+        name: String,
+    },
     /// The hash of the admin token.
     Admin {
         /// BLAKE3 of its text.
@@ -96,13 +106,16 @@ impl Record {
             Self::Name { namespace, name, .. } | Self::NameGone { namespace, name } => {
                 format!("name{SEPARATOR}{namespace}{SEPARATOR}{name}")
             }
+            Self::Queue { queue: Queue { name, .. } } | Self::QueueGone { name } => {
+                format!("queue{SEPARATOR}{name}")
+            }
             Self::Admin { .. } => "admin".to_owned(),
         }
     }
 
     /// Whether the record removes what its key holds.
     pub fn removes(&self) -> bool {
-        matches!(self, Self::TokenGone { .. } | Self::NameGone { .. })
+        matches!(self, Self::TokenGone { .. } | Self::NameGone { .. } | Self::QueueGone { .. })
     }
 }
 

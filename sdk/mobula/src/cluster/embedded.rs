@@ -9,7 +9,7 @@ use mobula_agent::{
 };
 use mobula_head::{EmbeddedHead, Head};
 use mobula_host::link::{AgentReceiver, AgentSender, Delivery};
-use mobula_proto::Quantity;
+use mobula_proto::{Quantity, Queue};
 
 use super::{Builder, Cluster, Program, home::Home};
 use crate::{Error, ErrorKind, Result};
@@ -73,6 +73,17 @@ pub(super) fn adapt(link: LocalLink) -> (AgentSender, AgentReceiver) {
     (send, receive)
 }
 
+/// Defines the queues of a cluster that has just begun.
+pub(super) async fn define_queues(head: &mobula_head::Handle, queues: &[Queue]) -> Result<()> {
+    for queue in queues {
+        head.set_queue(queue.clone().into()).await.map_err(|error| match error {
+            mobula_head::Error::Refused(failure) => failure.into(),
+            other => Error::new(ErrorKind::Internal, other.to_string()),
+        })?;
+    }
+    Ok(())
+}
+
 pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<Cluster> {
     let io = io_runtime()?;
     let home = Home::new()?;
@@ -81,6 +92,7 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
         let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()
             .await
             .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        define_queues(&handle, &builder.queues).await?;
         let mut options = mobula_agent::Options::new(
             "embedded",
             home.path(),

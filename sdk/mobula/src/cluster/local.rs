@@ -42,8 +42,8 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
     let home = Home::new()?;
     let arguments = builder.arguments.clone();
     let unexpected = |ready: Ready| Error::new(ErrorKind::Internal, format!("a process said {ready:?}"));
-    let (head, ready) =
-        Process::start(&program, &arguments, &Task::Head { home: home.path().join("head"), tokens: nodes })?;
+    let task = Task::Head { home: home.path().join("head"), tokens: nodes, queues: builder.queues.clone() };
+    let (head, ready) = Process::start(&program, &arguments, &task)?;
     let Ready::Head { quic, tokens, .. } = ready else { return Err(unexpected(ready)) };
     let offer = Offer {
         cpus: builder.cpus,

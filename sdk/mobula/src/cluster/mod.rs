@@ -35,6 +35,8 @@ pub use entry::{Outcome, drive, run_as_child, run_main, run_test};
 pub const ADDRESS_VARIABLE: &str = "MOBULA_ADDRESS";
 /// A token that lets this program join that cluster as a driver: `mobula token create --role driver`.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
+/// Names the queue to which this program's job belongs, unless [`Builder::queue`] does.
+pub const QUEUE_VARIABLE: &str = "MOBULA_QUEUE";
 
 /// A running cluster, as its driver sees it. Clones are the same cluster; when the last one goes, the job ends and
 /// everything that was started for it with it.
@@ -63,6 +65,8 @@ pub struct Builder {
     labels: Vec<(String, String)>,
     store_bytes: Option<u64>,
     namespace: String,
+    queue: Option<String>,
+    queues: Vec<mobula_proto::Queue>,
     quiet: bool,
     budget: Option<usize>,
     files: Vec<std::path::PathBuf>,
@@ -240,6 +244,25 @@ impl Builder {
         self
     }
 
+    /// The queue to which this job belongs: it is charged for all that names no other. Unless set, the one that
+    /// `MOBULA_QUEUE` names, or the default queue, which needs no definition. A queue that there is not is an error of
+    /// [`Builder::start`].
+    pub fn queue(mut self, queue: &str) -> Self {
+        self.queue = Some(queue.to_owned());
+        self
+    }
+
+    /// Defines a queue, after those of which it is a part. For embedded and local clusters; in others, operators do
+    /// with `mobula queue set`.
+    pub fn define_queue(mut self, queue: mobula_proto::Queue) -> Self {
+        self.queues.push(queue);
+        self
+    }
+
+    fn own_queue(&self) -> String {
+        self.queue.clone().or_else(|| std::env::var(QUEUE_VARIABLE).ok()).unwrap_or_default()
+    }
+
     /// A file that travels with the job: hosts find it in their working folder under its own name. In an embedded
     /// cluster, the working folder is the program's.
     pub fn file(mut self, path: impl Into<std::path::PathBuf>) -> Self {
@@ -328,6 +351,7 @@ impl Builder {
         let driver = Driver {
             name: program.name,
             namespace: self.namespace.clone(),
+            queue: self.own_queue(),
             program: program.path,
             binary: program.hash,
             arguments: self.arguments.clone(),

@@ -16,6 +16,7 @@ use mobula_net::{
     identity::{Identity, JoinToken, Role},
     quic,
 };
+use mobula_proto::Queue;
 use serde::{Deserialize, Serialize};
 
 use super::{Builder, embedded};
@@ -33,6 +34,8 @@ pub enum Task {
         home: PathBuf,
         /// How many join tokens to print.
         tokens: u32,
+        /// The queues that it begins with, each after those of which it is a part.
+        queues: Vec<Queue>,
     },
     /// An agent of a local cluster.
     Node {
@@ -220,13 +223,14 @@ pub fn run_if_asked() -> Option<ExitCode> {
 async fn run(task: Task) -> Result<()> {
     let trouble = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Unreachable, error.to_string());
     match task {
-        Task::Head { home, tokens } => {
+        Task::Head { home, tokens, queues } => {
             let options = mobula_head::Options {
                 quic_address: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
                 http_address: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
                 ..mobula_head::Options::new(home)
             };
             let head = Head::start(options).await.map_err(|error| trouble(&error))?;
+            embedded::define_queues(&head, &queues).await?;
             let mut all = Vec::new();
             for _ in 0..tokens {
                 all.push(

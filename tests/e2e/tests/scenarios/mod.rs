@@ -15,6 +15,7 @@ mod pinning;
 mod placing;
 mod pressure;
 mod several;
+mod sharing;
 mod stopping;
 mod store;
 mod streaming;
@@ -159,6 +160,8 @@ pub fn cases() -> Vec<Case> {
         case!(placing::what_waits_behind_slow_work_goes_to_another_node).modes(PROCESSES).cpus(1.0),
         case!(placing::labels_choose).labels(&[("disk", "fast")]),
         case!(placing::mistakes_are_reported_by_the_ref),
+        case!(sharing::queues_bound_and_are_shown).queues(sharing::queues),
+        case!(sharing::an_unknown_queue_is_named).queues(sharing::queues),
         case!(pinning::spread_and_affinity).modes(PROCESSES),
         case!(pinning::labels_choose_among_nodes).modes(RIG),
         case!(pinning::waiting_for_a_node_is_explained).modes(RIG).fresh(),
@@ -188,5 +191,6 @@ pub const SOLOS: &[Solo] = &[
     solo!(joining::an_unknown_head_is_named),
     solo!(transfer::a_broadcast_is_shared_by_its_readers),
     solo!(transfer::a_transfer_outlives_its_source),
+    solo!(sharing::a_job_belongs_to_a_queue),
     solo!(ui::the_compiler_refuses_with_a_reason),
 ];

@@ -183,7 +183,7 @@ impl Core {
     }
 
     fn driver_hello(&mut self, id: HostId, driver: Driver, registry: u64) {
-        let texts = [&driver.name, &driver.namespace, &driver.program];
+        let texts = [&driver.name, &driver.namespace, &driver.queue, &driver.program];
         let names = driver.files.iter().flat_map(|(name, path, _)| [name, path]).chain(&driver.arguments);
         let many = driver.files.len() > FILES_MAX || driver.arguments.len() > FILES_MAX;
         if many || texts.into_iter().chain(names).any(|t| t.len() > TEXT_BYTES_MAX) {
@@ -200,6 +200,7 @@ impl Core {
             driver: id,
             name: driver.name,
             namespace: driver.namespace,
+            queue: driver.queue,
             binary: driver.binary,
             arguments: driver.arguments,
             files,

@@ -40,6 +40,7 @@ fn driver() -> Driver {
     Driver {
         name: "crawl".to_owned(),
         namespace: String::new(),
+        queue: String::new(),
         program: "/bin/crawl".to_owned(),
         binary: BinaryHash([1; 32]),
         arguments: vec![],

@@ -25,6 +25,7 @@ fn a_node_keeps_its_number_and_a_newer_incarnation_fences_the_older() {
         driver: a.host(1),
         name: String::new(),
         namespace: String::new(),
+        queue: String::new(),
         binary: BinaryHash([0; 32]),
         arguments: Vec::new(),
         files: Vec::new(),

@@ -3,6 +3,7 @@
 mod leases;
 mod members;
 mod names;
+mod queues;
 mod random;
 
 use std::collections::BTreeSet;
@@ -122,6 +123,7 @@ impl World {
             driver: agent.host(seq),
             name: "test".to_owned(),
             namespace: String::new(),
+            queue: String::new(),
             binary: BinaryHash([0; 32]),
             arguments: Vec::new(),
             files: Vec::new(),

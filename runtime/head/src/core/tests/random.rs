@@ -95,6 +95,7 @@ impl Run {
                 driver: host,
                 name: String::new(),
                 namespace: if self.dice.roll(2) == 0 { String::new() } else { "shared".to_owned() },
+                queue: String::new(),
                 binary: BinaryHash([0; 32]),
                 arguments: Vec::new(),
                 files: Vec::new(),

@@ -147,6 +147,7 @@ fn driver_hello(program: &str, binary: BinaryHash, files: Vec<(String, String, B
     let driver = Driver {
         name: "test".to_owned(),
         namespace: String::new(),
+        queue: String::new(),
         program: program.to_owned(),
         binary,
         arguments: vec!["--child".to_owned()],
@@ -161,6 +162,7 @@ fn job(driver: HostId, binary: BinaryHash, files: Vec<(String, BinaryHash)>) -> 
         driver,
         name: "test".to_owned(),
         namespace: "test".to_owned(),
+        queue: String::new(),
         binary,
         arguments: vec!["--child".to_owned()],
         files,

@@ -1,0 +1,90 @@
+//! Queues, between which a cluster is shared.
+
+use mobula::{Cluster, ErrorKind, JobQueue, Quantity, ResourceKind, Result, private};
+use mobula_e2e::{Env, Witness, env::witness, eventually};
+use mobula_rig::Rig;
+
+use super::driver::Outcome;
+
+/// Research may use one CPU at most, vision is a part of it, and service gets twice its share of the rest.
+pub fn queues() -> Vec<JobQueue> {
+    let one_cpu = vec![(ResourceKind::Cpu, Quantity::ONE)];
+    vec![
+        JobQueue { limit: one_cpu, ..JobQueue::new("research") },
+        JobQueue { parent: "research".to_owned(), ..JobQueue::new("vision") },
+        JobQueue { weight: Quantity::whole(2), ..JobQueue::new("service") },
+    ]
+}
+
+#[mobula::task]
+fn pass(gate: String) {
+    witness::pass(&gate);
+}
+
+#[mobula::task]
+fn nothing() {}
+
+pub async fn queues_bound_and_are_shown(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("all")?;
+    let held: Vec<_> = (0..3).map(|_| pass.options().queue("vision").remote(gate.place())).collect();
+    // There are two CPUs at least, so one is free, and is not for them.
+    eventually("the limit of the queue above to hold two of three", async || {
+        let queues = env.cluster.snapshot().await?.queues;
+        let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
+        assert_eq!(names, ["", "research", "service", "vision"]);
+        assert_eq!((queues[1].limit.get("CPU"), queues[2].weight), (Some(&1.0), 2.0));
+        let vision = &queues[3];
+        assert!(vision.slots <= 1, "{vision:?}");
+        Ok(vision.waiting > 0 && vision.used.get("CPU") == Some(&1.0) && vision.parent == "research")
+    })
+    .await?;
+    nothing.options().queue("service").remote().await?;
+    nothing.remote().await?;
+    let waiting = env.cluster.snapshot().await?.waiting;
+    assert!(waiting.iter().any(|class| class.queue == "vision" && !class.why.is_empty()), "{waiting:?}");
+    gate.open()?;
+    mobula::get_all(&held).await?;
+    let more = nothing.options().queue("vision").cpu(2.0).remote().await.unwrap_err();
+    assert_eq!(more.kind(), ErrorKind::Infeasible, "{more}");
+    assert!(more.to_string().contains("limit of queue research"), "{more}");
+    Ok(())
+}
+
+pub async fn an_unknown_queue_is_named(_env: Env) -> Result<()> {
+    let error = nothing.options().queue("nowhere").remote().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Queue, "MOB4002"), "{error}");
+    assert!(error.to_string().contains("nowhere"), "{error}");
+    let error = nothing.options().queue("no where").remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    nothing.remote().await
+}
+
+pub fn a_job_belongs_to_a_queue() -> Outcome {
+    let rig = queues().into_iter().fold(Rig::nodes(1).cpus(2.0), mobula_rig::Builder::queue).start()?;
+    let builder = || Ok::<_, mobula_rig::Error>(Cluster::connect(&rig.socket(0)?).quiet());
+    let (outcome, _) = private::drive(builder()?.queue("vision"), async |cluster: Cluster| {
+        let witness = Witness::new()?;
+        let gate = witness.gate("one")?;
+        let (in_own, in_other) =
+            (pass.remote(gate.place()), pass.options().queue("service").remote(gate.place()));
+        eventually("each to be charged to its queue", async || {
+            let snapshot = cluster.snapshot().await?;
+            assert_eq!(snapshot.jobs[0].queue, "vision");
+            let slots: Vec<u64> = snapshot.queues.iter().map(|queue| queue.slots).collect();
+            let jobs: Vec<u64> = snapshot.queues.iter().map(|queue| queue.jobs).collect();
+            Ok(slots == [0, 0, 1, 1] && jobs == [0, 0, 0, 1])
+        })
+        .await?;
+        gate.open()?;
+        in_own.await?;
+        in_other.await
+    })?;
+    outcome?;
+    let nowhere = builder()?.queue("nowhere");
+    let refused = private::drive(nowhere, async |_: Cluster| ()).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Queue, "{refused}");
+    assert!(refused.to_string().contains("nowhere"), "{refused}");
+    rig.finish()?;
+    Ok(())
+}
