@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use mobula_head::{http::QueueWanted, service::Whereabouts};
 use mobula_proto::{
-    head::{QueueSnapshot, Snapshot},
+    head::{Explanation, QueueSnapshot, Snapshot},
     inventory::Inventory,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -66,6 +66,19 @@ impl Api {
     /// What is in the stores, as the head's own JSON and decoded.
     pub fn memory(&self) -> Result<(String, Inventory), Error> {
         self.get("/api/v1/memory")
+    }
+
+    /// Why something waits, as the head's own JSON and decoded.
+    pub fn why(&self, id: &str) -> Result<(String, Explanation), Error> {
+        let text = self.text(
+            self.agent
+                .get(self.url("/api/v1/why"))
+                .query("id", id)
+                .header("Authorization", format!("Bearer {}", self.token))
+                .call(),
+        )?;
+        let decoded = self.decode(&text)?;
+        Ok((text, decoded))
     }
 
     /// The queues, as the head's own JSON and decoded.

@@ -21,6 +21,7 @@ use crate::{
         mobula up --detach           a head and a node, in the background\n  \
         mobula status                what there is, what is free, what waits and why\n  \
         mobula memory                what is in the object stores, and why\n  \
+        mobula why ID                why a task, an actor, a job or a queue waits\n  \
         mobula queue list            how the cluster is shared\n  \
         mobula down                  end it\n\n\
         A cluster of several machines:\n  \
@@ -54,6 +55,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show what is in the object stores, and why
     Memory(MemoryArgs),
+    /// Say why a task, an actor, a job or a queue waits
+    Why(WhyArgs),
     /// Define, change, list and remove the queues between which the cluster is shared
     Queue(QueueArgs),
     /// Show every setting, with what it is now and why
@@ -270,6 +273,27 @@ pub enum TokenRole {
         Run it on the head's machine, as the user who runs the head.")]
 pub struct StatusArgs {
     /// Print everything, for programs
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula why`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        mobula why 'node-1/host-2#81'      a task, or the actor that it makes, or an object of it\n  \
+        mobula why hits                    the actor of this name; NAMESPACE/NAME where several have it\n  \
+        mobula why job-3                   what waits for slots, of a job\n  \
+        mobula why queue:research          the same of a queue\n  \
+        mobula why crawl::fetch            the same of a function\n\n\
+        The first line says what it is, then what its owner knows (it waits for arguments, for a lease), then what \
+        the scheduler knows of its class. Names of tasks are in errors and logs.")]
+pub struct WhyArgs {
+    /// What waits
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Print it for programs
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `memory`, `queue`, `config`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `memory`, `why`, `queue`, `config`, `explain` | commands that ask or tell |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
 //!
@@ -31,6 +31,7 @@ mod status;
 mod token;
 mod up;
 mod values;
+mod why;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -129,6 +130,7 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
         },
         Command::Status(args) => status::run(&args),
         Command::Memory(args) => memory::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Queue(args) => match args.command {
             QueueCommand::Set(args) => queue::set(args),
             QueueCommand::List(args) => queue::list(&args),

@@ -37,6 +37,8 @@ pub enum Kind {
     TimedOut,
     /// No node could ever satisfy the request.
     Infeasible,
+    /// There is nothing of that name, or no longer.
+    Unknown,
     /// There is no such queue, or queues cannot be as was asked.
     Queue,
     /// The store stayed full for as long as a writer may wait.
@@ -105,6 +107,7 @@ impl Kind {
             Self::Overloaded => "MOB3014",
             Self::Infeasible => "MOB4001",
             Self::Queue => "MOB4002",
+            Self::Unknown => "MOB4003",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
             Self::Internal => "MOB3099",
@@ -133,7 +136,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -159,6 +162,7 @@ impl Kind {
         Self::Internal,
         Self::Infeasible,
         Self::Queue,
+        Self::Unknown,
         Self::Binary,
         Self::JobEnded,
     ];

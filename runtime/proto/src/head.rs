@@ -5,8 +5,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
-    BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, Resources,
-    host::{Answer, Question, Request, Revocation},
+    BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, Resources, TaskId,
+    host::{Answer, Explained, Question, Request, Revocation},
     peer::Copy,
     resource::{Class, Device, DeviceGrant, Label},
     wire::Hello,
@@ -136,6 +136,13 @@ pub enum ToHead {
         request: u64,
         /// What the store holds.
         store: crate::inventory::Store,
+    },
+    /// Answer to [`ToAgent::Explain`]; `None`: its owner is gone, or knows nothing of it any more.
+    Explained {
+        /// From the question.
+        request: u64,
+        /// What it is, and what it waits for.
+        found: Option<Explained>,
     },
     /// The agent leaves in good order.
     Leave,
@@ -323,6 +330,13 @@ pub enum ToAgent {
     TakeStock {
         /// Pairs with the answer.
         request: u64,
+    },
+    /// What does this call or actor wait for, which a host here owns? Answered with [`ToHead::Explained`].
+    Explain {
+        /// Pairs with the answer.
+        request: u64,
+        /// Its name.
+        task: TaskId,
     },
     /// The head ends in good order and the cluster with it.
     Shutdown,
@@ -532,6 +546,31 @@ pub struct WaitingSnapshot {
     pub backlog: u32,
     /// Why it waits.
     pub why: String,
+}
+
+/// Why something waits, for people: what `mobula why` prints.
+///
+/// What is asked about is a task or an actor (`node-1/host-2#81`), an object (`node-1/host-2#81.0`), a named actor
+/// (`NAME`, or `NAMESPACE/NAME`), a placement group (`group-3`), or what waits for slots of a job (`job-3`), of a queue
+/// (`queue:research`) or of a function (`crawl::fetch`).
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// What was asked about.
+    pub id: String,
+    /// What that is: `task crawl::fetch#81`.
+    pub what: String,
+    /// Why it waits or what became of it, in sentences, the owner's first; at most [`REASONS_MAX`].
+    pub reasons: Vec<String>,
+}
+
+/// Most reasons in an [`Explanation`].
+pub const REASONS_MAX: usize = 100;
+
+impl std::fmt::Display for Explanation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)?;
+        self.reasons.iter().try_for_each(|reason| write!(f, "\n  {reason}"))
+    }
 }
 
 /// One named actor in a [`Snapshot`].

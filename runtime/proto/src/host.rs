@@ -184,8 +184,26 @@ pub enum ToAgent {
         /// The question.
         question: Question,
     },
+    /// Answer to [`ToHost::Explain`]; `None`: this host knows nothing of it any more.
+    Explained {
+        /// From the question.
+        request: Request,
+        /// What it is, and what it waits for.
+        found: Option<Explained>,
+    },
     /// From a driver: `main` has ended; so does the job.
     JobDone,
+}
+
+/// What an owner says of something that it submitted.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// What it is: `task crawl::fetch#81`.
+    pub what: String,
+    /// What it waits for, or what became of it, as far as its owner knows: `waits for a lease`.
+    pub why: String,
+    /// The number of its class at its owner, where it waits for a lease.
+    pub key: Option<u32>,
 }
 
 /// What a driver brings.
@@ -239,6 +257,11 @@ pub enum Question {
     },
     /// The cluster as [`crate::head::Snapshot`], encoded as JSON.
     Snapshot,
+    /// What something waits for, as [`crate::head::Explanation`], encoded as JSON.
+    Why {
+        /// What is meant: see [`crate::head::Explanation`].
+        id: String,
+    },
     /// The host that owns this job's detached actors; started if there is none yet.
     Steward,
 }
@@ -366,6 +389,13 @@ pub enum ToHost {
         request: Request,
         /// The answer.
         answer: Answer,
+    },
+    /// What does this call or actor, which this host owns, wait for? Answered with [`ToAgent::Explained`].
+    Explain {
+        /// Pairs with the answer.
+        request: Request,
+        /// Its name.
+        task: TaskId,
     },
     /// To a driver: a line that one of its hosts printed.
     Output {

@@ -200,6 +200,28 @@ impl std::str::FromStr for NodeId {
     }
 }
 
+/// Text that names no task or actor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no task or actor: write for example node-1/host-2#81, as errors and `mobula status` do")]
+pub struct TaskIdError(String);
+
+impl std::str::FromStr for TaskId {
+    type Err = TaskIdError;
+
+    /// Also takes the name of one of its objects, such as `node-1/host-2#81.0`.
+    fn from_str(text: &str) -> Result<Self, TaskIdError> {
+        let parsed = || {
+            let (host, rest) = text.split_once('#')?;
+            let (node, seq) = host.split_once("/host-")?;
+            let (number, index) = rest.split_once('.').unwrap_or((rest, "0"));
+            index.parse::<u32>().ok()?;
+            let owner = HostId { node: node.parse().ok()?, seq: seq.parse().ok().filter(|seq| *seq > 0)? };
+            Some(Self { owner, seq: number.parse().ok()? })
+        };
+        parsed().ok_or_else(|| TaskIdError(text.chars().take(64).collect()))
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.incarnation <= 1 {

@@ -82,6 +82,7 @@ pub use mobula_host::codec::Data;
 pub use mobula_macros::{actor, data, main, task, test};
 pub use mobula_proto::{
     FailureKind as ErrorKind, NodeId, Quantity, Queue as JobQueue, Resources,
+    head::Explanation,
     resource::{Kind as ResourceKind, LabelRule, Strategy},
 };
 pub use object::{ObjectRef, WeakRef, get_all, put, wait};

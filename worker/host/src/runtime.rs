@@ -415,6 +415,10 @@ impl Runtime {
                     let _unwanted = sender.try_send(answer);
                 }
             }
+            ToHost::Explain { request, task } => {
+                let found = self.core.lock().explain(task);
+                self.tell(ToAgent::Explained { request, found });
+            }
             ToHost::Output { host, stderr, line } => {
                 if let Some(sink) = self.on_output.lock().as_mut() {
                     sink(host, stderr, &line);

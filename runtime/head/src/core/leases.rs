@@ -89,6 +89,17 @@ impl Table {
         self.wanted.retain(|(owner, _), _| !gone(*owner));
     }
 
+    /// Nodes that were asked for a host for this class and have not named one yet; each once.
+    pub fn reserved_on(&self, owner: HostId, key: u32) -> BTreeSet<NodeId> {
+        if self.reserving((owner, key)) == 0 {
+            return BTreeSet::new();
+        }
+        let reserving = |held: &&Held| {
+            (held.owner, held.key) == (owner, key) && matches!(held.phase, Phase::Reserving(_))
+        };
+        self.held.values().filter(reserving).map(|held| held.node).collect()
+    }
+
     fn reserving(&self, key: Key) -> u32 {
         self.reserving.get(&key).copied().unwrap_or(0)
     }

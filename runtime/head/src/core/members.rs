@@ -143,6 +143,7 @@ impl Core {
         self.jobs.values_mut().for_each(|entry| entry.left_by(node));
         info!(%node, %failure, "node gone");
         self.broadcast(Some(link), ToAgent::NodeDown { node, failure: failure.clone() });
+        self.drop_questions_to(node);
         self.leases.forget_owners(|owner| owner.node == node);
         self.schedule(scheduler::Event::NodeDown { node });
         self.drop_names(|_, actor| actor.owner.node == node);

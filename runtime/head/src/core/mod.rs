@@ -22,12 +22,13 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod why;
 
 use std::collections::BTreeMap;
 
 use mobula_proto::{
     Failure, HostId, JobId, NodeId, Queue,
-    head::{Register, ToAgent, ToHead},
+    head::{Explanation, Register, ToAgent, ToHead},
     host::{Answer, Question, Request},
     wire::Hello,
 };
@@ -126,6 +127,13 @@ pub enum Event {
         /// Why, for people.
         why: String,
     },
+    /// Somebody at the service wants to know why something waits. Answered with [`Effect::Explained`].
+    Explain {
+        /// Pairs with the answer.
+        ticket: u64,
+        /// What is meant: see [`mobula_proto::head::Explanation`].
+        id: String,
+    },
     /// Time passed; see [`Core::next_tick`].
     Tick,
     /// The head ends in good order.
@@ -150,6 +158,13 @@ pub enum Effect {
         except: Option<Link>,
         /// The message.
         message: ToAgent,
+    },
+    /// Answer to [`Event::Explain`].
+    Explained {
+        /// From the question.
+        ticket: u64,
+        /// Why, or why that is not known.
+        answer: Result<Explanation, Failure>,
     },
     /// The link takes part in broadcasts from now on.
     Attach(Link),
@@ -185,6 +200,7 @@ pub struct Core {
     names: names::Directory,
     queues: BTreeMap<String, Queue>,
     tokens: BTreeMap<TokenId, Token>,
+    questions: why::Questions,
     out: Vec<Effect>,
 }
 
@@ -237,6 +253,7 @@ impl Core {
             names,
             queues,
             tokens,
+            questions: why::Questions::default(),
             out: Vec::new(),
         };
         core.announce_queues();
@@ -251,6 +268,7 @@ impl Core {
             Event::Register { link, peer, hello, node } => self.register(link, peer, hello, *node),
             Event::Message { link, message } => self.message(link, message),
             Event::Lost { link, why } => self.link_lost(link, &why),
+            Event::Explain { ticket, id } => self.explain(&id, why::Curious::Outside(ticket)),
             Event::Tick => self.tick(),
             Event::Shutdown => self.out.push(Effect::Broadcast { except: None, message: ToAgent::Shutdown }),
         }
@@ -260,10 +278,8 @@ impl Core {
     /// When [`Event::Tick`] is next of use; `None` while the cluster is idle.
     pub fn next_tick(&self) -> Option<Millis> {
         let stewards = self.jobs.values().filter_map(jobs::Entry::deadline).min();
-        [self.scheduler.next_tick(), self.leases.next_deadline(), self.names.deadline(), stewards]
-            .into_iter()
-            .flatten()
-            .min()
+        let own = [self.leases.next_deadline(), self.names.deadline(), self.questions.deadline(), stewards];
+        own.into_iter().chain([self.scheduler.next_tick()]).flatten().min()
     }
 
     fn tick(&mut self) {
@@ -271,6 +287,7 @@ impl Core {
         self.schedule(mobula_scheduler::Event::Tick);
         self.time_out_stewards();
         self.time_out_names();
+        self.time_out_questions();
     }
 
     /// The node at the other end of a link, if it is a member.
@@ -329,6 +346,7 @@ impl Core {
                     member.usage = usage;
                 }
             }
+            ToHead::Explained { request, found } => self.owner_explained(from, request, found),
             // Taken by the service.
             ToHead::Stock { .. } => {}
             ToHead::Leave => self.leave(link, from),
@@ -356,6 +374,7 @@ impl Core {
                 };
                 self.answer(asker, answer);
             }
+            Question::Why { id } => self.explain(&id, why::Curious::Host(asker)),
             Question::Steward => self.steward_wanted(asker),
         }
     }

@@ -22,10 +22,11 @@ pub enum Need {
 }
 
 /// Every route there is. A request for anything else is refused, whatever it brings.
-pub const TABLE: [(&str, &str, Need); 8] = [
+pub const TABLE: [(&str, &str, Need); 9] = [
     ("GET", "/healthz", Need::Nothing),
     ("GET", "/api/v1/status", Need::Admin),
     ("GET", "/api/v1/memory", Need::Admin),
+    ("GET", "/api/v1/why", Need::Admin),
     ("GET", "/api/v1/queues", Need::Admin),
     ("POST", "/api/v1/queues", Need::Admin),
     ("POST", "/api/v1/queues/remove", Need::Admin),

@@ -5,6 +5,7 @@
 //! | `GET /healthz` | nothing | whether the head answers |
 //! | `GET /api/v1/status` | admin token | the cluster, as [`mobula_proto::head::Snapshot`] |
 //! | `GET /api/v1/memory` | admin token | what is in the stores, as [`mobula_proto::inventory::Inventory`] |
+//! | `GET /api/v1/why?id=ID` | admin token | why something waits, as [`mobula_proto::head::Explanation`] |
 //! | `GET /api/v1/queues` | admin token | the queues and what they use, as [`mobula_proto::head::QueueSnapshot`]s |
 //! | `POST /api/v1/queues` | admin token | defines or changes one, as [`QueueWanted`] |
 //! | `POST /api/v1/queues/remove` | admin token | `{"name":"…"}`, of one that nothing uses |

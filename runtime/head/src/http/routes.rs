@@ -5,13 +5,20 @@ use std::time::Duration;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    extract::{
+        DefaultBodyLimit, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
     http::StatusCode,
     middleware,
     routing::{get, post},
 };
 use mobula_net::{code, identity::Role};
-use mobula_proto::{FailureKind, head::Snapshot, inventory::Inventory};
+use mobula_proto::{
+    FailureKind,
+    head::{Explanation, Snapshot},
+    inventory::Inventory,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -23,6 +30,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/healthz", get(healthz))
         .route("/api/v1/status", get(status))
         .route("/api/v1/memory", get(memory))
+        .route("/api/v1/why", get(why))
         .route("/api/v1/queues", get(queues::list).post(queues::set))
         .route("/api/v1/queues/remove", post(queues::remove))
         .route("/api/v1/tokens", post(tokens))
@@ -53,6 +61,21 @@ async fn status(State(api): State<Api>) -> Result<Json<Snapshot>, Refusal> {
 
 async fn memory(State(api): State<Api>) -> Result<Json<Inventory>, Refusal> {
     Ok(Json(api.0.poster.memory().await?))
+}
+
+/// What is asked about.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    id: String,
+}
+
+async fn why(
+    State(api): State<Api>,
+    about: Result<Query<About>, QueryRejection>,
+) -> Result<Json<Explanation>, Refusal> {
+    let Query(About { id }) = about.map_err(|e| bad(format!("ask for ?id=ID: {}", e.body_text())))?;
+    Ok(Json(api.0.poster.explain(id).await?))
 }
 
 pub(super) fn bad(message: String) -> Refusal {

@@ -18,7 +18,7 @@ use mobula_net::{
 };
 use mobula_proto::{
     Failure, FailureKind, NodeId,
-    head::{QueueSnapshot, Register, Snapshot, ToAgent, ToHead},
+    head::{Explanation, QueueSnapshot, Register, Snapshot, ToAgent, ToHead},
     inventory::{Inventory, Store},
     queue::Change,
     wire::Hello,
@@ -73,6 +73,7 @@ enum Body {
     CreateToken { role: Role, ttl: Duration, reply: oneshot::Sender<Result<String, Failure>> },
     Redeem { request: Box<JoinRequest>, reply: oneshot::Sender<Result<String, String>> },
     Snapshot { reply: oneshot::Sender<Snapshot> },
+    Explain { id: String, reply: oneshot::Sender<Result<Explanation, Failure>> },
     Queues { reply: oneshot::Sender<Vec<QueueSnapshot>> },
     SetQueue { change: Box<Change>, reply: oneshot::Sender<Result<(), Failure>> },
     RemoveQueue { name: String, reply: oneshot::Sender<Result<(), Failure>> },
@@ -150,6 +151,13 @@ impl Poster {
         let (reply, answer) = oneshot::channel();
         self.post(Body::Snapshot { reply }).await?;
         answer.await.map_err(|_| Error::Ended)
+    }
+
+    /// Why something waits; see [`Explanation`]. Its owner is asked, which takes some seconds at most.
+    pub async fn explain(&self, id: String) -> Result<Explanation, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::Explain { id, reply }).await?;
+        answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
     }
 
     pub async fn queues(&self) -> Result<Vec<QueueSnapshot>, Error> {
@@ -247,6 +255,8 @@ pub(super) async fn start(
         tick: None,
         counting: BTreeMap::new(),
         counted: 0,
+        explaining: BTreeMap::new(),
+        tickets: 0,
         stopping: false,
         _open: open,
     };
@@ -273,6 +283,9 @@ struct State {
     /// Who waits for what is in the stores, by request.
     counting: BTreeMap<u64, mpsc::Sender<(NodeId, Store)>>,
     counted: u64,
+    /// Who waits to hear why something waits, by ticket: as many as the core has open questions.
+    explaining: BTreeMap<u64, oneshot::Sender<Result<Explanation, Failure>>>,
+    tickets: u64,
     stopping: bool,
     /// Dropped last, once the journal is closed.
     _open: watch::Sender<()>,
@@ -356,6 +369,11 @@ impl State {
             Body::Snapshot { reply } => {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.core.snapshot());
+            }
+            Body::Explain { id, reply } => {
+                self.tickets += 1;
+                self.explaining.insert(self.tickets, reply);
+                self.step(Event::Explain { ticket: self.tickets, id });
             }
             Body::Queues { reply } => {
                 // As above.
@@ -470,6 +488,12 @@ impl State {
                     .map(|(link, _)| *link)
                     .collect();
                 full.into_iter().for_each(|link| self.give_up(link));
+            }
+            Effect::Explained { ticket, answer } => {
+                if let Some(reply) = self.explaining.remove(&ticket) {
+                    // An error means that nobody waits any more.
+                    let _gone = reply.send(answer);
+                }
             }
             Effect::Attach(link) => {
                 if let Some(outlet) = self.links.get_mut(&link) {

@@ -22,7 +22,11 @@ use std::{
 };
 
 use mobula_net::{identity, quic};
-use mobula_proto::{Failure, head::Snapshot, queue::Change};
+use mobula_proto::{
+    Failure,
+    head::{Explanation, Snapshot},
+    queue::Change,
+};
 use mobula_telemetry::task;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -256,6 +260,11 @@ impl Handle {
     /// The cluster now.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         self.0.poster.snapshot().await
+    }
+
+    /// Why something waits; see [`Explanation`].
+    pub async fn explain(&self, id: &str) -> Result<Explanation, Error> {
+        self.0.poster.explain(id.to_owned()).await
     }
 
     /// Defines a queue or changes it; durable when it returns.

@@ -20,7 +20,7 @@ use mobula_host::{
 };
 use mobula_proto::{
     BinaryHash, Failure, FailureKind,
-    head::Snapshot,
+    head::{Explanation, Snapshot},
     host::{Answer, Driver, Question},
 };
 
@@ -119,13 +119,17 @@ impl Cluster {
         let runtime = self.inner.runtime.clone();
         let user = runtime.user().clone();
         let answer = user.spawn_blocking(move || runtime.ask(Question::Snapshot)).await;
-        match answer {
-            Ok(Answer::Json(text)) => serde_json::from_str(&text)
-                .map_err(|error| Error::new(ErrorKind::Internal, format!("the head's snapshot: {error}"))),
-            Ok(Answer::Failed(failure)) => Err(failure.into()),
-            Ok(other) => Err(Error::new(ErrorKind::Internal, format!("the head answered {other:?}"))),
-            Err(error) => Err(Error::new(ErrorKind::Internal, error.to_string())),
-        }
+        read_json(answer)
+    }
+
+    /// Why something waits: what its owner knows of it, joined with what the scheduler knows of its class. `id` is that
+    /// of an [`ObjectRef`](crate::ObjectRef) or an actor's handle, as text; or the name of an actor, a job (`job-3`), a
+    /// queue (`queue:research`) or a function (`crawl::fetch`).
+    pub async fn why(&self, id: impl std::fmt::Display) -> Result<Explanation> {
+        let runtime = self.inner.runtime.clone();
+        let (user, id) = (runtime.user().clone(), id.to_string());
+        let answer = user.spawn_blocking(move || runtime.ask(Question::Why { id })).await;
+        read_json(answer)
     }
 
     /// The nodes that offer anything, by number.
@@ -163,6 +167,17 @@ impl Cluster {
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {
         &self.inner.runtime
+    }
+}
+
+/// What the head said in JSON.
+fn read_json<T: serde::de::DeserializeOwned>(answer: Result<Answer, tokio::task::JoinError>) -> Result<T> {
+    match answer {
+        Ok(Answer::Json(text)) => serde_json::from_str(&text)
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("the head's answer: {error}"))),
+        Ok(Answer::Failed(failure)) => Err(failure.into()),
+        Ok(other) => Err(Error::new(ErrorKind::Internal, format!("the head answered {other:?}"))),
+        Err(error) => Err(Error::new(ErrorKind::Internal, error.to_string())),
     }
 }
 

@@ -6,6 +6,7 @@ mod cancelling;
 mod detaching;
 pub mod driver;
 mod dying;
+mod explaining;
 mod files;
 mod inventory;
 mod joining;
@@ -160,6 +161,7 @@ pub fn cases() -> Vec<Case> {
         case!(placing::what_waits_behind_slow_work_goes_to_another_node).modes(PROCESSES).cpus(1.0),
         case!(placing::labels_choose).labels(&[("disk", "fast")]),
         case!(placing::mistakes_are_reported_by_the_ref),
+        case!(explaining::owner_and_scheduler_both_say).cpus(1.0),
         case!(sharing::queues_bound_and_are_shown).queues(sharing::queues),
         case!(sharing::an_unknown_queue_is_named).queues(sharing::queues),
         case!(pinning::spread_and_affinity).modes(PROCESSES),

@@ -46,6 +46,13 @@ impl Core {
                 let store = self.stock();
                 self.effects.push(Effect::Head(ToHead::Stock { request, store }));
             }
+            ToAgent::Explain { request, task } => {
+                if self.hosts.get(task.owner).is_some_and(|host| host.ready) {
+                    self.tell(task.owner, ToHost::Explain { request, task });
+                } else {
+                    self.effects.push(Effect::Head(ToHead::Explained { request, found: None }));
+                }
+            }
             ToAgent::Answered { host, request, answer } => {
                 self.tell(host, ToHost::Answered { request, answer });
             }

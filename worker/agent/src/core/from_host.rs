@@ -9,7 +9,7 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, ObjectId, RegionId,
     head::{Between, ToHead},
-    host::{Driver, Question, ToAgent, ToHost},
+    host::{Driver, Explained, Question, ToAgent, ToHost},
     inventory::SITE_BYTES_MAX,
     peer::Copy,
     wire::{Hello, Role},
@@ -140,6 +140,9 @@ impl Core {
                 }
                 self.effects.push(Effect::Head(ToHead::Ask { host: id, job, request, question }));
             }
+            ToAgent::Explained { request, found } => {
+                self.effects.push(Effect::Head(ToHead::Explained { request, found: found.map(short) }));
+            }
             ToAgent::JobDone => {
                 if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {
                     let failure = Failure::new(FailureKind::JobEnded, "main has ended").of(job.to_string());
@@ -269,4 +272,12 @@ impl Core {
 /// What a host is told whose message found nobody.
 pub fn no_such_host(host: HostId) -> Failure {
     Failure::new(FailureKind::HostDied, format!("{host} is not there (any more)")).of(host.to_string())
+}
+
+/// No longer than a message to the head may be.
+fn short(mut found: Explained) -> Explained {
+    for text in [&mut found.what, &mut found.why] {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    }
+    found
 }

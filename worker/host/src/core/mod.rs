@@ -20,6 +20,7 @@ mod several;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod why;
 
 use std::{
     collections::BTreeMap,

@@ -55,6 +55,18 @@ impl Queue {
         self.runs.front().map(|run| run.front)
     }
 
+    /// How many come before this one; `None` where it is not in it.
+    pub(super) fn before(&self, seq: u64) -> Option<u64> {
+        let mut before = 0;
+        for run in &self.runs {
+            if run.contains(seq) {
+                return Some(before + run.front.abs_diff(seq));
+            }
+            before += run.front.abs_diff(run.back) + 1;
+        }
+        None
+    }
+
     pub(super) fn push_back(&mut self, seq: u64) {
         self.len += 1;
         match self.runs.back_mut() {
@@ -146,6 +158,9 @@ mod tests {
                     queue.remove(seq);
                 }
                 _ => assert_eq!(queue.pop_front(), model.pop_front()),
+            }
+            if let Some(at) = model.len().checked_sub(1).map(|last| (number >> 30) as usize % (last + 1)) {
+                assert_eq!(queue.before(model[at]), Some(at as u64));
             }
             assert_eq!((queue.len(), queue.is_empty()), (model.len(), model.is_empty()));
             assert_eq!(queue.front(), model.front().copied());

@@ -69,6 +69,7 @@ impl World {
                     let to = self.attached.iter().filter(|link| Some(**link) != except);
                     self.said.extend(to.map(|link| (*link, message.clone())));
                 }
+                Effect::Explained { .. } => panic!("nobody outside asked"),
                 Effect::Attach(link) => drop(self.attached.insert(link)),
                 Effect::Close(link) => {
                     self.attached.remove(&link);
