@@ -487,6 +487,26 @@ pub enum LabelRule {
 }
 
 impl LabelRule {
+    /// The label is there, with one of these values.
+    pub fn one_of<V: Into<String>>(key: impl Into<String>, values: impl IntoIterator<Item = V>) -> Self {
+        Self::In(key.into(), values.into_iter().map(Into::into).collect())
+    }
+
+    /// The label is absent, or has none of these values.
+    pub fn none_of<V: Into<String>>(key: impl Into<String>, values: impl IntoIterator<Item = V>) -> Self {
+        Self::NotIn(key.into(), values.into_iter().map(Into::into).collect())
+    }
+
+    /// The label is there, whatever its value.
+    pub fn exists(key: impl Into<String>) -> Self {
+        Self::Exists(key.into())
+    }
+
+    /// The label is absent.
+    pub fn absent(key: impl Into<String>) -> Self {
+        Self::Absent(key.into())
+    }
+
     /// Whether a node with these labels (sorted by key) fulfils the rule.
     pub fn holds(&self, labels: &[Label]) -> bool {
         let value = |key: &str| labels.iter().find(|(k, _)| k == key).map(|(_, v)| v);

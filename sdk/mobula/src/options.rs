@@ -10,7 +10,7 @@ use mobula_host::{
     registry::{Entry, Function, Rules},
 };
 use mobula_proto::{
-    Failure, FailureKind, Quantity,
+    Failure, FailureKind, NodeId, Quantity,
     limits::{Limits, WhenFull},
     peer::Window,
     resource::{self, Class, Isolation, Kind, LabelRule, Strategy},
@@ -237,6 +237,27 @@ impl Options {
         self.change(|set| set.class.strategy = strategy)
     }
 
+    /// The least loaded node first, instead of filling one after the other.
+    pub fn spread(self) -> Self {
+        self.strategy(Strategy::Spread)
+    }
+
+    /// Never two of this function, under the same options, on one node at a time.
+    pub fn apart(self) -> Self {
+        self.strategy(Strategy::Apart)
+    }
+
+    /// On this node alone. Fails with `Infeasible` where that is not in the cluster or lacks what is needed; else waits
+    /// until it has room.
+    pub fn on_node(self, node: NodeId) -> Self {
+        self.strategy(Strategy::Node { node, soft: false })
+    }
+
+    /// On this node if it has room now, else on another.
+    pub fn prefer_node(self, node: NodeId) -> Self {
+        self.strategy(Strategy::Node { node, soft: true })
+    }
+
     /// Only nodes with this label.
     pub fn label(self, key: &str, value: &str) -> Self {
         self.label_rule(LabelRule::In(key.to_owned(), vec![value.to_owned()]))
@@ -245,6 +266,32 @@ impl Options {
     /// Only nodes whose labels fulfil the rule; all rules must hold.
     pub fn label_rule(self, rule: LabelRule) -> Self {
         self.change(|set| set.class.labels.push(rule))
+    }
+
+    /// Only nodes whose label of this key has one of these values.
+    pub fn label_in(self, key: &str, values: &[&str]) -> Self {
+        self.label_rule(LabelRule::one_of(key, values.iter().copied()))
+    }
+
+    /// Only nodes that lack this label, or whose value is none of these.
+    pub fn label_not_in(self, key: &str, values: &[&str]) -> Self {
+        self.label_rule(LabelRule::none_of(key, values.iter().copied()))
+    }
+
+    /// Only nodes with a label of this key.
+    pub fn label_exists(self, key: &str) -> Self {
+        self.label_rule(LabelRule::exists(key))
+    }
+
+    /// Only nodes without a label of this key.
+    pub fn label_absent(self, key: &str) -> Self {
+        self.label_rule(LabelRule::absent(key))
+    }
+
+    /// Where no node that fulfils the rules given so far has room, one that fulfils all of these will do; with no rules,
+    /// any. Up to eight such lists are tried in order.
+    pub fn fallback(self, rules: &[LabelRule]) -> Self {
+        self.change(|set| set.class.fallbacks.push(rules.to_vec()))
     }
 
     /// `"shared"` (the default: one process for each job and node) or `"process"`.
@@ -363,7 +410,10 @@ macro_rules! __option_methods {
             resource(__name: &str, __amount: f64), retries(__retries: u32), retry_errors(__yes: bool),
             timeout(__timeout: ::core::time::Duration), priority(__priority: i32), queue(__queue: &str),
             returns(__count: u32), buffer_items(__items: u32), buffer_bytes(__bytes: u64),
-            strategy(__strategy: $crate::Strategy), label(__key: &str, __value: &str),
+            strategy(__strategy: $crate::Strategy), spread(), apart(), on_node(__node: $crate::NodeId),
+            prefer_node(__node: $crate::NodeId), label(__key: &str, __value: &str),
+            label_in(__key: &str, __values: &[&str]), label_not_in(__key: &str, __values: &[&str]),
+            label_exists(__key: &str), label_absent(__key: &str), fallback(__rules: &[$crate::LabelRule]),
             label_rule(__rule: $crate::LabelRule), isolation(__isolation: &str), wait_for_node(__yes: bool),
         }
     };

@@ -165,7 +165,10 @@ pub fn cases() -> Vec<Case> {
         case!(sharing::queues_bound_and_are_shown).queues(sharing::queues),
         case!(sharing::an_unknown_queue_is_named).queues(sharing::queues),
         case!(pinning::spread_and_affinity).modes(PROCESSES),
+        case!(pinning::kin_stay_apart),
+        case!(pinning::a_preference_is_no_condition),
         case!(pinning::labels_choose_among_nodes).modes(RIG),
+        case!(pinning::labels_have_fallbacks).modes(RIG).labels(&[("disk", "fast")]),
         case!(pinning::waiting_for_a_node_is_explained).modes(RIG).fresh(),
     ]
 }

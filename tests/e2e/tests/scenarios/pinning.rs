@@ -105,3 +105,91 @@ pub async fn waiting_for_a_node_is_explained(env: Env) -> Result<()> {
     assert_eq!(waits.await?, number);
     Ok(())
 }
+
+/// Runs `calls`, each of which notes where it is and waits, until each of these nodes has one; returns how many have
+/// begun by then on each.
+async fn begun(
+    witness: &Witness,
+    nodes: &[mobula::NodeId],
+    calls: Vec<mobula::ObjectRef<u32>>,
+    wanted: usize,
+    gate: mobula_e2e::env::witness::Gate,
+) -> Result<Vec<usize>> {
+    let counts =
+        || nodes.iter().map(|node| witness.count(&format!("node-{}", node.number))).collect::<Vec<_>>();
+    eventually("so many to have begun", async || Ok(counts().iter().sum::<usize>() >= wanted)).await?;
+    let counts = counts();
+    gate.open()?;
+    mobula::get_all(&calls).await?;
+    Ok(counts)
+}
+
+pub async fn kin_stay_apart(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let witness = Witness::new()?;
+    let gate = witness.gate("apart")?;
+    let call = || meet.options().cpu(0.5).apart().remote(witness.place("node"), gate.place());
+    let calls: Vec<_> = (0..=nodes.len()).map(|_| call()).collect();
+    // One more than there are nodes: it waits, though every node has CPUs left.
+    eventually("one to wait for a node without its kin", async || {
+        let waiting = env.cluster.snapshot().await?.waiting;
+        Ok(waiting.iter().any(|class| class.function.ends_with("pinning::meet") && class.backlog == 1))
+    })
+    .await?;
+    let counts = begun(&witness, &nodes, calls, nodes.len(), gate).await?;
+    assert_eq!(counts, vec![1; nodes.len()]);
+    Ok(())
+}
+
+pub async fn a_preference_is_no_condition(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    for node in &nodes {
+        let settler = Settler::spawn().options(|options| options.cpu(1.0).on_node(*node)).await?;
+        assert_eq!(settler.place().await?, node.number);
+        assert_eq!(place.options().prefer_node(*node).remote(0).await?, node.number);
+    }
+    let witness = Witness::new()?;
+    let gate = witness.gate("full")?;
+    let call = || meet.options().cpu(2.0).prefer_node(nodes[0]).remote(witness.place("node"), gate.place());
+    let calls = nodes.iter().map(|_| call()).collect();
+    let counts = begun(&witness, &nodes, calls, nodes.len(), gate).await?;
+    assert_eq!(counts, vec![1; nodes.len()], "the one preferred was full with the first");
+    Ok(())
+}
+
+pub async fn labels_have_fallbacks(env: Env) -> Result<()> {
+    let numbers: Vec<u32> = {
+        let rig = env.rig().unwrap();
+        (0..2).map(|at| rig.number(at).unwrap()).collect()
+    };
+    let second = LabelRule::one_of("rig", ["1", "7"]);
+    let slow = place.options().label("disk", "slow");
+    assert_eq!(slow.fallback(&[second.clone(), LabelRule::exists("disk")]).remote(0).await?, numbers[1]);
+    let slow = place.options().label("disk", "slow");
+    assert!(numbers.contains(&slow.fallback(&[]).remote(0).await?));
+    assert_eq!(
+        place.options().label_in("rig", &["3", "0"]).label_exists("disk").remote(0).await?,
+        numbers[0]
+    );
+    assert_eq!(place.options().label_not_in("rig", &["0"]).label_absent("tape").remote(0).await?, numbers[1]);
+    // The first choice while it has room, then the next.
+    let witness = Witness::new()?;
+    let gate = witness.gate("full")?;
+    let first = || meet.options().cpu(2.0).label("rig", "0").fallback(&[second.clone()]);
+    let calls = (0..2).map(|_| first().remote(witness.place("node"), gate.place())).collect();
+    let counts = begun(&witness, &env.nodes().await?, calls, 2, gate).await?;
+    assert_eq!(counts, [1, 1]);
+
+    for (wrong, word) in [
+        (place.options().label("disk", "slow").fallback(&[LabelRule::exists("tape")]), "disk"),
+        (place.options().label_not_in("rig", &["0", "1"]), "rig"),
+        (place.options().label_absent("rig"), "rig"),
+        (place.options().label("a b", "c"), "a b"),
+        ((0..9).fold(place.options(), |options, _| options.fallback(&[])), "9 fallbacks"),
+    ] {
+        let error = wrong.remote(0).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+        assert!(error.to_string().contains(word), "{word} is not in {error}");
+    }
+    Ok(())
+}
