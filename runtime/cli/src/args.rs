@@ -55,8 +55,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Show what is in the object stores, and why
     Memory(MemoryArgs),
-    /// Say why a task, an actor, a job or a queue waits
+    /// Say why a task, an actor, a placement group, a job or a queue waits
     Why(WhyArgs),
+    /// Show the placement groups: where their bundles are, or why they wait
+    Groups(GroupsArgs),
     /// Define, change, list and remove the queues between which the cluster is shared
     Queue(QueueArgs),
     /// Show every setting, with what it is now and why
@@ -286,7 +288,8 @@ pub struct StatusArgs {
         mobula why hits                    the actor of this name; NAMESPACE/NAME where several have it\n  \
         mobula why job-3                   what waits for slots, of a job\n  \
         mobula why queue:research          the same of a queue\n  \
-        mobula why crawl::fetch            the same of a function\n\n\
+        mobula why crawl::fetch            the same of a function\n  \
+        mobula why group-3                 a placement group\n\n\
         The first line says what it is, then what its owner knows (it waits for arguments, for a lease), then what \
         the scheduler knows of its class. Names of tasks are in errors and logs.")]
 pub struct WhyArgs {
@@ -308,6 +311,20 @@ pub struct WhyArgs {
         when room is needed; what is held by refs stays until the last of them is dropped."
 )]
 pub struct MemoryArgs {
+    /// Print everything, for programs
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula groups`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "`mobula why group-3` says the same of one. A group ends with its job, unless it is detached: then a \
+        program finds it by its name and removes it."
+)]
+pub struct GroupsArgs {
     /// Print everything, for programs
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `memory`, `why`, `queue`, `config`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `memory`, `why`, `queue`, `groups`, `config`, `explain` | commands that ask or tell |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
 //!
@@ -18,6 +18,7 @@ mod config;
 mod down;
 mod error;
 mod explain;
+mod groups;
 mod head;
 mod home;
 mod memory;
@@ -131,6 +132,7 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
         Command::Status(args) => status::run(&args),
         Command::Memory(args) => memory::run(&args),
         Command::Why(args) => why::run(&args),
+        Command::Groups(args) => groups::run(&args),
         Command::Queue(args) => match args.command {
             QueueCommand::Set(args) => queue::set(args),
             QueueCommand::List(args) => queue::list(&args),

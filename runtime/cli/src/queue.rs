@@ -1,14 +1,13 @@
 //! `mobula queue`.
 
-use std::collections::BTreeMap;
-
 use mobula_head::http::QueueWanted;
-use mobula_proto::{head::QueueSnapshot, resource::bytes_text};
+use mobula_proto::head::QueueSnapshot;
 
 use crate::{
     api::Api,
     args::{QueueListArgs, QueueRemoveArgs, QueueSetArgs},
     error::Error,
+    groups::amounts,
     home::Home,
     ready::say,
     status::table,
@@ -72,17 +71,10 @@ fn row(depth: usize, queue: &QueueSnapshot) -> Vec<String> {
     ]
 }
 
-fn amounts(all: &BTreeMap<String, f64>) -> String {
-    let one = |(kind, amount): (&String, &f64)| match kind.as_str() {
-        "memory" => format!("{} memory", bytes_text(*amount as u64)),
-        kind => format!("{amount} {kind}"),
-    };
-    let all: Vec<String> = all.iter().map(one).collect();
-    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use mobula_proto::{
     resource::bytes_text,
 };
 
-use crate::{api::Api, args::StatusArgs, error::Error, home::Home, queue, ready::say};
+use crate::{api::Api, args::StatusArgs, error::Error, groups, home::Home, queue, ready::say};
 
 /// Labels that every node carries; they are in `--json` only.
 const OWN_LABELS: &str = "mobula.io/";
@@ -38,6 +38,9 @@ fn text(snapshot: &Snapshot) -> String {
     }
     if !snapshot.queues.is_empty() {
         text.push_str(&format!("\n{}", queue::text(&snapshot.queues)));
+    }
+    if !snapshot.groups.is_empty() {
+        text.push_str(&format!("\n{}", groups::text(&snapshot.groups)));
     }
     if !snapshot.waiting.is_empty() {
         let rows = snapshot.waiting.iter().map(|class| {

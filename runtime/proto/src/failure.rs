@@ -37,6 +37,8 @@ pub enum Kind {
     TimedOut,
     /// No node could ever satisfy the request.
     Infeasible,
+    /// What it ran on was taken away: others had more right to it.
+    Evicted,
     /// There is nothing of that name, or no longer.
     Unknown,
     /// There is no such queue, or queues cannot be as was asked.
@@ -108,6 +110,7 @@ impl Kind {
             Self::Infeasible => "MOB4001",
             Self::Queue => "MOB4002",
             Self::Unknown => "MOB4003",
+            Self::Evicted => "MOB4004",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
             Self::Internal => "MOB3099",
@@ -127,6 +130,7 @@ impl Kind {
                 | Self::Unreachable
                 | Self::Limit
                 | Self::Overloaded
+                | Self::Evicted
         )
     }
 
@@ -136,7 +140,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -163,6 +167,7 @@ impl Kind {
         Self::Infeasible,
         Self::Queue,
         Self::Unknown,
+        Self::Evicted,
         Self::Binary,
         Self::JobEnded,
     ];

@@ -277,6 +277,8 @@ pub enum ToAgent {
     LeaseEnded {
         /// The lease.
         lease: LeaseId,
+        /// It was taken away: a host that it had for itself is killed.
+        evicted: bool,
     },
     /// Start the host that owns a job's detached actors.
     StartSteward {
@@ -468,6 +470,8 @@ pub struct Snapshot {
     pub waiting: Vec<WaitingSnapshot>,
     /// Named actors.
     pub names: Vec<NameSnapshot>,
+    /// Placement groups.
+    pub groups: Vec<GroupSnapshot>,
 }
 
 /// One node in a [`Snapshot`].
@@ -545,6 +549,32 @@ pub struct WaitingSnapshot {
     /// Slots wanted.
     pub backlog: u32,
     /// Why it waits.
+    pub why: String,
+}
+
+/// One placement group in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct GroupSnapshot {
+    /// The group.
+    pub group: String,
+    /// Its name, as `NAMESPACE/NAME`; empty where it has none.
+    pub name: String,
+    /// The job with which it ends; empty for a detached one.
+    pub job: String,
+    /// How its bundles lie to each other: `pack`, `strict spread`; with the label whose values are the places, where
+    /// there is one.
+    pub arrange: String,
+    /// The queue that is charged; empty for the default one.
+    pub queue: String,
+    /// How many bundles it has.
+    pub bundles: u32,
+    /// How many of them are reserved.
+    pub placed: u32,
+    /// What all bundles have together: amounts by resource name.
+    pub resources: std::collections::BTreeMap<String, f64>,
+    /// How many bundles are on each node.
+    pub nodes: std::collections::BTreeMap<String, u32>,
+    /// Why it waits; empty where all of it is reserved.
     pub why: String,
 }
 

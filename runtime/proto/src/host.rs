@@ -8,7 +8,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
-    BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId,
+    BinaryHash, Failure, Group, GroupId, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId,
     peer::Copy,
     resource::{Class, DeviceGrant},
     wire::Hello,
@@ -264,6 +264,34 @@ pub enum Question {
     },
     /// The host that owns this job's detached actors; started if there is none yet.
     Steward,
+    /// Reserve a placement group; answered with [`Answer::Group`] at once, placed or not.
+    GroupCreate {
+        /// What it reserves.
+        group: Group,
+        /// A name under which others find it; empty for none.
+        name: String,
+        /// The name's namespace; empty for the job's own.
+        namespace: String,
+        /// It outlives its job, and a restart of the head; needs a name.
+        detached: bool,
+    },
+    /// Answered with [`Answer::Group`] once all its bundles are reserved.
+    GroupReady {
+        /// The group.
+        group: GroupId,
+    },
+    /// Which group has this name? Answered with [`Answer::Group`], or [`Answer::NoSuchName`].
+    GroupFind {
+        /// The namespace; empty for the job's own.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
+    /// Give a group up, with what runs in it.
+    GroupRemove {
+        /// The group.
+        group: GroupId,
+    },
 }
 
 /// The head's answer to a [`Question`].
@@ -280,6 +308,15 @@ pub enum Answer {
     },
     /// A host.
     Host(HostId),
+    /// A placement group.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// How many bundles it has.
+        bundles: u32,
+        /// Whether all of them are reserved.
+        placed: bool,
+    },
     /// Nobody has that name.
     NoSuchName,
     /// JSON text.
@@ -458,6 +495,8 @@ pub enum Revocation {
     Expired,
     /// Its node or host is gone.
     Lost,
-    /// Work of higher priority needs the resources: no further pushes, unstarted tasks come back.
+    /// Others have more right to the resources: no further pushes, unstarted tasks come back.
     Preempted,
+    /// It was taken away: what still runs under it is stopped, and tried again elsewhere.
+    Evicted,
 }

@@ -21,6 +21,9 @@ use crate::{
 /// Most groups of one job.
 pub const PER_JOB_MAX: usize = 16_384;
 
+/// The job of groups that outlive theirs: what any job runs may be in them.
+pub const ANYBODYS: JobId = JobId { number: 0 };
+
 impl Scheduler {
     pub(super) fn group(
         &mut self,
@@ -211,7 +214,7 @@ impl Scheduler {
     pub(super) fn check_inside(&self, new: &Demand, id: GroupId, bundle: Option<u32>) -> Result<u32, Error> {
         let at = *self.gang_of.get(&id).ok_or(Error::UnknownGroup(id))?;
         let gang = self.gangs.get(at).ok_or(Error::UnknownGroup(id))?;
-        if gang.job != new.job {
+        if gang.job != new.job && gang.job != ANYBODYS {
             return Err(Error::ForeignGroup(id));
         }
         let count = u32::try_from(gang.bundles.len()).unwrap_or(u32::MAX);

@@ -30,6 +30,7 @@
 //! | read results as they are made | return `impl Iterator` or `impl Stream`: calls give an [`ObjectStream`] |
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
 //! | share work among actors, pass values between them, bound or time what they do together | [`ActorPool`], [`Queue`], [`Semaphore`], [`Barrier`] |
+//! | reserve resources of several nodes together | [`PlacementGroup`] |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
 //! | read and write files of tensors | [`safetensors`] |
 //! | make a type travel | [`data`] |
@@ -46,6 +47,7 @@ mod blocks;
 mod cluster;
 mod detached;
 mod error;
+mod group;
 mod handle;
 mod lifeline;
 mod object;
@@ -76,12 +78,14 @@ pub use blocks::{ActorPool, Barrier, Permit, Queue, Semaphore, Unordered};
 pub use cluster::{Builder, Cluster};
 pub use error::{Error, Result};
 pub use futures_core::Stream;
+pub use group::{GroupBuilder, PlacementGroup};
 pub use handle::{Handle, Several};
 pub use lifeline::Lifeline;
 pub use mobula_host::codec::Data;
 pub use mobula_macros::{actor, data, main, task, test};
 pub use mobula_proto::{
     FailureKind as ErrorKind, NodeId, Quantity, Queue as JobQueue, Resources,
+    group::Arrange,
     head::Explanation,
     resource::{Kind as ResourceKind, LabelRule, Strategy},
 };

@@ -17,7 +17,7 @@ use mobula_proto::{
 };
 
 use crate::{
-    Handle,
+    Handle, PlacementGroup,
     stream::{BUFFER_BYTES_DEFAULT, BUFFER_ITEMS_DEFAULT},
 };
 
@@ -227,6 +227,12 @@ impl Options {
         self.change(|set| set.class.priority = priority)
     }
 
+    /// Whether it may be stopped and run again, as often as others have more right to what it holds: it makes room before
+    /// what may not, after a second of grace, and loses none of its retries or restarts by that.
+    pub fn restartable(self, yes: bool) -> Self {
+        self.change(|set| set.class.restartable = yes)
+    }
+
     /// The queue that is charged.
     pub fn queue(self, queue: &str) -> Self {
         self.change(|set| queue.clone_into(&mut set.class.queue))
@@ -256,6 +262,12 @@ impl Options {
     /// On this node if it has room now, else on another.
     pub fn prefer_node(self, node: NodeId) -> Self {
         self.strategy(Strategy::Node { node, soft: true })
+    }
+
+    /// Inside of a placement group, as a part of what it reserves: of this bundle, counted from 0, or of whichever has
+    /// room where it is `None`.
+    pub fn in_group(self, group: &PlacementGroup, bundle: impl Into<Option<u32>>) -> Self {
+        self.strategy(Strategy::Group { group: group.id(), bundle: bundle.into() })
     }
 
     /// Only nodes with this label.
@@ -412,9 +424,10 @@ macro_rules! __option_methods {
             returns(__count: u32), buffer_items(__items: u32), buffer_bytes(__bytes: u64),
             strategy(__strategy: $crate::Strategy), spread(), apart(), on_node(__node: $crate::NodeId),
             prefer_node(__node: $crate::NodeId), label(__key: &str, __value: &str),
+            in_group(__group: &$crate::PlacementGroup, __bundle: impl ::core::convert::Into<Option<u32>>),
             label_in(__key: &str, __values: &[&str]), label_not_in(__key: &str, __values: &[&str]),
             label_exists(__key: &str), label_absent(__key: &str), fallback(__rules: &[$crate::LabelRule]),
-            label_rule(__rule: $crate::LabelRule), isolation(__isolation: &str), wait_for_node(__yes: bool),
+            label_rule(__rule: $crate::LabelRule), isolation(__isolation: &str), wait_for_node(__yes: bool), restartable(__yes: bool),
         }
     };
     (@each $($name:ident($($argument:ident: $type:ty),*)),* $(,)?) => {$(

@@ -40,7 +40,7 @@ pub use error::{Error, Result};
 pub use head::For;
 use mobula::roles::{self, Ready, Task};
 pub use mobula::{private::become_child, roles::Offer};
-pub use mobula_proto::inventory::Why;
+pub use mobula_proto::{head::GroupSnapshot, inventory::Why};
 use mobula_proto::{head::Snapshot, inventory::Inventory};
 use processes::Process;
 use rustix::process::{Pid, Signal};

@@ -5,19 +5,18 @@
 //! free again, since handling them may need it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
-    time::Duration,
 };
 
 use mobula_ownership::{Counts, Via};
 use mobula_proto::{
-    Blob, Failure, FailureKind, HostId, IdMap, JobId, ObjectId, TaskId,
-    host::{Answer, Question, ToAgent, ToHost, Welcome},
+    Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, ObjectId, TaskId,
+    host::{ToAgent, ToHost, Welcome},
     peer::{Copy, Done, Item, Message, State, Target, Value},
     resource::DeviceGrant,
     wire,
@@ -40,8 +39,10 @@ use crate::{
     wait::{Parker, Waiter},
 };
 
+mod asking;
 mod waiting;
 
+pub use asking::QUESTION_WAIT;
 pub use waiting::Ready;
 
 /// What follows from a step of the core and is done without its lock.
@@ -107,7 +108,8 @@ pub struct Runtime {
     loopback_turn: Mutex<()>,
     waiters: Mutex<IdMap<ObjectId, SmallVec<[Waiter; 1]>>>,
     unsettled: Mutex<HashMap<u64, (HostId, Message, Held)>>,
-    questions: Mutex<HashMap<u64, std::sync::mpsc::SyncSender<Answer>>>,
+    questions: Mutex<HashMap<u64, asking::Asker>>,
+    placed: Mutex<BTreeSet<GroupId>>,
     next_number: AtomicU64,
     ended: Mutex<Option<Failure>>,
     stopped: AtomicBool,
@@ -150,6 +152,7 @@ impl Runtime {
             waiters: Mutex::default(),
             unsettled: Mutex::default(),
             questions: Mutex::default(),
+            placed: Mutex::default(),
             next_number: AtomicU64::new(1),
             ended: Mutex::new(None),
             stopped: AtomicBool::new(false),
@@ -404,6 +407,8 @@ impl Runtime {
                 self.step(|core, out| core.host_died(host, &failure, out));
             }
             ToHost::NodeDied { node, failure } => {
+                // Any of them may have had a part there.
+                self.placed.lock().clear();
                 self.peers.forget_node(self, node);
                 self.executor.callers_died(self, |caller| caller.node == node);
                 self.executor.forget(self, |other| other.node == node);
@@ -411,8 +416,7 @@ impl Runtime {
             }
             ToHost::Answered { request, answer } => {
                 if let Some(sender) = self.questions.lock().remove(&request) {
-                    // The asker may have given up; then nobody wants the answer.
-                    let _unwanted = sender.try_send(answer);
+                    sender.answer(answer);
                 }
             }
             ToHost::Explain { request, task } => {
@@ -889,23 +893,6 @@ impl Runtime {
         self.store.open_all(self, wanted, ahead, done);
     }
 
-    /// Asks the head. Blocks the calling thread for at most [`QUESTION_WAIT`].
-    pub fn ask(&self, question: Question) -> Answer {
-        let request = self.number();
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.questions.lock().insert(request, sender);
-        self.tell(ToAgent::Ask { request, question });
-        receiver.recv_timeout(QUESTION_WAIT).unwrap_or_else(|_| {
-            self.questions.lock().remove(&request);
-            Answer::Failed(self.ended().unwrap_or_else(|| {
-                Failure::new(
-                    FailureKind::Unreachable,
-                    format!("the head gave no answer within {} s", QUESTION_WAIT.as_secs()),
-                )
-            }))
-        })
-    }
-
     /// Tells the agent that `main` has ended.
     pub fn job_done(&self) {
         self.tell(ToAgent::JobDone);
@@ -934,8 +921,6 @@ const BACKLOG_BYTES_MAX: usize = 32 << 20;
 const ASKED_TOGETHER_MAX: usize = 64;
 /// And most of their bytes, but for a single one: what is pinned cannot make room for what is still to come.
 const ASKED_TOGETHER_BYTES_MAX: u64 = 64 << 20;
-/// Longest wait for the head's answer to a question.
-pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, Some(State::Pending))

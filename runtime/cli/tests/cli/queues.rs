@@ -30,6 +30,8 @@ fn queues_are_defined_shown_kept_and_removed() {
     }
     home.say(&["queue", "remove", "research"]).failed(1, &["in use", "1 queue is a part of it", "MOB4002"]);
     home.say(&["queue", "remove", "nobody"]).failed(1, &["no queue", "MOB4002"]);
+    assert!(home.say(&["groups"]).ok().contains("No placement groups"));
+    assert_eq!(home.say(&["groups", "--json"]).ok().trim(), "[]");
     home.say(&["why", "nobody"]).failed(1, &["nothing is called", "MOB4003"]);
     home.say(&["why", "node-7/host-1#3"]).failed(1, &["node-7 is not in the cluster", "MOB4003"]);
     assert!(home.say(&["why", "queue:vision"]).ok().contains("nothing of it waits"));

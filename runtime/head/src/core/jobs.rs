@@ -146,6 +146,7 @@ impl Core {
         self.schedule(scheduler::Event::OwnerGone { owner: host });
         self.lose_leases_on(host);
         self.drop_names(|_, actor| actor.owner == host);
+        self.groups.forget_waiters(|waiter| waiter == host);
         self.hosts_gone(|gone| gone == host, &failure);
     }
 
@@ -239,6 +240,7 @@ impl Core {
             let nodes = entry.places.into_iter().filter(living).collect();
             self.send(link, ToAgent::JobEnded { job, failure, nodes });
         }
+        self.groups.end_job(job);
         self.end_leases_of(job);
         self.drop_names(|entry_job, _| entry_job == job);
     }

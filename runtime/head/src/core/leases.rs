@@ -46,6 +46,8 @@ struct Held {
     node: NodeId,
     slots: u32,
     phase: Phase,
+    /// It was taken away: what runs under it is to be stopped.
+    evicted: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,16 @@ impl Table {
     }
 }
 
+/// Why the scheduler refuses a class or a group.
+fn refusal(error: &scheduler::Error) -> Failure {
+    let kind = match error {
+        scheduler::Error::UnknownQueue(_) => FailureKind::Queue,
+        scheduler::Error::UnknownGroup(_) => FailureKind::Unknown,
+        _ => FailureKind::Infeasible,
+    };
+    Failure::new(kind, error.to_string())
+}
+
 impl Core {
     pub(super) fn demand(&mut self, wish: Wish) {
         let Wish { owner, job, key, mut class, backlog, mut locality } = wish;
@@ -220,7 +232,7 @@ impl Core {
     pub(super) fn lease_ready(&mut self, link: Link, from: NodeId, lease: LeaseId, host: HostId) {
         let Some(held) = self.leases.held.get_mut(&lease) else {
             // It ended while the host was starting; the notice crossed this one.
-            return self.send(link, ToAgent::LeaseEnded { lease });
+            return self.send(link, ToAgent::LeaseEnded { lease, evicted: false });
         };
         if held.node != from || !matches!(held.phase, Phase::Reserving(_)) {
             warn!(node = %from, %lease, "ignored a host for a lease that waits for none from this node");
@@ -324,19 +336,20 @@ impl Core {
         match effect {
             scheduler::Effect::Grant(lease) => self.granted(lease),
             scheduler::Effect::Revoke { lease, owner, kind, .. } => {
-                let Some(held) = self.leases.held.get(&lease) else { return };
-                let announced = matches!(held.phase, Phase::Announced(_));
+                let Some(held) = self.leases.held.get_mut(&lease) else { return };
                 let evicted = kind == RevokeKind::Evicted;
+                held.evicted |= evicted;
+                let announced = matches!(held.phase, Phase::Announced(_));
                 let kind = match kind {
                     RevokeKind::Idle => Revocation::Idle,
                     RevokeKind::Expired => Revocation::Expired,
                     RevokeKind::NodeLost => Revocation::Lost,
                     RevokeKind::Preempted { .. } => Revocation::Preempted,
-                    RevokeKind::Evicted => Revocation::Expired,
+                    RevokeKind::Evicted => Revocation::Evicted,
                 };
                 if announced {
                     self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
-                } else if matches!(kind, Revocation::Expired | Revocation::Lost) {
+                } else if matches!(kind, Revocation::Expired | Revocation::Lost | Revocation::Evicted) {
                     again.insert((owner, held.key));
                 }
                 // Owners and agents know leases as a whole: what is left of one of which some slots were taken away ends,
@@ -346,7 +359,9 @@ impl Core {
                 }
             }
             scheduler::Effect::Ended { lease, node } => {
+                let mut evicted = false;
                 if let Some(held) = self.leases.held.remove(&lease) {
+                    evicted = held.evicted;
                     match held.phase {
                         Phase::Reserving(_) => self.leases.settle((held.owner, held.key), held.slots),
                         Phase::Announced(host) => {
@@ -359,22 +374,20 @@ impl Core {
                         }
                     }
                 }
-                self.send_to_agent_of(node, ToAgent::LeaseEnded { lease });
+                self.send_to_agent_of(node, ToAgent::LeaseEnded { lease, evicted });
             }
             scheduler::Effect::Infeasible { owner, key, error } => {
                 self.leases.wanted.remove(&(owner, key));
-                let kind = match error {
-                    scheduler::Error::UnknownQueue(_) => FailureKind::Queue,
-                    _ => FailureKind::Infeasible,
-                };
-                let failure = Failure::new(kind, error.to_string());
+                let failure = refusal(&error);
                 self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
             }
-            // Nobody can ask the head for a group.
-            scheduler::Effect::GroupPlaced { .. }
-            | scheduler::Effect::GroupRevoked { .. }
-            | scheduler::Effect::GroupLost { .. }
-            | scheduler::Effect::GroupInfeasible { .. } => {}
+            scheduler::Effect::GroupPlaced { group, bundles } => self.group_placed(group, bundles),
+            scheduler::Effect::GroupLost { group, bundles, .. } => self.group_lost(group, &bundles),
+            scheduler::Effect::GroupInfeasible { group, error } => {
+                self.group_refused(group, &refusal(&error));
+            }
+            // Its leases are revoked one by one.
+            scheduler::Effect::GroupRevoked { .. } => {}
         }
     }
 
@@ -396,6 +409,7 @@ impl Core {
             node: lease.node,
             slots: lease.slots,
             phase: Phase::Reserving(until),
+            evicted: false,
         };
         self.leases.held.insert(lease.id, held);
         let count = self.leases.reserving.entry(key).or_default();

@@ -144,6 +144,7 @@ impl Core {
         info!(%node, %failure, "node gone");
         self.broadcast(Some(link), ToAgent::NodeDown { node, failure: failure.clone() });
         self.drop_questions_to(node);
+        self.groups.forget_waiters(|waiter| waiter.node == node);
         self.leases.forget_owners(|owner| owner.node == node);
         self.schedule(scheduler::Event::NodeDown { node });
         self.drop_names(|_, actor| actor.owner.node == node);

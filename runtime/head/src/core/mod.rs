@@ -13,6 +13,7 @@
 //! - **H4** A record precedes, in the list of effects, every message that promises what it holds.
 //! - **H5** Each table has a limit with a name; reaching it is a typed failure to whoever asked.
 
+mod groups;
 mod jobs;
 mod leases;
 mod members;
@@ -27,7 +28,7 @@ mod why;
 use std::collections::BTreeMap;
 
 use mobula_proto::{
-    Failure, HostId, JobId, NodeId, Queue,
+    Failure, GroupId, HostId, JobId, NodeId, Queue,
     head::{Explanation, Register, ToAgent, ToHead},
     host::{Answer, Question, Request},
     wire::Hello,
@@ -72,6 +73,12 @@ pub const RESERVE_MS_MAX: u64 = 60_000;
 pub const STEWARD_START_MS_MAX: u64 = 60_000;
 /// How long after a restart names of detached actors wait for their node to come back, in milliseconds.
 pub const RECOVERY_MS: u64 = 60_000;
+/// Most placement groups.
+pub const GROUPS_MAX: usize = 100_000;
+/// Most hosts that wait for one placement group.
+pub const GROUP_WAITERS_MAX: usize = 4096;
+/// Numbers of placement groups are reserved on disk in blocks of so many, so that most are made without a write.
+pub const GROUP_NUMBERS_BLOCK: u64 = 4096;
 /// Job numbers are reserved on disk in blocks of so many, so that most jobs start without a write.
 pub const JOB_NUMBERS_BLOCK: u64 = 64;
 /// Each start of the head counts its leases from a multiple of this, so that no number is used twice.
@@ -199,6 +206,7 @@ pub struct Core {
     leases: leases::Table,
     names: names::Directory,
     queues: BTreeMap<String, Queue>,
+    groups: groups::Groups,
     tokens: BTreeMap<TokenId, Token>,
     questions: why::Questions,
     out: Vec<Effect>,
@@ -210,7 +218,7 @@ impl Core {
         let mut starts = 0;
         let (mut known, mut tokens, mut names) =
             (BTreeMap::new(), BTreeMap::new(), names::Directory::default());
-        let mut queues = BTreeMap::new();
+        let (mut queues, mut groups) = (BTreeMap::new(), groups::Groups::default());
         let (mut next_node, mut next_job) = (1, 1);
         for record in records {
             match record {
@@ -226,9 +234,14 @@ impl Core {
                     names.recover((namespace, name), actor, actor_type);
                 }
                 Record::Queue { queue } => drop(queues.insert(queue.name.clone(), queue)),
+                Record::NextGroup { number } => groups.numbers_from(number),
+                Record::Group { number, namespace, name, group } => {
+                    groups.recover(GroupId { number }, (namespace, name), group);
+                }
                 Record::TokenGone { .. }
                 | Record::NameGone { .. }
                 | Record::QueueGone { .. }
+                | Record::GroupGone { .. }
                 | Record::Admin { .. } => {}
             }
         }
@@ -252,11 +265,13 @@ impl Core {
             leases: leases::Table::default(),
             names,
             queues,
+            groups,
             tokens,
             questions: why::Questions::default(),
             out: Vec::new(),
         };
         core.announce_queues();
+        core.announce_groups();
         (core, vec![Record::Start { count: starts.saturating_add(1) }])
     }
 
@@ -376,6 +391,12 @@ impl Core {
             }
             Question::Why { id } => self.explain(&id, why::Curious::Host(asker)),
             Question::Steward => self.steward_wanted(asker),
+            Question::GroupCreate { group, name, namespace, detached } => {
+                self.group_create(asker, group, (namespace, name), detached);
+            }
+            Question::GroupReady { group } => self.group_ready(asker, group),
+            Question::GroupFind { namespace, name } => self.group_find(asker, namespace, name),
+            Question::GroupRemove { group } => self.group_remove(asker, group),
         }
     }
 

@@ -53,7 +53,7 @@ fn refuse(message: impl Into<String>) -> Answer {
 
 impl Core {
     /// The full key of a name, or why it cannot be one. The empty namespace is the asking job's own.
-    fn name_key(&self, asker: Asker, namespace: String, name: String) -> Result<Key, Answer> {
+    pub(super) fn name_key(&self, asker: Asker, namespace: String, name: String) -> Result<Key, Answer> {
         check_name(&name).map_err(|e| refuse(e.to_string()))?;
         if namespace.is_empty() {
             let own = self.jobs.get(&asker.job).map(|entry| entry.job.namespace.clone());

@@ -70,6 +70,10 @@ impl Core {
             }
         }
         for view in self.scheduler.leases() {
+            // What runs inside of a group is part of what the group is charged.
+            if view.lease.bundle.is_some() {
+                continue;
+            }
             let Some(queue) = all.get_mut(view.lease.queue.as_str()) else { continue };
             queue.slots += u64::from(view.lease.slots);
             for (kind, amount) in view.lease.class.resources.iter() {
@@ -79,6 +83,12 @@ impl Core {
                     _ => view.lease.slots,
                 };
                 *queue.used.entry(kind.to_string()).or_default() += amount.as_f64() * f64::from(held);
+            }
+        }
+        for (queue, reserved) in self.groups.reserved() {
+            let Some(queue) = all.get_mut(queue) else { continue };
+            for (kind, amount) in reserved.iter() {
+                *queue.used.entry(kind.to_string()).or_default() += amount.as_f64();
             }
         }
         for demand in self.scheduler.demands() {
@@ -120,10 +130,12 @@ impl Core {
         let jobs = self.jobs.values().filter(|entry| entry.job.queue == name).count();
         let leases = self.scheduler.leases().filter(|view| view.lease.queue == name).count();
         let waiting = self.scheduler.demands().filter(|demand| demand.class.queue == name).count();
+        let groups = self.groups.count(|group| group.queue == name);
         let all = [
             counted(children, "queue is a part of it", "queues are parts of it"),
             counted(jobs, "job belongs to it", "jobs belong to it"),
             counted(leases, "lease is charged to it", "leases are charged to it"),
+            counted(groups, "placement group is charged to it", "placement groups are charged to it"),
             counted(waiting, "class of tasks waits in it", "classes of tasks wait in it"),
         ];
         all.into_iter().flatten().collect()

@@ -9,7 +9,7 @@ use mobula_proto::{
 
 use super::Core;
 
-/// Most waiting classes and names that a snapshot lists; the first ones by owner and name.
+/// Most waiting classes, names and groups that a snapshot lists; the first ones by owner and name.
 pub const ROWS_MAX: usize = 1000;
 
 pub(super) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
@@ -66,6 +66,7 @@ impl Core {
             leases,
             waiting: waiting.collect(),
             names: names.collect(),
+            groups: self.group_snapshots(ROWS_MAX),
         }
     }
 }

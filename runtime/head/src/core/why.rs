@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, TaskId,
+    Failure, FailureKind, GroupId, HostId, NodeId, TaskId,
     head::{Explanation, REASONS_MAX, ToAgent},
     host::{Answer, Explained},
 };
@@ -151,6 +151,9 @@ impl Core {
             let what = format!("{id} ({})", entry.job.name);
             return Ok(Found::Here(self.waiting(id, what, |demand| demand.job == job)));
         }
+        if let Some(number) = id.strip_prefix("group-").and_then(|number| number.parse().ok()) {
+            return self.why_group(id, GroupId { number }).map(Found::Here);
+        }
         if let Some(name) = id.strip_prefix("queue:") {
             self.known_queue(name)?;
             return Ok(Found::Here(
@@ -180,8 +183,8 @@ impl Core {
         if of_function.reasons.is_empty() || !self.scheduler.demands().any(|d| d.class.function == id) {
             let shown: String = id.chars().take(128).collect();
             return Err(unknown(format!(
-                "nothing is called {shown:?}: name a task or actor (node-1/host-2#81), a job (job-3), a queue \
-                 (queue:NAME), a named actor, or a function that waits for slots"
+                "nothing is called {shown:?}: name a task or actor (node-1/host-2#81), a job (job-3), a placement group \
+                 (group-3), a queue (queue:NAME), a named actor, or a function that waits for slots"
             )));
         }
         Ok(Found::Here(of_function))

@@ -6,7 +6,7 @@
 mod disk;
 mod memory;
 
-use mobula_proto::{Queue, TaskId};
+use mobula_proto::{Group, Queue, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Token;
@@ -85,6 +85,27 @@ pub enum Record {
         /// Its name.
         name: String,
     },
+    /// Numbers of placement groups below this are taken.
+    NextGroup {
+        /// The first free one.
+        number: u64,
+    },
+    /// A detached placement group.
+    Group {
+        /// Its number.
+        number: u64,
+        /// The namespace of its name.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What it reserves.
+        group: Group,
+    },
+    /// A placement group is no more.
+    GroupGone {
+        /// Its number.
+        number: u64,
+    },
     /// The hash of the admin token.
     Admin {
         /// BLAKE3 of its text.
@@ -109,13 +130,18 @@ impl Record {
             Self::Queue { queue: Queue { name, .. } } | Self::QueueGone { name } => {
                 format!("queue{SEPARATOR}{name}")
             }
+            Self::NextGroup { .. } => "next-group".to_owned(),
+            Self::Group { number, .. } | Self::GroupGone { number } => format!("group{SEPARATOR}{number}"),
             Self::Admin { .. } => "admin".to_owned(),
         }
     }
 
     /// Whether the record removes what its key holds.
     pub fn removes(&self) -> bool {
-        matches!(self, Self::TokenGone { .. } | Self::NameGone { .. } | Self::QueueGone { .. })
+        matches!(
+            self,
+            Self::TokenGone { .. } | Self::NameGone { .. } | Self::QueueGone { .. } | Self::GroupGone { .. }
+        )
     }
 }
 

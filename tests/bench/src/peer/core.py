@@ -3,6 +3,7 @@
 import numpy as np
 import ray
 from harness import main, rate, row, say
+from ray.util.placement_group import placement_group, remove_placement_group
 
 CALLS = 5000
 TASKS = 10_000
@@ -244,6 +245,18 @@ def _(scale):
 @row("n:n async-actor calls async")
 def _(scale):
     return many_to_many(scale, AsyncEcho)
+
+
+@row("placement group create/removal")
+def _(scale):
+    def create_and_remove():
+        groups = [placement_group(bundles=[{"CPU": 0.001}]) for _ in range(100)]
+        for group in groups:
+            group.wait(timeout_seconds=30)
+        for group in groups:
+            remove_placement_group(group)
+
+    return rate(scale.window, 100, create_and_remove)
 
 
 @row("actor creation")

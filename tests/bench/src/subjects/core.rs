@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Subject, calls, cost, nodes, own, ray, scale, starts};
+use super::{Subject, calls, cost, groups, nodes, own, ray, scale, starts};
 use crate::{
     limits::{memory, pair, quic},
     row::{Probe, Row},
@@ -23,6 +23,7 @@ pub const SUBJECT: Subject = Subject {
 fn probes() -> Vec<Probe> {
     let mut all = vec![pair::PROBE, memory::PROBE, quic::PROBE, quic::MESSAGES_PROBE];
     all.extend_from_slice(ray::PROBES);
+    all.extend_from_slice(groups::PROBES);
     all.extend_from_slice(calls::PROBES);
     all.extend_from_slice(cost::PROBES);
     all.extend_from_slice(nodes::PROBES);

@@ -4,6 +4,7 @@ pub mod calls;
 pub mod core;
 pub mod cost;
 pub mod functions;
+pub mod groups;
 pub mod nodes;
 pub mod objects;
 pub mod own;

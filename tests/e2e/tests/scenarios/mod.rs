@@ -8,6 +8,7 @@ pub mod driver;
 mod dying;
 mod explaining;
 mod files;
+mod grouping;
 mod inventory;
 mod joining;
 mod limits;
@@ -162,7 +163,14 @@ pub fn cases() -> Vec<Case> {
         case!(placing::labels_choose).labels(&[("disk", "fast")]),
         case!(placing::mistakes_are_reported_by_the_ref),
         case!(explaining::owner_and_scheduler_both_say).cpus(1.0),
+        case!(grouping::bundles_are_used_and_given_back),
+        case!(grouping::what_runs_inside_ends_with_it),
+        case!(grouping::impossible_groups_are_named),
+        case!(grouping::a_waiting_group_says_why),
+        case!(grouping::bundles_lie_as_asked).modes(RIG),
+        case!(grouping::a_lost_bundle_is_reserved_again).modes(RIG).fresh(),
         case!(sharing::queues_bound_and_are_shown).queues(sharing::queues),
+        case!(sharing::what_matters_more_takes_room).cpus(1.0),
         case!(sharing::an_unknown_queue_is_named).queues(sharing::queues),
         case!(pinning::spread_and_affinity).modes(PROCESSES),
         case!(pinning::kin_stay_apart),
@@ -196,6 +204,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(joining::an_unknown_head_is_named),
     solo!(transfer::a_broadcast_is_shared_by_its_readers),
     solo!(transfer::a_transfer_outlives_its_source),
+    solo!(grouping::detached_groups_outlive_their_job),
     solo!(sharing::a_job_belongs_to_a_queue),
     solo!(ui::the_compiler_refuses_with_a_reason),
 ];

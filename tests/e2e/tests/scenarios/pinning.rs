@@ -175,7 +175,7 @@ pub async fn labels_have_fallbacks(env: Env) -> Result<()> {
     // The first choice while it has room, then the next.
     let witness = Witness::new()?;
     let gate = witness.gate("full")?;
-    let first = || meet.options().cpu(2.0).label("rig", "0").fallback(&[second.clone()]);
+    let first = || meet.options().cpu(2.0).label("rig", "0").fallback(std::slice::from_ref(&second));
     let calls = (0..2).map(|_| first().remote(witness.place("node"), gate.place())).collect();
     let counts = begun(&witness, &env.nodes().await?, calls, 2, gate).await?;
     assert_eq!(counts, [1, 1]);

@@ -51,6 +51,50 @@ pub async fn queues_bound_and_are_shown(env: Env) -> Result<()> {
     Ok(())
 }
 
+#[mobula::task(retries = 0)]
+async fn asleep(begun: String) {
+    witness::note(&begun);
+    std::future::pending::<()>().await;
+}
+
+/// Does not listen to anybody.
+#[mobula::task(retries = 0)]
+fn deaf(begun: String) {
+    witness::note(&begun);
+    loop {
+        std::thread::park();
+    }
+}
+
+pub async fn what_matters_more_takes_room(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let count = env.nodes().await?.len();
+    // Every CPU is taken, by what would never end.
+    for isolation in ["shared", "process"] {
+        let begun = witness.place(isolation);
+        let low: Vec<_> = (0..count)
+            .map(|_| match isolation {
+                "shared" => asleep.options().restartable(true).remote(begun.as_str()),
+                own => deaf.options().isolation(own).restartable(true).remote(begun.as_str()),
+            })
+            .collect();
+        eventually("all of it to run", async || Ok(witness.count(isolation) == count)).await?;
+        let asked = std::time::Instant::now();
+        nothing.options().priority(10).remote().await?;
+        let waited = asked.elapsed();
+        assert!(waited < std::time::Duration::from_secs(6), "{isolation}: it waited {waited:?}");
+        eventually("what made room to run again", async || Ok(witness.count(isolation) == count + 1)).await?;
+        for one in &low {
+            assert!(!one.is_ready());
+            match isolation {
+                "shared" => assert!(one.cancel()),
+                _ => assert!(one.cancel_by_force()?),
+            }
+        }
+    }
+    Ok(())
+}
+
 pub async fn an_unknown_queue_is_named(_env: Env) -> Result<()> {
     let error = nothing.options().queue("nowhere").remote().await.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Queue, "MOB4002"), "{error}");

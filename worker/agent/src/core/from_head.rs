@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId,
     head::{Job, Node, ToAgent, ToHead},
-    host::{Request, ToHost},
+    host::{Answer, Request, ToHost},
     resource::{Class, DeviceGrant},
 };
 
@@ -27,7 +27,13 @@ impl Core {
             ToAgent::Reserve { lease, job, class, slots: _, devices } => {
                 self.reserve(lease, job, &class, &devices);
             }
-            ToAgent::LeaseEnded { lease } => self.leases.ended(lease, now),
+            ToAgent::LeaseEnded { lease, evicted: true } => {
+                // What it runs may not listen; a shared host's other leases have done nothing to be killed for.
+                if let Some(host) = self.leases.evicted(lease) {
+                    self.effects.push(Effect::Kill(host));
+                }
+            }
+            ToAgent::LeaseEnded { lease, evicted: false } => self.leases.ended(lease, now),
             ToAgent::StartSteward { job } => self.start_steward(job),
             ToAgent::Granted { owner, grant } => self.tell(owner, ToHost::Granted(grant)),
             ToAgent::Revoked { owner, lease, kind } => self.tell(owner, ToHost::Revoked { lease, kind }),
@@ -53,11 +59,20 @@ impl Core {
                     self.effects.push(Effect::Head(ToHead::Explained { request, found: None }));
                 }
             }
+            // A driver whose job may not start was not welcomed yet.
+            ToAgent::Answered { host, answer: Answer::Failed(failure), .. } if self.is_arriving(host) => {
+                self.refuse(host, failure);
+            }
             ToAgent::Answered { host, request, answer } => {
                 self.tell(host, ToHost::Answered { request, answer });
             }
             ToAgent::Registered { .. } | ToAgent::Refused(_) | ToAgent::Shutdown => {}
         }
+    }
+
+    /// Whether this is a driver that waits for its job to start.
+    fn is_arriving(&self, host: HostId) -> bool {
+        self.drivers.contains_key(&host) && self.hosts.get(host).is_some_and(|host| !host.ready)
     }
 
     /// Tells a host that is here and ready; what comes for any other is late.

@@ -179,7 +179,7 @@ impl Core {
         }
     }
 
-    fn refuse(&mut self, id: HostId, failure: Failure) {
+    pub(super) fn refuse(&mut self, id: HostId, failure: Failure) {
         let launched = self.hosts.get(id).is_some_and(|host| host.kind.is_launched());
         self.effects.push(Effect::Tell(id, ToHost::Refused(failure), Vec::new()));
         self.effects.push(if launched { Effect::Kill(id) } else { Effect::Close(id) });

@@ -165,6 +165,14 @@ impl Leases {
         }
     }
 
+    /// A lease was taken away: its host, if it had it for itself, is to be killed.
+    pub fn evicted(&mut self, lease: LeaseId) -> Option<HostId> {
+        let host = self.leases.remove(&lease)?.host?;
+        let found = self.hosts.get_mut(&host)?;
+        found.leases.remove(&lease);
+        matches!(found.need, Need::Own(..)).then_some(host)
+    }
+
     /// A host is gone: which leases went with it.
     pub fn host_gone(&mut self, host: HostId) -> Vec<LeaseId> {
         let Some(found) = self.hosts.remove(&host) else { return Vec::new() };
@@ -285,10 +293,15 @@ mod tests {
         assert_eq!(leases.expire(now + Duration::from_secs(10)), vec![host(2)]);
         assert_eq!(leases.host_gone(host(2)), vec![]);
         leases.ended(lease(3), now);
+        assert_eq!(leases.evicted(lease(9)), None);
         let half = Need::Own(JOB, vec![gpu(0, 5_000)]);
         assert_eq!(leases.evict_overlapping(&need), vec![]);
         assert_eq!(leases.evict_overlapping(&half), vec![host(1)]);
         assert_eq!(leases.reserve(lease(4), need), Placed::None);
+        leases.host_started(host(3), lease(4));
+        leases.host_ready(host(3), now);
+        assert_eq!(leases.evicted(lease(4)), Some(host(3)));
+        assert_eq!(leases.host_gone(host(3)), vec![], "the lease was ended before");
     }
 
     #[test]

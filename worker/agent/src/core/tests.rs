@@ -120,6 +120,7 @@ fn job(driver: HostId) -> Job {
         driver,
         name: "crawl".to_owned(),
         namespace: "x".to_owned(),
+        queue: String::new(),
         binary: BinaryHash([1; 32]),
         arguments: vec![],
         files: vec![],
@@ -186,6 +187,16 @@ fn object(seq: u64) -> ObjectId {
 
 fn copy(node: NodeId, attempt: u32) -> Copy {
     Copy { node, bytes: 100, attempt }
+}
+
+#[test]
+fn a_driver_whose_job_may_not_start_is_told_why() {
+    let mut rig = Rig::new(false);
+    let host = rig.core.driver_arrived(false).unwrap();
+    rig.host(host, hello(Role::Driver, Some(driver()), REGISTRY));
+    let answer = mobula_proto::host::Answer::Failed(Failure::new(FailureKind::Queue, "no such queue"));
+    let said = rig.head(FromHead::Answered { host, request: u64::from(host.seq), answer });
+    assert_eq!(said, ["host-1 < Refused", "close host-1"]);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Hosts and nodes that died, and what becomes of what was there (C-4).
 
-use mobula_proto::{Failure, HostId, LeaseId, NodeId, ObjectId, TaskId, host::ToAgent, peer::State};
+use mobula_proto::{
+    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
+    host::ToAgent,
+    peer::{Message, State},
+};
 
 use super::{Action, Core, Kind, NO_LEASE, Phase, clients::actor_died};
 
@@ -60,6 +64,58 @@ impl Core {
         }
     }
 
+    /// A lease was taken away: what runs under it is stopped and, if it may run again, does so without losing an attempt.
+    pub(super) fn evicted(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get(&lease) else { return };
+        let (host, key) = (held.host, held.key);
+        let text = format!("{lease} on {} was taken away, since others have more right to it", host.node);
+        let failure = Failure::new(FailureKind::Evicted, text);
+        let mut seqs: Vec<u64> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| match task.phase {
+                Phase::Pushed { lease: under, .. } => under == lease,
+                Phase::Kept => task.holds == lease,
+                Phase::Waiting | Phase::Queued => false,
+            })
+            .map(|(seq, _)| seq)
+            .collect();
+        seqs.sort_unstable();
+        self.forget_lease(lease);
+        let mut actors = Vec::new();
+        for seq in &seqs {
+            let id = TaskId { owner: self.me, seq: *seq };
+            let Some(task) = self.tasks.get_mut(seq) else { continue };
+            let (stop, again) = match task.spec.kind {
+                Kind::Construct { restarts } => {
+                    let incarnation = task.incarnation;
+                    actors.push((id.object(0), incarnation));
+                    (Message::Terminate { actor: id, incarnation }, restarts > 0)
+                }
+                _ => (Message::Cancel { task: id, force: false }, task.spec.template.attempts_max > 1),
+            };
+            task.evictions += u32::from(again || task.spec.template.class.restartable);
+            out.push(Action::Send { to: host, message: stop });
+        }
+        for (actor, incarnation) in &actors {
+            let Some(client) = self.clients.get_mut(actor) else { continue };
+            if client.flow.take().is_some() {
+                self.held_back -= 1;
+            }
+            client.at = None;
+            client.dead_incarnation = *incarnation;
+            client.limbo.extend(std::mem::take(&mut client.in_flight));
+        }
+        for seq in seqs {
+            self.retry_or_fail(seq, &failure, out);
+        }
+        self.wake_submitters(out);
+        for (actor, _) in actors {
+            self.on_actor(actor, out);
+        }
+        self.pump(key, out);
+    }
+
     fn retry_or_fail(&mut self, seq: u64, failure: &Failure, out: &mut Vec<Action>) {
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         let object = TaskId { owner: self.me, seq }.object(0);
@@ -69,7 +125,7 @@ impl Core {
             Kind::Direct { .. } => self.conclude(seq, failure.clone(), out),
             Kind::Construct { restarts } => {
                 let was_alive = task.phase == Phase::Kept;
-                if task.incarnation <= restarts && !task.cancelled {
+                if task.incarnation <= restarts.saturating_add(task.evictions) && !task.cancelled {
                     task.incarnation += 1;
                     task.attempt += 1;
                     task.holds = NO_LEASE;
@@ -90,7 +146,7 @@ impl Core {
                 }
             }
             Kind::Task => {
-                if task.attempt < task.spec.template.attempts_max && !task.cancelled {
+                if task.may_run_again() && !task.cancelled {
                     task.attempt += 1;
                     self.enqueue(seq, true, out);
                 } else {
@@ -101,7 +157,7 @@ impl Core {
                         failure.message = format!("{host} ended: {}", failure.message);
                     }
                     failure.attempt = task.attempt;
-                    failure.attempts_max = task.spec.template.attempts_max;
+                    failure.attempts_max = task.attempts_max();
                     self.conclude(seq, failure, out);
                 }
             }

@@ -289,6 +289,7 @@ impl Core {
                 }
                 self.maybe_release(lease, out);
             }
+            Revocation::Evicted => self.evicted(lease, out),
             Revocation::Expired | Revocation::Lost => {
                 let key = held.key;
                 self.forget_lease(lease);

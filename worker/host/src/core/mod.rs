@@ -52,7 +52,7 @@ pub use spec::{Input, Kind, Returns, Spec, Template, title};
 /// The lease of calls that need none.
 const NO_LEASE: LeaseId = LeaseId { number: 0 };
 /// The number of a question whose answer nobody waits for.
-const UNASKED: u64 = 0;
+pub(crate) const UNASKED: u64 = 0;
 /// Most calls submitted and not yet done, in one host.
 pub const UNFINISHED_TASKS_MAX: usize = 1 << 20;
 /// Most bytes of encoded arguments that unfinished calls of one host keep in its own memory; larger ones then lie in
@@ -110,9 +110,23 @@ struct Task {
     /// For an actor: the incarnation that lives or is being made, and the lease it holds, if any.
     incarnation: u32,
     holds: LeaseId,
+    /// Attempts that ended because their lease was taken away; they do not count as attempts.
+    evictions: u32,
     cancelled: bool,
     /// For an actor's call: another call made it.
     inside: bool,
+}
+
+impl Task {
+    /// How many times it may start.
+    fn attempts_max(&self) -> u32 {
+        self.spec.template.attempts_max.saturating_add(self.evictions)
+    }
+
+    /// Whether it may start once more.
+    fn may_run_again(&self) -> bool {
+        self.attempt < self.attempts_max()
+    }
 }
 
 #[derive(Debug)]
@@ -315,6 +329,7 @@ impl Core {
                 phase: Phase::Waiting,
                 incarnation: 1,
                 holds: NO_LEASE,
+                evictions: 0,
                 cancelled: false,
                 inside: maker != Maker::Outside,
             },
@@ -406,7 +421,7 @@ impl Core {
         let call = Call {
             task: TaskId { owner: self.me, seq },
             attempt: task.attempt,
-            attempts_max: template.attempts_max,
+            attempts_max: task.attempts_max(),
             function: template.function,
             target,
             arguments,
@@ -564,7 +579,7 @@ impl Core {
             Outcome::Failed(failure) => {
                 let restarting = !self.several.is_empty() && self.is_restarting(seq);
                 let Some(task) = self.tasks.get_mut(&seq) else { return };
-                let again = task.attempt < task.spec.template.attempts_max
+                let again = task.may_run_again()
                     && !cancelled
                     && (failure.kind.is_system()
                         || restarting
@@ -781,7 +796,7 @@ impl Core {
         let task = match self.tasks.get_mut(&id.seq) {
             // It is being run already, since another of its values was lost.
             Some(task) if task.phase != Phase::Kept => return,
-            Some(task) if task.attempt < task.spec.template.attempts_max => task,
+            Some(task) if task.may_run_again() => task,
             _ => return self.fail_lost(id),
         };
         task.attempt += 1;

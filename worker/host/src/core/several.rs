@@ -359,7 +359,7 @@ impl Core {
     /// Whether a task that has ended is kept since some of its values may have to be made again (C-8).
     pub(super) fn keeps(&self, seq: u64, any_stored: bool) -> bool {
         let Some(task) = self.tasks.get(&seq) else { return false };
-        let again = task.spec.kind == Kind::Task && task.attempt < task.spec.template.attempts_max;
+        let again = task.spec.kind == Kind::Task && task.may_run_again();
         let wanted = || match task.spec.template.returns {
             Returns::One => {
                 any_stored && self.objects.state(TaskId { owner: self.me, seq }.object(0)).is_some()
@@ -381,7 +381,7 @@ impl Core {
         stream.lost = stream.stored.iter().filter(gone).copied().collect();
         let Some(task) = self.tasks.get(&id.seq) else { return };
         let Phase::Pushed { host, .. } = task.phase else { return };
-        if task.attempt >= task.spec.template.attempts_max {
+        if !task.may_run_again() {
             self.fail_lost(id);
         } else if !std::mem::replace(&mut stream.restarting, true) {
             out.push(Action::Send { to: host, message: Message::Cancel { task: id, force: false } });

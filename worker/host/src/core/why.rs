@@ -16,11 +16,9 @@ impl Core {
         let Some(task) = self.tasks.get(&id.seq) else { return self.explain_value(id.object(0)) };
         let what = task.spec.title(id);
         let cancelled = if task.cancelled { ", and was cancelled" } else { "" };
-        let attempt = match task.spec.template.attempts_max {
-            2.. if task.attempt > 1 => {
-                format!(" (attempt {} of {})", task.attempt, task.spec.template.attempts_max)
-            }
-            _ => String::new(),
+        let attempt = match task.attempt {
+            0 | 1 => String::new(),
+            attempt => format!(" (attempt {attempt} of {})", task.attempts_max()),
         };
         let (why, key) = self.waits(id, task);
         Some(Explained { what, why: format!("{why}{attempt}{cancelled}"), key })
@@ -98,7 +96,7 @@ impl Core {
         };
         let held = match class.slots {
             0 => "which has none".to_owned(),
-            slots => format!("whose {} are in use", plural(slots, "slot")),
+            slots => format!("which has {}, all in use", plural(slots, "slot")),
         };
         (format!("waits for a lease, {before}, {held}"), Some(key))
     }

@@ -42,9 +42,9 @@ fn a_demand_becomes_a_reservation_then_a_grant() {
             if owner == a.host(1) && lease == lease_b),
         "{heard:?}"
     );
-    assert!(matches!(world.first(b.link), Some(ToAgent::LeaseEnded { lease }) if lease == lease_b));
+    assert!(matches!(world.first(b.link), Some(ToAgent::LeaseEnded { lease, .. }) if lease == lease_b));
     world.says(a.link, ToHead::Release { lease: lease_a });
-    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == lease_a));
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease, .. }) if lease == lease_a));
     world.says(a.link, ToHead::JobEnd { job: job.job, failure: died() });
     // The driver's node waits for what the other printed; that one has nothing to wait for.
     let ended = |message: Option<ToAgent>| match message {
@@ -66,12 +66,12 @@ fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
     world.pass(RESERVE_MS_MAX - 200);
     assert!(world.said.is_empty(), "{:?}", world.said);
     world.pass(1500);
-    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == first));
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease, .. }) if lease == first));
     let (second, _) = world.reserved(a);
     assert!(second > first);
     // The answer to the first one comes too late, and the reservation is taken back.
     world.says(a.link, ToHead::LeaseReady { lease: first, host: a.host(2) });
-    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease }) if lease == first));
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { lease, .. }) if lease == first));
     world.says(a.link, ToHead::LeaseReady { lease: second, host: a.host(2) });
     assert_eq!(granted(world.first(a.link)).lease, second);
 }

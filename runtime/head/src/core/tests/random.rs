@@ -139,7 +139,7 @@ impl Run {
                 ToAgent::Reserve { lease, .. } => {
                     assert!(self.reserved.insert((link, lease)), "{lease} twice")
                 }
-                ToAgent::LeaseEnded { lease } => drop(self.reserved.remove(&(link, lease))),
+                ToAgent::LeaseEnded { lease, .. } => drop(self.reserved.remove(&(link, lease))),
                 ToAgent::Granted { grant, .. } => {
                     assert!(self.held.insert(grant.lease), "{} announced twice", grant.lease);
                 }
