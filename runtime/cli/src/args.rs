@@ -3,12 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mobula_proto::Queue;
 
 use crate::{
     error::Error,
     home::Home,
     settings::{File, Head, Hosts, Log, Node, Offer, Spill},
-    values::{Amounts, amounts, ttl},
+    values::{Amounts, Nodes, amounts, nodes, queue, ttl},
 };
 
 /// The whole command line.
@@ -61,6 +62,8 @@ pub enum Command {
     Groups(GroupsArgs),
     /// Define, change, list and remove the queues between which the cluster is shared
     Queue(QueueArgs),
+    /// Replay a trace of work on a cluster that is not there, and say how that goes
+    Simulate(SimulateArgs),
     /// Show every setting, with what it is now and why
     Config(ConfigArgs),
     /// Explain an error code, such as MOB2001
@@ -400,6 +403,30 @@ pub struct QueueRemoveArgs {
     pub name: String,
     #[command(flatten)]
     pub home: HomeArg,
+}
+
+/// `mobula simulate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        mobula simulate trace.csv --nodes '10x 16 cpu 64GiB memory' --nodes '2x 96 cpu 512GiB memory 8 gpu'\n  \
+        mobula simulate trace.csv --nodes '4x 8 cpu' --queue research=2 --queue prod=1 --json\n\n\
+        The trace is a file of comma-separated values. Its first line names the columns: arrival and duration in \
+        seconds, resources (such as 2 cpu 4GiB memory), job, priority; and, where wanted, queue and restartable \
+        (true or false). The scheduler is the one of the head, its time is virtual: a day takes seconds, and the same \
+        trace gives the same hash everywhere.")]
+pub struct SimulateArgs {
+    /// The trace
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Nodes of one kind, as COUNTx AMOUNT KIND …; once for each kind
+    #[arg(long, value_name = "NODES", value_parser = nodes, required = true)]
+    pub nodes: Vec<Nodes>,
+    /// A queue that the trace names, with its weight; once for each
+    #[arg(long, value_name = "NAME[=WEIGHT]", value_parser = queue)]
+    pub queue: Vec<Queue>,
+    /// Print everything, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `mobula config`.

@@ -160,6 +160,17 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// A trace that cannot be replayed.
+    #[error("{}: {error}", file.display())]
+    Trace {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and how to correct that.
+        error: mobula_scheduler::sim::trace::Error,
+    },
+    /// The queues do not go together.
+    #[error(transparent)]
+    Queues(mobula_proto::queue::Error),
     /// Arguments that cannot be used.
     #[error("{0}")]
     Arguments(clap::Error),
@@ -180,6 +191,8 @@ impl Error {
             | Self::NoCode(_)
             | Self::Token(_)
             | Self::Setting { .. }
+            | Self::Trace { .. }
+            | Self::Queues(_)
             | Self::Arguments(_)
             | Self::NoHeadNamed => 2,
             _ => 1,
@@ -198,6 +211,8 @@ impl Error {
             | Self::Offer(_)
             | Self::NoCode(_)
             | Self::Setting { .. }
+            | Self::Trace { .. }
+            | Self::Queues(_)
             | Self::Arguments(_)
             | Self::NoHeadNamed => code::SETTING,
             Self::NotJoined { .. } | Self::Expired => code::JOIN,
@@ -289,6 +304,7 @@ impl Error {
                 format!("it waits for the kernel, most likely a disk or device: see /proc/{pid}/stack")
             }
             Self::Setting { .. } => "correct it or take it out; `mobula config` then shows all that can be set".to_owned(),
+            Self::Trace { .. } | Self::Queues(_) => "`mobula simulate --help` says what a trace and a queue are".to_owned(),
             Self::Arguments(_) => "`mobula config` without options shows all that can be set".to_owned(),
             Self::NoHeadNamed => {
                 "say --head HOST:PORT, or set MOBULA_NODE_HEAD, or `head` under [node] in mobula.toml".to_owned()

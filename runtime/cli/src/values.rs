@@ -7,7 +7,8 @@ use mobula_net::{
     identity::{PeerName, Role},
     ring,
 };
-use mobula_proto::{Quantity, resource};
+use mobula_proto::{NodeId, Quantity, Queue, Resources, resource};
+use mobula_scheduler::{Event, sim::trace};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -17,6 +18,46 @@ const NODE_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// An amount of a resource.
 pub fn quantity(text: &str) -> Result<Quantity, resource::Error> {
     text.parse()
+}
+
+/// Nodes of one kind.
+#[derive(Clone, Debug)]
+pub struct Nodes {
+    /// How many.
+    pub count: u32,
+    /// What each has.
+    pub total: Resources,
+}
+
+/// Most nodes of a simulated cluster, of each kind.
+const NODES_MAX: u32 = 100_000;
+
+/// `COUNTx AMOUNT KIND …`.
+pub fn nodes(text: &str) -> Result<Nodes, String> {
+    let wrong = || format!("{text:?} are no nodes: write for example \"4x 16 cpu 64GiB memory 2 gpu\"");
+    let (count, total) = text.split_once('x').ok_or_else(wrong)?;
+    let count: u32 = count.trim().parse().map_err(|_| wrong())?;
+    if !(1..=NODES_MAX).contains(&count) {
+        return Err(format!("{count} nodes are not possible: say 1 to {NODES_MAX}"));
+    }
+    let total = trace::amounts(total).filter(|total| !total.is_empty()).ok_or_else(wrong)?;
+    let up = Event::NodeUp {
+        node: NodeId { number: 1, incarnation: 1 },
+        total: total.clone(),
+        devices: Vec::new(),
+        labels: Vec::new(),
+    };
+    up.validate().map_err(|error| error.to_string())?;
+    Ok(Nodes { count, total })
+}
+
+/// `NAME` or `NAME=WEIGHT`.
+pub fn queue(text: &str) -> Result<Queue, String> {
+    let (name, weight) = text.split_once('=').unwrap_or((text, "1"));
+    let weight = quantity(weight).map_err(|error| error.to_string())?;
+    let queue = Queue { weight, ..Queue::new(name) };
+    mobula_proto::queue::validate(std::slice::from_ref(&queue)).map_err(|error| error.to_string())?;
+    Ok(queue)
 }
 
 /// A number of bytes.

@@ -13,6 +13,8 @@ use crate::Millis;
 
 /// Most tasks of a trace.
 pub const TASKS_MAX: usize = 4_000_000;
+/// Most bytes of a trace.
+pub const TEXT_MAX: usize = 1 << 30;
 /// Most bytes of a line.
 pub const LINE_MAX: usize = 4096;
 /// Longest time in a trace: ten years.
@@ -107,6 +109,9 @@ pub enum Error {
         /// What to write.
         cure: &'static str,
     },
+    /// More than [`TEXT_MAX`] bytes.
+    #[error("the trace has more than {TEXT_MAX} bytes: replay a part of it")]
+    TextTooLong,
     /// More than [`TASKS_MAX`] tasks.
     #[error("the trace has more than {TASKS_MAX} tasks: replay a part of it")]
     TooMany,
@@ -149,6 +154,9 @@ impl Columns {
 /// The tasks of a trace, in the order of their arrival, those that arrive together in the order of their lines. Empty
 /// lines are ignored.
 pub fn parse(text: &str) -> Result<Vec<Task>, Error> {
+    if text.len() > TEXT_MAX {
+        return Err(Error::TextTooLong);
+    }
     let mut lines = (1..).zip(text.lines());
     let first = lines.next().map_or("", |(_, line)| line);
     if first.len() > LINE_MAX {
@@ -215,18 +223,22 @@ fn time(line: usize, column: &'static str, text: &str) -> Result<Millis, Error> 
 }
 
 fn resources(line: usize, text: &str) -> Result<Resources, Error> {
-    let wrong = || Error::Resources { line, text: text.to_owned() };
+    let all = amounts(text).ok_or_else(|| Error::Resources { line, text: text.to_owned() })?;
+    all.validate_request().map_err(|error| Error::NotAllowed { line, error })?;
+    Ok(all)
+}
+
+/// Amounts and kinds, as in `2 cpu 4GiB memory`; `None` where it is anything else, or has a kind twice.
+pub fn amounts(text: &str) -> Option<Resources> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let mut all = Resources::none();
     for pair in words.chunks(2) {
-        let [amount, kind] = pair else { return Err(wrong()) };
-        let amount: Quantity = amount.parse().map_err(|_| wrong())?;
-        let kind = Kind::parse(kind).map_err(|_| wrong())?;
+        let [amount, kind] = pair else { return None };
+        let (amount, kind) = (amount.parse::<Quantity>().ok()?, Kind::parse(kind).ok()?);
         if !all.get(&kind).is_zero() {
-            return Err(wrong());
+            return None;
         }
         all.set(kind, amount);
     }
-    all.validate_request().map_err(|error| Error::NotAllowed { line, error })?;
-    Ok(all)
+    Some(all)
 }

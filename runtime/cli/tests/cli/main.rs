@@ -8,3 +8,4 @@ mod jobs;
 mod queues;
 mod refusals;
 mod settings;
+mod simulate;
