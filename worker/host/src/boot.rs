@@ -94,9 +94,13 @@ pub fn join(
     Ok((Runtime::new(welcome, registry, agent, peers, user), receive))
 }
 
-/// The life of a launched host: runs what it is sent until the agent goes or the job ends.
+/// The life of a launched host: runs what it is sent until the agent goes or the job ends. It is not dumpable: no debugger
+/// of the same user attaches to it, and it leaves no core. What is to be debugged runs embedded.
 pub fn run_host(socket: UnixStream) -> Result<(), Failure> {
     let trouble = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Internal, error.to_string());
+    // Other processes, those of the same user too, get neither at its memory nor at its descriptors.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| trouble(&error))?;
     let registry = Registry::linked().map_err(|error| trouble(&error))?;
     let user = user_runtime(None).map_err(|error| trouble(&error))?;
     let (agent, receive) = link::over_socket(socket);

@@ -690,10 +690,6 @@ impl Executor {
 
     /// [`Self::finish`], but one of those that may start is left to the caller.
     #[must_use]
-    #[expect(
-        clippy::boxed_local,
-        reason = "calls are moved between queues as boxes, and this is where they end"
-    )]
     fn finish_with(
         &self,
         runtime: &Arc<Runtime>,

@@ -396,6 +396,51 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     assert_eq!(rig.core.usage().served_bytes, 100);
 }
 
+/// What lies on disk alone is read back before another node gets it, and pinned for that; what cannot be read is a copy no
+/// more, and whoever waits for it is told.
+#[test]
+fn what_is_on_disk_is_served_later_or_not_at_all() {
+    for readable in [true, false] {
+        let mut rig = Rig::new(false);
+        rig.driver(false);
+        let host = rig.launched(1, Class::default());
+        rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 4 * MIB, wait_ms: 0 });
+        rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![fd()]);
+        let sealed =
+            ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100, site: 0 };
+        rig.host(host, sealed);
+        let wanted = ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 1000 };
+        assert_eq!(rig.host(id(1), wanted), ["spill 1 into 1"]);
+        rig.core.spilled(1, Ok(()), rig.now);
+        assert_eq!(rig.lines()[0], "host-2 < Reclaim 1");
+        let by = other_node().node;
+        let wish =
+            Wish { object: object(1), copy: copy(NodeId::EMBEDDED, 1), by, tried: vec![], whole: false };
+        assert!(matches!(rig.core.serve(&wish), Serve::Later));
+        assert_eq!(rig.lines(), [format!("restore {}", object(1))]);
+        assert!(matches!(rig.core.serve(&wish), Serve::Later));
+        assert_eq!(rig.lines(), [""; 0], "once is enough for all");
+        assert_eq!(rig.core.usage().pinned, 0, "nobody has it yet");
+        let lost = Failure::new(FailureKind::ObjectLost, "a bit is another");
+        let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
+        if readable {
+            rig.host(host, ToAgent::RegionRemoved { seq: 1 });
+            rig.core.want_region(region.writer, 1, MIB, Duration::ZERO, rig.now);
+            rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+            rig.lines();
+            assert!(rig.core.restored(object(1), 1, Ok((region, 0))));
+            assert_eq!(rig.lines(), ["serve it"]);
+            let Serve::Whole(place, ..) = rig.core.serve(&wish) else { panic!("it is not served") };
+            assert_eq!((place.region, place.bytes, rig.core.usage().pinned), (region, 100, 1));
+        } else {
+            assert!(!rig.core.restored(object(1), 1, Err(lost)));
+            assert_eq!(rig.lines()[..2], ["delete 1", "serve ObjectLost"]);
+            assert!(matches!(rig.core.serve(&wish), Serve::No(_)));
+            assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
+        }
+    }
+}
+
 #[test]
 fn the_job_ends_with_its_driver() {
     let mut rig = Rig::new(false);
