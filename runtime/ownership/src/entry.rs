@@ -1,6 +1,7 @@
 //! One object in the table.
 
 use mobula_proto::{HostId, ObjectId, peer::State};
+use smallvec::SmallVec;
 
 /// What a host knows of one object. Most objects live and die without `rare`.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub(crate) struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Rare {
     /// Owned: other hosts and how often each is registered; sorted. Below zero while a `Return` is ahead of the
-    /// `Done.retained` that it answers; never zero.
-    borrowers: Vec<(HostId, i64)>,
+    /// `Done.retained` that it answers; never zero. Few objects have more than one.
+    borrowers: SmallVec<[(HostId, i64); 1]>,
     /// Owned: who waits for the state or, for an actor, follows it; sorted.
     waiters: Vec<HostId>,
     /// Owned: the refs inside the stored value.

@@ -336,8 +336,7 @@ impl Store {
 
     /// What may be kept for reuse just now.
     fn keep_bytes(&self) -> u64 {
-        let asked = self.asked.lock().is_some_and(|at| at.elapsed() < PRESSURE_TIME);
-        if asked || self.pressed.load(Ordering::Acquire) {
+        if self.asked.lock().is_some() || self.pressed.load(Ordering::Acquire) {
             0
         } else if self.written.lock().is_some() {
             self.keep_bytes
@@ -364,14 +363,19 @@ impl Store {
         // Views of what the agent has elsewhere by now may have gone.
         self.freed();
         let idle = self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME).is_some();
-        let asked = {
-            let mut asked = self.asked.lock();
-            asked.is_some() && asked.take_if(|at| at.elapsed() >= PRESSURE_TIME).is_none()
+        let nothing_left = {
+            let mut left = self.left.lock();
+            left.retain(|_, extent| !extent.is_gone());
+            left.is_empty()
         };
+        let asked = self.asked.lock().is_some();
         if idle || asked {
             self.trim(runtime, self.keep_bytes());
         }
-        self.left.lock().retain(|_, extent| !extent.is_gone());
+        // What is still read here comes free later, and others may wait for that.
+        if nothing_left {
+            self.asked.lock().take_if(|at| at.elapsed() >= PRESSURE_TIME);
+        }
         self.views.lock().retain(|_, view| match view {
             View::Opening(..) => true,
             View::Open { pin, .. } => pin.strong_count() > 0,

@@ -106,6 +106,7 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::a_host_killed_meanwhile_leaves_nothing).modes(RIG).store_bytes(32 << 20),
         case!(pressure::arguments_and_results_share_the_store).store_bytes(32 << 20),
         case!(pressure::parents_let_their_children_in).store_bytes(32 << 20),
+        case!(pressure::a_shuffle_outgrows_the_store).store_bytes(32 << 20),
         case!(actors::calls_keep_their_order),
         case!(actors::shared_calls_overlap),
         case!(actors::constructors_may_wait_and_fail),

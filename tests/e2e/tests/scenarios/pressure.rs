@@ -140,3 +140,44 @@ pub async fn parents_let_their_children_in(env: Env) -> Result<()> {
     drop(all);
     env.stores_empty().await
 }
+
+/// Tasks on each side of a shuffle, and bytes of what each of the first makes for each of the second: four stores full.
+const SIDE: usize = 32;
+const PART_BYTES: usize = 128 << 10;
+
+fn part(from: usize, to: usize) -> Vec<u8> {
+    (0..PART_BYTES).map(|at| ((at >> 9) ^ (from * SIDE + to)) as u8).collect()
+}
+
+#[mobula::task(returns)]
+fn split(from: usize) -> Result<Vec<Tensor>> {
+    (0..SIDE).map(|to| Tensor::from_vec(&[PART_BYTES], part(from, to))).collect()
+}
+
+#[mobula::task]
+fn merge(parts: Vec<Tensor>, to: usize) -> bool {
+    let right =
+        |(from, tensor): (usize, &Tensor)| tensor.as_slice::<u8>().is_ok_and(|found| found == part(from, to));
+    parts.len() == SIDE && parts.iter().enumerate().all(right)
+}
+
+/// What each task needs lies in pieces all over the store, and the rest on disk: the pieces that some hold on to do not
+/// keep what others wait for from coming back.
+pub async fn a_shuffle_outgrows_the_store(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let parts: Vec<Vec<ObjectRef<Tensor>>> =
+        (0..SIDE).map(|from| split.options().strategy(on(node)).returns(SIDE as u32).remote(from)).collect();
+    for of_one in &parts {
+        mobula::wait(of_one, SIDE, None).await?;
+    }
+    let merged: Vec<_> = (0..SIDE)
+        .map(|to| {
+            let of_all: Vec<_> = parts.iter().map(|of_one| of_one[to].clone()).collect();
+            merge.options().strategy(on(node)).remote(&of_all[..], to)
+        })
+        .collect();
+    drop(parts);
+    assert!(mobula::get_all(&merged).await?.into_iter().all(|right| right));
+    have_spilled(&env).await?;
+    env.stores_empty().await
+}

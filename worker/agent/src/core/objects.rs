@@ -98,6 +98,10 @@ pub enum Want {
     Refused(Failure),
 }
 
+/// What is read back from disk has one part in so many of the store to itself. What it is read for may hold on to pieces
+/// of all other regions, none of which then comes free, until it has the rest of what it needs.
+const RESTORE_SHARE: u64 = 8;
+
 /// Where a copy lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -311,7 +315,7 @@ impl Objects {
                 format!("this node has {REGIONS_MAX} regions already, the most it may"),
             ));
         }
-        if self.waiting.is_empty() && self.fits(bytes) {
+        if self.is_next(writer, bytes, self.waiting.is_empty()) {
             self.grant(writer, bytes);
             return Want::Granted;
         }
@@ -330,21 +334,57 @@ impl Objects {
         self.used.checked_add(bytes).is_some_and(|sum| sum <= self.capacity)
     }
 
+    /// What the agent's own regions may take whatever hosts ask for, while anything lies on disk.
+    fn for_reading(&self) -> u64 {
+        if self.disk.is_empty() { 0 } else { self.capacity / RESTORE_SHARE }
+    }
+
+    /// Bytes of the agent's own regions, made or granted.
+    fn of_agent(&self) -> u64 {
+        let made = self.regions.iter().filter(|(id, _)| id.writer.is_agent()).map(|(_, region)| region.bytes);
+        let granted = self.granted.iter().filter(|(writer, _)| writer.is_agent()).flat_map(|(_, list)| list);
+        made.sum::<u64>() + granted.sum::<u64>()
+    }
+
+    /// How many bytes `writer` lacks for a region of `bytes` where so many are in use.
+    fn lacks(&self, writer: HostId, bytes: u64, used: u64) -> u64 {
+        let lacks = used.saturating_add(bytes).saturating_sub(self.capacity);
+        let reserve = self.for_reading();
+        if writer.is_agent() || reserve == 0 {
+            return lacks;
+        }
+        let of_hosts = used.saturating_sub(self.of_agent());
+        // One alone may be as large as the store.
+        if of_hosts == 0 {
+            return lacks;
+        }
+        lacks.max(of_hosts.saturating_add(bytes).saturating_sub(self.capacity - reserve))
+    }
+
+    /// Whether a region is granted now; `first` says that nobody waits who asked before.
+    fn is_next(&self, writer: HostId, bytes: u64, first: bool) -> bool {
+        let reserved = || writer.is_agent() && self.of_agent().saturating_add(bytes) <= self.for_reading();
+        (first || reserved()) && self.lacks(writer, bytes, self.used) == 0
+    }
+
     fn grant(&mut self, writer: HostId, bytes: u64) {
         self.used += bytes;
         self.granted.entry(writer).or_default().push(bytes);
     }
 
-    /// Grants what fits now, in order.
+    /// Grants what fits now, in order; what is reserved for the agent, out of it.
     pub fn grants(&mut self) -> Vec<(HostId, Request)> {
         let mut out = Vec::new();
-        while let Some(first) = self.waiting.front()
-            && self.fits(first.bytes)
-        {
-            let (writer, request, bytes) = (first.writer, first.request, first.bytes);
-            self.waiting.pop_front();
-            self.grant(writer, bytes);
-            out.push((writer, request));
+        let mut at = 0;
+        while let Some(waiting) = self.waiting.get(at) {
+            let (writer, request, bytes) = (waiting.writer, waiting.request, waiting.bytes);
+            if self.is_next(writer, bytes, at == 0) {
+                self.waiting.remove(at);
+                self.grant(writer, bytes);
+                out.push((writer, request));
+            } else {
+                at += 1;
+            }
         }
         out
     }
@@ -353,7 +393,7 @@ impl Objects {
     /// waits.
     pub fn short_by(&self) -> u64 {
         let staying = self.used - self.going;
-        self.waiting.front().map_or(0, |first| (staying + first.bytes).saturating_sub(self.capacity))
+        self.waiting.front().map_or(0, |first| self.lacks(first.writer, first.bytes, staying))
     }
 
     /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep

@@ -136,6 +136,11 @@ impl Disk {
         }
     }
 
+    /// Whether nothing lies there, or is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// A copy that lies there is gone.
     pub(super) fn leave(&mut self, slot: Slot, gone: &mut Gone) {
         let Some(file) = self.files.get_mut(&slot.file) else { return };

@@ -131,6 +131,41 @@ fn a_disk_in_trouble_is_tried_again_and_named() {
 }
 
 #[test]
+fn what_is_read_back_has_room_that_no_host_gets() {
+    let mut objects = Objects::new(16 * MIB, Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    for seq in 1..=8 {
+        assert_eq!(
+            objects.want(host(2), u64::from(seq), 2 * MIB, now, 0),
+            Want::Granted,
+            "nothing is on disk"
+        );
+        let region = RegionId { writer: host(2), seq };
+        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        objects.seal(object(u64::from(seq)), 1, region, 0, MIB, None).unwrap();
+    }
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, now, 0), Want::Waiting);
+    let mut left = Vec::new();
+    loop {
+        let room = objects.make_room();
+        left.extend(room.gone.reclaim.into_values().flatten());
+        if room.spills.is_empty() {
+            break;
+        }
+        for spill in room.spills {
+            assert_eq!(objects.spilled(spill.file, Ok(()), now), Gone::default());
+        }
+    }
+    assert_eq!(left, [(object(1), 1), (object(2), 1)]);
+    objects.remove_region(RegionId { writer: host(2), seq: 1 }).unwrap();
+    assert_eq!(objects.grants(), [], "an eighth is not for hosts while something is on disk");
+    assert_eq!(objects.want(AGENT, 2, 2 * MIB, now, 0), Want::Granted, "nor has the agent to wait for it");
+    assert_eq!(objects.want(AGENT, 3, 2 * MIB, now, 0), Want::Waiting, "for more it has");
+    objects.remove_region(RegionId { writer: host(2), seq: 2 }).unwrap();
+    assert_eq!(objects.grants(), [(host(4), 1)]);
+}
+
+#[test]
 fn files_have_a_bound_and_spilling_can_be_off() {
     let now = Instant::now();
     for (disk_bytes, part) in [(0, "are in use"), (MIB, "of the 1.0 MiB that files may take are used")] {
