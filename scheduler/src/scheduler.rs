@@ -761,10 +761,16 @@ impl Scheduler {
         if self.leases.get(id).is_some_and(|entry| entry.lease.slots == slots) {
             return self.end(id, None, out);
         }
+        self.cut(id, slots, 0);
+    }
+
+    /// Takes fewer slots than all from a lease, of which some wait.
+    fn cut(&mut self, id: LeaseId, slots: u32, waited: u32) {
         let Some((at, mut entry)) = self.leases.lend(id) else { return };
         // Fewer than all means more than one: it has no devices.
-        self.free(&entry, slots, 0);
+        self.free(&entry, slots, waited);
         entry.giving -= entry.giving.min(slots);
+        entry.blocked -= waited.min(entry.blocked);
         entry.lease.slots -= slots;
         self.leases.give_back(at, entry);
     }

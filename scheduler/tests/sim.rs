@@ -24,7 +24,7 @@ use mobula_proto::{
     group::Arrange,
     resource::{Class, Kind, LabelRule, Strategy},
 };
-use mobula_scheduler::{Effect, Event, Lease, Millis, Options, Scheduler, sim::Random};
+use mobula_scheduler::{Effect, Event, Lease, Millis, Options, Preempt, RevokeKind, Scheduler, sim::Random};
 
 /// Steps in which anything may happen; then what is there is worked off.
 const STEPS: usize = 120;
@@ -60,6 +60,12 @@ fn node(number: u32, incarnation: u32) -> NodeId {
     NodeId { number, incarnation }
 }
 
+/// Soon, so that it happens often.
+const PREEMPT: Preempt =
+    Preempt { patience: Millis(100), grace: Millis(300), churn: 250, reserve: Millis(1000) };
+/// Leases and groups from which something was taken away, in all runs.
+static EVICTED: AtomicU64 = AtomicU64::new(0);
+
 /// A group as its owner knows it.
 #[derive(Debug)]
 struct Reserved {
@@ -83,6 +89,10 @@ struct World {
     limits: BTreeMap<String, Vec<(Kind, Quantity)>>,
     parents: BTreeMap<String, String>,
     next_group: u32,
+    /// What was to make room: how many slots of which lease, and when they are taken away.
+    told: BTreeMap<LeaseId, (u32, Option<Millis>)>,
+    /// When how much of the cluster was to make room.
+    taken: Vec<(Millis, f64)>,
     /// Of all effects.
     hash: u64,
     text: String,
@@ -93,7 +103,12 @@ impl World {
         let mut random = Random::new(seed);
         let seed = if random.chance(50) { 0 } else { random.any() };
         Self {
-            scheduler: Scheduler::new(Options { seed, ageing: Millis(5000), ..Options::default() }),
+            scheduler: Scheduler::new(Options {
+                seed,
+                ageing: Millis(5000),
+                preempt: PREEMPT,
+                ..Options::default()
+            }),
             random,
             now: Millis(0),
             leases: BTreeMap::new(),
@@ -105,6 +120,8 @@ impl World {
             limits: BTreeMap::new(),
             parents: BTreeMap::new(),
             next_group: 1,
+            told: BTreeMap::new(),
+            taken: Vec::new(),
             hash: 0xcbf2_9ce4_8422_2325,
             text: String::new(),
         }
@@ -155,10 +172,11 @@ impl World {
                 assert_eq!(self.leases.remove(lease).expect("a lease ends once").node, *node);
                 self.blocked.remove(lease);
             }
-            Effect::Revoke { lease, owner, node, slots, .. } => {
+            Effect::Revoke { lease, owner, node, slots, kind } => {
                 let known = &self.leases[lease];
                 assert_eq!((known.owner, known.node), (*owner, *node));
                 assert!(*slots <= known.slots);
+                self.check_right(*lease, *slots, *kind);
             }
             Effect::Infeasible { owner, key, error } => {
                 assert!(!error.to_string().is_empty());
@@ -182,7 +200,57 @@ impl World {
                 assert!(!error.to_string().is_empty());
                 self.groups.remove(group).expect("it was asked for");
             }
-            Effect::GroupRevoked { .. } => {}
+            Effect::GroupRevoked { group, until } => {
+                assert!(self.groups[group].spec.restartable, "{group} could not be run again");
+                assert_eq!(*until, self.now.plus(PREEMPT.grace));
+            }
+        }
+    }
+
+    /// Nothing is taken away without a word before, nor before its time.
+    fn check_right(&mut self, id: LeaseId, slots: u32, kind: RevokeKind) {
+        let Some(known) = self.leases.get_mut(&id).filter(|lease| lease.bundle.is_none()) else { return };
+        match kind {
+            RevokeKind::Preempted { until } => {
+                let due = known.class.restartable.then_some(self.now.plus(PREEMPT.grace));
+                assert_eq!(until, due, "only what can be run again is taken away, and then after its grace");
+                let told = self.told.entry(id).or_insert((0, None));
+                *told = (told.0 + slots, until);
+                let mut total = Resources::none();
+                self.scheduler.nodes().for_each(|view| total.add(view.total));
+                let part = known.class.resources.iter().map(|(kind, each)| {
+                    each.units() as f64 * f64::from(slots) / total.get(kind).units().max(1) as f64
+                });
+                self.taken.push((self.now, part.fold(0.0, f64::max)));
+            }
+            RevokeKind::Evicted => {
+                let (told, until) = self.told.remove(&id).expect("it was told before");
+                assert!(
+                    slots <= told && until.is_some_and(|until| until <= self.now),
+                    "{told} until {until:?}"
+                );
+                EVICTED.fetch_add(1, Ordering::Relaxed);
+                // The rest goes on, if it was not all; those that run go before those that wait.
+                if slots < known.slots {
+                    known.slots -= slots;
+                    let waits = self.blocked.entry(id).or_default();
+                    *waits = known.slots.min(*waits);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// In no second more was to make room than may, or than somebody needed at once: seconds are counted one after the
+    /// other, so that two of them may meet in one.
+    fn check_churn(&self) {
+        for (at, _) in &self.taken {
+            let span = self.taken.iter().filter(|(t, _)| *t >= *at && *t < at.plus(Millis(1000)));
+            let mut batches: BTreeMap<Millis, f64> = BTreeMap::new();
+            span.for_each(|(t, part)| *batches.entry(*t).or_default() += part);
+            let most = batches.values().copied().fold(0.0, f64::max);
+            let sum: f64 = batches.values().sum();
+            assert!(sum <= 2.0 * (0.25 + most) + 1e-9, "{sum} of the cluster in a second: {batches:?}");
         }
     }
 
@@ -551,6 +619,7 @@ fn run(seed: u64) -> u64 {
         world.anything();
     }
     world.work_off();
+    world.check_churn();
     world.hash
 }
 
@@ -585,6 +654,9 @@ fn invariants_hold_whatever_happens() {
         running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     assert!(failed.is_empty(), "failed: run with MOBULA_SEED={}", failed[0]);
+    let evicted = EVICTED.load(Ordering::Relaxed);
+    assert!(evicted > 0 || seeds.end - seeds.start < 100, "nothing ever had to make room");
+    println!("{evicted} times something was taken away");
 }
 
 #[test]
@@ -594,4 +666,4 @@ fn a_seed_is_the_same_everywhere() {
 }
 
 /// Of seed 1.
-const HASH: u64 = 13_185_256_316_721_143_194;
+const HASH: u64 = 13_831_209_674_992_117_368;

@@ -159,12 +159,14 @@ impl Scheduler {
             self.preempting.leases.remove(&(until, id));
             let Some(entry) = self.leases.get(id).filter(|e| e.until == Some(until)) else { continue };
             let (slots, lease) = (entry.giving, &entry.lease);
+            // Those that run go before those that wait, which hold less.
+            let waited = slots.saturating_sub(entry.running());
             if slots >= lease.slots {
                 self.end(id, Some(RevokeKind::Evicted), out);
             } else if slots > 0 {
                 let (owner, node, kind) = (lease.owner, lease.node, RevokeKind::Evicted);
                 out.push(Effect::Revoke { lease: id, owner, node, slots, kind });
-                self.shrink(id, slots, out);
+                self.cut(id, slots, waited);
             }
         }
         while let Some((until, at)) = self.preempting.gangs.first().copied().filter(|(at, _)| *at <= self.now)
