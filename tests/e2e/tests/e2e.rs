@@ -19,5 +19,8 @@ fn main() -> ExitCode {
     if let Some(code) = scenarios::driver::run_if_asked() {
         return code;
     }
+    if scenarios::isolation::is_stranger() {
+        return ExitCode::SUCCESS;
+    }
     mobula_e2e::run(&scenarios::cases(), scenarios::SOLOS, KNOWN_FAILING)
 }

@@ -4,12 +4,14 @@ mod actors;
 mod blocks;
 mod cancelling;
 mod detaching;
+mod disk;
 pub mod driver;
 mod dying;
 mod explaining;
 mod files;
 mod grouping;
 mod inventory;
+pub mod isolation;
 mod joining;
 mod limits;
 mod objects;
@@ -107,6 +109,8 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::arguments_and_results_share_the_store).store_bytes(32 << 20),
         case!(pressure::parents_let_their_children_in).store_bytes(32 << 20),
         case!(pressure::a_shuffle_outgrows_the_store).store_bytes(32 << 20),
+        case!(disk::a_spoiled_disk_is_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
+        case!(disk::a_full_disk_says_so).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(actors::calls_keep_their_order),
         case!(actors::shared_calls_overlap),
         case!(actors::constructors_may_wait_and_fail),
@@ -200,6 +204,8 @@ pub const SOLOS: &[Solo] = &[
     solo!(files::open_files_stay_with_their_opener),
     solo!(files::a_replaced_program_goes_on),
     solo!(inventory::objects_are_shown_with_what_made_them),
+    solo!(isolation::nobody_can_write_what_is_shared),
+    solo!(isolation::a_stranger_gets_nothing),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),

@@ -1,0 +1,170 @@
+//! Disks for spilled objects that are full, or change what was written to them.
+
+use std::{
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use mobula::{ErrorKind, NodeId, Result, prelude::*};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+};
+
+/// Of each object. A store of 32 MiB holds ten.
+const BYTES: usize = 3 << 20;
+/// So many are two stores full.
+const COUNT: usize = 20;
+
+/// Bytes that are different for each object, and at each place of it.
+fn bytes(seed: usize) -> Vec<u8> {
+    (0..BYTES).map(|at| ((at >> 3) ^ (at >> 11) ^ (seed * 31)) as u8).collect()
+}
+
+fn is_right(tensor: &Tensor, seed: usize) -> bool {
+    tensor.as_slice::<u8>().is_ok_and(|found| found == bytes(seed))
+}
+
+#[mobula::task]
+fn make(seed: usize) -> Result<Tensor> {
+    Tensor::from_vec(&[BYTES], bytes(seed))
+}
+
+#[mobula::task]
+fn check(tensor: Tensor, seed: usize) -> bool {
+    is_right(&tensor, seed)
+}
+
+/// The folder in which this node has its spill files.
+fn spill_folder(env: &Env, node: NodeId) -> PathBuf {
+    let rig = env.rig().unwrap();
+    let place = usize::from(rig.number(0).unwrap() != node.number);
+    rig.home(place).unwrap().join("spill")
+}
+
+#[mobula::task]
+fn make_noted(place: String, seed: usize) -> Result<Tensor> {
+    witness::note(&place);
+    Tensor::from_vec(&[BYTES], bytes(seed))
+}
+
+#[mobula::data]
+struct Holding(ObjectRef<Tensor>);
+
+/// Puts, in a host: nothing is known from which that could be made again.
+#[mobula::task]
+fn give(seed: usize) -> Result<Holding> {
+    Ok(Holding(mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?)?))
+}
+
+/// Flips a bit in each page of each spill file in the folder; says how many files there were.
+fn spoil(folder: &Path) -> std::io::Result<usize> {
+    let mut spoiled = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(entry?.path())?;
+        for at in (0..file.metadata()?.len()).step_by(4096) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at)?;
+            file.write_all_at(&[byte[0] ^ 1], at)?;
+        }
+        spoiled += 1;
+    }
+    Ok(spoiled)
+}
+
+/// Wrong bytes are never handed out: results are made again, and what cannot be is lost.
+pub async fn a_spoiled_disk_is_found_out(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let node: NodeId = env.nodes().await?[0];
+    let given: Vec<Holding> = {
+        let all: Vec<_> = (0..4).map(|seed| give.options().strategy(on(node)).remote(seed)).collect();
+        mobula::get_all(&all).await?
+    };
+    let made: Vec<_> = (0..COUNT)
+        .map(|seed| make_noted.options().strategy(on(node)).remote(witness.place("made"), seed))
+        .collect();
+    mobula::wait(&made, COUNT, None).await?;
+    let before = witness.count("made");
+    assert!(spoil(&spill_folder(&env, node)).unwrap() > 0, "nothing was spilled");
+    let mut lost = 0;
+    for (seed, held) in given.iter().enumerate() {
+        match check.options().strategy(on(node)).remote(&held.0, seed).await {
+            Ok(right) => assert!(right, "object {seed} that was put is another"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ObjectLost, "{error}");
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > 0, "what was put first was spilled first, and spoiled");
+    for seed in (0..COUNT).rev() {
+        assert!(is_right(&(&made[seed]).await?, seed), "object {seed} is another");
+    }
+    assert!(witness.count("made") > before, "none was made again");
+    drop((made, given));
+    env.stores_empty().await
+}
+
+/// A small file system over a folder, until this is dropped.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where this process may not mount.
+    fn over(folder: PathBuf, mib: usize) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m,mode=700"), "tmpfs"]).arg(&folder);
+        mount.output().is_ok_and(|output| output.status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: files of it may still be open.
+        let _gone = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// What neither memory nor the disk holds is a typed error for who puts and for whose result it is; nothing that lies there
+/// is lost, and what is freed makes room.
+pub async fn a_full_disk_says_so(env: Env) -> Result<()> {
+    const DISK_MIB: usize = 16;
+    let node: NodeId = env.nodes().await?[0];
+    let Some(small) = Small::over(spill_folder(&env, node), DISK_MIB) else {
+        // Without the right to mount there is no small disk to be had.
+        eprintln!("skipped: this process may not mount a file system");
+        return Ok(());
+    };
+    let mut held = Vec::new();
+    let error = loop {
+        let made = give.options().strategy(on(node)).remote(held.len());
+        match made.await {
+            Ok(made) => held.push(made),
+            Err(error) => break error,
+        }
+        assert!(held.len() < COUNT, "{COUNT} objects fit into 32 MiB and {DISK_MIB} MiB of disk");
+    };
+    let text = error.to_string();
+    assert!(text.contains("nothing is spilled") && text.contains("No space left on device"), "{text}");
+    let error = make.options().strategy(on(node)).retries(0).remote(0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreFull, "{error}");
+    assert!(held.len() > 10, "the disk took nothing: {} objects fitted", held.len());
+    // To be read, what lies on disk needs room as well.
+    held.truncate(2);
+    for (seed, object) in held.iter().enumerate() {
+        assert!(is_right(&(&object.0).await?, seed), "object {seed} is another");
+    }
+    for seed in 0..4 {
+        assert!(
+            check
+                .options()
+                .strategy(on(node))
+                .remote(make.options().strategy(on(node)).remote(seed), seed)
+                .await?
+        );
+    }
+    drop(held);
+    env.stores_empty().await?;
+    drop(small);
+    Ok(())
+}

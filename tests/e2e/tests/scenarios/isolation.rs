@@ -1,0 +1,243 @@
+//! What processes can do to one another's memory, and to what strangers on the machine can.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read, Write},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        net::UnixStream,
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use mobula::{Cluster, Result, View, prelude::*, private};
+use mobula_e2e::env::on;
+use mobula_rig::{Part, Rig};
+use rustix::{
+    fs::SealFlags,
+    process::{DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags},
+};
+
+use super::driver::Outcome;
+
+const BYTES: usize = 1 << 20;
+/// What the system calls the memory of a region.
+const REGION: &str = "/memfd:mobula-region";
+/// Says to this program that it is to be a stranger, and which processes to try; then the agents' sockets.
+const VARIABLE: &str = "MOBULA_E2E_STRANGER";
+/// The user that owns nothing.
+const NOBODY: u32 = 65_534;
+/// Descriptors up to this are guessed.
+const GUESSED_MAX: i32 = 64;
+
+/// Has a view of what others wrote, and writes nothing.
+struct Reader {
+    held: Vec<View<Tensor>>,
+}
+
+#[mobula::actor(isolation = "process")]
+impl Reader {
+    fn new() -> Self {
+        Self { held: Vec::new() }
+    }
+
+    fn read(&mut self, tensor: View<Tensor>) -> Result<(u32, bool)> {
+        self.held.push(tensor);
+        let dumpable = rustix::process::dumpable_behavior().map_err(|error| failed(&error))?;
+        Ok((std::process::id(), dumpable == DumpableBehavior::NotDumpable))
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> mobula::Error {
+    mobula::Error::new(mobula::ErrorKind::Internal, error.to_string())
+}
+
+#[mobula::task]
+fn make() -> Result<Tensor> {
+    Tensor::from_vec(&[BYTES], vec![7u8; BYTES])
+}
+
+/// Runs this with a rig of two nodes, and on each a host that made something and one that reads what the other node's made.
+fn with_readers(check: impl FnOnce(&mut Rig, &[u32])) -> Outcome {
+    let mut rig = Rig::nodes(2).cpus(2.0).start()?;
+    let builder = Cluster::connect(&rig.socket(0)?).quiet();
+    let there = &mut rig;
+    let (outcome, left) = private::drive(builder, async |cluster: Cluster| {
+        let nodes = cluster.nodes().await?;
+        let mut readers = Vec::new();
+        let mut pids = Vec::new();
+        for (node, other) in [(nodes[0], nodes[1]), (nodes[1], nodes[0])] {
+            let reader = Reader::spawn().options(|options| options.strategy(on(node))).await?;
+            let tensor = make.options().strategy(on(other)).remote();
+            let (pid, closed) = reader.read(&tensor).await?;
+            assert!(closed, "a host that is launched is not dumpable");
+            pids.push(pid);
+            readers.push((reader, tensor));
+        }
+        check(there, &pids);
+        Ok::<_, mobula::Error>(())
+    })?;
+    outcome?;
+    assert_eq!(left, private::Leftovers::default());
+    rig.finish()?;
+    Ok(())
+}
+
+/// Agents and hosts of the rig.
+fn processes(rig: &mut Rig) -> Vec<u32> {
+    let mut all = Vec::new();
+    for node in 0..2 {
+        all.push(rig.pid(Part::Node(node)).unwrap());
+        all.extend(rig.hosts(node).unwrap());
+    }
+    all
+}
+
+/// The descriptors of regions that a process has.
+fn regions(pid: u32) -> Vec<PathBuf> {
+    let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with(REGION))).collect()
+}
+
+/// Whoever has a descriptor of a region, its writer too, can neither write with it nor change its size; and who only reads
+/// has it mapped read-only. That no mapping made from one can be writable either is tried where the store may do unsafe
+/// things (`runtime/store/src/region/tests.rs`).
+pub fn nobody_can_write_what_is_shared() -> Outcome {
+    with_readers(|rig, readers| {
+        let mut tried = 0;
+        for pid in processes(rig) {
+            for region in regions(pid) {
+                // Opened anew, with every right that its owner could get.
+                let file = File::options().read(true).write(true).open(&region).unwrap();
+                let seals = rustix::fs::fcntl_get_seals(&file).unwrap();
+                let needed = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+                assert!(seals.contains(needed), "{} of {pid} has {seals:?}", region.display());
+                let size = file.metadata().unwrap().len();
+                for refused in [
+                    file.write_at(b"x", 0).map(drop),
+                    file.set_len(size / 2),
+                    file.set_len(size * 2),
+                    rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).map_err(Into::into),
+                ] {
+                    assert_eq!(refused.unwrap_err().kind(), ErrorKind::PermissionDenied);
+                }
+                tried += 1;
+            }
+        }
+        assert!(tried >= 4, "two agents and two writers have a region each, but there were {tried}");
+        for pid in readers {
+            let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+            let rights: Vec<_> = maps
+                .lines()
+                .filter(|line| line.contains(REGION))
+                .map(|line| line.split(' ').nth(1).unwrap_or_default())
+                .collect();
+            assert!(!rights.is_empty(), "the reader has nothing mapped");
+            assert!(rights.iter().all(|rights| *rights == "r--s"), "{rights:?}");
+        }
+    })
+}
+
+/// A process of another user (or, where this one cannot become another, of the same) tries what it can against hosts, agents
+/// and sockets, and gets nothing.
+pub fn a_stranger_gets_nothing() -> Outcome {
+    with_readers(|rig, readers| {
+        let is_root = rustix::process::geteuid().is_root();
+        let mut words: Vec<String> = match is_root {
+            true => processes(rig).iter().map(ToString::to_string).collect(),
+            // To its own user an agent is open; hosts are not.
+            false => readers.iter().map(ToString::to_string).collect(),
+        };
+        if is_root {
+            for node in 0..2 {
+                let socket = PathBuf::from(rig.socket(node).unwrap().trim_start_matches("unix:"));
+                // So that only the agent's own look at who comes is between the two.
+                let home = rig.home(node).unwrap().parent().unwrap().to_owned();
+                for folder in socket.ancestors().skip(1).take_while(|folder| folder.starts_with(&home)) {
+                    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+                }
+                fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
+                words.push(socket.display().to_string());
+            }
+        }
+        let mut stranger = Command::new("/proc/self/exe");
+        stranger.env(VARIABLE, words.join(" ")).current_dir("/").stdin(Stdio::null());
+        if is_root {
+            stranger.uid(NOBODY).gid(NOBODY);
+        }
+        let output = stranger.output().unwrap();
+        let got = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(got.trim(), format!("tried {}", words.len()), "the stranger got something");
+    })
+}
+
+/// Whether this process is a stranger; then it has said by now what it got.
+pub fn is_stranger() -> bool {
+    let Ok(words) = std::env::var(VARIABLE) else { return false };
+    let mut tried = 0;
+    for word in words.split(' ') {
+        let got = match word.parse() {
+            Ok(pid) => got_of_process(pid),
+            Err(_) => got_of_socket(Path::new(word)),
+        };
+        for got in got {
+            println!("{word}: {got}");
+        }
+        tried += 1;
+    }
+    println!("tried {tried}");
+    true
+}
+
+fn got_of_process(pid: u32) -> Vec<String> {
+    let mut got = Vec::new();
+    let mut note = |what: String, worked: bool| got.extend(worked.then_some(what));
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    note("the process is not there".to_owned(), !proc.exists());
+    for folder in ["fd", "map_files", "fdinfo"] {
+        note(folder.to_owned(), fs::read_dir(proc.join(folder)).is_ok());
+    }
+    for file in ["mem", "environ", "maps", "smaps", "syscall"] {
+        let read = File::open(proc.join(file)).and_then(|mut file| file.read(&mut [0; 16]));
+        note(file.to_owned(), read.is_ok_and(|read| read > 0));
+    }
+    for link in ["exe", "cwd", "root"] {
+        note(link.to_owned(), fs::read_link(proc.join(link)).is_ok());
+    }
+    let pidfd = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    for guessed in 0..GUESSED_MAX {
+        note(format!("fd/{guessed}"), File::open(proc.join(format!("fd/{guessed}"))).is_ok());
+        if let Some(pidfd) = &pidfd {
+            let taken = rustix::process::pidfd_getfd(pidfd, guessed, PidfdGetfdFlags::empty());
+            note(format!("descriptor {guessed}"), taken.is_ok());
+        }
+    }
+    got
+}
+
+/// What an agent says to a stranger who waits, and then talks.
+fn got_of_socket(path: &Path) -> Vec<String> {
+    let mut socket = match UnixStream::connect(path) {
+        Ok(socket) => socket,
+        Err(error) => return vec![format!("the way to the agent should be open: {error}")],
+    };
+    let wait = Some(Duration::from_secs(5));
+    if let Err(error) = socket.set_read_timeout(wait).and_then(|()| socket.set_write_timeout(wait)) {
+        return vec![error.to_string()];
+    }
+    // It may be closed already.
+    let _closed = socket.write_all(&[0; 64]);
+    match socket.read(&mut [0; 64]) {
+        Ok(0) => Vec::new(),
+        Ok(read) => vec![format!("the agent said {read} bytes")],
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
+        Err(error) => vec![format!("the agent listens: {error}")],
+    }
+}
