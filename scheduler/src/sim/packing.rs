@@ -10,7 +10,7 @@ use mobula_proto::{
 use super::{Random, load};
 use crate::{Effect, Event, Millis, Options, Scheduler};
 
-/// Requests for half as much again as so many nodes have, one by one in no order: the part of the cluster that was granted
+/// Requests for more than so many nodes have of each kind, one by one in no order: the part of the cluster that was granted
 /// to them, and the part that best-fit-decreasing finds room for. Each is the scarcest kind of a request, summed up.
 pub fn packing(seed: u64, nodes: u32) -> (f64, f64) {
     let mut random = Random::new(seed);
@@ -30,7 +30,7 @@ pub fn packing(seed: u64, nodes: u32) -> (f64, f64) {
         resources.iter().map(of).fold(0.0, f64::max)
     };
     let (mut wanted, mut sum) = (Vec::new(), 0.0);
-    while sum < 1.5 {
+    while sum < 3.0 {
         let class = load::class(&mut random, wanted.len(), 0, nodes);
         // Each on its own, so that both may put it anywhere.
         let class = Class { labels: Vec::new(), strategy: Strategy::Hybrid, priority: 0, ..class };
