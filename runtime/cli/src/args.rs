@@ -145,7 +145,8 @@ impl ByUp {
         mobula node --head 10.0.0.1:7420                                once it has joined\n  \
         mobula node --head 10.0.0.1:7420 --cpus 6 --memory 24GiB --resource licence=2 --label zone=a\n\n\
         Joining buys this machine a certificate, kept in the home; later starts use that and need no token. GPUs \
-        are found by themselves; CUDA_VISIBLE_DEVICES hides some. Ctrl-C or SIGTERM makes the node leave.")]
+        and TPU chips are found by themselves; CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES and TPU_VISIBLE_CHIPS hide \
+        some. Ctrl-C or SIGTERM makes the node leave.")]
 pub struct NodeArgs {
     #[command(flatten)]
     pub node: Node,
@@ -191,7 +192,7 @@ impl NodeArgs {
         Then run a program on it, with the socket that `up` prints:\n  \
         export MOBULA_ADDRESS=unix:$HOME/.mobula/nodes/1/agent.sock\n  \
         cargo run\n\n\
-        Every node offers the whole machine's CPUs and memory unless told otherwise; GPUs are the first node's.")]
+        Every node offers the whole machine's CPUs and memory unless told otherwise; GPUs and TPU chips are the first node's.")]
 pub struct UpArgs {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]

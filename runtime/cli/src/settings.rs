@@ -149,17 +149,18 @@ pub struct Offer {
     )]
     #[serde(deserialize_with = "bytes")]
     pub memory: Option<u64>,
-    /// A custom resource to offer, such as licence=2; may be repeated
+    /// A custom resource to offer, such as licence=2, or how many gpu or tpu; may be repeated
     ///
-    /// Unit: a list of NAME=N, in a variable with commas. Default: none. Cost: none. If wrong: tasks that ask for it
-    /// never run (MOB4001), or more of them at once than there is of it.
+    /// Unit: a list of NAME=N, in a variable with commas. Default: none; GPUs and TPU chips that are found. Cost: none.
+    /// If wrong: tasks that ask for it never run (MOB4001), or more of them at once than there is of it. Stated devices
+    /// are believed: tasks see numbers of devices that are not there.
     #[arg(
         long,
         value_name = "NAME=N",
         env = "MOBULA_OFFER_RESOURCE",
         hide_env_values = true,
         value_delimiter = ',',
-        value_parser = values::custom_resource
+        value_parser = values::resource
     )]
     #[serde(deserialize_with = "resources")]
     pub resource: Vec<(String, Quantity)>,
@@ -510,7 +511,7 @@ written! {
 }
 listed! {
     labels: (String, String), values::label;
-    resources: (String, Quantity), values::custom_resource;
+    resources: (String, Quantity), values::resource;
 }
 
 #[cfg(test)]

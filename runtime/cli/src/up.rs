@@ -275,7 +275,7 @@ fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster,
         command.env("MOBULA_JOIN", api.create_token(TokenRole::Node, TOKEN_LIFETIME)?);
         if number > 1 {
             // One device can be offered by one node only.
-            command.env(mobula_agent::detect::VISIBLE_VARIABLE, "");
+            command.envs(mobula_agent::detect::VISIBLE_VARIABLES.map(|variable| (variable, "")));
         }
         cluster.nodes.push(Child::start(command, &name)?);
     }

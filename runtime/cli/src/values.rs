@@ -80,17 +80,14 @@ fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> 
     text.split_once('=').ok_or_else(|| format!("{text:?} has no '=': write for example {example}"))
 }
 
-/// `NAME=N`.
-pub fn custom_resource(text: &str) -> Result<(String, Quantity), String> {
+/// `NAME=N`, of anything but CPUs and memory.
+pub fn resource(text: &str) -> Result<(String, Quantity), String> {
     let (name, amount) = pair(text, "licence=2")?;
     let kind = resource::Kind::parse(name).map_err(|error| error.to_string())?;
     match kind {
-        resource::Kind::Custom(name) => {
-            Ok((name, amount.parse().map_err(|e: resource::Error| e.to_string())?))
-        }
         resource::Kind::Cpu => Err("say --cpus N for CPUs".to_owned()),
         resource::Kind::Memory => Err("say --memory SIZE for memory".to_owned()),
-        device => Err(format!("a {device} cannot be stated: devices are found by themselves")),
+        _ => Ok((name.to_owned(), amount.parse().map_err(|e: resource::Error| e.to_string())?)),
     }
 }
 
@@ -200,9 +197,10 @@ mod tests {
             assert!(ring_bytes(bad).is_err(), "{bad:?} was taken for a ring's size");
         }
         assert!(level("info").is_ok() && level("mobula=loud=er").is_err());
-        assert_eq!(custom_resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));
-        for bad in ["licence", "gpu=1", "cpu=1", "memory=1GiB", "a b=1", "x=y", "x=-1"] {
-            assert!(custom_resource(bad).is_err(), "{bad:?} was taken for a resource");
+        assert_eq!(self::resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));
+        assert_eq!(self::resource("gpu=2"), Ok(("gpu".to_owned(), Quantity::whole(2))));
+        for bad in ["licence", "cpu=1", "memory=1GiB", "a b=1", "x=y", "x=-1"] {
+            assert!(self::resource(bad).is_err(), "{bad:?} was taken for a resource");
         }
         let all = amounts("cpu=4, memory=64GiB").unwrap();
         assert_eq!((all["cpu"].as_str(), all["memory"].as_str(), all.len()), ("4", "64GiB", 2));

@@ -58,6 +58,9 @@ pub enum Error {
     /// Too many alternatives to the label rules.
     #[error("{0} fallbacks are too many: give at most {FALLBACKS_MAX}")]
     TooManyFallbacks(usize),
+    /// A number of TPU chips that the hardware does not connect to one another.
+    #[error("{0} TPU is not allowed: ask for a fraction of one chip, or for 1, 2, 4 or 8 of them")]
+    TpuChips(String),
     /// More than one device, but not a whole number of them.
     #[error(
         "{amount} {kind} is not allowed: ask for a fraction of one device or for a whole number of devices"
@@ -301,9 +304,13 @@ impl Resources {
         Self::from_list(self.0.iter().cloned()).map(|_| ())
     }
 
-    /// Checks a request: above one, devices are whole.
+    /// Checks a request: above one, devices are whole, and TPU chips 2, 4 or 8.
     pub fn validate_request(&self) -> Result<(), Error> {
         self.validate()?;
+        let chips = self.get(&Kind::Tpu);
+        if chips > Quantity::ONE && ![2, 4, 8].map(Quantity::whole).contains(&chips) {
+            return Err(Error::TpuChips(chips.to_string()));
+        }
         match self.0.iter().find(|(kind, amount)| {
             kind.is_device() && *amount > Quantity::ONE && amount.units() % Quantity::PER_ONE != 0
         }) {
@@ -711,6 +718,13 @@ mod tests {
     fn requests_are_checked() {
         let one_and_a_half = Resources::from_list([(Kind::Gpu, Quantity::from_f64(1.5).unwrap())]).unwrap();
         assert!(one_and_a_half.validate_request().is_err());
+        for (chips, fine) in
+            [("0.5", true), ("1", true), ("2", true), ("3", false), ("4", true), ("8", true), ("16", false)]
+        {
+            let mut request = Resources::none();
+            request.set(Kind::Tpu, chips.parse().unwrap());
+            assert_eq!(request.validate_request().is_ok(), fine, "{chips}");
+        }
         assert!(Kind::parse("no spaces").is_err());
         assert_eq!(Kind::parse("GPU").unwrap(), Kind::Gpu);
     }

@@ -163,7 +163,7 @@ impl Options {
         self.amount(Kind::Gpu, devices)
     }
 
-    /// TPU chips.
+    /// TPU chips: a fraction of one, or 1, 2, 4 or 8. Whoever holds some runs in a process that sees only those.
     pub fn tpu(self, chips: f64) -> Self {
         self.amount(Kind::Tpu, chips)
     }

@@ -235,7 +235,8 @@ impl Builder {
         self
     }
 
-    /// A custom resource that each node offers. For embedded and local clusters.
+    /// A custom resource that each node offers, or how many of `gpu` or `tpu` in place of those found: they are
+    /// believed, and numbered. For embedded and local clusters.
     pub fn resource(mut self, name: &str, amount: f64) -> Self {
         self.resources.push((name.to_owned(), amount));
         self

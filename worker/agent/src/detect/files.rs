@@ -25,6 +25,38 @@ pub(super) fn text(path: &Path) -> Option<String> {
     }
 }
 
+/// The names in a folder, sorted, at most `max`; none where there is no folder, and with a warning where it cannot be
+/// read.
+pub(super) fn names(folder: &Path, max: usize) -> Vec<String> {
+    let listed = match std::fs::read_dir(folder) {
+        Ok(listed) => listed,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Vec::new();
+        }
+        Err(error) => {
+            warn!(path = %folder.display(), %error, "cannot be read: ignored");
+            return Vec::new();
+        }
+    };
+    let mut names: Vec<String> =
+        listed.flatten().take(max).filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// The numbers, in ascending order, of the names in a folder that are `prefix` and a number; at most `max` names are
+/// looked at.
+pub(super) fn numbered(folder: &Path, prefix: &str, max: usize) -> Vec<u64> {
+    let number = |name: String| {
+        let digits = name.strip_prefix(prefix)?;
+        let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if plain { digits.parse().ok() } else { None }
+    };
+    let mut numbers: Vec<u64> = names(folder, max).into_iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 /// What `parse` makes of a file; `None`, with a warning, where it makes nothing of it.
 pub(super) fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let text = text(path)?;

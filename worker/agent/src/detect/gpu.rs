@@ -1,4 +1,4 @@
-//! Graphics processors, and which of them the environment lets this process see.
+//! NVIDIA's graphics processors, and which of them the environment lets this process see.
 
 use mobula_proto::resource::{Device, Kind};
 use nvml_wrapper::{Nvml, error::NvmlError};
@@ -57,9 +57,9 @@ fn describe(nvml: &Nvml, index: u32) -> Result<Device, NvmlError> {
     })
 }
 
-/// The devices that [`VISIBLE_VARIABLE`] leaves, by index. As in CUDA, an entry is an index or the start of a
-/// UUID, and one that names nothing hides itself and all that follow.
-pub fn visible(devices: Vec<Device>, variable: Option<&str>) -> Vec<Device> {
+/// The devices that an operator's `variable` of this `name` leaves, by index; all where it is not set. As in CUDA, an
+/// entry is an index or the start of a UUID, and one that names nothing hides itself and all that follow.
+pub fn visible(devices: Vec<Device>, variable: Option<&str>, name: &str) -> Vec<Device> {
     let Some(variable) = variable else { return devices };
     let mut seen: Vec<Device> = Vec::new();
     for entry in variable.split(',').map(str::trim) {
@@ -67,11 +67,11 @@ pub fn visible(devices: Vec<Device>, variable: Option<&str>) -> Vec<Device> {
             break;
         }
         let Some(device) = devices.iter().find(|device| names(entry, device)) else {
-            debug!(entry, "names no GPU: it and what follows in {VISIBLE_VARIABLE} is hidden");
+            debug!(entry, "names no device: it and what follows in {name} is hidden");
             break;
         };
         if seen.contains(device) {
-            warn!(entry, "named twice in {VISIBLE_VARIABLE}");
+            warn!(entry, "named twice in {name}");
         } else {
             seen.push(device.clone());
         }
@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn the_environment_hides_devices_as_cuda_does() {
         let check = |variable: Option<&str>, want: &[u32]| {
-            let got: Vec<u32> = visible(devices(), variable).iter().map(|d| d.index).collect();
+            let got: Vec<u32> =
+                visible(devices(), variable, VISIBLE_VARIABLE).iter().map(|d| d.index).collect();
             assert_eq!(got, want, "{variable:?}");
         };
         check(None, &[0, 1, 2]);

@@ -4,9 +4,13 @@
 //!   where that is less. A quota of one and a half is one and a half.
 //! - **Memory**: all of the machine's, or the cgroup's limit where that is less. Nothing is held back here: the
 //!   agent takes the object store's share, and what it wants to keep for itself, from this total.
-//! - **GPU**: what NVIDIA's library finds and `CUDA_VISIBLE_DEVICES` leaves.
-//! - What an operator states takes the place of what is found; devices can't be stated, since they have to be
-//!   there.
+//! - **GPU**: what NVIDIA's library finds and `CUDA_VISIBLE_DEVICES` leaves, else what AMD's compute driver lists and
+//!   `HIP_VISIBLE_DEVICES` leaves. One vendor's for each node, since both count from 0.
+//! - **TPU**: one for each device file that `TPU_VISIBLE_CHIPS` leaves; what the environment says of the slice are
+//!   labels, and worker 0 also offers one `TPU-<type>-head`.
+//! - **Labels**: host name, architecture, system, and how many memory nodes there are.
+//! - What an operator states takes the place of what is found. Stated devices are believed: the first of those found,
+//!   and where more are stated, others that are numbered on from there.
 //!
 //! Files that are absent or malformed are passed over with a warning: a strange kernel makes for a strange
 //! estimate, not for a node that will not start.
@@ -19,12 +23,23 @@ use mobula_proto::{
 };
 use tracing::warn;
 
+mod amd;
 mod cgroup;
 mod cpus;
 mod files;
 mod gpu;
+mod numa;
+mod tpu;
 
-pub use gpu::{DEVICES_MAX, GpuProbe, NvmlProbe, VISIBLE_VARIABLE, visible};
+pub use amd::is_amd;
+pub use gpu::{DEVICES_MAX, GpuProbe, NvmlProbe};
+pub use numa::LABEL_NODES;
+pub use tpu::{LABEL_SLICE, LABEL_TYPE, LABEL_WORKER};
+
+/// The variables with which operators hide devices from programs, of which the agent is one: GPUs of NVIDIA and of
+/// AMD, TPU chips. Set to nothing, each hides all.
+pub const VISIBLE_VARIABLES: [&str; 3] =
+    [gpu::VISIBLE_VARIABLE, amd::VISIBLE_VARIABLE, tpu::VISIBLE_VARIABLE];
 
 /// The label that carries the host name, with what no label may hold replaced by `-`.
 pub const LABEL_HOSTNAME: &str = "mobula.io/hostname";
@@ -36,11 +51,11 @@ pub const LABEL_OS: &str = "mobula.io/os";
 /// What to look at, and what an operator states.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The folder that holds `sys` and `proc`. Default `/`; anything else is a recorded machine, for tests, and
-    /// has no devices.
+    /// The folder that holds `dev`, `proc` and `sys`. Default `/`; anything else is a recorded machine, for tests, and
+    /// has no GPUs of NVIDIA, which no file tells of.
     pub root: PathBuf,
-    /// Stated resources, by name. `cpu` and `memory` (bytes) take the place of what is found; `gpu` and `tpu` are
-    /// refused. Default none.
+    /// Stated resources, by name. `cpu`, `memory` (bytes), `gpu` and `tpu` (whole numbers) take the place of what
+    /// is found. Default none.
     pub extra_resources: Vec<(String, Quantity)>,
     /// Labels to carry beside the automatic ones. Default none.
     pub labels: Vec<(String, String)>,
@@ -48,8 +63,8 @@ pub struct Options {
     pub cpu: Option<Quantity>,
     /// Bytes of memory to offer in place of what is found. Default what is found.
     pub memory: Option<u64>,
-    /// Whether to look for graphics processors; costs the time that their driver takes. Default yes.
-    pub gpus: bool,
+    /// Whether to look for GPUs and TPUs; costs the time that their drivers take. Default yes.
+    pub devices: bool,
 }
 
 impl Default for Options {
@@ -60,7 +75,7 @@ impl Default for Options {
             labels: Vec::new(),
             cpu: None,
             memory: None,
-            gpus: true,
+            devices: true,
         }
     }
 }
@@ -68,9 +83,9 @@ impl Default for Options {
 /// What a machine offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
-    /// The amounts; one GPU for each device.
+    /// The amounts; one GPU or TPU for each device.
     pub total: Resources,
-    /// The devices, by index.
+    /// The devices, GPUs first, each kind by index.
     pub devices: Vec<Device>,
     /// The labels, sorted by key, each key once.
     pub labels: Vec<Label>,
@@ -84,12 +99,14 @@ pub enum Error {
     /// A name or an amount is not allowed, or a resource is stated twice.
     #[error(transparent)]
     Resource(#[from] resource::Error),
-    /// A device was stated.
-    #[error(
-        "{0} cannot be stated as a resource: devices have to be found, so that each can be given to one host; hide \
-         some with {VISIBLE_VARIABLE}, and give what is not a device another name"
-    )]
-    Device(Kind),
+    /// So many devices cannot be stated.
+    #[error("{amount} {kind} cannot be stated: devices are a whole number, at most {DEVICES_MAX} on a node")]
+    Device {
+        /// The kind.
+        kind: Kind,
+        /// What was stated.
+        amount: Quantity,
+    },
     /// A label's key or value is not allowed.
     #[error("label {key:?}={value:?} is not allowed: {source}")]
     Label {
@@ -113,38 +130,90 @@ pub enum Error {
 /// # Errors
 /// Only what an operator stated can be wrong; see [`Error`]. None is worth a retry.
 pub fn detect(options: &Options) -> Result<Detected, Error> {
-    let visible = std::env::var(VISIBLE_VARIABLE).ok();
-    detect_with(options, &NvmlProbe, visible.as_deref())
+    detect_with(options, &NvmlProbe, &|name| std::env::var(name).ok())
 }
 
-/// [`detect`] with another way to find graphics processors, and with `visible` in place of
-/// `CUDA_VISIBLE_DEVICES`. The probe is asked only where `options.root` is `/` and `options.gpus` is set.
+/// [`detect`] with another way to find NVIDIA's graphics processors, and to read the environment. The probe is asked
+/// only where `options.root` is `/` and `options.devices` is set.
 ///
 /// # Errors
 /// As for [`detect`].
 pub fn detect_with(
     options: &Options,
     probe: &dyn GpuProbe,
-    visible: Option<&str>,
+    variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Detected, Error> {
     let stated = stated(options)?;
     let hostname = hostname(&options.root);
-    let labels = labels(&hostname, &options.labels)?;
     let limits = cgroup::limits(&options.root);
-    let has = |kind: Kind| stated.iter().any(|(stated, _)| *stated == kind);
+    let processors = processors(&options.root, &limits);
+    let has = |kind: &Kind| stated.iter().any(|(stated, _)| stated == kind);
 
     let mut list = Vec::new();
-    if !has(Kind::Cpu) {
-        list.push((Kind::Cpu, cpu(&options.root, &limits)));
+    if !has(&Kind::Cpu) {
+        let count = Quantity::whole(processors.len() as u64);
+        list.push((Kind::Cpu, limits.cpu.map_or(count, |quota| quota.min(count))));
     }
-    if !has(Kind::Memory) {
+    if !has(&Kind::Memory) {
         list.push((Kind::Memory, memory(&options.root, &limits)));
     }
-    let machine = options.root == Path::new("/");
-    let devices = if options.gpus && machine { gpu::visible(probe.probe(), visible) } else { Vec::new() };
-    list.push((Kind::Gpu, Quantity::whole(devices.len() as u64)));
-    list.extend(stated);
+    let (gpus, tpus) = if options.devices {
+        (gpus(options, probe, variable), tpu::detect(&options.root, variable))
+    } else {
+        (Vec::new(), tpu::Found::default())
+    };
+    let mut found = tpus.labels;
+    found.extend(
+        numa::count(&options.root, &processors).map(|nodes| (LABEL_NODES.to_owned(), nodes.to_string())),
+    );
+    let labels = labels(&hostname, found, &options.labels)?;
+    let mut devices = Vec::new();
+    for (kind, found) in [(Kind::Gpu, gpus), (Kind::Tpu, tpus.devices)] {
+        let wanted = stated.iter().find(|(stated, _)| *stated == kind).map(|(_, amount)| *amount);
+        devices.extend(believed(&kind, found, wanted));
+        let count = devices.iter().filter(|device| device.kind == kind).count();
+        list.push((kind, Quantity::whole(count as u64)));
+    }
+    list.extend(tpus.extra.filter(|(kind, _)| !has(kind)));
+    list.extend(stated.into_iter().filter(|(kind, _)| !kind.is_device()));
     Ok(Detected { total: Resources::from_list(list)?, devices, labels, hostname })
+}
+
+/// The graphics processors, of one vendor.
+fn gpus(options: &Options, probe: &dyn GpuProbe, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Device> {
+    let machine = options.root == Path::new("/");
+    let found = if machine { probe.probe() } else { Vec::new() };
+    let nvidia = gpu::visible(found, variable(gpu::VISIBLE_VARIABLE).as_deref(), gpu::VISIBLE_VARIABLE);
+    let amd = amd::detect(&options.root, variable(amd::VISIBLE_VARIABLE).as_deref());
+    if nvidia.is_empty() {
+        return amd;
+    }
+    if !amd.is_empty() {
+        warn!(
+            not_offered = amd.len(),
+            "GPUs of two vendors, which both count from 0: AMD's are not offered; to offer those instead, hide \
+             NVIDIA's with an empty {}",
+            gpu::VISIBLE_VARIABLE
+        );
+    }
+    nvidia
+}
+
+/// As many devices as are stated: the first of those found, and more, of which nothing is known, where they are fewer.
+fn believed(kind: &Kind, mut found: Vec<Device>, stated: Option<Quantity>) -> Vec<Device> {
+    let Some(stated) = stated else { return found };
+    let count = usize::try_from(stated.times(Quantity::ONE)).unwrap_or(usize::MAX);
+    found.truncate(count);
+    let next = found.last().map_or(0, |last| last.index.saturating_add(1));
+    let more = u32::try_from(count - found.len()).unwrap_or(0);
+    found.extend((0..more).map(|n| Device {
+        kind: kind.clone(),
+        index: next.saturating_add(n),
+        model: "stated".to_owned(),
+        memory_bytes: 0,
+        uuid: String::new(),
+    }));
+    found
 }
 
 /// The stated amounts, checked. Those of zero are kept, since they hide what would be found.
@@ -154,8 +223,9 @@ fn stated(options: &Options) -> Result<Vec<(Kind, Quantity)>, Error> {
     list.extend(options.memory.map(|bytes| (Kind::Memory, whole_bytes(bytes))));
     for (name, amount) in &options.extra_resources {
         let kind = Kind::parse(name)?;
-        if kind.is_device() {
-            return Err(Error::Device(kind));
+        let whole = amount.units() % Quantity::PER_ONE == 0;
+        if kind.is_device() && (!whole || *amount > Quantity::whole(DEVICES_MAX.into())) {
+            return Err(Error::Device { kind, amount: *amount });
         }
         list.push((kind, *amount));
     }
@@ -163,13 +233,13 @@ fn stated(options: &Options) -> Result<Vec<(Kind, Quantity)>, Error> {
     Ok(list)
 }
 
-fn cpu(root: &Path, limits: &cgroup::Limits) -> Quantity {
-    let mut set = cpus::online(root);
-    if let Some(allowed) = &limits.cpus {
-        set = cpus::narrow(set, allowed, "the cgroup's cpuset");
+/// The processors that the agent may use.
+fn processors(root: &Path, limits: &cgroup::Limits) -> cpus::Set {
+    let online = cpus::online(root);
+    match &limits.cpus {
+        Some(allowed) => cpus::narrow(online, allowed, "the cgroup's cpuset"),
+        None => online,
     }
-    let count = Quantity::whole(set.len() as u64);
-    limits.cpu.map_or(count, |quota| quota.min(count))
 }
 
 fn memory(root: &Path, limits: &cgroup::Limits) -> Quantity {
@@ -203,8 +273,8 @@ fn hostname(root: &Path) -> String {
     named.or_else(machine).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The automatic labels and the given ones, checked, sorted by key.
-fn labels(hostname: &str, given: &[(String, String)]) -> Result<Vec<Label>, Error> {
+/// The automatic labels, those found and the given ones, checked, sorted by key.
+fn labels(hostname: &str, found: Vec<Label>, given: &[Label]) -> Result<Vec<Label>, Error> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let host: String =
         hostname.chars().take(resource::NAME_BYTES_MAX).map(|c| if fits(c) { c } else { '-' }).collect();
@@ -213,6 +283,7 @@ fn labels(hostname: &str, given: &[(String, String)]) -> Result<Vec<Label>, Erro
         (LABEL_ARCH.to_owned(), std::env::consts::ARCH.to_owned()),
         (LABEL_OS.to_owned(), std::env::consts::OS.to_owned()),
     ];
+    all.extend(found);
     all.extend(given.iter().cloned());
     if all.len() > resource::ENTRIES_MAX {
         return Err(Error::TooManyLabels(all.len()));

@@ -183,8 +183,6 @@ fn what_cannot_be_stated_is_an_error_that_says_why() {
         let error = detect(&options).unwrap_err().to_string();
         assert!(error.contains(want), "{error}");
     };
-    check(&["gpu"], &[], "GPU cannot be stated");
-    check(&["Tpu"], &[], "TPU cannot be stated");
     check(&["no spaces"], &[], "\"no spaces\" is not allowed");
     check(&["x", "x"], &[], "resource x is given twice");
     check(&["cpu"], &[], "resource CPU is given twice");
@@ -222,17 +220,181 @@ impl GpuProbe for Fixed {
     }
 }
 
+/// An environment of these variables alone.
+fn environment<'a>(variables: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<String> + 'a {
+    |name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+}
+
 #[test]
-fn graphics_processors_are_counted_one_each_and_only_on_the_machine_itself() {
-    let here = detect_with(&Options::default(), &Fixed(3), Some("2,GPU-0")).unwrap();
+fn graphics_processors_are_counted_one_each_and_nvidias_only_on_the_machine_itself() {
+    let variables = [("CUDA_VISIBLE_DEVICES", "2,GPU-0")];
+    let here = detect_with(&Options::default(), &Fixed(3), &environment(&variables)).unwrap();
     assert_eq!(here.total.get(&Kind::Gpu), Quantity::whole(2));
     assert_eq!(here.devices.iter().map(|d| d.index).collect::<Vec<_>>(), [0, 2]);
-    let not_asked = Options { gpus: false, ..Options::default() };
-    assert!(detect_with(&not_asked, &Fixed(3), None).unwrap().devices.is_empty());
+    let not_asked = Options { devices: false, ..Options::default() };
+    assert!(detect_with(&not_asked, &Fixed(3), &environment(&[])).unwrap().devices.is_empty());
     let (_folder, recorded) = machine(&[EIGHT, MEMORY]);
-    let recorded = detect_with(&recorded, &Fixed(3), None).unwrap();
+    let recorded = detect_with(&recorded, &Fixed(3), &environment(&[])).unwrap();
     assert!(recorded.devices.is_empty());
     assert!(recorded.total.get(&Kind::Gpu).is_zero());
+}
+
+/// A machine with one processor and two of AMD's GPUs, one of which says little about itself.
+const AMD: [(&str, &str); 8] = [
+    ("sys/class/kfd/kfd/topology/nodes/0/gpu_id", "0\n"),
+    ("sys/class/kfd/kfd/topology/nodes/0/properties", "cpu_cores_count 64\nsimd_count 0\n"),
+    ("sys/class/kfd/kfd/topology/nodes/1/gpu_id", "51140\n"),
+    ("sys/class/kfd/kfd/topology/nodes/1/name", "mi300x\n"),
+    (
+        "sys/class/kfd/kfd/topology/nodes/1/properties",
+        "simd_count 1216\ngfx_target_version 90402\nunique_id 11457612874509830\n",
+    ),
+    (
+        "sys/class/kfd/kfd/topology/nodes/1/mem_banks/0/properties",
+        "heap_type 1\nsize_in_bytes 206141652992\nflags 0\n",
+    ),
+    ("sys/class/kfd/kfd/topology/nodes/10/gpu_id", "7\n"),
+    ("sys/class/kfd/kfd/topology/nodes/10/properties", "gfx_target_version 90010\nunique_id 0\n"),
+];
+
+#[test]
+fn amds_are_found_in_the_order_in_which_they_are_counted() {
+    let (_folder, options) = machine(&[&[EIGHT, MEMORY], AMD.as_slice()].concat());
+    let got = detect_with(&options, &Fixed(0), &environment(&[])).unwrap();
+    let told: Vec<_> =
+        got.devices.iter().map(|d| (d.index, d.model.as_str(), d.memory_bytes, d.uuid.as_str())).collect();
+    assert_eq!(told, [(0, "AMD mi300x", 206_141_652_992, "GPU-0028b4a3615bee06"), (1, "AMD gfx90a", 0, "")]);
+    assert!(got.devices.iter().all(is_amd));
+    assert_eq!(got.total.get(&Kind::Gpu), Quantity::whole(2));
+    for (variable, want) in [("1", vec![1]), ("1,0", vec![0, 1]), ("-1", vec![]), ("GPU-0028", vec![0])] {
+        let variables = [("HIP_VISIBLE_DEVICES", variable), ("CUDA_VISIBLE_DEVICES", "")];
+        let got = detect_with(&options, &Fixed(0), &environment(&variables)).unwrap();
+        assert_eq!(got.devices.iter().map(|d| d.index).collect::<Vec<_>>(), want, "{variable}");
+    }
+}
+
+#[test]
+fn what_amds_driver_garbles_is_left_out() {
+    let broken = [
+        ("sys/class/kfd/kfd/topology/nodes/2/gpu_id", "a GPU\n"),
+        ("sys/class/kfd/kfd/topology/nodes/3/gpu_id", "-1\n"),
+        ("sys/class/kfd/kfd/topology/nodes/4/name", "no number\n"),
+        ("sys/class/kfd/kfd/topology/nodes/x/gpu_id", "9\n"),
+        ("sys/class/kfd/kfd/topology/nodes/5/gpu_id", "99999999999999999999999\n"),
+        ("sys/class/kfd/kfd/topology/nodes/10/mem_banks/0/properties", "heap_type 2\nsize_in_bytes much\n"),
+    ];
+    let (_folder, options) = machine(&[&[EIGHT, MEMORY], AMD.as_slice(), broken.as_slice()].concat());
+    let got = detect_with(&options, &Fixed(0), &environment(&[])).unwrap();
+    assert_eq!(
+        got.devices.iter().map(|d| d.model.as_str()).collect::<Vec<_>>(),
+        ["AMD mi300x", "AMD gfx90a"]
+    );
+    let (folder, options) = machine(&[EIGHT, MEMORY]);
+    fs::create_dir_all(folder.path().join("sys/class/kfd/kfd/topology")).unwrap();
+    fs::write(folder.path().join("sys/class/kfd/kfd/topology/nodes"), "no folder").unwrap();
+    assert!(detect_with(&options, &Fixed(0), &environment(&[])).unwrap().devices.is_empty());
+}
+
+/// The variables of the first worker of a slice.
+const SLICE: [(&str, &str); 3] =
+    [("TPU_ACCELERATOR_TYPE", "v4-16"), ("TPU_NAME", "research-3"), ("TPU_WORKER_ID", "0")];
+
+#[track_caller]
+fn check_tpu(files: &[(&str, &str)], variables: &[(&str, &str)], chips: &[u32], want: &str) {
+    let (_folder, options) = machine(&[&[EIGHT, MEMORY], files].concat());
+    let got = detect_with(&options, &Fixed(0), &environment(variables)).unwrap();
+    let found: Vec<u32> = got.devices.iter().filter(|d| d.kind == Kind::Tpu).map(|d| d.index).collect();
+    assert_eq!(found, chips);
+    assert_eq!(got.total.get(&Kind::Tpu), Quantity::whole(chips.len() as u64));
+    let labels = got.labels.iter().filter(|(key, _)| key.contains("tpu"));
+    let mut told: Vec<String> = labels.map(|(key, value)| format!("{key}={value}")).collect();
+    told.extend(
+        got.total
+            .iter()
+            .filter(|(kind, _)| kind.to_string().contains("head"))
+            .map(|(k, n)| format!("{n} {k}")),
+    );
+    assert_eq!(told.join(" "), want);
+}
+
+#[test]
+fn tensor_processors_are_their_device_files() {
+    let accel = [("dev/accel0", ""), ("dev/accel1", ""), ("dev/accel2", ""), ("dev/accel3", "")];
+    let first =
+        "mobula.io/tpu-slice=research-3 mobula.io/tpu-type=v4-16 mobula.io/tpu-worker=0 1 TPU-v4-16-head";
+    check_tpu(&accel, &SLICE, &[0, 1, 2, 3], first);
+    check_tpu(&accel, &[], &[0, 1, 2, 3], "");
+    check_tpu(
+        &accel,
+        &[SLICE[0], SLICE[1], ("TPU_WORKER_ID", "1")],
+        &[0, 1, 2, 3],
+        "mobula.io/tpu-slice=research-3 mobula.io/tpu-type=v4-16 mobula.io/tpu-worker=1",
+    );
+    check_tpu(&accel, &[("TPU_VISIBLE_CHIPS", "3,1")], &[1, 3], "");
+    // Hidden chips are another's, and so is their slice.
+    check_tpu(&accel, &[SLICE[0], SLICE[2], ("TPU_VISIBLE_CHIPS", "")], &[], "");
+    // Numbers with gaps are counted without: so does the library.
+    check_tpu(&[("dev/vfio/vfio", ""), ("dev/vfio/12", ""), ("dev/vfio/7", "")], &[], &[0, 1], "");
+    check_tpu(&[], &SLICE, &[], "");
+}
+
+#[test]
+fn what_is_no_tensor_processor_is_not_taken_for_one() {
+    let others = [
+        ("dev/accel/accel0", ""),
+        ("dev/accelerator", ""),
+        ("dev/accel-1", ""),
+        ("dev/vfio/vfio", ""),
+        ("dev/vfio/5", ""),
+        ("sys/kernel/iommu_groups/5/devices/0000:01:00.0/vendor", "0x10de\n"),
+    ];
+    check_tpu(&others, &SLICE, &[], "");
+    let ours = [("dev/vfio/6", ""), ("sys/kernel/iommu_groups/6/devices/0000:02:00.0/vendor", "0x1ae0\n")];
+    check_tpu(&[others.as_slice(), &ours].concat(), &[], &[0], "");
+    let nonsense = [("TPU_ACCELERATOR_TYPE", "v4 of mine"), ("TPU_NAME", " "), ("TPU_WORKER_ID", "first")];
+    check_tpu(&ours, &nonsense, &[0], "");
+}
+
+#[test]
+fn memory_nodes_are_counted_where_the_agent_may_run() {
+    let two = [
+        ("sys/devices/system/node/node0/cpulist", "0-3\n"),
+        ("sys/devices/system/node/node1/cpulist", "4-7\n"),
+        ("sys/devices/system/node/node2/cpulist", "\n"),
+        ("sys/devices/system/node/node3/cpulist", "7-4\n"),
+    ];
+    for (more, want) in [
+        (vec![], Some("2")),
+        (vec![("proc/self/status", "Cpus_allowed_list:\t1-2\n")], Some("1")),
+        (vec![("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/cpuset.cpus.effective", "4-7")], Some("1")),
+    ] {
+        let (_folder, options) = machine(&[&[EIGHT, MEMORY], two.as_slice(), &more].concat());
+        let labels = detect(&options).unwrap().labels;
+        let got = labels.iter().find(|(key, _)| key == LABEL_NODES).map(|(_, value)| value.as_str());
+        assert_eq!(got, want);
+    }
+    let (_folder, options) = machine(&[EIGHT, MEMORY]);
+    assert!(detect(&options).unwrap().labels.iter().all(|(key, _)| key != LABEL_NODES));
+}
+
+#[test]
+fn stated_devices_are_believed() {
+    let (_folder, mut options) = machine(&[&[EIGHT, MEMORY, ("dev/accel0", "")], AMD.as_slice()].concat());
+    let stated = |name: &str, amount: &str| (name.to_owned(), amount.parse::<Quantity>().unwrap());
+    options.extra_resources = vec![stated("gpu", "1"), stated("TPU", "3")];
+    let got = detect_with(&options, &Fixed(0), &environment(&SLICE)).unwrap();
+    let told: Vec<String> =
+        got.devices.iter().map(|d| format!("{} {} {}", d.kind, d.index, d.model)).collect();
+    assert_eq!(told, ["GPU 0 AMD mi300x", "TPU 0 TPU v4", "TPU 1 stated", "TPU 2 stated"]);
+    assert_eq!(got.total.get(&Kind::Tpu), Quantity::whole(3));
+    options.extra_resources = vec![stated("gpu", "0"), stated("TPU-v4-16-head", "0")];
+    let got = detect_with(&options, &Fixed(0), &environment(&SLICE)).unwrap();
+    assert_eq!(got.total.to_string(), "8 CPU, 16.0 GiB memory, 1 TPU");
+    for (amount, want) in [("0.5", "0.5 GPU cannot be stated"), ("257", "257 GPU cannot be stated")] {
+        options.extra_resources = vec![stated("gpu", amount)];
+        let error = detect(&options).unwrap_err().to_string();
+        assert!(error.starts_with(want), "{error}");
+    }
 }
 
 #[test]

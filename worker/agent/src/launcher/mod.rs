@@ -32,13 +32,29 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use crate::detect::is_amd;
+
 /// The variable that tells a child that it is a host, and on which descriptor its boot socket is.
 pub const BOOT_VARIABLE: &str = "MOBULA_BOOT_FD";
 /// The descriptor on which [`ProcessLauncher`] hands over the boot socket.
 pub const BOOT_FD: i32 = 0;
 /// What a host keeps of the agent's environment, beside what begins with [`KEPT_PREFIX`].
-pub const KEPT: [&str; 8] =
-    ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "RUST_BACKTRACE", "LD_LIBRARY_PATH", "MOBULA_LOG"];
+pub const KEPT: [&str; 13] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "RUST_BACKTRACE",
+    "LD_LIBRARY_PATH",
+    "MOBULA_LOG",
+    // Which part of a slice this machine is, without which the TPU's library does not find the others.
+    "TPU_ACCELERATOR_TYPE",
+    "TPU_NAME",
+    "TPU_TOPOLOGY",
+    "TPU_WORKER_HOSTNAMES",
+    "TPU_WORKER_ID",
+];
 /// Variables that begin so are kept as well.
 pub const KEPT_PREFIX: &str = "LC_";
 /// Most bytes of arguments and variables together; the kernel's own limit is some larger.
@@ -413,31 +429,48 @@ impl Drop for Watched {
 
 /// The variables that show a host the devices it was granted, and no others, in the order of `grants`.
 ///
-/// GPUs by UUID where they have one, so that no other way to count can confuse them; a host without a grant
-/// sees none. TPU variables are set only where TPUs are granted.
+/// NVIDIA's GPUs by UUID where they have one, so that no other way to count can confuse them; AMD's by index, which is
+/// all that HIP takes everywhere. A host without a grant sees none. TPU variables are set only where TPUs are granted:
+/// what hides all from the TPU's library differs by its version.
 pub fn device_env(grants: &[DeviceGrant], devices: &[Device]) -> Vec<(String, String)> {
-    let list = |kind: &Kind| {
-        let names: Vec<String> = grants
-            .iter()
-            .filter(|grant| grant.kind == *kind)
-            .map(|grant| {
-                devices
-                    .iter()
-                    .find(|device| {
-                        device.kind == *kind && device.index == grant.index && !device.uuid.is_empty()
-                    })
-                    .map_or_else(|| grant.index.to_string(), |device| device.uuid.clone())
-            })
-            .collect();
-        names.join(",")
+    let known = |grant: &DeviceGrant| {
+        devices.iter().find(|device| device.kind == grant.kind && device.index == grant.index)
     };
+    let named = |grant: &DeviceGrant| match known(grant) {
+        Some(device) if !device.uuid.is_empty() => device.uuid.clone(),
+        _ => grant.index.to_string(),
+    };
+    let numbered = |grant: &DeviceGrant| grant.index.to_string();
+    let list = |of: &dyn Fn(&DeviceGrant) -> bool, name: &dyn Fn(&DeviceGrant) -> String| {
+        grants.iter().filter(|grant| of(grant)).map(name).collect::<Vec<_>>().join(",")
+    };
+    let amd = |grant: &DeviceGrant| grant.kind == Kind::Gpu && known(grant).is_some_and(is_amd);
+    let nvidia = |grant: &DeviceGrant| grant.kind == Kind::Gpu && !amd(grant);
+    let variable = |name: &str, value: String| (name.to_owned(), value);
+    let amds = list(&amd, &numbered);
     let mut variables = vec![
-        ("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned()),
-        ("CUDA_VISIBLE_DEVICES".to_owned(), list(&Kind::Gpu)),
+        variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
+        variable("CUDA_VISIBLE_DEVICES", list(&nvidia, &named)),
+        // HIP takes nothing for all; no device has a number below 0.
+        variable("HIP_VISIBLE_DEVICES", if amds.is_empty() { "-1".to_owned() } else { amds }),
     ];
-    let tpus = list(&Kind::Tpu);
+    let tpus = list(&|grant| grant.kind == Kind::Tpu, &numbered);
     if !tpus.is_empty() {
-        variables.push(("TPU_VISIBLE_CHIPS".to_owned(), tpus));
+        // Of a machine's chips only some: how they lie to each other, and that no other machine belongs to it.
+        let count = |kinds: &mut dyn Iterator<Item = &Kind>| kinds.filter(|kind| **kind == Kind::Tpu).count();
+        let granted = count(&mut grants.iter().map(|grant| &grant.kind));
+        let some = granted < count(&mut devices.iter().map(|device| &device.kind));
+        let bounds = match granted {
+            1 if some => Some("1,1,1"),
+            2 if some => Some("1,2,1"),
+            4 if some => Some("2,2,1"),
+            _ => None,
+        };
+        variables.push(variable("TPU_VISIBLE_CHIPS", tpus));
+        if let Some(bounds) = bounds {
+            variables.push(variable("TPU_CHIPS_PER_HOST_BOUNDS", bounds.to_owned()));
+            variables.push(variable("TPU_HOST_BOUNDS", "1,1,1".to_owned()));
+        }
     }
     variables
 }

@@ -197,19 +197,34 @@ async fn an_abandoned_report_is_still_a_report() {
 #[test]
 fn hosts_see_only_the_devices_they_were_granted() {
     let grant = |kind: Kind, index| DeviceGrant { kind, index, share: Quantity::ONE };
-    let device = |index, uuid: &str| Device {
-        kind: Kind::Gpu,
+    let device = |kind, index, model: &str, uuid: &str| Device {
+        kind,
         index,
-        model: String::new(),
+        model: model.to_owned(),
         memory_bytes: 0,
         uuid: uuid.to_owned(),
     };
-    let devices = [device(0, "GPU-a"), device(1, ""), device(2, "GPU-c")];
-    let check = |grants: &[DeviceGrant], want: &[&str]| {
-        let got: Vec<String> = device_env(grants, &devices).iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let check = |devices: &[Device], grants: &[DeviceGrant], want: &[&str]| {
+        let got: Vec<String> = device_env(grants, devices).iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(got[0], "CUDA_DEVICE_ORDER=PCI_BUS_ID");
         assert_eq!(got[1..], *want);
     };
-    check(&[], &["CUDA_VISIBLE_DEVICES="]);
-    check(&[grant(Kind::Gpu, 2), grant(Kind::Gpu, 1)], &["CUDA_VISIBLE_DEVICES=GPU-c,1"]);
-    check(&[grant(Kind::Tpu, 0), grant(Kind::Tpu, 3)], &["CUDA_VISIBLE_DEVICES=", "TPU_VISIBLE_CHIPS=0,3"]);
+    let gpus = [("GPU-a", 0), ("", 1), ("GPU-c", 2)];
+    let nvidia = gpus.map(|(uuid, index)| device(Kind::Gpu, index, "NVIDIA X", uuid));
+    let amd = gpus.map(|(uuid, index)| device(Kind::Gpu, index, "AMD X", uuid));
+    check(&nvidia, &[], &["CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=-1"]);
+    let two = [grant(Kind::Gpu, 2), grant(Kind::Gpu, 1)];
+    check(&nvidia, &two, &["CUDA_VISIBLE_DEVICES=GPU-c,1", "HIP_VISIBLE_DEVICES=-1"]);
+    check(&amd, &two, &["CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=2,1"]);
+    let none = ["CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=-1"];
+    let tpus: Vec<_> = (0..4).map(|index| device(Kind::Tpu, index, "TPU v4", "")).collect();
+    let chips = |granted: &[u32], more: &[&str]| {
+        let grants: Vec<_> = granted.iter().map(|index| grant(Kind::Tpu, *index)).collect();
+        check(&tpus, &grants, &[none.as_slice(), more].concat());
+    };
+    let alone = "TPU_HOST_BOUNDS=1,1,1";
+    chips(&[3], &["TPU_VISIBLE_CHIPS=3", "TPU_CHIPS_PER_HOST_BOUNDS=1,1,1", alone]);
+    chips(&[0, 3], &["TPU_VISIBLE_CHIPS=0,3", "TPU_CHIPS_PER_HOST_BOUNDS=1,2,1", alone]);
+    // All of them may be a part of something larger.
+    chips(&[0, 1, 2, 3], &["TPU_VISIBLE_CHIPS=0,1,2,3"]);
 }
