@@ -133,11 +133,11 @@ impl Core {
             Placed::Ready(host) => self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host })),
             Placed::Starting(_) => {}
             Placed::None => {
-                let (kind, devices) = match need {
-                    Need::Shared(_) => (Kind::Shared, Vec::new()),
-                    Need::Own(_, devices) => (Kind::Own, devices),
+                let (kind, bounds) = match need {
+                    Need::Shared(_) => (Kind::Shared, self.shared_bounds()),
+                    Need::Own(_, bounds) => (Kind::Own, bounds),
                 };
-                if let Err(failure) = self.launch(kind, &job, Some(lease), devices) {
+                if let Err(failure) = self.launch(kind, &job, Some(lease), bounds) {
                     self.leases.forget(lease);
                     self.effects.push(Effect::Head(ToHead::LeaseFailed { lease, failure }));
                 }
@@ -157,7 +157,7 @@ impl Core {
             self.effects.push(Effect::Head(ToHead::StewardReady { job: job.job, host: job.driver }));
             return;
         }
-        match self.launch(Kind::Steward, &job, None, Vec::new()) {
+        match self.launch(Kind::Steward, &job, None, self.shared_bounds()) {
             Ok(host) => drop(self.stewards.insert(host)),
             Err(failure) => {
                 // The head waits for a host of the job: the agent itself stands in for the one that never was.

@@ -1,14 +1,14 @@
 //! Leases reserved on this node, and which host runs each.
 //!
 //! A lease of a shared class runs in the one host that its job has here. Any other has a host to itself, which
-//! waits in a pool by (job, devices) when the lease ends, and is killed when nobody wanted it for a while.
+//! waits in a pool by (job, devices, threads) when the lease ends, and is killed when nobody wanted it for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use mobula_proto::{HostId, JobId, LeaseId, resource::DeviceGrant};
+use mobula_proto::{HostId, JobId, LeaseId, Quantity, resource::DeviceGrant};
 
 /// Most leases on a node; the head grants far fewer.
 pub const LEASES_MAX: usize = 65_536;
@@ -18,8 +18,26 @@ pub const LEASES_MAX: usize = 65_536;
 pub enum Need {
     /// The job's shared host.
     Shared(JobId),
-    /// A host to itself that sees these devices alone.
-    Own(JobId, Vec<DeviceGrant>),
+    /// A host to itself, with no more than this.
+    Own(JobId, Bounds),
+}
+
+/// What only a whole process can be given.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bounds {
+    /// The devices that it sees, sorted.
+    pub devices: Vec<DeviceGrant>,
+    /// How many threads libraries start in it that start as many as there are processors; at least one.
+    pub threads: u32,
+}
+
+impl Bounds {
+    /// For this many CPUs, with these devices. A part of a CPU is one thread's.
+    pub fn new(cpus: Quantity, mut devices: Vec<DeviceGrant>) -> Self {
+        devices.sort();
+        let whole = cpus.units().unsigned_abs().div_ceil(Quantity::PER_ONE.unsigned_abs());
+        Self { devices, threads: u32::try_from(whole).unwrap_or(u32::MAX).max(1) }
+    }
 }
 
 impl Need {
@@ -224,10 +242,11 @@ impl Leases {
     /// Takes the idle hosts that see one of these devices, but not exactly for this need, out of the pool: a
     /// device that was granted anew must not be held by a process that waits for work.
     pub fn evict_overlapping(&mut self, need: &Need) -> Vec<HostId> {
-        let Need::Own(_, devices) = need else { return Vec::new() };
+        let Need::Own(_, Bounds { devices, .. }) = need else { return Vec::new() };
         let hosts = &self.hosts;
         let overlaps = |host: &HostId| match hosts.get(host).map(|host| &host.need) {
             Some(other @ Need::Own(_, held)) if other != need => held
+                .devices
                 .iter()
                 .any(|held| devices.iter().any(|new| new.kind == held.kind && new.index == held.index)),
             _ => false,
@@ -258,6 +277,26 @@ mod tests {
         DeviceGrant { kind: Kind::Gpu, index, share: Quantity::from_units(units).unwrap() }
     }
 
+    fn own(devices: Vec<DeviceGrant>) -> Need {
+        Need::Own(JOB, Bounds::new(Quantity::ONE, devices))
+    }
+
+    #[test]
+    fn a_host_has_as_many_threads_as_its_lease_has_cpus() {
+        for (cpus, threads) in [("0", 1), ("0.5", 1), ("1", 1), ("1.0001", 2), ("64", 64)] {
+            assert_eq!(Bounds::new(cpus.parse().unwrap(), vec![]).threads, threads, "{cpus}");
+        }
+        let now = Instant::now();
+        let mut leases = Leases::new(Duration::from_secs(10));
+        assert_eq!(leases.reserve(lease(1), own(vec![])), Placed::None);
+        leases.host_started(host(1), lease(1));
+        leases.host_ready(host(1), now);
+        leases.ended(lease(1), now);
+        let two = Need::Own(JOB, Bounds::new(Quantity::whole(2), vec![]));
+        assert_eq!(leases.reserve(lease(2), two), Placed::None, "the idle one has one thread");
+        assert_eq!(leases.reserve(lease(3), own(vec![])), Placed::Ready(host(1)));
+    }
+
     #[test]
     fn a_job_has_one_shared_host() {
         let now = Instant::now();
@@ -279,7 +318,7 @@ mod tests {
     fn hosts_of_one_lease_are_pooled_then_killed() {
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
-        let need = Need::Own(JOB, vec![gpu(0, 10_000)]);
+        let need = own(vec![gpu(0, 10_000)]);
         assert_eq!(leases.reserve(lease(1), need.clone()), Placed::None);
         leases.host_started(host(1), lease(1));
         leases.host_ready(host(1), now);
@@ -294,7 +333,7 @@ mod tests {
         assert_eq!(leases.host_gone(host(2)), vec![]);
         leases.ended(lease(3), now);
         assert_eq!(leases.evicted(lease(9)), None);
-        let half = Need::Own(JOB, vec![gpu(0, 5_000)]);
+        let half = own(vec![gpu(0, 5_000)]);
         assert_eq!(leases.evict_overlapping(&need), vec![]);
         assert_eq!(leases.evict_overlapping(&half), vec![host(1)]);
         assert_eq!(leases.reserve(lease(4), need), Placed::None);
@@ -310,7 +349,7 @@ mod tests {
         let mut leases = Leases::new(Duration::from_secs(10));
         leases.host_attached(host(1), JOB);
         assert_eq!(leases.reserve(lease(1), Need::Shared(JOB)), Placed::Ready(host(1)));
-        leases.reserve(lease(2), Need::Own(JOB, vec![]));
+        leases.reserve(lease(2), own(vec![]));
         leases.host_started(host(2), lease(2));
         leases.job_gone(JOB);
         assert!(leases.is_empty());

@@ -38,7 +38,7 @@ use mobula_proto::{
 
 pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
-use leases::{Leases, Need};
+use leases::{Bounds, Leases, Need};
 use objects::{Gone, Objects, Place, Slot, Spill};
 use transfer::{PULL_WAITERS_MAX, PULLS_MAX, Pull};
 
@@ -66,8 +66,8 @@ pub struct Launch {
     pub host: HostId,
     /// Its job.
     pub job: Job,
-    /// Devices that it has to itself.
-    pub devices: Vec<DeviceGrant>,
+    /// What it may use: its lease's, or all of the node's CPUs and no device.
+    pub bounds: Bounds,
 }
 
 /// Something to be done.
@@ -260,14 +260,19 @@ impl Core {
         kind: Kind,
         job: &Job,
         lease: Option<LeaseId>,
-        devices: Vec<DeviceGrant>,
+        bounds: Bounds,
     ) -> Result<HostId, Failure> {
-        let host = self.add_host(kind, Some(job.job), devices.clone())?;
+        let host = self.add_host(kind, Some(job.job), bounds.devices.clone())?;
         if let Some(lease) = lease {
             self.leases.host_started(host, lease);
         }
-        self.effects.push(Effect::Launch(Box::new(Launch { host, job: job.clone(), devices })));
+        self.effects.push(Effect::Launch(Box::new(Launch { host, job: job.clone(), bounds })));
         Ok(host)
+    }
+
+    /// What a host may use that runs whatever its job has here.
+    fn shared_bounds(&self) -> Bounds {
+        Bounds { devices: Vec::new(), threads: self.config.cpus.max(1) }
     }
 
     fn welcome(&self, id: HostId) -> Option<Welcome> {
@@ -646,9 +651,8 @@ impl Core {
 
     fn need(job: JobId, class: &mobula_proto::resource::Class, devices: &[DeviceGrant]) -> Need {
         if class.isolation == mobula_proto::resource::Isolation::Process || !devices.is_empty() {
-            let mut devices = devices.to_vec();
-            devices.sort();
-            Need::Own(job, devices)
+            let cpus = class.resources.get(&mobula_proto::resource::Kind::Cpu);
+            Need::Own(job, Bounds::new(cpus, devices.to_vec()))
         } else {
             Need::Shared(job)
         }

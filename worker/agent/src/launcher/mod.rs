@@ -57,6 +57,9 @@ pub const KEPT: [&str; 13] = [
 ];
 /// Variables that begin so are kept as well.
 pub const KEPT_PREFIX: &str = "LC_";
+/// What bounds the threads of OpenMP, of rayon, and of the usual libraries of linear algebra.
+const THREAD_VARIABLES: [&str; 4] =
+    ["OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
 /// Most bytes of arguments and variables together; the kernel's own limit is some larger.
 pub const ARGUMENT_BYTES_MAX: usize = 1024 * 1024;
 
@@ -425,6 +428,12 @@ impl Drop for Watched {
     fn drop(&mut self) {
         self.target.kill_rest();
     }
+}
+
+/// The variables by which libraries that would start a thread for each of the machine's processors start `threads`.
+/// Each is read once, at the start: so it is a process that has them, not a task.
+pub fn thread_env(threads: u32) -> Vec<(String, String)> {
+    THREAD_VARIABLES.iter().map(|name| ((*name).to_owned(), threads.to_string())).collect()
 }
 
 /// The variables that show a host the devices it was granted, and no others, in the order of `grants`.

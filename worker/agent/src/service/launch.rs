@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     core::Launch,
-    launcher::{Launched, Launcher, Output, Spec, device_env},
+    launcher::{Launched, Launcher, Output, Spec, device_env, thread_env},
 };
 
 /// Longest line of output that is passed on, in bytes; a longer one is cut into several.
@@ -83,7 +83,7 @@ async fn live(
     mut killed: watch::Receiver<bool>,
     last: LastLines,
 ) -> Result<String, Failure> {
-    let Launch { host, job, devices } = launch;
+    let Launch { host, job, bounds } = launch;
     let never = |why: String| Failure::new(FailureKind::HostDied, why);
     let prepared = tokio::select! {
         prepared = timeout(PROVISION_TIMEOUT, launching.provision.prepare(&job)) => match prepared {
@@ -96,8 +96,9 @@ async fn live(
     let spec = Spec {
         program: prepared.program.clone(),
         args: job.arguments.clone(),
-        env: launching.env.to_vec(),
-        device_env: device_env(&devices, &launching.devices),
+        // What an operator set goes before what follows from the lease.
+        env: thread_env(bounds.threads).into_iter().chain(launching.env.iter().cloned()).collect(),
+        device_env: device_env(&bounds.devices, &launching.devices),
         boot_fd: OwnedFd::from(theirs),
         cwd: prepared.cwd.clone(),
     };

@@ -55,7 +55,9 @@ impl One {
         let mut started = soon(self.started.recv()).await.unwrap();
         assert_eq!(started.program, PathBuf::from("/bin/program"));
         assert_eq!(started.args, ["--child"]);
-        assert_eq!(started.env, [("MOBULA_TEST".to_owned(), "1".to_owned())]);
+        let (own, threads) = started.env.split_last().unwrap();
+        assert_eq!(*own, ("MOBULA_TEST".to_owned(), "1".to_owned()));
+        assert!(threads.contains(&("OMP_NUM_THREADS".to_owned(), "4".to_owned())), "{threads:?}");
         let welcome = started.link.welcome().await;
         assert!(welcome.shared && welcome.job == JOB);
         let ToHead::LeaseReady { host, .. } = self.head.recv().await else { panic!("no lease") };
