@@ -27,7 +27,7 @@ fn an_error_says_where_and_what() {
         ("[offer]\nmemory = \"lots\"", 2, "memory = \"lots\"", "16GiB"),
         ("[offer]\nstore = 99999999999999999999", 2, "store = 99999999999999999999", "no size"),
         ("[offer]\nresource = \"a=1\"", 2, "resource = \"a=1\"", "expected a sequence"),
-        ("[offer]\nresource = [\"gpu=1\"]", 2, "resource = [\"gpu=1\"]", "found by themselves"),
+        ("[offer]\nresource = [\"cpu=1\"]", 2, "resource = [\"cpu=1\"]", "say --cpus"),
         ("[offer]\nlabel = [\"zone\"]", 2, "label = [\"zone\"]", "zone=a"),
         ("[head]\nquic = \"7420\"", 2, "quic = \"7420\"", "socket address"),
         ("[head]\nname = \"no spaces\"", 2, "name = \"no spaces\"", "letters, digits"),

@@ -109,7 +109,7 @@ fn what_is_asked_wrongly_is_refused_before_anything_happens() {
     let home = Home::new();
     for (more, part) in [
         (["--resource", "licence"], "licence=2"),
-        (["--resource", "gpu=1"], "found by themselves"),
+        (["--resource", "cpu=1"], "say --cpus"),
         (["--resource", "x=lots"], "not a number"),
         (["--memory", "much"], "16GiB"),
         (["--cpus", "some"], "--cpus"),
