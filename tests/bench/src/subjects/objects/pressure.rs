@@ -61,7 +61,7 @@ fn sizes(store: u64) -> Vec<usize> {
 /// Does `read` for each of `count`, in an order that never comes near itself, by four threads; gives the seconds.
 fn each(count: usize, read: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> {
     let next = AtomicUsize::new(0);
-    let step = (1..count).rev().find(|step| count % step != 0).unwrap_or(1);
+    let step = (1..count).rev().find(|step| !count.is_multiple_of(*step)).unwrap_or(1);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..READERS)
