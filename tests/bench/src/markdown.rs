@@ -53,7 +53,7 @@ fn section(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> R
     if number("load_at_start") > number("cores") / 2.0 {
         writeln!(
             text,
-            "**Other work ran beside it, as that load shows: rates are low, and their spread is wide.**"
+            "**Other work ran just before or beside it, as that load shows: where it went on, rates are low, and their spread is wide.**"
         )?;
     }
     let targets = || report.rows.iter().flat_map(|row| &row.targets);
