@@ -118,6 +118,12 @@ impl State {
         for (wish, from, reply) in self.transfers.waiting.remove(&(object, attempt)).unwrap_or_default() {
             match served {
                 Ok(()) => self.serve(wish, from, reply),
+                // It is there all the same: who still waits goes on waiting for room.
+                Err(failure) if failure.kind == FailureKind::StoreFull => {
+                    if !reply.is_closed() {
+                        self.serve(wish, from, reply);
+                    }
+                }
                 Err(failure) => {
                     let _left = reply.send(Err(failure.message.clone()));
                 }
@@ -158,7 +164,7 @@ impl State {
                 let Some(warming) = warming else { return Ok(()) };
                 let warmed = tokio::task::spawn_blocking(move || warming.finish());
                 // Not even started where the runtime ends: then so does the pull.
-                warmed.await.unwrap_or(Ok(())).map_err(|error| error.to_string())
+                warmed.await.unwrap_or(Ok(())).map_err(|error| Unpulled::lost(error.to_string()))
             };
             let pull = pull_into(&peers, me, object, copy, &mut block, &progress);
             match futures_util::future::try_join(pull, warm).await {
@@ -167,10 +173,10 @@ impl State {
                     debug!(%object, bytes = copy.bytes, cold, ms, "pulled");
                     post.pulled(object, copy, job, Ok(block));
                 }
-                Err(why) => {
+                Err(Unpulled { kind, why }) => {
                     progress.send_replace(Progress::Failed);
                     let text = format!("it could not be copied from {}: {why}", copy.node);
-                    post.pulled(object, copy, job, Err(Failure::new(FailureKind::ObjectLost, text)));
+                    post.pulled(object, copy, job, Err(Failure::new(kind, text)));
                     // Its memory is another's once nobody sends any of it.
                     progress.closed().await;
                     drop(block);
@@ -251,6 +257,18 @@ fn sources(note: &[u8]) -> Option<Vec<NodeId>> {
     (nodes.len() <= SOURCES_MAX).then_some(nodes)
 }
 
+/// Why a pull came to nothing.
+struct Unpulled {
+    kind: FailureKind,
+    why: String,
+}
+
+impl Unpulled {
+    fn lost(why: impl Into<String>) -> Self {
+        Self { kind: FailureKind::ObjectLost, why: why.into() }
+    }
+}
+
 async fn pull_into(
     peers: &Arc<Peers>,
     me: NodeId,
@@ -258,8 +276,9 @@ async fn pull_into(
     copy: Copy,
     block: &mut Block,
     progress: &watch::Sender<Progress>,
-) -> Result<(), String> {
-    let size = usize::try_from(copy.bytes).map_err(|error| error.to_string())?;
+) -> Result<(), Unpulled> {
+    let size = usize::try_from(copy.bytes).map_err(|error| Unpulled::lost(error.to_string()))?;
+    let mut stalled = false;
     let mut search = Search::new(copy.node);
     let mut sink = Filled { progress, bytes: 0, others: None };
     loop {
@@ -271,10 +290,12 @@ async fn pull_into(
             tried: search.tried().to_vec(),
             whole: search.whole(),
         };
-        let request = wire::encode(&wish).map_err(|error| error.to_string())?;
+        let request = wire::encode(&wish).map_err(|error| Unpulled::lost(error.to_string()))?;
         // Never more than `size`.
-        let dest =
-            block.as_mut_slice().get_mut(sink.bytes as usize..size).ok_or("its memory is too small")?;
+        let dest = block
+            .as_mut_slice()
+            .get_mut(sink.bytes as usize..size)
+            .ok_or_else(|| Unpulled::lost("its memory is too small"))?;
         let connection = match peers.connection(search.at(), Line::Bulk).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -282,7 +303,7 @@ async fn pull_into(
                 if search.failed(false) {
                     continue;
                 }
-                return Err(error.to_string());
+                return Err(Unpulled::lost(error.to_string()));
             }
         };
         let result = bulk::pull(&connection, &request, dest, SOURCE_STALL, &mut sink).await;
@@ -297,11 +318,19 @@ async fn pull_into(
             }
             Err(error) => {
                 debug!(%object, source = %search.at(), have = sink.bytes, %error, "a source is left");
+                if search.at() == copy.node {
+                    stalled = matches!(error, bulk::Error::Stalled { .. });
+                }
                 (search.failed(error.retryable()), error.to_string())
             }
         };
+        if !goes_on && stalled {
+            // A node that is gone breaks the connection; one that lives and sends nothing has the object on disk.
+            let why = format!("{why}; it may lack room to read it back from disk: try again later");
+            return Err(Unpulled { kind: FailureKind::StoreFull, why });
+        }
         if !goes_on {
-            return Err(why);
+            return Err(Unpulled::lost(why));
         }
     }
 }
