@@ -12,29 +12,10 @@ use mobula_e2e::{
     env::{on, witness},
 };
 
-/// Of each object. A store of 32 MiB holds ten.
-const BYTES: usize = 3 << 20;
+use super::pressure::{BYTES, bytes, check, is_right, make};
+
 /// So many are two stores full.
 const COUNT: usize = 20;
-
-/// Bytes that are different for each object, and at each place of it.
-fn bytes(seed: usize) -> Vec<u8> {
-    (0..BYTES).map(|at| ((at >> 3) ^ (at >> 11) ^ (seed * 31)) as u8).collect()
-}
-
-fn is_right(tensor: &Tensor, seed: usize) -> bool {
-    tensor.as_slice::<u8>().is_ok_and(|found| found == bytes(seed))
-}
-
-#[mobula::task]
-fn make(seed: usize) -> Result<Tensor> {
-    Tensor::from_vec(&[BYTES], bytes(seed))
-}
-
-#[mobula::task]
-fn check(tensor: Tensor, seed: usize) -> bool {
-    is_right(&tensor, seed)
-}
 
 /// The folder in which this node has its spill files.
 fn spill_folder(env: &Env, node: NodeId) -> PathBuf {

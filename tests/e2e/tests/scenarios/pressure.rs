@@ -5,26 +5,26 @@ use mobula_e2e::{Env, Part, env::on, eventually};
 
 const MIB: usize = 1 << 20;
 /// Of each object. A store of 32 MiB holds ten.
-const BYTES: usize = 3 * MIB;
+pub const BYTES: usize = 3 * MIB;
 /// So many are four stores full.
 const COUNT: usize = 43;
 
 /// Bytes that are different for each object, and at each place of it.
-fn bytes(seed: usize) -> Vec<u8> {
+pub fn bytes(seed: usize) -> Vec<u8> {
     (0..BYTES).map(|at| ((at >> 3) ^ (at >> 11) ^ (seed * 31)) as u8).collect()
 }
 
-fn is_right(tensor: &Tensor, seed: usize) -> bool {
+pub fn is_right(tensor: &Tensor, seed: usize) -> bool {
     tensor.as_slice::<u8>().is_ok_and(|found| found == bytes(seed))
 }
 
 #[mobula::task]
-fn make(seed: usize) -> Result<Tensor> {
+pub fn make(seed: usize) -> Result<Tensor> {
     Tensor::from_vec(&[BYTES], bytes(seed))
 }
 
 #[mobula::task]
-fn check(tensor: Tensor, seed: usize) -> bool {
+pub fn check(tensor: Tensor, seed: usize) -> bool {
     is_right(&tensor, seed)
 }
 
