@@ -41,6 +41,11 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
+    /// A node that drained gets new grants again.
+    NodeResume {
+        /// The node.
+        node: NodeId,
+    },
     /// What an owner wants. Replaces what it said before about the same key.
     Demand {
         /// Who wants it.

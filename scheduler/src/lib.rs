@@ -59,10 +59,12 @@
 //! | `stock` | amounts, whole and in use, and single devices |
 //! | `bits`, `slab` | sets of small numbers, and values under them |
 //! | `why` | sentences for people |
+//! | [`autoscale`] | which nodes to start and which to drain, from what waits |
 //! | [`sim`] | loads for tests and benchmarks, and traces replayed in virtual time |
 
 #![forbid(unsafe_code)]
 
+pub mod autoscale;
 mod bits;
 mod cluster;
 pub mod demand;

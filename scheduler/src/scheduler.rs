@@ -13,8 +13,8 @@ use std::{
 };
 
 use mobula_proto::{
-    GroupId, HostId, JobId, LeaseId, NodeId, Queue, Resources,
-    resource::{Device, Label, LabelRule, Strategy},
+    GroupId, HostId, JobId, LeaseId, NodeId, Quantity, Queue, Resources,
+    resource::{Device, Kind, Label, LabelRule, Strategy},
 };
 
 use crate::{
@@ -160,14 +160,8 @@ impl Scheduler {
                     self.hosts_gone(node..=node, out);
                 }
             }
-            Event::NodeDrain { node } => {
-                if let Some(at) = self.cluster.find(node) {
-                    if let Some(found) = self.cluster.nodes.get_mut(at) {
-                        found.draining = true;
-                    }
-                    self.cluster.touch(at);
-                }
-            }
+            Event::NodeDrain { node } => self.set_draining(node, true),
+            Event::NodeResume { node } => self.set_draining(node, false),
             Event::Demand { owner, key, job, class, backlog, attempt, locality } => {
                 let now = self.now;
                 let new = Demand {
@@ -283,6 +277,23 @@ impl Scheduler {
             gang,
         };
         shapes.into_iter().filter(|(_, count)| *count > 0).map(shape).collect()
+    }
+
+    /// What is free of each of a node's devices, by kind and index.
+    pub fn free_devices(&self, node: NodeId) -> Vec<(Kind, Quantity)> {
+        let found = self.cluster.find(node).and_then(|at| self.cluster.nodes.get(at));
+        found.map(|found| found.stock.free_devices(&self.cluster.kinds)).unwrap_or_default()
+    }
+
+    fn set_draining(&mut self, node: NodeId, draining: bool) {
+        let Some(at) = self.cluster.find(node) else { return };
+        if let Some(found) = self.cluster.nodes.get_mut(at) {
+            found.draining = draining;
+        }
+        self.cluster.touch(at);
+        if !draining {
+            self.freed.push(at);
+        }
     }
 
     /// The living nodes, by number.

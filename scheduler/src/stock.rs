@@ -283,6 +283,14 @@ impl Stock {
         base.chain(self.custom.iter().map(|c| (c.kind, c.total))).filter(|(_, amount)| *amount > 0)
     }
 
+    /// What is free of each device, by kind and index.
+    pub fn free_devices(&self, kinds: &Kinds) -> Vec<(Kind, Quantity)> {
+        let free = |device: &Device| {
+            Some((kinds.name(device.kind)?.clone(), Quantity::from_units(device.free).ok()?))
+        };
+        self.devices.iter().filter_map(free).collect()
+    }
+
     /// What is left.
     pub fn left(&self) -> impl Iterator<Item = (usize, i64)> {
         let base = self.free.iter().copied().enumerate();

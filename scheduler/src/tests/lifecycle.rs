@@ -85,6 +85,7 @@ fn a_draining_node_gets_nothing_new() {
     world.step(Event::NodeDrain { node: node(1) });
     assert_eq!(show(&world.ask(host(9), 1, &class("1 cpu"), 3)), "node-2 x2");
     assert_eq!(show(&world.release(1)), "ended lease-1");
+    assert_eq!(show(&world.step(Event::NodeResume { node: node(1) })), "node-1 x1");
 }
 
 #[test]

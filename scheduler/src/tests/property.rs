@@ -14,6 +14,7 @@ enum Op {
     Up(u32, u32, usize),
     Down(u32, u32),
     Drain(u32),
+    Resume(u32),
     Ask { owner: (u32, u32, u32), key: u32, job: u64, class: usize, backlog: u32, bytes: Vec<(u32, u64)> },
     Renew(usize),
     Release(usize),
@@ -68,6 +69,7 @@ fn op() -> impl Generate<Value = Op> {
         2 => (1..5_u32, incarnation(), 0..NODES.len()).prop_map(|(n, i, t)| Op::Up(n, i, t)),
         1 => (1..5_u32, incarnation()).prop_map(|(n, i)| Op::Down(n, i)),
         1 => (1..5_u32).prop_map(Op::Drain),
+        1 => (1..5_u32).prop_map(Op::Resume),
         12 => (owner(), 0..4_u32, 1..4_u64, 0..classes().len(), backlog, bytes)
             .prop_map(|(owner, key, job, class, backlog, bytes)| Op::Ask { owner, key, job, class, backlog, bytes }),
         2 => (0..40_usize).prop_map(Op::Renew),
@@ -157,6 +159,7 @@ fn event(op: &Op, classes: &[Class], leases: &BTreeMap<LeaseId, Lease>) -> Event
         }
         Op::Down(number, incarnation) => Event::NodeDown { node: NodeId { number, incarnation } },
         Op::Drain(number) => Event::NodeDrain { node: node(number) },
+        Op::Resume(number) => Event::NodeResume { node: node(number) },
         Op::Ask { owner: by, key, job, class, backlog, bytes } => Event::Demand {
             owner: owner(by),
             key,
