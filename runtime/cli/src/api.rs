@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mobula_head::{http::QueueWanted, service::Whereabouts};
+use mobula_head::{
+    http::{DrainWanted, QueueWanted},
+    service::Whereabouts,
+};
 use mobula_proto::{
     head::{Explanation, QueueSnapshot, Snapshot},
     inventory::Inventory,
@@ -94,6 +97,16 @@ impl Api {
     /// Removes a queue.
     pub fn remove_queue(&self, name: &str) -> Result<(), Error> {
         self.post("/api/v1/queues/remove", &serde_json::json!({ "name": name })).map(|_| ())
+    }
+
+    /// Has a node leave.
+    pub fn drain(&self, wanted: &DrainWanted) -> Result<(), Error> {
+        self.post("/api/v1/nodes/drain", &serde_json::json!(wanted)).map(|_| ())
+    }
+
+    /// Lets a node that drains stay.
+    pub fn resume(&self, node: &str) -> Result<(), Error> {
+        self.post("/api/v1/nodes/resume", &serde_json::json!({ "node": node })).map(|_| ())
     }
 
     fn post(&self, path: &str, body: &serde_json::Value) -> Result<String, Error> {

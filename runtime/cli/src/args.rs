@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     home::Home,
     settings::{File, Head, Hosts, Log, Node, Offer, Spill},
-    values::{Amounts, Nodes, amounts, nodes, queue, ttl},
+    values::{Amounts, Nodes, amounts, drain_time, nodes, queue, ttl},
 };
 
 /// The whole command line.
@@ -24,6 +24,7 @@ use crate::{
         mobula memory                what is in the object stores, and why\n  \
         mobula why ID                why a task, an actor, a job or a queue waits\n  \
         mobula queue list            how the cluster is shared\n  \
+        mobula drain NODE            have a node move what it has to others, and leave\n  \
         mobula down                  end it\n\n\
         A cluster of several machines:\n  \
         mobula head                                        on one machine\n  \
@@ -62,6 +63,8 @@ pub enum Command {
     Groups(GroupsArgs),
     /// Define, change, list and remove the queues between which the cluster is shared
     Queue(QueueArgs),
+    /// Have a node leave: what it runs and keeps moves to others
+    Drain(DrainArgs),
     /// Replay a trace of work on a cluster that is not there, and say how that goes
     Simulate(SimulateArgs),
     /// Show every setting, with what it is now and why
@@ -402,6 +405,34 @@ pub struct QueueRemoveArgs {
     /// Its name
     #[arg(value_name = "NAME")]
     pub name: String,
+    #[command(flatten)]
+    pub home: HomeArg,
+}
+
+/// `mobula drain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        mobula drain gpu-box\n  \
+        mobula drain node-3 --within 1h\n  \
+        mobula drain node-3 --undo\n\n\
+        Nothing new is placed on the node. Its tasks run to their end. Actors that may be restarted (restarts = 1 or \
+        more) finish the calls that they have, and are made again elsewhere without losing a restart; calls that come \
+        meanwhile wait. Objects move to other nodes. Then the node leaves, and its process ends. What is left when the \
+        time is over is taken away: tasks run again elsewhere, actors that may not be restarted end, and so do jobs \
+        whose driver is there. Run it on the head's machine, as the user who runs the head.")]
+pub struct DrainArgs {
+    /// Its name or number; see `mobula status`
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// How long it may take, such as 90s, 10m, 2h or 1d (at most 7d)
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = drain_time)]
+    pub within: Duration,
+    /// Return at once
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Let it stay after all
+    #[arg(long, conflicts_with_all = ["within", "no_wait"])]
+    pub undo: bool,
     #[command(flatten)]
     pub home: HomeArg,
 }

@@ -74,6 +74,12 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// A node that drained stays after all.
+    #[error("{node} does not drain any more: somebody let it stay, or it joined anew")]
+    DrainUndone {
+        /// The node, as it was named.
+        node: String,
+    },
     /// A port is taken.
     #[error("{protocol} port {address} is in use")]
     PortInUse {
@@ -206,6 +212,7 @@ impl Error {
             Self::AlreadyRuns { .. } | Self::NoHead { .. } => code::HOME,
             Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
             Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
+            Self::DrainUndone { .. } => FailureKind::Node.code(),
             Self::PortInUse { .. } => code::PORT,
             Self::Address { .. }
             | Self::Offer(_)
@@ -262,6 +269,7 @@ impl Error {
                 "another head may run on this one's port: end that, or start this one on another with --http ADDR".to_owned()
             }
             Self::HeadRefused { code, .. } => format!("`mobula explain {code}` says more"),
+            Self::DrainUndone { node } => format!("ask again with `mobula drain {node}` where it shall leave"),
             Self::PortInUse { protocol, address, option } => {
                 let list = if *protocol == "UDP" { "ss -lunp" } else { "ss -ltnp" };
                 let port = address.port();
@@ -323,7 +331,11 @@ fn agent_code(error: &mobula_agent::Error) -> &'static str {
         mobula_agent::Error::Head(HeadError::Refused(failure)) => failure.kind.code(),
         mobula_agent::Error::Head(HeadError::Wire(_)) => code::PROTOCOL,
         mobula_agent::Error::Head(
-            HeadError::Stale { .. } | HeadError::NoAnswer | HeadError::Lost(_) | HeadError::Shutdown,
+            HeadError::Stale { .. }
+            | HeadError::NoAnswer
+            | HeadError::Lost(_)
+            | HeadError::Shutdown
+            | HeadError::Dismissed,
         ) => FailureKind::Unreachable.code(),
         mobula_agent::Error::ListenWithoutNetwork => code::SETTING,
         mobula_agent::Error::Actor(_) => code::PROCESS,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
-//! | `down`, `token`, `status`, `memory`, `why`, `queue`, `groups`, `config`, `explain` | commands that ask or tell |
+//! | `down`, `token`, `status`, `memory`, `why`, `queue`, `groups`, `drain`, `config`, `explain` | commands that ask or tell |
 //! | `simulate` | a trace replayed on a cluster that is not there |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
 //! | `api` | the head's HTTP API |
@@ -17,6 +17,7 @@ mod api;
 mod args;
 mod config;
 mod down;
+mod drain;
 mod error;
 mod explain;
 mod groups;
@@ -140,6 +141,7 @@ fn run(command: Command, by_up: Option<ByUp>) -> Result<(), Error> {
             QueueCommand::List(args) => queue::list(&args),
             QueueCommand::Remove(args) => queue::remove(&args),
         },
+        Command::Drain(args) => drain::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Explain(args) => explain::run(&args),

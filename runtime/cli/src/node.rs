@@ -60,9 +60,15 @@ pub async fn run(args: &NodeArgs, home: &Home) -> Result<(), Error> {
             Ok(())
         }
         ended = agent.closed() => {
-            ended.map_err(|error| Error::AgentEnded(error.to_string()))?;
+            let why = match ended {
+                Ok(()) => "The head ended, and the cluster with it.",
+                Err(error) if matches!(&*error, mobula_agent::Error::Head(HeadError::Dismissed)) => {
+                    "The node has drained, and left the cluster."
+                }
+                Err(error) => return Err(Error::AgentEnded(error.to_string())),
+            };
             if args.by_up.is_none() {
-                say("The head ended, and the cluster with it.");
+                say(why);
             }
             Ok(())
         }

@@ -8,7 +8,7 @@ use mobula_proto::{
     resource::bytes_text,
 };
 
-use crate::{api::Api, args::StatusArgs, error::Error, groups, home::Home, queue, ready::say};
+use crate::{api::Api, args::StatusArgs, drain, error::Error, groups, home::Home, queue, ready::say};
 
 /// Labels that every node carries; they are in `--json` only.
 const OWN_LABELS: &str = "mobula.io/";
@@ -27,6 +27,15 @@ fn text(snapshot: &Snapshot) -> String {
         text.push_str("No nodes: add one with `mobula node`, and a token from `mobula token create`.\n");
     } else {
         text.push_str(&nodes(&snapshot.nodes));
+    }
+    for node in &snapshot.nodes {
+        if let Some(draining) = &node.draining {
+            let (name, left) = (&node.name, drain::left(draining));
+            text.push_str(&format!(
+                "\n{} ({name}) drains: {left}; within {:.0} s.\n",
+                node.node, draining.seconds_left
+            ));
+        }
     }
     if !snapshot.jobs.is_empty() {
         let rows = snapshot.jobs.iter().map(|job| {
@@ -120,7 +129,7 @@ fn kind_title(kind: &str) -> &str {
     if kind == "memory" { "MEMORY" } else { kind }
 }
 
-fn count(n: u64, what: &str) -> String {
+pub fn count(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
@@ -139,7 +148,7 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String
 mod tests {
     use std::collections::BTreeMap;
 
-    use mobula_proto::head::{Usage, WaitingSnapshot};
+    use mobula_proto::head::{DrainSnapshot, Usage, WaitingSnapshot};
 
     use super::*;
 
@@ -174,6 +183,12 @@ mod tests {
                 waiting: 1,
                 ..Usage::default()
             },
+            draining: Some(DrainSnapshot {
+                leases: 2,
+                counted: true,
+                seconds_left: 59.6,
+                ..DrainSnapshot::default()
+            }),
         };
         let waiting = WaitingSnapshot {
             owner: "host-1".to_owned(),
@@ -197,6 +212,7 @@ mod tests {
             "0 B of 512.0 MiB",
             "SPILLED",
             "3.0 MiB on disk, 2.0 MiB read back, 1 waiting",
+            "node-3 (gpu-box) drains: left are 2 leases; within 60 s.",
             "single-tenant",
             "train::step",
             "no GPU is free",

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use mobula_head::service::TOKEN_TTL_MAX;
+use mobula_head::{core::DRAIN_MS_MAX, service::TOKEN_TTL_MAX};
 use mobula_net::{
     identity::{PeerName, Role},
     ring,
@@ -132,6 +132,11 @@ pub fn ring_bytes(text: &str) -> Result<u32, String> {
 /// How long a token may be good.
 pub fn ttl(text: &str) -> Result<Duration, String> {
     time(text, SECOND..=TOKEN_TTL_MAX)
+}
+
+/// How long a node may take to drain.
+pub fn drain_time(text: &str) -> Result<Duration, String> {
+    time(text, SECOND..=Duration::from_millis(DRAIN_MS_MAX))
 }
 
 /// Silence after which a node counts as lost.

@@ -2,7 +2,7 @@
 
 use mobula_proto::{
     Failure, FailureKind, HostId, NodeId, ObjectId,
-    peer::{Message, State},
+    peer::{Copy, Message, State},
 };
 
 use crate::{Effect, Ownership, Via, entry::Entry, freed};
@@ -142,6 +142,23 @@ impl Ownership {
             entry.asked = true;
             fx.push(Effect::Send { to: owner, message: Message::Lost { object, node, attempt } });
             fx.push(Effect::Send { to: owner, message: Message::Resolve { object } });
+        }
+    }
+
+    /// The primary copy of an owned object, by the same attempt, is elsewhere now. False where the object does not lie
+    /// where that copy came from, or the copy's node is dead: then it is not needed. Borrowers who ask for the old copy in
+    /// vain ask here next; so it must not come back to a node within the time that such a message takes.
+    pub fn moved(&mut self, object: ObjectId, from: NodeId, copy: Copy) -> bool {
+        let dead = self.dead.node(copy.node);
+        let Some(entry) = self.objects.get_mut(&object).filter(|_| object.owner == self.me && !dead) else {
+            return false;
+        };
+        match &mut entry.state {
+            State::Stored(known) if Copy { node: from, ..copy } == *known || *known == copy => {
+                *known = copy;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Simulated clusters: hosts on several nodes that put, call, return, read, keep, drop and die at random, in virtual
-//! time. Messages from one host to another keep their order, as rings and relays do; nothing else does, and some
+//! Simulated clusters: hosts on several nodes that put, call, return, read, keep, drop and die at random, and stored
+//! values that go to other nodes, in virtual time. Messages from one host to another keep their order, as rings and relays do; nothing else does, and some
 //! ways are a thousand times slower than others. News of a death overtakes what the dead sent, which is then lost.
 //!
 //! The simulation knows who can reach what, and checks the crate's promises from outside:
@@ -142,6 +142,10 @@ struct World {
     drops: usize,
     crashed: bool,
     token: u64,
+    /// On which nodes a stored value ever was.
+    been: BTreeSet<(ObjectId, u32, NodeId)>,
+    /// How often one went to another node.
+    relocated: u64,
 }
 
 impl World {
@@ -193,6 +197,8 @@ impl World {
             drops,
             crashed: false,
             token: 0,
+            been: BTreeSet::new(),
+            relocated: 0,
         }
     }
 
@@ -325,6 +331,7 @@ impl World {
     fn seal(&mut self, at: usize, object: ObjectId, attempt: u32, contains: Vec<ObjectId>) -> State {
         self.values.insert((object, attempt), contains);
         self.places.insert((object, attempt), at);
+        self.been.insert((object, attempt, self.hosts[at].id.node));
         State::Stored(Copy { node: self.hosts[at].id.node, bytes: 1, attempt })
     }
 
@@ -445,6 +452,10 @@ impl World {
     fn read(&mut self, at: usize, object: ObjectId) -> Vec<ObjectId> {
         let refs = match self.hosts[at].own.state(object).cloned() {
             None => panic!("{object} is unknown though held"),
+            Some(State::Stored(copy)) if self.is_elsewhere(object, copy) => {
+                self.with(at, |own, fx| own.lost(object, copy.node, copy.attempt, fx));
+                return Vec::new();
+            }
             Some(State::Stored(copy)) => match self.values.get(&(object, copy.attempt)) {
                 Some(refs) => refs.clone(),
                 None => {
@@ -469,6 +480,35 @@ impl World {
             self.with(at, |own, fx| own.receive(*inner, Via::Container(object), fx));
         }
         refs
+    }
+
+    /// Whether the copy exists, but not where it is looked for.
+    fn is_elsewhere(&self, object: ObjectId, copy: Copy) -> bool {
+        let key = (object, copy.attempt);
+        self.values.contains_key(&key) && self.hosts[self.places[&key]].id.node != copy.node
+    }
+
+    /// A stored value goes to the node of `to`, and its owner hears of it.
+    fn relocate(&mut self, to: usize) {
+        let keys: Vec<(ObjectId, u32)> = self.values.keys().copied().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let (object, attempt) = keys[self.random.below(keys.len())];
+        let owner = self.number(object.owner);
+        if !self.hosts[owner].alive {
+            return;
+        }
+        let from = self.hosts[self.places[&(object, attempt)]].id.node;
+        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt };
+        // It does not come back while a message about its absence may be under way: that takes another drain.
+        if !self.been.insert((object, attempt, copy.node)) {
+            return;
+        }
+        if self.with(owner, |own, _| own.moved(object, from, copy)) {
+            self.places.insert((object, attempt), to);
+            self.relocated += 1;
+        }
     }
 
     /// The next thing happens; false if nothing is left to happen.
@@ -642,7 +682,8 @@ impl World {
             }
             return;
         }
-        match self.random.below(10) {
+        match self.random.below(11) {
+            10 => self.relocate(at),
             0 => self.put(at),
             1 => self.actor(at),
             2 => self.move_actor(at),
@@ -697,7 +738,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 4]) {
+    fn run(seed: u64, counts: &mut [u64; 5]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         let losses = world.random.one_in(4);
@@ -746,6 +787,7 @@ impl World {
         counts[1] += u64::from(world.crashed);
         counts[2] += world.leaky.len() as u64;
         counts[3] += world.now;
+        counts[4] += world.relocated;
     }
 
     /// O5: with all messages delivered and all tasks ended, only actors that are down are pending.
@@ -815,7 +857,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0; 4];
+    let mut counts = [0; 5];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -823,9 +865,9 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time] = counts;
+    let [objects, crashed, leaky, time, relocated] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain",
         time / 1_000_000
     );
 }

@@ -41,6 +41,8 @@ pub enum Kind {
     Evicted,
     /// There is nothing of that name, or no longer.
     Unknown,
+    /// There is no such node, or it cannot do what was asked.
+    Node,
     /// There is no such queue, or queues cannot be as was asked.
     Queue,
     /// The store stayed full for as long as a writer may wait.
@@ -111,6 +113,7 @@ impl Kind {
             Self::Queue => "MOB4002",
             Self::Unknown => "MOB4003",
             Self::Evicted => "MOB4004",
+            Self::Node => "MOB4005",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
             Self::Internal => "MOB3099",
@@ -140,7 +143,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -168,6 +171,7 @@ impl Kind {
         Self::Queue,
         Self::Unknown,
         Self::Evicted,
+        Self::Node,
         Self::Binary,
         Self::JobEnded,
     ];

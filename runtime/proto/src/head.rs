@@ -144,8 +144,35 @@ pub enum ToHead {
         /// What it is, and what it waits for.
         found: Option<Explained>,
     },
+    /// From a node that drains, whenever it changed: what is still there.
+    Draining(Left),
     /// The agent leaves in good order.
     Leave,
+}
+
+/// What is still on a node that drains, apart from leases, of which the head knows itself.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+)]
+pub struct Left {
+    /// Primary copies of objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Hosts that run something, or own objects that are in use.
+    pub hosts: u32,
+    /// Drivers, whose jobs end with the node.
+    pub drivers: u32,
 }
 
 /// What a node is when it registers.
@@ -340,9 +367,22 @@ pub enum ToAgent {
         /// Its name.
         task: TaskId,
     },
+    /// The node is to leave: move the primary copies of objects to these nodes, the first of which have the most room,
+    /// and end the hosts that nothing needs. Replaces an earlier list. Answered with [`ToHead::Draining`].
+    Drain {
+        /// Where to; at most [`DRAIN_TARGETS_MAX`].
+        to: Vec<NodeId>,
+    },
+    /// It is to stay after all.
+    Resume,
+    /// It has drained, or had no more time for it: the head counts it out, and it ends.
+    Dismissed,
     /// The head ends in good order and the cluster with it.
     Shutdown,
 }
+
+/// Most nodes in [`ToAgent::Drain`].
+pub const DRAIN_TARGETS_MAX: usize = 64;
 
 /// What an agent must know of a job to run its hosts.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -414,6 +454,54 @@ pub enum Between {
     Drop {
         /// The object.
         object: ObjectId,
+    },
+    /// From a node that drains: pull this copy, let it be the primary one, and tell its owner. Answered with
+    /// [`Between::Kept`].
+    Keep {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+        /// The object's job.
+        job: JobId,
+    },
+    /// From the node that has the primary copy now to the owner's: tell it. Answered with [`Between::Noted`].
+    Moved {
+        /// The object.
+        object: ObjectId,
+        /// Where it was.
+        from: NodeId,
+        /// Where it is.
+        copy: Copy,
+    },
+    /// The owner's answer to [`Between::Moved`].
+    Noted {
+        /// The object.
+        object: ObjectId,
+        /// From the question.
+        copy: Copy,
+        /// What it said.
+        noted: crate::host::Noted,
+    },
+    /// Answer to [`Between::Keep`].
+    Kept {
+        /// The object.
+        object: ObjectId,
+        /// From the question.
+        attempt: u32,
+        /// Whether the copy on the node that drains may go.
+        kept: bool,
+        /// Who answers.
+        by: NodeId,
+    },
+    /// Behind [`Between::Kept`], from the node that drained: these have copies, and are to be told when the object goes.
+    Held {
+        /// The object.
+        object: ObjectId,
+        /// The attempt that made the copies.
+        attempt: u32,
+        /// Who.
+        nodes: Vec<NodeId>,
     },
 }
 
@@ -497,6 +585,23 @@ pub struct NodeSnapshot {
     pub multi_tenant: bool,
     /// What it uses.
     pub usage: Usage,
+    /// What is still there, where it is to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<DrainSnapshot>,
+}
+
+/// A node that is to leave.
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct DrainSnapshot {
+    /// Leases on it: of tasks that run to their end, and of actors that have not moved yet or may not.
+    pub leases: u64,
+    /// Whether the agent has said what else is there.
+    pub counted: bool,
+    /// That.
+    #[serde(flatten)]
+    pub left: Left,
+    /// After so long what is left ends with the node.
+    pub seconds_left: f64,
 }
 
 /// One job in a [`Snapshot`].

@@ -191,8 +191,33 @@ pub enum ToAgent {
         /// What it is, and what it waits for.
         found: Option<Explained>,
     },
+    /// Answer to [`ToHost::Moved`].
+    Noted {
+        /// The object.
+        object: ObjectId,
+        /// Where its primary copy is now.
+        copy: Copy,
+        /// What the owner did.
+        noted: Noted,
+    },
+    /// Answer to [`ToHost::AreYouIdle`].
+    Idle {
+        /// Whether nothing would be lost if the host ended: it runs nothing, waits for nothing, and owns no objects.
+        idle: bool,
+    },
     /// From a driver: `main` has ended; so does the job.
     JobDone,
+}
+
+/// What an owner did when it heard that the primary copy of an object is elsewhere.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// It looks for the object there from now on.
+    Yes,
+    /// It knows of no such copy: it was freed, or is so new that its owner has not heard of it.
+    Unknown,
+    /// The owner is gone.
+    Gone,
 }
 
 /// What an owner says of something that it submitted.
@@ -434,6 +459,17 @@ pub enum ToHost {
         /// Its name.
         task: TaskId,
     },
+    /// The primary copy of an object that this host owns is elsewhere now. Answered with [`ToAgent::Noted`].
+    Moved {
+        /// The object.
+        object: ObjectId,
+        /// Where it was.
+        from: NodeId,
+        /// Where it is.
+        copy: Copy,
+    },
+    /// The node is to leave: would anything be lost if this host ended? Answered with [`ToAgent::Idle`].
+    AreYouIdle,
     /// To a driver: a line that one of its hosts printed.
     Output {
         /// Which host.
@@ -499,4 +535,6 @@ pub enum Revocation {
     Preempted,
     /// It was taken away: what still runs under it is stopped, and tried again elsewhere.
     Evicted,
+    /// Its node is to leave: no further pushes, unstarted tasks come back, and actors that may be restarted move.
+    Draining,
 }

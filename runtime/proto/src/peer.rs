@@ -62,6 +62,20 @@ pub enum Message {
         /// Which incarnation.
         incarnation: u32,
     },
+    /// Owner to executor: let no more calls in, and end this incarnation once those that are in have ended.
+    Retire {
+        /// The actor.
+        actor: TaskId,
+        /// Which incarnation.
+        incarnation: u32,
+    },
+    /// Executor to owner: it is done, and all calls that were let in have ended.
+    Retired {
+        /// The actor.
+        actor: TaskId,
+        /// Which incarnation.
+        incarnation: u32,
+    },
     /// Anyone to the actor's owner: end the actor for good.
     Kill {
         /// The actor.

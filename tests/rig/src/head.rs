@@ -66,6 +66,20 @@ impl Head {
         decode::<Made>(path, answer).map(|made| made.token)
     }
 
+    pub(crate) fn drain(&self, node: &str, within: Duration) -> Result<()> {
+        self.tell("/api/v1/nodes/drain", &serde_json::json!({ "node": node, "seconds": within.as_secs() }))
+    }
+
+    pub(crate) fn resume(&self, node: &str) -> Result<()> {
+        self.tell("/api/v1/nodes/resume", &serde_json::json!({ "node": node }))
+    }
+
+    fn tell(&self, path: &'static str, body: &serde_json::Value) -> Result<()> {
+        let answer =
+            self.agent.post(self.url(path)).header("Authorization", self.bearer()).send(body.to_string());
+        decode::<serde_json::Value>(path, answer).map(|_| ())
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

@@ -285,6 +285,31 @@ impl Rig {
         Ok(at)
     }
 
+    /// Has this node leave, within so many whole seconds; its process ends then.
+    pub fn drain(&self, node: usize, within: Duration) -> Result<()> {
+        self.member(node)?;
+        self.api.drain(&format!("rig-{node}"), within)
+    }
+
+    /// Lets a node that drains stay.
+    pub fn undrain(&self, node: usize) -> Result<()> {
+        self.member(node)?;
+        self.api.resume(&format!("rig-{node}"))
+    }
+
+    /// Waits until this node's agent has ended by itself, and counts no longer on it.
+    pub fn left(&mut self, node: usize, deadline: Duration) -> Result<()> {
+        let pid = self.pid(Part::Node(node))?;
+        self.wait("a node to leave", deadline, |rig| {
+            rig.seen.extend(processes::children(pid));
+            Ok(Process::find(pid).is_none_or(|process| !process.is_alive()))
+        })?;
+        if let Some(process) = self.nodes.get_mut(node).and_then(|node| node.process.take()) {
+            process.kill();
+        }
+        Ok(())
+    }
+
     /// The process number of a part.
     pub fn pid(&self, part: Part) -> Result<u32> {
         let process = match part {

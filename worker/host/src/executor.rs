@@ -129,6 +129,8 @@ struct State {
     ready: Ready,
     leases: IdMap<LeaseId, Lease>,
     actors: IdMap<TaskId, Arc<Actor>>,
+    /// Actors that have moved, for calls that are still on their way here.
+    retired: IdMap<TaskId, Arc<Actor>>,
     /// Announced limits of actors that are about to be constructed, with the incarnation that is meant.
     limits: IdMap<TaskId, (u32, Limits)>,
     running: IdMap<TaskId, Arc<Context>>,
@@ -225,7 +227,9 @@ impl Executor {
                 Some(self.new_actor(&mut state, function, call.task, incarnation))
             }
             Target::Method { actor: id, incarnation } => {
-                let found = state.actors.get(&id).filter(|actor| actor.incarnation == incarnation).cloned();
+                let meant = |actor: &&Arc<Actor>| actor.incarnation == incarnation;
+                let found = state.actors.get(&id).filter(meant);
+                let found = found.or_else(|| state.retired.get(&id).filter(meant)).cloned();
                 let Some(found) = found else {
                     drop(state);
                     let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
@@ -363,6 +367,7 @@ impl Executor {
         if let (Some(seat), Some(actor)) = (run.context.seat, &run.actor) {
             actor.inner.lock().inbox.leave(seat, run.call.task);
             self.pump(runtime, actor);
+            self.end_if_retired(runtime, actor);
         }
         self.reply(runtime, run.caller, run.call, Err(early.of(call_title(run.function, run.call))));
     }
@@ -756,6 +761,9 @@ impl Executor {
             if next.as_ref().is_some_and(|next| next.context.seat != Some(Seat::Alone)) {
                 // More may run beside a shared one.
                 self.pump(runtime, &actor);
+            }
+            if next.is_none() {
+                self.end_if_retired(runtime, &actor);
             }
         }
         next

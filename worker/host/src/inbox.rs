@@ -8,6 +8,8 @@
 //! - **IN-4** At most `inbox` calls wait here. Others stay with their callers, which are let in in turn, each with a
 //!   number of calls for which places are kept.
 //! - **IN-5** No call of a caller is let in between one that was not and the caller's word that it knows.
+//! - **IN-6** One that closes lets nobody in any more, so that it comes to an end; but where all that runs waits,
+//!   perhaps for what is kept out, it opens again for a while.
 
 use std::collections::VecDeque;
 
@@ -99,6 +101,16 @@ pub struct Inbox<R> {
     /// Callers and numbers of what waits for its arguments, by number.
     unready: Vec<(HostId, u64)>,
     door: Option<Box<Door>>,
+    closing: Closing,
+}
+
+/// Whether an inbox comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    Closed,
+    /// It lets callers in again, for so many more ticks.
+    Open(u32),
 }
 
 impl<R> Inbox<R> {
@@ -120,6 +132,7 @@ impl<R> Inbox<R> {
             arrived: 0,
             unready: Vec::new(),
             door: None,
+            closing: Closing::No,
         }
     }
 
@@ -133,8 +146,23 @@ impl<R> Inbox<R> {
         self.door.is_some()
     }
 
+    /// Lets nobody in from now on (IN-6).
+    pub fn close(&mut self) {
+        self.closing = Closing::Closed;
+    }
+
+    /// Whether nothing waits here, and nothing runs.
+    pub fn is_idle(&self) -> bool {
+        self.len == 0 && self.shared == 0 && !self.exclusive
+    }
+
     /// A call arrived: is there room for it (IN-4, IN-5)?
     pub fn knock(&mut self, caller: HostId) -> Knock {
+        if self.closing == Closing::Closed {
+            self.forget(caller);
+            self.door.get_or_insert_default().told.push(caller);
+            return Knock::Wait;
+        }
         let Some(door) = &mut self.door else {
             if self.len < self.most {
                 return Knock::In;
@@ -308,7 +336,7 @@ impl<R> Inbox<R> {
 
     /// Whether [`Self::tick`] has anything to look at.
     pub fn wants_ticks(&self) -> bool {
-        self.door.is_some() || self.groups.iter().any(Group::is_crowded)
+        self.door.is_some() || self.closing != Closing::No || self.groups.iter().any(Group::is_crowded)
     }
 
     /// A caller knows that there is no room, or has used up what it was given.
@@ -340,6 +368,9 @@ impl<R> Inbox<R> {
     /// Callers for which there is room now, and for how many calls; their places are kept.
     pub fn let_in(&mut self) -> SmallVec<[(HostId, u32); 1]> {
         let mut all = SmallVec::new();
+        if self.closing == Closing::Closed {
+            return all;
+        }
         let Some(door) = &mut self.door else { return all };
         let enough = (self.most / ROOM_SHARE).max(1);
         loop {
@@ -359,6 +390,11 @@ impl<R> Inbox<R> {
     /// First more calls may start beside those that wait; where that is not what is missing, the callers at the door
     /// are returned, to be told.
     pub fn tick(&mut self) -> Vec<HostId> {
+        self.closing = match self.closing {
+            Closing::Open(0) => Closing::Closed,
+            Closing::Open(ticks) => Closing::Open(ticks - 1),
+            other => other,
+        };
         let waiting: u32 = self.groups.iter().map(|group| group.waiting).sum();
         let started = self.shared + u32::from(self.exclusive);
         if started == 0 || waiting + u32::from(self.exclusive_waits) < started || !self.wants_ticks() {
@@ -374,6 +410,10 @@ impl<R> Inbox<R> {
         for group in self.groups.iter_mut().filter(|group| group.is_crowded()) {
             group.waiting_most = group.waiting_most.saturating_add(WAITING_MAX);
             raised = true;
+        }
+        if !raised && self.closing == Closing::Closed {
+            self.closing = Closing::Open(STALLED_TICKS);
+            return Vec::new();
         }
         match &self.door {
             Some(door) if !raised => door.waiting.iter().copied().collect(),

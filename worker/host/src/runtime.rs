@@ -13,10 +13,10 @@ use std::{
     task::Waker,
 };
 
-use mobula_ownership::{Counts, Via};
+use mobula_ownership::{Counts, Ownership, Via};
 use mobula_proto::{
     Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, ObjectId, TaskId,
-    host::{ToAgent, ToHost, Welcome},
+    host::{Noted, ToAgent, ToHost, Welcome},
     peer::{Copy, Done, Item, Message, State, Target, Value},
     resource::DeviceGrant,
     wire,
@@ -61,6 +61,7 @@ fn is_for_executor(message: &Message) -> bool {
             | Message::Consumed { .. }
             | Message::Cancel { .. }
             | Message::Terminate { .. }
+            | Message::Retire { .. }
             | Message::Recall { .. }
             | Message::Limits { .. }
             | Message::WantRoom { .. }
@@ -80,6 +81,8 @@ fn allowed_across_jobs(message: &Message) -> bool {
         Message::Run(call) => matches!(call.target, Target::Method { .. }),
         Message::RunStream(stream) => matches!(stream.call.target, Target::Method { .. }),
         Message::Terminate { .. }
+        | Message::Retire { .. }
+        | Message::Retired { .. }
         | Message::Recall { .. }
         | Message::Recalled { .. }
         | Message::Limits { .. } => false,
@@ -368,6 +371,7 @@ impl Runtime {
             }
             Message::Cancel { task, force } => self.executor.cancel(self, task, force),
             Message::Terminate { actor, incarnation } => self.executor.terminate(self, actor, incarnation),
+            Message::Retire { actor, incarnation } => self.executor.retire(self, from, actor, incarnation),
             Message::Recall { lease } => {
                 let tasks = self.executor.recall(from, lease);
                 self.send(from, Message::Recalled { lease, tasks }, Held::default());
@@ -422,6 +426,17 @@ impl Runtime {
             ToHost::Explain { request, task } => {
                 let found = self.core.lock().explain(task);
                 self.tell(ToAgent::Explained { request, found });
+            }
+            ToHost::Moved { object, from, copy } => {
+                let known = |objects: &mut Ownership, _: &mut Vec<_>| objects.moved(object, from, copy);
+                let known = self.step(|core, out| core.own(out, known));
+                let noted = if known { Noted::Yes } else { Noted::Unknown };
+                self.tell(ToAgent::Noted { object, copy, noted });
+            }
+            ToHost::AreYouIdle => {
+                let (running, actors) = self.executor.load();
+                let idle = running + actors == 0 && self.unsettled.lock().is_empty();
+                self.tell(ToAgent::Idle { idle: idle && self.core.lock().is_idle() });
             }
             ToHost::Output { host, stderr, line } => {
                 if let Some(sink) = self.on_output.lock().as_mut() {

@@ -102,6 +102,28 @@ impl Table {
         self.held.values().filter(reserving).map(|held| held.node).collect()
     }
 
+    /// How many leases are on a node.
+    pub fn on_node(&self, node: NodeId) -> usize {
+        self.held.values().filter(|held| held.node == node).count()
+    }
+
+    /// Those of them that their owners know of.
+    pub fn announced_on(&self, node: NodeId) -> Vec<(LeaseId, HostId)> {
+        let announced = |held: &Held| held.node == node && matches!(held.phase, Phase::Announced(_));
+        let all = self.held.iter().filter(|(_, held)| announced(held));
+        all.map(|(lease, held)| (*lease, held.owner)).collect()
+    }
+
+    /// All leases on a node are taken away; they are to be released next.
+    pub fn evict_on(&mut self, node: NodeId) -> Vec<(LeaseId, HostId)> {
+        let all = self.held.iter_mut().filter(|(_, held)| held.node == node);
+        let evicted = all.map(|(lease, held)| {
+            held.evicted = true;
+            (*lease, held.owner)
+        });
+        evicted.collect()
+    }
+
     fn reserving(&self, key: Key) -> u32 {
         self.reserving.get(&key).copied().unwrap_or(0)
     }
@@ -260,6 +282,7 @@ impl Core {
             devices: view.lease.devices.clone(),
         };
         self.send_to_agent_of(owner.node, ToAgent::Granted { owner, grant });
+        self.announced(lease, owner, from);
     }
 
     pub(super) fn lease_failed(&mut self, from: NodeId, lease: LeaseId, failure: Failure) {

@@ -11,7 +11,7 @@ use mobula_proto::{
 use mobula_scheduler as scheduler;
 use tracing::{info, warn};
 
-use super::{Core, Effect, KNOWN_NODES_MAX, Link, NODES_MAX, Peer, PeerKind, TEXT_BYTES_MAX};
+use super::{Core, Effect, KNOWN_NODES_MAX, Link, NODES_MAX, Peer, PeerKind, TEXT_BYTES_MAX, drain::Drain};
 use crate::state::Record;
 
 /// A living node.
@@ -22,6 +22,7 @@ pub(super) struct Member {
     pub kind: PeerKind,
     pub register: Register,
     pub usage: Usage,
+    pub drain: Option<Drain>,
 }
 
 impl Member {
@@ -94,7 +95,7 @@ impl Core {
         self.drop_names_of_node(number, incarnation);
         info!(%node, name = register.name, address = register.address, resources = %register.total, "node joined");
         let nodes = self.nodes.values().map(Member::for_peers).collect();
-        let member = Member { node, link, kind: peer.kind, register, usage: Usage::default() };
+        let member = Member { node, link, kind: peer.kind, register, usage: Usage::default(), drain: None };
         let joined = member.for_peers();
         self.nodes.insert(number, member);
         self.links.insert(link, node);
@@ -102,6 +103,7 @@ impl Core {
         self.send(link, ToAgent::Registered { node, nodes });
         self.broadcast(Some(link), ToAgent::NodeUp(joined));
         self.schedule(up);
+        self.aim_drains();
         Ok(())
     }
 
@@ -137,7 +139,7 @@ impl Core {
         self.node_lost(link, Failure::new(FailureKind::NodeDied, format!("{node} was lost: {why}")));
     }
 
-    fn node_lost(&mut self, link: Link, failure: Failure) {
+    pub(super) fn node_lost(&mut self, link: Link, failure: Failure) {
         let Some(node) = self.links.remove(&link) else { return };
         self.nodes.remove(&node.number);
         self.jobs.values_mut().for_each(|entry| entry.left_by(node));
@@ -149,6 +151,7 @@ impl Core {
         self.schedule(scheduler::Event::NodeDown { node });
         self.drop_names(|_, actor| actor.owner.node == node);
         self.hosts_gone(|host| host.node == node, &failure);
+        self.aim_drains();
     }
 
     pub(super) fn link_of(&self, node: NodeId) -> Option<Link> {

@@ -13,6 +13,7 @@
 //! - **H4** A record precedes, in the list of effects, every message that promises what it holds.
 //! - **H5** Each table has a limit with a name; reaching it is a typed failure to whoever asked.
 
+mod drain;
 mod groups;
 mod jobs;
 mod leases;
@@ -38,6 +39,7 @@ use tracing::warn;
 
 use crate::state::{Record, TokenId};
 
+pub use drain::{DRAIN_GRACE_MS, DRAIN_MS_MAX};
 pub use tokens::{Redeemed, Token};
 
 /// Most living nodes, drivers' own included.
@@ -293,7 +295,13 @@ impl Core {
     /// When [`Event::Tick`] is next of use; `None` while the cluster is idle.
     pub fn next_tick(&self) -> Option<Millis> {
         let stewards = self.jobs.values().filter_map(jobs::Entry::deadline).min();
-        let own = [self.leases.next_deadline(), self.names.deadline(), self.questions.deadline(), stewards];
+        let own = [
+            self.leases.next_deadline(),
+            self.names.deadline(),
+            self.questions.deadline(),
+            self.drain_deadline(),
+            stewards,
+        ];
         own.into_iter().chain([self.scheduler.next_tick()]).flatten().min()
     }
 
@@ -303,6 +311,7 @@ impl Core {
         self.time_out_stewards();
         self.time_out_names();
         self.time_out_questions();
+        self.time_out_drains();
     }
 
     /// The node at the other end of a link, if it is a member.
@@ -364,6 +373,7 @@ impl Core {
             ToHead::Explained { request, found } => self.owner_explained(from, request, found),
             // Taken by the service.
             ToHead::Stock { .. } => {}
+            ToHead::Draining(left) => self.draining(from, left),
             ToHead::Leave => self.leave(link, from),
         }
     }

@@ -32,6 +32,7 @@ impl Core {
             store_bytes: member.register.store_bytes,
             multi_tenant: member.register.multi_tenant,
             usage: member.usage.clone(),
+            draining: self.drain_snapshot(member),
         });
         let (mut slots, mut leases) = (BTreeMap::new(), 0);
         for view in self.scheduler.leases() {

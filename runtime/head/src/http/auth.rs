@@ -22,7 +22,7 @@ pub enum Need {
 }
 
 /// Every route there is. A request for anything else is refused, whatever it brings.
-pub const TABLE: [(&str, &str, Need); 9] = [
+pub const TABLE: [(&str, &str, Need); 11] = [
     ("GET", "/healthz", Need::Nothing),
     ("GET", "/api/v1/status", Need::Admin),
     ("GET", "/api/v1/memory", Need::Admin),
@@ -30,6 +30,8 @@ pub const TABLE: [(&str, &str, Need); 9] = [
     ("GET", "/api/v1/queues", Need::Admin),
     ("POST", "/api/v1/queues", Need::Admin),
     ("POST", "/api/v1/queues/remove", Need::Admin),
+    ("POST", "/api/v1/nodes/drain", Need::Admin),
+    ("POST", "/api/v1/nodes/resume", Need::Admin),
     ("POST", "/api/v1/tokens", Need::Admin),
     ("POST", "/api/v1/shutdown", Need::Admin),
 ];

@@ -9,12 +9,15 @@
 //! | `GET /api/v1/queues` | admin token | the queues and what they use, as [`mobula_proto::head::QueueSnapshot`]s |
 //! | `POST /api/v1/queues` | admin token | defines or changes one, as [`QueueWanted`] |
 //! | `POST /api/v1/queues/remove` | admin token | `{"name":"…"}`, of one that nothing uses |
+//! | `POST /api/v1/nodes/drain` | admin token | `{"node":"node-3","seconds":600}`: it moves what it has, and leaves |
+//! | `POST /api/v1/nodes/resume` | admin token | `{"node":"node-3"}`: it stays after all |
 //! | `POST /api/v1/tokens` | admin token | `{"role":"agent","ttl_seconds":3600}` gives `{"token":"…"}` |
 //! | `POST /api/v1/shutdown` | admin token | ends the cluster |
 //!
 //! Errors are `{"code":"MOB…","message":"…"}`. What is not in the table of [`auth`] is refused.
 
 pub mod auth;
+mod nodes;
 mod queues;
 mod routes;
 #[cfg(test)]
@@ -38,6 +41,7 @@ use tracing::{debug, warn};
 
 use crate::service::Poster;
 
+pub use nodes::{DRAIN_SECONDS, DrainWanted};
 pub use queues::QueueWanted;
 
 /// Connections at once; more wait to be accepted.

@@ -22,7 +22,7 @@ use mobula_proto::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{Api, BODY_BYTES_MAX, Refusal, auth, queues};
+use super::{Api, BODY_BYTES_MAX, Refusal, auth, nodes, queues};
 use crate::service::Error;
 
 pub(super) fn router(api: Api) -> Router {
@@ -33,6 +33,8 @@ pub(super) fn router(api: Api) -> Router {
         .route("/api/v1/why", get(why))
         .route("/api/v1/queues", get(queues::list).post(queues::set))
         .route("/api/v1/queues/remove", post(queues::remove))
+        .route("/api/v1/nodes/drain", post(nodes::drain))
+        .route("/api/v1/nodes/resume", post(nodes::resume))
         .route("/api/v1/tokens", post(tokens))
         .route("/api/v1/shutdown", post(shutdown))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -77,6 +77,8 @@ enum Body {
     Queues { reply: oneshot::Sender<Vec<QueueSnapshot>> },
     SetQueue { change: Box<Change>, reply: oneshot::Sender<Result<(), Failure>> },
     RemoveQueue { name: String, reply: oneshot::Sender<Result<(), Failure>> },
+    Drain { node: String, time: Duration, reply: oneshot::Sender<Result<(), Failure>> },
+    Resume { node: String, reply: oneshot::Sender<Result<(), Failure>> },
     TakeStock { reply: oneshot::Sender<Result<Counting, Failure>> },
     Shutdown,
     Tick,
@@ -177,6 +179,20 @@ impl Poster {
     pub async fn remove_queue(&self, name: String) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.post(Body::RemoveQueue { name, reply }).await?;
+        answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
+    }
+
+    /// Has a node leave, within `time` at the latest.
+    pub async fn drain(&self, node: String, time: Duration) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::Drain { node, time, reply }).await?;
+        answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
+    }
+
+    /// A node that drains stays after all.
+    pub async fn resume(&self, node: String) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::Resume { node, reply }).await?;
         answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
     }
 
@@ -387,6 +403,16 @@ impl State {
             Body::RemoveQueue { name, reply } => {
                 let now = self.now();
                 let done = self.core.remove_queue(&name, now);
+                self.answer_after(done, reply);
+            }
+            Body::Drain { node, time, reply } => {
+                let (now, time) = (self.now(), u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+                let done = self.core.drain(&node, Millis(time), now);
+                self.answer_after(done, reply);
+            }
+            Body::Resume { node, reply } => {
+                let now = self.now();
+                let done = self.core.resume(&node, now);
                 self.answer_after(done, reply);
             }
             Body::TakeStock { reply } => {

@@ -277,6 +277,18 @@ impl Handle {
         self.0.poster.remove_queue(name.to_owned()).await
     }
 
+    /// Has a node (its name, or its number as `node-3`) leave: nothing new is granted there, tasks run to their end,
+    /// actors that may be restarted and objects move to other nodes. What is left after `time` (at most
+    /// [`core::DRAIN_MS_MAX`]) is taken away. Said again, it changes the time.
+    pub async fn drain(&self, node: &str, time: Duration) -> Result<(), Error> {
+        self.0.poster.drain(node.to_owned(), time).await
+    }
+
+    /// A node that drains stays after all.
+    pub async fn resume(&self, node: &str) -> Result<(), Error> {
+        self.0.poster.resume(node.to_owned()).await
+    }
+
     /// Ends the cluster: agents are told, and with them their hosts end. Returns once they have heard, or after
     /// about [`SHUTDOWN_GRACE`]; a second call changes nothing.
     pub async fn shutdown(&self) {

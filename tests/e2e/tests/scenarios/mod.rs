@@ -5,6 +5,7 @@ mod blocks;
 mod cancelling;
 mod detaching;
 mod disk;
+mod draining;
 pub mod driver;
 mod dying;
 mod explaining;
@@ -148,6 +149,9 @@ pub fn cases() -> Vec<Case> {
         case!(dying::calls_allowed_at_least_once_are_tried_again),
         case!(dying::a_killed_host_is_replaced).modes(RIG),
         case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
+        case!(draining::a_node_that_drains_loses_nothing).modes(RIG).fresh(),
+        case!(draining::what_is_left_at_the_end_is_taken_away).modes(RIG).fresh(),
+        case!(draining::a_node_may_stay_after_all).modes(RIG).fresh(),
         case!(stopping::a_stopped_host_goes_on).modes(STOPPABLE),
         case!(stopping::a_stopped_host_loses_none_of_many_calls).modes(&[Mode::Socket]),
         case!(stopping::a_stopped_agent_goes_on).modes(STOPPABLE),

@@ -23,18 +23,17 @@ pub(super) struct Ending {
 impl Core {
     /// The job is over. `nodes` are the others that were asked for hosts of it, where the driver is here.
     pub(super) fn end_job(&mut self, job: JobId, failure: Failure, nodes: &[NodeId]) {
-        let Some(state) = self.jobs.remove(&job) else { return };
+        let Some(state) = self.jobs.remove(&job) else {
+            // It ran nothing here, but a node that drained may have given its objects to this one.
+            return self.forget_objects_of(job);
+        };
         self.leases.job_gone(job);
         for id in self.hosts.of_job(job) {
             if self.hosts.get(id).is_some_and(|host| host.kind.is_launched()) {
                 self.effects.push(Effect::Kill(id));
             }
         }
-        self.drop_pulls(job);
-        let gone = self.objects.job_gone(job);
-        self.gone(gone);
-        self.restores_without();
-        self.effects.push(Effect::JobGone(job));
+        self.forget_objects_of(job);
         let driver = state.job.driver;
         if driver.node == self.config.node && self.hosts.get(driver).is_none() {
             // Nobody is left to be told.
@@ -44,6 +43,16 @@ impl Core {
         let nodes = nodes.iter().filter(loud).copied().collect();
         self.endings.insert(job, Ending { driver, failure, nodes });
         self.look_at_ending(job);
+        self.pump();
+    }
+
+    fn forget_objects_of(&mut self, job: JobId) {
+        self.drop_pulls(job);
+        let gone = self.objects.job_gone(job);
+        self.gone(gone);
+        self.restores_without();
+        self.noting_without();
+        self.effects.push(Effect::JobGone(job));
         self.pump();
     }
 

@@ -66,7 +66,9 @@ impl Core {
             ToAgent::Answered { host, request, answer } => {
                 self.tell(host, ToHost::Answered { request, answer });
             }
-            ToAgent::Registered { .. } | ToAgent::Refused(_) | ToAgent::Shutdown => {}
+            ToAgent::Drain { to } => self.drain(to, now),
+            ToAgent::Resume => self.resume(),
+            ToAgent::Registered { .. } | ToAgent::Refused(_) | ToAgent::Dismissed | ToAgent::Shutdown => {}
         }
     }
 
@@ -86,6 +88,7 @@ impl Core {
         self.nodes.remove(&node);
         self.endings_without(node);
         self.objects.node_gone(node);
+        self.drain_without(node);
         let ready: Vec<_> = self.hosts.iter().filter(|(_, host)| host.ready).map(|(id, _)| id).collect();
         for host in ready {
             self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });

@@ -143,6 +143,14 @@ impl Core {
             ToAgent::Explained { request, found } => {
                 self.effects.push(Effect::Head(ToHead::Explained { request, found: found.map(short) }));
             }
+            ToAgent::Noted { object, copy, noted } => {
+                if object.owner == id {
+                    self.owner_noted(object, copy, noted);
+                } else {
+                    self.violation(id, &format!("it answered for {object}, which is not its own"));
+                }
+            }
+            ToAgent::Idle { idle } => self.host_idle(id, idle),
             ToAgent::JobDone => {
                 if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {
                     let failure = Failure::new(FailureKind::JobEnded, "main has ended").of(job.to_string());

@@ -7,7 +7,9 @@
 //! | [`transfer`] | copies on their way between nodes |
 //! | [`leases`] | which host runs which lease |
 //! | [`hosts`] | who is here, and who has rings to whom |
+//! | [`drain`] | what moves off a node that is to leave |
 
+pub mod drain;
 pub mod hosts;
 pub mod leases;
 pub mod objects;
@@ -140,6 +142,8 @@ pub struct Core {
     pulls: BTreeMap<(ObjectId, u32), Pull>,
     queue: transfer::Queue,
     restores: BTreeMap<(ObjectId, u32), Vec<Reader>>,
+    draining: Option<drain::Draining>,
+    noting: drain::Noting,
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
     early: early::Early,
@@ -162,6 +166,8 @@ impl Core {
             pulls: BTreeMap::new(),
             queue: transfer::Queue::new(config.store_bytes),
             restores: BTreeMap::new(),
+            draining: None,
+            noting: BTreeMap::new(),
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
             early: early::Early::default(),
@@ -210,8 +216,12 @@ impl Core {
 
     /// When [`Core::tick`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let deadlines =
-            [self.objects.next_deadline(), self.leases.next_deadline(), self.early.next_deadline()];
+        let deadlines = [
+            self.objects.next_deadline(),
+            self.leases.next_deadline(),
+            self.early.next_deadline(),
+            self.drain_deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -223,6 +233,7 @@ impl Core {
         for (object, attempt, (host, _, request)) in self.early.expire(now) {
             self.open_failed(host, request, object, self.no_copy(attempt));
         }
+        self.look(now);
         self.objects.retry(now);
         let refused = self.objects.expire(now);
         for (writer, request, failure) in refused {
@@ -494,6 +505,10 @@ impl Core {
             }
             return;
         }
+        if copy.node == self.config.node && self.draining.is_some() {
+            // It may have been moved: its owner knows.
+            return self.open_failed(id, request, object, self.no_copy(copy.attempt));
+        }
         if copy.node == self.config.node {
             if !self.early.note(object, copy.attempt, now, |wish| wish.opens.push((id, job, request))) {
                 self.open_failed(id, request, object, self.no_copy(copy.attempt));
@@ -628,6 +643,11 @@ impl Core {
                 self.free_here(object, u32::MAX);
             }
             Between::OutputEnded { job, node } => self.output_ended(job, node),
+            Between::Keep { object, copy, job } => self.keep(object, copy, job),
+            Between::Moved { object, from, copy } => self.moved(object, from, copy),
+            Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
+            Between::Kept { object, attempt, kept, by } => self.kept(object, attempt, kept, by),
+            Between::Held { object, attempt, nodes } => self.held(object, attempt, nodes),
             Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
         }
     }

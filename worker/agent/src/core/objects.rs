@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
     os::fd::OwnedFd,
     sync::Arc,
     time::Instant,
@@ -217,6 +218,8 @@ pub struct Objects {
     granted: BTreeMap<HostId, Vec<u64>>,
     regions: BTreeMap<RegionId, Region>,
     copies: BTreeMap<Key, Entry>,
+    /// How many of them are primary ones, and their bytes.
+    primaries: (u64, u64),
     pinned: u64,
     waiting: VecDeque<Waiting>,
     clock: u64,
@@ -234,6 +237,7 @@ impl Objects {
             granted: BTreeMap::new(),
             regions: BTreeMap::new(),
             copies: BTreeMap::new(),
+            primaries: (0, 0),
             pinned: 0,
             waiting: VecDeque::new(),
             clock: 0,
@@ -634,6 +638,7 @@ impl Objects {
             used_at: 0,
         };
         self.copies.insert((object, attempt), entry);
+        self.count_primary(origin.is_none(), bytes, true);
         self.enter((object, attempt), region, offset);
         Ok(())
     }
@@ -734,6 +739,60 @@ impl Objects {
         (source, entry.holders.others(by))
     }
 
+    fn count_primary(&mut self, primary: bool, bytes: u64, more: bool) {
+        let (count, sum) = &mut self.primaries;
+        match (primary, more) {
+            (true, true) => (*count, *sum) = (*count + 1, *sum + bytes),
+            (true, false) => (*count, *sum) = (*count - 1, *sum - bytes),
+            (false, _) => {}
+        }
+    }
+
+    /// How many primary copies there are, and their bytes.
+    pub fn primaries(&self) -> (u64, u64) {
+        self.primaries
+    }
+
+    /// The primary copies that are not freed, with their bytes and jobs; in order, behind `after`.
+    pub fn primaries_after(
+        &self,
+        after: Option<(ObjectId, u32)>,
+    ) -> impl Iterator<Item = ((ObjectId, u32), u64, JobId)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let all = self.copies.range((from, Bound::Unbounded));
+        let primary = |(_, entry): &(&Key, &Entry)| entry.origin.is_none() && !entry.freed;
+        all.filter(primary).map(|(key, entry)| (*key, entry.bytes, entry.job))
+    }
+
+    /// A copy that came from elsewhere is the primary one from now on. Its bytes; `None` where there is none.
+    pub fn promote(&mut self, object: ObjectId, attempt: u32) -> Option<u64> {
+        let entry = self.copies.get_mut(&(object, attempt)).filter(|entry| !entry.freed)?;
+        let bytes = entry.bytes;
+        if entry.origin.take().is_some() {
+            let memory = entry.memory;
+            self.count_primary(true, bytes, true);
+            // What was pulled lies in no file.
+            if let Some(region) = memory.and_then(|(id, _)| self.regions.get_mut(&id)) {
+                region.secondary -= 1;
+                region.dirty += 1;
+                self.disk.dirty_bytes += bytes;
+            }
+        }
+        Some(bytes)
+    }
+
+    /// Another node has the primary copy now: who copied this one, to be told by that node from now on.
+    pub fn give_away(&mut self, object: ObjectId, attempt: u32) -> Vec<NodeId> {
+        let entry = self.copies.get_mut(&(object, attempt));
+        entry.map(|entry| std::mem::take(&mut entry.holders).nodes().collect()).unwrap_or_default()
+    }
+
+    /// These have copies of a primary one that came from elsewhere; `false` where it has gone meanwhile.
+    pub fn held_by(&mut self, object: ObjectId, attempt: u32, nodes: &[NodeId]) -> bool {
+        let entry = self.copies.get_mut(&(object, attempt)).filter(|entry| !entry.freed);
+        entry.map(|entry| entry.holders.add(nodes)).is_some()
+    }
+
     /// Takes back one pin of `reader` (of a freed copy first, where it has several attempts pinned).
     pub fn unpin(&mut self, object: ObjectId, reader: HostId) -> Gone {
         let mut gone = Gone::default();
@@ -791,6 +850,7 @@ impl Objects {
 
     fn remove(&mut self, key: Key, gone: &mut Gone) {
         let Some(entry) = self.copies.remove(&key) else { return };
+        self.count_primary(entry.origin.is_none(), entry.bytes, false);
         if let Some(memory) = entry.memory {
             self.leave(key, memory, entry.bytes, entry.is_dirty(), entry.origin.is_none(), gone);
         }
@@ -840,6 +900,7 @@ impl Objects {
             self.copies.iter().filter(|(_, entry)| entry.job == job).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(entry) = self.copies.remove(&key) else { continue };
+            self.count_primary(entry.origin.is_none(), entry.bytes, false);
             gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key.0)));
             self.pinned -= u64::from(!entry.pins.is_empty());
             self.disk.dirty_bytes -= if entry.memory.is_some() && entry.is_dirty() { entry.bytes } else { 0 };

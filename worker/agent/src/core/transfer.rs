@@ -104,11 +104,13 @@ pub(super) struct Pull {
     serving: Vec<NodeId>,
     /// The object was freed meanwhile: it goes with its last pin.
     pub(super) dropped: bool,
+    /// The node that it comes from drains, and gives it to this one.
+    pub(super) keep: bool,
 }
 
 impl Pull {
     pub(super) fn new(node: NodeId, job: JobId, bytes: u64) -> Self {
-        Self { node, job, bytes, waiting: Vec::new(), serving: Vec::new(), dropped: false }
+        Self { node, job, bytes, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: false }
     }
 }
 
@@ -196,6 +198,9 @@ impl Core {
                 for (host, request) in pull.waiting {
                     self.opened(host, request, object, attempt);
                 }
+                if pull.keep {
+                    self.keep_here((object, attempt), pull.node);
+                }
                 if pull.dropped {
                     let gone = self.objects.free(object, attempt);
                     self.gone(gone);
@@ -203,6 +208,9 @@ impl Core {
                 true
             }
             Err(failure) => {
+                if pull.keep {
+                    self.not_kept((object, attempt), pull.node);
+                }
                 let failure = failure.of(object.to_string());
                 for (host, request) in pull.waiting {
                     let message = ToHost::OpenFailed { request, failure: failure.clone() };

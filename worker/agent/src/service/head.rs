@@ -59,6 +59,9 @@ pub enum Error {
     /// It ended in good order.
     #[error("the head ended, and the cluster with it")]
     Shutdown,
+    /// The node has drained, or had no more time for it.
+    #[error("the node has drained, and left the cluster")]
+    Dismissed,
 }
 
 /// A registered link.
@@ -169,7 +172,7 @@ pub(super) async fn run(
                     link.leave().await;
                     return Ok(());
                 }
-                Err(error @ (Error::Refused(_) | Error::Shutdown)) => return Err(error),
+                Err(error @ (Error::Refused(_) | Error::Shutdown | Error::Dismissed)) => return Err(error),
                 Err(error) => warn!(%error, "the link to the head broke"),
             }
             link.again(me).await?;
@@ -180,6 +183,7 @@ pub(super) async fn run(
 async fn hand_on(post: &Post, permits: &Arc<tokio::sync::Semaphore>, said: ToAgent) -> Result<(), Error> {
     match said {
         ToAgent::Shutdown => Err(Error::Shutdown),
+        ToAgent::Dismissed => Err(Error::Dismissed),
         ToAgent::Refused(failure) => Err(Error::Refused(failure)),
         said => {
             post.send(permits, |permit| Message::Head(Box::new(said), permit)).await;

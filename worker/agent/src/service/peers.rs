@@ -294,8 +294,22 @@ impl Peers {
                 Between::OutputEnded { node, .. } if node != from => {
                     warn!(peer = %from, "a node speaks for another");
                 }
+                Between::Keep { copy, .. } | Between::Moved { copy, .. } if copy.node != from => {
+                    warn!(peer = %from, "a node gives away what is another's");
+                }
+                Between::Kept { by, .. } if by != from => warn!(peer = %from, "a node speaks for another"),
+                Between::Noted { object, .. } if object.owner.node != from => {
+                    warn!(peer = %from, "a node speaks for a host of another");
+                }
                 // Handed on behind the lines that came before it.
-                message @ (Between::Free { .. } | Between::Drop { .. } | Between::OutputEnded { .. }) => {
+                message @ (Between::Free { .. }
+                | Between::Drop { .. }
+                | Between::Keep { .. }
+                | Between::Moved { .. }
+                | Between::Noted { .. }
+                | Between::Kept { .. }
+                | Between::Held { .. }
+                | Between::OutputEnded { .. }) => {
                     self.post.send(&permits, |permit| Message::Peer(message, permit)).await;
                 }
                 Between::Hello { .. } => {}

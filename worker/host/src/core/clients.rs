@@ -23,6 +23,9 @@ pub(super) struct Client {
     pub(super) dead_incarnation: u32,
     /// The actor's inbox was full.
     pub(super) flow: Option<Flow>,
+    /// The actor is not where it was, but calls are on their way there: they are answered or come back, and until then
+    /// none leaves for where it is now (C-2).
+    pub(super) moving: bool,
 }
 
 impl Core {
@@ -45,6 +48,11 @@ impl Core {
             Some(State::Actor { host, incarnation }) => Some((*host, *incarnation)),
             _ => None,
         };
+        let lost = matches!(self.objects.state(object), Some(State::Failed(_)));
+        client.moving = !lost && client.at.is_some() && client.at != alive && !client.in_flight.is_empty();
+        if client.moving {
+            return;
+        }
         if client.flow.is_some() && client.at != alive {
             // Room was another incarnation's.
             self.end_flow(object, out);
@@ -101,7 +109,7 @@ impl Core {
             self.objects.want(actor, &mut self.effects);
             return;
         }
-        let Some(client) = self.clients.get_mut(&actor) else { return };
+        let Some(client) = self.clients.get_mut(&actor).filter(|client| !client.moving) else { return };
         if client.at.is_none()
             && let Some(State::Actor { host, incarnation }) = self.objects.state(actor)
             && *incarnation > client.dead_incarnation
@@ -140,6 +148,41 @@ impl Core {
         if self.held_back > 0 {
             self.after_leaving(actor, out);
         }
+    }
+
+    /// A call was answered, or came back: where it was the last one that was sent to where its actor is no more, others go
+    /// to where it is.
+    pub(super) fn arrived(&mut self, actor: ObjectId, out: &mut Vec<Action>) {
+        if self.clients.get(&actor).is_some_and(|client| client.moving && client.in_flight.is_empty()) {
+            self.on_actor(actor, out);
+        }
+    }
+
+    /// All calls that were let in have ended: the actor is made again elsewhere.
+    pub(super) fn on_retired(
+        &mut self,
+        from: HostId,
+        actor: TaskId,
+        incarnation: u32,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
+        let lease = task.holds;
+        let living = matches!(task.spec.kind, Kind::Construct { .. }) && task.phase == Phase::Kept;
+        if !living || task.incarnation != incarnation || self.lease_host(lease) != Some(from) {
+            return;
+        }
+        self.give_slot_back(actor.seq);
+        if let Some(task) = self.tasks.get_mut(&actor.seq) {
+            task.incarnation += 1;
+            task.attempt += 1;
+            task.evictions += 1;
+        }
+        self.unfinished += 1;
+        self.objects.set_actor(actor.object(0), State::Pending, &mut self.effects);
+        self.drain(out);
+        self.enqueue(actor.seq, true, out);
+        self.maybe_release(lease, out);
     }
 
     /// Ends an actor for good, wherever it is owned. Calls of this host fail from now on, however long the owner takes.

@@ -68,7 +68,10 @@ impl Core {
     pub(super) fn evicted(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get(&lease) else { return };
         let (host, key) = (held.host, held.key);
-        let text = format!("{lease} on {} was taken away, since others have more right to it", host.node);
+        let text = format!(
+            "{lease} on {} was taken away, since others have more right to it or its node is to leave",
+            host.node
+        );
         let failure = Failure::new(FailureKind::Evicted, text);
         let mut seqs: Vec<u64> = self
             .tasks

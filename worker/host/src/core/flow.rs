@@ -124,6 +124,7 @@ impl Core {
             self.conclude(seq, Failure::new(FailureKind::Cancelled, "it was cancelled"), out);
         }
         self.ask_for_room(actor, true, out);
+        self.arrived(actor, out);
     }
 
     fn ask_for_room(&self, actor: ObjectId, more: bool, out: &mut Vec<Action>) {

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, time::Duration};
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
+    Failure, FailureKind, HostId, LeaseId, NodeId, SeqMap, TaskId,
     host::{Grant, Revocation, ToAgent},
     peer::{Message, State, Target},
     resource::{Isolation, Strategy},
@@ -11,7 +11,7 @@ use mobula_proto::{
 
 use smallvec::SmallVec;
 
-use super::{Action, ClassState, Core, Kind, LeaseState, Phase};
+use super::{Action, ClassState, Core, Kind, LeaseState, Phase, Task};
 
 /// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
 /// to the executor, shallower ones keep work free to go elsewhere.
@@ -274,7 +274,10 @@ impl Core {
     pub fn revoked(&mut self, lease: LeaseId, kind: Revocation, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         match kind {
-            Revocation::Idle | Revocation::Preempted => {
+            Revocation::Idle | Revocation::Preempted | Revocation::Draining => {
+                if kind == Revocation::Draining {
+                    Self::retire_actors(&self.tasks, (self.me, lease, held.host), out);
+                }
                 let class = &self.classes[held.key as usize];
                 let more = match (kind, class.nanos) {
                     (Revocation::Idle, 1..) if !class.queue.is_empty() => {
@@ -297,6 +300,21 @@ impl Core {
             }
         }
         self.drain(out);
+    }
+
+    /// The actors of a lease that may be made again come to their end, so that they are, elsewhere.
+    fn retire_actors(
+        tasks: &SeqMap<Task>,
+        (me, lease, host): (HostId, LeaseId, HostId),
+        out: &mut Vec<Action>,
+    ) {
+        for (seq, task) in tasks.iter().filter(|(_, task)| task.holds == lease) {
+            if let Kind::Construct { restarts: 1.. } = task.spec.kind {
+                let actor = TaskId { owner: me, seq };
+                let message = Message::Retire { actor, incarnation: task.incarnation };
+                out.push(Action::Send { to: host, message });
+            }
+        }
     }
 
     pub(super) fn forget_lease(&mut self, lease: LeaseId) {

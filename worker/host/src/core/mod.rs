@@ -275,6 +275,12 @@ impl Core {
         self.unfinished
     }
 
+    /// Whether nothing that this host owns, or waits for, would be missed.
+    pub fn is_idle(&self) -> bool {
+        let counts = self.objects.counts();
+        self.unfinished == 0 && self.leases.is_empty() && counts.owned == 0 && counts.unacknowledged == 0
+    }
+
     /// Leases held.
     pub fn lease_count(&self) -> usize {
         self.leases.len()
@@ -485,6 +491,7 @@ impl Core {
             Message::Done(done) => self.on_done(from, done, out),
             Message::Item(item) => self.on_item(from, item, out),
             Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
+            Message::Retired { actor, incarnation } => self.on_retired(from, actor, incarnation, out),
             Message::Kill { actor } => self.end_actor(actor, killed(), out),
             Message::NoRoom { task, inbox } => self.on_no_room(from, task, inbox, out),
             Message::Room { actor, incarnation, calls } => {
@@ -599,9 +606,13 @@ impl Core {
         if !self.several.is_empty() {
             self.stream_ended(done.task, out);
         }
-        if !matches!(kind, Kind::Method { .. } | Kind::Direct { .. }) {
-            self.pump(key, out);
-            self.maybe_release(lease, out);
+        match kind {
+            Kind::Method { actor } => self.arrived(actor, out),
+            Kind::Direct { .. } => {}
+            Kind::Task | Kind::Construct { .. } => {
+                self.pump(key, out);
+                self.maybe_release(lease, out);
+            }
         }
     }
 

@@ -26,14 +26,22 @@ pub(super) struct Inner {
     pub(super) state: Option<ActorState>,
     pub(super) inbox: Inbox<Box<Run>>,
     pub(super) ended: Option<Failure>,
+    /// It is to end when nothing runs: who is told.
+    retiring: Option<HostId>,
+    /// It has ended so.
+    moved: bool,
     /// Whether the executor looks at it now and then.
     watched: bool,
 }
 
 impl Inner {
+    fn wants_ticks(&self) -> bool {
+        self.ended.is_none() && !self.moved && self.inbox.wants_ticks()
+    }
+
     /// Whether it shall be looked at from now on, and was not before.
     fn watch(&mut self) -> bool {
-        let new = !self.watched && self.inbox.wants_ticks();
+        let new = !self.watched && self.wants_ticks();
         self.watched |= new;
         new
     }
@@ -94,7 +102,14 @@ impl Executor {
             (None, Entry::Construct { rules, .. }) => rules.limits(),
             (None, Entry::Task(_) | Entry::Method { .. }) => Limits::default(),
         };
-        let inner = Inner { state: None, inbox: Inbox::new(&limits), ended: None, watched: false };
+        let inner = Inner {
+            state: None,
+            inbox: Inbox::new(&limits),
+            ended: None,
+            retiring: None,
+            moved: false,
+            watched: false,
+        };
         let new = Arc::new(Actor { id, incarnation, inner: Mutex::new(inner) });
         state.actors.insert(id, new.clone());
         new
@@ -186,13 +201,17 @@ impl Executor {
             let mut pressed = self.pressed.lock();
             pressed.retain(|actor| {
                 let mut inner = actor.inner.lock();
-                inner.watched = inner.ended.is_none() && inner.inbox.wants_ticks();
+                inner.watched = inner.wants_ticks();
                 inner.watched
             });
             pressed.clone()
         };
         for actor in pressed {
-            let stalled = actor.inner.lock().inbox.tick();
+            let (stalled, room) = {
+                let mut inner = actor.inner.lock();
+                (inner.inbox.tick(), inner.inbox.let_in())
+            };
+            self.tell_room(runtime, &actor, &room);
             if !stalled.is_empty() {
                 tracing::warn!(
                     actor = %actor.id,
@@ -259,6 +278,9 @@ impl Executor {
                 Some(actor) if actor.incarnation == incarnation => state.actors.remove(&id),
                 _ => None,
             };
+            if state.retired.get(&id).is_some_and(|actor| actor.incarnation <= incarnation) {
+                state.retired.remove(&id);
+            }
             let Some(actor) = found else { return };
             let running: Vec<_> =
                 state.running.values().filter(|call| call.actor == Some(id)).cloned().collect();
@@ -276,6 +298,51 @@ impl Executor {
         }
         self.pump(runtime, &actor);
         // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.
+        runtime.user().spawn_blocking(move || drop(state));
+    }
+
+    /// Ends an actor once all calls that were let in have ended; others stay with their callers.
+    pub(crate) fn retire(&self, runtime: &Arc<Runtime>, owner: HostId, id: TaskId, incarnation: u32) {
+        let actor = self.state.lock().actors.get(&id).cloned();
+        let Some(actor) = actor.filter(|actor| actor.incarnation == incarnation) else { return };
+        let watch = {
+            let mut inner = actor.inner.lock();
+            inner.inbox.close();
+            inner.retiring = Some(owner);
+            inner.watch()
+        };
+        if watch {
+            self.pressed.lock().push(actor.clone());
+        }
+        self.end_if_retired(runtime, &actor);
+    }
+
+    /// Says that an actor has come to its end, if it shall and has. Its inbox stays, to turn calls back that are still on
+    /// their way here.
+    pub(super) fn end_if_retired(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) {
+        let (state, owner) = {
+            let mut inner = actor.inner.lock();
+            if inner.retiring.is_none() || inner.state.is_none() || !inner.inbox.is_idle() {
+                return;
+            }
+            // For good: it may have been open for a while.
+            inner.inbox.close();
+            inner.moved = true;
+            (inner.state.take(), inner.retiring.take())
+        };
+        {
+            let mut state = self.state.lock();
+            if state.actors.get(&actor.id).is_some_and(|found| Arc::ptr_eq(found, actor))
+                && let Some(moved) = state.actors.remove(&actor.id)
+            {
+                state.retired.insert(moved.id, moved);
+            }
+        }
+        if let Some(owner) = owner {
+            let message = Message::Retired { actor: actor.id, incarnation: actor.incarnation };
+            runtime.send(owner, message, Held::default());
+        }
+        // As in `terminate`.
         runtime.user().spawn_blocking(move || drop(state));
     }
 
@@ -298,6 +365,7 @@ impl Executor {
                     inner.ended.clone()
                 };
                 self.pump(runtime, &actor);
+                self.end_if_retired(runtime, &actor);
                 ended.map_or_else(|| Ok(Results::new()), Err)
             }
             Err(failure) => {

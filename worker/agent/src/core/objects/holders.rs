@@ -98,6 +98,16 @@ impl Holders {
         self.list.iter().map(|holder| holder.node)
     }
 
+    /// These have it: they were told by another where to get it.
+    pub fn add(&mut self, nodes: &[NodeId]) {
+        for node in nodes {
+            if self.find(*node).is_none() {
+                self.list.push(Holder { node: *node, source: None, given: 0, barren: false });
+                self.own += 1;
+            }
+        }
+    }
+
     /// A node is gone.
     pub fn remove(&mut self, node: NodeId) {
         self.list.retain(|holder| holder.node != node);
