@@ -113,7 +113,7 @@ pub async fn a_node_that_drains_loses_nothing(env: Env) -> Result<()> {
         go.place(),
     );
     let running =
-        node_when.options().strategy(at(leaves)).retries(0).remote(witness.place("task started"), go.place());
+        node_when.options().strategy(on(leaves)).retries(0).remote(witness.place("task started"), go.place());
     let ledger = Ledger::spawn(witness.place("ledger")).options(|o| o.strategy(at(leaves))).await?;
     assert_eq!(ledger.node(), Some(leaves));
     witness.sees("reader started").await?;
@@ -132,7 +132,8 @@ pub async fn a_node_that_drains_loses_nothing(env: Env) -> Result<()> {
 
     // The running task keeps it there, and it gets nothing new.
     let snapshot = env.cluster.snapshot().await?;
-    let shown = snapshot.nodes.iter().find(|node| node.node == leaves.to_string()).unwrap();
+    let shown = snapshot.nodes.iter().find(|node| node.node == leaves.to_string());
+    let shown = shown.unwrap_or_else(|| panic!("{leaves} has left: {snapshot:?}"));
     assert!(shown.draining.as_ref().is_some_and(|draining| draining.leases > 0), "{shown:?}");
     let elsewhere =
         node_when.options().strategy(at(leaves)).cpu(0.0).remote(witness.place("new"), go.place());
