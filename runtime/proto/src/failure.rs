@@ -27,6 +27,8 @@ pub enum Kind {
     Returned,
     /// The process that ran it ended.
     HostDied,
+    /// The process that ran it had more memory than its `memory` allows, and was killed for it.
+    OutOfMemory,
     /// The node that ran it was lost.
     NodeDied,
     /// The owner of the object ended, and no copy is left.
@@ -109,6 +111,7 @@ impl Kind {
             Self::Limit => "MOB3013",
             Self::ReturnCount => "MOB3015",
             Self::Overloaded => "MOB3014",
+            Self::OutOfMemory => "MOB3016",
             Self::Infeasible => "MOB4001",
             Self::Queue => "MOB4002",
             Self::Unknown => "MOB4003",
@@ -125,6 +128,7 @@ impl Kind {
         matches!(
             self,
             Self::HostDied
+                | Self::OutOfMemory
                 | Self::NodeDied
                 | Self::TimedOut
                 | Self::StoreFull
@@ -139,11 +143,14 @@ impl Kind {
 
     /// Whether Mobula retries a task that failed so without being asked to.
     pub fn is_system(self) -> bool {
-        matches!(self, Self::HostDied | Self::NodeDied | Self::ObjectLost | Self::Unreachable)
+        matches!(
+            self,
+            Self::HostDied | Self::OutOfMemory | Self::NodeDied | Self::ObjectLost | Self::Unreachable
+        )
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -166,6 +173,7 @@ impl Kind {
         Self::Limit,
         Self::ReturnCount,
         Self::Overloaded,
+        Self::OutOfMemory,
         Self::Internal,
         Self::Infeasible,
         Self::Queue,

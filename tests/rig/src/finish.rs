@@ -67,7 +67,7 @@ impl Rig {
     }
 
     /// Ends the cluster and checks that nothing is left: what [`Rig::settle`] and [`Rig::emptied`] say, no process, no folder of a
-    /// job, and no descriptor in this process that was not open before.
+    /// job, no control group of a host, and no descriptor in this process that was not open before.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
         self.emptied()?;
@@ -91,8 +91,8 @@ impl Rig {
         // What was killed could not tidy up after itself.
         let mut ended = Vec::new();
         for node in &mut self.nodes {
-            if node.process.take().is_some() {
-                ended.push(node.home.join("jobs"));
+            if let Some(process) = node.process.take() {
+                ended.push((node.home.join("jobs"), process.id()));
             }
         }
         drop(self.head.take());
@@ -102,8 +102,9 @@ impl Rig {
                 .map(|process| format!("process {} still runs", process.pid))
                 .collect()
         })?;
-        for jobs in ended {
-            let folders = entries(&jobs);
+        for (jobs, agent) in ended {
+            let mut folders = entries(&jobs);
+            folders.extend(processes::groups_of(agent).iter().map(|group| group.display().to_string()));
             if !folders.is_empty() {
                 return Err(Error::Leftovers(folders));
             }

@@ -43,6 +43,7 @@ pub use mobula::{private::become_child, roles::Offer};
 pub use mobula_proto::{head::GroupSnapshot, inventory::Why};
 use mobula_proto::{head::Snapshot, inventory::Inventory};
 use processes::Process;
+pub use processes::groups_of;
 use rustix::process::{Pid, Signal};
 
 /// Most nodes of a rig.

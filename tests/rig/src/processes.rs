@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::PathBuf,
 };
 
 /// A process that cannot be mistaken for a later one of the same number.
@@ -54,6 +55,26 @@ pub fn children(pid: u32) -> BTreeSet<Process> {
             (stat.parent == pid && stat.state != 'Z').then_some(Process { pid: child, started: stat.started })
         })
         .collect()
+}
+
+/// The control groups that an agent made for its hosts, below the group of this process, in which agents of a rig are.
+pub fn groups_of(agent: u32) -> Vec<PathBuf> {
+    let prefix = format!("mobula-host-{agent}.");
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut found = Vec::new();
+    for line in own.lines() {
+        let Some(group) = line.splitn(3, ':').nth(2) else { continue };
+        for mount in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+            let Ok(entries) = fs::read_dir(format!("{mount}{group}")) else { continue };
+            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            found.extend(paths.filter(|path| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+            }));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Bytes that a process has in memory, shared ones included; 0 where it is gone.

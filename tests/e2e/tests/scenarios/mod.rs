@@ -15,6 +15,7 @@ mod inventory;
 pub mod isolation;
 mod joining;
 mod limits;
+mod memory;
 mod objects;
 mod pinning;
 mod placing;
@@ -47,6 +48,8 @@ macro_rules! solo {
 
 /// With processes in any case.
 const PROCESSES: &[Mode] = &[Mode::Local, Mode::Remote];
+/// Devices that are stated, so that they can be handed out where there are none.
+const DEVICES: &[(&str, f64)] = &[("gpu", 4.0), ("tpu", 8.0)];
 /// With a rig whose nodes differ.
 const RIG: &[Mode] = &[Mode::Remote];
 /// With a rig, and both ways into it.
@@ -130,6 +133,8 @@ pub fn cases() -> Vec<Case> {
         case!(limits::a_flood_from_several_hosts_waits),
         case!(limits::circles_of_shared_calls_go_on),
         case!(limits::circles_of_exclusive_calls_end),
+        case!(memory::a_process_is_held_to_its_memory),
+        case!(memory::an_actor_is_held_to_its_memory),
         case!(blocks::a_pool_shares_work),
         case!(blocks::a_queue_passes_items),
         case!(blocks::a_queue_waits_no_longer_than_it_may),
@@ -171,6 +176,8 @@ pub fn cases() -> Vec<Case> {
         case!(placing::what_waits_behind_slow_work_goes_to_another_node).modes(PROCESSES).cpus(1.0),
         case!(placing::labels_choose).labels(&[("disk", "fast")]),
         case!(placing::mistakes_are_reported_by_the_ref),
+        case!(placing::what_is_granted_is_what_the_process_sees).cpus(2.0).resources(DEVICES),
+        case!(placing::devices_are_shared_out_and_never_twice).resources(DEVICES),
         case!(explaining::owner_and_scheduler_both_say).cpus(1.0),
         case!(grouping::bundles_are_used_and_given_back),
         case!(grouping::what_runs_inside_ends_with_it),
@@ -213,6 +220,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),
+    solo!(memory::a_killed_agents_groups_are_removed),
     solo!(transfer::a_broadcast_is_shared_by_its_readers),
     solo!(transfer::a_transfer_outlives_its_source),
     solo!(grouping::detached_groups_outlive_their_job),

@@ -155,3 +155,91 @@ pub async fn what_waits_behind_slow_work_goes_to_another_node(env: Env) -> Resul
     assert_eq!(ran, nodes.iter().map(|node| node.number).collect::<Vec<_>>());
     Ok(())
 }
+
+/// The variables of the process that runs this, one a line, without those that are absent.
+#[mobula::task]
+fn environment() -> String {
+    let names = [
+        "CUDA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "TPU_VISIBLE_CHIPS",
+        "OMP_NUM_THREADS",
+        "RAYON_NUM_THREADS",
+    ];
+    let present = names.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
+    std::iter::once(std::process::id().to_string()).chain(present).collect::<Vec<_>>().join(" ")
+}
+
+/// The process, and its variables with lists of devices as how many these are.
+fn told(seen: &str) -> (u32, String) {
+    let mut words = seen.split(' ');
+    let process = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    let counted = words.map(|word| match word.split_once('=') {
+        Some((name, list)) if name.ends_with("_DEVICES") || name.ends_with("_CHIPS") => {
+            let mut devices: Vec<&str> =
+                list.split(',').filter(|one| !one.is_empty() && *one != "-1").collect();
+            devices.sort_unstable();
+            devices.dedup();
+            format!("{name}:{}", devices.len())
+        }
+        _ => word.to_owned(),
+    });
+    (process, counted.collect::<Vec<_>>().join(" "))
+}
+
+pub async fn what_is_granted_is_what_the_process_sees(env: Env) -> Result<()> {
+    // Each node states four GPUs and eight TPU chips.
+    let here = on(env.nodes().await?[0]);
+    let options = || environment.options().strategy(here.clone());
+    let none = "CUDA_VISIBLE_DEVICES:0 HIP_VISIBLE_DEVICES:0";
+    let threads = |count: u32| format!("OMP_NUM_THREADS={count} RAYON_NUM_THREADS={count}");
+    let (own, seen) = told(&options().isolation("process").remote().await?);
+    assert_eq!(seen, format!("{none} {}", threads(1)));
+    let (_, seen) = told(&options().isolation("process").cpu(1.5).remote().await?);
+    assert_eq!(seen, format!("{none} {}", threads(2)));
+    let one_gpu = format!("CUDA_VISIBLE_DEVICES:1 HIP_VISIBLE_DEVICES:0 {}", threads(1));
+    let (with_gpu, seen) = told(&options().gpu(1.0).remote().await?);
+    assert_eq!(seen, one_gpu);
+    assert!(with_gpu != own && with_gpu != std::process::id(), "{with_gpu}, {own}");
+    // The next of the same job with the same device finds the process warm.
+    assert_eq!(told(&options().gpu(1.0).remote().await?), (with_gpu, one_gpu));
+    let (_, seen) = told(&options().gpu(2.0).remote().await?);
+    assert_eq!(seen, format!("CUDA_VISIBLE_DEVICES:2 HIP_VISIBLE_DEVICES:0 {}", threads(1)));
+    let (_, seen) = told(&options().tpu(2.0).remote().await?);
+    assert_eq!(seen, format!("{none} TPU_VISIBLE_CHIPS:2 {}", threads(1)));
+    let error = options().tpu(3.0).remote().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    assert!(error.to_string().contains("1, 2, 4 or 8"), "{error}");
+    if env.has_processes() {
+        // The shared host has the threads of all the node's CPUs.
+        let (_, seen) = told(&options().remote().await?);
+        assert_eq!(seen, format!("{none} {}", threads(2)));
+    }
+    Ok(())
+}
+
+pub async fn devices_are_shared_out_and_never_twice(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?.len();
+    let witness = Witness::new()?;
+    let gate = witness.gate("done")?;
+    let all: Vec<_> = (0..4 * nodes)
+        .map(|n| holds_a_gpu.options().gpu(1.0).remote(witness.place(&format!("holds {n}")), gate.place()))
+        .collect();
+    for n in 0..4 * nodes {
+        witness.sees(&format!("holds {n}")).await?;
+    }
+    gate.open()?;
+    let mut held = mobula::get_all(&all).await?;
+    held.sort();
+    held.dedup();
+    // Each was held by one alone, while all of them were.
+    assert_eq!(held.len(), 4 * nodes, "{held:?}");
+    Ok(())
+}
+
+#[mobula::task(cpu = 0, retries = 0)]
+fn holds_a_gpu(here: String, done: String) -> Result<(NodeId, String)> {
+    witness::note(&here);
+    witness::pass(&done);
+    Ok((mobula::context::current()?.node(), std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default()))
+}

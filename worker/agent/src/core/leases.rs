@@ -1,14 +1,17 @@
 //! Leases reserved on this node, and which host runs each.
 //!
 //! A lease of a shared class runs in the one host that its job has here. Any other has a host to itself, which
-//! waits in a pool by (job, devices, threads) when the lease ends, and is killed when nobody wanted it for a while.
+//! waits in a pool by (job, devices, threads, memory) when the lease ends, and is killed when nobody wanted it for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use mobula_proto::{HostId, JobId, LeaseId, Quantity, resource::DeviceGrant};
+use mobula_proto::{
+    HostId, JobId, LeaseId, Quantity, Resources,
+    resource::{DeviceGrant, Kind},
+};
 
 /// Most leases on a node; the head grants far fewer.
 pub const LEASES_MAX: usize = 65_536;
@@ -29,14 +32,21 @@ pub struct Bounds {
     pub devices: Vec<DeviceGrant>,
     /// How many threads libraries start in it that start as many as there are processors; at least one.
     pub threads: u32,
+    /// Bytes of memory that its author says it needs; `None` where nothing is said.
+    pub memory: Option<u64>,
 }
 
 impl Bounds {
-    /// For this many CPUs, with these devices. A part of a CPU is one thread's.
-    pub fn new(cpus: Quantity, mut devices: Vec<DeviceGrant>) -> Self {
+    /// For these resources, with these devices. A part of a CPU is one thread's.
+    pub fn new(resources: &Resources, mut devices: Vec<DeviceGrant>) -> Self {
         devices.sort();
-        let whole = cpus.units().unsigned_abs().div_ceil(Quantity::PER_ONE.unsigned_abs());
-        Self { devices, threads: u32::try_from(whole).unwrap_or(u32::MAX).max(1) }
+        let whole =
+            |kind| resources.get(&kind).units().unsigned_abs().div_ceil(Quantity::PER_ONE.unsigned_abs());
+        Self {
+            devices,
+            threads: u32::try_from(whole(Kind::Cpu)).unwrap_or(u32::MAX).max(1),
+            memory: Some(whole(Kind::Memory)).filter(|bytes| *bytes > 0),
+        }
     }
 }
 
@@ -269,7 +279,7 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
-    use mobula_proto::{NodeId, Quantity, resource::Kind};
+    use mobula_proto::NodeId;
 
     use super::*;
 
@@ -288,13 +298,14 @@ mod tests {
     }
 
     fn own(devices: Vec<DeviceGrant>) -> Need {
-        Need::Own(JOB, Bounds::new(Quantity::ONE, devices))
+        Need::Own(JOB, Bounds::new(&Resources::cpu(Quantity::ONE), devices))
     }
 
     #[test]
     fn a_host_has_as_many_threads_as_its_lease_has_cpus() {
         for (cpus, threads) in [("0", 1), ("0.5", 1), ("1", 1), ("1.0001", 2), ("64", 64)] {
-            assert_eq!(Bounds::new(cpus.parse().unwrap(), vec![]).threads, threads, "{cpus}");
+            let resources = Resources::cpu(cpus.parse().unwrap());
+            assert_eq!(Bounds::new(&resources, vec![]).threads, threads, "{cpus}");
         }
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
@@ -302,8 +313,13 @@ mod tests {
         leases.host_started(host(1), lease(1));
         leases.host_ready(host(1), now);
         leases.ended(lease(1), now);
-        let two = Need::Own(JOB, Bounds::new(Quantity::whole(2), vec![]));
+        let two = Need::Own(JOB, Bounds::new(&Resources::cpu(Quantity::whole(2)), vec![]));
         assert_eq!(leases.reserve(lease(2), two), Placed::None, "the idle one has one thread");
+        let some = [(Kind::Cpu, Quantity::ONE), (Kind::Memory, Quantity::whole(1 << 20))];
+        let limited = Bounds::new(&Resources::from_list(some).unwrap(), vec![]);
+        assert_eq!(limited.memory, Some(1 << 20));
+        let limited = Need::Own(JOB, limited);
+        assert_eq!(leases.reserve(lease(4), limited), Placed::None, "the idle one has no limit");
         assert_eq!(leases.reserve(lease(3), own(vec![])), Placed::Ready(host(1)));
     }
 

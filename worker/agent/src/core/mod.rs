@@ -283,7 +283,7 @@ impl Core {
 
     /// What a host may use that runs whatever its job has here.
     fn shared_bounds(&self) -> Bounds {
-        Bounds { devices: Vec::new(), threads: self.config.cpus.max(1) }
+        Bounds { devices: Vec::new(), threads: self.config.cpus.max(1), memory: None }
     }
 
     fn welcome(&self, id: HostId) -> Option<Welcome> {
@@ -671,8 +671,7 @@ impl Core {
 
     fn need(job: JobId, class: &mobula_proto::resource::Class, devices: &[DeviceGrant]) -> Need {
         if class.isolation == mobula_proto::resource::Isolation::Process || !devices.is_empty() {
-            let cpus = class.resources.get(&mobula_proto::resource::Kind::Cpu);
-            Need::Own(job, Bounds::new(cpus, devices.to_vec()))
+            Need::Own(job, Bounds::new(&class.resources, devices.to_vec()))
         } else {
             Need::Shared(job)
         }

@@ -350,6 +350,13 @@ impl Objects {
         made.sum::<u64>() + granted.sum::<u64>()
     }
 
+    /// Bytes of a writer's regions, made or granted, and dropped ones that somebody still has mapped.
+    pub fn of_writer(&self, writer: HostId) -> u64 {
+        let made = self.regions_of(writer).into_iter().filter_map(|id| self.regions.get(&id));
+        let granted = self.granted.get(&writer).into_iter().flatten();
+        made.map(|region| region.bytes).sum::<u64>() + granted.sum::<u64>()
+    }
+
     /// How many bytes `writer` lacks for a region of `bytes` where so many are in use.
     fn lacks(&self, writer: HostId, bytes: u64, used: u64) -> u64 {
         let lacks = used.saturating_add(bytes).saturating_sub(self.capacity);

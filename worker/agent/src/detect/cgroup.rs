@@ -71,6 +71,37 @@ pub(super) fn limits(root: &Path) -> Limits {
     limits
 }
 
+/// The group that counts this process's memory, as a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryGroup {
+    /// Of version 1, where each controller has groups of its own.
+    One(PathBuf),
+    /// Of version 2.
+    Two(PathBuf),
+}
+
+/// The group that counts the memory of the process that is `proc/self` under `root`; `None` where there is none, or it is
+/// out of sight.
+pub(crate) fn memory_group(root: &Path) -> Option<MemoryGroup> {
+    let groups = files::text(&root.join("proc/self/cgroup"))?;
+    let mounts = Mounts::read(root);
+    let mut unified = None;
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(id), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        if controllers.split(',').any(|controller| controller == "memory") {
+            let mount = mounts.of_controller(root, "memory", controllers)?;
+            return Some(MemoryGroup::One(mount.own(group)?));
+        }
+        if id == "0" && controllers.is_empty() {
+            unified = mounts.unified(root).iter().find_map(|mount| mount.own(group)).map(MemoryGroup::Two);
+        }
+    }
+    unified
+}
+
 impl Limits {
     fn lower_cpu(&mut self, limit: Option<Quantity>) {
         self.cpu = self.cpu.into_iter().chain(limit).min();
@@ -98,6 +129,13 @@ struct Mount {
 }
 
 impl Mount {
+    /// The folder of `group` itself, if it can be seen.
+    fn own(&self, group: &str) -> Option<PathBuf> {
+        let inside = Path::new(group).strip_prefix(&self.group).ok()?;
+        let plain = inside.components().all(|part| matches!(part, Component::Normal(_)));
+        Some(self.folder.join(inside)).filter(|folder| plain && folder.is_dir())
+    }
+
     /// The folders of `group` and of all above it, down to what is mounted.
     fn levels(&self, group: &str) -> Vec<PathBuf> {
         let group = Path::new(group);

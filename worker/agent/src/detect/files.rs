@@ -12,7 +12,7 @@ use tracing::warn;
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The text of a file; `None` where there is none, and with a warning where it cannot be read.
-pub(super) fn text(path: &Path) -> Option<String> {
+pub(crate) fn text(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
     match read {
@@ -27,7 +27,7 @@ pub(super) fn text(path: &Path) -> Option<String> {
 
 /// The names in a folder, sorted, at most `max`; none where there is no folder, and with a warning where it cannot be
 /// read.
-pub(super) fn names(folder: &Path, max: usize) -> Vec<String> {
+pub(crate) fn names(folder: &Path, max: usize) -> Vec<String> {
     let listed = match std::fs::read_dir(folder) {
         Ok(listed) => listed,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -58,7 +58,7 @@ pub(super) fn numbered(folder: &Path, prefix: &str, max: usize) -> Vec<u64> {
 }
 
 /// What `parse` makes of a file; `None`, with a warning, where it makes nothing of it.
-pub(super) fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+pub(crate) fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let text = text(path)?;
     let value = parse(text.trim());
     if value.is_none() {

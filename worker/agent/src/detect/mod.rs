@@ -24,9 +24,9 @@ use mobula_proto::{
 use tracing::warn;
 
 mod amd;
-mod cgroup;
+pub(crate) mod cgroup;
 mod cpus;
-mod files;
+pub(crate) mod files;
 mod gpu;
 mod numa;
 mod tpu;

@@ -14,7 +14,7 @@ use std::{
     fmt,
     future::Future,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -33,6 +33,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::detect::is_amd;
+
+pub mod memory;
 
 /// The variable that tells a child that it is a host, and on which descriptor its boot socket is.
 pub const BOOT_VARIABLE: &str = "MOBULA_BOOT_FD";
@@ -83,6 +85,8 @@ pub struct Spec {
     pub boot_fd: OwnedFd,
     /// Where it starts; the agent's own folder where this is `None`.
     pub cwd: Option<PathBuf>,
+    /// The group that limits its memory, made by the launcher's own [`Launcher::memory_limits`].
+    pub memory: Option<Arc<memory::Group>>,
 }
 
 /// Why a host was not started. Nothing is left of the attempt.
@@ -114,6 +118,14 @@ pub trait Launcher: Send + Sync + 'static {
     /// # Errors
     /// See [`Error`]; the boot socket is closed then.
     fn launch(&self, spec: Spec) -> Result<Launched, Error>;
+
+    /// What limits the memory of hosts that this starts; asked for once, when the agent starts.
+    ///
+    /// # Errors
+    /// Why nothing does.
+    fn memory_limits(&self) -> Result<memory::Limits, memory::Unlimited> {
+        Err(memory::Unlimited::Launcher)
+    }
 }
 
 /// What a host writes to standard output or standard error.
@@ -146,6 +158,8 @@ pub enum Exit {
     Code(i32),
     /// A signal killed it.
     Signal(i32),
+    /// The kernel killed it for having more memory than this, in bytes, and what it has beside.
+    OutOfMemory(u64),
     /// It ended, or was abandoned at the end of the runtime, in a way that could not be read.
     Unknown(String),
 }
@@ -169,6 +183,9 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by signal {signal} ({name})"),
                 None => write!(f, "killed by signal {signal}"),
             },
+            Self::OutOfMemory(bytes) => {
+                write!(f, "ran out of its memory limit of {}", mobula_proto::resource::bytes_text(*bytes))
+            }
             Self::Unknown(why) => write!(f, "ended: {why}"),
         }
     }
@@ -254,11 +271,11 @@ pub struct ProcessLauncher;
 
 impl Launcher for ProcessLauncher {
     /// Blocks for the fork and exec: about a millisecond, at the worst 0.1 s (a program that was just written).
-    fn launch(&self, spec: Spec) -> Result<Launched, Error> {
+    fn launch(&self, mut spec: Spec) -> Result<Launched, Error> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let program = spec.program.clone();
+        let (program, memory) = (spec.program.clone(), spec.memory.take());
         let mut child =
             spawn(command(spec)?).map_err(|source| Error::Start { program: program.clone(), source })?;
         // From here on, an early return drops the child, which kills it.
@@ -270,7 +287,14 @@ impl Launcher for ProcessLauncher {
         let pid = child.id().ok_or_else(|| failed("it has no process number"))?;
         let target = Target::open(pid).map_err(|source| Error::Start { program: program.clone(), source })?;
         let (report, exit) = Exited::channel();
-        let watched = Watched { target: Arc::clone(&target), child };
+        let memory = memory.filter(|group| match group.enter(pid) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(pid, %error, "a host is without its memory limit");
+                false
+            }
+        });
+        let watched = Watched { target: Arc::clone(&target), child, memory };
         // The handle is not needed: the watch ends with the process, and at the end of the runtime kills it.
         drop(mobula_telemetry::task::spawn("host-exit", async move {
             let exit = watched.end().await;
@@ -280,6 +304,10 @@ impl Launcher for ProcessLauncher {
         }));
         let killer = Killer::new(move || target.kill());
         Ok(Launched { pid, stdout: Box::new(stdout), stderr: Box::new(stderr), exit, killer })
+    }
+
+    fn memory_limits(&self) -> Result<memory::Limits, memory::Unlimited> {
+        memory::Limits::detect(Path::new("/"))
     }
 }
 
@@ -393,6 +421,7 @@ impl Target {
 struct Watched {
     target: Arc<Target>,
     child: Child,
+    memory: Option<Arc<memory::Group>>,
 }
 
 impl Watched {
@@ -408,10 +437,14 @@ impl Watched {
             warn!(%error, "a host cannot be watched and is killed");
         }
         self.target.kill_rest();
-        match self.child.wait().await {
+        let exit = match self.child.wait().await {
             Ok(status) => status.into(),
             Err(error) => Exit::Unknown(error.to_string()),
-        }
+        };
+        let Some(group) = &self.memory else { return exit };
+        let ran_out = exit == Exit::Signal(Signal::KILL.as_raw()) && group.ran_out();
+        group.remove().await;
+        if ran_out { Exit::OutOfMemory(group.bytes()) } else { exit }
     }
 }
 

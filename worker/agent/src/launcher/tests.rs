@@ -22,6 +22,7 @@ fn shell(script: &str) -> (Spec, UnixStream) {
         device_env: Vec::new(),
         boot_fd: theirs.into(),
         cwd: None,
+        memory: None,
     };
     ours.set_read_timeout(Some(DEADLINE)).unwrap();
     (spec, ours)

@@ -28,7 +28,10 @@ use super::{
     routes::{Outbox, Routes, Undelivered},
     transfer::{self, Transfers},
 };
-use crate::core::{Config, Core, Effect, Launch, transfer::Wish};
+use crate::{
+    core::{Config, Core, Effect, Launch, transfer::Wish},
+    launcher::memory::{Group, Limits},
+};
 
 /// Most messages of one sender that the actor has not handled yet.
 pub const PERMITS: usize = 512;
@@ -41,7 +44,8 @@ pub(super) enum Message {
     Head(Box<head::ToAgent>, Permit),
     Peer(Between, Permit),
     DriverArrived(Outbox, Arc<Notify>, bool, oneshot::Sender<Result<HostId, Failure>>),
-    Linked(HostId, Outbox),
+    /// With what limits its memory.
+    Linked(HostId, Outbox, Option<Arc<Group>>),
     Ended(HostId, Failure),
     Pulled(ObjectId, Copy, JobId, Result<Block, Failure>),
     Restored(Wanted, JobId, Result<Block, Failure>),
@@ -83,8 +87,8 @@ impl Post {
         }
     }
 
-    pub(super) fn linked(&self, host: HostId, outbox: Outbox) {
-        self.cast(Message::Linked(host, outbox));
+    pub(super) fn linked(&self, host: HostId, outbox: Outbox, memory: Option<Arc<Group>>) {
+        self.cast(Message::Linked(host, outbox, memory));
     }
 
     pub(super) fn ended(&self, host: HostId, failure: Failure) {
@@ -154,6 +158,7 @@ pub(super) struct Arguments {
     pub(super) launcher: Arc<dyn crate::launcher::Launcher>,
     pub(super) devices: Arc<Vec<mobula_proto::resource::Device>>,
     pub(super) env: Arc<Vec<(String, String)>>,
+    pub(super) limits: Option<Arc<Limits>>,
 }
 
 pub(super) struct State {
@@ -172,6 +177,8 @@ pub(super) struct State {
     closing: BTreeMap<HostId, Arc<Notify>>,
     /// What ends a launched host.
     killing: BTreeMap<HostId, watch::Sender<bool>>,
+    /// What limits the memory of a launched host.
+    limited: BTreeMap<HostId, Arc<Group>>,
     timer: Option<(Instant, task::Guard)>,
     reported: Usage,
     stopping: Option<oneshot::Sender<()>>,
@@ -206,6 +213,7 @@ impl Actor for Service {
             post: post.clone(),
             devices: arguments.devices,
             env: arguments.env,
+            limits: arguments.limits,
         };
         let accepting = accepts.then(|| task::scoped("peer-accept", Arc::clone(&peers).accept()));
         let mut core = Core::new(config);
@@ -227,6 +235,7 @@ impl Actor for Service {
             links: BTreeMap::new(),
             closing: BTreeMap::new(),
             killing: BTreeMap::new(),
+            limited: BTreeMap::new(),
             timer: None,
             reported: Usage::default(),
             stopping: None,
@@ -282,8 +291,9 @@ impl State {
                 // A driver that left meanwhile ends its link next.
                 let _left = reply.send(arrived);
             }
-            Message::Linked(host, outbox) => {
+            Message::Linked(host, outbox, memory) => {
                 self.links.insert(host, outbox);
+                self.limited.extend(memory.map(|group| (host, group)));
             }
             Message::Ended(host, failure) => self.ended(host, failure),
             Message::Pulled(object, copy, job, result) => self.pulled(object, copy, job, result),
@@ -336,6 +346,7 @@ impl State {
         self.links.remove(&host);
         self.closing.remove(&host);
         self.killing.remove(&host);
+        self.limited.remove(&host);
         self.routes.remove_host(host);
         self.provision.driver_gone(host);
         self.core.host_ended(host, failure);
@@ -439,6 +450,13 @@ impl State {
     }
 
     fn tell(&mut self, host: HostId, message: ToHost, fds: Vec<Arc<OwnedFd>>) {
+        // Before it touches a page of the region.
+        if matches!(message, ToHost::RegionGranted { .. })
+            && let Some(group) = self.limited.get(&host)
+            && let Err(error) = group.allow(self.core.objects.of_writer(host))
+        {
+            warn!(%host, %error, "a host's memory limit cannot be raised by its regions of the store");
+        }
         let Some(outbox) = self.links.get(&host) else { return };
         match outbox.tell(message, fds) {
             // Its end is on the way to here.

@@ -16,7 +16,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     actor::Post,
@@ -26,7 +26,11 @@ use super::{
 };
 use crate::{
     core::Launch,
-    launcher::{Launched, Launcher, Output, Spec, device_env, thread_env},
+    launcher::{
+        Exit, Launched, Launcher, Output, Spec, device_env,
+        memory::{Group, Limits},
+        thread_env,
+    },
 };
 
 /// Longest line of output that is passed on, in bytes; a longer one is cut into several.
@@ -49,6 +53,7 @@ pub(super) struct Launching {
     pub(super) post: Post,
     pub(super) devices: Arc<Vec<Device>>,
     pub(super) env: Arc<Vec<(String, String)>>,
+    pub(super) limits: Option<Arc<Limits>>,
 }
 
 type LastLines = Arc<Mutex<VecDeque<String>>>;
@@ -59,8 +64,8 @@ pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Rec
     let host = launch.host;
     let last = LastLines::default();
     let failure = match live(&launching, launch, killed, Arc::clone(&last)).await {
-        Ok(why) => {
-            let mut failure = Failure::new(FailureKind::HostDied, why);
+        Ok((kind, why)) => {
+            let mut failure = Failure::new(kind, why);
             failure.causes = last.lock().iter().map(|line| format!("stderr: {line}")).collect();
             failure
         }
@@ -82,17 +87,19 @@ async fn live(
     launch: Launch,
     mut killed: watch::Receiver<bool>,
     last: LastLines,
-) -> Result<String, Failure> {
+) -> Result<(FailureKind, String), Failure> {
     let Launch { host, job, bounds } = launch;
+    let died = |why: String| (FailureKind::HostDied, why);
     let never = |why: String| Failure::new(FailureKind::HostDied, why);
     let prepared = tokio::select! {
         prepared = timeout(PROVISION_TIMEOUT, launching.provision.prepare(&job)) => match prepared {
             Ok(prepared) => prepared?,
             Err(_) => return Err(never(format!("its program did not arrive within {PROVISION_TIMEOUT:?}"))),
         },
-        () = told_to_end(&mut killed) => return Ok("it was ended before it had started".to_owned()),
+        () = told_to_end(&mut killed) => return Ok(died("it was ended before it had started".to_owned())),
     };
     let (ours, theirs) = UnixStream::pair().map_err(|error| never(format!("no socket for it: {error}")))?;
+    let memory = bounds.memory.and_then(|bytes| group(launching, host, bytes));
     let spec = Spec {
         program: prepared.program.clone(),
         args: job.arguments.clone(),
@@ -101,6 +108,7 @@ async fn live(
         device_env: device_env(&bounds.devices, &launching.devices),
         boot_fd: OwnedFd::from(theirs),
         cwd: prepared.cwd.clone(),
+        memory: memory.clone(),
     };
     let launched = launching.launcher.launch(spec).map_err(|error| never(error.to_string()))?;
     let Launched { pid, stdout, stderr, exit, killer } = launched;
@@ -108,7 +116,7 @@ async fn live(
     let (sender, receiver) =
         split_async(ours).map_err(|error| never(format!("its socket cannot be used: {error}")))?;
     let (outbox, queue) = Outbox::socket();
-    launching.post.linked(host, outbox.clone());
+    launching.post.linked(host, outbox.clone(), memory);
     let writing = task::spawn("host-write", write_all(sender, queue));
     let output = |stderr, stream, last| {
         let routes = Arc::clone(&launching.routes);
@@ -122,35 +130,35 @@ async fn live(
     );
     tokio::pin!(exit, reading);
     let mut drained = false;
-    let how = tokio::select! {
-        exit = &mut exit => exit.to_string(),
+    let ended = tokio::select! {
+        exit = &mut exit => how(&exit),
         end = &mut reading => {
             drained = true;
             match end.unwrap_or(End::Closed) {
                 End::Closed => match timeout(EXIT_GRACE, &mut exit).await {
-                    Ok(exit) => exit.to_string(),
+                    Ok(exit) => how(&exit),
                     Err(_) => {
                         killer.kill();
                         exit.await;
-                        "it closed its link to the agent, and was killed".to_owned()
+                        died("it closed its link to the agent, and was killed".to_owned())
                     }
                 },
                 End::Broken(why) => {
                     killer.kill();
                     exit.await;
-                    format!("its link broke: {why}; it was killed")
+                    died(format!("its link broke: {why}; it was killed"))
                 }
                 End::NoHello => {
                     killer.kill();
                     exit.await;
-                    format!("it did not say hello within {HELLO_TIMEOUT:?}, and was killed")
+                    died(format!("it did not say hello within {HELLO_TIMEOUT:?}, and was killed"))
                 }
             }
         },
         () = told_to_end(&mut killed) => {
             killer.kill();
             exit.await;
-            "the agent ended it".to_owned()
+            died("the agent ended it".to_owned())
         }
     };
     // What it said last counts: results that were sealed, lines that explain its end.
@@ -164,7 +172,26 @@ async fn live(
     let _late = timeout(DRAIN_TIMEOUT, pipes).await;
     writing.abort();
     drop(prepared);
-    Ok(how)
+    Ok(ended)
+}
+
+fn how(exit: &Exit) -> (FailureKind, String) {
+    let kind = match exit {
+        Exit::OutOfMemory(_) => FailureKind::OutOfMemory,
+        Exit::Code(_) | Exit::Signal(_) | Exit::Unknown(_) => FailureKind::HostDied,
+    };
+    (kind, exit.to_string())
+}
+
+/// What limits the memory of a host; `None` where nothing can.
+fn group(launching: &Launching, host: HostId, bytes: u64) -> Option<Arc<Group>> {
+    match launching.limits.as_ref()?.group(bytes) {
+        Ok(group) => Some(group),
+        Err(error) => {
+            warn!(%host, %error, "a host is without its memory limit");
+            None
+        }
+    }
 }
 
 async fn pass_output(

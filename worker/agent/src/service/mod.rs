@@ -33,7 +33,7 @@ use mobula_net::{
 use mobula_proto::{
     Failure, FailureKind, NodeId, Quantity, Resources,
     head::{Register, ToAgent, ToHead, Usage},
-    resource::Kind,
+    resource::{ENTRIES_MAX, Kind},
 };
 use mobula_telemetry::task;
 use ractor::Actor;
@@ -57,6 +57,8 @@ use crate::{binaries, core::Config, detect::Detected, launcher::Launcher};
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// How long hosts may take to be gone when the agent ends.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// The label that says whether the memory of hosts of their own is limited to what was asked for: `enforced` or `none`.
+pub const LABEL_MEMORY_LIMIT: &str = "mobula.io/memory-limit";
 /// Smallest store, in bytes.
 pub const STORE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
@@ -243,12 +245,29 @@ impl Agent {
         let store_bytes = options.store_bytes.max(STORE_BYTES_MIN);
         let cpus = options.cpus.unwrap_or_else(|| whole_cpus(&options.resources.total));
         let devices = Arc::new(options.resources.devices.clone());
+        let limits = match options.launcher.memory_limits() {
+            Ok(limits) => {
+                info!(folder = %limits.folder().display(), "hosts of their own are held to their memory");
+                Some(Arc::new(limits))
+            }
+            Err(why) => {
+                info!(%why, "hosts have no memory limit");
+                None
+            }
+        };
+        let mut labels = options.resources.labels;
+        let said = if limits.is_some() { "enforced" } else { "none" };
+        if let Err(at) = labels.binary_search_by(|(key, _)| key.as_str().cmp(LABEL_MEMORY_LIMIT))
+            && labels.len() < ENTRIES_MAX
+        {
+            labels.insert(at, (LABEL_MEMORY_LIMIT.to_owned(), said.to_owned()));
+        }
         let mut register = Register {
             name: options.name,
             address: String::new(),
             total: options.resources.total,
             devices: options.resources.devices,
-            labels: options.resources.labels,
+            labels,
             store_bytes,
             multi_tenant: false,
         };
@@ -309,6 +328,7 @@ impl Agent {
             launcher: options.launcher,
             devices,
             env: Arc::new(options.env),
+            limits,
         };
         let (actor, ended) = actor::Service::spawn(None, actor::Service, arguments)
             .await

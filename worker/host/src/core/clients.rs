@@ -20,6 +20,8 @@ pub(super) struct Client {
     pub(super) in_flight: VecDeque<u64>,
     /// Were in flight when the actor's host died: failed once it is known what became of the actor.
     pub(super) limbo: Vec<u64>,
+    /// Of what it died, while something is in limbo.
+    pub(super) death: Option<Box<Failure>>,
     pub(super) dead_incarnation: u32,
     /// The actor's inbox was full.
     pub(super) flow: Option<Flow>,
@@ -62,6 +64,7 @@ impl Core {
             Some(State::Actor { host, incarnation }) if *incarnation > client.dead_incarnation => {
                 client.at = Some((*host, *incarnation));
                 let mut again = Vec::new();
+                let death = client.death.take();
                 for seq in std::mem::take(&mut client.limbo) {
                     if let Some(task) = self.tasks.get_mut(&seq)
                         && task.attempt < task.spec.template.attempts_max
@@ -72,10 +75,14 @@ impl Core {
                         again.push(seq);
                         continue;
                     }
-                    let failure = Failure::new(
+                    let mut failure = Failure::new(
                         FailureKind::MaybeExecuted,
                         "the actor's host died during the call, which may have run; the actor was restarted",
                     );
+                    if let Some(death) = &death {
+                        failure.causes.push(death.headline());
+                        failure.causes.extend(death.causes.iter().cloned());
+                    }
                     self.conclude(seq, failure, out);
                 }
                 if let Some(client) = self.clients.get_mut(&object) {

@@ -51,6 +51,7 @@ impl Core {
                 client.at = None;
                 client.dead_incarnation = incarnation;
                 client.limbo.extend(std::mem::take(&mut client.in_flight));
+                client.death = (!client.limbo.is_empty()).then(|| Box::new(failure.clone()));
             }
         }
         for seq in seqs {
@@ -108,6 +109,7 @@ impl Core {
             client.at = None;
             client.dead_incarnation = *incarnation;
             client.limbo.extend(std::mem::take(&mut client.in_flight));
+            client.death = (!client.limbo.is_empty()).then(|| Box::new(failure.clone()));
         }
         for seq in seqs {
             self.retry_or_fail(seq, &failure, out);
