@@ -18,7 +18,7 @@ use std::{
 use mobula_proto::{
     NodeId, Quantity, Resources,
     group::Arrange,
-    resource::{self, Kind, Label, check_name},
+    resource::{self, Kind, Label, LabelRule, check_name},
 };
 
 use crate::{Gang, Millis, Unmet, event::DEVICES_MAX};
@@ -165,6 +165,12 @@ pub fn validate(types: &[NodeType]) -> Result<(), Error> {
     }
     let all: u64 = types.iter().map(|one| u64::from(one.max)).sum();
     if all > u64::from(NODES_MAX) { Err(Error::TooManyNodes(all)) } else { Ok(()) }
+}
+
+/// Whether a node of this type that runs nothing else has room for a slot of this shape.
+pub fn could_hold(of: &NodeType, resources: &Resources, labels: &[LabelRule]) -> bool {
+    let shape = Unmet { resources: resources.clone(), labels: labels.to_vec(), count: 1, gang: None };
+    Bin::empty(of).room(&shape) > 0
 }
 
 /// What to start and what to drain. `coming` says how many nodes of each type were started and have not joined yet;

@@ -270,6 +270,7 @@ impl Error {
             }
             Self::HeadRefused { code, .. } => format!("`mobula explain {code}` says more"),
             Self::DrainUndone { node } => format!("ask again with `mobula drain {node}` where it shall leave"),
+            Self::Head(mobula_head::Error::NodeTypes(_)) => "change what --node-type, MOBULA_HEAD_NODE_TYPE or node_type in mobula.toml says".to_owned(),
             Self::PortInUse { protocol, address, option } => {
                 let list = if *protocol == "UDP" { "ss -lunp" } else { "ss -ltnp" };
                 let port = address.port();
@@ -350,7 +351,7 @@ fn head_code(error: &mobula_head::Error) -> &'static str {
         | mobula_head::Error::State(_) => code::SYSTEM,
         mobula_head::Error::Identity(error) => error.code(),
         mobula_head::Error::Network(error) => error.code(),
-        mobula_head::Error::HttpNotLoopback { .. } => code::SETTING,
+        mobula_head::Error::HttpNotLoopback { .. } | mobula_head::Error::NodeTypes(_) => code::SETTING,
         mobula_head::Error::HttpBind { .. } => code::PORT,
         mobula_head::Error::Refused(failure) => failure.kind.code(),
         mobula_head::Error::Ended | mobula_head::Error::Start(_) => code::PROCESS,

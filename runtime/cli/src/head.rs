@@ -9,6 +9,7 @@ use crate::{
     args::HeadArgs,
     error::{Error, taken},
     home::Home,
+    local,
     ready::{Ready, say},
     settings,
     signals::Signals,
@@ -18,7 +19,8 @@ use crate::{
 pub async fn run(args: &HeadArgs, home: &Home) -> Result<(), Error> {
     let mut signals = Signals::take(args.by_up)?;
     let _claim = home.claim("head")?;
-    let options = options(&args.head, home);
+    let mut options = options(&args.head, home);
+    options.scaling = local::scaling(&args.head.node_type, home, args.log.level.as_deref());
     let (quic, http) = (options.quic_address, options.http_address);
     let head = tokio::select! {
         head = Head::start(options) => head.map_err(|error| failed(error, quic, http))?,
@@ -108,10 +110,14 @@ mod tests {
             http: Some("127.0.0.1:2".parse().unwrap()),
             name: Some("lab".to_owned()),
             node_timeout: Some(Duration::from_secs(7)),
+            node_type: vec![crate::values::node_type("a=0..2 4 cpu").unwrap()],
         };
         let options = options(&set, &home);
         assert_eq!(options.quic_address.to_string(), "127.0.0.1:1");
         assert_eq!(options.http_address.to_string(), "127.0.0.1:2");
         assert_eq!((options.cluster_name.as_str(), options.idle_timeout), ("lab", Duration::from_secs(7)));
+        let scaling = local::scaling(&set.node_type, &home, None).unwrap();
+        assert_eq!(scaling.types, set.node_type);
+        assert!(local::scaling(&[], &home, None).is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `args`, `settings`, `values` | the command line, and what a file or variable may say instead |
 //! | `head`, `node`, `up` | commands that run something |
+//! | `local` | nodes that the head starts by itself on its machine |
 //! | `down`, `token`, `status`, `memory`, `why`, `queue`, `groups`, `drain`, `config`, `explain` | commands that ask or tell |
 //! | `simulate` | a trace replayed on a cluster that is not there |
 //! | `home`, `process`, `signals`, `ready` | the folder, processes, and what they tell one another |
@@ -23,6 +24,7 @@ mod explain;
 mod groups;
 mod head;
 mod home;
+mod local;
 mod memory;
 mod node;
 mod process;

@@ -14,6 +14,7 @@ use std::{
 
 use clap::Args;
 use mobula_proto::Quantity;
+use mobula_scheduler::autoscale::NodeType;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -72,6 +73,24 @@ pub struct Head {
     )]
     #[serde(deserialize_with = "node_timeout")]
     pub node_timeout: Option<Duration>,
+    /// A type of nodes that the head starts on its own machine when work waits for them, and drains when they are idle,
+    /// such as "worker=0..4 2 cpu 4GiB memory idle 60s"; may be repeated
+    ///
+    /// Unit: a list of NAME=MIN..MAX, amounts and kinds, labels as KEY=VALUE, and `idle` with the time after which one
+    /// that runs nothing is drained (1s to 1d, 60s unless said), in a variable with semicolons. Default: none. Cost: the
+    /// machine's, for each node. If wrong: amounts that the machine does not have make tasks share processors and run out
+    /// of memory; a maximum too low, and work waits (`mobula status` says for what); too short an idle time, and nodes
+    /// come and go.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        env = "MOBULA_HEAD_NODE_TYPE",
+        hide_env_values = true,
+        value_delimiter = ';',
+        value_parser = values::node_type
+    )]
+    #[serde(deserialize_with = "node_types")]
+    pub node_type: Vec<NodeType>,
 }
 
 /// `[node]`: of `mobula node` alone; `mobula up` chooses these for its nodes itself.
@@ -443,7 +462,7 @@ macro_rules! layers {
 }
 
 layers! {
-    Head: quic http name node_timeout;
+    Head: quic http name node_timeout node_type;
     Node: head name listen advertise socket;
     Offer: cpus memory resource label store disk;
     Spill: spill_folder spill_disk spill_file spill_above spill_below;
@@ -511,6 +530,7 @@ written! {
 }
 listed! {
     labels: (String, String), values::label;
+    node_types: NodeType, values::node_type;
     resources: (String, Quantity), values::resource;
 }
 

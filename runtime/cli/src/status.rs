@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use mobula_proto::{
-    head::{NodeSnapshot, Snapshot},
+    head::{NodeSnapshot, ScalingSnapshot, Snapshot},
     resource::bytes_text,
 };
 
@@ -36,6 +36,9 @@ fn text(snapshot: &Snapshot) -> String {
                 node.node, draining.seconds_left
             ));
         }
+    }
+    if let Some(scaling) = &snapshot.scaling {
+        text.push_str(&format!("\n{}", started(scaling)));
     }
     if !snapshot.jobs.is_empty() {
         let rows = snapshot.jobs.iter().map(|job| {
@@ -71,6 +74,28 @@ fn text(snapshot: &Snapshot) -> String {
         text.push_str(&format!(
             "\n{which} are single-tenant: their jobs run as one user, and are not protected from one another.\n"
         ));
+    }
+    text
+}
+
+/// Nodes that are started by themselves.
+fn started(scaling: &ScalingSnapshot) -> String {
+    let rows = scaling.types.iter().map(|of| {
+        let paused = if of.paused { " (starting one failed; see the head's log)" } else { "" };
+        vec![
+            of.name.clone(),
+            groups::amounts(&of.resources),
+            format!("{} to {}", of.min, of.max),
+            of.nodes.to_string(),
+            format!("{}{paused}", of.coming),
+        ]
+    });
+    let mut text = table(&["NODE TYPE", "OFFERS", "MAY BE", "THERE", "COMING"], rows);
+    for unmet in &scaling.left {
+        let (needs, group) = (groups::amounts(&unmet.resources), &unmet.group);
+        let of = if group.is_empty() { String::new() } else { format!(" of {group}") };
+        let labels = unmet.labels.iter().map(|rule| format!(", {rule}")).collect::<String>();
+        text.push_str(&format!("No node can be started for {} x {needs}{labels}{of}.\n", unmet.count));
     }
     text
 }

@@ -28,6 +28,7 @@ use crate::{
     ready::{Ready, say},
     settings::{Head, Hosts, Log, Offer, Spill},
     signals::Signals,
+    values,
 };
 
 /// Longest that a process may take until it is ready.
@@ -85,7 +86,7 @@ impl Up {
 }
 
 /// A process that was started here. It is ended when this is dropped, unless it was let go.
-struct Child {
+pub struct Child {
     mark: Mark,
     process: std::process::Child,
     ready: Receiver<String>,
@@ -95,7 +96,8 @@ struct Child {
 }
 
 impl Child {
-    fn start(mut command: std::process::Command, name: &str) -> Result<Self, Error> {
+    /// Starts it; its standard output is read for what it says when it is ready.
+    pub fn start(mut command: std::process::Command, name: &str) -> Result<Self, Error> {
         let mut process = command.spawn().map_err(error::system("start a process"))?;
         // Not yet waited for, so it is there even if it has ended.
         let mark = Mark::of(name, process.id()).map_err(error::system("look at a process"))?;
@@ -145,6 +147,11 @@ impl Child {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().is_ok_and(|status| status.is_some())
     }
 
     fn ask_to_end(&mut self) {
@@ -302,7 +309,7 @@ fn unexpected(name: &str) -> Error {
 }
 
 /// This program again.
-fn command(by_up: ByUp, logs: Option<&Path>, name: &str) -> Result<std::process::Command, Error> {
+pub fn command(by_up: ByUp, logs: Option<&Path>, name: &str) -> Result<std::process::Command, Error> {
     use std::os::unix::process::CommandExt;
     let program = std::env::current_exe().map_err(error::system("find this program's own file"))?;
     let mut command = std::process::Command::new(program);
@@ -366,6 +373,9 @@ fn heads(command: &mut std::process::Command, head: &Head) {
     }
     if let Some(time) = head.node_timeout {
         command.arg("--node-timeout").arg(seconds(time));
+    }
+    for of in &head.node_type {
+        command.arg("--node-type").arg(values::node_type_text(of));
     }
 }
 

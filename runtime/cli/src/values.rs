@@ -8,7 +8,11 @@ use mobula_net::{
     ring,
 };
 use mobula_proto::{NodeId, Quantity, Queue, Resources, resource};
-use mobula_scheduler::{Event, sim::trace};
+use mobula_scheduler::{
+    Event, Millis,
+    autoscale::{self, NodeType},
+    sim::trace,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -49,6 +53,63 @@ pub fn nodes(text: &str) -> Result<Nodes, String> {
     };
     up.validate().map_err(|error| error.to_string())?;
     Ok(Nodes { count, total })
+}
+
+/// How long a node that was started by itself runs nothing before it is drained, unless said.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// `NAME=MIN..MAX AMOUNT KIND … KEY=VALUE … idle TIME`.
+pub fn node_type(text: &str) -> Result<NodeType, String> {
+    let wrong = |what: &str| {
+        format!(
+            "{text:?} is no type of nodes: {what}; write for example \"worker=0..4 2 cpu 4GiB memory zone=a idle 60s\""
+        )
+    };
+    let mut words = text.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    let (name, range) = first.split_once('=').ok_or_else(|| wrong("it has no NAME=MIN..MAX"))?;
+    let bounds = range.split_once("..").and_then(|(min, max)| Some((min.parse().ok()?, max.parse().ok()?)));
+    let (min, max) = bounds.ok_or_else(|| wrong(&format!("{range:?} is no MIN..MAX")))?;
+    let mut of = NodeType {
+        name: name.to_owned(),
+        resources: Resources::none(),
+        labels: Vec::new(),
+        min,
+        max,
+        idle_timeout: millis(IDLE),
+    };
+    let mut list = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "idle" {
+            of.idle_timeout = millis(wait(words.next().unwrap_or_default())?);
+        } else if word.contains('=') {
+            of.labels.push(label(word)?);
+        } else {
+            list.push(word);
+        }
+    }
+    of.resources =
+        trace::amounts(&list.join(" ")).ok_or_else(|| wrong("its amounts are not like 2 cpu 4GiB memory"))?;
+    of.labels.sort();
+    autoscale::validate(std::slice::from_ref(&of)).map_err(|error| error.to_string())?;
+    Ok(of)
+}
+
+fn millis(time: Duration) -> Millis {
+    Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// As [`node_type`] reads it.
+pub fn node_type_text(of: &NodeType) -> String {
+    let mut text = format!("{}={}..{}", of.name, of.min, of.max);
+    for (kind, amount) in of.resources.iter() {
+        text.push_str(&format!(" {amount} {kind}"));
+    }
+    for (key, value) in &of.labels {
+        text.push_str(&format!(" {key}={value}"));
+    }
+    text.push_str(&format!(" idle {}s", of.idle_timeout.0 / 1000));
+    text
 }
 
 /// `NAME` or `NAME=WEIGHT`.

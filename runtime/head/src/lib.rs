@@ -9,6 +9,7 @@
 //! | [`state`] | what survives a restart: a journal of records, on disk or in memory |
 //! | [`service`] | the actor around the core; QUIC, timers, files; [`Head`] and [`Handle`] |
 //! | [`http`] | the HTTP API for people and scripts |
+//! | [`scaling`] | starts nodes when work waits for them, through a [`scaling::Provider`], and drains idle ones |
 //!
 //! Data flows one way: a link's message becomes an event, the core answers with effects, and the service applies
 //! them in order. A promise that must outlive the head (a node's number, a token, the name of a detached actor)
@@ -18,6 +19,7 @@
 
 pub mod core;
 pub mod http;
+pub mod scaling;
 pub mod service;
 pub mod state;
 

@@ -560,6 +560,50 @@ pub struct Snapshot {
     pub names: Vec<NameSnapshot>,
     /// Placement groups.
     pub groups: Vec<GroupSnapshot>,
+    /// Nodes that may be started by themselves; `None` where none may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingSnapshot>,
+}
+
+/// Nodes that are started and drained by themselves.
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct ScalingSnapshot {
+    /// Their types.
+    pub types: Vec<NodeTypeSnapshot>,
+    /// What waits and finds room on none that may be started.
+    pub left: Vec<UnmetSnapshot>,
+}
+
+/// One type of nodes in a [`ScalingSnapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct NodeTypeSnapshot {
+    /// Its name.
+    pub name: String,
+    /// What a node offers: amounts by resource name.
+    pub resources: std::collections::BTreeMap<String, f64>,
+    /// How many there are at least.
+    pub min: u32,
+    /// How many there are at most.
+    pub max: u32,
+    /// How many are there.
+    pub nodes: u32,
+    /// How many are on their way.
+    pub coming: u32,
+    /// Starting one failed, and is not tried again for a while.
+    pub paused: bool,
+}
+
+/// What waits, in a [`ScalingSnapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct UnmetSnapshot {
+    /// What each needs: amounts by resource name.
+    pub resources: std::collections::BTreeMap<String, f64>,
+    /// Conditions on the node's labels.
+    pub labels: Vec<String>,
+    /// How many there are.
+    pub count: u64,
+    /// The placement group of which they are bundles; empty for single slots.
+    pub group: String,
 }
 
 /// One node in a [`Snapshot`].

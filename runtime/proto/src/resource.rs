@@ -463,6 +463,11 @@ pub struct DeviceGrant {
     pub share: Quantity,
 }
 
+/// Label of a node that was started because work waited: its type's name.
+pub const LABEL_NODE_TYPE: &str = "mobula.io/node-type";
+/// Label of such a node: its name at whoever started it.
+pub const LABEL_INSTANCE: &str = "mobula.io/instance";
+
 /// A key and value that a node carries. Kept sorted by key wherever there are several.
 pub type Label = (String, String);
 

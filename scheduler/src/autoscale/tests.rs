@@ -132,7 +132,7 @@ fn groups_keep_to_places_and_to_different_ones() {
         (group(Arrange::StrictSpread, 2), "a=1 b=1"),
         (group(Arrange::StrictSpread, 3), "left 3"),
     ] {
-        assert_eq!(told(&types, &[unmet.clone()]), want, "{unmet:?}");
+        assert_eq!(told(&types, std::slice::from_ref(&unmet)), want, "{unmet:?}");
     }
 }
 

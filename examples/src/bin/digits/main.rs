@@ -129,7 +129,12 @@ async fn train(arguments: &Arguments, nodes: &[NodeId]) -> mobula::Result<Report
         .map(|shard| mobula::put(&Shard::new(shard)?))
         .collect::<mobula::Result<Vec<ObjectRef<Shard>>>>()?;
     // Each shard is read on one node, which copies it once; should that be full or gone, another does as well.
-    let homes: Vec<Strategy> = nodes.iter().map(|node| Strategy::Node { node: *node, soft: true }).collect();
+    let mut homes: Vec<Strategy> =
+        nodes.iter().map(|node| Strategy::Node { node: *node, soft: true }).collect();
+    if homes.is_empty() {
+        // Nodes may come once there is work.
+        homes.push(Strategy::Hybrid);
+    }
 
     let mut parameters = NETWORK.start(&mut random);
     let mut adam = Adam::new(parameters.len(), LEARNING_RATE);

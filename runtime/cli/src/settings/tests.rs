@@ -33,6 +33,30 @@ fn an_error_says_where_and_what() {
         ("[head]\nname = \"no spaces\"", 2, "name = \"no spaces\"", "letters, digits"),
         ("[head]\nnode_timeout = \"4s\"", 2, "node_timeout = \"4s\"", "5s to 1d"),
         ("[head]\nnode_timeout = 6", 2, "node_timeout = 6", "no time"),
+        ("[head]\nnode_type = [\"a\"]", 2, "node_type = [\"a\"]", "no NAME=MIN..MAX"),
+        ("[head]\nnode_type = [\"a=1-2\"]", 2, "node_type = [\"a=1-2\"]", "no MIN..MAX"),
+        ("[head]\nnode_type = [\"a=2..1 1 cpu\"]", 2, "node_type = [\"a=2..1 1 cpu\"]", "above its maximum"),
+        ("[head]\nnode_type = [\"a=0..1\"]", 2, "node_type = [\"a=0..1\"]", "offers nothing"),
+        (
+            "[head]\nnode_type = [\"a=0..1 -1 cpu\"]",
+            2,
+            "node_type = [\"a=0..1 -1 cpu\"]",
+            "2 cpu 4GiB memory",
+        ),
+        (
+            "[head]\nnode_type = [\"a=0..1 nan gpu\"]",
+            2,
+            "node_type = [\"a=0..1 nan gpu\"]",
+            "2 cpu 4GiB memory",
+        ),
+        ("[head]\nnode_type = [\"a=0..1 0.5 gpu\"]", 2, "node_type = [\"a=0..1 0.5 gpu\"]", "whole number"),
+        (
+            "[head]\nnode_type = [\"a=0..99999 1 cpu\"]",
+            2,
+            "node_type = [\"a=0..99999 1 cpu\"]",
+            "lower their maxima",
+        ),
+        ("[head]\nnode_type = [\"a=0..1 1 cpu idle\"]", 2, "node_type = [\"a=0..1 1 cpu idle\"]", "no time"),
         ("[hosts]\nhost_idle = \"0s\"", 2, "host_idle = \"0s\"", "out of range"),
         ("[hosts]\nring = \"3MiB\"", 2, "ring = \"3MiB\"", "power of two"),
         ("[log]\nlevel = \"a=b=c\"", 2, "level = \"a=b=c\"", "no level"),
@@ -63,4 +87,17 @@ fn a_layer_fills_only_what_the_one_above_leaves_open() {
     above.fall_back(below);
     let label = vec![("a".to_owned(), "b".to_owned())];
     assert_eq!(above, Offer { memory: Some(1), store: Some(3), label, resource, ..Offer::default() });
+}
+
+#[test]
+fn a_type_of_nodes_is_written_as_it_is_read() {
+    for (text, same) in [
+        ("a=0..3 2 cpu 4GiB memory zone=eu idle 90s", "a=0..3 2 CPU 4294967296 memory zone=eu idle 90s"),
+        ("gpu.big=1..1 2 gpu", "gpu.big=1..1 2 GPU idle 60s"),
+        ("x=0..0 idle 2m k=v 0.5 cpu", "x=0..0 0.5 CPU k=v idle 120s"),
+    ] {
+        let of = values::node_type(text).unwrap();
+        assert_eq!(values::node_type_text(&of), same);
+        assert_eq!(values::node_type(same).unwrap(), of);
+    }
 }

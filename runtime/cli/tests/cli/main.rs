@@ -5,6 +5,7 @@
 mod cluster;
 mod harness;
 mod jobs;
+mod nodes;
 mod queues;
 mod refusals;
 mod settings;

@@ -8,7 +8,7 @@ use mobula_proto::{
     resource::check_name,
     wire::{Hello, Role},
 };
-use mobula_scheduler as scheduler;
+use mobula_scheduler::{self as scheduler, Millis};
 use tracing::{info, warn};
 
 use super::{Core, Effect, KNOWN_NODES_MAX, Link, NODES_MAX, Peer, PeerKind, TEXT_BYTES_MAX, drain::Drain};
@@ -23,6 +23,8 @@ pub(super) struct Member {
     pub register: Register,
     pub usage: Usage,
     pub drain: Option<Drain>,
+    /// Since when it runs nothing, as far as was looked.
+    pub idle_since: Option<Millis>,
 }
 
 impl Member {
@@ -95,7 +97,15 @@ impl Core {
         self.drop_names_of_node(number, incarnation);
         info!(%node, name = register.name, address = register.address, resources = %register.total, "node joined");
         let nodes = self.nodes.values().map(Member::for_peers).collect();
-        let member = Member { node, link, kind: peer.kind, register, usage: Usage::default(), drain: None };
+        let member = Member {
+            node,
+            link,
+            kind: peer.kind,
+            register,
+            usage: Usage::default(),
+            drain: None,
+            idle_since: None,
+        };
         let joined = member.for_peers();
         self.nodes.insert(number, member);
         self.links.insert(link, node);

@@ -20,6 +20,7 @@ mod leases;
 mod members;
 mod names;
 mod queues;
+pub mod scaling;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -30,16 +31,17 @@ use std::collections::BTreeMap;
 
 use mobula_proto::{
     Failure, GroupId, HostId, JobId, NodeId, Queue,
-    head::{Explanation, Register, ToAgent, ToHead},
+    head::{Explanation, Register, ScalingSnapshot, ToAgent, ToHead},
     host::{Answer, Question, Request},
     wire::Hello,
 };
-use mobula_scheduler::{Millis, Scheduler};
+use mobula_scheduler::{Millis, Scheduler, autoscale::NodeType};
 use tracing::warn;
 
 use crate::state::{Record, TokenId};
 
 pub use drain::{DRAIN_GRACE_MS, DRAIN_MS_MAX};
+pub(crate) use snapshot::amounts;
 pub use tokens::{Redeemed, Token};
 
 /// Most living nodes, drivers' own included.
@@ -188,6 +190,8 @@ pub struct Options {
     pub cluster: String,
     /// Passed to the scheduler, for breaking ties.
     pub seed: u64,
+    /// Nodes that may be started: what one of them could hold waits for it.
+    pub node_types: Vec<NodeType>,
 }
 
 /// The head's state. See the text of the module.
@@ -211,6 +215,7 @@ pub struct Core {
     groups: groups::Groups,
     tokens: BTreeMap<TokenId, Token>,
     questions: why::Questions,
+    scaling: Option<ScalingSnapshot>,
     out: Vec<Effect>,
 }
 
@@ -270,6 +275,7 @@ impl Core {
             groups,
             tokens,
             questions: why::Questions::default(),
+            scaling: None,
             out: Vec::new(),
         };
         core.announce_queues();

@@ -12,7 +12,7 @@ use super::Core;
 /// Most waiting classes, names and groups that a snapshot lists; the first ones by owner and name.
 pub const ROWS_MAX: usize = 1000;
 
-pub(super) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
+pub(crate) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
     resources.iter().map(|(kind, amount)| (kind.to_string(), amount.as_f64())).collect()
 }
 
@@ -68,6 +68,7 @@ impl Core {
             waiting: waiting.collect(),
             names: names.collect(),
             groups: self.group_snapshots(ROWS_MAX),
+            scaling: self.scaling.clone(),
         }
     }
 }

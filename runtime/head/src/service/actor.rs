@@ -18,7 +18,7 @@ use mobula_net::{
 };
 use mobula_proto::{
     Failure, FailureKind, NodeId,
-    head::{Explanation, QueueSnapshot, Register, Snapshot, ToAgent, ToHead},
+    head::{Explanation, QueueSnapshot, Register, ScalingSnapshot, Snapshot, ToAgent, ToHead},
     inventory::{Inventory, Store},
     queue::Change,
     wire::Hello,
@@ -31,7 +31,7 @@ use tracing::{error, warn};
 
 use super::{Error, MAILBOX_MAX, TICK_MS_MAX, TICK_MS_MIN, TOKEN_TTL_MAX};
 use crate::{
-    core::{Core, Effect, Event, Link, Options, Peer},
+    core::{Core, Effect, Event, Link, Options, Peer, scaling::Scene},
     state::{self, Journal, Record},
 };
 
@@ -79,6 +79,8 @@ enum Body {
     RemoveQueue { name: String, reply: oneshot::Sender<Result<(), Failure>> },
     Drain { node: String, time: Duration, reply: oneshot::Sender<Result<(), Failure>> },
     Resume { node: String, reply: oneshot::Sender<Result<(), Failure>> },
+    Scene { reply: oneshot::Sender<Scene> },
+    Scaled(Box<ScalingSnapshot>),
     TakeStock { reply: oneshot::Sender<Result<Counting, Failure>> },
     Shutdown,
     Tick,
@@ -194,6 +196,18 @@ impl Poster {
         let (reply, answer) = oneshot::channel();
         self.post(Body::Resume { node, reply }).await?;
         answer.await.map_err(|_| Error::Ended)?.map_err(Error::Refused)
+    }
+
+    /// The cluster, for planning which nodes to start and drain.
+    pub async fn scene(&self) -> Result<Scene, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.post(Body::Scene { reply }).await?;
+        answer.await.map_err(|_| Error::Ended)
+    }
+
+    /// What was planned, for people.
+    pub async fn scaled(&self, told: ScalingSnapshot) -> Result<(), Error> {
+        self.post(Body::Scaled(Box::new(told))).await
     }
 
     /// What is in the stores of all nodes that say so in time.
@@ -415,6 +429,12 @@ impl State {
                 let done = self.core.resume(&node, now);
                 self.answer_after(done, reply);
             }
+            Body::Scene { reply } => {
+                let now = self.now();
+                // An error means that nobody waits any more.
+                let _gone = reply.send(self.core.scene(now));
+            }
+            Body::Scaled(told) => self.core.scaled(*told),
             Body::TakeStock { reply } => {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.take_stock());

@@ -30,7 +30,7 @@ pub struct EmbeddedHead {
 }
 
 pub(super) async fn start() -> Result<EmbeddedHead, Error> {
-    let options = Options { cluster: PEER_NAME.to_owned(), seed: 0 };
+    let options = Options { cluster: PEER_NAME.to_owned(), ..Options::default() };
     let started = actor::start(options, Arc::new(Memory::default()), None).await?;
     let (to_head, mut outgoing) = mpsc::channel(LINK_QUEUE_MAX);
     let (outbox, from_head) = mpsc::channel(LINK_QUEUE_MAX);

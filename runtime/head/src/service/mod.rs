@@ -27,11 +27,16 @@ use mobula_proto::{
     head::{Explanation, Snapshot},
     queue::Change,
 };
+use mobula_scheduler::autoscale;
 use mobula_telemetry::task;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{core, http, state};
+use crate::{
+    core, http,
+    scaling::{self, Scaling},
+    state,
+};
 
 pub(crate) use actor::Poster;
 pub use embedded::EmbeddedHead;
@@ -74,6 +79,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// Breaks ties between equally good nodes. Default 0: the lowest number.
     pub seed: u64,
+    /// Nodes that are started when work waits for them, and drained when idle. Default: none.
+    pub scaling: Option<Scaling>,
 }
 
 impl Options {
@@ -86,6 +93,7 @@ impl Options {
             cluster_name: "mobula".to_owned(),
             idle_timeout: Duration::from_secs(6),
             seed: 0,
+            scaling: None,
         }
     }
 }
@@ -123,6 +131,9 @@ pub enum Error {
     /// The UDP port.
     #[error(transparent)]
     Network(#[from] quic::Error),
+    /// The types of nodes that may be started.
+    #[error(transparent)]
+    NodeTypes(#[from] autoscale::Error),
     /// The durable state.
     #[error(transparent)]
     State(#[from] state::Error),
@@ -164,6 +175,8 @@ impl Head {
         if !options.http_address.ip().is_loopback() {
             return Err(Error::HttpNotLoopback { address: options.http_address });
         }
+        let node_types = options.scaling.as_ref().map(|scaling| scaling.types.clone()).unwrap_or_default();
+        autoscale::validate(&node_types)?;
         let at = options.clone();
         let home = tokio::task::spawn_blocking(move || home::Home::open(&at.home, &at.cluster_name))
             .await
@@ -177,12 +190,12 @@ impl Head {
             .local_addr()
             .map_err(|source| Error::HttpBind { address: options.http_address, source })?;
         let core_options =
-            core::Options { cluster: home.authority.cluster_id().to_owned(), seed: options.seed };
+            core::Options { cluster: home.authority.cluster_id().to_owned(), seed: options.seed, node_types };
         let started = actor::start(core_options, home.journal, Some(home.authority)).await?;
         home::announce(&options.home, quic_address, http_address, started.poster.cluster())?;
         let endpoint = Arc::new(endpoint);
         let links = network::Links::default();
-        let guards = vec![
+        let mut guards = vec![
             task::scoped(
                 "head-accept",
                 network::accept(endpoint.clone(), links.clone(), started.poster.clone()),
@@ -192,6 +205,10 @@ impl Head {
                 http::serve(listener, http::Api::new(started.poster.clone(), home.admin_hash)),
             ),
         ];
+        if let Some(scaling) = options.scaling {
+            let running = scaling::run(scaling, started.poster.clone(), quic_address);
+            guards.push(task::scoped("head-scaling", running));
+        }
         let ports = Ports { endpoint, links, home: options.home, _guards: guards };
         Ok(Handle(Arc::new(Inner {
             poster: started.poster,

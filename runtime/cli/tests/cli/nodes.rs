@@ -1,0 +1,91 @@
+//! Nodes that come when they are needed and leave when they are not.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::harness::{Home, gone, node, said, wait_for};
+
+fn digits() -> PathBuf {
+    let digits = PathBuf::from(env!("CARGO_BIN_EXE_mobula")).with_file_name("digits");
+    assert!(digits.exists(), "{} is missing: cargo build --workspace --bins", digits.display());
+    digits
+}
+
+/// The numbers of the processes of nodes that the head started: what claims the homes it made for them.
+fn started(home: &Home) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(home.path().join("auto")) else { return Vec::new() };
+    let claim = |folder: PathBuf| {
+        let text = std::fs::read_to_string(folder.join("run/node.json")).ok()?;
+        let mark: serde_json::Value = serde_json::from_str(&text).ok()?;
+        u32::try_from(mark["pid"].as_u64()?).ok()
+    };
+    entries.filter_map(|entry| claim(entry.ok()?.path())).filter(|pid| !gone(*pid)).collect()
+}
+
+#[test]
+fn nodes_come_when_work_waits_and_leave_when_they_are_idle() {
+    let home = Home::new();
+    let mut head = home.run(&[
+        "head",
+        "--quic",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--node-type",
+        "worker=0..2 2 cpu 256MiB memory pool=auto idle 1s",
+        "--node-type",
+        "huge=0..1 64 cpu idle 1s",
+    ]);
+    head.line("Ctrl-C ends the head");
+    let told: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(home.path().join("head.json")).unwrap()).unwrap();
+    let status = home.status();
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 0, "nothing is needed yet: {status}");
+
+    let token = home.say(&["token", "create", "--role", "driver"]).ok();
+    let mut remote = Command::new(digits());
+    remote.env("MOBULA_ADDRESS", told["quic"].as_str().unwrap()).env("MOBULA_TOKEN", token.trim());
+    remote.env("MOBULA_HOME", "/nonexistent");
+    let text = said(remote).ok();
+    let last = text.lines().last().unwrap().to_owned();
+    assert!(last.contains("accuracy=0.9"), "{text}");
+    assert!(last.contains("nodes=1") || last.contains("nodes=2"), "{text}");
+
+    let text = home.say(&["status"]).ok();
+    assert!(text.contains("NODE TYPE") && text.contains("worker") && text.contains("0 to 2"), "{text}");
+    wait_for("the nodes to leave", || {
+        let status = home.status();
+        let workers = &status["scaling"]["types"][0];
+        assert_eq!(workers["name"], "worker", "{status}");
+        (status["nodes"].as_array().unwrap().is_empty() && workers["nodes"] == 0).then_some(())
+    });
+    wait_for("their processes to end", || started(&home).is_empty().then_some(()));
+    head.end();
+}
+
+#[test]
+fn a_node_is_drained_by_name_and_may_stay_after_all() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let address = address.to_string();
+    let other = Home::new();
+    let token = home.token();
+    let mut member = other.run(&node(&address, &["--join", token.as_str(), "--cpus", "1", "--name", "box"]));
+    member.line("Node ");
+    home.say(&["drain", "nobody"])
+        .failed(1, &["there is no node \"nobody\"", "[MOB4005]", "mobula explain MOB4005"]);
+    home.say(&["drain", "box", "--undo"]).failed(1, &["does not drain", "[MOB4005]"]);
+    let said = home.say(&["drain", "box", "--within", "never"]);
+    assert!(said.code == Some(2) && said.err.contains("--within"), "{said:?}");
+    let text = home.say(&["drain", "node-1"]).ok();
+    assert!(text.contains("node-1 has left."), "{text}");
+    member.line("The node has drained, and left the cluster.");
+    let (status, text) = member.wait("the node to end by itself");
+    assert!(status.success(), "{text}");
+    // It may come back, and is as good as new.
+    let mut member = other.run(&node(&address, &["--cpus", "1"]));
+    member.line("Node ");
+    let status = home.status();
+    assert!(status["nodes"][0]["draining"].is_null() && status["nodes"][0]["name"] == "box", "{status}");
+    member.end();
+    head.end();
+}
