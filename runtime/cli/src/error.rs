@@ -166,6 +166,16 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// A place for spilled objects, named by a URL, that cannot be used.
+    #[error("spill_folder (--spill-folder) is {url}: {detail}")]
+    SpillTo {
+        /// The URL.
+        url: String,
+        /// Whether what is set is wrong; else the place is.
+        setting: bool,
+        /// What is wrong with it, and what to do about that.
+        detail: String,
+    },
     /// A trace that cannot be replayed.
     #[error("{}: {error}", file.display())]
     Trace {
@@ -198,6 +208,7 @@ impl Error {
             | Self::Token(_)
             | Self::Setting { .. }
             | Self::Trace { .. }
+            | Self::SpillTo { setting: true, .. }
             | Self::Queues(_)
             | Self::Arguments(_)
             | Self::NoHeadNamed => 2,
@@ -208,7 +219,11 @@ impl Error {
     /// The code under which it is documented.
     pub fn code(&self) -> &str {
         match self {
-            Self::NoHome | Self::File { .. } | Self::OpenFolder { .. } | Self::System { .. } => code::SYSTEM,
+            Self::NoHome
+            | Self::File { .. }
+            | Self::OpenFolder { .. }
+            | Self::SpillTo { setting: false, .. }
+            | Self::System { .. } => code::SYSTEM,
             Self::AlreadyRuns { .. } | Self::NoHead { .. } => code::HOME,
             Self::HeadSilent { .. } => FailureKind::Unreachable.code(),
             Self::HeadRefused { code, .. } | Self::Child { code, .. } => code,
@@ -218,6 +233,7 @@ impl Error {
             | Self::Offer(_)
             | Self::NoCode(_)
             | Self::Setting { .. }
+            | Self::SpillTo { setting: true, .. }
             | Self::Trace { .. }
             | Self::Queues(_)
             | Self::Arguments(_)
@@ -313,6 +329,9 @@ impl Error {
                 format!("it waits for the kernel, most likely a disk or device: see /proc/{pid}/stack")
             }
             Self::Setting { .. } => "correct it or take it out; `mobula config` then shows all that can be set".to_owned(),
+            Self::SpillTo { .. } => {
+                "correct the URL or what it needs, or name a folder with --spill-folder PATH; `mobula config node` says more".to_owned()
+            }
             Self::Trace { .. } | Self::Queues(_) => "`mobula simulate --help` says what a trace and a queue are".to_owned(),
             Self::Arguments(_) => "`mobula config` without options shows all that can be set".to_owned(),
             Self::NoHeadNamed => {

@@ -11,12 +11,13 @@ use mobula_agent::{
     Agent, HeadLink,
     detect::{self, Detected},
     launcher::ProcessLauncher,
-    service::HeadError,
+    service::{HeadError, SpillTo},
 };
 use mobula_net::{
     identity::{Identity, JoinToken, NAME_BYTES_MAX, Role},
     quic,
 };
+use mobula_store::spill::Place;
 use mobula_telemetry::log::LEVEL_VARIABLE;
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     error::{self, Error, taken},
     home::{Home, quoted},
     ready::{Ready, say},
-    settings::Offer,
+    settings::{Offer, Spill},
     signals::Signals,
 };
 
@@ -88,6 +89,7 @@ async fn start(
     let head = resolve(args.node.head.as_deref().ok_or(Error::NoHeadNamed)?, listen).await?;
     let folder = home.node();
     crate::home::private(&folder)?;
+    let spill_to = spill_to(&args.spill, &folder).await?;
     let wished = args.node.name.clone().unwrap_or_else(|| plain(&resources.hostname));
     let identity = identity(args, &folder.join("identity"), head, &wished).await?;
     let name = identity.peer().name.clone();
@@ -106,8 +108,43 @@ async fn start(
     options.listen = Some(listen);
     options.socket = Some(socket.clone());
     set(&mut options, args);
+    options.spill_to = spill_to;
     let agent = Agent::start(options).await.map_err(|error| failed(error, listen))?;
     Ok((agent, name, socket))
+}
+
+/// Where spilled objects go. A place that cannot be used is found out here.
+async fn spill_to(spill: &Spill, home: &Path) -> Result<SpillTo, Error> {
+    match spill.spill_folder.as_deref().map(Place::of) {
+        _ if spill.spill_disk == Some(0) => Ok(SpillTo::Home),
+        None => Ok(SpillTo::Home),
+        Some(Place::Folder(folder)) => Ok(SpillTo::Folder(folder)),
+        Some(Place::Url(url)) => {
+            let home = home.to_owned();
+            tokio::task::spawn_blocking(move || object_store(&url, &home))
+                .await
+                .map_err(|error| error::system("reach the place for spilled objects")(error.into()))?
+        }
+    }
+}
+
+#[cfg(feature = "object-store")]
+fn object_store(url: &str, home: &Path) -> Result<SpillTo, Error> {
+    match mobula_object_store::Bucket::open(url, home) {
+        Ok(bucket) => Ok(SpillTo::Target(Arc::new(bucket))),
+        Err(error) => Err(Error::SpillTo {
+            url: url.to_owned(),
+            setting: error.is_setting(),
+            detail: error.to_string(),
+        }),
+    }
+}
+
+#[cfg(not(feature = "object-store"))]
+fn object_store(url: &str, _: &Path) -> Result<SpillTo, Error> {
+    let detail =
+        "URLs need a mobula that was built with the feature object-store, and this was not".to_owned();
+    Err(Error::SpillTo { url: url.to_owned(), setting: true, detail })
 }
 
 /// Puts what is set in place of the defaults; the machine's resources are [`detected`]'s.
@@ -116,7 +153,6 @@ fn set(options: &mut mobula_agent::Options, args: &NodeArgs) {
     options.store_bytes = args.offer.store.unwrap_or(options.store_bytes);
     options.binaries_bytes = args.offer.disk.unwrap_or(options.binaries_bytes);
     let spill = &args.spill;
-    options.spill_folder = spill.spill_folder.clone();
     options.spill.disk_bytes = spill.spill_disk.unwrap_or(options.spill.disk_bytes);
     options.spill.file_bytes = spill.spill_file.unwrap_or(options.spill.file_bytes);
     options.spill.above = spill.spill_above.unwrap_or(options.spill.above);
@@ -250,7 +286,6 @@ mod tests {
         assert_eq!(total.get(&Kind::Memory).to_string(), (1 << 30).to_string());
         assert!(options.resources.labels.contains(&("zone".to_owned(), "a".to_owned())));
         assert_eq!((options.store_bytes, options.binaries_bytes), (64 << 20, 2 << 30));
-        assert_eq!(options.spill_folder.as_deref(), Some(std::path::Path::new("/s")));
         let spill = Limits { above: 0.5, below: 0.25, file_bytes: 1 << 20, disk_bytes: 3 << 30 };
         assert_eq!(options.spill, spill);
         assert_eq!(
@@ -266,11 +301,38 @@ mod tests {
         let options = options(&args(""));
         assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
         let spill = Limits { above: 0.8, below: 0.6, file_bytes: 64 << 20, disk_bytes: 64 << 30 };
-        assert_eq!((options.spill, options.spill_folder), (spill, None));
+        assert_eq!(options.spill, spill);
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(10), Duration::from_secs(10))
         );
+    }
+
+    #[tokio::test]
+    async fn spilled_objects_go_where_the_setting_says() {
+        let home = tempfile::tempdir().unwrap();
+        let to = async |line| spill_to(&args(line).spill, home.path()).await;
+        assert!(matches!(to("").await, Ok(SpillTo::Home)));
+        assert!(
+            matches!(to("--spill-folder /s").await, Ok(SpillTo::Folder(path)) if path == Path::new("/s"))
+        );
+        // Where nothing is spilled, no place is needed.
+        assert!(matches!(to("--spill-folder s3://b --spill-disk 0").await, Ok(SpillTo::Home)));
+        if cfg!(feature = "object-store") {
+            let memory = to("--spill-folder memory:///").await;
+            assert!(matches!(memory, Ok(SpillTo::Target(_))), "{memory:?}");
+            let error = to("--spill-folder ftp://there").await.unwrap_err();
+            assert!(error.code() == "MOB5001" && error.to_string().contains("write s3://"), "{error}");
+            let error = to("--spill-folder file:///proc/nowhere").await.unwrap_err();
+            assert!(error.code() == "MOB5002" && error.to_string().contains("spill_folder"), "{error}");
+        } else {
+            let error = to("--spill-folder s3://bucket/x").await.unwrap_err();
+            assert!(
+                error.code() == "MOB5001" && error.to_string().contains("feature object-store"),
+                "{error}"
+            );
+            assert!(error.to_string().contains("spill_folder"), "{error}");
+        }
     }
 
     #[test]

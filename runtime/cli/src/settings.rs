@@ -276,11 +276,15 @@ pub struct Hosts {
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spill {
-    /// Folder in which the node makes one of its own for objects that the store has no room for
+    /// Folder in which the node makes one of its own for objects that the store has no room for; or a URL of an object
+    /// store, such as s3://bucket/folder
     ///
-    /// Unit: path. Default: node/spill in the home. Cost: none. If wrong: the node does not start (MOB5002); on a slow
-    /// disk, what waits for room or for spilled objects is slow; in memory (tmpfs), spilling frees none.
-    #[arg(long, value_name = "PATH", env = "MOBULA_SPILL_SPILL_FOLDER", hide_env_values = true)]
+    /// Unit: path, or URL of s3, gs, az, file or memory, with credentials in the environment (AWS_…, GOOGLE_…, AZURE_…);
+    /// URLs need a `mobula` built with the feature object-store. Default: node/spill in the home. Cost: none; of an
+    /// object store, what its owner charges, and 32 MiB for each file on its way. If wrong: the node does not start
+    /// (MOB5001, MOB5002); on a slow disk, what waits for room or for spilled objects is slow; in memory (tmpfs),
+    /// spilling frees none.
+    #[arg(long, value_name = "PATH|URL", env = "MOBULA_SPILL_SPILL_FOLDER", hide_env_values = true)]
     pub spill_folder: Option<PathBuf>,
     /// Disk that spilled objects may take, such as 200GiB; 0 turns spilling off
     ///

@@ -15,6 +15,7 @@ use std::{
 };
 
 use mobula_net::code;
+use mobula_store::spill::Place;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -381,7 +382,13 @@ fn heads(command: &mut std::process::Command, head: &Head) {
 
 fn spill(command: &mut std::process::Command, spill: &Spill) -> Result<(), Error> {
     if let Some(path) = &spill.spill_folder {
-        command.arg("--spill-folder").arg(std::path::absolute(path).map_err(error::file("find", path))?);
+        command.arg("--spill-folder");
+        match Place::of(path) {
+            Place::Url(url) => command.arg(url),
+            Place::Folder(path) => {
+                command.arg(std::path::absolute(&path).map_err(error::file("find", &path))?)
+            }
+        };
     }
     for (option, bytes) in [("--spill-disk", spill.spill_disk), ("--spill-file", spill.spill_file)] {
         if let Some(bytes) = bytes {

@@ -125,6 +125,16 @@ pub enum Error {
         /// The system's own answer.
         source: io::Error,
     },
+    /// A place for spilled objects that is no folder cannot be used.
+    #[error("{what} {target}: {detail}; see that it can be reached and has room, or spill to another place")]
+    Target {
+        /// What was being done.
+        what: &'static str,
+        /// The file, or the place.
+        target: String,
+        /// What it said.
+        detail: String,
+    },
     /// A spilled object is not what was written.
     #[error(
         "{bytes} bytes at {offset} of spill file {file} are damaged: look after the disk of the spill folder"
@@ -155,7 +165,9 @@ impl Error {
     /// What it is to the author of a job, with the code under which it is documented.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::OutOfMemory { .. } | Self::TooManyRegions | Self::Disk { .. } => Kind::StoreFull,
+            Self::OutOfMemory { .. } | Self::TooManyRegions | Self::Disk { .. } | Self::Target { .. } => {
+                Kind::StoreFull
+            }
             Self::Damaged { .. } => Kind::ObjectLost,
             Self::RegionSize { .. } => Kind::ObjectTooLarge,
             Self::TooManyBuffers { .. } | Self::Malformed { .. } | Self::Invalid { .. } => Kind::Codec,

@@ -6,7 +6,10 @@
 //!
 //! Everything here blocks the calling thread for as long as the disk takes.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use crate::Error;
 
@@ -22,7 +25,29 @@ pub const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 const MARK: [u8; 8] = *b"mobula-1";
 const TRAILER_BYTES: usize = MARK.len() + size_of::<u64>() + blake3::OUT_LEN;
 
-/// Where files of spilled objects lie.
+/// Where spilled objects go, as people write it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A folder; [`Folder`] writes there.
+    Folder(PathBuf),
+    /// A URL, such as `s3://bucket/folder`: for a [`Target`] of another crate.
+    Url(String),
+}
+
+impl Place {
+    /// What has a scheme is a URL; all else is a path.
+    pub fn of(text: &Path) -> Self {
+        let url = text.to_str().filter(|text| {
+            text.split_once("://").is_some_and(|(scheme, _)| {
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+                scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && scheme.bytes().all(plain)
+            })
+        });
+        url.map_or_else(|| Self::Folder(text.to_owned()), |url| Self::Url(url.to_owned()))
+    }
+}
+
+/// Where files of spilled objects lie. [`Folder`] is one; another is in the crate `mobula-object-store`.
 ///
 /// Chunks that go to [`Sink::write`] and [`Source::read_at`] begin in memory, and in the file, at multiples of
 /// [`BLOCK_BYTES`], and are as long as a multiple of that.

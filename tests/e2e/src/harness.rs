@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    path::Path,
     pin::Pin,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -29,6 +30,7 @@ pub struct Case {
     resources: &'static [(&'static str, f64)],
     labels: &'static [(&'static str, &'static str)],
     store_bytes: Option<u64>,
+    spill_to: Option<&'static str>,
     queues: fn() -> Vec<JobQueue>,
     fresh: bool,
 }
@@ -56,6 +58,7 @@ impl Case {
             resources: &[],
             labels: &[],
             store_bytes: None,
+            spill_to: None,
             queues: Vec::new,
             fresh: false,
         }
@@ -88,6 +91,12 @@ impl Case {
     /// With so large a store on each node.
     pub const fn store_bytes(mut self, bytes: u64) -> Self {
         self.store_bytes = Some(bytes);
+        self
+    }
+
+    /// Where each node spills to.
+    pub const fn spill_to(mut self, place: &'static str) -> Self {
+        self.spill_to = Some(place);
         self
     }
 
@@ -143,11 +152,12 @@ impl Case {
     /// Cases for which this is the same can share a rig, one after the other.
     fn made_for(&self) -> String {
         format!(
-            "{} {:?} {:?} {:?} {:?}",
+            "{} {:?} {:?} {:?} {:?} {:?}",
             self.cpus,
             self.resources,
             self.labels,
             self.store_bytes,
+            self.spill_to,
             (self.queues)()
         )
     }
@@ -172,6 +182,9 @@ impl Case {
         }
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
+        }
+        if let Some(place) = self.spill_to {
+            builder = builder.spill_to(Path::new(place));
         }
         for queue in (self.queues)() {
             builder = builder.queue(queue);
@@ -201,6 +214,9 @@ impl Case {
         }
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
+        }
+        if let Some(place) = self.spill_to {
+            builder = builder.spill_to(place);
         }
         for queue in (self.queues)() {
             builder = builder.define_queue(queue);

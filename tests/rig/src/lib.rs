@@ -103,6 +103,11 @@ impl Builder {
         self.each(|offer| offer.store_bytes = Some(bytes))
     }
 
+    /// Where each node spills to, as [`mobula::Builder::spill_to`] takes it.
+    pub fn spill_to(self, place: &Path) -> Self {
+        self.each(|offer| offer.spill_to = Some(place.to_owned()))
+    }
+
     /// A queue with which the head begins, after those of which it is a part.
     pub fn queue(mut self, queue: mobula_proto::Queue) -> Self {
         self.queues.push(queue);

@@ -175,6 +175,16 @@ fn up_passes_its_settings_on() {
 }
 
 #[test]
+fn a_place_to_spill_to_that_cannot_be_used_is_named() {
+    let home = Home::new();
+    // Before anything is asked of a head.
+    let node = ["node", "--head", "127.0.0.1:1", "--spill-folder", "ftp://there/x"];
+    home.say(&node).failed(2, &["spill_folder", "ftp://there/x", "object-store", "[MOB5001]"]);
+    home.say(&["up", "--spill-folder", "ftp://there/x"])
+        .failed(1, &["did not start", "spill_folder", "ftp://there/x", "[MOB5001]", "--spill-folder PATH"]);
+}
+
+#[test]
 fn a_bad_setting_is_refused_before_anything_starts() {
     let home = Home::new();
     let file = home.path().join("mobula.toml");

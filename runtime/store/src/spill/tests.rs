@@ -189,3 +189,13 @@ fn a_full_disk_is_an_error_and_leaves_no_file() {
     assert!(disk.files.lock().unwrap().is_empty());
     write(&disk, 2, &all[..6]).unwrap();
 }
+
+#[test]
+fn what_has_a_scheme_is_a_url() {
+    for url in ["s3://bucket/x", "memory:///", "unknown+x://y"] {
+        assert_eq!(Place::of(Path::new(url)), Place::Url(url.to_owned()));
+    }
+    for path in ["/scratch", "scratch", "./s3://x", "C:/x", "://x", "1://x"] {
+        assert_eq!(Place::of(Path::new(path)), Place::Folder(path.into()));
+    }
+}

@@ -88,6 +88,7 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
     let io = io_runtime()?;
     let home = Home::new()?;
     let resources = detected(builder)?;
+    let spill_to = super::spill::target(builder.spill_to.as_deref(), home.path())?;
     let (head, agent, link) = io.block_on(async {
         let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()
             .await
@@ -101,6 +102,7 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
             Arc::new(ProcessLauncher),
         );
         options.in_process_executor = true;
+        options.spill_to = spill_to;
         if let Some(bytes) = builder.store_bytes {
             options.store_bytes = bytes;
         }

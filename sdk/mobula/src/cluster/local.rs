@@ -50,6 +50,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         resources: builder.resources.clone(),
         labels: builder.labels.clone(),
         store_bytes: builder.store_bytes,
+        spill_to: builder.spill_to.clone(),
     };
     let started: Vec<Result<(Process, Ready)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = tokens

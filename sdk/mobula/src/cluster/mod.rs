@@ -9,6 +9,7 @@ mod local;
 mod over;
 mod remote;
 pub mod roles;
+mod spill;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -64,6 +65,7 @@ pub struct Builder {
     resources: Vec<(String, f64)>,
     labels: Vec<(String, String)>,
     store_bytes: Option<u64>,
+    spill_to: Option<std::path::PathBuf>,
     namespace: String,
     queue: Option<String>,
     queues: Vec<mobula_proto::Queue>,
@@ -251,6 +253,15 @@ impl Builder {
     /// The capacity of each node's object store; 30% of its memory unless set. For embedded and local clusters.
     pub fn store_bytes(mut self, bytes: u64) -> Self {
         self.store_bytes = Some(bytes);
+        self
+    }
+
+    /// Where nodes write objects that their stores have no room for: a folder, in which each makes one of its own, or
+    /// with the feature `object-store` a URL of an object store, such as `s3://bucket/folder`, with credentials in the
+    /// environment. A folder beside the node's own files unless set. For embedded and local clusters. What cannot be
+    /// used is an error of [`Builder::start`].
+    pub fn spill_to(mut self, place: impl Into<std::path::PathBuf>) -> Self {
+        self.spill_to = Some(place.into());
         self
     }
 

@@ -63,6 +63,8 @@ pub struct Offer {
     pub labels: Vec<(String, String)>,
     /// Bytes of its store.
     pub store_bytes: Option<u64>,
+    /// Where it spills to, as [`Builder::spill_to`] takes it.
+    pub spill_to: Option<PathBuf>,
 }
 
 /// What a child prints, as one line of JSON, when it is ready.
@@ -260,7 +262,11 @@ async fn run(task: Task) -> Result<()> {
             let detected = embedded::detected(&builder)?;
             let socket = home.join("agent.sock");
             let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-            let options = node_options(
+            let own = home.clone();
+            let spilling =
+                tokio::task::spawn_blocking(move || super::spill::target(offer.spill_to.as_deref(), &own));
+            let spill_to = spilling.await.map_err(|error| trouble(&error))??;
+            let mut options = node_options(
                 &home,
                 head,
                 joined.identity,
@@ -269,6 +275,7 @@ async fn run(task: Task) -> Result<()> {
                 detected,
                 offer.store_bytes,
             );
+            options.spill_to = spill_to;
             let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
             say(&Ready::Node { node: agent.node().number, socket });
             tokio::select! {

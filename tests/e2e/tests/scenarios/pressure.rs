@@ -62,6 +62,12 @@ pub async fn a_driver_puts_four_stores_full(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
+/// As with a disk: in whatever process the node is, and with what tasks make.
+pub async fn an_object_store_takes_the_rest(env: Env) -> Result<()> {
+    a_driver_puts_four_stores_full(env.clone()).await?;
+    results_outgrow_the_store(env).await
+}
+
 pub async fn results_outgrow_the_store(env: Env) -> Result<()> {
     let node: NodeId = env.nodes().await?[0];
     let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();

@@ -83,6 +83,18 @@ pub enum HeadLink {
     },
 }
 
+/// Where spilled objects are written.
+#[derive(Clone, Debug, Default)]
+pub enum SpillTo {
+    /// The folder `spill` in the agent's home.
+    #[default]
+    Home,
+    /// A folder that is made in this one (0700), named after the agent's home.
+    Folder(PathBuf),
+    /// Somewhere else, which is this agent's alone.
+    Target(Arc<dyn Target>),
+}
+
 /// What an agent is started with.
 pub struct Options {
     /// A name for people; over QUIC the certificate's name stands instead.
@@ -103,8 +115,8 @@ pub struct Options {
     pub store_bytes: u64,
     /// What may be spilled from it, and when.
     pub spill: Limits,
-    /// The folder in which a folder for spilled objects is made (0700), named after `home`; default `spill` in `home`.
-    pub spill_folder: Option<PathBuf>,
+    /// Where they are written.
+    pub spill_to: SpillTo,
     /// Starts hosts.
     pub launcher: Arc<dyn Launcher>,
     /// Whether a driver that is attached in this process executes its job's shared classes.
@@ -143,7 +155,7 @@ impl Options {
             socket: None,
             store_bytes: store_bytes_default(&resources.total),
             spill: Limits::default(),
-            spill_folder: None,
+            spill_to: SpillTo::Home,
             resources,
             launcher,
             in_process_executor: false,
@@ -232,13 +244,17 @@ impl Agent {
         let spill = match options.spill.disk_bytes {
             0 => None,
             _ => {
-                let own = |folder: PathBuf| {
-                    let home = std::path::absolute(&options.home).unwrap_or_else(|_| options.home.clone());
-                    let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
-                    folder.join(format!("mobula-spill-{}", &name[..16]))
-                };
-                let folder = options.spill_folder.map_or_else(|| options.home.join("spill"), own);
-                Some(Arc::new(Folder::new(folder)?) as Arc<dyn Target>)
+                let folder = |folder| Ok::<_, Error>(Arc::new(Folder::new(folder)?) as Arc<dyn Target>);
+                Some(match options.spill_to {
+                    SpillTo::Home => folder(options.home.join("spill"))?,
+                    SpillTo::Folder(within) => {
+                        let home =
+                            std::path::absolute(&options.home).unwrap_or_else(|_| options.home.clone());
+                        let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
+                        folder(within.join(format!("mobula-spill-{}", &name[..16])))?
+                    }
+                    SpillTo::Target(target) => target,
+                })
             }
         };
         let store = binaries::Store::open(options.home.join("binaries"), options.binaries_bytes)?;
