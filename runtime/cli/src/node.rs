@@ -248,6 +248,7 @@ mod tests {
 
     use clap::Parser;
     use mobula_agent::service::Limits;
+    use mobula_net::code;
     use mobula_proto::{Quantity, resource::Kind};
 
     use super::*;
@@ -322,13 +323,13 @@ mod tests {
             let memory = to("--spill-folder memory:///").await;
             assert!(matches!(memory, Ok(SpillTo::Target(_))), "{memory:?}");
             let error = to("--spill-folder ftp://there").await.unwrap_err();
-            assert!(error.code() == "MOB5001" && error.to_string().contains("write s3://"), "{error}");
+            assert!(error.code() == code::SETTING && error.to_string().contains("write s3://"), "{error}");
             let error = to("--spill-folder file:///proc/nowhere").await.unwrap_err();
-            assert!(error.code() == "MOB5002" && error.to_string().contains("spill_folder"), "{error}");
+            assert!(error.code() == code::SYSTEM && error.to_string().contains("spill_folder"), "{error}");
         } else {
             let error = to("--spill-folder s3://bucket/x").await.unwrap_err();
             assert!(
-                error.code() == "MOB5001" && error.to_string().contains("feature object-store"),
+                error.code() == code::SETTING && error.to_string().contains("feature object-store"),
                 "{error}"
             );
             assert!(error.to_string().contains("spill_folder"), "{error}");

@@ -42,7 +42,7 @@ enum Owner {
     Units(std::sync::Arc<[MaybeUninit<Unit>]>),
     /// What came inside a message, in memory of its own.
     Blob(Blob),
-    /// A vector as it was given, at the alignment of its elements.
+    /// A vector, or what else shows bytes, as it was given and at its own alignment.
     Vector(std::sync::Arc<dyn Any + Send + Sync>),
     /// A region that another process writes.
     Mapped(Arc<Reader>, Option<Pin>),
@@ -96,6 +96,18 @@ impl Bytes {
         let vec = std::sync::Arc::new(vec);
         let slice: &[u8] = bytemuck::cast_slice(&vec[..]);
         Self { start: NonNull::from_ref(slice).cast(), len: slice.len(), owner: Owner::Vector(vec) }
+    }
+
+    /// What `owner` shows, not copied, wherever and however aligned that is. The owner is asked once, and kept.
+    pub fn from_owner<T: AsRef<[u8]> + Send + Sync + 'static>(owner: T) -> Self {
+        let owner = std::sync::Arc::new(owner);
+        let shown: &[u8] = T::as_ref(&owner);
+        if shown.is_empty() {
+            return Self::new();
+        }
+        // What a shared reference showed stays as it is as long as the owner is there and nobody has another kind of
+        // reference to it: it does not move in its `Arc`, and nobody ever gets at it there.
+        Self { start: NonNull::from_ref(shown).cast(), len: shown.len(), owner: Owner::Vector(owner) }
     }
 
     /// Bytes of a reader's mapping, whose bounds the caller has checked.
@@ -315,6 +327,23 @@ mod tests {
         assert_eq!(bytes.as_ptr(), at);
         assert_eq!(bytes.len(), 8);
         assert!(Bytes::from_vec(Vec::<u64>::new()).is_empty());
+    }
+
+    #[test]
+    fn what_an_owner_shows_is_kept_with_it() {
+        struct Told(std::sync::Arc<Vec<u8>>);
+        impl AsRef<[u8]> for Told {
+            fn as_ref(&self) -> &[u8] {
+                &self.0[1..]
+            }
+        }
+        let all = std::sync::Arc::new(vec![1, 2, 3]);
+        let bytes = Bytes::from_owner(Told(all.clone())).slice(..1).unwrap();
+        assert_eq!((bytes.as_ptr(), &bytes[..]), (all[1..].as_ptr(), &[2][..]));
+        assert_eq!(std::sync::Arc::strong_count(&all), 2);
+        drop(bytes);
+        assert_eq!(std::sync::Arc::strong_count(&all), 1);
+        assert!(Bytes::from_owner(Vec::new()).is_empty());
     }
 
     #[test]

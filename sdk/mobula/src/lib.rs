@@ -33,6 +33,7 @@
 //! | reserve resources of several nodes together | [`PlacementGroup`] |
 //! | share a large value | [`put`], [`View`], [`Tensor`] |
 //! | read and write files of tensors | [`safetensors`] |
+//! | share tables with data tools | `arrow::Batch`, with the feature `arrow` |
 //! | make a type travel | [`data`] |
 //! | choose where it all runs | [`Cluster`] |
 
@@ -71,6 +72,9 @@ pub mod roles {
 pub mod blocking;
 pub mod context;
 pub mod safetensors;
+
+#[cfg(feature = "arrow")]
+pub use mobula_arrow as arrow;
 
 pub use actor::{Actor, ActorHandle, Spawn, find_actor};
 pub use argument::IntoArgument;
