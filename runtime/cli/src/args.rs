@@ -8,7 +8,7 @@ use mobula_proto::Queue;
 use crate::{
     error::Error,
     home::Home,
-    settings::{File, Head, Hosts, Log, Node, Offer, Spill},
+    settings::{File, Head, Hosts, Log, Node, Offer, Spill, Transfer},
     values::{Amounts, Nodes, amounts, drain_time, nodes, queue, ttl},
 };
 
@@ -161,6 +161,8 @@ pub struct NodeArgs {
     #[command(flatten)]
     pub spill: Spill,
     #[command(flatten)]
+    pub transfer: Transfer,
+    #[command(flatten)]
     pub hosts: Hosts,
     #[command(flatten)]
     pub log: Log,
@@ -181,6 +183,7 @@ impl NodeArgs {
         self.node.fall_back(file.node);
         self.offer.fall_back(file.offer);
         self.spill.fall_back(file.spill);
+        self.transfer.fall_back(file.transfer);
         self.hosts.fall_back(file.hosts);
         self.log.fall_back(file.log);
         Ok(home)
@@ -210,6 +213,8 @@ pub struct UpArgs {
     #[command(flatten)]
     pub spill: Spill,
     #[command(flatten)]
+    pub transfer: Transfer,
+    #[command(flatten)]
     pub hosts: Hosts,
     #[command(flatten)]
     pub log: Log,
@@ -227,6 +232,7 @@ impl UpArgs {
         self.head.fall_back(file.head);
         self.offer.fall_back(file.offer);
         self.spill.fall_back(file.spill);
+        self.transfer.fall_back(file.transfer);
         self.hosts.fall_back(file.hosts);
         self.log.fall_back(file.log);
         Ok(home)

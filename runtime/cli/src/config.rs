@@ -7,7 +7,7 @@ use crate::{
     error::Error,
     home::Home,
     ready::say,
-    settings::{self, File, Head, Hosts, Log, Node, Offer, Spill},
+    settings::{self, File, Head, Hosts, Log, Node, Offer, Spill, Transfer},
 };
 
 /// Most characters of a line of comment.
@@ -29,11 +29,12 @@ impl Section {
     }
 }
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     Section { name: "head", options: Head::augment_args, of: &["head", "up"] },
     Section { name: "node", options: Node::augment_args, of: &["node"] },
     Section { name: "offer", options: Offer::augment_args, of: &["node", "up"] },
     Section { name: "spill", options: Spill::augment_args, of: &["node", "up"] },
+    Section { name: "transfer", options: Transfer::augment_args, of: &["node", "up"] },
     Section { name: "hosts", options: Hosts::augment_args, of: &["node", "up"] },
     Section { name: "log", options: Log::augment_args, of: &["head", "node", "up"] },
 ];

@@ -157,6 +157,10 @@ fn set(options: &mut mobula_agent::Options, args: &NodeArgs) {
     options.spill.file_bytes = spill.spill_file.unwrap_or(options.spill.file_bytes);
     options.spill.above = spill.spill_above.unwrap_or(options.spill.above);
     options.spill.below = spill.spill_below.unwrap_or(options.spill.below);
+    options.spill.stall = spill.spill_stall.unwrap_or(options.spill.stall);
+    options.spill.restore = spill.restore_share.unwrap_or(options.spill.restore);
+    options.pulls.in_flight = args.transfer.pull_share.unwrap_or(options.pulls.in_flight);
+    options.pulls.stall = args.transfer.pull_stall.unwrap_or(options.pulls.stall);
     options.idle_timeout = args.hosts.host_idle.unwrap_or(options.idle_timeout);
     options.head_lost_max = args.hosts.head_lost.unwrap_or(options.head_lost_max);
     options.ring_bytes = args.hosts.ring.unwrap_or(options.ring_bytes);
@@ -247,7 +251,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
-    use mobula_agent::service::Limits;
+    use mobula_agent::service::{Limits, Pulls};
     use mobula_net::code;
     use mobula_proto::{Quantity, resource::Kind};
 
@@ -277,7 +281,8 @@ mod tests {
     fn every_setting_of_offer_spill_hosts_and_log_reaches_the_agent() {
         let args = args(
             "--advertise 10.0.0.1:5 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
-             --disk 2GiB --spill-folder /s --spill-disk 3GiB --spill-file 1MiB --spill-above 0.5 --spill-below 0.25 --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
+             --disk 2GiB --spill-folder /s --spill-disk 3GiB --spill-file 1MiB --spill-above 0.5 --spill-below 0.25 \
+             --spill-stall 5s --restore-share 0.1 --pull-share 0.2 --pull-stall 6s --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
         );
         let options = options(&args);
         assert_eq!(options.advertise.as_deref(), Some("10.0.0.1:5"));
@@ -287,8 +292,16 @@ mod tests {
         assert_eq!(total.get(&Kind::Memory).to_string(), (1 << 30).to_string());
         assert!(options.resources.labels.contains(&("zone".to_owned(), "a".to_owned())));
         assert_eq!((options.store_bytes, options.binaries_bytes), (64 << 20, 2 << 30));
-        let spill = Limits { above: 0.5, below: 0.25, file_bytes: 1 << 20, disk_bytes: 3 << 30 };
+        let spill = Limits {
+            above: 0.5,
+            below: 0.25,
+            file_bytes: 1 << 20,
+            disk_bytes: 3 << 30,
+            restore: 0.1,
+            stall: Duration::from_secs(5),
+        };
         assert_eq!(options.spill, spill);
+        assert_eq!(options.pulls, Pulls { in_flight: 0.2, stall: Duration::from_secs(6) });
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(3), Duration::from_secs(4))
@@ -301,8 +314,16 @@ mod tests {
     fn the_defaults_are_those_that_the_settings_state() {
         let options = options(&args(""));
         assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
-        let spill = Limits { above: 0.8, below: 0.6, file_bytes: 64 << 20, disk_bytes: 64 << 30 };
+        let spill = Limits {
+            above: 0.8,
+            below: 0.6,
+            file_bytes: 64 << 20,
+            disk_bytes: 64 << 30,
+            restore: 0.125,
+            stall: Duration::from_secs(60),
+        };
         assert_eq!(options.spill, spill);
+        assert_eq!(options.pulls, Pulls { in_flight: 0.25, stall: Duration::from_secs(10) });
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(10), Duration::from_secs(10))

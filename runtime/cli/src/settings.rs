@@ -338,6 +338,64 @@ pub struct Spill {
     )]
     #[serde(deserialize_with = "share")]
     pub spill_below: Option<f64>,
+    /// How long the disk may take for one file while somebody waits for room, such as 60s
+    ///
+    /// Unit: time, 1s to 1d. Default: 60s. Cost: so long, a disk that hangs is waited for. If wrong: too short, and
+    /// writers fail (MOB2001) on a disk that is only slow; too long, and they wait for one that will not come back.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "MOBULA_SPILL_SPILL_STALL",
+        hide_env_values = true,
+        value_parser = values::wait
+    )]
+    #[serde(deserialize_with = "wait")]
+    pub spill_stall: Option<Duration>,
+    /// Share of the store that is kept for what is read back, while anything is spilled, such as 0.125
+    ///
+    /// Unit: share, 0 to 1. Default: 0.125. Cost: so much less for what writers put meanwhile. If wrong: 0, and tasks
+    /// that hold parts of what they need may wait for the rest until they fail (MOB2001); too large, and writers wait.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "MOBULA_SPILL_RESTORE_SHARE",
+        hide_env_values = true,
+        value_parser = values::share
+    )]
+    #[serde(deserialize_with = "share")]
+    pub restore_share: Option<f64>,
+}
+
+/// `[transfer]`: of objects from one node to another.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transfer {
+    /// Share of the store that may be on its way here from other nodes at once, such as 0.25
+    ///
+    /// Unit: share, 0 to 1; one object may always be. Default: 0.25. Cost: memory for what nobody can read yet. If
+    /// wrong: too small, and the network is idle between objects; too large, and each of many comes late.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "MOBULA_TRANSFER_PULL_SHARE",
+        hide_env_values = true,
+        value_parser = values::share
+    )]
+    #[serde(deserialize_with = "share")]
+    pub pull_share: Option<f64>,
+    /// How long a source may send nothing until another is asked, such as 10s
+    ///
+    /// Unit: time, 1s to 1d. Default: 10s. Cost: so long, a stuck node is waited for, and twice that until it is an error
+    /// (MOB2001, MOB2003). If wrong: too short, and a node that reads an object back from a slow disk is given up.
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "MOBULA_TRANSFER_PULL_STALL",
+        hide_env_values = true,
+        value_parser = values::wait
+    )]
+    #[serde(deserialize_with = "wait")]
+    pub pull_stall: Option<Duration>,
 }
 
 /// `[log]`: of the head, the node and its hosts.
@@ -371,6 +429,8 @@ pub struct File {
     pub offer: Offer,
     /// `[spill]`.
     pub spill: Spill,
+    /// `[transfer]`.
+    pub transfer: Transfer,
     /// `[hosts]`.
     pub hosts: Hosts,
     /// `[log]`.
@@ -469,7 +529,8 @@ layers! {
     Head: quic http name node_timeout node_type;
     Node: head name listen advertise socket;
     Offer: cpus memory resource label store disk;
-    Spill: spill_folder spill_disk spill_file spill_above spill_below;
+    Spill: spill_folder spill_disk spill_file spill_above spill_below spill_stall restore_share;
+    Transfer: pull_share pull_stall;
     Hosts: host_idle head_lost ring;
     Log: level;
 }

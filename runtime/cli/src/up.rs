@@ -27,7 +27,7 @@ use crate::{
     node,
     process::{Alive, Mark},
     ready::{Ready, say},
-    settings::{Head, Hosts, Log, Offer, Spill},
+    settings::{Head, Hosts, Log, Offer, Spill, Transfer},
     signals::Signals,
     values,
 };
@@ -278,6 +278,7 @@ fn start(args: &UpArgs, home: &Home, cancelled: &AtomicBool) -> Result<(Cluster,
         command.env_remove("MOBULA_NODE_ADVERTISE");
         offers(&mut command, &offer);
         spill(&mut command, &args.spill)?;
+        transfer(&mut command, &args.transfer);
         hosts(&mut command, &args.hosts);
         logs_at(&mut command, &args.log);
         command.env("MOBULA_JOIN", api.create_token(TokenRole::Node, TOKEN_LIFETIME)?);
@@ -395,12 +396,28 @@ fn spill(command: &mut std::process::Command, spill: &Spill) -> Result<(), Error
             command.arg(option).arg(bytes.to_string());
         }
     }
-    for (option, share) in [("--spill-above", spill.spill_above), ("--spill-below", spill.spill_below)] {
+    for (option, share) in [
+        ("--spill-above", spill.spill_above),
+        ("--spill-below", spill.spill_below),
+        ("--restore-share", spill.restore_share),
+    ] {
         if let Some(share) = share {
             command.arg(option).arg(share.to_string());
         }
     }
+    if let Some(time) = spill.spill_stall {
+        command.arg("--spill-stall").arg(seconds(time));
+    }
     Ok(())
+}
+
+fn transfer(command: &mut std::process::Command, transfer: &Transfer) {
+    if let Some(share) = transfer.pull_share {
+        command.arg("--pull-share").arg(share.to_string());
+    }
+    if let Some(time) = transfer.pull_stall {
+        command.arg("--pull-stall").arg(seconds(time));
+    }
 }
 
 fn hosts(command: &mut std::process::Command, hosts: &Hosts) {

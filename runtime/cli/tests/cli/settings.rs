@@ -3,7 +3,7 @@
 use crate::harness::{Home, Said, node, said};
 
 /// Every setting: section, key, a value for the file, one for the variable, one for the option.
-const SETTINGS: [(&str, &str, &str, &str, &str); 24] = [
+const SETTINGS: [(&str, &str, &str, &str, &str); 28] = [
     ("head", "quic", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "http", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "name", "\"a\"", "b", "c"),
@@ -24,6 +24,10 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 24] = [
     ("spill", "spill_file", "\"1MiB\"", "2MiB", "3MiB"),
     ("spill", "spill_above", "0.5", "0.6", "0.7"),
     ("spill", "spill_below", "0.5", "0.4", "0.3"),
+    ("spill", "spill_stall", "\"1s\"", "2s", "3s"),
+    ("spill", "restore_share", "0.5", "0.4", "0.3"),
+    ("transfer", "pull_share", "0.5", "0.4", "0.3"),
+    ("transfer", "pull_stall", "\"1s\"", "2s", "3s"),
     ("hosts", "host_idle", "\"1s\"", "2s", "3s"),
     ("hosts", "head_lost", "\"1s\"", "2s", "3s"),
     ("hosts", "ring", "\"1MiB\"", "2MiB", "4MiB"),
@@ -145,7 +149,8 @@ fn up_passes_its_settings_on() {
         &home,
         "[head]\nname = \"lab\"\n[node]\nname = \"not-for-up\"\nadvertise = \"10.0.0.1:1\"\n\
          [offer]\ncpus = 1\nstore = \"16MiB\"\nresource = [\"licence=2\"]\n[hosts]\nhost_idle = \"3s\"\n\
-         [spill]\nspill_disk = \"1GiB\"\nspill_file = \"1MiB\"\nspill_above = 0.5\nspill_below = 0.25\n",
+         [spill]\nspill_disk = \"1GiB\"\nspill_file = \"1MiB\"\nspill_above = 0.5\nspill_below = 0.25\n\
+         spill_stall = \"5s\"\nrestore_share = 0.2\n[transfer]\npull_share = 0.3\npull_stall = \"6s\"\n",
     );
     let folder = home.path().join("spilled");
     home.say(&["up", "--detach", "--nodes", "2", "--spill-folder", folder.to_str().unwrap()]).ok();
@@ -165,6 +170,10 @@ fn up_passes_its_settings_on() {
             "--spill-file 1048576 ",
             "--spill-above 0.5 ",
             "--spill-below 0.25 ",
+            "--spill-stall 5s ",
+            "--restore-share 0.2 ",
+            "--pull-share 0.3 ",
+            "--pull-stall 6s ",
         ] {
             assert!(line.contains(part), "no {part:?} in {line:?}");
         }

@@ -55,6 +55,8 @@ pub struct Config {
     pub store_bytes: u64,
     /// What may be spilled from it.
     pub spill: objects::Limits,
+    /// How copies are pulled.
+    pub pulls: transfer::Pulls,
     /// Whether a driver in this process executes its job's shared classes.
     pub in_process_executor: bool,
     /// How long a host of one lease is kept without one.
@@ -164,7 +166,7 @@ impl Core {
             endings: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
-            queue: transfer::Queue::new(config.store_bytes),
+            queue: transfer::Queue::new(config.store_bytes, config.pulls.in_flight),
             restores: BTreeMap::new(),
             draining: None,
             noting: BTreeMap::new(),

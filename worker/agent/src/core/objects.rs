@@ -99,10 +99,6 @@ pub enum Want {
     Refused(Failure),
 }
 
-/// What is read back from disk has one part in so many of the store to itself. What it is read for may hold on to pieces
-/// of all other regions, none of which then comes free, until it has the rest of what it needs.
-const RESTORE_SHARE: u64 = 8;
-
 /// Where a copy lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -340,7 +336,7 @@ impl Objects {
 
     /// What the agent's own regions may take whatever hosts ask for, while anything lies on disk.
     fn for_reading(&self) -> u64 {
-        if self.disk.is_empty() { 0 } else { self.capacity / RESTORE_SHARE }
+        self.disk.for_reading()
     }
 
     /// Bytes of the agent's own regions, made or granted.

@@ -60,6 +60,7 @@ impl Rig {
             cpus: 4,
             store_bytes: 4 * MIB,
             spill: objects::Limits::default(),
+            pulls: transfer::Pulls::default(),
             in_process_executor: in_process,
             idle_timeout: Duration::from_secs(10),
         });

@@ -2,7 +2,7 @@
 //!
 //! - **TR-1** However many hosts here wait for a copy, it is pulled once.
 //! - **TR-2** A copy is put together of bytes of one attempt only, from its beginning on, whoever they come from.
-//! - **TR-4** What is being pulled at any time is no more than one part in [`IN_FLIGHT_SHARE`] of the store, or one copy; what
+//! - **TR-4** What is being pulled at any time is no more than a share of the store ([`Pulls::in_flight`]), or one copy; what
 //!   something waits for is pulled before what is fetched ahead, and each in the order in which it was asked for.
 //! - **TR-3** What is served, whole or in part, stays in place until it was served ([`Core::served`]).
 
@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
     sync::Arc,
+    time::Duration,
 };
 
 use mobula_proto::{
@@ -29,10 +30,23 @@ pub const PART_READERS_MAX: usize = 64;
 /// Most times that one pull turns to a node; then it fails.
 pub const TURNS_MAX: u32 = 32;
 
-/// What is being pulled at any time is at most one part in so many of the store, or one copy. More would share the
-/// same network among more pulls, each slower, and hold memory for parts that nobody can read yet; less leaves the
-/// network idle between small ones.
-pub const IN_FLIGHT_SHARE: u64 = 4;
+/// How copies are pulled from other nodes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pulls {
+    /// What is being pulled at any time is at most this share of the store, or one copy; default 0.25. More would share
+    /// the same network among more pulls, each slower, and hold memory for parts that nobody can read yet; less leaves
+    /// the network idle between small ones.
+    pub in_flight: f64,
+    /// How long a pull waits for a source that sends nothing, until it turns to another; default 10 s. One that has no
+    /// other fails after twice that.
+    pub stall: Duration,
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        Self { in_flight: 0.25, stall: Duration::from_secs(10) }
+    }
+}
 
 /// Pulls that wait for their turn, and the bytes of those that have begun.
 #[derive(Debug)]
@@ -46,9 +60,9 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(store_bytes: u64) -> Self {
+    pub(super) fn new(store_bytes: u64, in_flight: f64) -> Self {
         Self {
-            in_flight_max: store_bytes / IN_FLIGHT_SHARE,
+            in_flight_max: (store_bytes as f64 * in_flight.clamp(0.0, 1.0)) as u64,
             in_flight: 0,
             begun: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -396,7 +410,7 @@ mod tests {
     fn tr4_what_something_waits_for_comes_first() {
         let object = |index| ObjectId { owner: node(1).agent(), seq: 1, index };
         let copy = |bytes| Copy { node: node(2), bytes, attempt: 1 };
-        let mut queue = Queue::new(400);
+        let mut queue = Queue::new(400, 0.25);
         queue.add((object(0), copy(90)), true);
         queue.add((object(1), copy(60)), true);
         queue.add((object(2), copy(20)), false);

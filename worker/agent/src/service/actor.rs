@@ -202,7 +202,7 @@ impl Actor for Service {
         let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } =
             arguments;
         let accepts = endpoint.is_some() && listens;
-        let (me, store_bytes) = (config.node, config.store_bytes);
+        let (me, store_bytes, stall) = (config.node, config.store_bytes, config.pulls.stall);
         let peers =
             Peers::new(me, endpoint, listens, Arc::clone(&routes), Arc::clone(&provision), post.clone());
         provision.set_peers(&peers);
@@ -225,7 +225,7 @@ impl Actor for Service {
             core,
             memory: Memory::new(store_bytes),
             disk: Disk::new(arguments.spill, post.clone()),
-            transfers: Transfers::default(),
+            transfers: Transfers::new(stall),
             ring_bytes,
             to_head,
             routes,

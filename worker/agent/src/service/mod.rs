@@ -50,7 +50,7 @@ pub use routes::{CONTROL_MAX, ROOM_UNIT_BYTES, ROOM_UNITS};
 
 use mobula_store::spill::{Folder, Target};
 
-pub use crate::core::objects::Limits;
+pub use crate::core::{objects::Limits, transfer::Pulls};
 use crate::{binaries, core::Config, detect::Detected, launcher::Launcher};
 
 /// How often use is reported to the head, where it changed.
@@ -117,6 +117,8 @@ pub struct Options {
     pub spill: Limits,
     /// Where they are written.
     pub spill_to: SpillTo,
+    /// How copies are pulled from other nodes.
+    pub pulls: Pulls,
     /// Starts hosts.
     pub launcher: Arc<dyn Launcher>,
     /// Whether a driver that is attached in this process executes its job's shared classes.
@@ -156,6 +158,7 @@ impl Options {
             store_bytes: store_bytes_default(&resources.total),
             spill: Limits::default(),
             spill_to: SpillTo::Home,
+            pulls: Pulls::default(),
             resources,
             launcher,
             in_process_executor: false,
@@ -330,6 +333,7 @@ impl Agent {
                 cpus,
                 store_bytes,
                 spill: options.spill,
+                pulls: options.pulls,
                 in_process_executor: options.in_process_executor,
                 idle_timeout: options.idle_timeout,
             },

@@ -33,9 +33,6 @@ use crate::core::{
     transfer::{PART_READERS_MAX, Search, Serve, Wish},
 };
 
-/// How long a pull waits for a source that sends nothing, until it turns to another.
-pub const SOURCE_STALL: Duration = Duration::from_secs(10);
-
 /// The answer to another agent.
 pub(super) type Answer = Result<bulk::Answer, String>;
 
@@ -51,11 +48,19 @@ struct Coming {
 }
 
 /// All copies that are coming in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Transfers {
+    /// How long a source may send nothing.
+    stall: Duration,
     coming: BTreeMap<(ObjectId, u32), Coming>,
     /// Other agents that wait until a copy is read back from disk.
     waiting: BTreeMap<(ObjectId, u32), Vec<Asked>>,
+}
+
+impl Transfers {
+    pub(super) fn new(stall: Duration) -> Self {
+        Self { stall, coming: BTreeMap::new(), waiting: BTreeMap::new() }
+    }
 }
 
 /// Keeps memory in place for as long as a slice of it is being sent.
@@ -152,6 +157,7 @@ impl State {
         let Wanted { object, attempt, bytes, .. } = wanted;
         let copy = Copy { node, bytes, attempt };
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
+        let stall = self.transfers.stall;
         let progress = Arc::new(watch::Sender::new(Progress::Have(0)));
         let coming = Coming { progress: Arc::clone(&progress), place: block.location(), bytes: copy.bytes };
         self.transfers.coming.insert((object, copy.attempt), coming);
@@ -166,7 +172,7 @@ impl State {
                 // Not even started where the runtime ends: then so does the pull.
                 warmed.await.unwrap_or(Ok(())).map_err(|error| Unpulled::lost(error.to_string()))
             };
-            let pull = pull_into(&peers, me, object, copy, &mut block, &progress);
+            let pull = pull_into(&peers, stall, me, object, copy, &mut block, &progress);
             match futures_util::future::try_join(pull, warm).await {
                 Ok(((), ())) => {
                     let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -271,6 +277,7 @@ impl Unpulled {
 
 async fn pull_into(
     peers: &Arc<Peers>,
+    stall: Duration,
     me: NodeId,
     object: ObjectId,
     copy: Copy,
@@ -306,7 +313,7 @@ async fn pull_into(
                 return Err(Unpulled::lost(error.to_string()));
             }
         };
-        let result = bulk::pull(&connection, &request, dest, SOURCE_STALL, &mut sink).await;
+        let result = bulk::pull(&connection, &request, dest, stall, &mut sink).await;
         if let Some(others) = sink.others.take() {
             search.others(others);
         }

@@ -17,8 +17,6 @@ use super::{Gone, Key, Objects, Place};
 
 /// Most files that are written at once.
 pub const SPILLS_MAX: usize = 2;
-/// How long the disk may take for one file while somebody waits for room.
-pub const STALL_MAX: Duration = Duration::from_secs(60);
 /// How long after a file was written its memory may take to come free; and how long after one could not be written the
 /// next is tried.
 pub const PAUSE: Duration = Duration::from_secs(1);
@@ -35,11 +33,24 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Most bytes of files; 0 turns spilling off. Default 64 GiB.
     pub disk_bytes: u64,
+    /// What is read back from disk has this share of the store to itself, while anything lies there; default 0.125.
+    /// What it is read for may hold on to pieces of all other regions, none of which then comes free, until it has the
+    /// rest of what it needs.
+    pub restore: f64,
+    /// How long the disk may take for one file while somebody waits for room; default 60 s.
+    pub stall: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { above: 0.8, below: 0.6, file_bytes: 64 << 20, disk_bytes: 64 << 30 }
+        Self {
+            above: 0.8,
+            below: 0.6,
+            file_bytes: 64 << 20,
+            disk_bytes: 64 << 30,
+            restore: 0.125,
+            stall: Duration::from_secs(60),
+        }
     }
 }
 
@@ -101,6 +112,7 @@ pub(super) struct Disk {
     limits: Limits,
     above_bytes: u64,
     below_bytes: u64,
+    restore_bytes: u64,
     /// Bytes of primaries in memory that are in no file, those on their way there included.
     pub(super) dirty_bytes: u64,
     files: BTreeMap<u64, File>,
@@ -123,6 +135,7 @@ impl Disk {
         Self {
             above_bytes: share(limits.above),
             below_bytes: share(limits.below.min(limits.above)),
+            restore_bytes: share(limits.restore),
             limits,
             dirty_bytes: 0,
             files: BTreeMap::new(),
@@ -136,9 +149,9 @@ impl Disk {
         }
     }
 
-    /// Whether nothing lies there, or is on its way.
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes == 0
+    /// Bytes of the store that are for what is read back: none while nothing lies there, or is on its way.
+    pub(super) fn for_reading(&self) -> u64 {
+        if self.bytes == 0 { 0 } else { self.restore_bytes }
     }
 
     /// A copy that lies there is gone.
@@ -162,7 +175,7 @@ impl Disk {
         let end = if self.spills.is_empty() {
             self.progress? + PAUSE
         } else {
-            self.progress.map_or(deadline, |at| at.max(deadline)) + STALL_MAX
+            self.progress.map_or(deadline, |at| at.max(deadline)) + self.limits.stall
         };
         (now < end).then(|| end.min(now + PAUSE))
     }

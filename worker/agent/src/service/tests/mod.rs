@@ -1,6 +1,7 @@
 //! Whole agents, with a head and hosts that the tests play themselves.
 
 mod one;
+mod slow;
 mod two;
 
 use std::{

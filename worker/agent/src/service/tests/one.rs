@@ -6,8 +6,8 @@ use mobula_store::region::{Reader, Writer};
 
 use super::*;
 
-struct One {
-    handle: Handle,
+pub(super) struct One {
+    pub(super) handle: Handle,
     head: FakeHead,
     started: mpsc::UnboundedReceiver<Started>,
     _home: tempfile::TempDir,
@@ -15,6 +15,10 @@ struct One {
 }
 
 async fn one(in_process_executor: bool) -> One {
+    one_with(|options| options.in_process_executor = in_process_executor).await
+}
+
+pub(super) async fn one_with(set: impl FnOnce(&mut Options)) -> One {
     let home = tempfile::tempdir().unwrap();
     let (to_head, mut from_agent) = mpsc::channel(1024);
     let (to_agent, from_head) = mpsc::channel(1024);
@@ -28,9 +32,9 @@ async fn one(in_process_executor: bool) -> One {
         launcher,
     );
     options.store_bytes = 8 * MIB;
-    options.in_process_executor = in_process_executor;
     options.socket = Some(socket.clone());
     options.env = vec![("MOBULA_TEST".to_owned(), "1".to_owned())];
+    set(&mut options);
     let registered = ToAgentOfHead::Registered { node: NodeId::EMBEDDED, nodes: vec![] };
     to_agent.send(registered).await.unwrap();
     let handle = soon(Agent::start(options)).await.unwrap();
@@ -41,7 +45,7 @@ async fn one(in_process_executor: bool) -> One {
 
 impl One {
     /// An in-process driver whose job runs.
-    async fn driver(&mut self) -> (LocalLink, Job) {
+    pub(super) async fn driver(&mut self) -> (LocalLink, Job) {
         let link = self.handle.attach();
         link.send(driver_hello("/bin/program", BinaryHash([0; 32]), vec![]), vec![]).unwrap();
         let job = self.head.start_job().await;

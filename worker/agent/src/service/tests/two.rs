@@ -11,7 +11,7 @@ use mobula_telemetry::task;
 use super::*;
 
 /// A head that only registers, and lets the test do the rest.
-async fn accept_agent(endpoint: &Endpoint, number: u32, nodes: Vec<Node>) -> (FakeHead, Node) {
+pub(super) async fn accept_agent(endpoint: &Endpoint, number: u32, nodes: Vec<Node>) -> (FakeHead, Node) {
     let Some(Incoming::Peer(connection)) = soon(endpoint.accept()).await else { panic!("nobody came") };
     let (kind, mut sender, mut receiver) = soon(connection.accept_stream()).await.unwrap();
     assert_eq!(kind, StreamKind::Control);

@@ -131,6 +131,37 @@ fn a_disk_in_trouble_is_tried_again_and_named() {
 }
 
 #[test]
+fn a_slow_disk_is_waited_for_up_to_its_limit() {
+    let stall = Duration::from_secs(20);
+    let mut objects = full(Limits { above: 1.0, stall, ..limits() });
+    let now = Instant::now();
+    let deadline = now + Duration::from_secs(5);
+    assert_eq!(objects.want(host(4), 1, MIB, deadline, 5000), Want::Waiting);
+    assert_eq!(objects.make_room().spills.len(), SPILLS_MAX);
+    // Neither file is written: the wait goes on for as long as one may take, and no longer.
+    let mut at = deadline;
+    while at < deadline + stall {
+        assert!(objects.expire(at).is_empty(), "refused {:?} after its deadline", at - deadline);
+        let next = objects.next_deadline().unwrap();
+        assert!(next > at, "no time passes");
+        at = next;
+    }
+    assert_eq!(at, deadline + stall);
+    // Each file that is written gives it as much time again.
+    objects.spilled(1, Ok(()), at - Duration::from_secs(1));
+    assert!(objects.expire(at).is_empty());
+    let end = at - Duration::from_secs(1) + stall;
+    assert!(objects.expire(end - Duration::from_millis(1)).is_empty());
+    let refused = objects.expire(end);
+    assert!(refused[0].2.to_string().contains("MOB2001"), "{}", refused[0].2);
+    // What was not written in time is where it was, and its file counts once it is there.
+    assert!(objects.pin(object(10), 1, host(3)).is_some());
+    objects.unpin(object(10), host(3));
+    objects.spilled(2, Ok(()), end);
+    assert_eq!((objects.counters().spilled, objects.len()), (2, 4));
+}
+
+#[test]
 fn what_is_read_back_has_room_that_no_host_gets() {
     let mut objects = Objects::new(16 * MIB, Limits { above: 1.0, ..limits() });
     let now = Instant::now();

@@ -1,0 +1,248 @@
+//! Disks that are slow, or do not answer at all.
+
+use std::time::Instant;
+
+use mobula_net::{
+    identity::{Authority, Role as Part},
+    quic::Options as Network,
+};
+use mobula_proto::{FailureKind, NodeId, ObjectId, peer::Copy};
+use mobula_store::{
+    Error as StoreError,
+    heap::{Extent, Heap},
+    region::{Reader, Writer},
+    spill::{Folder, Sink, Source, Target},
+};
+use parking_lot::{Condvar, Mutex};
+
+use super::{one::one_with, two::accept_agent, *};
+
+/// A disk that does nothing while it is shut.
+#[derive(Clone, Debug)]
+struct Gated {
+    folder: Arc<Folder>,
+    shut: Arc<(Mutex<bool>, Condvar)>,
+    /// Hears of each file that is to be written or read.
+    asked: mpsc::UnboundedSender<u64>,
+}
+
+impl Gated {
+    fn new(path: PathBuf) -> (Self, mpsc::UnboundedReceiver<u64>) {
+        let (asked, hears) = mpsc::unbounded_channel();
+        (Self { folder: Arc::new(Folder::new(path).unwrap()), shut: Arc::default(), asked }, hears)
+    }
+
+    fn shut(&self, shut: bool) {
+        *self.shut.0.lock() = shut;
+        self.shut.1.notify_all();
+    }
+
+    fn pass(&self, file: u64) {
+        self.asked.send(file).ok();
+        let mut shut = self.shut.0.lock();
+        let late = self.shut.1.wait_while_for(&mut shut, |shut| *shut, SOON * 3);
+        assert!(!late.timed_out(), "the disk was never opened");
+    }
+}
+
+impl Target for Gated {
+    fn create(&self, file: u64, bytes: u64) -> Result<Box<dyn Sink>, StoreError> {
+        self.pass(file);
+        self.folder.create(file, bytes)
+    }
+
+    fn open(&self, file: u64) -> Result<Box<dyn Source>, StoreError> {
+        self.pass(file);
+        self.folder.open(file)
+    }
+
+    fn delete(&self, file: u64) -> Result<(), StoreError> {
+        self.folder.delete(file)
+    }
+}
+
+const BYTES: u64 = 3 * MIB;
+
+/// An object in a region of 8 MiB, which fills a store.
+fn made() -> (OwnedFd, Heap, Extent) {
+    let heap = Heap::new(Default::default());
+    let writer = Writer::create(8 * MIB).unwrap();
+    let fd = writer.share().unwrap();
+    heap.add_region(1, writer).unwrap();
+    let mut block = heap.allocate(BYTES).unwrap();
+    block.as_mut_slice().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 249) as u8);
+    (fd, heap, block.seal())
+}
+
+fn is_right(bytes: &[u8]) -> bool {
+    bytes.len() as u64 == BYTES && bytes.iter().enumerate().all(|(i, byte)| *byte == (i % 249) as u8)
+}
+
+/// Reads an object through its agent.
+fn open(link: &LocalLink, object: ObjectId, copy: Copy) -> Result<(), Failure> {
+    link.send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
+    match local(link) {
+        (ToHost::Opened { request: 9, region_bytes, offset, bytes, .. }, mut fds) => {
+            let read = Reader::map(fds.remove(0), region_bytes).unwrap().bytes(offset, bytes, None).unwrap();
+            assert!(is_right(&read), "other bytes");
+            link.send(ToAgent::Unpin { object }, vec![]).unwrap();
+            Ok(())
+        }
+        (ToHost::OpenFailed { request: 9, failure }, _) => Err(failure),
+        other => panic!("not opened: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    disk.shut(true);
+    let target = disk.clone();
+    let mut one = one_with(|options| {
+        options.spill.above = 1.0;
+        options.spill_to = SpillTo::Target(Arc::new(target));
+    })
+    .await;
+    let (link, job) = one.driver().await;
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
+    let (fd, _heap, extent) = made();
+    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
+    let object = object(job.driver, 1);
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1 };
+    let offset = extent.location().offset;
+    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
+        .unwrap();
+
+    // A writer waits for the disk, past what it waits for room.
+    link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
+    assert_eq!(soon(asked.recv()).await, Some(1));
+    let heard = tokio::task::block_in_place(|| {
+        link.receiver.recv_timeout(Duration::from_millis(300)).map(|heard| heard.0)
+    });
+    assert!(heard.is_err(), "it does not wait: {heard:?}");
+    assert_eq!(open(&link, object, copy), Ok(()), "it is in memory meanwhile");
+    disk.shut(false);
+    let (ToHost::Reclaim { objects }, _) = local(&link) else { panic!("not asked for its region") };
+    assert_eq!(objects, [object]);
+    link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
+    // It is asked for the region, too.
+    assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 2 }));
+    assert_eq!(open(&link, object, copy), Ok(()), "it comes back from disk");
+    let usage = one.handle.usage().await;
+    assert_eq!((usage.spilled, usage.restored), (1, 1));
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_is_a_typed_error_at_its_limit() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    disk.shut(true);
+    let target = disk.clone();
+    let mut one = one_with(|options| {
+        options.spill.above = 1.0;
+        options.spill.stall = Duration::from_millis(200);
+        options.spill_to = SpillTo::Target(Arc::new(target));
+    })
+    .await;
+    let (link, job) = one.driver().await;
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
+    let (fd, _heap, extent) = made();
+    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
+    let object = object(job.driver, 1);
+    let offset = extent.location().offset;
+    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
+        .unwrap();
+    let began = Instant::now();
+    link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
+    assert_eq!(soon(asked.recv()).await, Some(1));
+    let (ToHost::RegionRefused { request: 2, failure }, _) = local(&link) else { panic!("not refused") };
+    assert_eq!(failure.kind, FailureKind::StoreFull, "{failure}");
+    assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1 };
+    assert_eq!(open(&link, object, copy), Ok(()), "nothing is lost");
+    disk.shut(false);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+/// An object of another node that cannot be read back there now is no lost one: whoever pulls it hears that a later try
+/// may help, and it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let identity = authority.identity(Part::Head, "head").unwrap();
+    let head = Endpoint::bind(any, identity, Network::default()).unwrap();
+    let address = head.local_addr().unwrap();
+    let (disk, mut asked) = Gated::new(folder.path().join("disk"));
+    let start = |name: &str, part, listen, target: Option<Gated>| {
+        let (launcher, started) = launcher();
+        let identity = authority.identity(part, name).unwrap();
+        let link = HeadLink::Quic { address, identity, network: Network::default() };
+        let mut options = Options::new(name, folder.path().join(name), link, detected(), launcher);
+        options.listen = listen;
+        options.store_bytes = 8 * MIB;
+        options.spill.above = 1.0;
+        options.pulls.stall = Duration::from_millis(250);
+        options.spill_to = target.map_or(SpillTo::Home, |target| SpillTo::Target(Arc::new(target)));
+        (Agent::start(options), started)
+    };
+    let (worker, mut started) = start("worker", Part::Agent, Some(any), Some(disk.clone()));
+    let (worker, (mut worker_head, worker_node)) = tokio::join!(worker, accept_agent(&head, 1, vec![]));
+    let worker = worker.unwrap();
+    let (driver, _driver_started) = start("laptop", Part::Driver, None, None);
+    let known = vec![worker_node.clone()];
+    let (driver, (mut driver_head, driver_node)) = tokio::join!(driver, accept_agent(&head, 2, known));
+    let driver = driver.unwrap();
+    worker_head.send(ToAgentOfHead::NodeUp(driver_node)).await;
+    let program = folder.path().join("program");
+    std::fs::write(&program, b"#!/bin/sh\n").unwrap();
+    let link = driver.attach();
+    let hash = binaries::hash_file(&program).unwrap();
+    link.send(driver_hello(&program.display().to_string(), hash, vec![]), vec![]).unwrap();
+    let job = driver_head.start_job().await;
+    assert!(matches!(local(&link).0, ToHost::Welcome(_)));
+    worker_head.send(reserve(1, job.clone(), Class::default())).await;
+    let mut host = tokio::select! {
+        started = soon(started.recv()) => started.unwrap(),
+        other = worker_head.recv() => panic!("not started: {other:?}"),
+    };
+    host.link.welcome().await;
+    let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
+
+    // What the host makes goes to disk, and leaves memory.
+    host.link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }).await;
+    assert!(matches!(host.link.recv().await.0, ToHost::RegionGranted { .. }));
+    let (fd, _heap, extent) = made();
+    host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
+    let object = object(job.driver, 1);
+    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1 };
+    let offset = extent.location().offset;
+    host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }).await;
+    host.link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }).await;
+    for _ in 0..2 {
+        assert!(matches!(host.link.recv().await.0, ToHost::Reclaim { .. }), "its object, then its region");
+    }
+    host.link.send(ToAgent::RegionRemoved { seq: 1 }).await;
+    assert!(matches!(host.link.recv().await.0, ToHost::RegionGranted { request: 2 }));
+    assert_eq!(soon(asked.recv()).await, Some(1));
+
+    disk.shut(true);
+    let began = Instant::now();
+    let failure = open(&link, object, copy).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::StoreFull, "{failure}");
+    assert!(failure.to_string().contains("try again later"), "{failure}");
+    assert!(began.elapsed() >= Duration::from_millis(500), "both tries: {:?}", began.elapsed());
+    disk.shut(false);
+    assert_eq!(open(&link, object, copy), Ok(()));
+    drop(link);
+    soon(driver.shutdown()).await.unwrap();
+    soon(worker.shutdown()).await.unwrap();
+}
