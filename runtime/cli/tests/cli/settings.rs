@@ -3,11 +3,12 @@
 use crate::harness::{Home, Said, node, said};
 
 /// Every setting: section, key, a value for the file, one for the variable, one for the option.
-const SETTINGS: [(&str, &str, &str, &str, &str); 28] = [
+const SETTINGS: [(&str, &str, &str, &str, &str); 29] = [
     ("head", "quic", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "http", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "name", "\"a\"", "b", "c"),
     ("head", "node_timeout", "\"7s\"", "8s", "9s"),
+    ("head", "node_type", "[\"a=0..1 1 cpu\"]", "b=0..2 1 cpu", "c=0..3 1 cpu"),
     ("node", "head", "\"a:1\"", "b:1", "c:1"),
     ("node", "name", "\"a\"", "b", "c"),
     ("node", "listen", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
@@ -66,7 +67,7 @@ fn an_option_is_over_a_variable_over_the_file_over_the_default() {
         write(&home, format!("[{section}]\n{key} = {in_file}\n"));
         assert_eq!(line(home.say(&["config"])), format!("{key} = {in_file}  # from the file"));
         let quoted = |value: &str| match key {
-            "resource" | "label" => format!("[\"{value}\"]"),
+            "resource" | "label" | "node_type" => format!("[\"{value}\"]"),
             _ => format!("\"{value}\""),
         };
         let by_variable = format!("{key} = {}  # from the variable", quoted(in_variable));
