@@ -35,7 +35,7 @@ enum Command {
     Core(Options),
     /// The object store: between nodes, and under pressure.
     Objects(Options),
-    /// The scheduler alone, on clusters that there are not.
+    /// The scheduler: alone, on clusters that there are not, and in a head with many agents.
     Scheduler(Options),
     /// Prints BENCHMARKS.md, made from the JSON of runs, of one subject or of several; a section for each.
     Report {
@@ -53,6 +53,8 @@ enum Command {
     MeasureMemory { what: String },
     #[command(hide = true, name = subjects::scheduler::ROLE)]
     MeasureSchedulerMemory,
+    #[command(hide = true, name = subjects::agents::ROLE)]
+    CrowdOfAgents { head: std::net::SocketAddr, tasks: u64 },
     #[command(hide = true, name = subjects::starts::ROLE)]
     FirstResult { mode: String },
 }
@@ -110,6 +112,7 @@ async fn main() -> Result<()> {
         }
         Command::MeasureMemory { what } => subjects::scale::serve(what).await,
         Command::MeasureSchedulerMemory => subjects::scheduler::serve(),
+        Command::CrowdOfAgents { head, tasks } => subjects::agents::crowd::serve(head, tasks).await,
         Command::FirstResult { mode } => subjects::starts::serve(&mode).await,
         Command::Core(options) => measure(&subjects::core::SUBJECT, options).await,
         Command::Objects(options) => measure(&subjects::objects::SUBJECT, options).await,

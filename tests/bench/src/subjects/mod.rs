@@ -1,8 +1,10 @@
 //! What is measured of Mobula, by subject.
 
+pub mod agents;
 pub mod calls;
 pub mod core;
 pub mod cost;
+pub mod fairness;
 pub mod functions;
 pub mod groups;
 pub mod nodes;

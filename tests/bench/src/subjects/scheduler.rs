@@ -1,4 +1,5 @@
-//! The scheduler alone, in this process: no sockets, no hosts, one thread.
+//! The scheduler alone, in this process: no sockets, no hosts, one thread. And what it decides, in a head with many agents
+//! and in a cluster of processes.
 
 use std::{
     process::{Command, Stdio},
@@ -11,7 +12,7 @@ use mobula_scheduler::{
     sim::{Drain, Random, ask, load, packing},
 };
 
-use super::Subject;
+use super::{Subject, agents, fairness};
 use crate::{
     measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
@@ -31,10 +32,10 @@ const SLOTS: u64 = 1_000_000;
 /// All of it.
 pub const SUBJECT: Subject = Subject {
     name: "scheduler",
-    probes: || PROBES.to_vec(),
+    probes: || [PROBES, agents::PROBES, fairness::PROBES].concat(),
     sums: &[],
     loops: include_str!("../peer/scheduler.py"),
-    limit: Duration::from_secs(120),
+    limit: Duration::from_secs(300),
 };
 
 const FEW: &str = "placements, 2,000 nodes, 5,000 classes, 50 queues";
