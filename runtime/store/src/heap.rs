@@ -38,7 +38,7 @@ pub const WARM_STEP_BYTES: u64 = 32 * 1024 * 1024;
 /// How a heap grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Smallest region to ask for, in bytes; default 64 MiB. Smaller ones return memory sooner and cost
+    /// Smallest region to ask for, in bytes, rounded up to whole pages; default 64 MiB. Smaller ones return memory sooner and cost
     /// more descriptors and mappings; larger ones waste address space only, since untouched pages are free.
     pub region_bytes_min: u64,
 }
@@ -93,7 +93,11 @@ struct Shared {
 
 impl Heap {
     /// A heap without any region yet.
-    pub fn new(options: Options) -> Self {
+    pub fn new(mut options: Options) -> Self {
+        // A region is whole pages, and what is asked for has to be what it will be.
+        let page = rustix::param::page_size() as u64;
+        options.region_bytes_min =
+            options.region_bytes_min.checked_next_multiple_of(page).unwrap_or(u64::MAX);
         Self { shared: Arc::new(Shared { options, regions: Mutex::default() }) }
     }
 

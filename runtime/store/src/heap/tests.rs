@@ -179,3 +179,14 @@ fn threads_share_a_heap_without_mixing_their_bytes() {
     assert_eq!(heap.used_bytes(), 0);
     assert_eq!(heap.idle_regions(), [0, 1]);
 }
+
+#[test]
+fn a_region_is_as_large_as_was_asked() {
+    for region_bytes_min in [1, 4096, 4097, 10_066_329, 64 << 20] {
+        let heap = Heap::new(Options { region_bytes_min });
+        for len in [0, 1, 3 << 20] {
+            let bytes = heap.region_bytes_for(len);
+            assert_eq!(Writer::create(bytes).unwrap().len(), bytes, "{region_bytes_min} for {len}");
+        }
+    }
+}
