@@ -7,5 +7,8 @@ pub mod code;
 pub mod identity;
 pub mod link;
 pub mod quic;
+mod readiness;
 #[allow(unsafe_code, reason = "frames are read and written in memory that two processes share")]
 pub mod ring;
+
+pub use readiness::readiness;

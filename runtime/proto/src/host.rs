@@ -20,9 +20,11 @@ pub type Request = u64;
 /// What a host tells its agent.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum ToAgent {
-    /// First message: who is there. Four descriptors may travel with it, for messages to and from hosts that no ring
+    /// First message: who is there. Five descriptors may travel with it, for messages to and from hosts that no ring
     /// leads to (see [`crate::relay`]): the ring to the agent, the ring from the agent, the agent's doorbell for the
-    /// first, the host's for the second. The agent does not sleep on its doorbell; it is told [`ToAgent::Relays`].
+    /// first, the host's for the second, and the agent's bell. The agent does not sleep on its doorbell: where that has to
+    /// be rung, because there is something in the ring to the agent or room in the other, the host writes to the bell, an
+    /// eventfd.
     Hello {
         /// Version and role.
         hello: Hello,
@@ -167,9 +169,6 @@ pub enum ToAgent {
         /// The other host.
         peer: HostId,
     },
-    /// There is something in the ring to the agent, which had said that it would not look again by itself, or room in
-    /// the ring from the agent.
-    Relays,
     /// A message for a host that no ring leads to, where none leads to the agent either.
     Relay {
         /// The other host.

@@ -30,15 +30,11 @@ use mobula_proto::{
     relay as wire_relay, wire,
 };
 use parking_lot::{Mutex, RwLock};
+use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
 use self::pieces::Pieces;
-use crate::{
-    context,
-    link::{AgentSender, Parcel},
-    runtime::Runtime,
-    wait::Parker,
-};
+use crate::{context, runtime::Runtime, wait::Parker};
 
 /// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
 /// waits for the core's lock meanwhile need not sleep.
@@ -59,8 +55,8 @@ struct Outbound {
 enum Bell {
     /// It sleeps on its doorbell.
     Host(Doorbell),
-    /// It sleeps on its sockets, and its doorbell says so.
-    Agent(Doorbell, AgentSender),
+    /// It sleeps on all that it reads, among which is this eventfd, and its doorbell says so.
+    Agent(Doorbell, OwnedFd),
 }
 
 impl Outbound {
@@ -69,9 +65,11 @@ impl Outbound {
             Bell::Host(doorbell) => {
                 doorbell.ring();
             }
-            Bell::Agent(doorbell, agent) => {
-                if doorbell.notice() {
-                    agent.send(Parcel { message: ToAgent::Relays, descriptors: Vec::new() });
+            Bell::Agent(doorbell, bell) => {
+                if doorbell.notice()
+                    && let Err(error) = rustix::io::write(bell, &1_u64.to_ne_bytes())
+                {
+                    tracing::error!(%error, "the agent's bell does not ring");
                 }
             }
         }
@@ -97,18 +95,21 @@ impl std::fmt::Debug for Relay {
 
 impl Relay {
     /// Makes both, and the descriptors for the agent, which ring `own` for what they send.
-    pub(crate) fn create(agent: AgentSender, own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), ring::Error> {
+    pub(crate) fn create(own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), ring::Error> {
         let (forth, back) =
             (ring::create(ring::CAPACITY_BYTES_DEFAULT)?, ring::create(ring::CAPACITY_BYTES_DEFAULT)?);
         let copy =
             |fd: &OwnedFd| fd.try_clone().map_err(|source| ring::Error::System { call: "fcntl", source });
-        let (doorbell, bell) = Doorbell::create()?;
+        let (doorbell, agents) = Doorbell::create()?;
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| ring::Error::System { call: "eventfd", source: errno.into() })?;
+        let agents_bell = copy(&bell)?;
         let sender = Mutex::new(ring::Sender::map(copy(&forth)?)?);
         let receiver = ring::Receiver::map(copy(&back)?)?;
-        let outbound = Arc::new(Outbound { sender, bell: Bell::Agent(doorbell, agent) });
+        let outbound = Arc::new(Outbound { sender, bell: Bell::Agent(doorbell, bell) });
         let watch = receiver.watch();
         let inbound = Inbound { peer: None, receiver: Mutex::new(receiver), watch, back: outbound };
-        Ok((Self(Arc::new(inbound)), vec![forth, back, bell, own]))
+        Ok((Self(Arc::new(inbound)), vec![forth, back, agents, own, agents_bell]))
     }
 }
 

@@ -14,7 +14,7 @@ use mobula_proto::wire::{MAGIC, PROTOCOL_CURRENT, PROTOCOL_OLDEST};
 use mobula_telemetry::task;
 use parking_lot::RwLock;
 use quinn::{
-    ConnectionError, Runtime, TokioRuntime, TransportErrorCode,
+    ConnectionError, TokioRuntime, TransportErrorCode,
     crypto::rustls::{HandshakeData, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     ALPN, ALPN_JOIN, Buffers, Connection, Error, HANDSHAKES_MAX, JOINS_MAX, Join, Options,
     error::code,
-    options::Port,
+    port::Port,
     tls::{self, Refusal, ServerVerifier, Trust},
 };
 use crate::identity::{Identity, PeerName, Role, presented};
@@ -169,7 +169,7 @@ fn open(
     options.check()?;
     let (socket, buffers) = options.socket(addr)?;
     let failed = |source| Error::Bind { addr, source };
-    let port = Port::new(TokioRuntime.wrap_udp_socket(socket).map_err(failed)?);
+    let port = Port::new(socket).map_err(failed)?;
     let config = options.endpoint()?;
     let inner = quinn::Endpoint::new_with_abstract_socket(config, None, port, Arc::new(TokioRuntime))
         .map_err(failed)?;
@@ -227,7 +227,7 @@ pub(super) async fn dial_to_join(
     };
     let (socket, buffers) = options.socket(any)?;
     let failed = |source| Error::Bind { addr: any, source };
-    let port = Port::new(TokioRuntime.wrap_udp_socket(socket).map_err(failed)?);
+    let port = Port::new(socket).map_err(failed)?;
     let endpoint =
         quinn::Endpoint::new_with_abstract_socket(options.endpoint()?, None, port, Arc::new(TokioRuntime))
             .map_err(failed)?;

@@ -21,6 +21,7 @@ mod error;
 mod framing;
 mod join;
 mod options;
+mod port;
 mod tls;
 
 pub use connection::{Connection, StreamKind};

@@ -1,18 +1,14 @@
 //! The knobs, and what of quinn's defaults would hurt here.
 
 use std::{
-    fmt, io,
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use quinn::{
-    AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, UdpPoller, VarInt,
-    congestion::CubicConfig,
-    udp::{RecvMeta, Transmit},
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig,
 };
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -254,55 +250,4 @@ fn loopback_mtu() -> u16 {
     let payload =
         carried.saturating_sub(HEADERS_BYTES).clamp(u32::from(MTU_MIN), u32::from(MTU_LOOPBACK_MAX));
     u16::try_from(payload).unwrap_or(MTU_MIN)
-}
-
-/// A socket whose receive buffers hold one coalesced datagram each. The kernel never coalesces past 64 KiB, and a
-/// buffer is as long already; quinn would take 64 times that, 128 MiB for each port.
-pub(super) struct Port(Arc<dyn AsyncUdpSocket>);
-
-impl Port {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
-        Arc::new(Self(socket))
-    }
-}
-
-impl fmt::Debug for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl AsyncUdpSocket for Port {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.0.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.0.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [io::IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.0.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.0.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        1
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.0.may_fragment()
-    }
 }

@@ -39,7 +39,7 @@ impl Core {
         // A job that ended takes its hosts' wishes along.
         let Some(job) = self.job_of(id) else { return };
         match message {
-            ToAgent::Hello { .. } | ToAgent::Relays | ToAgent::Relay { .. } => {}
+            ToAgent::Hello { .. } | ToAgent::Relay { .. } => {}
             ToAgent::Doorbell => {
                 let Some(fd) = fds.into_iter().next() else {
                     self.violation(id, &"its doorbell came without a descriptor");

@@ -26,7 +26,7 @@ use mobula_proto::resource::{Device, DeviceGrant, Kind};
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::{
-    io::{AsyncRead, Interest, unix::AsyncFd},
+    io::{AsyncRead, Interest},
     process::{Child, Command},
     sync::oneshot,
 };
@@ -428,7 +428,7 @@ impl Watched {
     /// Waits for the end without reaping, kills what is left of the group, then reaps.
     async fn end(mut self) -> Exit {
         let ended = async {
-            let pidfd = readiness(self.target.pidfd.try_clone()?)?;
+            let pidfd = mobula_net::readiness(self.target.pidfd.try_clone()?, Interest::READABLE)?;
             pidfd.readable().await.map(|_| ())
         };
         let ended: std::io::Result<()> = ended.await;
@@ -446,15 +446,6 @@ impl Watched {
         group.remove().await;
         if ran_out { Exit::OutOfMemory(group.bytes()) } else { exit }
     }
-}
-
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe for the sake of types whose descriptor may change; an OwnedFd that nobody else \
-              can reach keeps its own open until it is dropped, which is all that the successor asks for"
-)]
-fn readiness(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(descriptor, Interest::READABLE)
 }
 
 impl Drop for Watched {

@@ -1,7 +1,12 @@
 //! The actor around [`Core`]: it takes messages, lets the core decide, and does what comes of it. All waiting is
 //! done by the tasks that send to it; each holds a permit for every message of its that is not handled yet.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    sync::{Arc, OnceLock, Weak},
+    time::Instant,
+};
 
 use mobula_net::ring;
 use mobula_proto::{
@@ -15,6 +20,7 @@ use mobula_store::{
     spill::Target,
 };
 use mobula_telemetry::task;
+use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
@@ -60,13 +66,38 @@ pub(super) enum Message {
     Stop(Failure, oneshot::Sender<()>),
 }
 
+/// What the actor works on, once it has started. Only what a host waits for, and the actor would do at once, is done
+/// by somebody else ([`Post::at_once`]).
+pub(super) type Desk = Arc<OnceLock<Weak<Mutex<State>>>>;
+
 /// The way to the actor.
 #[derive(Clone)]
-pub(super) struct Post(ActorRef<Message>);
+pub(super) struct Post {
+    actor: ActorRef<Message>,
+    desk: Desk,
+}
 
 impl Post {
-    pub(super) fn new(actor: ActorRef<Message>) -> Self {
-        Self(actor)
+    pub(super) fn new(actor: ActorRef<Message>, desk: Desk) -> Self {
+        Self { actor, desk }
+    }
+
+    /// Handles what a host says on the caller's own task, which saves a waking and two turns of the runtime. Gives it back
+    /// where the actor is at work, or has yet to handle what the host said before.
+    pub(super) fn at_once(
+        &self,
+        permits: &Arc<Semaphore>,
+        host: HostId,
+        said: ToAgent,
+    ) -> Result<(), ToAgent> {
+        if permits.available_permits() < PERMITS {
+            return Err(said);
+        }
+        let Some(desk) = self.desk.get().and_then(Weak::upgrade) else { return Err(said) };
+        let Some(mut state) = desk.try_lock() else { return Err(said) };
+        state.core.from_host(host, said, Vec::new(), Instant::now());
+        state.settle();
+        Ok(())
     }
 
     /// A sender's permits.
@@ -82,7 +113,7 @@ impl Post {
     }
 
     pub(super) fn cast(&self, message: Message) {
-        if self.0.cast(message).is_err() {
+        if self.actor.cast(message).is_err() {
             debug!("the agent has ended");
         }
     }
@@ -139,13 +170,14 @@ impl Post {
 
     /// Ends the actor itself.
     pub(super) fn halt(&self) {
-        self.0.stop(None);
+        self.actor.stop(None);
     }
 }
 
 /// What the actor starts with.
 pub(super) struct Arguments {
     pub(super) config: Config,
+    pub(super) desk: Desk,
     pub(super) spill: Option<Arc<dyn Target>>,
     pub(super) ring_bytes: u32,
     pub(super) nodes: Vec<head::Node>,
@@ -190,15 +222,16 @@ pub(super) struct Service;
 
 impl Actor for Service {
     type Msg = Message;
-    type State = State;
+    type State = Arc<Mutex<State>>;
     type Arguments = Arguments;
 
     async fn pre_start(
         &self,
         myself: ActorRef<Message>,
         arguments: Arguments,
-    ) -> Result<State, ActorProcessingErr> {
-        let post = Post::new(myself);
+    ) -> Result<Arc<Mutex<State>>, ActorProcessingErr> {
+        let desk = Arc::clone(&arguments.desk);
+        let post = Post::new(myself, Arc::clone(&desk));
         let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } =
             arguments;
         let accepts = endpoint.is_some() && listens;
@@ -221,7 +254,7 @@ impl Actor for Service {
             peers.node_up(node.clone());
             core.node_up(node);
         }
-        Ok(State {
+        let state = Arc::new(Mutex::new(State {
             core,
             memory: Memory::new(store_bytes),
             disk: Disk::new(arguments.spill, post.clone()),
@@ -241,19 +274,21 @@ impl Actor for Service {
             stopping: None,
             post,
             _accepting: accepting,
-        })
+        }));
+        // It is set here alone.
+        let _unset = desk.set(Arc::downgrade(&state));
+        Ok(state)
     }
 
     async fn handle(
         &self,
         _myself: ActorRef<Message>,
         message: Message,
-        state: &mut State,
+        state: &mut Arc<Mutex<State>>,
     ) -> Result<(), ActorProcessingErr> {
+        let mut state = state.lock();
         state.handle(message);
-        state.apply();
-        state.set_timer();
-        state.check_stopped();
+        state.settle();
         Ok(())
     }
 }
@@ -322,6 +357,13 @@ impl State {
                 self.core.end_all(&failure);
             }
         }
+    }
+
+    /// Does all that follows from what was handled.
+    fn settle(&mut self) {
+        self.apply();
+        self.set_timer();
+        self.check_stopped();
     }
 
     fn host_said(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {

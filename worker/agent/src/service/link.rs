@@ -14,18 +14,14 @@ use mobula_proto::{
     relay as wire_relay, wire,
 };
 use mobula_telemetry::task;
-use tokio::{
-    net::UnixListener,
-    sync::{Semaphore, mpsc},
-    time::timeout,
-};
+use tokio::{net::UnixListener, sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
     actor::{Message, Post},
     local::{FromLocal, ToLocal},
     relay,
-    routes::{ForHost, Outbox, Routes, What, each},
+    routes::{Outbox, Queue, Routes, What, each, may_overtake},
 };
 
 /// How long a host or driver may take to say hello.
@@ -57,8 +53,6 @@ struct Ear {
     /// The way to the host, until its first message is there.
     outbox: Option<Outbox>,
     relay: Option<relay::Reader>,
-    /// Whether there is something in its ring, as far as it has said.
-    told: bool,
 }
 
 impl Ear {
@@ -67,8 +61,6 @@ impl Ear {
         let mut fds = message.descriptors;
         let outbox = self.outbox.take();
         match wire::decode::<ToAgent>(&message.body).map_err(|error| broken(&error))? {
-            ToAgent::Relays if self.relay.is_some() => self.told = true,
-            ToAgent::Relays => return Err(broken(&"it has no ring")),
             ToAgent::Relay { to, body } => {
                 let mut batch = Vec::with_capacity(body.len() + 2 * wire_relay::HEAD_BYTES);
                 wire_relay::push(&mut batch, to, &body).map_err(|error| broken(&error))?;
@@ -83,6 +75,16 @@ impl Ear {
                     outbox.ring(writer).await;
                 }
                 let host = self.host;
+                let said = match said {
+                    // The host's thread waits for the answer.
+                    ToAgent::Open { .. } if fds.is_empty() => {
+                        match self.post.at_once(&self.permits, host, said) {
+                            Ok(()) => return Ok(()),
+                            Err(back) => back,
+                        }
+                    }
+                    said => said,
+                };
                 let send =
                     self.post.send(&self.permits, |permit| Message::Host(host, Box::new(said), fds, permit));
                 send.await;
@@ -94,12 +96,12 @@ impl Ear {
     /// Passes on what lies in the host's ring, until nothing does.
     async fn pass_on(&mut self, socket: &mut AsyncReceiver) -> Result<(), End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
-        self.told = false;
         let Some(ring) = &self.relay else { return Ok(()) };
         ring.begin();
+        let mut first = true;
         while let Some(ring) = &mut self.relay {
-            let batch = ring.take().map_err(|error| broken(&error))?;
-            if batch.is_empty() {
+            let relay::Taken { batch, messages } = ring.take().map_err(|error| broken(&error))?;
+            if messages == 0 {
                 if ring.end() {
                     break;
                 }
@@ -111,6 +113,11 @@ impl Ear {
                 self.hear(message).await?;
             }
             self.routes.relay(self.host, batch).await.map_err(|error| broken(&error))?;
+            if messages == 1 && std::mem::take(&mut first) {
+                // Likely nothing comes behind it, and whoever sends it on runs once this task waits.
+                continue;
+            }
+            first = false;
             // The others forward it, and meanwhile more gathers here.
             tokio::task::yield_now().await;
             // Behind a first batch a host is likely in the middle of sending many: where little has come, a moment more
@@ -126,6 +133,12 @@ impl Ear {
     }
 }
 
+/// What there is from a host.
+enum Heard {
+    Socket(Result<Option<mobula_net::link::Message>, mobula_net::link::Error>),
+    Bell(Result<(), relay::Error>),
+}
+
 /// Hands on what a host says, until it ends.
 pub(super) async fn read_all(
     host: HostId,
@@ -135,68 +148,65 @@ pub(super) async fn read_all(
     routes: Arc<Routes>,
 ) -> End {
     let permits = post.permits();
-    let mut ear = Ear { host, post, permits, routes, outbox: Some(outbox), relay: None, told: false };
+    let mut ear = Ear { host, post, permits, routes, outbox: Some(outbox), relay: None };
     loop {
-        let received = if ear.outbox.is_some() {
-            match timeout(HELLO_TIMEOUT, receiver.recv()).await {
-                Ok(received) => received,
+        let heard = match &ear.relay {
+            Some(ring) => tokio::select! {
+                biased;
+                rung = ring.rung() => Heard::Bell(rung),
+                received = receiver.recv() => Heard::Socket(received),
+            },
+            None if ear.outbox.is_some() => match timeout(HELLO_TIMEOUT, receiver.recv()).await {
+                Ok(received) => Heard::Socket(received),
                 Err(_) => return End::NoHello,
-            }
-        } else {
-            receiver.recv().await
+            },
+            None => Heard::Socket(receiver.recv().await),
         };
-        let heard = match received {
-            Ok(Some(message)) => ear.hear(message).await,
-            Ok(None) => {
-                // Its last words, if it had no time to say that there are any.
-                return ear.pass_on(&mut receiver).await.err().unwrap_or(End::Closed);
-            }
-            Err(error) => return End::Broken(error.to_string()),
+        let handled = match heard {
+            Heard::Socket(Ok(Some(message))) => ear.hear(message).await,
+            // Its last words, if it had no time to say that there are any.
+            Heard::Socket(Ok(None)) => ear.pass_on(&mut receiver).await.and(Err(End::Closed)),
+            Heard::Socket(Err(error)) => Err(End::Broken(error.to_string())),
+            Heard::Bell(Ok(())) => ear.pass_on(&mut receiver).await,
+            Heard::Bell(Err(error)) => Err(End::Broken(error.to_string())),
         };
-        let passed = match heard {
-            Ok(()) if ear.told => ear.pass_on(&mut receiver).await,
-            other => other,
-        };
-        if let Err(end) = passed {
+        if let Err(end) = handled {
             return end;
         }
     }
 }
 
 /// Writes what there is for a host. Ends when its outboxes are gone, or with the link.
-pub(super) async fn write_all(mut sender: AsyncSender, mut queue: mpsc::Receiver<ForHost>) {
-    let mut ring: Option<relay::Writer> = None;
-    while let Some(item) = queue.recv().await {
-        let sent = match (&item.what, &mut ring) {
-            (What::Say(message, fds), Some(ring)) if fds.is_empty() && may_overtake(message) => {
-                answer(ring, message).await
+pub(super) async fn write_all(mut sender: AsyncSender, queue: Queue) {
+    let Queue { mut items, direct } = queue;
+    while let Some(item) = items.recv().await {
+        let sent = match &item.what {
+            What::Say(message, fds) if !fds.is_empty() || !may_overtake(message) => {
+                say(&mut sender, message, fds).await
             }
-            (What::Say(message, fds), _) => say(&mut sender, message, fds).await,
-            (What::Relayed { from, same_job, batch }, Some(ring)) => {
-                ring.send(*from, *same_job, batch).await.map_err(|error| error.to_string())
-            }
-            (What::Relayed { from, same_job, batch }, None) => {
-                say_each(&mut sender, each(*from, *same_job, batch)).await
-            }
-            (What::Ring(_), _) => Ok(()),
+            what => match (what, &mut *direct.ring.lock().await) {
+                (What::Say(message, _), Some(ring)) => answer(ring, message).await,
+                (What::Say(message, fds), None) => say(&mut sender, message, fds).await,
+                (What::Relayed { from, same_job, batch }, Some(ring)) => {
+                    ring.send(*from, *same_job, batch).await.map_err(|error| error.to_string())
+                }
+                (What::Relayed { from, same_job, batch }, None) => {
+                    say_each(&mut sender, each(*from, *same_job, batch)).await
+                }
+                (What::Flush, Some(ring)) => ring.flush().await.map_err(|error| error.to_string()),
+                (What::Flush, None) => Ok(()),
+            },
         };
+        direct.done(&item.what);
         if let Err(error) = sent {
             debug!(%error, "a host's link ended");
             break;
         }
-        match item.what {
-            What::Say(ToHost::Refused(_), _) => break,
-            What::Ring(new) => ring = Some(*new),
-            What::Say(..) | What::Relayed { .. } => {}
+        if matches!(item.what, What::Say(ToHost::Refused(_), _)) {
+            break;
         }
     }
     sender.shutdown();
-}
-
-/// Whether a host may hear this before what it was told earlier. A thread that waits for it reads the ring itself, and
-/// is woken once; over the socket, another thread would be first.
-fn may_overtake(message: &ToHost) -> bool {
-    matches!(message, ToHost::Opened { .. } | ToHost::OpenFailed { .. })
 }
 
 async fn answer(ring: &mut relay::Writer, message: &ToHost) -> Result<(), String> {

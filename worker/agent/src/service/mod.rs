@@ -327,7 +327,9 @@ impl Agent {
         let routes = Arc::new(routes::Routes::new(node));
         let provision = provision::Provision::new(node, options.home, store);
         let (to_head, queue) = mpsc::channel(head::QUEUE_MAX);
+        let desk = actor::Desk::default();
         let arguments = actor::Arguments {
+            desk: Arc::clone(&desk),
             config: Config {
                 node,
                 cpus,
@@ -353,7 +355,7 @@ impl Agent {
         let (actor, ended) = actor::Service::spawn(None, actor::Service, arguments)
             .await
             .map_err(|error| Error::Actor(error.to_string()))?;
-        let post = actor::Post::new(actor);
+        let post = actor::Post::new(actor, desk);
         info!(%node, store_bytes, "agent started");
         let stop = Arc::new(Notify::new());
         let (close, closed) = watch::channel(None);

@@ -26,7 +26,7 @@ use mobula_telemetry::task;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{debug, warn};
@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 use super::{
     actor::{Message, Post},
     provision::Provision,
-    routes::{ForPeer, PeerOutbox, Routes, receivers, unreachable},
+    routes::{ForPeer, PeerOutbox, PeerQueue, Routes, receivers, unreachable},
 };
 use crate::core::transfer::Wish;
 
@@ -408,24 +408,31 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
 }
 
 /// Sends what is queued for one node, until it is gone.
-async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: mpsc::Receiver<ForPeer>) {
-    let mut stream: Option<Sender> = None;
-    while let Some(first) = queue.recv().await {
+async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, queue: PeerQueue) {
+    let PeerQueue { mut messages, stream } = queue;
+    while let Some(first) = messages.recv().await {
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX
-            && let Ok(next) = queue.try_recv()
+            && let Ok(next) = messages.try_recv()
         {
             batch.push(next);
         }
         let Some(peers) = peers.upgrade() else { return };
         let bodies: Result<Vec<_>, _> = batch.iter().map(|item| wire::encode(&item.message)).collect();
         let sent = match bodies {
-            Ok(bodies) => send_batch(&peers, node, &mut stream, &bodies).await,
+            Ok(bodies) => {
+                let mut sender = stream.sender.lock().await;
+                let sent = send_batch(&peers, node, &mut sender, &bodies).await;
+                if sent.is_err() {
+                    *sender = None;
+                }
+                sent
+            }
             Err(error) => Err(error.into()),
         };
+        stream.done(batch.len());
         if let Err(error) = sent {
             warn!(peer = %node, %error, messages = batch.len(), "messages to a node are lost");
-            stream = None;
             for (from, to) in losers(&batch) {
                 peers.routes.unreachable(from, to, lost(node, to, &error));
             }

@@ -6,9 +6,9 @@
 //! at, and a host that writes into its rings what does not belong there is ended, or gets garbled messages; it harms
 //! nobody else.
 //!
-//! The task that reads the host's socket reads the ring too, told by [`ToAgent::Relays`](mobula_proto::host::ToAgent);
-//! see [`Doorbell`] for why nothing is left lying. What the host said over its socket *before* it put a message into
-//! its ring is handled first, so that nobody hears of an object that this agent has not heard of.
+//! The task that reads the host's socket reads the ring too, woken by the host's *bell*, an eventfd that nobody ever
+//! reads; see [`Doorbell`] for why nothing is left lying. What the host said over its socket *before* it put a message
+//! into its ring is handled first, so that nobody hears of an object that this agent has not heard of.
 
 use std::{
     os::fd::OwnedFd,
@@ -19,9 +19,16 @@ use std::{
     time::Duration,
 };
 
-use mobula_net::ring::{self, doorbell::Doorbell};
+use mobula_net::{
+    readiness,
+    ring::{self, doorbell::Doorbell},
+};
 use mobula_proto::{HostId, relay};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+    time::timeout,
+};
 
 /// How often a writer looks for room by itself.
 const ROOM_WAIT: Duration = Duration::from_millis(1);
@@ -35,8 +42,10 @@ pub(super) enum Error {
     Malformed(#[from] relay::Malformed),
     #[error("the host takes nothing any more")]
     Closed,
-    #[error("{0} descriptors came with its hello, not 4")]
+    #[error("{0} descriptors came with its hello, not 5")]
     Descriptors(usize),
+    #[error("its bell cannot be waited for: {0}")]
+    Bell(#[source] std::io::Error),
 }
 
 /// What the two tasks of a host tell each other.
@@ -50,10 +59,19 @@ struct Shared {
 /// What the host says. When it is dropped, the [`Writer`] gives up.
 pub(super) struct Reader {
     receiver: ring::Receiver,
-    /// The host rings this one, and says so over the socket where need be.
+    /// The host rings this one, and the bell where need be.
     own: Doorbell,
+    bell: AsyncFd<OwnedFd>,
     host: Doorbell,
     shared: Arc<Shared>,
+}
+
+/// What lay in the ring.
+pub(super) struct Taken {
+    /// A batch.
+    pub(super) batch: Vec<u8>,
+    /// How many messages it has.
+    pub(super) messages: usize,
 }
 
 /// What the host is told.
@@ -63,41 +81,51 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
 }
 
-/// Maps what came with a host's hello.
+/// Maps what came with a host's hello. Must be called inside a tokio runtime.
 pub(super) fn map(descriptors: Vec<OwnedFd>) -> Result<(Reader, Writer), Error> {
     let count = descriptors.len();
-    let four: Result<[OwnedFd; 4], _> = descriptors.try_into();
-    let [from_host, to_host, own, host] = four.map_err(|_| Error::Descriptors(count))?;
+    let five: Result<[OwnedFd; 5], _> = descriptors.try_into();
+    let [from_host, to_host, own, host, bell] = five.map_err(|_| Error::Descriptors(count))?;
     let receiver = ring::Receiver::map(from_host)?;
     let sender = ring::Sender::map(to_host)?;
     let (own, host) = (Doorbell::map(own)?, Doorbell::map(host)?);
+    // What the host passed may be anything: it is neither read nor written, only waited for.
+    let bell = readiness(bell, Interest::READABLE).map_err(Error::Bell)?;
     let shared = Arc::<Shared>::default();
-    // Asleep until it is told.
+    // Asleep until the bell rings.
     own.end_polling();
-    let reader = Reader { receiver, own, host: host.clone(), shared: Arc::clone(&shared) };
+    let reader = Reader { receiver, own, bell, host: host.clone(), shared: Arc::clone(&shared) };
     Ok((reader, Writer { sender, host, shared }))
 }
 
 impl Reader {
+    /// Waits until the host has rung.
+    pub(super) async fn rung(&self) -> Result<(), Error> {
+        self.bell.readable().await.map_err(Error::Bell)?.clear_ready();
+        Ok(())
+    }
+
     /// From now on the host need not say that there is something.
     pub(super) fn begin(&self) {
         self.own.begin_polling();
     }
 
     /// Takes what lies in the ring, up to about [`relay::BATCH_BYTES`], as one batch; empty where there is nothing.
-    pub(super) fn take(&mut self) -> Result<Vec<u8>, Error> {
+    pub(super) fn take(&mut self) -> Result<Taken, Error> {
         let mut batch = Vec::with_capacity(self.receiver.ready_bytes().min(relay::BATCH_BYTES + 4096));
+        let mut messages = 0;
         while batch.len() < relay::BATCH_BYTES {
             let start = batch.len();
             if self.receiver.recv_copy(&mut batch)?.is_none() {
                 break;
             }
             relay::close(&mut batch, start)?;
+            messages += 1;
         }
         if self.receiver.take_space_wanted() {
             self.host.ring();
         }
-        Ok(batch)
+        Ok(Taken { batch, messages })
     }
 
     /// About how much lies in the ring.
@@ -122,6 +150,28 @@ impl Drop for Reader {
 }
 
 impl Writer {
+    /// Whether nothing waits beside the ring, so that what is sent now does not wait either, unless it is the first.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.sender.overflow_bytes() == 0
+    }
+
+    /// Hands over a batch without waiting. `false` where part of it waits beside the ring for a [`Writer::flush`].
+    pub(super) fn send_now(&mut self, from: HostId, same_job: bool, batch: &[u8]) -> Result<bool, Error> {
+        let head = relay::head(from, if same_job { relay::SAME_JOB } else { 0 });
+        for entry in relay::entries(batch) {
+            self.sender.send(&head, entry?.body)?;
+        }
+        self.host.ring();
+        Ok(self.is_flushed())
+    }
+
+    /// As [`Writer::send_now`], of what the agent itself says.
+    pub(super) fn say_now(&mut self, body: &[u8]) -> Result<bool, Error> {
+        self.sender.send(&relay::agent_head(), body)?;
+        self.host.ring();
+        Ok(self.is_flushed())
+    }
+
     /// Hands over a batch for this host from another, waiting for room where there is none.
     pub(super) async fn send(&mut self, from: HostId, same_job: bool, batch: &[u8]) -> Result<(), Error> {
         let head = relay::head(from, if same_job { relay::SAME_JOB } else { 0 });
@@ -145,7 +195,8 @@ impl Writer {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), Error> {
+    /// Waits until nothing waits beside the ring.
+    pub(super) async fn flush(&mut self) -> Result<(), Error> {
         loop {
             if self.shared.closed.load(Ordering::Acquire) {
                 return Err(Error::Closed);
@@ -177,12 +228,13 @@ mod tests {
         let ((bell, bell_fd), (_, own_fd)) = (Doorbell::create().unwrap(), Doorbell::create().unwrap());
         let sender = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
         let receiver = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
-        let (reader, writer) = map(vec![forth, back, bell_fd, own_fd]).unwrap();
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let (reader, writer) = map(vec![forth, back, bell_fd, own_fd, wake]).unwrap();
         (sender, receiver, bell, reader, writer)
     }
 
-    #[test]
-    fn what_lies_in_the_ring_is_one_batch_and_the_agent_is_told_once() {
+    #[tokio::test]
+    async fn what_lies_in_the_ring_is_one_batch_and_the_agent_is_told_once() {
         let (mut sender, _receiver, bell, mut reader, _writer) = pair(1 << 20);
         let mut told = 0;
         for at in 0..1000_u32 {
@@ -191,17 +243,17 @@ mod tests {
         }
         assert_eq!(told, 1);
         reader.begin();
-        let batch = reader.take().unwrap();
+        let Taken { batch, messages } = reader.take().unwrap();
         let all: Vec<_> = relay::entries(&batch).map(Result::unwrap).collect();
         for (at, entry) in (0..).zip(&all) {
             assert_eq!((entry.to, entry.body), (host(at % 3), &u32::to_le_bytes(at)[..]));
         }
-        assert_eq!(all.len(), 1000);
-        assert!(reader.take().unwrap().is_empty() && reader.end() && bell.notice());
+        assert_eq!((all.len(), messages), (1000, 1000));
+        assert!(reader.take().unwrap().batch.is_empty() && reader.end() && bell.notice());
     }
 
-    #[test]
-    fn batches_are_bounded_and_long_messages_pass() {
+    #[tokio::test]
+    async fn batches_are_bounded_and_long_messages_pass() {
         let (mut sender, _receiver, _bell, mut reader, _writer) = pair(1 << 16);
         let long = vec![3; 300_000];
         for body in [&[1; 20_000][..], &[2; 20_000], &long, &[4; 20_000], &[5; 1]] {
@@ -209,7 +261,7 @@ mod tests {
         }
         let mut got = Vec::new();
         for _ in 0..1000 {
-            let batch = reader.take().unwrap();
+            let Taken { batch, .. } = reader.take().unwrap();
             let entries: Vec<_> = relay::entries(&batch).map(Result::unwrap).collect();
             let but_last: usize = entries.iter().rev().skip(1).map(|entry| entry.bytes).sum();
             assert!(but_last < relay::BATCH_BYTES);
@@ -219,8 +271,8 @@ mod tests {
         assert_eq!(got, [(1, 20_000), (2, 20_000), (3, 300_000), (4, 20_000), (5, 1)]);
     }
 
-    #[test]
-    fn what_is_no_message_breaks_the_link() {
+    #[tokio::test]
+    async fn what_is_no_message_breaks_the_link() {
         let (mut sender, _receiver, _bell, mut reader, _writer) = pair(1 << 16);
         sender.send(b"short", &[]).unwrap();
         assert!(matches!(reader.take(), Err(Error::Malformed(_))));
@@ -229,7 +281,7 @@ mod tests {
         assert!(matches!(reader.take(), Err(Error::Malformed(_))));
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         assert!(matches!(map(vec![null()]), Err(Error::Descriptors(1))));
-        assert!(matches!(map(vec![null(), null(), null(), null()]), Err(Error::Ring(_))));
+        assert!(matches!(map(vec![null(), null(), null(), null(), null()]), Err(Error::Ring(_))));
     }
 
     #[tokio::test]

@@ -3,16 +3,24 @@
 //! Relayed messages and output go straight from the task that read them to an outbox, past the agent's actor, and
 //! wait there while the outbox has no room: that is what holds a fast sender back. What the actor itself says has
 //! room of its own, so that it never waits; a host that leaves even that unread is ended.
+//!
+//! Where nothing waits in an outbox, the task that has a message writes it itself, into the ring or the stream: a single
+//! message then crosses an agent in one task, and is on its way before anybody else runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     os::fd::OwnedFd,
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc as std_mpsc,
+    },
 };
 
 use bytes::Bytes;
+use mobula_net::quic;
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost, relay as wire_relay,
+    Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost, relay as wire_relay, wire,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -42,8 +50,40 @@ pub(super) enum What {
     Say(ToHost, Vec<Arc<OwnedFd>>),
     /// Messages of another host: over the ring, where there is one.
     Relayed { from: HostId, same_job: bool, batch: Bytes },
-    /// From now on there is a ring.
-    Ring(Box<relay::Writer>),
+    /// What was written past the queue did not fit into the ring.
+    Flush,
+}
+
+/// The ring to a host, into which whoever has a message for it writes while none waits in the queue.
+#[derive(Default)]
+pub(super) struct Direct {
+    pub(super) ring: tokio::sync::Mutex<Option<relay::Writer>>,
+    /// Items of the queue, but for what the agent says itself, that are not in the ring yet.
+    queued: AtomicUsize,
+}
+
+impl Direct {
+    /// The ring, if nothing is to go before what is written into it now.
+    fn free(&self) -> Option<tokio::sync::MappedMutexGuard<'_, relay::Writer>> {
+        if self.queued.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let ring = tokio::sync::MutexGuard::try_map(self.ring.try_lock().ok()?, Option::as_mut).ok()?;
+        ring.is_flushed().then_some(ring)
+    }
+
+    /// An item of the queue is in the ring, or will never be.
+    pub(super) fn done(&self, what: &What) {
+        if matches!(what, What::Relayed { .. } | What::Flush) {
+            self.queued.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// Whether a host may hear this before what it was told earlier. A thread that waits for it reads the ring itself, and
+/// is woken once; over the socket, another thread would be first.
+pub(super) fn may_overtake(message: &ToHost) -> bool {
+    matches!(message, ToHost::Opened { .. } | ToHost::OpenFailed { .. })
 }
 
 /// The message found no room, or nobody.
@@ -55,7 +95,7 @@ pub(super) enum Undelivered {
 
 #[derive(Clone)]
 enum Sink {
-    Socket(mpsc::Sender<ForHost>),
+    Socket(mpsc::Sender<ForHost>, Arc<Direct>),
     Local(ToLocal),
 }
 
@@ -66,15 +106,23 @@ pub(super) struct Outbox {
     room: Arc<Semaphore>,
 }
 
+/// What there is for one host.
+pub(super) struct Queue {
+    pub(super) items: mpsc::Receiver<ForHost>,
+    pub(super) direct: Arc<Direct>,
+}
+
 fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES).clamp(1, ROOM_UNITS)).unwrap_or(u32::MAX)
 }
 
 impl Outbox {
     /// To a host behind a socket; whoever writes to it takes from the receiver.
-    pub(super) fn socket() -> (Self, mpsc::Receiver<ForHost>) {
-        let (sender, receiver) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
-        (Self { sink: Sink::Socket(sender), room: Arc::new(Semaphore::new(ROOM_UNITS)) }, receiver)
+    pub(super) fn socket() -> (Self, Queue) {
+        let (sender, items) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
+        let direct = Arc::<Direct>::default();
+        let queue = Queue { items, direct: Arc::clone(&direct) };
+        (Self { sink: Sink::Socket(sender, direct), room: Arc::new(Semaphore::new(ROOM_UNITS)) }, queue)
     }
 
     /// To a host in this process.
@@ -85,12 +133,21 @@ impl Outbox {
     /// Sends what the actor says.
     pub(super) fn tell(&self, message: ToHost, fds: Vec<Arc<OwnedFd>>) -> Result<(), Undelivered> {
         match &self.sink {
-            Sink::Socket(sender) => sender
-                .try_send(ForHost { what: What::Say(message, fds), _room: None })
-                .map_err(|error| match error {
-                    mpsc::error::TrySendError::Full(_) => Undelivered::Full,
-                    mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
-                }),
+            Sink::Socket(_, direct) => {
+                if fds.is_empty()
+                    && may_overtake(&message)
+                    && let Some(mut ring) = direct.free()
+                    && let Ok(body) = wire::encode(&message)
+                {
+                    match ring.say_now(&body) {
+                        Ok(true) => return Ok(()),
+                        Ok(false) => return self.flush(),
+                        // Whoever takes from the queue finds it broken too, and ends the link.
+                        Err(_) => {}
+                    }
+                }
+                self.queue(What::Say(message, fds))
+            }
             Sink::Local(sender) => {
                 let fds = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>();
                 let Ok(fds) = fds else { return Err(Undelivered::Full) };
@@ -102,12 +159,29 @@ impl Outbox {
         }
     }
 
+    fn queue(&self, what: What) -> Result<(), Undelivered> {
+        let Sink::Socket(sender, _) = &self.sink else { return Ok(()) };
+        sender.try_send(ForHost { what, _room: None }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Undelivered::Full,
+            mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
+        })
+    }
+
+    /// Has the rest of what was written past the queue written by whoever takes from it. Until that is done nobody
+    /// writes past it, so that no more than one message or batch ever waits so.
+    fn flush(&self) -> Result<(), Undelivered> {
+        if let Sink::Socket(_, direct) = &self.sink {
+            direct.queued.fetch_add(1, Ordering::Relaxed);
+        }
+        self.queue(What::Flush)
+    }
+
     /// Sends a message of about `bytes` once there is room; fails where nobody reads any more.
     async fn say(&self, message: ToHost, bytes: usize) -> Result<(), Undelivered> {
         let room = Arc::clone(&self.room);
         let room = room.acquire_many_owned(units(bytes)).await.map_err(|_| Undelivered::Closed)?;
         match &self.sink {
-            Sink::Socket(sender) => sender
+            Sink::Socket(sender, _) => sender
                 .send(ForHost { what: What::Say(message, Vec::new()), _room: Some(room) })
                 .await
                 .map_err(|_| Undelivered::Closed),
@@ -117,13 +191,25 @@ impl Outbox {
 
     /// Hands on what another host sent, once there is room; fails where nobody reads any more.
     async fn relay(&self, from: HostId, same_job: bool, batch: Bytes) -> Result<(), Undelivered> {
+        if let Sink::Socket(_, direct) = &self.sink
+            && let Some(mut ring) = direct.free()
+        {
+            match ring.send_now(from, same_job, &batch) {
+                Ok(true) => return Ok(()),
+                Ok(false) => return self.flush(),
+                // Whoever takes from the queue finds it broken too, and ends the link.
+                Err(_) => {}
+            }
+        }
         let room = Arc::clone(&self.room);
         let room = room.acquire_many_owned(units(batch.len())).await.map_err(|_| Undelivered::Closed)?;
         match &self.sink {
-            Sink::Socket(sender) => sender
-                .send(ForHost { what: What::Relayed { from, same_job, batch }, _room: Some(room) })
-                .await
-                .map_err(|_| Undelivered::Closed),
+            Sink::Socket(sender, direct) => {
+                direct.queued.fetch_add(1, Ordering::Relaxed);
+                let what = What::Relayed { from, same_job, batch };
+                let sent = sender.send(ForHost { what, _room: Some(room) }).await;
+                sent.map_err(|_| Undelivered::Closed)
+            }
             Sink::Local(sender) => {
                 for message in each(from, same_job, &batch) {
                     if !sender.send(message).await {
@@ -137,9 +223,8 @@ impl Outbox {
 
     /// What is relayed from now on goes through this ring.
     pub(super) async fn ring(&self, ring: relay::Writer) {
-        if let Sink::Socket(sender) = &self.sink {
-            // Where nobody takes it the host is gone.
-            let _gone = sender.send(ForHost { what: What::Ring(Box::new(ring)), _room: None }).await;
+        if let Sink::Socket(_, direct) = &self.sink {
+            *direct.ring.lock().await = Some(ring);
         }
     }
 
@@ -219,30 +304,78 @@ pub(super) struct ForPeer {
     _room: Option<OwnedSemaphorePermit>,
 }
 
+/// The stream to another agent, into which whoever has a message for it writes while none waits in the queue.
+#[derive(Default)]
+pub(super) struct Stream {
+    pub(super) sender: tokio::sync::Mutex<Option<quic::Sender>>,
+    /// Messages of the queue that are not in the stream yet.
+    queued: AtomicUsize,
+}
+
+impl Stream {
+    /// So many messages of the queue are in the stream, or lost.
+    pub(super) fn done(&self, messages: usize) {
+        self.queued.fetch_sub(messages, Ordering::Release);
+    }
+
+    /// Writes a message past the queue; `false` where that is not possible. While the peer takes nothing, who writes
+    /// waits, and everybody else's messages gather behind.
+    async fn write(&self, message: &Between) -> bool {
+        if self.queued.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        let Ok(mut sender) = self.sender.try_lock() else { return false };
+        let (Some(stream), Ok(body)) = (&mut *sender, wire::encode(message)) else { return false };
+        let written = stream.send(&body).await.is_ok();
+        if !written {
+            *sender = None;
+        }
+        written
+    }
+}
+
 /// The way to one other agent.
 #[derive(Clone)]
 pub(super) struct PeerOutbox {
     sender: mpsc::Sender<ForPeer>,
+    stream: Arc<Stream>,
     room: Arc<Semaphore>,
 }
 
+/// What there is for one other agent.
+pub(super) struct PeerQueue {
+    pub(super) messages: mpsc::Receiver<ForPeer>,
+    pub(super) stream: Arc<Stream>,
+}
+
 impl PeerOutbox {
-    pub(super) fn new() -> (Self, mpsc::Receiver<ForPeer>) {
-        let (sender, receiver) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
-        (Self { sender, room: Arc::new(Semaphore::new(ROOM_UNITS)) }, receiver)
+    pub(super) fn new() -> (Self, PeerQueue) {
+        let (sender, messages) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
+        let stream = Arc::<Stream>::default();
+        let queue = PeerQueue { messages, stream: Arc::clone(&stream) };
+        (Self { sender, stream, room: Arc::new(Semaphore::new(ROOM_UNITS)) }, queue)
     }
 
     pub(super) fn tell(&self, message: Between) -> Result<(), Undelivered> {
-        self.sender.try_send(ForPeer { message, _room: None }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Undelivered::Full,
-            mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
+        self.stream.queued.fetch_add(1, Ordering::Relaxed);
+        self.sender.try_send(ForPeer { message, _room: None }).map_err(|error| {
+            self.stream.done(1);
+            match error {
+                mpsc::error::TrySendError::Full(_) => Undelivered::Full,
+                mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
+            }
         })
     }
 
     async fn relay(&self, message: Between, bytes: usize) -> Result<(), Undelivered> {
+        if self.stream.write(&message).await {
+            return Ok(());
+        }
         let room = Arc::clone(&self.room);
         let room = room.acquire_many_owned(units(bytes)).await.map_err(|_| Undelivered::Closed)?;
-        self.sender.send(ForPeer { message, _room: Some(room) }).await.map_err(|_| Undelivered::Closed)
+        self.stream.queued.fetch_add(1, Ordering::Relaxed);
+        let sent = self.sender.send(ForPeer { message, _room: Some(room) }).await;
+        sent.map_err(|_| Undelivered::Closed)
     }
 }
 
@@ -411,7 +544,8 @@ mod tests {
         routes.relay(from, batch).await.unwrap();
         drop(routes);
         let mut told = Vec::new();
-        while let Some(ForHost { what: What::Say(ToHost::HostDied { host, .. }, _), .. }) = queue.recv().await
+        while let Some(ForHost { what: What::Say(ToHost::HostDied { host, .. }, _), .. }) =
+            queue.items.recv().await
         {
             told.push(host);
         }

@@ -81,7 +81,9 @@ async fn what_a_host_relays_goes_through_its_rings() {
         (ring::doorbell::Doorbell::create().unwrap(), ring::doorbell::Doorbell::create().unwrap());
     let mut to_agent = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
     let mut from_agent = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
-    started.link.send_with(host_hello(), &[forth, back, bell_fd, own_fd]).await;
+    let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let tell = || rustix::io::write(&wake, &1_u64.to_ne_bytes()).unwrap();
+    started.link.send_with(host_hello(), &[forth, back, bell_fd, own_fd, wake.try_clone().unwrap()]).await;
     let (ToHost::Welcome(welcome), _) = started.link.recv().await else { panic!("no welcome") };
     let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
 
@@ -89,7 +91,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
         to_agent.send(&relay::head(job.driver, 0), &[body]).unwrap();
     }
     assert!(bell.notice() && !bell.notice(), "told once");
-    started.link.send(ToAgent::Relays).await;
+    tell();
     for body in 0..3 {
         let (ToHost::Relayed { from, same_job: true, body: got }, _) = local(&link) else { panic!() };
         assert_eq!((from, got), (welcome.host, vec![body]));
@@ -136,7 +138,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     // To nobody; and what is no message ends the host.
     to_agent.send(&relay::head(HostId { seq: 99, ..welcome.host }, 0), &[1]).unwrap();
     to_agent.send(b"short", &[]).unwrap();
-    started.link.send(ToAgent::Relays).await;
+    tell();
     let (ToHost::HostDied { host, failure }, _) = local(&link) else { panic!("no notice") };
     assert!(host == welcome.host && failure.message.contains("malformed"), "{failure}");
 }
