@@ -509,7 +509,7 @@ impl Executor {
             }
             drop(state);
             runtime.peers().ring_all(true);
-            runtime.peers().end_attention();
+            runtime.peers().end_attention(runtime);
         }
         // One wake for several results, as long as there is more to run right now.
         crate::peers::defer_rings(!long);

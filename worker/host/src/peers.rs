@@ -7,6 +7,7 @@
 //! one short call after the other look in between (see [`attention`]).
 
 mod attention;
+mod hold;
 mod pieces;
 
 use std::{
@@ -33,7 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
-use self::pieces::Pieces;
+use self::{hold::Outgoing, pieces::Pieces};
 use crate::{context, runtime::Runtime, wait::Parker};
 
 /// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
@@ -47,7 +48,7 @@ const CATCH_UP_ROUNDS: usize =
 const LEADER_SLEEP: Duration = Duration::from_secs(1);
 
 struct Outbound {
-    sender: Mutex<ring::Sender>,
+    sender: Mutex<Outgoing>,
     bell: Bell,
 }
 
@@ -104,7 +105,7 @@ impl Relay {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| ring::Error::System { call: "eventfd", source: errno.into() })?;
         let agents_bell = copy(&bell)?;
-        let sender = Mutex::new(ring::Sender::map(copy(&forth)?)?);
+        let sender = Mutex::new(Outgoing::new(ring::Sender::map(copy(&forth)?)?));
         let receiver = ring::Receiver::map(copy(&back)?)?;
         let outbound = Arc::new(Outbound { sender, bell: Bell::Agent(doorbell, bell) });
         let watch = receiver.watch();
@@ -130,6 +131,9 @@ pub struct Peers {
     lead: Mutex<Spin>,
     stopped: AtomicBool,
     unrung: Mutex<Unrung>,
+    /// Hosts whose callers wait (see [`hold`]), and whether there are any.
+    held: Mutex<IdMap<HostId, ()>>,
+    any_held: AtomicBool,
     pieces: Pieces,
     /// One message at a time is cut into pieces that go through the agent's channel.
     cutting: Mutex<()>,
@@ -184,6 +188,8 @@ impl Peers {
             lead: Mutex::new(Spin::default()),
             stopped: AtomicBool::new(false),
             unrung: Mutex::default(),
+            held: Mutex::default(),
+            any_held: AtomicBool::new(false),
             pieces: Pieces::default(),
             cutting: Mutex::default(),
             submitted: AtomicU32::new(0),
@@ -212,7 +218,7 @@ impl Peers {
                     return;
                 }
                 if !called {
-                    peers.check_attention(&mut looks);
+                    peers.check_attention(&runtime, &mut looks);
                     continue;
                 }
                 let _entered = context::enter(&runtime, None, false);
@@ -249,15 +255,28 @@ impl Peers {
         }
     }
 
-    fn push(&self, runtime: &Arc<Runtime>, outbound: &Arc<Outbound>, head: &[u8], message: &Message) {
+    fn push(
+        &self,
+        runtime: &Arc<Runtime>,
+        outbound: &Arc<Outbound>,
+        to: HostId,
+        head: &[u8],
+        message: &Message,
+    ) {
+        let send = |sender: &mut Outgoing, body: &[u8]| {
+            if sender.send(to, head, body)? {
+                self.hold(to);
+            }
+            Ok::<(), ring::Error>(())
+        };
         let sent = encoded(
             message,
-            |body| outbound.sender.lock().send(head, body),
+            |body| send(&mut outbound.sender.lock(), body),
             |whole| {
                 // No other message comes between the pieces.
                 let mut sender = outbound.sender.lock();
                 pieces::cut(whole).try_for_each(|piece| {
-                    wire::encode_with(&piece, 0, |body| sender.send(head, body))?.map_err(Unsent::from)
+                    wire::encode_with(&piece, 0, |body| send(&mut sender, body))?.map_err(Unsent::from)
                 })
             },
         );
@@ -281,7 +300,7 @@ impl Peers {
     /// Sends through the agent.
     fn relay(&self, runtime: &Arc<Runtime>, to: HostId, message: &Message) {
         match &self.relay {
-            Some(relay) => self.push(runtime, &relay.0.back, &wire_relay::head(to, 0), message),
+            Some(relay) => self.push(runtime, &relay.0.back, to, &wire_relay::head(to, 0), message),
             None => {
                 let tell = |body: &[u8]| runtime.tell(ToAgent::Relay { to, body: body.to_vec() });
                 let sent = encoded(
@@ -340,7 +359,7 @@ impl Peers {
             Some(Route::Rings(outbound)) => {
                 let outbound = outbound.clone();
                 drop(routes);
-                self.push(runtime, &outbound, &[], &message);
+                self.push(runtime, &outbound, to, &[], &message);
             }
             Some(Route::Connecting(queue)) => queue.push(message),
             Some(Route::Relay) => self.relay(runtime, to, &message),
@@ -368,7 +387,7 @@ impl Peers {
             return;
         };
         for message in queued {
-            self.push(runtime, &outbound, &[], &message);
+            self.push(runtime, &outbound, peer, &[], &message);
         }
         routes.insert(peer, Route::Rings(outbound));
         drop(routes);
@@ -415,6 +434,14 @@ impl Peers {
         self.pieces.forget(&gone);
         self.routes.lock().retain(|peer, _| !gone(*peer));
         self.inbound.write().retain(|inbound| inbound.peer.is_none_or(|peer| !gone(peer)));
+        let held: Vec<_> = self.held.lock().keys().copied().filter(|host| gone(*host)).collect();
+        if !held.is_empty() {
+            if let Some(Relay(agent)) = &self.relay {
+                let mut sender = agent.back.sender.lock();
+                held.iter().for_each(|host| sender.forget(*host));
+            }
+            self.release(runtime, held);
+        }
     }
 
     /// Wakes the thread that leads and sleeps, if there is one: what it waits for may have come another way.
@@ -452,7 +479,7 @@ impl Peers {
                 None => self.inbound.write().retain(|other| !Arc::ptr_eq(other, &inbound)),
             }
         }
-        self.flush();
+        self.flush(runtime);
         any
     }
 
@@ -513,16 +540,21 @@ impl Peers {
     }
 
     /// Retries what found a ring full.
-    fn flush(&self) {
+    fn flush(&self, runtime: &Arc<Runtime>) {
+        let mut released = Vec::new();
         for inbound in self.inbound.read().iter() {
-            if let Some(mut sender) = inbound.back.sender.try_lock()
-                && sender.overflow_bytes() > 0
-            {
+            // Whoever sends just now may have found it full before the sign of room that brought this thread here, and
+            // there will be no other: so this waits for him.
+            let mut sender = inbound.back.sender.lock();
+            if sender.wants_flush() {
                 // An error means that the peer is gone, which the agent reports.
-                let _gone = sender.flush();
+                released.extend(sender.flush().unwrap_or_default());
                 drop(sender);
                 inbound.back.ring();
             }
+        }
+        if !released.is_empty() {
+            self.release(runtime, released);
         }
     }
 
@@ -551,7 +583,7 @@ impl Peers {
                 break;
             }
             doorbell.end_polling();
-            self.flush();
+            self.flush(runtime);
             if !self.any_waiting() && !done() {
                 let left = deadline.map_or(LEADER_SLEEP, |deadline| {
                     deadline.saturating_duration_since(Instant::now()).min(LEADER_SLEEP)
@@ -569,13 +601,13 @@ impl Peers {
         }
         doorbell.leave();
         drop(spin);
-        self.after_leaving(doorbell);
+        self.after_leaving(runtime, doorbell);
         true
     }
 
     /// What came while nobody needed to ring is not left lying: messages, room in a ring that was full, the end.
-    fn after_leaving(&self, doorbell: &Doorbell) {
-        self.flush();
+    fn after_leaving(&self, runtime: &Arc<Runtime>, doorbell: &Doorbell) {
+        self.flush(runtime);
         if self.any_waiting() || self.stopped.load(Ordering::Relaxed) {
             doorbell.ring();
         }
@@ -616,8 +648,10 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
     let mapped = (|| {
         let receiver = ring::Receiver::map(read)?;
         let sender = ring::Sender::map(write)?;
-        let outbound =
-            Arc::new(Outbound { sender: Mutex::new(sender), bell: Bell::Host(Doorbell::map(bell)?) });
+        let outbound = Arc::new(Outbound {
+            sender: Mutex::new(Outgoing::new(sender)),
+            bell: Bell::Host(Doorbell::map(bell)?),
+        });
         let watch = receiver.watch();
         let inbound =
             Inbound { peer: Some(peer), receiver: Mutex::new(receiver), watch, back: outbound.clone() };

@@ -292,14 +292,23 @@ impl Runtime {
                 Later::Settled(token) => self.settled(*token),
                 // Whoever reads it then learns what became of it.
                 Later::Fetch(object) => self.read(*object, drop),
-                Later::Room => {
-                    for waiter in std::mem::take(&mut *self.room.lock()) {
-                        parked |= waiter.wake();
-                    }
-                }
+                Later::Room => parked |= self.wake_for_room(),
             }
         }
         if parked {
+            self.peers.nudge();
+        }
+    }
+
+    /// Wakes who waits for room; says whether there is a thread among them.
+    fn wake_for_room(&self) -> bool {
+        let waiters = std::mem::take(&mut *self.room.lock());
+        waiters.into_iter().fold(false, |parked, waiter| parked | waiter.wake())
+    }
+
+    /// A host that took no more messages takes some again.
+    pub(crate) fn go_on(&self) {
+        if self.wake_for_room() {
             self.peers.nudge();
         }
     }
@@ -524,7 +533,7 @@ impl Runtime {
         let ended = self.stopped.load(Ordering::Relaxed);
         let maker = maker(spec.kind);
         let submitted = self.step(|core, out| {
-            if ended || core.has_room_for(spec.kind, maker) {
+            if ended || core.has_room_for(spec.kind, maker, |host| self.peers.is_held(host)) {
                 Ok(core.submit_from(spec, maker, out))
             } else {
                 Err(spec)
@@ -548,11 +557,14 @@ impl Runtime {
     fn has_room_or(&self, kind: Kind, waiter: impl FnOnce() -> Waiter) -> bool {
         let maker = maker(kind);
         let mut core = self.core.lock();
-        if self.stopped.load(Ordering::Relaxed) || core.has_room_for(kind, maker) {
+        // Under the lock of those who wait, so that `go_on` finds this one.
+        let mut room = self.room.lock();
+        if self.stopped.load(Ordering::Relaxed)
+            || core.has_room_for(kind, maker, |host| self.peers.is_held(host))
+        {
             return true;
         }
         core.want_room();
-        let mut room = self.room.lock();
         let waiter = waiter();
         if !room.iter().any(|other| other.is_same(&waiter)) {
             room.push(waiter);

@@ -47,7 +47,7 @@ use std::os::fd::OwnedFd;
 
 pub use buffer::{Consumer, Frame, Producer, Watch};
 pub use error::Error;
-pub use message::{Message, OVERFLOW_BYTES_MAX, Receiver, Sender};
+pub use message::{Message, OVERFLOW_BYTES_MAX, OVERFLOW_ENTRY_BYTES, Receiver, Sender};
 
 /// Smallest ring: its largest frame is half of it.
 pub const CAPACITY_BYTES_MIN: u32 = 4 * 1024;

@@ -1,11 +1,18 @@
 //! Processes that stand still for a while, as on a machine that swaps or is suspended.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use mobula::{NodeId, Result};
 use mobula_e2e::{
     Env, Part, Witness,
     env::{WAIT, on, witness},
+    eventually,
 };
 
 /// Longer than a lease's term, shorter than it takes to give up a node or a driver.
@@ -139,5 +146,66 @@ pub async fn a_stopped_host_loses_none_of_many_calls(env: Env) -> Result<()> {
     let calls: Vec<_> = (0..MANY_CALLS).map(|_| counter.quick()).collect();
     env.rig().unwrap().resume(host).unwrap();
     assert_eq!(mobula::get_all(&calls).await?, (1..=MANY_CALLS).collect::<Vec<_>>());
+    Ok(())
+}
+
+struct Sink {
+    calls: usize,
+}
+
+#[mobula::actor]
+impl Sink {
+    fn new() -> Self {
+        Self { calls: 0 }
+    }
+
+    fn take(&mut self, _bytes: Vec<u8>) -> usize {
+        self.calls += 1;
+        self.calls
+    }
+
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+}
+
+/// More calls than may wait for one host, fewer than may be unfinished; and the bytes of each.
+const SINK_CALLS: usize = 700_000;
+const SINK_BYTES: usize = 80;
+/// Who submits nothing for so long waits.
+const STILL: Duration = Duration::from_millis(500);
+
+/// A host takes nothing for a while: whoever calls it is held back before anything is lost, and those who call others are
+/// not.
+pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Result<()> {
+    let near = env.rig().unwrap().number(0).unwrap();
+    let (near, far): (Vec<_>, Vec<_>) = env.nodes().await?.into_iter().partition(|node| node.number == near);
+    let sink = Sink::spawn().options(|options| options.strategy(on(near[0]))).await?;
+    let other = Sink::spawn().options(|options| options.strategy(on(far[0]))).await?;
+    assert_eq!(other.take(vec![]).await?, 1);
+    let host = Part::Host(sink.process().await?);
+    env.rig().unwrap().stop(host).unwrap();
+    let submitted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&submitted);
+    let submitting = tokio::task::spawn_blocking(move || {
+        let calls = (0..SINK_CALLS).map(|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            sink.take(vec![7; SINK_BYTES])
+        });
+        calls.collect::<Vec<_>>()
+    });
+    let mut last = 0;
+    eventually("the caller to be held back", async || {
+        tokio::time::sleep(STILL).await;
+        let now = submitted.load(Ordering::Relaxed);
+        Ok(std::mem::replace(&mut last, now) == now)
+    })
+    .await?;
+    assert!(last < SINK_CALLS, "all were submitted");
+    assert_eq!(other.take(vec![]).await?, 2, "whoever calls another goes on");
+    assert_eq!(echo.remote(vec![3]).await?, [3], "and so do tasks");
+    env.rig().unwrap().resume(host).unwrap();
+    let calls = submitting.await.expect("it goes on");
+    assert_eq!(mobula::get_all(&calls).await?, (1..=SINK_CALLS).collect::<Vec<_>>());
     Ok(())
 }

@@ -56,9 +56,22 @@ impl Flow {
 }
 
 impl Core {
-    /// Whether this call may be submitted now, by code that runs so.
-    pub fn has_room_for(&self, kind: Kind, maker: Maker) -> bool {
-        self.has_room() && (self.held_back == 0 || !self.is_held_back(kind, maker))
+    /// Whether this call may be submitted now, by code that runs so. `is_slow` says whether a host takes no more
+    /// messages for now.
+    pub fn has_room_for(&self, kind: Kind, maker: Maker, is_slow: impl FnOnce(HostId) -> bool) -> bool {
+        self.has_room()
+            && (self.held_back == 0 || !self.is_held_back(kind, maker))
+            && !self.is_for_slow_host(kind, maker, is_slow)
+    }
+
+    /// As with a full inbox, async code of a call waits for its results only.
+    fn is_for_slow_host(&self, kind: Kind, maker: Maker, is_slow: impl FnOnce(HostId) -> bool) -> bool {
+        match kind {
+            Kind::Method { actor } if maker != Maker::AsyncCall => {
+                self.clients.get(&actor).and_then(|client| client.at).is_some_and(|(host, _)| is_slow(host))
+            }
+            _ => false,
+        }
     }
 
     fn is_held_back(&self, kind: Kind, maker: Maker) -> bool {

@@ -379,11 +379,11 @@ fn c6_calls_that_find_no_room_leave_later_in_order() {
     assert_eq!(wants(&bench.message(no_room(sent[1]))), [true]);
     assert!(bench.message(no_room(sent[2])).is_empty());
     assert!(bench.message(no_room(sent[3])).is_empty());
-    let has_room = |bench: &Bench, maker| bench.core.has_room_for(Kind::Method { actor }, maker);
+    let has_room = |bench: &Bench, maker| bench.core.has_room_for(Kind::Method { actor }, maker, |_| false);
     assert!(!has_room(&bench, Maker::Outside), "three wait, as many as the inbox holds");
     assert!(!has_room(&bench, Maker::Call));
     assert!(has_room(&bench, Maker::AsyncCall), "it waits for the result");
-    assert!(bench.core.has_room_for(Kind::Task, Maker::Outside));
+    assert!(bench.core.has_room_for(Kind::Task, Maker::Outside, |_| true));
     let (last, out) = method(&mut bench, actor, Maker::Outside);
     assert!(out.is_empty(), "{out:?}");
     let room = |calls| Message::Room { actor: actor.task(), incarnation: 1, calls };
@@ -411,11 +411,11 @@ fn c6_where_all_waits_only_calls_of_calls_are_refused() {
     bench.message(Message::Room { actor: actor.task(), incarnation: 1, calls: 0 });
     assert_eq!(bench.failure(inner).kind, FailureKind::Overloaded);
     assert!(matches!(bench.core.objects.state(outer), Some(State::Pending)));
-    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Call), "it fails at once");
+    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Call, |_| false), "it fails at once");
     let (sync, out) = method(&mut bench, actor, Maker::Call);
     assert!(runs(&out).is_empty());
     assert_eq!(bench.failure(sync).kind, FailureKind::Overloaded);
-    assert!(!bench.core.has_room_for(Kind::Method { actor }, Maker::Outside));
+    assert!(!bench.core.has_room_for(Kind::Method { actor }, Maker::Outside, |_| false));
     // What was refused may be had back once.
     let spec = bench.core.take_refused(inner).unwrap();
     assert_eq!(spec.kind, Kind::Method { actor });
@@ -434,7 +434,7 @@ fn c6_an_actors_end_ends_what_waits_for_room() {
     for call in &calls[1..] {
         assert_eq!(bench.failure(*call).kind, FailureKind::ActorDied);
     }
-    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Outside));
+    assert!(bench.core.has_room_for(Kind::Method { actor }, Maker::Outside, |_| false));
     assert_eq!(bench.core.unfinished(), 0);
 }
 

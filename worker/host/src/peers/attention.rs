@@ -55,26 +55,26 @@ impl Peers {
     }
 
     /// The watcher was not called: takes the rings back if nobody has looked since it saw so many `looks`.
-    pub(super) fn check_attention(&self, looks: &mut u32) {
+    pub(super) fn check_attention(&self, runtime: &Arc<Runtime>, looks: &mut u32) {
         let mut attended = self.attended.lock();
         let now = self.looks.load(Ordering::Relaxed);
         if std::mem::replace(looks, now) == now && std::mem::replace(&mut *attended, false) {
-            self.hand_back();
+            self.hand_back(runtime);
         }
     }
 
     /// The thread will be busy for longer.
-    pub(crate) fn end_attention(&self) {
+    pub(crate) fn end_attention(&self, runtime: &Arc<Runtime>) {
         if *self.attended.lock() {
-            self.hand_back();
+            self.hand_back(runtime);
         }
     }
 
     /// To the watcher; unless a thread leads, which does that itself.
-    fn hand_back(&self) {
+    fn hand_back(&self, runtime: &Arc<Runtime>) {
         let Some(doorbell) = &self.doorbell else { return };
         let Some(_lead) = self.lead.try_lock() else { return };
         doorbell.leave();
-        self.after_leaving(doorbell);
+        self.after_leaving(runtime, doorbell);
     }
 }
