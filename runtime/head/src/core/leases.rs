@@ -48,6 +48,8 @@ struct Held {
     phase: Phase,
     /// It was taken away: what runs under it is to be stopped.
     evicted: bool,
+    /// Others wanted it before its owner knew of it, who hears of that next.
+    wanted_back: Option<Revocation>,
 }
 
 #[derive(Debug)]
@@ -262,7 +264,7 @@ impl Core {
             return;
         }
         held.phase = Phase::Announced(host);
-        let (owner, key, slots) = (held.owner, held.key, held.slots);
+        let (owner, key, slots, wanted_back) = (held.owner, held.key, held.slots, held.wanted_back.take());
         self.leases.by_host.entry(host).or_default().insert(lease);
         self.leases.settle((owner, key), slots);
         if let Some(wanted) = self.leases.wanted.get_mut(&(owner, key)) {
@@ -283,6 +285,9 @@ impl Core {
             devices: view.lease.devices.clone(),
         };
         self.send_to_agent_of(owner.node, ToAgent::Granted { owner, grant });
+        if let Some(kind) = wanted_back {
+            self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
+        }
         self.announced(lease, owner, from);
     }
 
@@ -375,6 +380,9 @@ impl Core {
                     self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
                 } else if matches!(kind, Revocation::Expired | Revocation::Lost | Revocation::Evicted) {
                     again.insert((owner, held.key));
+                } else {
+                    // The scheduler asks once a term only: unheard, it would keep others waiting until then.
+                    held.wanted_back = Some(kind);
                 }
                 // Owners and agents know leases as a whole: what is left of one of which some slots were taken away ends,
                 // too, and its owner asks again.
@@ -434,6 +442,7 @@ impl Core {
             slots: lease.slots,
             phase: Phase::Reserving(until),
             evicted: false,
+            wanted_back: None,
         };
         self.leases.held.insert(lease.id, held);
         let count = self.leases.reserving.entry(key).or_default();

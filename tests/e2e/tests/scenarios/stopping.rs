@@ -194,14 +194,14 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
         });
         calls.collect::<Vec<_>>()
     });
-    let mut last = 0;
+    let before = AtomicUsize::new(0);
     eventually("the caller to be held back", async || {
         tokio::time::sleep(STILL).await;
         let now = submitted.load(Ordering::Relaxed);
-        Ok(std::mem::replace(&mut last, now) == now)
+        Ok(before.swap(now, Ordering::Relaxed) == now)
     })
     .await?;
-    assert!(last < SINK_CALLS, "all were submitted");
+    assert!(submitted.load(Ordering::Relaxed) < SINK_CALLS, "all were submitted");
     assert_eq!(other.take(vec![]).await?, 2, "whoever calls another goes on");
     assert_eq!(echo.remote(vec![3]).await?, [3], "and so do tasks");
     env.rig().unwrap().resume(host).unwrap();

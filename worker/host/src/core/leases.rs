@@ -130,12 +130,7 @@ impl Core {
         let news = (wanted == 0) != (class.asked == 0) || wanted >= class.asked.saturating_mul(2);
         if news && wanted != class.asked {
             class.asked = wanted;
-            out.push(Action::Tell(ToAgent::Demand {
-                key,
-                class: class.class.clone(),
-                backlog: wanted,
-                locality: class.near.into_iter().collect(),
-            }));
+            self.ask(key, out);
         }
     }
 
@@ -224,7 +219,23 @@ impl Core {
             },
         );
         self.pump(grant.key, out);
+        let class = &self.classes[grant.key as usize];
+        if class.asked == 0 && class.queue.is_empty() {
+            // What was asked for last may have crossed this grant, so that the head counts these slots as wanted still.
+            self.ask(grant.key, out);
+        }
         self.drain(out);
+    }
+
+    /// Says how many slots of a class are wanted.
+    fn ask(&self, key: u32, out: &mut Vec<Action>) {
+        let class = &self.classes[key as usize];
+        out.push(Action::Tell(ToAgent::Demand {
+            key,
+            class: class.class.clone(),
+            backlog: class.asked,
+            locality: class.near.into_iter().collect(),
+        }));
     }
 
     /// Asks for what has not started under a lease, at most once at a time.

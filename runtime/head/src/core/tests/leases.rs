@@ -77,6 +77,28 @@ fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
 }
 
 #[test]
+fn who_hears_of_a_lease_that_others_wait_for_hears_of_them_too() {
+    let mut world = World::new();
+    let a = world.join("a", 1);
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 1, 1);
+    let (lease, _) = world.reserved(a);
+    world.demand(a, a.host(2), job, 1, 1);
+    world.pass(100);
+    assert!(world.said.is_empty(), "nobody could give it back yet: {:?}", world.said);
+    world.says(a.link, ToHead::LeaseReady { lease, host: a.host(3) });
+    let heard = world.all(a.link);
+    assert!(
+        matches!(&heard[..], [ToAgent::Granted { grant, .. }, ToAgent::Revoked { lease: wanted, kind: Revocation::Idle, .. }]
+            if grant.lease == lease && *wanted == lease),
+        "{heard:?}"
+    );
+    world.says(a.link, ToHead::Release { lease });
+    assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { .. })));
+    assert!(world.reserved(a).0 > lease);
+}
+
+#[test]
 fn a_node_that_dies_while_it_starts_a_host_costs_the_owner_nothing_but_time() {
     let mut world = World::new();
     let a = world.join("a", 1);
