@@ -182,7 +182,7 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
     let (near, far): (Vec<_>, Vec<_>) = env.nodes().await?.into_iter().partition(|node| node.number == near);
     let sink = Sink::spawn().options(|options| options.strategy(on(near[0]))).await?;
     let other = Sink::spawn().options(|options| options.strategy(on(far[0]))).await?;
-    assert_eq!(other.take(vec![]).await?, 1);
+    assert_eq!(other.take(vec![0_u8]).await?, 1);
     let host = Part::Host(sink.process().await?);
     env.rig().unwrap().stop(host).unwrap();
     let submitted = Arc::new(AtomicUsize::new(0));
@@ -202,7 +202,7 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
     })
     .await?;
     assert!(submitted.load(Ordering::Relaxed) < SINK_CALLS, "all were submitted");
-    assert_eq!(other.take(vec![]).await?, 2, "whoever calls another goes on");
+    assert_eq!(other.take(vec![0_u8]).await?, 2, "whoever calls another goes on");
     assert_eq!(echo.remote(vec![3]).await?, [3], "and so do tasks");
     env.rig().unwrap().resume(host).unwrap();
     let calls = submitting.await.expect("it goes on");
