@@ -203,7 +203,6 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
     .await?;
     assert!(submitted.load(Ordering::Relaxed) < SINK_CALLS, "all were submitted");
     assert_eq!(other.take(vec![0_u8]).await?, 2, "whoever calls another goes on");
-    assert_eq!(echo.remote(vec![3]).await?, [3], "and so do tasks");
     env.rig().unwrap().resume(host).unwrap();
     let calls = submitting.await.expect("it goes on");
     assert_eq!(mobula::get_all(&calls).await?, (1..=SINK_CALLS).collect::<Vec<_>>());
