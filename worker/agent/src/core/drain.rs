@@ -99,6 +99,14 @@ impl Core {
         self.draining = None;
     }
 
+    /// The next look is due.
+    #[cfg(test)]
+    pub(super) fn drain_look_now(&mut self) {
+        if let Some(draining) = &mut self.draining {
+            draining.look_at = draining.look_at.checked_sub(LOOK).unwrap_or(draining.look_at);
+        }
+    }
+
     /// When [`Self::look`] has something to do.
     pub(super) fn drain_deadline(&self) -> Option<Instant> {
         self.draining.as_ref().map(|draining| draining.look_at)
@@ -269,6 +277,10 @@ impl Core {
     pub(super) fn kept(&mut self, object: ObjectId, attempt: u32, kept: bool, by: NodeId) {
         if let Some(draining) = &mut self.draining {
             draining.keeps.remove(&(object, attempt));
+            if !kept {
+                // The next look begins anew, and comes to it again.
+                draining.from = None;
+            }
         }
         if !kept {
             return;

@@ -11,6 +11,8 @@ use super::{
     *,
 };
 
+mod drain;
+
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;
 const REGISTRY: u64 = 99;

@@ -1,5 +1,6 @@
 //! Scenarios in virtual time.
 
+mod drain;
 mod groups;
 mod leases;
 mod members;

@@ -8,7 +8,7 @@ fn named(name: &str) -> Change {
 
 impl World {
     /// Notes the records, as the service does before anybody is told.
-    fn keep(&mut self, effects: Result<Vec<Effect>, Failure>) -> Result<(), String> {
+    pub(super) fn keep(&mut self, effects: Result<Vec<Effect>, Failure>) -> Result<(), String> {
         for effect in effects.map_err(|failure| format!("{} {failure}", failure.kind.code()))? {
             match effect {
                 Effect::Persist(record) => self.records.push(record),

@@ -1,0 +1,166 @@
+//! Copies that move off a node that is to leave.
+
+use mobula_proto::{
+    head::{Between, Left},
+    host::Noted,
+};
+
+use super::*;
+
+/// A node whose driver elsewhere owns what its host sealed.
+fn with_copies(count: u64) -> (Rig, HostId) {
+    let mut rig = Rig::new(false);
+    let theirs = HostId { node: other_node().node, seq: 1 };
+    rig.head(FromHead::Reserve {
+        lease: lease(1),
+        job: job(theirs),
+        class: Class::default(),
+        slots: 1,
+        devices: vec![],
+    });
+    let host = id(1);
+    rig.host(host, hello(Role::Host, None, REGISTRY));
+    rig.host(host, ToAgent::RegionWanted { request: 1, bytes: MIB, wait_ms: 0 });
+    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    for seq in 1..=count {
+        let (object, offset) = (theirs_of(seq), seq * 128);
+        rig.host(host, ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 });
+    }
+    (rig, host)
+}
+
+/// An object of the other node's.
+fn theirs_of(seq: u64) -> ObjectId {
+    TaskId { owner: HostId { node: other_node().node, seq: 1 }, seq }.object(0)
+}
+
+fn left(rig: &mut Rig) -> Option<Left> {
+    rig.take().into_iter().find_map(|effect| match effect {
+        Effect::Head(ToHead::Draining(left)) => Some(left),
+        _ => None,
+    })
+}
+
+#[test]
+fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
+    let (mut rig, host) = with_copies(2);
+    let there = other_node().node;
+    // Somebody has a copy of the first.
+    let wish = Wish {
+        object: theirs_of(1),
+        copy: copy(NodeId::EMBEDDED, 1),
+        by: there,
+        tried: vec![],
+        whole: false,
+    };
+    assert!(matches!(rig.core.serve(&wish), Serve::Whole(..)));
+    rig.core.served(theirs_of(1), 1, there, 100);
+    rig.take();
+    let said = rig.head(FromHead::Drain { to: vec![] });
+    assert_eq!(said, ["head Draining"], "there is nowhere to go");
+    rig.core.drain_look_now();
+    assert_eq!(rig.head(FromHead::Drain { to: vec![there] })[..2], ["node-2 Keep", "node-2 Keep"]);
+    let kept = |seq, kept| Between::Kept { object: theirs_of(seq), attempt: 1, kept, by: there };
+
+    rig.core.from_peer(kept(2, false));
+    assert_eq!(rig.core.objects.len(), 2, "the other could not take it");
+    rig.core.from_peer(kept(1, true));
+    assert_eq!(rig.lines(), ["node-2 Held", "host-1 < Reclaim 1"]);
+    rig.now += Duration::from_millis(250);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["node-2 Keep", "head Draining"], "it is tried again");
+    // It is not here any more, which is said at once; it would be waited for on a node that stays.
+    let open = |seq| ToAgent::Open {
+        ahead: false,
+        request: 9,
+        object: theirs_of(seq),
+        copy: copy(NodeId::EMBEDDED, 1),
+    };
+    assert_eq!(rig.host(host, open(1)), ["host-1 < OpenFailed ObjectLost"]);
+    rig.host(host, open(2));
+    rig.core.from_peer(kept(2, true));
+    assert_eq!(rig.lines(), [""; 0], "it is being read");
+    assert_eq!(rig.host(host, ToAgent::Unpin { object: theirs_of(2) }), ["host-1 < Reclaim 1"]);
+    // Its job ended here meanwhile: nobody else would tell the other.
+    rig.core.from_peer(kept(3, true));
+    assert_eq!(rig.lines(), ["node-2 Free"]);
+
+    // Nothing is lost with the host once its lease is over, as it says itself.
+    rig.head(FromHead::LeaseEnded { lease: lease(1), evicted: false });
+    rig.now += Duration::from_millis(250);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < AreYouIdle", "head Draining"]);
+    assert_eq!(rig.host(host, ToAgent::Idle { idle: false }), [""; 0]);
+    rig.now += Duration::from_millis(250);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < AreYouIdle"]);
+    assert_eq!(rig.host(host, ToAgent::Idle { idle: true }), ["kill host-1"]);
+    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"));
+    rig.take();
+    rig.now += Duration::from_millis(250);
+    rig.core.tick(rig.now);
+    assert_eq!(left(&mut rig), Some(Left::default()));
+}
+
+#[test]
+fn what_is_given_is_kept_and_the_owner_told() {
+    let (mut rig, host) = with_copies(0);
+    let there = other_node().node;
+    let given = copy(there, 3);
+    let keep = || Between::Keep { object: theirs_of(5), copy: given, job: JOB };
+    rig.core.from_peer(keep());
+    assert_eq!(rig.lines(), [format!("pull {} from node-2", theirs_of(5))]);
+    let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
+    rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
+    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.take();
+    assert!(rig.core.pulled(theirs_of(5), 3, Ok((region, 0, 100))));
+    assert_eq!(rig.lines(), ["node-2 Moved"]);
+    assert_eq!(rig.core.objects.primaries(), (1, 100));
+    rig.core.from_peer(keep());
+    assert_eq!(rig.lines(), ["node-2 Moved"], "asked again, it tells again");
+    let here = Copy { node: NodeId::EMBEDDED, ..given };
+    let noted = |noted| Between::Noted { object: theirs_of(5), copy: here, noted };
+    rig.core.from_peer(noted(Noted::Yes));
+    assert_eq!(rig.lines(), ["node-2 Kept"]);
+    rig.core.from_peer(noted(Noted::Yes));
+    assert_eq!(rig.lines(), [""; 0]);
+    // Freed by its owner, it goes here, and at those who copied it from the other node.
+    let third = NodeId { number: 3, incarnation: 1 };
+    rig.core.node_up(Node { node: third, ..other_node() });
+    rig.core.from_peer(Between::Held { object: theirs_of(5), attempt: 3, nodes: vec![third] });
+    rig.core.from_peer(Between::Free { object: theirs_of(5), copy: here });
+    assert_eq!(rig.lines(), ["reclaim 1", "node-3 Drop"]);
+    assert_eq!(rig.core.objects.primaries(), (0, 0));
+
+    // An owner that has not heard of it, or is gone.
+    for (said, kept) in [(Noted::Unknown, false), (Noted::Gone, true)] {
+        rig.core.from_peer(keep());
+        rig.take();
+        assert!(rig.core.pulled(theirs_of(5), 3, Ok((region, 0, 100))));
+        rig.take();
+        rig.core.from_peer(noted(said));
+        let told = rig.take();
+        assert!(
+            matches!(&told[0], Effect::Peer(node, Between::Kept { kept: k, .. }) if (*node, *k) == (there, kept))
+        );
+        assert!(rig.core.objects.is_empty());
+    }
+    // An owner here is asked itself.
+    let ours = TaskId { owner: host, seq: 9 }.object(0);
+    rig.core.from_peer(Between::Moved { object: ours, from: there, copy: Copy { node: third, ..given } });
+    assert_eq!(rig.lines(), ["host-1 < Moved"]);
+    let answer = |object| ToAgent::Noted { object, copy: Copy { node: third, ..given }, noted: Noted::Yes };
+    assert_eq!(rig.host(host, answer(ours)), ["node-3 Noted"]);
+    rig.core.from_peer(Between::Moved {
+        object: object(77),
+        from: there,
+        copy: Copy { node: third, ..given },
+    });
+    assert_eq!(rig.lines(), ["host-1 < Moved"], "it may know of it");
+    assert_eq!(rig.host(host, answer(theirs_of(1))), ["kill host-1"], "it is not its own");
+    // A node that drains itself takes nothing.
+    rig.head(FromHead::Drain { to: vec![] });
+    rig.core.from_peer(keep());
+    assert_eq!(rig.lines(), ["node-2 Kept"]);
+}
