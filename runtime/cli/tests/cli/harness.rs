@@ -175,6 +175,13 @@ impl Drop for Home {
     }
 }
 
+/// The example's binary, which every build of the whole workspace makes beside this one.
+pub(crate) fn digits() -> PathBuf {
+    let digits = PathBuf::from(env!("CARGO_BIN_EXE_mobula")).with_file_name("digits");
+    assert!(digits.exists(), "{} is missing: cargo build --workspace --bins", digits.display());
+    digits
+}
+
 /// Arguments of a node that joins.
 pub(crate) fn node<'a>(head: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["node", "--head", head, "--listen", "127.0.0.1:0", "--store", "16MiB"];

@@ -1,15 +1,8 @@
 //! A job on a cluster that an operator started by hand, as the README says.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, process::Command};
 
-use crate::harness::{Home, node, said};
-
-/// The example's binary, which every build of the whole workspace makes beside this one.
-fn digits() -> PathBuf {
-    let digits = PathBuf::from(env!("CARGO_BIN_EXE_mobula")).with_file_name("digits");
-    assert!(digits.exists(), "{} is missing: cargo build --workspace --bins", digits.display());
-    digits
-}
+use crate::harness::{Home, digits, node, said};
 
 /// The table of losses, and the value of each `key=value` in the last line.
 fn learn(mut command: Command) -> (String, BTreeMap<String, f64>) {

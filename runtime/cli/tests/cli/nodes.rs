@@ -2,13 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::harness::{Home, gone, node, said, wait_for};
-
-fn digits() -> PathBuf {
-    let digits = PathBuf::from(env!("CARGO_BIN_EXE_mobula")).with_file_name("digits");
-    assert!(digits.exists(), "{} is missing: cargo build --workspace --bins", digits.display());
-    digits
-}
+use crate::harness::{Home, digits, gone, node, said, wait_for};
 
 /// The numbers of the processes of nodes that the head started: what claims the homes it made for them.
 fn started(home: &Home) -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! Nodes that leave when they are told to: what they have moves, and nothing is lost.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use mobula::{ErrorKind, NodeId, ObjectRef, Result, Strategy};
 use mobula_e2e::{
@@ -11,7 +11,9 @@ use mobula_e2e::{
 
 const MADE_BYTES: usize = 1 << 20;
 const MADE: usize = 12;
-const CALLS: u32 = 150;
+/// Calls of one caller that have no result yet, and most calls until it is given up that the actor moves.
+const UNDER_WAY: usize = 16;
+const CALLS_MAX: u32 = 100_000;
 
 /// There as long as it may be.
 fn at(node: NodeId) -> Strategy {
@@ -77,17 +79,26 @@ impl Ledger {
     }
 }
 
+/// Calls, some of them under way at any time, until one ran elsewhere than the first; where each ran.
 #[mobula::task]
-fn enter_many(ledger: LedgerHandle, started: String) -> Result<Vec<NodeId>> {
-    let mut calls = Vec::new();
-    for number in 0..CALLS {
-        calls.push(ledger.enter("task".to_owned(), number));
-        if number == CALLS / 3 {
+fn enter_until_moved(ledger: LedgerHandle, started: String) -> Result<Vec<NodeId>> {
+    let (mut calls, mut nodes) = (VecDeque::new(), Vec::new());
+    for number in 0..CALLS_MAX {
+        calls.push_back(ledger.enter("task".to_owned(), number));
+        if calls.len() > UNDER_WAY
+            && let Some(first) = calls.pop_front()
+        {
+            nodes.push(first.get()?);
+        }
+        if nodes.len() == 1 {
             witness::note(&started);
         }
-        std::thread::sleep(Duration::from_millis(2));
+        if nodes.last() != nodes.first() {
+            break;
+        }
     }
-    mobula::blocking::get_all(&calls)
+    nodes.extend(mobula::blocking::get_all(calls.make_contiguous())?);
+    Ok(nodes)
 }
 
 /// The node of the rig that is `node`.
@@ -118,17 +129,28 @@ pub async fn a_node_that_drains_loses_nothing(env: Env) -> Result<()> {
     assert_eq!(ledger.node(), Some(leaves));
     witness.sees("reader started").await?;
     witness.sees("task started").await?;
-    let entries =
-        enter_many.options().strategy(on(stays)).cpu(0.0).remote(ledger.clone(), witness.place("entering"));
+    let entries = enter_until_moved
+        .options()
+        .strategy(on(stays))
+        .cpu(0.0)
+        .remote(ledger.clone(), witness.place("entering"));
     witness.sees("entering").await?;
-    let mut calls = Vec::new();
-    for number in 0..CALLS {
-        calls.push(ledger.enter("driver".to_owned(), number));
-        if number == CALLS / 3 {
+    let (mut calls, mut by_driver) = (VecDeque::new(), Vec::new());
+    for number in 0..CALLS_MAX {
+        calls.push_back(ledger.enter("driver".to_owned(), number));
+        if calls.len() > UNDER_WAY
+            && let Some(first) = calls.pop_front()
+        {
+            by_driver.push(first.await?);
+        }
+        if by_driver.len() == UNDER_WAY {
             env.rig().unwrap().drain(place, Duration::from_secs(60)).unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        if by_driver.last() != by_driver.first() {
+            break;
+        }
     }
+    by_driver.extend(mobula::get_all(calls.make_contiguous()).await?);
 
     // The running task keeps it there, and it gets nothing new.
     let snapshot = env.cluster.snapshot().await?;
@@ -144,14 +166,15 @@ pub async fn a_node_that_drains_loses_nothing(env: Env) -> Result<()> {
 
     // Each call ran once, in its caller's order, and the actor is elsewhere now.
     let by_task = entries.await?;
-    let by_driver = mobula::get_all(&calls).await?;
-    assert_eq!(by_driver.last(), Some(&stays));
-    assert!([&by_task, &by_driver].iter().all(|nodes| nodes.is_sorted_by_key(|node| *node != leaves)));
+    for nodes in [&by_task, &by_driver] {
+        assert_eq!((nodes.first(), nodes.last()), (Some(&leaves), Some(&stays)));
+        assert!(nodes.is_sorted_by_key(|node| *node != leaves), "it moved once");
+    }
     let ledger_lines = std::fs::read_to_string(witness.place("ledger")).unwrap();
-    for caller in ["task", "driver"] {
-        let numbers: Vec<u32> =
+    for (caller, count) in [("task", by_task.len()), ("driver", by_driver.len())] {
+        let numbers: Vec<usize> =
             ledger_lines.lines().filter_map(|line| line.strip_prefix(caller)?.trim().parse().ok()).collect();
-        assert_eq!(numbers, (0..CALLS).collect::<Vec<_>>(), "of the {caller}");
+        assert_eq!(numbers, (0..count).collect::<Vec<_>>(), "of the {caller}");
     }
 
     env.rig().unwrap().left(place, WAIT).unwrap();

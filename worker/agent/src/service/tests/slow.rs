@@ -74,6 +74,18 @@ fn made() -> (OwnedFd, Heap, Extent) {
     (fd, heap, block.seal())
 }
 
+/// Fills an agent's store from the driver that owns the object; it lies there for as long as the rest lives.
+fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
+    assert!(matches!(local(link).0, ToHost::RegionGranted { request: 1 }));
+    let (fd, heap, extent) = made();
+    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
+    let (object, offset) = (object(driver, 1), extent.location().offset);
+    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
+        .unwrap();
+    (object, heap, extent)
+}
+
 fn is_right(bytes: &[u8]) -> bool {
     bytes.len() as u64 == BYTES && bytes.iter().enumerate().all(|(i, byte)| *byte == (i % 249) as u8)
 }
@@ -105,15 +117,8 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     })
     .await;
     let (link, job) = one.driver().await;
-    link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
-    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
-    let (fd, _heap, extent) = made();
-    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
-    let object = object(job.driver, 1);
+    let (object, _heap, _extent) = fill(&link, job.driver);
     let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1 };
-    let offset = extent.location().offset;
-    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
-        .unwrap();
 
     // A writer waits for the disk, past what it waits for room.
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
@@ -150,14 +155,7 @@ async fn a_disk_that_hangs_is_a_typed_error_at_its_limit() {
     })
     .await;
     let (link, job) = one.driver().await;
-    link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
-    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
-    let (fd, _heap, extent) = made();
-    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
-    let object = object(job.driver, 1);
-    let offset = extent.location().offset;
-    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
-        .unwrap();
+    let (object, _heap, _extent) = fill(&link, job.driver);
     let began = Instant::now();
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
     assert_eq!(soon(asked.recv()).await, Some(1));
