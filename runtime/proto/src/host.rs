@@ -89,7 +89,7 @@ pub enum ToAgent {
         /// Its size.
         bytes: u64,
     },
-    /// What was kept for reuse alone is given back, as [`ToHost::Reclaim`] without objects asks for: the
+    /// What was kept for reuse alone is given back, as [`ToHost::Reclaim`] asks for: the
     /// [`ToAgent::RegionRemoved`] that come of it came before.
     Trimmed,
     /// The region, made after [`ToHost::RegionGranted`]; its descriptor travels with the message.
@@ -384,11 +384,13 @@ pub enum ToHost {
         /// Store full, or the region is larger than the store.
         failure: Failure,
     },
-    /// Nobody reads these any more; their writer may reuse the memory. With none of them: others lack room, so regions
-    /// that are kept for reuse alone shall go.
+    /// Nobody reads these any more; their writer may reuse the memory.
     Reclaim {
         /// The objects.
         objects: Vec<ObjectId>,
+        /// Others lack room, or have more right to it: regions that hold nothing any more go before anybody writes there
+        /// again.
+        give_back: bool,
     },
     /// The object lies in this region, whose descriptor travels along unless this host has it mapped.
     Opened {

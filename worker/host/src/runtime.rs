@@ -405,7 +405,7 @@ impl Runtime {
             ToHost::Infeasible { key, failure } => self.step(|core, out| core.infeasible(key, &failure, out)),
             ToHost::RegionGranted { request } => self.store.region_answer(request, Ok(())),
             ToHost::RegionRefused { request, failure } => self.store.region_answer(request, Err(failure)),
-            ToHost::Reclaim { objects } => self.store.reclaim(self, &objects),
+            ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),
             ToHost::Opened { .. } | ToHost::OpenFailed { .. } => self.on_opened(message, descriptors),
             ToHost::Unmap { region } => self.store.unmap(self, region),
             ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),

@@ -315,8 +315,9 @@ impl Store {
         }
     }
 
-    /// The agent says that nobody reads these in this host's memory any more; with none of them, that others lack room.
-    pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId]) {
+    /// The agent says that nobody reads these in this host's memory any more; and maybe that others have more right to what
+    /// comes free.
+    pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId], give_back: bool) {
         let gone: Vec<_> = {
             let mut kept = self.kept.lock();
             objects.iter().filter_map(|object| Some((*object, kept.remove(object)?.1))).collect()
@@ -324,12 +325,14 @@ impl Store {
         let left: Vec<_> = gone.iter().map(|(object, extent)| (*object, extent.downgrade())).collect();
         drop(gone);
         self.left.lock().extend(left.into_iter().filter(|(_, extent)| !extent.is_gone()));
-        self.freed();
-        if objects.is_empty() {
+        if give_back {
             *self.asked.lock() = Some(Instant::now());
+            // Before whoever waits here for room can write there.
+            self.trim(runtime, self.keep_bytes());
         }
+        self.freed();
         self.trim(runtime, self.keep_bytes());
-        if objects.is_empty() {
+        if give_back {
             runtime.tell(ToAgent::Trimmed);
         }
     }
@@ -359,6 +362,10 @@ impl Store {
             if warm_in == 1 {
                 Self::warm_first(runtime);
             }
+        }
+        if self.asked.lock().is_some() {
+            // As in `reclaim`.
+            self.trim(runtime, self.keep_bytes());
         }
         // Views of what the agent has elsewhere by now may have gone.
         self.freed();

@@ -355,7 +355,8 @@ impl Core {
                 self.effects.push(Effect::Reclaim(copies));
             } else {
                 let objects = copies.into_iter().map(|(object, _)| object).collect();
-                self.effects.push(Effect::Tell(writer, ToHost::Reclaim { objects }, Vec::new()));
+                let give_back = self.objects.hosts_have_too_much();
+                self.effects.push(Effect::Tell(writer, ToHost::Reclaim { objects, give_back }, Vec::new()));
             }
         }
         for (node, object) in gone.drop_at {
@@ -375,7 +376,7 @@ impl Core {
         for writer in self.objects.idle_writers() {
             // The agent's own go by themselves while somebody waits.
             if !writer.is_agent() {
-                let message = ToHost::Reclaim { objects: Vec::new() };
+                let message = ToHost::Reclaim { objects: Vec::new(), give_back: true };
                 self.effects.push(Effect::Tell(writer, message, Vec::new()));
             }
         }

@@ -353,6 +353,13 @@ impl Objects {
         made.map(|region| region.bytes).sum::<u64>() + granted.sum::<u64>()
     }
 
+    /// Whether hosts have some of what is for reading, as they may from before anything lay on disk: what comes free of
+    /// theirs is not for them to write into again.
+    pub fn hosts_have_too_much(&self) -> bool {
+        let reserve = self.for_reading();
+        reserve > 0 && self.used.saturating_sub(self.of_agent()) > self.capacity - reserve
+    }
+
     /// How many bytes `writer` lacks for a region of `bytes` where so many are in use.
     fn lacks(&self, writer: HostId, bytes: u64, used: u64) -> u64 {
         let lacks = used.saturating_add(bytes).saturating_sub(self.capacity);

@@ -156,7 +156,8 @@ fn line(effect: &Effect) -> String {
                     format!(" {:?}", failure.kind)
                 }
                 ToHost::HostDied { host, .. } => format!(" {}", short(host)),
-                ToHost::Reclaim { objects } => format!(" {}", objects.len()),
+                ToHost::Reclaim { objects, give_back: true } => format!(" {} and give back", objects.len()),
+                ToHost::Reclaim { objects, give_back: false } => format!(" {}", objects.len()),
                 _ => String::new(),
             };
             format!("{} < {}{detail}{fds}", short(host), name_of(message))
@@ -286,7 +287,11 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(7) }), ["host-2 < Reclaim 1"]);
     // No room for a second region until the first one goes, wherever it is mapped.
     let wanted = ToAgent::RegionWanted { request: 6, bytes: 2 * MIB, wait_ms: 100 };
-    assert_eq!(rig.host(host, wanted.clone()), ["host-2 < Reclaim 0"], "it keeps one for reuse alone");
+    assert_eq!(
+        rig.host(host, wanted.clone()),
+        ["host-2 < Reclaim 0 and give back"],
+        "it keeps one for reuse alone"
+    );
     rig.now += Duration::from_millis(100);
     assert_eq!(rig.core.next_deadline(), Some(rig.now));
     rig.core.tick(rig.now);
@@ -415,7 +420,7 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         let wanted = ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 1000 };
         assert_eq!(rig.host(id(1), wanted), ["spill 1 into 1"]);
         rig.core.spilled(1, Ok(()), rig.now);
-        assert_eq!(rig.lines()[0], "host-2 < Reclaim 1");
+        assert_eq!(rig.lines()[0], "host-2 < Reclaim 1 and give back", "a part is for reading from now on");
         let by = other_node().node;
         let wish =
             Wish { object: object(1), copy: copy(NodeId::EMBEDDED, 1), by, tried: vec![], whole: false };

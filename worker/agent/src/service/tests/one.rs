@@ -207,12 +207,12 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     assert_eq!((usage.objects, usage.pinned, usage.store_used_bytes, usage.hosts), (1, 1, 4 * MIB, 2));
     link.send(ToAgent::Free { object: made, copy }, vec![]).unwrap();
     link.send(ToAgent::Unpin { object: made }, vec![]).unwrap();
-    let (ToHost::Reclaim { objects }, _) = started.link.recv().await else { panic!("not reclaimed") };
+    let (ToHost::Reclaim { objects, .. }, _) = started.link.recv().await else { panic!("not reclaimed") };
     assert_eq!(objects, [made]);
 
     // A store that stays full.
     started.link.send(ToAgent::RegionWanted { request: 3, bytes: 5 * MIB, wait_ms: 30 }).await;
-    let (ToHost::Reclaim { objects }, _) = started.link.recv().await else {
+    let (ToHost::Reclaim { objects, .. }, _) = started.link.recv().await else {
         panic!("not asked for its region")
     };
     assert_eq!(objects, []);

@@ -129,7 +129,7 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     assert!(heard.is_err(), "it does not wait: {heard:?}");
     assert_eq!(open(&link, object, copy), Ok(()), "it is in memory meanwhile");
     disk.shut(false);
-    let (ToHost::Reclaim { objects }, _) = local(&link) else { panic!("not asked for its region") };
+    let (ToHost::Reclaim { objects, .. }, _) = local(&link) else { panic!("not asked for its region") };
     assert_eq!(objects, [object]);
     link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
     // It is asked for the region, too.

@@ -147,7 +147,7 @@ async fn two_agents_relay_pull_and_ship_programs() {
 
     // Freed at its owner, it goes on both nodes.
     link.send(ToAgent::Free { object: made, copy }, vec![]).unwrap();
-    let (ToHost::Reclaim { objects }, _) = host.link.recv().await else { panic!("not reclaimed") };
+    let (ToHost::Reclaim { objects, .. }, _) = host.link.recv().await else { panic!("not reclaimed") };
     assert_eq!(objects, [made]);
     for _ in 0..2 {
         link.send(ToAgent::Unpin { object: made }, vec![]).unwrap();
