@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mobula::{NodeId, Result};
+use mobula::{NodeId, Result, blocking};
 use mobula_e2e::{
     Env, Part, Witness,
     env::{WAIT, on, witness},
@@ -202,5 +202,77 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
     env.rig().unwrap().resume(host).unwrap();
     let calls = submitting.await.expect("it goes on");
     assert_eq!(mobula::get_all(&calls).await?, (1..=SINK_CALLS).collect::<Vec<_>>());
+    Ok(())
+}
+
+struct Flooder {
+    taken: AtomicUsize,
+    sent: AtomicUsize,
+}
+
+/// One call floods, one takes, and one looks.
+#[mobula::actor(concurrency = 3)]
+impl Flooder {
+    fn new() -> Self {
+        Self { taken: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
+    }
+
+    fn take(&self, _bytes: Vec<u8>) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn flood(&self, other: FlooderHandle) -> Result<()> {
+        let calls = (0..SINK_CALLS).map(|_| {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            other.take(vec![7; SINK_BYTES])
+        });
+        blocking::get_all(&calls.collect::<Vec<_>>()).map(drop)
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.sent.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed))
+    }
+
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+}
+
+/// Until it has begun to flood another and got no further from one look to the next.
+async fn stands_still(flooder: &FlooderHandle) -> Result<()> {
+    let last = AtomicUsize::new(0);
+    eventually("a flood to be held back", async || {
+        let (sent, _) = flooder.counts().await?;
+        let stands = sent > 0 && sent == last.swap(sent, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(stands)
+    })
+    .await?;
+    assert!(last.into_inner() < SINK_CALLS, "it was not held back");
+    Ok(())
+}
+
+/// Each of two hosts calls the other more often than may wait for it while the other stands still, so that both hold
+/// back their callers: they let go of each other.
+pub async fn hosts_that_hold_each_other_back_go_on(env: Env) -> Result<()> {
+    let near = env.rig().unwrap().number(0).unwrap();
+    let near = env.nodes().await?.into_iter().find(|node| node.number == near).unwrap();
+    let start = || Flooder::spawn().options(|options| options.strategy(on(near)).isolation("process"));
+    let (one, other) = (start().await?, start().await?);
+    let hosts = [Part::Host(one.process().await?), Part::Host(other.process().await?)];
+    let (stop, resume) =
+        (|part| env.rig().unwrap().stop(part).unwrap(), |part| env.rig().unwrap().resume(part).unwrap());
+    stop(hosts[1]);
+    let forth = one.flood(other.clone());
+    stands_still(&one).await?;
+    stop(hosts[0]);
+    resume(hosts[1]);
+    let back = other.flood(one.clone());
+    stands_still(&other).await?;
+    resume(hosts[0]);
+    mobula::get_all(&[forth, back]).await?;
+    for flooder in [&one, &other] {
+        assert_eq!(flooder.counts().await?, (SINK_CALLS, SINK_CALLS), "each call ran once");
+    }
     Ok(())
 }
