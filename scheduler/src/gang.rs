@@ -17,8 +17,9 @@ use crate::{
     Millis,
     cluster::Cluster,
     index::{Area, Which},
-    node::Node,
+    node::{Kept, Node},
     queues,
+    scheduler::starve::Oldest,
     shapes::ShapeId,
     stock::{Need, Stock},
 };
@@ -119,7 +120,9 @@ impl<'a> Placing<'a> {
     }
 
     fn open(&self, node: &Node) -> bool {
-        !node.draining && node.works() && !node.is_kept_from(self.gang.shape)
+        let own = |kept: &Kept| kept.oldest == Some(Oldest::Gang(self.gang.id));
+        let may = !node.is_kept_from(self.gang.shape) || node.kept.as_ref().is_some_and(own);
+        !node.draining && node.works() && may
     }
 
     fn take(&mut self, number: u32, at: u32) {

@@ -28,7 +28,8 @@
 //!    idle. [`Scheduler::why`] says in a sentence what a demand waits for.
 //!
 //! 6. **Who must make room.** What has waited for long takes from those with less right to what they hold, and nodes are
-//!    kept for what would never get enough at once ([`scheduler::preempt`]).
+//!    kept for what would never get enough at once ([`scheduler::preempt`]). What has waited longest of all has a node
+//!    kept for it alone, and gets its first slot there whatever the shares of others (`scheduler/starve.rs`).
 //!
 //! A placement group waits in its queue like a class, as one shape that is all it lacks. When its turn is due, `gang` finds
 //! places for all its bundles or takes none, so two groups never hold what the other lacks. What runs inside of a group
@@ -46,6 +47,9 @@
 //! - **S6** What carries a stale incarnation changes nothing.
 //! - **S7** In any one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what one request
 //!   needs; and nothing is taken away before its grace is over.
+//! - **S8** Nothing starves. Where no lease lasts longer than [`Options::ageing`], what could run on some node, and whose
+//!   queue's limits leave room for it, is placed within the ageing, once more for each priority that others are ahead,
+//!   and the longest lease, with the grace of who makes room, for each that waits beside it (`tests/sim/starve.rs`).
 //!
 //! | module | what |
 //! |---|---|

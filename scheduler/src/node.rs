@@ -10,6 +10,7 @@ use mobula_proto::{
 use crate::{
     Millis,
     index::Spot,
+    scheduler::starve::Oldest,
     shapes::ShapeId,
     stock::{DIMS, Kinds, Need, Stock, Summary},
 };
@@ -47,6 +48,8 @@ pub(crate) struct Kept {
     pub need: Arc<Need>,
     /// Until then.
     pub until: Millis,
+    /// For whom alone, whatever else has this shape.
+    pub oldest: Option<Oldest>,
 }
 
 #[derive(Debug)]
@@ -107,7 +110,7 @@ impl Node {
 
     /// Whether a shape may be granted anything here as far as others are concerned.
     pub fn is_kept_from(&self, shape: Option<ShapeId>) -> bool {
-        self.kept.as_ref().is_some_and(|kept| Some(kept.shape) != shape)
+        self.kept.as_ref().is_some_and(|kept| kept.oldest.is_some() || Some(kept.shape) != shape)
     }
 
     /// What the index should know of it.

@@ -407,6 +407,12 @@ impl Queues {
         lanes.flat_map(|(shape, lane)| lane.turns.iter().map(move |turn| (lane.job, shape, *turn)))
     }
 
+    /// What has waited longest in a queue of each job and shape.
+    pub fn first_turns(&self, queue: u32) -> impl Iterator<Item = (Turn, ShapeId)> {
+        let lists = self.all[queue as usize].waiting.iter();
+        lists.flat_map(|waiting| waiting.lanes.iter().map(|lane| (lane.first, waiting.shape)))
+    }
+
     pub fn waits(&self, queue: u32, job: JobId, shape: ShapeId, turn: Turn) -> bool {
         let branch = &self.all[queue as usize];
         let lane = branch.lane(job, shape).map(|(at, lane)| &branch.waiting[at].lanes[lane]);

@@ -5,6 +5,7 @@ mod check;
 pub mod groups;
 mod place;
 pub mod preempt;
+pub(crate) mod starve;
 
 use std::{
     cmp::Reverse,
@@ -44,7 +45,8 @@ pub struct Options {
     /// The number of the first lease granted, above all granted by a predecessor. Default 1.
     pub first_lease: u64,
     /// How long something waits until it counts as if its priority were one higher. Default 30 s. Longer lets what
-    /// matters more go first for longer; what matters less then waits longer, at most this times the difference.
+    /// matters more go first for longer; what matters less then waits longer, at most this times the difference. What
+    /// has waited so long, and once more for each priority that others are ahead, has a node kept for it alone.
     pub ageing: Millis,
     /// When others must make room for what waits.
     pub preempt: Preempt,
@@ -290,6 +292,9 @@ impl Scheduler {
         if let Some(found) = self.cluster.nodes.get_mut(at) {
             found.draining = draining;
         }
+        if draining {
+            self.lift(at);
+        }
         self.cluster.touch(at);
         if !draining {
             self.freed.push(at);
@@ -519,6 +524,7 @@ impl Scheduler {
     fn withdraw(&mut self, at: u32) -> Option<Demand> {
         let demand = self.demands.remove(at)?;
         self.by_key.remove(&demand.id());
+        self.lift_oldest(starve::Oldest::Demand(demand.id()));
         let turn = demand.turn(at, self.options.ageing);
         if let Some(gang) = demand.gang.and_then(|gang| self.gangs.get_mut(gang)) {
             gang.waiting.remove(&turn);

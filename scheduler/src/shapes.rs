@@ -318,7 +318,7 @@ impl Shapes {
 /// What a node is kept for is all that may get anything there.
 fn only_kept(node: &Node, fits: &mut Bits) {
     if let Some(kept) = &node.kept {
-        let fine = fits.contains(kept.shape);
+        let fine = kept.oldest.is_none() && fits.contains(kept.shape);
         fits.clear();
         if fine {
             fits.insert(kept.shape);

@@ -297,6 +297,16 @@ impl Stock {
         base.chain(self.custom.iter().map(|c| (c.kind, c.free))).filter(|(_, amount)| *amount > 0)
     }
 
+    /// The same with nothing taken.
+    pub fn emptied(&self) -> Self {
+        let mut all = self.clone();
+        (all.free, all.overdraft) = (all.total, 0);
+        all.custom.iter_mut().for_each(|custom| custom.free = custom.total);
+        all.devices.iter_mut().for_each(|device| device.free = device.full);
+        all.count_devices();
+        all
+    }
+
     /// Whether it could hold a slot if nothing else were there.
     pub fn could_ever(&self, need: &Need) -> bool {
         need.known && need.amounts.iter().all(|(kind, each)| self.total_of(*kind) >= *each)

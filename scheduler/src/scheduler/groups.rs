@@ -8,7 +8,7 @@ use mobula_proto::{
     resource::{Class, LabelRule, Strategy},
 };
 
-use super::{Scheduler, place::Round};
+use super::{Scheduler, place::Round, starve::Oldest};
 use crate::{
     BundlePlace, Demand, Effect, Error, RevokeKind,
     gang::{self, Bundle, Gang, Placing},
@@ -122,7 +122,9 @@ impl Scheduler {
         if let Some(shape) = gang.shape.take() {
             self.queues.stop_waiting(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
             self.waiting_gangs -= 1;
+            let who = Oldest::Gang(gang.id);
             self.leave_shape(shape);
+            self.lift_oldest(who);
         }
     }
 

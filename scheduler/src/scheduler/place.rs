@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mobula_proto::LeaseId;
 
-use super::Scheduler;
+use super::{Scheduler, starve::Oldest};
 use crate::{Effect, Lease, lease::Entry, queues::Pick, stock::Need, strategy};
 
 /// A demand, a node, and the group and bundle there.
@@ -36,6 +36,10 @@ impl Round {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.granted.is_empty() && self.groups.is_empty()
+    }
+
     fn find(&self, spot: Spot) -> Option<u32> {
         let newest = self.granted[self.known..].iter().rev().find(|(of, _)| *of == spot);
         newest.map(|(_, lease)| *lease).or_else(|| self.before.get(&spot).copied())
@@ -45,11 +49,12 @@ impl Round {
 impl Scheduler {
     /// Places all that fits, and says so.
     pub(super) fn place_all(&mut self, out: &mut Vec<Effect>) {
+        let mut round = Round::default();
+        self.serve_oldest(&mut round);
         self.note_freed();
-        if !self.shapes.any_open() && self.roomy.is_empty() {
+        if !self.shapes.any_open() && self.roomy.is_empty() && round.is_empty() {
             return;
         }
-        let mut round = Round::default();
         loop {
             while self.shapes.any_open() {
                 let Some(pick) = self.queues.pick(&self.shapes, self.now, self.options.ageing) else { break };
@@ -146,7 +151,9 @@ impl Scheduler {
             let (queue, job) = (demand.queue, demand.job);
             let old = demand.turn(at, ageing);
             demand.served = now;
+            let key = demand.id();
             self.queues.turn_again(queue, job, shape, (old, demand.turn(at, ageing)));
+            self.lift_oldest(Oldest::Demand(key));
         }
     }
 

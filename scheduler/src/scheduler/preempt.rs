@@ -22,7 +22,6 @@ use mobula_proto::{LeaseId, resource::DeviceGrant};
 use super::Scheduler;
 use crate::{
     Effect, Millis, RevokeKind,
-    gang::Placing,
     node::{Kept, Node},
     queues::Right,
     shapes::ShapeId,
@@ -83,10 +82,10 @@ pub(super) struct Preempting {
 }
 
 /// Who waits.
-struct Claim {
-    shape: ShapeId,
-    queue: u32,
-    priority: i32,
+pub(super) struct Claim {
+    pub shape: ShapeId,
+    pub queue: u32,
+    pub priority: i32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -234,6 +233,7 @@ impl Scheduler {
         if soonest == Millis(u64::MAX) {
             return;
         }
+        self.keep_for_oldest();
         self.preempt_for_a_gang(out);
         let from = self.preempting.demand;
         let rest = self.by_key.iter().filter(|(key, _)| from.is_none_or(|from| **key >= from));
@@ -248,7 +248,7 @@ impl Scheduler {
         }
     }
 
-    fn waited(&self, since: Millis, at_least: Millis) -> bool {
+    pub(super) fn waited(&self, since: Millis, at_least: Millis) -> bool {
         at_least < Millis(u64::MAX) && since.plus(at_least) <= self.now
     }
 
@@ -305,13 +305,13 @@ impl Scheduler {
         kept.filter(|kept| kept.shape == shape && kept.queue == queue).map(|kept| kept.slots).sum()
     }
 
-    fn kin_room(&self, shape: ShapeId, at: u32) -> Option<u32> {
+    pub(super) fn kin_room(&self, shape: ShapeId, at: u32) -> Option<u32> {
         let kin = self.shapes.get(shape)?.key.kin;
         Some(self.cluster.kin_room(kin, at)).filter(|room| *room > 0)
     }
 
     /// Some nodes that could hold a shape and are kept for nobody: each time others, if there are many.
-    fn nodes_for(&mut self, shape: ShapeId) -> Vec<u32> {
+    pub(super) fn nodes_for(&mut self, shape: ShapeId) -> Vec<u32> {
         let Some(shape) = self.shapes.get(shape) else { return Vec::new() };
         let from = self.preempting.node;
         let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
@@ -517,12 +517,12 @@ impl Scheduler {
     }
 
     /// Nobody else gets anything of a node until these slots were granted there.
-    fn keep(&mut self, at: u32, claim: &Claim, need: Arc<Need>, slots: u32, long: bool) {
+    pub(super) fn keep(&mut self, at: u32, claim: &Claim, need: Arc<Need>, slots: u32, long: bool) {
         let Some(node) = self.cluster.nodes.get_mut(at) else { return };
         let span = if long { self.options.ageing } else { self.options.preempt.grace.plus(Millis(2000)) };
         self.queues.come(claim.queue, &need.amounts, slots.into());
         let until = self.now.plus(span);
-        node.kept = Some(Kept { shape: claim.shape, queue: claim.queue, need, slots, until });
+        node.kept = Some(Kept { shape: claim.shape, queue: claim.queue, need, slots, until, oldest: None });
         self.preempting.kept.insert(at);
     }
 
@@ -620,24 +620,7 @@ impl Scheduler {
         for (queue, all) in left {
             self.queues.leave(queue, &all.amounts, -1);
         }
-        let found = match self.gangs.get(at) {
-            Some(gang) if !before.is_empty() => Placing::new(&mut self.cluster, gang).place(),
-            _ => None,
-        };
-        let gang = self.gangs.get(at)?;
-        for (number, node_at, devices) in found.iter().flatten() {
-            if let Some(node) = self.cluster.nodes.get_mut(*node_at) {
-                node.stock.give(&gang.needs[*number as usize], 1, 0, devices);
-            }
-            self.cluster.touch(*node_at);
-        }
-        for (node_at, stock) in before {
-            if let Some(node) = self.cluster.nodes.get_mut(node_at) {
-                node.stock = stock;
-            }
-            self.cluster.touch(node_at);
-        }
-        Some(found?.into_iter().map(|(number, node, _)| (number, node)).collect())
+        self.places_with(at, before)
     }
 }
 

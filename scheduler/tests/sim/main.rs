@@ -9,6 +9,8 @@
     reason = "a test that fails panics, and so do its helpers"
 )]
 
+mod starve;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -641,6 +643,7 @@ fn invariants_hold_whatever_happens() {
                     break;
                 }
                 let both = catch_unwind(AssertUnwindSafe(|| {
+                    starve::run(seed, starve::AGEING, starve::PREEMPT, true);
                     (run(seed), seed.is_multiple_of(10).then(|| run(seed)))
                 }));
                 match both {
@@ -657,6 +660,21 @@ fn invariants_hold_whatever_happens() {
     let evicted = EVICTED.load(Ordering::Relaxed);
     assert!(evicted > 0 || seeds.end - seeds.start < 100, "nothing ever had to make room");
     println!("{evicted} times something was taken away");
+}
+
+#[test]
+fn without_ageing_something_starves() {
+    // What the bound is checked by finds it: most clusters in which nothing ages go beyond it, and none that does.
+    const OFF: Millis = Millis(u64::MAX / 4);
+    let never = Preempt { reserve: Millis(u64::MAX), ..starve::PREEMPT };
+    let beyond =
+        |ageing, preempt| (0..40).filter(move |seed| starve::run(*seed, ageing, preempt, false) > 1.0);
+    let starved = beyond(OFF, never).count();
+    assert!(starved > 20, "only {starved} of 40 clusters have something that starves");
+    // Turns alone are not enough: nodes must be kept for what has waited longest.
+    let starved = beyond(starve::AGEING, never).count();
+    assert!(starved > 10, "only {starved} of 40 clusters have something that starves");
+    assert_eq!(beyond(starve::AGEING, starve::PREEMPT).next(), None);
 }
 
 #[test]

@@ -1,0 +1,254 @@
+//! Nothing starves: a node is kept for what has waited longest, until it has one slot or its group is placed.
+//!
+//! Ageing brings everything to the front of its queue. That is not enough where what comes free never fits, since something
+//! small always goes ahead; where it goes to other queues, which have a smaller share because this one holds much
+//! elsewhere; or where a group needs several nodes at once. So what has waited for [`crate::Options::ageing`], and so
+//! much longer as what runs there in its queue is ahead of it by priority, has a node kept for it alone: nobody else is
+//! granted anything there, whatever their share. It then gets the first slot that fits, or its group all it lacks.
+//!
+//! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
+//! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
+//! each priority that others are ahead, and the longest lease for each that has waited even longer.
+
+use std::sync::Arc;
+
+use mobula_proto::GroupId;
+
+use super::{Scheduler, place::Round, preempt::Claim};
+use crate::{
+    Millis, demand,
+    gang::Placing,
+    node::Node,
+    queues::{Pick, Turn},
+    shapes::ShapeId,
+    stock::Need,
+};
+
+/// A node of so many may be kept for single slots.
+const KEPT_PART: usize = 16;
+/// Most of those that have waited longest that are looked at in one look.
+const LOOKED_MAX: usize = 256;
+/// Most of them for which nodes are looked through.
+const TRIED_MAX: usize = 8;
+
+/// For whom alone a node is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Oldest {
+    Demand(demand::Key),
+    Gang(GroupId),
+}
+
+impl Scheduler {
+    /// Keeps nodes for those that have waited longest.
+    pub(super) fn keep_for_oldest(&mut self) {
+        let preempt = &self.options.preempt;
+        if preempt.reserve == Millis(u64::MAX) || self.waiting_gangs == 0 && self.by_key.is_empty() {
+            return;
+        }
+        let kept = || self.preempting.kept.iter().filter_map(|at| self.oldest_on(*at));
+        let mut slots = kept().filter(|who| matches!(who, Oldest::Demand(_))).count();
+        let mut gang = kept().any(|who| matches!(who, Oldest::Gang(_)));
+        let most = self.cluster.workers.div_ceil(KEPT_PART);
+        if gang && slots >= most {
+            return;
+        }
+        let mut all: Vec<(Turn, u32, ShapeId)> = (0..self.queues.len())
+            .flat_map(|queue| self.queues.first_turns(queue).map(move |(turn, shape)| (turn, queue, shape)))
+            .collect();
+        all.sort_unstable();
+        let mut tried = 0;
+        for ((.., at), queue, shape) in all.into_iter().take(LOOKED_MAX) {
+            if tried == TRIED_MAX || gang && slots >= most {
+                break;
+            }
+            let Some(known) = self.shapes.get(shape) else { continue };
+            let of_gang = known.key.gang.is_some();
+            if if of_gang { gang } else { slots >= most } || self.queues.headroom(queue, &known.need) == 0 {
+                continue;
+            }
+            if of_gang {
+                if self.gangs.get(at).is_some_and(|g| self.waited(g.since, self.patience(0))) {
+                    tried += 1;
+                    gang = self.keep_for_gang(at);
+                }
+            } else if self.demands.get(at).is_some_and(|d| self.waited(d.served, self.patience(0))) {
+                tried += 1;
+                slots += usize::from(self.keep_for_slot(at));
+            }
+        }
+    }
+
+    /// How long something waits whose priority is so much lower.
+    fn patience(&self, lower: i32) -> Millis {
+        let times = 1 + u64::from(lower.max(0).unsigned_abs());
+        Millis(self.options.ageing.0.saturating_mul(times)).max(self.options.preempt.reserve)
+    }
+
+    fn oldest_on(&self, at: u32) -> Option<Oldest> {
+        self.cluster.nodes.get(at)?.kept.as_ref()?.oldest
+    }
+
+    /// The highest priority of what a queue has on a node; at least `least`.
+    fn highest_on(&self, at: u32, queue: u32, least: i32) -> i32 {
+        let Some(node) = self.cluster.nodes.get(at) else { return least };
+        let leases = node.leases.iter().filter_map(|lease| self.leases.at(*lease));
+        let leases = leases.filter(|e| e.queue == queue && e.inside.is_none()).map(|e| e.lease.priority);
+        let gangs = node.bundles.iter().filter_map(|(gang, _)| self.gangs.get(*gang));
+        let gangs = gangs.filter(|gang| gang.queue == queue).map(|gang| gang.spec.priority);
+        leases.chain(gangs).fold(least, i32::max)
+    }
+
+    /// Whether what waits since then has waited long enough for others not to go ahead of it on a node.
+    fn is_due(&self, since: Millis, at: u32, claim: &Claim) -> bool {
+        let higher = self.highest_on(at, claim.queue, claim.priority).saturating_sub(claim.priority);
+        self.waited(since, self.patience(higher))
+    }
+
+    fn keep_for_slot(&mut self, at: u32) -> bool {
+        let Some((demand, shape)) = self.demands.get(at).and_then(|demand| Some((demand, demand.shape?)))
+        else {
+            return false;
+        };
+        let who = Oldest::Demand(demand.id());
+        let claim = Claim { shape, queue: demand.queue, priority: demand.class.priority };
+        let since = demand.served;
+        if self.preempting.kept.iter().any(|at| self.oldest_on(*at) == Some(who)) {
+            return false;
+        }
+        let need = Arc::clone(self.shapes.need(shape));
+        let nodes = self.nodes_for(shape);
+        let fine = |at: &&u32| self.kin_room(shape, **at).is_some() && self.is_due(since, **at, &claim);
+        let lack = |at: &u32| Some((lack(self.cluster.nodes.get(*at)?, &need), *at));
+        let Some((_, best)) = nodes.iter().filter(fine).filter_map(lack).min() else { return false };
+        self.keep(best, &claim, need, 1, true);
+        self.keep_alone(best, who);
+        true
+    }
+
+    fn keep_for_gang(&mut self, at: u32) -> bool {
+        let Some((gang, shape)) = self.gangs.get(at).and_then(|gang| Some((gang, gang.shape?))) else {
+            return false;
+        };
+        let (who, since) = (Oldest::Gang(gang.id), gang.since);
+        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority };
+        // As if nothing ran there.
+        let mut before = Vec::new();
+        for node_at in self.nodes_for(shape) {
+            if !self.is_due(since, node_at, &claim) {
+                continue;
+            }
+            if let Some(node) = self.cluster.nodes.get_mut(node_at) {
+                let empty = node.stock.emptied();
+                before.push((node_at, std::mem::replace(&mut node.stock, empty)));
+            }
+            self.cluster.touch(node_at);
+        }
+        let may = before.iter().map(|(at, _)| *at).collect::<Vec<u32>>();
+        let Some(found) = self.places_with(at, before) else { return false };
+        let mut nodes: Vec<u32> = found.iter().map(|(_, node)| *node).filter(|at| may.contains(at)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in &nodes {
+            let here = found.iter().filter(|(_, at)| at == node);
+            let needs: Vec<Arc<Need>> = here
+                .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
+                .collect();
+            self.keep(*node, &claim, Arc::new(crate::gang::sum(needs.iter())), 1, true);
+            self.keep_alone(*node, who);
+        }
+        !nodes.is_empty()
+    }
+
+    /// Where the bundles that a group lacks would go with the nodes as they are now, which then get back what they had
+    /// `before`.
+    pub(super) fn places_with(
+        &mut self,
+        at: u32,
+        before: Vec<(u32, crate::stock::Stock)>,
+    ) -> Option<Vec<(u32, u32)>> {
+        let found = match self.gangs.get(at) {
+            Some(gang) if !before.is_empty() => Placing::new(&mut self.cluster, gang).place(),
+            _ => None,
+        };
+        let gang = self.gangs.get(at)?;
+        for (number, node_at, devices) in found.iter().flatten() {
+            if let Some(node) = self.cluster.nodes.get_mut(*node_at) {
+                node.stock.give(&gang.needs[*number as usize], 1, 0, devices);
+            }
+            self.cluster.touch(*node_at);
+        }
+        for (node_at, stock) in before {
+            if let Some(node) = self.cluster.nodes.get_mut(node_at) {
+                node.stock = stock;
+            }
+            self.cluster.touch(node_at);
+        }
+        Some(found?.into_iter().map(|(number, node, _)| (number, node)).collect())
+    }
+
+    fn keep_alone(&mut self, at: u32, who: Oldest) {
+        if let Some(kept) = self.cluster.nodes.get_mut(at).and_then(|node| node.kept.as_mut()) {
+            kept.oldest = Some(who);
+        }
+    }
+
+    /// No node is kept for somebody alone any longer: he was granted something, or waits no more.
+    pub(super) fn lift_oldest(&mut self, who: Oldest) {
+        if self.preempting.kept.is_empty() {
+            return;
+        }
+        let all: Vec<u32> =
+            self.preempting.kept.iter().copied().filter(|at| self.oldest_on(*at) == Some(who)).collect();
+        all.into_iter().for_each(|at| self.lift(at));
+    }
+
+    /// Grants what became free on nodes that are kept for somebody alone.
+    pub(super) fn serve_oldest(&mut self, round: &mut Round) {
+        if self.preempting.kept.is_empty() {
+            return;
+        }
+        let freed: Vec<(u32, Oldest)> =
+            self.freed.iter().filter_map(|at| Some((*at, self.oldest_on(*at)?))).collect();
+        for (node, who) in freed {
+            // What was granted meanwhile has no node kept for it.
+            if self.oldest_on(node) != Some(who) {
+                continue;
+            }
+            match who {
+                Oldest::Demand(key) => {
+                    let Some(at) = self.by_key.get(&key).copied() else { continue };
+                    let Some((queue, shape)) = self.demands.get(at).and_then(|d| Some((d.queue, d.shape?)))
+                    else {
+                        continue;
+                    };
+                    let need = self.shapes.need(shape);
+                    let room = self.kin_room(shape, node).is_some()
+                        && self.cluster.nodes.get(node).is_some_and(|n| !n.draining && n.stock.fits(need));
+                    if room && self.queues.headroom(queue, need) > 0 {
+                        self.grant(at, node, 1, None, round);
+                        self.settle(at);
+                    }
+                }
+                Oldest::Gang(group) => {
+                    let Some(at) = self.gang_of.get(&group).copied() else { continue };
+                    let Some((queue, shape)) = self.gangs.get(at).and_then(|g| Some((g.queue, g.shape?)))
+                    else {
+                        continue;
+                    };
+                    if self.queues.headroom(queue, self.shapes.need(shape)) > 0 {
+                        self.place_gang(Pick { demand: at, shape, slots: 1, part: 1.0, quantum: 1 }, round);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What of a need is not free on a node, in millionths.
+fn lack(node: &Node, need: &Need) -> u64 {
+    let part = |kind: &(usize, i64)| {
+        let free = node.stock.free_of(kind.0).min(kind.1);
+        ((kind.1 - free) as f64 / kind.1.max(1) as f64 * 1e6) as u64
+    };
+    need.amounts.iter().map(part).max().unwrap_or(0)
+}
