@@ -310,6 +310,9 @@ impl Error {
                 io::ErrorKind::InvalidInput => "if the path is over 107 bytes, choose a shorter one with --socket PATH".to_owned(),
                 _ => "check the path, who owns it, and that the disk has room".to_owned(),
             },
+            Self::Agent(mobula_agent::Error::Users(_)) => {
+                "change --job-uids, MOBULA_NODE_JOB_UIDS or job_uids in mobula.toml as it says, or take it out: then jobs are not kept apart".to_owned()
+            }
             Self::Agent(mobula_agent::Error::Spill(_)) => {
                 "make the folder writable, or choose another with --spill-folder PATH".to_owned()
             }
@@ -357,7 +360,8 @@ fn agent_code(error: &mobula_agent::Error) -> &'static str {
             | HeadError::Shutdown
             | HeadError::Dismissed,
         ) => FailureKind::Unreachable.code(),
-        mobula_agent::Error::ListenWithoutNetwork => code::SETTING,
+        mobula_agent::Error::Users(error) if !error.is_setting() => code::SYSTEM,
+        mobula_agent::Error::Users(_) | mobula_agent::Error::ListenWithoutNetwork => code::SETTING,
         mobula_agent::Error::Actor(_) => code::PROCESS,
     }
 }

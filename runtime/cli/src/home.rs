@@ -60,6 +60,11 @@ impl Home {
         private(&self.0)
     }
 
+    /// Lets others pass through it, who can neither list nor read it, to what is further below and theirs.
+    pub fn make_passable(&self) -> Result<(), Error> {
+        mobula_agent::users::make_passable(&self.0).map_err(error::file("let others pass through", &self.0))
+    }
+
     /// The node's folder.
     pub fn node(&self) -> PathBuf {
         self.0.join("node")

@@ -89,6 +89,9 @@ async fn start(
     let head = resolve(args.node.head.as_deref().ok_or(Error::NoHeadNamed)?, listen).await?;
     let folder = home.node();
     crate::home::private(&folder)?;
+    if args.node.job_uids.is_some() {
+        home.make_passable()?;
+    }
     let spill_to = spill_to(&args.spill, &folder).await?;
     let wished = args.node.name.clone().unwrap_or_else(|| plain(&resources.hostname));
     let identity = identity(args, &folder.join("identity"), head, &wished).await?;
@@ -150,6 +153,7 @@ fn object_store(url: &str, _: &Path) -> Result<SpillTo, Error> {
 /// Puts what is set in place of the defaults; the machine's resources are [`detected`]'s.
 fn set(options: &mut mobula_agent::Options, args: &NodeArgs) {
     options.advertise = args.node.advertise.map(|address| address.to_string());
+    options.job_uids = args.node.job_uids;
     options.store_bytes = args.offer.store.unwrap_or(options.store_bytes);
     options.binaries_bytes = args.offer.disk.unwrap_or(options.binaries_bytes);
     let spill = &args.spill;
@@ -280,12 +284,13 @@ mod tests {
     #[test]
     fn every_setting_of_offer_spill_hosts_and_log_reaches_the_agent() {
         let args = args(
-            "--advertise 10.0.0.1:5 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
+            "--advertise 10.0.0.1:5 --job-uids 3000-4000 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
              --disk 2GiB --spill-folder /s --spill-disk 3GiB --spill-file 1MiB --spill-above 0.5 --spill-below 0.25 \
              --spill-stall 5s --restore-share 0.1 --pull-share 0.2 --pull-stall 6s --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
         );
         let options = options(&args);
         assert_eq!(options.advertise.as_deref(), Some("10.0.0.1:5"));
+        assert_eq!(options.job_uids.map(|uids| uids.to_string()).as_deref(), Some("3000-4000"));
         let total = &options.resources.total;
         assert_eq!(total.get(&Kind::Cpu), Quantity::whole(3));
         assert_eq!(total.get(&Kind::Custom("licence".to_owned())), Quantity::whole(2));
@@ -313,6 +318,7 @@ mod tests {
     #[test]
     fn the_defaults_are_those_that_the_settings_state() {
         let options = options(&args(""));
+        assert_eq!(options.job_uids, None);
         assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
         let spill = Limits {
             above: 0.8,

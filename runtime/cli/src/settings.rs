@@ -13,6 +13,7 @@ use std::{
 };
 
 use clap::Args;
+use mobula_agent::users::Uids;
 use mobula_proto::Quantity;
 use mobula_scheduler::autoscale::NodeType;
 use serde::{Deserialize, Deserializer, de};
@@ -135,6 +136,23 @@ pub struct Node {
     /// start (MOB5002), or drivers do not find it (MOB1001).
     #[arg(long, value_name = "PATH", env = "MOBULA_NODE_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
+    /// Users from which each job gets one of its own, so that jobs of strangers are kept apart; of a node that runs as
+    /// root, such as 2000000-2065535
+    ///
+    /// Unit: a range of user numbers, FIRST-LAST, 1000 at least, each with the group of its number. Default: none, all
+    /// jobs run as the node's user (`mobula status`: single-tenant). Cost: a millisecond for a job's first host; the home
+    /// and the folders above it let others pass; devices and files that only root or a group may use are closed to jobs.
+    /// If wrong: the node does not start (MOB5001, MOB5002); where a person, a container or another node has one of them
+    /// too, that one and a job reach each other's processes and files; too few, and jobs fail (MOB3013).
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        env = "MOBULA_NODE_JOB_UIDS",
+        hide_env_values = true,
+        value_parser = values::uids
+    )]
+    #[serde(deserialize_with = "uids")]
+    pub job_uids: Option<Uids>,
 }
 
 /// `[offer]`: what each node offers.
@@ -527,7 +545,7 @@ macro_rules! layers {
 
 layers! {
     Head: quic http name node_timeout node_type;
-    Node: head name listen advertise socket;
+    Node: head name listen advertise socket job_uids;
     Offer: cpus memory resource label store disk;
     Spill: spill_folder spill_disk spill_file spill_above spill_below spill_stall restore_share;
     Transfer: pull_share pull_stall;
@@ -591,6 +609,7 @@ written! {
     quantity: Quantity, values::quantity;
     ring: u32, values::ring_bytes;
     share: f64, values::share;
+    uids: Uids, values::uids;
     wait: Duration, values::wait;
 }
 listed! {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
+use mobula_agent::users::{self, Uids};
 use mobula_head::{core::DRAIN_MS_MAX, service::TOKEN_TTL_MAX};
 use mobula_net::{
     identity::{PeerName, Role},
@@ -135,6 +136,11 @@ pub fn share(text: &str) -> Result<f64, String> {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err(format!("{text:?} is no share: write a number from 0 to 1, for example 0.8")),
     }
+}
+
+/// `FIRST-LAST`.
+pub fn uids(text: &str) -> Result<Uids, users::Error> {
+    text.parse()
 }
 
 fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> {

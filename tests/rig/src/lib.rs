@@ -108,6 +108,15 @@ impl Builder {
         self.each(|offer| offer.spill_to = Some(place.to_owned()))
     }
 
+    /// Users for the jobs of each node, so many, from `first` on; of a rig that runs as root.
+    pub fn job_uids(mut self, first: u32, each: u32) -> Self {
+        for (at, offer) in (0..).zip(&mut self.offers) {
+            let first = first + at * each;
+            offer.job_uids = Some(format!("{first}-{}", first + each - 1));
+        }
+        self
+    }
+
     /// A queue with which the head begins, after those of which it is a part.
     pub fn queue(mut self, queue: mobula_proto::Queue) -> Self {
         self.queues.push(queue);
@@ -141,6 +150,12 @@ impl Builder {
             .prefix("mobula-rig-")
             .tempdir()
             .map_err(error::system("make a folder"))?;
+        if self.offers.iter().any(|offer| offer.job_uids.is_some()) {
+            // Programs of jobs lie below it.
+            let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+            std::fs::set_permissions(home.path(), passable)
+                .map_err(error::system("let the users of jobs pass through a folder"))?;
+        }
         let count = u32::try_from(self.offers.len()).unwrap_or(u32::MAX);
         let task = Task::Head { home: home.path().join("head"), tokens: count, queues: self.queues };
         let (head, ready) = start("the head", &program, &task)?;

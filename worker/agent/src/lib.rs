@@ -6,6 +6,7 @@
 //! | [`detect`] | processors, memory, devices and labels of this machine |
 //! | [`launcher`] | starting hosts, and noticing their end |
 //! | [`binaries`] | executables and job files, by hash |
+//! | [`users`] | users of jobs' own |
 //! | [`core`] | what the agent decides: objects, leases, hosts; no IO |
 //! | [`service`] | the actor around it, and all its links; [`Agent`], [`Handle`], [`Options`] |
 
@@ -16,5 +17,6 @@ pub mod core;
 pub mod detect;
 pub mod launcher;
 pub mod service;
+pub mod users;
 
 pub use service::{Agent, Error, Handle, HeadLink, LocalLink, Options, SendError};

@@ -3,7 +3,7 @@
 use crate::harness::{Home, Said, node, said};
 
 /// Every setting: section, key, a value for the file, one for the variable, one for the option.
-const SETTINGS: [(&str, &str, &str, &str, &str); 29] = [
+const SETTINGS: [(&str, &str, &str, &str, &str); 30] = [
     ("head", "quic", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "http", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "name", "\"a\"", "b", "c"),
@@ -14,6 +14,7 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 29] = [
     ("node", "listen", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("node", "advertise", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("node", "socket", "\"/a\"", "/b", "/c"),
+    ("node", "job_uids", "\"1000-1001\"", "2000-2001", "3000-3001"),
     ("offer", "cpus", "1", "2", "3"),
     ("offer", "memory", "\"1GiB\"", "2GiB", "3GiB"),
     ("offer", "resource", "[\"a=1\"]", "b=2", "c=3"),

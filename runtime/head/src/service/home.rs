@@ -86,8 +86,9 @@ impl Home {
     }
 }
 
-/// Makes a folder that only its owner may enter, and those above it that are missing. One that is there and open to
-/// others is somebody's on purpose, and stays as it is; but for one of ours that holds nothing yet, or only settings:
+/// Makes a folder that only its owner may enter, and those above it that are missing. One that is there may let others
+/// pass through it, as long as they cannot look into it or change it. One that is open to others is somebody's on purpose,
+/// and stays as it is; but for one of ours that holds nothing yet, or only settings:
 /// that is closed to others.
 ///
 /// # Errors
@@ -105,7 +106,7 @@ pub fn private_folder(path: &Path) -> Result<(), Error> {
         return Err(failed("use as a folder", path)(std::io::ErrorKind::NotADirectory.into()));
     }
     let mode = found.mode() & 0o7777;
-    if mode & 0o077 == 0 {
+    if mode & 0o066 == 0 {
         return Ok(());
     }
     // `/proc/self` belongs to this process's user.

@@ -293,6 +293,10 @@ fn a_folder_of_others_is_refused_and_left_as_it_is() {
     std::fs::write(empty.join("mobula.toml"), "").unwrap();
     private_folder(&empty).unwrap();
     assert_eq!(mode(&empty), 0o700);
+    let passed = made("passed", 0o711);
+    std::fs::write(passed.join("file"), "").unwrap();
+    private_folder(&passed).unwrap();
+    assert_eq!(mode(&passed), 0o711, "users of jobs go through it");
     // Shared ones, and ones in use, are somebody's on purpose.
     let shared = made("shared", 0o1777);
     let used = made("used", 0o755);

@@ -51,6 +51,8 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         labels: builder.labels.clone(),
         store_bytes: builder.store_bytes,
         spill_to: builder.spill_to.clone(),
+        // Its jobs run as the person who started it.
+        job_uids: None,
     };
     let started: Vec<Result<(Process, Ready)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = tokens

@@ -65,6 +65,8 @@ pub struct Offer {
     pub store_bytes: Option<u64>,
     /// Where it spills to, as [`Builder::spill_to`] takes it.
     pub spill_to: Option<PathBuf>,
+    /// Users for its jobs, as `mobula node --job-uids` takes them; its home and what is above that let them pass.
+    pub job_uids: Option<String>,
 }
 
 /// What a child prints, as one line of JSON, when it is ready.
@@ -276,6 +278,10 @@ async fn run(task: Task) -> Result<()> {
                 offer.store_bytes,
             );
             options.spill_to = spill_to;
+            options.job_uids = match offer.job_uids.as_deref().map(str::parse) {
+                None => None,
+                Some(uids) => Some(uids.map_err(|error: mobula_agent::users::Error| trouble(&error))?),
+            };
             let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
             say(&Ready::Node { node: agent.node().number, socket });
             tokio::select! {

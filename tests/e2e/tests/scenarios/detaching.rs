@@ -29,7 +29,8 @@ impl Ledger {
 const NAME: &str = "ledger";
 const SPACE: &str = "accounts";
 
-fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
+/// Runs this as a driver, of which nothing stays.
+pub fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
     let (outcome, left) = private::drive(builder.quiet(), async |cluster: Cluster| run(cluster).await)?;
     outcome?;
     assert_eq!(left, private::Leftovers::default());

@@ -21,7 +21,7 @@ use rustix::{
     process::{DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags},
 };
 
-use super::driver::Outcome;
+use super::{detaching::drive, driver::Outcome};
 
 const BYTES: usize = 1 << 20;
 /// What the system calls the memory of a region.
@@ -240,4 +240,166 @@ fn got_of_socket(path: &Path) -> Vec<String> {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
         Err(error) => vec![format!("the agent listens: {error}")],
     }
+}
+
+/// Users of the jobs on both nodes of a rig, so many on each.
+const JOB_UIDS: (u32, u32) = (1_950_000_000, 4);
+const KEEPER: (&str, &str) = ("keeper", "vault");
+
+/// Where and as whom a host runs.
+#[mobula::data]
+#[derive(Clone, Debug)]
+struct Where {
+    pid: u32,
+    user: u32,
+    folder: String,
+    home: String,
+    temporary: String,
+}
+
+fn here() -> Result<Where> {
+    let said = |name| std::env::var(name).map_err(|error| failed(&error));
+    let folder = std::env::current_dir().map_err(|error| failed(&error))?;
+    fs::write("kept", b"a secret").map_err(|error| failed(&error))?;
+    Ok(Where {
+        pid: std::process::id(),
+        user: rustix::process::geteuid().as_raw(),
+        folder: folder.display().to_string(),
+        home: said("HOME")?,
+        temporary: said("TMPDIR")?,
+    })
+}
+
+/// Keeps what its job made, in memory and on disk.
+struct Keeper {
+    kept: Vec<View<Tensor>>,
+}
+
+#[mobula::actor]
+impl Keeper {
+    fn new() -> Self {
+        Self { kept: Vec::new() }
+    }
+
+    fn keep(&mut self, tensor: View<Tensor>) -> Result<Where> {
+        self.kept.push(tensor);
+        here()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.kept
+            .iter()
+            .filter_map(|tensor| tensor.tensor().ok()?.as_slice::<u8>().ok()?.first().copied())
+            .collect()
+    }
+}
+
+#[mobula::task]
+fn sum(tensor: View<Tensor>) -> Result<u64> {
+    Ok(tensor.tensor()?.as_slice::<u8>()?.iter().map(|byte| u64::from(*byte)).sum())
+}
+
+/// Tries what it can against processes, folders and sockets: what it got, and as whom it tried.
+#[mobula::task]
+fn attack(pids: Vec<u32>, folders: Vec<String>, sockets: Vec<String>) -> Result<(Where, Vec<String>)> {
+    let mut got = Vec::new();
+    for pid in pids {
+        got.extend(got_of_process(pid).into_iter().map(|got| format!("process {pid}: {got}")));
+    }
+    for folder in &folders {
+        let folder = Path::new(folder);
+        let mut note = |what: &str, worked: bool| {
+            got.extend(worked.then(|| format!("{}: {what}", folder.display())));
+        };
+        note("listed", fs::read_dir(folder).is_ok());
+        note("read", fs::read(folder.join("kept")).is_ok());
+        note("written", fs::write(folder.join("mine"), "").is_ok());
+        note("linked", std::os::unix::fs::symlink("/", folder.join("link")).is_ok());
+        note("changed", fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).is_ok());
+        note("moved", fs::rename(folder, folder.with_extension("mine")).is_ok());
+    }
+    for socket in &sockets {
+        got.extend(got_of_socket(Path::new(socket)).into_iter().map(|got| format!("{socket}: {got}")));
+    }
+    Ok((here()?, got))
+}
+
+/// Where each job has a user of its own, a host of one job gets at nothing of another's: neither its hosts nor their
+/// descriptors, regions and folders, nor what is the agents'. Each has all of its own.
+pub fn a_job_gets_nothing_of_another() -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not run: it takes root to give jobs users of their own");
+        return Ok(());
+    }
+    let (first, each) = JOB_UIDS;
+    let mut rig = Rig::nodes(2).cpus(2.0).job_uids(first, each).start()?;
+    assert!(rig.snapshot()?.nodes.iter().all(|node| node.multi_tenant));
+    let builder = |rig: &Rig| Ok::<_, mobula_rig::Error>(Cluster::connect(&rig.socket(0)?));
+    let mut theirs = None;
+    drive(builder(&rig)?, async |cluster| {
+        let nodes = cluster.nodes().await?;
+        let strategy = || on(nodes[0]);
+        let keeper = Keeper::spawn()
+            .options(|options| options.strategy(strategy()))
+            .name(KEEPER.0)
+            .namespace(KEEPER.1)
+            .detached()
+            .await?;
+        let kept = keeper.keep(&make.options().strategy(on(nodes[1])).remote()).await?;
+        assert_eq!(keeper.bytes().await?, [7]);
+        theirs = Some(kept);
+        Ok(())
+    })?;
+    let theirs = theirs.ok_or("the first job said nothing")?;
+    assert!((first..first + each).contains(&theirs.user), "{theirs:?}");
+    assert_eq!((&theirs.folder, &theirs.temporary), (&theirs.home, &format!("{}/.tmp", theirs.home)));
+    assert_eq!(fs::read(Path::new(&theirs.folder).join("kept"))?, b"a secret");
+
+    let mut pids = Vec::new();
+    let (mut folders, mut sockets) = (vec![theirs.folder.clone(), theirs.temporary.clone()], Vec::new());
+    for node in 0..2 {
+        pids.push(rig.pid(Part::Node(node))?);
+        pids.extend(rig.hosts(node)?);
+        let home = rig.home(node)?.to_owned();
+        folders.extend(["", "jobs", "spill", "binaries"].map(|name| home.join(name).display().to_string()));
+        // So that only the agent's own look at who comes is between the two.
+        let socket = PathBuf::from(rig.socket(node)?.trim_start_matches("unix:"));
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o777))?;
+        sockets.push(socket.display().to_string());
+    }
+    assert!(pids.contains(&theirs.pid));
+    assert!(
+        !regions(theirs.pid).is_empty() || mapped(theirs.pid),
+        "it has nothing that one could try to get"
+    );
+    drive(builder(&rig)?, async |cluster| {
+        let nodes = cluster.nodes().await?;
+        let mut users = Vec::new();
+        for node in nodes.iter().take(2) {
+            let call = attack.options().strategy(on(*node));
+            let (own, got) = call.remote(pids.clone(), folders.clone(), sockets.clone()).await?;
+            assert_eq!(got, Vec::<String>::new(), "what a host of another job got");
+            users.push(own.user);
+            // Its own is all there.
+            let tensor = make.options().strategy(on(nodes[0])).remote();
+            assert_eq!(sum.options().strategy(on(*node)).remote(&tensor).await?, 7 * BYTES as u64);
+        }
+        assert!(!users.contains(&theirs.user) && users[0] != users[1], "{users:?}");
+        let keeper = mobula::find_actor::<Keeper>(KEEPER.0, KEEPER.1).await?;
+        assert_eq!(keeper.bytes().await?, [7], "it answers whom it knows by name");
+        keeper.kill();
+        Ok(())
+    })?;
+    rig.wait("the folders of ended jobs to be gone", Duration::from_secs(20), |rig| {
+        let left = (0..2)
+            .map(|node| Ok(fs::read_dir(rig.home(node)?.join("jobs")).is_ok_and(|all| all.count() > 0)));
+        Ok(!left.collect::<std::result::Result<Vec<bool>, mobula_rig::Error>>()?.contains(&true))
+    })?;
+    rig.finish()?;
+    Ok(())
+}
+
+/// Whether a process has a region mapped.
+fn mapped(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(REGION))
 }

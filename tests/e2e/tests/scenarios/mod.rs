@@ -222,6 +222,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(inventory::objects_are_shown_with_what_made_them),
     solo!(isolation::nobody_can_write_what_is_shared),
     solo!(isolation::a_stranger_gets_nothing),
+    solo!(isolation::a_job_gets_nothing_of_another),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),

@@ -85,6 +85,9 @@ pub struct Spec {
     pub boot_fd: OwnedFd,
     /// Where it starts; the agent's own folder where this is `None`.
     pub cwd: Option<PathBuf>,
+    /// The user and group that it becomes, by one number; then it can also gain no rights by what it executes. The agent's
+    /// own where this is `None`; another needs an agent that is root.
+    pub user: Option<u32>,
     /// The group that limits its memory, made by the launcher's own [`Launcher::memory_limits`].
     pub memory: Option<Arc<memory::Group>>,
 }
@@ -275,9 +278,9 @@ impl Launcher for ProcessLauncher {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let (program, memory) = (spec.program.clone(), spec.memory.take());
-        let mut child =
-            spawn(command(spec)?).map_err(|source| Error::Start { program: program.clone(), source })?;
+        let (program, memory, user) = (spec.program.clone(), spec.memory.take(), spec.user);
+        let mut child = spawn(command(spec)?, user.is_some())
+            .map_err(|source| Error::Start { program: program.clone(), source })?;
         // From here on, an early return drops the child, which kills it.
         let failed =
             |what: &str| Error::Start { program: program.clone(), source: std::io::Error::other(what) };
@@ -347,6 +350,10 @@ fn command(spec: Spec) -> Result<Command, Error> {
     if let Some(cwd) = spec.cwd {
         command.current_dir(cwd);
     }
+    if let Some(user) = spec.user {
+        // The other groups of root go too. Its name is for all to see, and the program's path is who may read it.
+        command.uid(user).gid(user).arg0("mobula-host");
+    }
     Ok(command)
 }
 
@@ -354,8 +361,24 @@ fn check_text(text: &str) -> Result<(), Error> {
     if text.contains('\0') { Err(Error::BadText(text.to_owned())) } else { Ok(()) }
 }
 
-/// Takes the command, so that the agent's copy of the boot socket is closed on return.
-fn spawn(mut command: Command) -> std::io::Result<Child> {
+/// Takes the command, so that the agent's copy of the boot socket is closed on return. A `confined` process gains no
+/// rights by the programs that it executes.
+fn spawn(mut command: Command, confined: bool) -> std::io::Result<Child> {
+    if !confined {
+        return spawn_here(&mut command);
+    }
+    // What a thread gave up its children have not, and this thread needs it.
+    let runtime = tokio::runtime::Handle::current();
+    let spawn = move || {
+        rustix::thread::set_no_new_privs(true)?;
+        let _inside = runtime.enter();
+        spawn_here(&mut command)
+    };
+    let thread = std::thread::Builder::new().name("host-spawn".to_owned()).spawn(spawn)?;
+    thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread that starts it panicked")))
+}
+
+fn spawn_here(command: &mut Command) -> std::io::Result<Child> {
     let mut tries = 0;
     loop {
         match command.spawn() {

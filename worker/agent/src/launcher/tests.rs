@@ -22,6 +22,7 @@ fn shell(script: &str) -> (Spec, UnixStream) {
         device_env: Vec::new(),
         boot_fd: theirs.into(),
         cwd: None,
+        user: None,
         memory: None,
     };
     ours.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -228,4 +229,31 @@ fn hosts_see_only_the_devices_they_were_granted() {
     chips(&[0, 3], &["TPU_VISIBLE_CHIPS=0,3", "TPU_CHIPS_PER_HOST_BOUNDS=1,2,1", alone]);
     // All of them may be a part of something larger.
     chips(&[0, 1, 2, 3], &["TPU_VISIBLE_CHIPS=0,1,2,3"]);
+}
+
+#[tokio::test]
+async fn a_host_of_another_user_has_no_rights_of_roots() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not run: it takes root to become another user");
+    }
+    const USER: u32 = 1_900_000_040;
+    let (mut spec, _ours) = shell(
+        "grep -E '^(Uid|Gid|Groups|NoNewPrivs|CapEff|CapPrm):' /proc/self/status; tr '\\0' ' ' < /proc/$$/cmdline",
+    );
+    spec.user = Some(USER);
+    spec.cwd = Some("/".into());
+    let (exit, stdout, stderr) = run(spec).await;
+    assert_eq!((exit, stderr.as_str()), (Exit::Code(0), ""));
+    let found: Vec<String> =
+        stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let same = [USER.to_string(), USER.to_string(), USER.to_string(), USER.to_string()].join(" ");
+    let none = "0000000000000000";
+    assert_eq!(found[0], format!("Uid: {same}"));
+    assert_eq!(found[1], format!("Gid: {same}"));
+    assert_eq!(found[2], "Groups:");
+    assert_eq!(
+        found[3..6],
+        [format!("CapPrm: {none}"), format!("CapEff: {none}"), "NoNewPrivs: 1".to_owned()]
+    );
+    assert!(found[6].starts_with("mobula-host -c"), "{found:?}");
 }

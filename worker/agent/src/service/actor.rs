@@ -37,6 +37,7 @@ use super::{
 use crate::{
     core::{Config, Core, Effect, Launch, transfer::Wish},
     launcher::memory::{Group, Limits},
+    users::Users,
 };
 
 /// Most messages of one sender that the actor has not handled yet.
@@ -191,6 +192,7 @@ pub(super) struct Arguments {
     pub(super) devices: Arc<Vec<mobula_proto::resource::Device>>,
     pub(super) env: Arc<Vec<(String, String)>>,
     pub(super) limits: Option<Arc<Limits>>,
+    pub(super) users: Option<Arc<Users>>,
 }
 
 pub(super) struct State {
@@ -247,6 +249,7 @@ impl Actor for Service {
             devices: arguments.devices,
             env: arguments.env,
             limits: arguments.limits,
+            users: arguments.users,
         };
         let accepting = accepts.then(|| task::scoped("peer-accept", Arc::clone(&peers).accept()));
         let mut core = Core::new(config);
@@ -481,8 +484,14 @@ impl State {
                 if let Some((_, bytes)) = self.memory.job_gone(job) {
                     self.core.objects.ungrant(self.core.node().agent(), bytes);
                 }
-                let provision = Arc::clone(&self.provision);
-                drop(tokio::task::spawn_blocking(move || provision.job_gone(job)));
+                match &self.launching.users {
+                    // The folder goes with its user, after the last host.
+                    Some(users) => users.job_gone(job),
+                    None => {
+                        let provision = Arc::clone(&self.provision);
+                        drop(tokio::task::spawn_blocking(move || provision.job_gone(job)));
+                    }
+                }
             }
         }
     }
@@ -513,7 +522,8 @@ impl State {
     fn launch(&mut self, launch: Launch) {
         let (kill, killed) = watch::channel(false);
         self.killing.insert(launch.host, kill);
-        drop(task::spawn("host", launch::run(self.launching.clone(), launch, killed)));
+        let user = self.launching.users.as_ref().map(|users| users.of(launch.job.job));
+        drop(task::spawn("host", launch::run(self.launching.clone(), launch, user, killed)));
     }
 
     fn rings(&mut self, [(one, one_bell), (other, other_bell)]: [(HostId, Arc<OwnedFd>); 2]) {

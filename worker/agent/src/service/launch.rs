@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 use super::{
     actor::Post,
     link::{End, HELLO_TIMEOUT, read_all, write_all},
-    provision::Provision,
+    provision::{Provision, Provisioned},
     routes::{Outbox, Routes},
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
         memory::{Group, Limits},
         thread_env,
     },
+    users::{User, Users},
 };
 
 /// Longest line of output that is passed on, in bytes; a longer one is cut into several.
@@ -54,16 +56,23 @@ pub(super) struct Launching {
     pub(super) devices: Arc<Vec<Device>>,
     pub(super) env: Arc<Vec<(String, String)>>,
     pub(super) limits: Option<Arc<Limits>>,
+    /// Where jobs have users of their own.
+    pub(super) users: Option<Arc<Users>>,
 }
 
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 /// Starts a host, and sees it to its end, which the actor is told of exactly once. `killed` turns true when the
-/// host shall end.
-pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Receiver<bool>) {
+/// host shall end. Its `user` is kept until then.
+pub(super) async fn run(
+    launching: Launching,
+    launch: Launch,
+    user: Option<Arc<User>>,
+    killed: watch::Receiver<bool>,
+) {
     let host = launch.host;
     let last = LastLines::default();
-    let failure = match live(&launching, launch, killed, Arc::clone(&last)).await {
+    let failure = match live(&launching, launch, user.as_deref(), killed, Arc::clone(&last)).await {
         Ok((kind, why)) => {
             let mut failure = Failure::new(kind, why);
             failure.causes = last.lock().iter().map(|line| format!("stderr: {line}")).collect();
@@ -72,6 +81,7 @@ pub(super) async fn run(launching: Launching, launch: Launch, killed: watch::Rec
         Err(failure) => failure,
     };
     let failure = failure.of(host.to_string());
+    drop(user);
     launching.post.ended(host, failure);
 }
 
@@ -85,14 +95,22 @@ async fn told_to_end(killed: &mut watch::Receiver<bool>) {
 async fn live(
     launching: &Launching,
     launch: Launch,
+    user: Option<&User>,
     mut killed: watch::Receiver<bool>,
     last: LastLines,
 ) -> Result<(FailureKind, String), Failure> {
     let Launch { host, job, bounds } = launch;
     let died = |why: String| (FailureKind::HostDied, why);
     let never = |why: String| Failure::new(FailureKind::HostDied, why);
-    let prepared = tokio::select! {
-        prepared = timeout(PROVISION_TIMEOUT, launching.provision.prepare(&job)) => match prepared {
+    let preparing = async {
+        let user = match user {
+            Some(user) => Some(user.uid().await?),
+            None => None,
+        };
+        Ok::<_, Failure>((launching.provision.prepare(&job, user).await?, user))
+    };
+    let (prepared, user) = tokio::select! {
+        prepared = timeout(PROVISION_TIMEOUT, preparing) => match prepared {
             Ok(prepared) => prepared?,
             Err(_) => return Err(never(format!("its program did not arrive within {PROVISION_TIMEOUT:?}"))),
         },
@@ -103,11 +121,16 @@ async fn live(
     let spec = Spec {
         program: prepared.program.clone(),
         args: job.arguments.clone(),
-        // What an operator set goes before what follows from the lease.
-        env: thread_env(bounds.threads).into_iter().chain(launching.env.iter().cloned()).collect(),
+        // What an operator set goes before what follows from the lease and the job's user.
+        env: thread_env(bounds.threads)
+            .into_iter()
+            .chain(user_env(&prepared))
+            .chain(launching.env.iter().cloned())
+            .collect(),
         device_env: device_env(&bounds.devices, &launching.devices),
         boot_fd: OwnedFd::from(theirs),
         cwd: prepared.cwd.clone(),
+        user,
         memory: memory.clone(),
     };
     let launched = launching.launcher.launch(spec).map_err(|error| never(error.to_string()))?;
@@ -173,6 +196,15 @@ async fn live(
     writing.abort();
     drop(prepared);
     Ok(ended)
+}
+
+/// A job with a user of its own has neither root's home nor the folder for everybody's temporary files.
+fn user_env(prepared: &Provisioned) -> Vec<(String, String)> {
+    let named = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
+    match (&prepared.temporary, &prepared.cwd) {
+        (Some(temporary), Some(home)) => vec![named("HOME", home), named("TMPDIR", temporary)],
+        _ => Vec::new(),
+    }
 }
 
 fn how(exit: &Exit) -> (FailureKind, String) {

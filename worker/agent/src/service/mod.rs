@@ -51,7 +51,13 @@ pub use routes::{CONTROL_MAX, ROOM_UNIT_BYTES, ROOM_UNITS};
 use mobula_store::spill::{Folder, Target};
 
 pub use crate::core::{objects::Limits, transfer::Pulls};
-use crate::{binaries, core::Config, detect::Detected, launcher::Launcher};
+use crate::{
+    binaries,
+    core::Config,
+    detect::Detected,
+    launcher::Launcher,
+    users::{self, Uids, Users},
+};
 
 /// How often use is reported to the head, where it changed.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(2);
@@ -137,6 +143,9 @@ pub struct Options {
     pub head_lost_max: Duration,
     /// Disk that programs and files of jobs may take, in bytes; default 20 GiB.
     pub binaries_bytes: u64,
+    /// Users from which each job gets one of its own, and nobody else has; default: all jobs run as the agent's user, and
+    /// are not protected from one another.
+    pub job_uids: Option<Uids>,
 }
 
 impl Options {
@@ -168,6 +177,7 @@ impl Options {
             idle_timeout: Duration::from_secs(10),
             head_lost_max: Duration::from_secs(10),
             binaries_bytes: 20 * 1024 * 1024 * 1024,
+            job_uids: None,
         }
     }
 }
@@ -192,6 +202,9 @@ pub enum Error {
     /// The store of binaries could not be opened.
     #[error(transparent)]
     Binaries(#[from] binaries::Error),
+    /// Jobs cannot have users of their own.
+    #[error(transparent)]
+    Users(#[from] users::Error),
     /// The folder for spilled objects could not be made.
     #[error(transparent)]
     Spill(#[from] mobula_store::Error),
@@ -235,7 +248,7 @@ impl Agent {
     ///
     /// # Errors
     /// See [`Error`]; nothing is left running then.
-    pub async fn start(options: Options) -> Result<Handle, Error> {
+    pub async fn start(mut options: Options) -> Result<Handle, Error> {
         let io = |path: &PathBuf| {
             let path = path.clone();
             move |source| Error::Io { path, source }
@@ -244,6 +257,17 @@ impl Agent {
         let jobs = options.home.join("jobs");
         // What an agent that was killed left behind.
         let _absent = std::fs::remove_dir_all(&jobs);
+        let users = match options.job_uids {
+            Some(uids) => {
+                // Jobs are told of it, wherever they are.
+                options.home = std::fs::canonicalize(&options.home).map_err(io(&options.home))?;
+                provision::create_private(&jobs).map_err(io(&jobs))?;
+                let users = Users::new(uids, &options.home)?;
+                info!(%uids, "each job has a user of its own");
+                Some(users)
+            }
+            None => None,
+        };
         let spill = match options.spill.disk_bytes {
             0 => None,
             _ => {
@@ -288,7 +312,7 @@ impl Agent {
             devices: options.resources.devices,
             labels,
             store_bytes,
-            multi_tenant: false,
+            multi_tenant: users.is_some(),
         };
         let (link, registered, endpoint) = match options.head {
             HeadLink::Memory { to_head, from_head } => {
@@ -324,6 +348,10 @@ impl Agent {
             Ok::<_, Error>((listener, link::SocketFile(path.clone())))
         });
         let socket = socket.transpose()?;
+        if users.is_some() {
+            // The socket may lie there, and who makes it closes its folder.
+            users::make_passable(&options.home).map_err(io(&options.home))?;
+        }
         let routes = Arc::new(routes::Routes::new(node));
         let provision = provision::Provision::new(node, options.home, store);
         let (to_head, queue) = mpsc::channel(head::QUEUE_MAX);
@@ -351,6 +379,7 @@ impl Agent {
             devices,
             env: Arc::new(options.env),
             limits,
+            users: users.clone(),
         };
         let (actor, ended) = actor::Service::spawn(None, actor::Service, arguments)
             .await
@@ -360,7 +389,7 @@ impl Agent {
         let stop = Arc::new(Notify::new());
         let (close, closed) = watch::channel(None);
         let address = endpoint.as_ref().and_then(|endpoint| endpoint.local_addr().ok());
-        let running = Running { post: post.clone(), ended, stop: Arc::clone(&stop), endpoint };
+        let running = Running { post: post.clone(), ended, stop: Arc::clone(&stop), endpoint, users };
         let drivers = socket.map(|(listener, file)| {
             let accepting = link::accept(listener, post.clone(), Arc::clone(&routes));
             (task::scoped("driver-accept", accepting), file)
@@ -385,6 +414,7 @@ struct Running {
     ended: tokio::task::JoinHandle<()>,
     stop: Arc<Notify>,
     endpoint: Option<Arc<Endpoint>>,
+    users: Option<Arc<Users>>,
 }
 
 impl Running {
@@ -418,6 +448,9 @@ impl Running {
         let _late = timeout(STOP_TIMEOUT, self.post.stop(why)).await;
         self.post.halt();
         let _late = timeout(STOP_TIMEOUT, ended).await;
+        if let Some(users) = &self.users {
+            let _late = timeout(STOP_TIMEOUT, users.all_gone()).await;
+        }
         let result = match lost {
             Some(HeadError::Shutdown) => Ok(()),
             Some(error) => Err(error.into()),

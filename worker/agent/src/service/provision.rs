@@ -18,10 +18,15 @@ use mobula_proto::{
 use parking_lot::Mutex;
 
 use super::peers::{Line, Peers};
-use crate::binaries::{self, InUse, Store};
+use crate::{
+    binaries::{self, InUse, Store},
+    users,
+};
 
 /// Most drivers' sources that are remembered; the oldest job's is asked for again where more are.
 const SOURCES_MAX: usize = 65_536;
+/// Where in its folder a job's temporary files lie, if its user is its own.
+const TEMPORARY: &str = ".tmp";
 
 /// What a host is started from, kept in the store as long as this lives.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub(super) struct Provisioned {
     pub(super) program: PathBuf,
     /// Where it starts; `None` for the agent's own folder.
     pub(super) cwd: Option<PathBuf>,
+    /// Where its temporary files lie; `None` where those of all do.
+    pub(super) temporary: Option<PathBuf>,
     _in_use: Vec<InUse>,
 }
 
@@ -50,6 +57,8 @@ pub(super) struct Provision {
     /// Programs of drivers here whose hash is not known, and whether this process runs it itself.
     programs: Mutex<HashMap<HostId, (PathBuf, bool)>>,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// Held by who makes a job's folder.
+    folders: tokio::sync::Mutex<()>,
     peers: OnceLock<Weak<Peers>>,
 }
 
@@ -70,6 +79,7 @@ impl Provision {
             sources: Mutex::default(),
             programs: Mutex::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
+            folders: tokio::sync::Mutex::default(),
             peers: OnceLock::new(),
         })
     }
@@ -102,34 +112,47 @@ impl Provision {
         self.programs.lock().remove(&host);
     }
 
-    /// What to start a job's host from, fetched if it is not here yet.
-    pub(super) async fn prepare(&self, job: &Job) -> Result<Provisioned, Failure> {
+    /// What to start a job's host from, fetched if it is not here yet. The job's folder is this user's, where it has one.
+    pub(super) async fn prepare(&self, job: &Job, user: Option<u32>) -> Result<Provisioned, Failure> {
         if unhashed(job.binary) {
             let program = self.programs.lock().get(&job.driver).cloned();
             let (program, ours) = program.ok_or_else(|| {
                 failed(format!("{} did not say from which program its hosts are started", job.driver))
             })?;
             let program = if ours { own_program(program) } else { program };
-            return Ok(Provisioned { program, cwd: None, _in_use: Vec::new() });
+            return Ok(Provisioned { program, cwd: None, temporary: None, _in_use: Vec::new() });
         }
         let program = self.ensure(job.binary, job.driver.node).await?;
         let mut in_use = vec![program];
         let folder = self.job_folder(job.job);
-        create_private(&folder).map_err(|error| match disk_full(&error) {
+        let unusable = |error: std::io::Error| match disk_full(&error) {
             true => self.disk_full(&error),
             false => failed(format!("{}: {error}", folder.display())),
-        })?;
+        };
+        // Two hosts of a job may start at once, and what is the job's already root writes into no more.
+        let _one = self.folders.lock().await;
+        let given = user.is_some_and(|user| users::is_of(&folder, user));
+        if !given {
+            create_private(&folder).map_err(unusable)?;
+        }
         for (name, hash) in &job.files {
             let entry = self.ensure(*hash, job.driver.node).await?;
+            in_use.push(entry.clone());
+            if given {
+                continue;
+            }
             place(&folder, name, entry.path()).map_err(|error| match error {
                 Misplaced::Disk(error) if disk_full(&error) => self.disk_full(&error),
                 Misplaced::Disk(error) => failed(format!("{}: {error}", folder.join(name).display())),
                 Misplaced::Name => failed(format!("{name:?} is not a name for a file beside a job")),
             })?;
-            in_use.push(entry);
+        }
+        let temporary = user.is_some().then(|| folder.join(TEMPORARY));
+        if let (Some(user), Some(temporary), false) = (user, &temporary, given) {
+            users::give_folder(&folder, temporary, user).map_err(unusable)?;
         }
         let program = in_use.first().map(|entry| entry.path().to_owned()).unwrap_or_default();
-        Ok(Provisioned { program, cwd: Some(folder), _in_use: in_use })
+        Ok(Provisioned { program, cwd: Some(folder), temporary, _in_use: in_use })
     }
 
     fn job_folder(&self, job: JobId) -> PathBuf {

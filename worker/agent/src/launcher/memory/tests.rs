@@ -164,6 +164,7 @@ async fn run(script: &str, memory: Arc<Group>) -> Exit {
         device_env: Vec::new(),
         boot_fd: theirs.into(),
         cwd: None,
+        user: None,
         memory: Some(memory),
     };
     let Launched { exit, killer, .. } = ProcessLauncher.launch(spec).unwrap();
