@@ -86,6 +86,8 @@ pub(super) struct Claim {
     pub shape: ShapeId,
     pub queue: u32,
     pub priority: i32,
+    /// When its turn is: see [`crate::queues::Turn`].
+    pub turn: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -266,14 +268,22 @@ impl Scheduler {
         if want == 0 {
             return;
         }
-        let claim = Claim { shape: id, queue: demand.queue, priority: demand.class.priority };
+        let turn = demand.turn(at, self.options.ageing).0;
+        let claim = Claim { shape: id, queue: demand.queue, priority: demand.class.priority, turn };
         let since = demand.served;
         let mut best: Option<(u32, Plan)> = None;
         if self.waited(since, patience) {
-            for at in self.nodes_for(id) {
+            for at in self.nodes_for(&claim) {
                 let Some(room) = self.kin_room(id, at) else { continue };
                 let plan = self.plan(at, &claim, std::iter::repeat_n(&need, want.min(room) as usize));
                 self.undo(&plan);
+                // There is room, but kept for somebody who comes after it.
+                if plan.slots > 0
+                    && plan.taken.is_empty()
+                    && let Some(who) = self.oldest_on(at)
+                {
+                    return self.lift_oldest(who);
+                }
                 if plan.slots == 0 || plan.taken.is_empty() {
                     continue;
                 }
@@ -310,9 +320,10 @@ impl Scheduler {
         Some(self.cluster.kin_room(kin, at)).filter(|room| *room > 0)
     }
 
-    /// Some nodes that could hold a shape and are kept for nobody: each time others, if there are many.
-    pub(super) fn nodes_for(&mut self, shape: ShapeId) -> Vec<u32> {
-        let Some(shape) = self.shapes.get(shape) else { return Vec::new() };
+    /// Some nodes that could hold what waits, and are kept for nobody, or for somebody who comes after it: each time
+    /// others, if there are many.
+    pub(super) fn nodes_for(&mut self, claim: &Claim) -> Vec<u32> {
+        let Some(shape) = self.shapes.get(claim.shape) else { return Vec::new() };
         let from = self.preempting.node;
         let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
         let (mut all, mut next) = (Vec::new(), 0);
@@ -323,7 +334,7 @@ impl Scheduler {
             }
             let fine = |node: &Node| {
                 let gang = shape.key.gang.is_some();
-                is_open(node)
+                self.is_open(node, claim)
                     && self.cluster.admits(shape, node)
                     && (gang || node.stock.could_ever(&shape.need))
             };
@@ -518,6 +529,10 @@ impl Scheduler {
 
     /// Nobody else gets anything of a node until these slots were granted there.
     pub(super) fn keep(&mut self, at: u32, claim: &Claim, need: Arc<Need>, slots: u32, long: bool) {
+        match self.oldest_on(at) {
+            Some(who) => self.lift_oldest(who),
+            None => self.lift(at),
+        }
         let Some(node) = self.cluster.nodes.get_mut(at) else { return };
         let span = if long { self.options.ageing } else { self.options.preempt.grace.plus(Millis(2000)) };
         self.queues.come(claim.queue, &need.amounts, slots.into());
@@ -532,7 +547,7 @@ impl Scheduler {
         if self.preempting.kept.len() >= most {
             return;
         }
-        let nodes = self.nodes_for(claim.shape);
+        let nodes = self.nodes_for(claim);
         let lacking = |at: &u32| {
             let node = self.cluster.nodes.get(*at)?;
             // What fits as soon as any one slot ends has its turn without this.
@@ -568,7 +583,8 @@ impl Scheduler {
         self.preempting.gang = at + 1;
         let Some(gang) = self.gangs.get(at) else { return };
         let Some(shape) = gang.shape else { return };
-        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority };
+        let turn = gang.turn(at, self.options.ageing).0;
+        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority, turn };
         let headroom = self.queues.headroom(gang.queue, self.shapes.need(shape));
         if headroom == 0 || self.coming(shape, claim.queue) > 0 {
             return;
@@ -601,7 +617,7 @@ impl Scheduler {
     fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
         let need = Arc::clone(self.shapes.need(claim.shape));
         let (mut before, mut left) = (Vec::new(), Vec::new());
-        for node_at in self.nodes_for(claim.shape) {
+        for node_at in self.nodes_for(claim) {
             for victim in self.victims(node_at) {
                 let mut slots = 0;
                 while slots < victim.slots && self.may_take(claim, &need, &victim) {
@@ -622,9 +638,11 @@ impl Scheduler {
         }
         self.places_with(at, before)
     }
-}
 
-/// Whether room may be made on a node.
-fn is_open(node: &Node) -> bool {
-    !node.draining && node.works() && node.kept.is_none()
+    /// Whether room may be made on a node for somebody.
+    fn is_open(&self, node: &Node, claim: &Claim) -> bool {
+        let free =
+            node.kept.as_ref().is_none_or(|kept| kept.oldest.is_some_and(|o| self.yields(o, kept, claim)));
+        !node.draining && node.works() && free
+    }
 }

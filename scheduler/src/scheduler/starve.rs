@@ -4,7 +4,9 @@
 //! small always goes ahead; where it goes to other queues, which have a smaller share because this one holds much
 //! elsewhere; or where a group needs several nodes at once. So what has waited for [`crate::Options::ageing`], and so
 //! much longer as what runs there in its queue is ahead of it by priority, has a node kept for it alone: nobody else is
-//! granted anything there, whatever their share. It then gets the first slot that fits, or its group all it lacks.
+//! granted anything there, whatever their share, but who is due before it in its queue, or, where it is a single slot,
+//! is guaranteed what its queue would have. It then gets the first slot that fits, or its group all it lacks. A class of which something runs waits
+//! for no more than its turn.
 //!
 //! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
 //! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
@@ -18,8 +20,8 @@ use super::{Scheduler, place::Round, preempt::Claim};
 use crate::{
     Millis, demand,
     gang::Placing,
-    node::Node,
-    queues::{Pick, Turn},
+    node::{Kept, Node},
+    queues::{Pick, Right, Turn},
     shapes::ShapeId,
     stock::Need,
 };
@@ -71,7 +73,11 @@ impl Scheduler {
                     tried += 1;
                     gang = self.keep_for_gang(at);
                 }
-            } else if self.demands.get(at).is_some_and(|d| self.waited(d.served, self.patience(0))) {
+            } else if self
+                .demands
+                .get(at)
+                .is_some_and(|d| self.waited(d.served, self.patience(0)) && !self.holds_any(d))
+            {
                 tried += 1;
                 slots += usize::from(self.keep_for_slot(at));
             }
@@ -84,8 +90,38 @@ impl Scheduler {
         Millis(self.options.ageing.0.saturating_mul(times)).max(self.options.preempt.reserve)
     }
 
-    fn oldest_on(&self, at: u32) -> Option<Oldest> {
+    pub(super) fn oldest_on(&self, at: u32) -> Option<Oldest> {
         self.cluster.nodes.get(at)?.kept.as_ref()?.oldest
+    }
+
+    /// Whether a node that is kept for somebody may be another's: who is due before him in his queue, or is owed what his
+    /// queue would have.
+    pub(super) fn yields(&self, who: Oldest, kept: &Kept, claim: &Claim) -> bool {
+        if kept.queue != claim.queue {
+            // A group would begin again on all its nodes.
+            if matches!(who, Oldest::Gang(_)) {
+                return false;
+            }
+            let need = self.shapes.need(claim.shape);
+            return self.queues.right(claim.queue, need, kept.queue, &Need::nothing()) == Right::Owed;
+        }
+        let ageing = self.options.ageing;
+        let turn = match who {
+            Oldest::Demand(key) => {
+                self.by_key.get(&key).and_then(|at| Some(self.demands.get(*at)?.turn(*at, ageing)))
+            }
+            Oldest::Gang(group) => {
+                self.gang_of.get(&group).and_then(|at| Some(self.gangs.get(*at)?.turn(*at, ageing)))
+            }
+        };
+        turn.is_none_or(|turn| claim.turn < turn.0)
+    }
+
+    /// Whether a class of an owner runs anywhere: it gets on, if slowly.
+    fn holds_any(&self, demand: &crate::Demand) -> bool {
+        let owned = self.owners.get(demand.who).map(|owner| &owner.leases);
+        let mut leases = owned.into_iter().flatten().filter_map(|at| self.leases.at(*at));
+        leases.any(|entry| entry.lease.key == demand.key)
     }
 
     /// The highest priority of what a queue has on a node; at least `least`.
@@ -110,13 +146,14 @@ impl Scheduler {
             return false;
         };
         let who = Oldest::Demand(demand.id());
-        let claim = Claim { shape, queue: demand.queue, priority: demand.class.priority };
+        let turn = demand.turn(at, self.options.ageing).0;
+        let claim = Claim { shape, queue: demand.queue, priority: demand.class.priority, turn };
         let since = demand.served;
         if self.preempting.kept.iter().any(|at| self.oldest_on(*at) == Some(who)) {
             return false;
         }
         let need = Arc::clone(self.shapes.need(shape));
-        let nodes = self.nodes_for(shape);
+        let nodes = self.nodes_for(&claim);
         let fine = |at: &&u32| self.kin_room(shape, **at).is_some() && self.is_due(since, **at, &claim);
         let lack = |at: &u32| Some((lack(self.cluster.nodes.get(*at)?, &need), *at));
         let Some((_, best)) = nodes.iter().filter(fine).filter_map(lack).min() else { return false };
@@ -130,10 +167,11 @@ impl Scheduler {
             return false;
         };
         let (who, since) = (Oldest::Gang(gang.id), gang.since);
-        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority };
+        let turn = gang.turn(at, self.options.ageing).0;
+        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority, turn };
         // As if nothing ran there.
         let mut before = Vec::new();
-        for node_at in self.nodes_for(shape) {
+        for node_at in self.nodes_for(&claim) {
             if !self.is_due(since, node_at, &claim) {
                 continue;
             }

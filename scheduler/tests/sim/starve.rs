@@ -1,7 +1,7 @@
 //! Nothing starves: a bound in numbers, checked after each step of clusters in which everybody wants more than there is.
 //!
 //! Who could run on some node, and whose queue's limits leave room for it, is placed for the first time, or again after
-//! the last time, within
+//! the last of his leases has ended, within
 //!
 //! > (1 + how much higher the highest priority is) × ageing + (1 + how many others wait) × (longest lease + grace +
 //! > [`SLACK`])
@@ -50,7 +50,7 @@ struct World {
     scheduler: Scheduler,
     now: Millis,
     /// When each lease and each reserved group ends.
-    leases: BTreeMap<LeaseId, Millis>,
+    leases: BTreeMap<LeaseId, (u32, Millis)>,
     groups: BTreeMap<GroupId, (Arc<Group>, Option<Millis>)>,
     classes: BTreeMap<u32, Arc<Class>>,
     /// By class, and by group.
@@ -73,11 +73,13 @@ impl World {
             match effect {
                 Effect::Grant(lease) => {
                     let until = self.now.plus(Millis(self.random.between(50, LONGEST)));
-                    self.leases.insert(lease.id, until);
-                    let waits = self.waits.get_mut(&lease.key).expect("it was asked for");
-                    waits.since = self.now;
+                    self.leases.insert(lease.id, (lease.key, until));
+                    self.waits.get_mut(&lease.key).expect("it was asked for").since = self.now;
                 }
-                Effect::Ended { lease, .. } => drop(self.leases.remove(&lease)),
+                Effect::Ended { lease, .. } => {
+                    let (key, _) = self.leases.remove(&lease).expect("a lease ends once");
+                    self.waits.get_mut(&key).expect("it was asked for").since = self.now;
+                }
                 Effect::Infeasible { key, .. } => {
                     self.waits.remove(&key);
                     self.classes.remove(&key);
@@ -169,7 +171,8 @@ impl World {
     /// What is over ends, what goes on is renewed, and everybody asks for more.
     fn turn(&mut self) {
         self.now = self.now.plus(STEP);
-        let all: Vec<(LeaseId, Millis)> = self.leases.iter().map(|(lease, until)| (*lease, *until)).collect();
+        let all: Vec<(LeaseId, Millis)> =
+            self.leases.iter().map(|(lease, (_, until))| (*lease, *until)).collect();
         for (lease, until) in all {
             let event = if until <= self.now { Event::Release { lease } } else { Event::Renew { lease } };
             self.step(event);
@@ -186,7 +189,7 @@ impl World {
         let keys: Vec<u32> = self.classes.keys().copied().collect();
         for key in keys {
             let idle = !self.scheduler.demands().any(|demand| demand.key == key);
-            if idle {
+            if idle || self.leases.values().any(|(of, _)| *of == key) {
                 self.waits.get_mut(&key).expect("each has one").since = self.now;
             }
             if idle || self.random.chance(10) {
