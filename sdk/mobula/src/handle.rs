@@ -8,12 +8,12 @@ use mobula_host::{
     runtime::Runtime,
 };
 use mobula_proto::{
-    Failure, FailureKind, TaskId,
+    Failure, FailureKind, ObjectId, TaskId,
     peer::{ARGUMENTS_MAX, Window},
 };
 use smallvec::SmallVec;
 
-use crate::{ObjectRef, ObjectStream, Options};
+use crate::{ObjectRef, ObjectStream, Options, Refused};
 
 /// What a call gives at once.
 #[diagnostic::on_unimplemented(
@@ -32,6 +32,23 @@ pub trait Handle: Sized + Unpin {
     /// Of a call that could not be submitted.
     #[doc(hidden)]
     fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self;
+
+    /// Whether a call with such results gives this.
+    #[doc(hidden)]
+    fn is_of(returns: Returns) -> bool;
+
+    /// The first object; `None` where there is none.
+    #[doc(hidden)]
+    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)>;
+
+    /// The call behind this with its arguments, if an actor refused it since its inbox was full
+    /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other call, for some of several
+    /// refs, where the call was taken already, and in other processes than the one that made the call. Until it is taken,
+    /// or the last ref to the failure is dropped, the arguments stay in this process.
+    fn take_refused(&self) -> Option<Refused<Self>> {
+        let (runtime, object) = self.first()?;
+        Refused::take(runtime, object)
+    }
 }
 
 /// What a function with several results returns: a tuple of up to 12, an array, or a vector of as many values as
@@ -65,6 +82,10 @@ fn one<T>(runtime: &Arc<Runtime>, task: TaskId, index: usize) -> ObjectRef<T> {
     ObjectRef::adopt(runtime.clone(), task.object(index as u32))
 }
 
+fn first_of<T>(all: &[ObjectRef<T>]) -> Option<(&Arc<Runtime>, ObjectId)> {
+    all.first().map(ObjectRef::origin)
+}
+
 fn one_failed<T>(runtime: &Arc<Runtime>, failure: Failure) -> ObjectRef<T> {
     ObjectRef::adopt(runtime.clone(), runtime.failed(failure))
 }
@@ -80,6 +101,14 @@ impl<T> Handle for ObjectRef<T> {
 
     fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self {
         one_failed(runtime, failure)
+    }
+
+    fn is_of(returns: Returns) -> bool {
+        returns == Returns::One
+    }
+
+    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+        Some(self.origin())
     }
 }
 
@@ -109,6 +138,14 @@ impl<T> Handle for Vec<ObjectRef<T>> {
     fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self {
         vec![one_failed(runtime, failure)]
     }
+
+    fn is_of(returns: Returns) -> bool {
+        matches!(returns, Returns::Many(_))
+    }
+
+    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+        first_of(self)
+    }
 }
 
 impl<T: Data> Several for Vec<T> {
@@ -130,6 +167,14 @@ impl<T, const N: usize> Handle for [ObjectRef<T>; N] {
 
     fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self {
         array::from_fn(|_| one_failed(runtime, failure.clone()))
+    }
+
+    fn is_of(returns: Returns) -> bool {
+        returns == Returns::Many(N as u32)
+    }
+
+    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+        first_of(self)
     }
 }
 
@@ -154,6 +199,14 @@ macro_rules! tuples {
 
             fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self {
                 ($(one_failed::<$type>(runtime, failure.clone()),)*)
+            }
+
+            fn is_of(returns: Returns) -> bool {
+                returns == Returns::Many($count)
+            }
+
+            fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+                Some(self.0.origin())
             }
         }
 
@@ -198,5 +251,13 @@ impl<T> Handle for ObjectStream<T> {
 
     fn failed(runtime: &Arc<Runtime>, failure: Failure) -> Self {
         Self::of(one_failed(runtime, failure))
+    }
+
+    fn is_of(returns: Returns) -> bool {
+        matches!(returns, Returns::Stream(_))
+    }
+
+    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+        Some(self.call().origin())
     }
 }

@@ -105,5 +105,5 @@ pub use view::View;
 
 /// What most programs need.
 pub mod prelude {
-    pub use crate::{Cluster, Data, IntoArgument, ObjectRef, ObjectStream, Tensor, View};
+    pub use crate::{Cluster, Data, Handle, IntoArgument, ObjectRef, ObjectStream, Tensor, View};
 }

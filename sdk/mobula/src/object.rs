@@ -25,7 +25,7 @@ use rkyv::{
 };
 use tokio::sync::oneshot;
 
-use crate::{Error, Refused, Result, View};
+use crate::{Error, Result, View};
 
 /// A value that is being made somewhere, or lies there.
 ///
@@ -68,6 +68,11 @@ impl<T> ObjectRef<T> {
     /// The object's name in the cluster.
     pub fn id(&self) -> ObjectId {
         self.raw.id
+    }
+
+    /// In which runtime it is which.
+    pub(crate) fn origin(&self) -> (&Arc<Runtime>, ObjectId) {
+        (&self.raw.runtime, self.raw.id)
     }
 
     /// Whether its value or its failure is there.
@@ -121,14 +126,6 @@ impl<T> ObjectRef<T> {
         let runtime = crate::cluster::current_or_stray();
         let id = runtime.failed(error.into());
         Self::adopt(runtime, id)
-    }
-
-    /// The call behind this ref with its arguments, if an actor refused it since its inbox was full
-    /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other ref, where the call was
-    /// taken already, and in other processes than the one that made the call. Until it is taken, or the last ref to
-    /// the failure is dropped, the arguments stay in this process.
-    pub fn take_refused(&self) -> Option<Refused<Self>> {
-        Refused::take(&self.raw.runtime, self.raw.id)
     }
 }
 

@@ -60,6 +60,11 @@ impl<T> ObjectStream<T> {
         Self { call: Closing(call), blocked: None, reading: None, ended: false }
     }
 
+    /// The object that stands for its end.
+    pub(crate) fn call(&self) -> &ObjectRef<T> {
+        &self.call.0
+    }
+
     /// Gives up on it: what is unread is freed, and the next item is the error `Cancelled`. Async code is dropped at
     /// its next `await`; sync code ends at its next item. Returns `false` where it has ended already.
     pub fn cancel(&self) -> bool {

@@ -116,7 +116,7 @@ impl<H: Handle> Call<H> {
 }
 
 /// A call that was not submitted since the budget of unfinished calls is full ([`crate::Builder::budget`]), or that an
-/// actor refused since its inbox was full ([`ObjectRef::take_refused`]): its arguments, encoded, to be submitted later.
+/// actor refused since its inbox was full ([`Handle::take_refused`]): its arguments, encoded, to be submitted later.
 pub struct Refused<H> {
     runtime: Arc<Runtime>,
     spec: Spec,
@@ -127,7 +127,7 @@ pub struct Refused<H> {
 impl<H: Handle> Refused<H> {
     /// The call whose failure is this object, if an actor refused it.
     pub(crate) fn take(runtime: &Arc<Runtime>, object: ObjectId) -> Option<Self> {
-        let spec = runtime.take_refused(object)?;
+        let spec = runtime.take_refused(object, H::is_of)?;
         let holds = Holds::of(runtime, &spec);
         Some(Self { runtime: runtime.clone(), spec, holds, kind: PhantomData })
     }

@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use crate::{
     codec::{Held, Output},
     context,
-    core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Kind, Maker, Spec, TICK},
+    core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Kind, Maker, Returns, Spec, TICK},
     executor::Executor,
     link::{AgentSender, Parcel},
     peers::Peers,
@@ -549,9 +549,9 @@ impl Runtime {
     }
 
     /// The call that an actor refused and whose failure is this object. The references that it holds become the
-    /// caller's.
-    pub fn take_refused(&self, object: ObjectId) -> Option<Spec> {
-        self.core.lock().take_refused(object)
+    /// caller's. `None` where its results are not what is `expected`.
+    pub fn take_refused(&self, object: ObjectId, expected: fn(Returns) -> bool) -> Option<Spec> {
+        self.core.lock().take_refused(object, expected)
     }
 
     fn has_room_or(&self, kind: Kind, waiter: impl FnOnce() -> Waiter) -> bool {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mobula::{ErrorKind, Lifeline, ObjectRef, Result};
+use mobula::{ErrorKind, Handle, Lifeline, ObjectRef, Result};
 use mobula_e2e::{Env, env::on, eventually};
 use tokio::sync::watch;
 
@@ -180,6 +180,15 @@ impl Slow {
         self.taken += 1;
         format!("{text} as number {}", self.taken)
     }
+
+    #[method(returns)]
+    fn take_two(&mut self, text: String) -> (String, u64) {
+        (self.take(text), self.taken)
+    }
+
+    fn letters(&mut self, text: String) -> impl Iterator<Item = char> {
+        text.chars().collect::<Vec<_>>().into_iter()
+    }
 }
 
 pub async fn a_full_inbox_refuses_and_gives_calls_back(_env: Env) -> Result<()> {
@@ -194,11 +203,25 @@ pub async fn a_full_inbox_refuses_and_gives_calls_back(_env: Env) -> Result<()> 
     assert!(calls[0].take_refused().is_none(), "it was not refused");
     let refused = calls[2].take_refused().expect("the call comes back");
     assert!(calls[2].take_refused().is_none(), "once");
+    // So is one of several results, and a stream.
+    let two = slow.take_two("five");
+    for error in [two.0.clone().await.unwrap_err(), two.1.clone().await.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    }
+    let mut letters = slow.letters("abc");
+    let error = letters.next().await.expect("an error").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    assert!(letters.next().await.is_none(), "it has ended");
+    assert!(two.0.take_refused().is_none(), "it is one of two");
+    let (two, letters) = (two.take_refused().expect("both"), letters.take_refused().expect("the stream"));
     drop(lifeline);
     held.await?;
     assert_eq!(calls[1].clone().await?, "two as number 2");
     let again = refused.submit().await;
     assert_eq!(again.await?, "three as number 3");
+    let (text, taken) = two.submit().await;
+    assert_eq!((text.await?.as_str(), taken.await?), ("five as number 4", 4));
+    assert_eq!(letters.submit().await.next().await.transpose()?, Some('a'));
     // One that nobody takes is forgotten with its ref; the harness sees what is left.
     Ok(())
 }

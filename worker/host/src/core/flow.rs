@@ -7,7 +7,7 @@ use mobula_proto::{
     peer::{Message, State},
 };
 
-use super::{Action, Core, Kind, Phase, Spec};
+use super::{Action, Core, Kind, Phase, Returns, Spec};
 
 /// What is known of an actor whose inbox was full.
 #[derive(Debug)]
@@ -215,13 +215,16 @@ impl Core {
     }
 
     /// The call behind a result that says [`FailureKind::Overloaded`], to be submitted again. Each object in it
-    /// counts one reference, which becomes the caller's.
-    pub fn take_refused(&mut self, object: ObjectId) -> Option<Spec> {
+    /// counts one reference, which becomes the caller's. `None` where its results are not what is `expected`.
+    pub fn take_refused(&mut self, object: ObjectId, expected: fn(Returns) -> bool) -> Option<Spec> {
         if object.owner != self.me || !matches!(self.objects.state(object), Some(State::Failed(_))) {
             return None;
         }
         let task = self.tasks.get(&object.seq)?;
-        if task.phase != Phase::Kept || !matches!(task.spec.kind, Kind::Method { .. }) {
+        if task.phase != Phase::Kept
+            || !matches!(task.spec.kind, Kind::Method { .. })
+            || !expected(task.spec.template.returns)
+        {
             return None;
         }
         let spec = self.tasks.remove(&object.seq)?.spec;

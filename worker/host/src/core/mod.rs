@@ -642,15 +642,21 @@ impl Core {
         }
         let object = id.object(0);
         let failure = failure.of(task.spec.title(id));
+        let returns = task.spec.template.returns;
+        let is_wanted = || match returns {
+            Returns::One => self.objects.state(object).is_some(),
+            Returns::Many(_) | Returns::Stream(_) => self.several.contains_key(&seq),
+        };
         if failure.kind == FailureKind::Overloaded
             && failure.causes.is_empty()
             && matches!(task.spec.kind, Kind::Method { .. })
-            && self.objects.state(object).is_some()
+            && is_wanted()
         {
             // Its caller may have it back: see `take_refused`.
             task.phase = Phase::Kept;
             self.tasks.insert(seq, task);
-            return self.objects.fail(object, failure, &mut self.effects);
+            self.fail_results(id, returns, &failure);
+            return self.stream_ended(id, out);
         }
         self.release(&task.spec);
         match task.spec.kind {
@@ -658,7 +664,7 @@ impl Core {
                 self.give_name_up(object, out);
                 self.objects.set_actor(object, State::failed(failure), &mut self.effects);
             }
-            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => match task.spec.template.returns {
+            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => match returns {
                 Returns::One => self.objects.fail(object, failure, &mut self.effects),
                 several => self.fail_results(id, several, &failure),
             },

@@ -12,7 +12,7 @@ use smallvec::smallvec;
 
 mod several;
 
-use super::{Action, Core, Input, Kind, Maker, Spec, Template};
+use super::{Action, Core, Input, Kind, Maker, Returns, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
 const ME: HostId = HostId { node: NODE, seq: 1 };
@@ -339,6 +339,10 @@ fn actor(bench: &mut Bench) -> ObjectId {
     actor
 }
 
+fn any(_: Returns) -> bool {
+    true
+}
+
 fn wants(actions: &[Action]) -> Vec<bool> {
     let wants = actions.iter().filter_map(|action| match action {
         Action::Send { message: Message::WantRoom { more, .. }, .. } => Some(*more),
@@ -417,9 +421,9 @@ fn c6_where_all_waits_only_calls_of_calls_are_refused() {
     assert_eq!(bench.failure(sync).kind, FailureKind::Overloaded);
     assert!(!bench.core.has_room_for(Kind::Method { actor }, Maker::Outside, |_| false));
     // What was refused may be had back once.
-    let spec = bench.core.take_refused(inner).unwrap();
+    let spec = bench.core.take_refused(inner, any).unwrap();
     assert_eq!(spec.kind, Kind::Method { actor });
-    assert!(bench.core.take_refused(inner).is_none());
+    assert!(bench.core.take_refused(inner, any).is_none());
     let out = bench.message(Message::Room { actor: actor.task(), incarnation: 1, calls: 1 });
     assert_eq!(runs(&out).len(), 1);
 }
@@ -448,7 +452,7 @@ fn a_refused_call_is_forgotten_with_its_failure() {
     assert_eq!(bench.failure(call).kind, FailureKind::Overloaded);
     let mut out = Vec::new();
     bench.core.drop_ref(call, &mut out);
-    assert!(bench.core.take_refused(call).is_none());
+    assert!(bench.core.take_refused(call, any).is_none());
     assert!(bench.core.tasks.iter().all(|(seq, _)| seq == actor.seq));
 }
 

@@ -5,12 +5,12 @@ use std::ops::Range;
 use mobula_proto::{
     Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
     host::ToAgent,
-    peer::{Call, Copy, Item, Message, Outcome, Returned, State, StreamCall, Value, Window},
+    peer::{Call, Copy, Done, Item, Message, Outcome, Returned, State, StreamCall, Value, Window},
 };
 use smallvec::smallvec;
 
-use super::{Bench, THERE, done, grant, runs, spec, value};
-use crate::core::{Action, Kind, Returns, Taken};
+use super::{Bench, THERE, actor, any, done, grant, runs, spec, value};
+use crate::core::{Action, Kind, Maker, Returns, Taken};
 
 const WINDOW: Window = Window { items: 4, bytes: 1000 };
 
@@ -175,6 +175,48 @@ fn another_number_of_values_fails_all() {
         bench.drop_ref(first.task().object(index));
     }
     bench.is_clean();
+}
+
+#[test]
+fn all_that_a_refused_call_would_give_fails_and_the_call_comes_back_once() {
+    for (returns, parts) in [(Returns::Many(3), 3), (Returns::Many(0), 0), (Returns::Stream(WINDOW), 1)] {
+        for takes in [false, true] {
+            let mut bench = Bench::new();
+            let actor = actor(&mut bench);
+            let mut call = spec(Kind::Method { actor }, Vec::new());
+            std::sync::Arc::get_mut(&mut call.template).unwrap().returns = returns;
+            let first = bench.core.submit_from(call, Maker::Outside, &mut Vec::new());
+            let outcome = Outcome::failed(Failure::new(FailureKind::Overloaded, "full"));
+            let task = first.task();
+            bench.message(Message::Done(Done {
+                task,
+                attempt: 1,
+                outcome,
+                retained: Vec::new(),
+                nanos: 1000,
+            }));
+            for index in 0..parts {
+                assert_eq!(bench.failure(task.object(index)).kind, FailureKind::Overloaded);
+            }
+            assert!(bench.core.take_refused(first, |returns| returns == Returns::One).is_none());
+            if takes {
+                let taken = bench.core.take_refused(first, any);
+                assert_eq!(taken.is_some(), parts > 0);
+                let held: Vec<_> = taken.iter().flat_map(|spec| spec.refs()).collect();
+                assert_eq!(held, vec![actor; held.len()], "what it holds is the caller's");
+                for object in held {
+                    bench.drop_ref(object);
+                }
+                assert!(bench.core.take_refused(first, any).is_none(), "once");
+            }
+            match returns {
+                Returns::Stream(_) => drop(bench.close(first)),
+                Returns::One | Returns::Many(_) => bench.drop_results(first, 0..parts),
+            }
+            bench.drop_ref(actor);
+            bench.is_clean();
+        }
+    }
 }
 
 #[test]
