@@ -1,7 +1,8 @@
 //! Nodes that are to leave. Nothing new is granted there; tasks run to their end, actors that may be restarted and
-//! primary copies of objects move to other nodes, and when nothing is left, or the time is over, the node goes.
+//! primary copies of objects move to other nodes, and when nothing is left, or the time is over, the node goes. The wish is
+//! on disk: after a restart of the head it holds as soon as the node is back.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use mobula_proto::{
     Failure, FailureKind, LeaseId, NodeId,
@@ -12,6 +13,7 @@ use mobula_scheduler::{self as scheduler, Millis};
 use tracing::{info, warn};
 
 use super::{Core, Effect, Link, PeerKind, members::Member};
+use crate::state::Record;
 
 /// Longest time that a node may take to drain.
 pub const DRAIN_MS_MAX: u64 = 7 * 24 * 3_600_000;
@@ -37,6 +39,29 @@ impl Drain {
     }
 }
 
+/// Nodes that were to leave when the head ended, and have not come back yet.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    /// When the time of each is over, in milliseconds of Unix time, by the name in its certificate.
+    waiting: BTreeMap<String, u64>,
+    /// Who is not back by then has left.
+    until: Millis,
+}
+
+impl Recovered {
+    pub fn new(until: Millis) -> Self {
+        Self { waiting: BTreeMap::new(), until }
+    }
+
+    pub fn insert(&mut self, name: String, until_unix_ms: u64) {
+        self.waiting.insert(name, until_unix_ms);
+    }
+
+    fn deadline(&self) -> Option<Millis> {
+        (!self.waiting.is_empty()).then_some(self.until)
+    }
+}
+
 impl Core {
     /// Has a node leave, within `time` at the latest: `node` is its name or number (`node-3`). Said again of one that
     /// drains, it changes the time. It holds once the effects are applied.
@@ -48,6 +73,12 @@ impl Core {
             Some(drain) if !drain.late => drain.until = until,
             Some(_) => return Err(refuse(format!("the time of {id} is over: it leaves now"))),
             None => self.begin_drain(id, until),
+        }
+        if let Some(member) = self.nodes.get(&id.number) {
+            let until_unix_ms = self.options.begun_unix_ms.saturating_add(until.0);
+            let record = Record::Drain { name: member.certificate.clone(), until_unix_ms };
+            // Before any message that follows from it.
+            self.out.insert(0, Effect::Persist(record));
         }
         Ok(std::mem::take(&mut self.out))
     }
@@ -62,6 +93,8 @@ impl Core {
         info!(node = %id, "a node stays after all");
         if let Some(member) = self.nodes.get_mut(&id.number) {
             member.drain = None;
+            let record = Record::DrainGone { name: member.certificate.clone() };
+            self.persist(record);
         }
         self.send_to_agent_of(id, ToAgent::Resume);
         self.schedule(scheduler::Event::NodeResume { node: id });
@@ -90,6 +123,16 @@ impl Core {
 
     fn drain_of(&mut self, node: NodeId) -> Option<&mut Drain> {
         self.nodes.get_mut(&node.number).filter(|member| member.node == node)?.drain.as_mut()
+    }
+
+    /// A node that was to leave before the head ended is back: it goes on to drain, for as long as it had.
+    pub(super) fn drain_again(&mut self, node: NodeId) {
+        let member = self.nodes.get(&node.number).filter(|member| member.kind == PeerKind::Agent);
+        let Some(until) = member.and_then(|member| self.recovered.waiting.remove(&member.certificate)) else {
+            return;
+        };
+        let until = Millis(until.saturating_sub(self.options.begun_unix_ms)).max(self.now);
+        self.begin_drain(node, until);
     }
 
     fn begin_drain(&mut self, node: NodeId, until: Millis) {
@@ -205,6 +248,11 @@ impl Core {
                 self.schedule(scheduler::Event::Release { lease });
             }
         }
+        if self.recovered.deadline().is_some_and(|until| until <= self.now) {
+            for name in std::mem::take(&mut self.recovered.waiting).into_keys() {
+                self.persist(Record::DrainGone { name });
+            }
+        }
         let draining: Vec<NodeId> =
             self.nodes.values().filter(|member| member.drain.is_some()).map(|member| member.node).collect();
         draining.into_iter().for_each(|node| self.dismiss_if_empty(node));
@@ -212,7 +260,8 @@ impl Core {
 
     /// When the time of a node that drains is over.
     pub(super) fn drain_deadline(&self) -> Option<Millis> {
-        self.nodes.values().filter_map(|member| member.drain.as_ref()).map(Drain::deadline).min()
+        let nodes = self.nodes.values().filter_map(|member| member.drain.as_ref()).map(Drain::deadline);
+        nodes.chain(self.recovered.deadline()).min()
     }
 
     /// A node that drains, for people.

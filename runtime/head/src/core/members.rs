@@ -20,6 +20,8 @@ pub(super) struct Member {
     pub node: NodeId,
     pub link: Link,
     pub kind: PeerKind,
+    /// Its name in its certificate.
+    pub certificate: String,
     pub register: Register,
     pub usage: Usage,
     pub drain: Option<Drain>,
@@ -101,6 +103,7 @@ impl Core {
             node,
             link,
             kind: peer.kind,
+            certificate: peer.name,
             register,
             usage: Usage::default(),
             drain: None,
@@ -114,6 +117,7 @@ impl Core {
         self.broadcast(Some(link), ToAgent::NodeUp(joined));
         self.schedule(up);
         self.aim_drains();
+        self.drain_again(node);
         Ok(())
     }
 
@@ -151,7 +155,9 @@ impl Core {
 
     pub(super) fn node_lost(&mut self, link: Link, failure: Failure) {
         let Some(node) = self.links.remove(&link) else { return };
-        self.nodes.remove(&node.number);
+        if let Some(member) = self.nodes.remove(&node.number).filter(|member| member.drain.is_some()) {
+            self.persist(Record::DrainGone { name: member.certificate });
+        }
         self.jobs.values_mut().for_each(|entry| entry.left_by(node));
         info!(%node, %failure, "node gone");
         self.broadcast(Some(link), ToAgent::NodeDown { node, failure: failure.clone() });

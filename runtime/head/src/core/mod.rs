@@ -75,7 +75,8 @@ pub const STEWARD_WAITERS_MAX: usize = 4096;
 pub const RESERVE_MS_MAX: u64 = 60_000;
 /// How long a steward may take to start, in milliseconds; who waits for it is then told.
 pub const STEWARD_START_MS_MAX: u64 = 60_000;
-/// How long after a restart names of detached actors wait for their node to come back, in milliseconds.
+/// How long after a restart names of detached actors, and wishes that a node leaves, wait for that node to come back, in
+/// milliseconds.
 pub const RECOVERY_MS: u64 = 60_000;
 /// Most placement groups.
 pub const GROUPS_MAX: usize = 100_000;
@@ -192,6 +193,8 @@ pub struct Options {
     pub seed: u64,
     /// Nodes that may be started: what one of them could hold waits for it.
     pub node_types: Vec<NodeType>,
+    /// Unix time in milliseconds when the core's clock showed nought: what is on disk counts by it.
+    pub begun_unix_ms: u64,
 }
 
 /// The head's state. See the text of the module.
@@ -213,6 +216,7 @@ pub struct Core {
     names: names::Directory,
     queues: BTreeMap<String, Queue>,
     groups: groups::Groups,
+    recovered: drain::Recovered,
     tokens: BTreeMap<TokenId, Token>,
     questions: why::Questions,
     scaling: Option<ScalingSnapshot>,
@@ -226,6 +230,7 @@ impl Core {
         let (mut known, mut tokens, mut names) =
             (BTreeMap::new(), BTreeMap::new(), names::Directory::default());
         let (mut queues, mut groups) = (BTreeMap::new(), groups::Groups::default());
+        let mut recovered = drain::Recovered::new(now.plus(Millis(RECOVERY_MS)));
         let (mut next_node, mut next_job) = (1, 1);
         for record in records {
             match record {
@@ -245,10 +250,12 @@ impl Core {
                 Record::Group { number, namespace, name, group } => {
                     groups.recover(GroupId { number }, (namespace, name), group);
                 }
+                Record::Drain { name, until_unix_ms } => recovered.insert(name, until_unix_ms),
                 Record::TokenGone { .. }
                 | Record::NameGone { .. }
                 | Record::QueueGone { .. }
                 | Record::GroupGone { .. }
+                | Record::DrainGone { .. }
                 | Record::Admin { .. } => {}
             }
         }
@@ -273,6 +280,7 @@ impl Core {
             names,
             queues,
             groups,
+            recovered,
             tokens,
             questions: why::Questions::default(),
             scaling: None,

@@ -262,6 +262,7 @@ pub(super) async fn start(
     let cluster: Arc<str> = options.cluster.as_str().into();
     let (open, closed) = watch::channel(());
     let begun = Instant::now();
+    let options = Options { begun_unix_ms: unix_ms(), ..options };
     let loaded = {
         let journal = journal.clone();
         move || -> Result<Core, state::Error> {
@@ -650,6 +651,11 @@ impl State {
         self.apply_all(effects);
         issued.map_err(|e| e.to_string())
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn unix_now() -> u64 {

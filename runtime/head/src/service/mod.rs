@@ -189,8 +189,12 @@ impl Head {
         let http_address = listener
             .local_addr()
             .map_err(|source| Error::HttpBind { address: options.http_address, source })?;
-        let core_options =
-            core::Options { cluster: home.authority.cluster_id().to_owned(), seed: options.seed, node_types };
+        let core_options = core::Options {
+            cluster: home.authority.cluster_id().to_owned(),
+            seed: options.seed,
+            node_types,
+            ..core::Options::default()
+        };
         let started = actor::start(core_options, home.journal, Some(home.authority)).await?;
         home::announce(&options.home, quic_address, http_address, started.poster.cluster())?;
         let endpoint = Arc::new(endpoint);

@@ -106,6 +106,18 @@ pub enum Record {
         /// Its number.
         number: u64,
     },
+    /// A node is to leave.
+    Drain {
+        /// Its name in its certificate.
+        name: String,
+        /// When its time is over, in milliseconds of Unix time.
+        until_unix_ms: u64,
+    },
+    /// A node that was to leave has left, or stays.
+    DrainGone {
+        /// Its name in its certificate.
+        name: String,
+    },
     /// The hash of the admin token.
     Admin {
         /// BLAKE3 of its text.
@@ -132,6 +144,7 @@ impl Record {
             }
             Self::NextGroup { .. } => "next-group".to_owned(),
             Self::Group { number, .. } | Self::GroupGone { number } => format!("group{SEPARATOR}{number}"),
+            Self::Drain { name, .. } | Self::DrainGone { name } => format!("drain{SEPARATOR}{name}"),
             Self::Admin { .. } => "admin".to_owned(),
         }
     }
@@ -140,7 +153,11 @@ impl Record {
     pub fn removes(&self) -> bool {
         matches!(
             self,
-            Self::TokenGone { .. } | Self::NameGone { .. } | Self::QueueGone { .. } | Self::GroupGone { .. }
+            Self::TokenGone { .. }
+                | Self::NameGone { .. }
+                | Self::QueueGone { .. }
+                | Self::GroupGone { .. }
+                | Self::DrainGone { .. }
         )
     }
 }

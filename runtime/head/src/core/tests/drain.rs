@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use mobula_proto::head::Left;
 
 use super::*;
@@ -6,6 +8,28 @@ impl World {
     fn drain(&mut self, node: &str, ms: u64) -> Result<(), String> {
         let done = self.core.drain(node, Millis(ms), self.now);
         self.keep(done)
+    }
+
+    /// What the head becomes that is started anew on this one's disk, `unix_ms` after this one was.
+    fn restart(&self, unix_ms: u64) -> Self {
+        let mut disk: BTreeMap<String, Record> = BTreeMap::new();
+        for record in &self.records {
+            match record.removes() {
+                true => drop(disk.remove(&record.key())),
+                false => drop(disk.insert(record.key(), record.clone())),
+            }
+        }
+        let options = Options { begun_unix_ms: unix_ms, ..Options::default() };
+        let (core, first) = Core::new(options, disk.into_values().collect(), Millis(0));
+        let mut world = Self { core, ..Self::new() };
+        world.records = [self.records.clone(), first].concat();
+        world
+    }
+
+    fn draining(&self, node: Agent) -> Option<(u64, f64)> {
+        let told = self.core.snapshot();
+        let node = told.nodes.iter().find(|known| known.node == node.node.to_string()).unwrap();
+        node.draining.as_ref().map(|draining| (draining.leases, draining.seconds_left))
     }
 
     /// A lease of `slots` for `owner`, held on `on`.
@@ -128,4 +152,65 @@ fn nodes_may_stay_and_others_take_what_leaves() {
     // What it says of its drain now is late.
     world.says(b.link, ToHead::Draining(Left::default()));
     assert!(world.closed.is_empty());
+}
+
+#[test]
+fn a_node_goes_on_to_drain_when_the_head_is_started_anew() {
+    let mut world = World::new();
+    world.join("a", 0);
+    let b = world.join("b", 2);
+    assert_eq!(world.drain("b", 60_000), Ok(()));
+    assert_eq!(world.drain("b", 40_000), Ok(()));
+    world.pass(10_000);
+    assert_eq!(world.draining(b), Some((0, 30.0)));
+
+    // The head was away for five seconds.
+    let mut world = world.restart(15_000);
+    let a = world.join("a", 0);
+    let b = world.join("b", 2);
+    assert_eq!(world.draining(a), None);
+    assert_eq!(world.draining(b), Some((0, 25.0)));
+    assert!(matches!(&world.all(b.link)[..], [.., ToAgent::Drain { .. }]));
+    let job = world.start_job(a, 1).job;
+    world.demand(a, a.host(1), job, 1, 1);
+    assert!(world.all(b.link).is_empty(), "nothing new is placed there");
+    world.says(b.link, ToHead::Draining(Left::default()));
+    assert_eq!(world.closed, [b.link]);
+
+    // It has left, and may come back as any other.
+    let mut world = world.restart(20_000);
+    let b = world.join("b", 2);
+    assert_eq!(world.draining(b), None);
+}
+
+#[test]
+fn a_time_that_ended_while_there_was_no_head_is_over() {
+    let mut world = World::new();
+    world.join("b", 2);
+    assert_eq!(world.drain("b", 5000), Ok(()));
+    let mut world = world.restart(8000);
+    let b = world.join("b", 2);
+    world.pass(DRAIN_GRACE_MS + 200);
+    assert_eq!(world.closed, [b.link]);
+}
+
+#[test]
+fn who_was_to_leave_and_is_not_back_in_time_has_left() {
+    let mut world = World::new();
+    world.join("b", 2);
+    world.join("c", 2);
+    world.drain("b", 600_000).unwrap();
+    world.drain("c", 600_000).unwrap();
+    let done = world.core.resume("c", world.now);
+    world.keep(done).unwrap();
+    let mut world = world.restart(1000);
+    let c = world.join("c", 2);
+    assert_eq!(world.draining(c), None, "it was to stay");
+    world.pass(RECOVERY_MS + 100);
+    let b = world.join("b", 2);
+    assert_eq!(world.draining(b), None);
+    assert!(matches!(world.records.last(), Some(Record::Node { .. })));
+    let mut world = world.restart(2000);
+    let b = world.join("b", 2);
+    assert_eq!(world.draining(b), None, "nor is that forgotten");
 }
