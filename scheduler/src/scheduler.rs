@@ -291,6 +291,9 @@ impl Scheduler {
         let Some(at) = self.cluster.find(node) else { return };
         if let Some(found) = self.cluster.nodes.get_mut(at) {
             found.draining = draining;
+            if !draining {
+                self.roomy.extend(found.bundles.iter().map(|(gang, _)| *gang));
+            }
         }
         if draining {
             self.lift(at);

@@ -524,6 +524,8 @@ impl Scheduler {
             let all = crate::gang::sum(gang.needs.iter());
             self.queues.leave(gang.queue, &all.amounts, -1);
             self.preempting.gangs.remove(&(until, at));
+            // What it still has is granted from again.
+            self.roomy.insert(at);
         }
     }
 

@@ -551,7 +551,8 @@ impl World {
                 let living = self.living();
                 if !living.is_empty() {
                     let node = *self.random.pick(&living);
-                    self.step(Event::NodeDrain { node });
+                    let stays = self.scheduler.nodes().any(|view| view.node == node && view.draining);
+                    self.step(if stays { Event::NodeResume { node } } else { Event::NodeDrain { node } });
                 }
             }
             12..=45 => self.ask(),

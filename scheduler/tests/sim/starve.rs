@@ -268,14 +268,12 @@ pub fn run(seed: u64, ageing: Millis, preempt: Preempt, enforced: bool) -> f64 {
     let mut queues = Vec::new();
     for (name, parent) in [("a", ""), ("b", ""), ("b1", "b"), ("b2", "b")] {
         let mut queue = Queue { parent: parent.to_owned(), ..Queue::new(name) };
+        // No guarantees: who waits for what is guaranteed to him goes ahead of all this.
         queue.weight = Quantity::whole(1 + world.random.below(3) as u64);
         if parent == "b" && world.random.chance(30) {
             let limit = Quantity::whole(6 + world.random.below(6) as u64);
             world.limits.insert(name.to_owned(), limit);
             queue.limit = vec![(Kind::Cpu, limit)];
-        }
-        if name == "a" && world.random.chance(30) {
-            queue.guaranteed = amounts("1 cpu");
         }
         queues.push(queue);
     }
