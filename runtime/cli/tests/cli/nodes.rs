@@ -1,6 +1,10 @@
 //! Nodes that come when they are needed and leave when they are not.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::harness::{Home, digits, gone, node, said, wait_for};
 
@@ -82,4 +86,36 @@ fn a_node_is_drained_by_name_and_may_stay_after_all() {
     assert!(status["nodes"][0]["draining"].is_null() && status["nodes"][0]["name"] == "box", "{status}");
     member.end();
     head.end();
+}
+
+#[test]
+fn a_node_gives_jobs_users_only_where_that_keeps_them_apart() {
+    let (here, there) = (Home::new(), Home::new());
+    let (_head, address) = here.head();
+    let address = address.to_string();
+    let uids = ["--job-uids", "1960000000-1960000003", "--join", &here.token()];
+    let refused = |parts: &[&str]| there.say(&node(&address, &uids)).failed(1, parts);
+    if !rustix::process::geteuid().is_root() {
+        return refused(&["job_uids", "must run as root", "[MOB5001]", "--job-uids"]);
+    }
+    let above = there.path().parent().unwrap().to_owned();
+    let open = |mode| std::fs::set_permissions(&above, std::fs::Permissions::from_mode(mode)).unwrap();
+    open(0o700);
+    refused(&["is closed to the users of jobs", "chmod o+x", "[MOB5002]", "--job-uids"]);
+    open(0o711);
+    let mut node = there.run(&node(&address, &uids));
+    node.line("is up");
+    assert_eq!(here.status()["nodes"][0]["multi_tenant"], true);
+    let text = here.say(&["status"]).ok();
+    assert!(!text.contains("single-tenant"), "{text}");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let home = there.path();
+    for passed in ["", "node", "node/jobs", "node/binaries"] {
+        assert_eq!(mode(&home.join(passed)), 0o711, "{passed}");
+    }
+    for closed in ["run", "node/identity", "node/spill"] {
+        assert_eq!(mode(&home.join(closed)), 0o700, "{closed}");
+    }
+    assert_eq!(mode(&home.join("node/agent.sock")), 0o600);
+    node.end();
 }

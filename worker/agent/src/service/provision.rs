@@ -124,6 +124,9 @@ impl Provision {
         }
         let program = self.ensure(job.binary, job.driver.node).await?;
         let mut in_use = vec![program];
+        for (_, hash) in &job.files {
+            in_use.push(self.ensure(*hash, job.driver.node).await?);
+        }
         let folder = self.job_folder(job.job);
         let unusable = |error: std::io::Error| match disk_full(&error) {
             true => self.disk_full(&error),
@@ -135,12 +138,8 @@ impl Provision {
         if !given {
             create_private(&folder).map_err(unusable)?;
         }
-        for (name, hash) in &job.files {
-            let entry = self.ensure(*hash, job.driver.node).await?;
-            in_use.push(entry.clone());
-            if given {
-                continue;
-            }
+        let files = job.files.iter().zip(in_use.iter().skip(1)).filter(|_| !given);
+        for ((name, _), entry) in files {
             place(&folder, name, entry.path()).map_err(|error| match error {
                 Misplaced::Disk(error) if disk_full(&error) => self.disk_full(&error),
                 Misplaced::Disk(error) => failed(format!("{}: {error}", folder.join(name).display())),
