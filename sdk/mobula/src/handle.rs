@@ -39,14 +39,14 @@ pub trait Handle: Sized + Unpin {
 
     /// The first object; `None` where there is none.
     #[doc(hidden)]
-    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)>;
+    fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)>;
 
     /// The call behind this with its arguments, if an actor refused it since its inbox was full
     /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other call, for some of several
     /// refs, where the call was taken already, and in other processes than the one that made the call. Until it is taken,
     /// or the last ref to the failure is dropped, the arguments stay in this process.
     fn take_refused(&self) -> Option<Refused<Self>> {
-        let (runtime, object) = self.first()?;
+        let (runtime, object) = self.first_object()?;
         Refused::take(runtime, object)
     }
 }
@@ -107,7 +107,7 @@ impl<T> Handle for ObjectRef<T> {
         returns == Returns::One
     }
 
-    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+    fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
         Some(self.origin())
     }
 }
@@ -143,7 +143,7 @@ impl<T> Handle for Vec<ObjectRef<T>> {
         matches!(returns, Returns::Many(_))
     }
 
-    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+    fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
         first_of(self)
     }
 }
@@ -173,7 +173,7 @@ impl<T, const N: usize> Handle for [ObjectRef<T>; N] {
         returns == Returns::Many(N as u32)
     }
 
-    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+    fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
         first_of(self)
     }
 }
@@ -205,7 +205,7 @@ macro_rules! tuples {
                 returns == Returns::Many($count)
             }
 
-            fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+            fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
                 Some(self.0.origin())
             }
         }
@@ -257,7 +257,7 @@ impl<T> Handle for ObjectStream<T> {
         matches!(returns, Returns::Stream(_))
     }
 
-    fn first(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
+    fn first_object(&self) -> Option<(&Arc<Runtime>, ObjectId)> {
         Some(self.call().origin())
     }
 }

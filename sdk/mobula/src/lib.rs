@@ -31,7 +31,7 @@
 //! | wait for a result | `.await` on an [`ObjectRef`], [`get_all`], [`wait()`], or [`blocking`] in sync code |
 //! | share work among actors, pass values between them, bound or time what they do together | [`ActorPool`], [`Queue`], [`Semaphore`], [`Barrier`] |
 //! | reserve resources of several nodes together | [`PlacementGroup`] |
-//! | share a large value | [`put`], [`View`], [`Tensor`] |
+//! | share a large value | [`put`], [`put_shared`], [`View`], [`Tensor`] |
 //! | read and write files of tensors | [`safetensors`] |
 //! | share tables with data tools | `arrow::Batch`, with the feature `arrow` |
 //! | make a type travel | [`data`] |
@@ -93,7 +93,7 @@ pub use mobula_proto::{
     head::Explanation,
     resource::{Kind as ResourceKind, LabelRule, Strategy},
 };
-pub use object::{ObjectRef, WeakRef, get_all, put, wait};
+pub use object::{ObjectRef, WeakRef, get_all, put, put_shared, wait};
 pub use options::Options;
 pub use packed::Packed;
 pub use rkyv;

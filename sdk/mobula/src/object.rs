@@ -349,6 +349,16 @@ pub fn put<T: Data>(value: &T) -> Result<ObjectRef<T>> {
     Ok(ObjectRef::adopt(runtime, id))
 }
 
+/// Like [`put`], but into the store however small the value is: for what many processes of this node look at, without
+/// asking this one for it. Costs more than keeping it here.
+#[track_caller]
+pub fn put_shared<T: Data>(value: &T) -> Result<ObjectRef<T>> {
+    let runtime = crate::cluster::current()?;
+    let output = codec::encode(value)?;
+    let id = runtime.put_stored(&output, Site::here())?;
+    Ok(ObjectRef::adopt(runtime, id))
+}
+
 /// All the values, in order; the first failure otherwise.
 pub async fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
     let mut values = Vec::with_capacity(refs.len());

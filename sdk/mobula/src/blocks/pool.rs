@@ -54,7 +54,7 @@ pub struct ActorPool<A: Actor> {
 }
 
 /// The calls of one member.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Load {
     calls: VecDeque<WeakRef>,
     /// Calls since all were looked at.
@@ -111,13 +111,16 @@ impl<A: Actor> ActorPool<A> {
     /// Makes a new member in place of each that is known to be dead, in this value of the pool; says how many.
     pub async fn replace_dead(&mut self, spawn: impl Fn(usize) -> Spawn<A>) -> Result<usize> {
         let mut members = self.members.clone();
+        // A place has another member for this value of the pool alone.
+        let mut load = self.load().clone();
         let mut replaced = 0;
         for (number, member) in members.iter_mut().enumerate().filter(|(_, member)| member.is_dead()) {
             let new: A::Handle = spawn(number).await?;
             *member = ActorHandle::clone(&new);
+            load[number] = Load::default();
             replaced += 1;
         }
-        *self = Self { members, load: Arc::default(), kind: PhantomData };
+        *self = Self { members, load: Arc::new(Mutex::new(load)), kind: PhantomData };
         Ok(replaced)
     }
 

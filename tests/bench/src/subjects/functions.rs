@@ -69,11 +69,23 @@ pub fn ones(elements: usize) -> mobula::Result<Tensor> {
     Tensor::from_vec(&[elements], vec![1i64; elements])
 }
 
-/// A hundred small objects.
-#[mobula::task]
+/// What small objects hold.
+pub const SMALL: u64 = 0x0123_4567_89AB_CDEF;
+
+/// A hundred small objects in shared memory.
+#[mobula::task(isolation = "process")]
 pub fn do_put_small() -> mobula::Result<()> {
     for _ in 0..100 {
-        mobula::put(&0u64)?;
+        mobula::put_shared(&SMALL)?;
+    }
+    Ok(())
+}
+
+/// A hundred that stay in this process.
+#[mobula::task(isolation = "process")]
+pub fn do_put_own() -> mobula::Result<()> {
+    for _ in 0..100 {
+        mobula::put(&SMALL)?;
     }
     Ok(())
 }
@@ -82,7 +94,7 @@ pub fn do_put_small() -> mobula::Result<()> {
 pub const PUT_BYTES: usize = 10 * 80 * 1024 * 1024;
 
 /// Ten objects of 80 MiB.
-#[mobula::task]
+#[mobula::task(isolation = "process")]
 pub fn do_put() -> mobula::Result<()> {
     static VALUE: OnceLock<mobula::Result<Tensor>> = OnceLock::new();
     let tensor = VALUE.get_or_init(|| ones(10 * 1024 * 1024)).as_ref().map_err(Clone::clone)?;
@@ -99,13 +111,13 @@ pub fn create_object_containing_refs() -> mobula::Result<Vec<ObjectRef<u64>>> {
 }
 
 /// Calls all the actors in turn, `calls` times in all.
-#[mobula::task]
+#[mobula::task(isolation = "process")]
 pub fn work(actors: Vec<EchoHandle>, calls: u64) -> mobula::Result<()> {
     wait_for(actors.iter().cycle().take(calls as usize).map(EchoHandle::small_value))
 }
 
 /// Calls all the async actors in turn, `calls` times in all.
-#[mobula::task]
+#[mobula::task(isolation = "process")]
 pub fn async_work(actors: Vec<AsyncEchoHandle>, calls: u64) -> mobula::Result<()> {
     wait_for(actors.iter().cycle().take(calls as usize).map(AsyncEchoHandle::small_value))
 }

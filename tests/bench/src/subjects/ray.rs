@@ -1,13 +1,13 @@
 //! The rows of `ray microbenchmark`, under its names, with its loop sizes.
 //!
-//! Drivers and what they call are different processes. What Ray runs as client processes are actors here with
-//! `isolation = "process"`; where the callers are tasks (they run in the job's shared host), the called actors are.
+//! Drivers and what they call are different processes. What Ray runs as client processes are actors and tasks here with
+//! `isolation = "process"`.
 
 use mobula::{ObjectRef, blocking};
 
 use super::functions::{
-    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, PUT_BYTES, async_work,
-    create_object_containing_refs, do_put, do_put_small, ones, small_value, work,
+    AsyncClient, AsyncEcho, AsyncEchoHandle, Client, ConcurrentEcho, Echo, EchoHandle, PUT_BYTES, SMALL,
+    async_work, create_object_containing_refs, do_put, do_put_own, do_put_small, ones, small_value, work,
 };
 use crate::{
     limits::{
@@ -56,6 +56,9 @@ pub const PROBES: &[Probe] = probes! {
     calls("single client get calls (Plasma Store)", &[OfPeer(100.0)]), get_small;
     calls("single client put calls (Plasma Store)", &[OfPeer(200.0)]), put_small;
     calls("multi client put calls (Plasma Store)", &[OfPeer(200.0)]), put_multi_small;
+    Row::more("single client get calls, of what it keeps itself", "1/s"), get_own;
+    Row::more("single client put calls, of what it keeps itself", "1/s"), put_own;
+    Row::more("multi client put calls, of what they keep themselves", "1/s"), put_multi_own;
     gigabytes("single client put gigabytes", MEMCPY), put_large;
     calls("single client tasks and get batch", &[OfPeer(150.0)]), |place| batches(place, 1.0);
     gigabytes("multi client put gigabytes", MEMCPY_TWO), put_multi;
@@ -90,16 +93,29 @@ fn all<T: mobula::Data>(refs: &[ObjectRef<T>]) -> Result<()> {
 }
 
 fn get_small(place: &Place) -> Result<f64> {
-    let value = mobula::put(&0u64)?;
+    let value = mobula::put_shared(&SMALL)?;
     rate(place.scale, 1.0, || Ok(value.get().map(drop)?))
 }
 
 fn put_small(place: &Place) -> Result<f64> {
-    rate(place.scale, 1.0, || Ok(mobula::put(&0u64).map(drop)?))
+    rate(place.scale, 1.0, || Ok(mobula::put_shared(&SMALL).map(drop)?))
 }
 
 fn put_multi_small(place: &Place) -> Result<f64> {
     rate(place.scale, 1000.0, || all(&(0..10).map(|_| do_put_small.remote()).collect::<Vec<_>>()))
+}
+
+fn get_own(place: &Place) -> Result<f64> {
+    let value = mobula::put(&SMALL)?;
+    rate(place.scale, 1.0, || Ok(value.get().map(drop)?))
+}
+
+fn put_own(place: &Place) -> Result<f64> {
+    rate(place.scale, 1.0, || Ok(mobula::put(&SMALL).map(drop)?))
+}
+
+fn put_multi_own(place: &Place) -> Result<f64> {
+    rate(place.scale, 1000.0, || all(&(0..10).map(|_| do_put_own.remote()).collect::<Vec<_>>()))
 }
 
 fn put_large(place: &Place) -> Result<f64> {

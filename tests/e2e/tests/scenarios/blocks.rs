@@ -78,6 +78,14 @@ pub async fn a_pool_shares_work(_env: Env) -> Result<()> {
     pool.members()[0].kill();
     eventually("the death to be known", async || Ok(pool.members()[0].is_dead())).await?;
     assert_eq!(pool.map(0..10, |worker, x| worker.double(x)).await?.len(), 10);
+    // What the others have in flight still counts once there is a new one.
+    let lifeline = Lifeline::new()?;
+    let held = pool.call(|worker| worker.hold(vec![lifeline.watch()]));
+    let busy = pool.in_flight();
+    assert_eq!(pool.replace_dead(|_| Worker::spawn()).await?, 1);
+    assert_eq!((pool.in_flight(), busy.iter().sum()), (busy, 1));
+    drop(lifeline);
+    held.await?;
     for member in pool.members() {
         member.kill();
     }

@@ -6,6 +6,7 @@ use mobula::{Dtype, Element, ErrorKind, Result, prelude::*, safetensors};
 use mobula_e2e::{
     Env, Witness,
     env::{on, witness},
+    eventually,
 };
 
 #[mobula::data]
@@ -47,6 +48,27 @@ fn look(record: View<Record>) -> (u64, u64) {
 #[mobula::task]
 fn make(numbers: usize) -> Record {
     record(numbers)
+}
+
+#[mobula::task]
+async fn same_bytes(object: Vec<ObjectRef<Record>>) -> Result<bool> {
+    let views = (object[0].fetch_view().await?, object[0].fetch_view().await?);
+    Ok(views.0.numbers.as_ptr() == views.1.numbers.as_ptr() && views.0.numbers.len() == 3)
+}
+
+/// However small, it lies in the store: counted there, and looked at in place by every host.
+pub async fn small_values_are_shared(env: Env) -> Result<()> {
+    let object = mobula::put_shared(&record(3))?;
+    eventually("the store to count it", async || {
+        Ok(env.cluster.snapshot().await?.nodes.iter().map(|node| node.usage.objects).sum::<u64>() == 1)
+    })
+    .await?;
+    assert_eq!((&object).await?, record(3));
+    for node in env.nodes().await? {
+        assert!(same_bytes.options().strategy(on(node)).remote(vec![object.clone()]).await?);
+    }
+    drop(object);
+    env.stores_empty().await
 }
 
 pub async fn views_look_in_place(_env: Env) -> Result<()> {
