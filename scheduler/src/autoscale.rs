@@ -18,7 +18,7 @@ use std::{
 use mobula_proto::{
     NodeId, Quantity, Resources,
     group::Arrange,
-    resource::{self, Kind, Label, LabelRule, check_name},
+    resource::{self, Kind, Label, check_name},
 };
 
 use crate::{Gang, Millis, Unmet, event::DEVICES_MAX};
@@ -168,9 +168,8 @@ pub fn validate(types: &[NodeType]) -> Result<(), Error> {
 }
 
 /// Whether a node of this type that runs nothing else has room for a slot of this shape.
-pub fn could_hold(of: &NodeType, resources: &Resources, labels: &[LabelRule]) -> bool {
-    let shape = Unmet { resources: resources.clone(), labels: labels.to_vec(), count: 1, gang: None };
-    Bin::empty(of).room(&shape) > 0
+pub fn could_hold(of: &NodeType, shape: &Unmet) -> bool {
+    Bin::empty(of).room(shape) > 0
 }
 
 /// What to start and what to drain. `coming` says how many nodes of each type were started and have not joined yet;
@@ -254,7 +253,7 @@ impl<'a> Bin<'a> {
 
     /// How many of a shape fit.
     fn room(&self, shape: &Unmet) -> u64 {
-        if !shape.labels.iter().all(|rule| rule.holds(self.labels)) {
+        if !shape.admits(self.labels) {
             return 0;
         }
         let each = shape.resources.iter().map(|(kind, each)| {

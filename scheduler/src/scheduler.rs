@@ -252,11 +252,14 @@ impl Scheduler {
     /// What waits, as shapes for which nodes could be added, groups by group; what waits for its turn in a queue that has
     /// a limit is counted only up to that.
     pub fn unmet(&self) -> Vec<Unmet> {
-        type Shape<'a> = (&'a Resources, &'a [LabelRule], Option<unmet::Gang>);
+        type Shape<'a> = (&'a Resources, &'a [LabelRule], &'a [Vec<LabelRule>], Option<unmet::Gang>);
         let mut shapes: BTreeMap<Shape<'_>, u64> = BTreeMap::new();
         for demand in self.demands() {
             let Some(at) = demand.shape else { continue };
-            let shape = (&demand.class.resources, demand.class.labels.as_slice(), None);
+            let shape = {
+                let class = &demand.class;
+                (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), None)
+            };
             let allowed = self.queues.headroom(demand.queue, self.shapes.need(at));
             *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
         }
@@ -268,13 +271,14 @@ impl Scheduler {
             let spec = &gang.spec;
             for number in gang.missing() {
                 let of = unmet::Gang { group: gang.id, arrange: spec.arrange, place: spec.place.clone() };
-                let shape = (&spec.bundles[number as usize], spec.labels.as_slice(), Some(of));
+                let shape = (&spec.bundles[number as usize], spec.labels.as_slice(), [].as_slice(), Some(of));
                 *shapes.entry(shape).or_default() += 1;
             }
         }
-        let shape = |((resources, labels, gang), count): (Shape<'_>, u64)| Unmet {
+        let shape = |((resources, labels, fallbacks, gang), count): (Shape<'_>, u64)| Unmet {
             resources: resources.clone(),
             labels: labels.to_vec(),
+            fallbacks: fallbacks.to_vec(),
             count,
             gang,
         };

@@ -1,18 +1,32 @@
 //! What waits, as an autoscaler needs to know it: shapes and counts.
 
-use mobula_proto::{GroupId, Resources, group::Arrange, resource::LabelRule};
+use mobula_proto::{
+    GroupId, Resources,
+    group::Arrange,
+    resource::{Label, LabelRule},
+};
 
 /// Slots or bundles of one shape for which there is no room.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unmet {
     /// What each needs, on one node.
     pub resources: Resources,
-    /// Conditions on that node's labels; all must hold.
+    /// Conditions on that node's labels; all must hold, or all of one of the `fallbacks`.
     pub labels: Vec<LabelRule>,
+    /// Other conditions that will do.
+    pub fallbacks: Vec<Vec<LabelRule>>,
     /// How many; at least 1.
     pub count: u64,
     /// The group of which they are bundles: useless unless there is room for all of the group's shapes.
     pub gang: Option<Gang>,
+}
+
+impl Unmet {
+    /// Whether a node with these labels will do.
+    pub fn admits(&self, labels: &[Label]) -> bool {
+        let holds = |rules: &Vec<LabelRule>| rules.iter().all(|rule| rule.holds(labels));
+        holds(&self.labels) || self.fallbacks.iter().any(holds)
+    }
 }
 
 /// A group that waits.

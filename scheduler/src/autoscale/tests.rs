@@ -25,7 +25,7 @@ fn of(name: &str, offers: &str, min: u32, max: u32) -> NodeType {
 }
 
 fn shape(count: u64, needs: &str) -> Unmet {
-    Unmet { resources: resources(needs), labels: Vec::new(), count, gang: None }
+    Unmet { resources: resources(needs), labels: Vec::new(), fallbacks: Vec::new(), count, gang: None }
 }
 
 fn in_group(number: u64, arrange: Arrange, mut shape: Unmet) -> Unmet {
@@ -228,7 +228,7 @@ fn any_shape() -> impl Strategy<Value = Unmet> {
             if let Some(units) = part {
                 resources.set(Kind::Gpu, Quantity::from_units(units).unwrap());
             }
-            let shape = Unmet { resources, labels: Vec::new(), count, gang: None };
+            let shape = Unmet { resources, labels: Vec::new(), fallbacks: Vec::new(), count, gang: None };
             let shape = if pool < 2 { in_pool(&format!("t{pool}"), shape) } else { shape };
             match gang {
                 Some((number, arrange)) => in_group(number, arrange, shape),
@@ -338,5 +338,24 @@ proptest! {
         let second = plan(&types, &[], &first.start, &unmet, Millis(0)).unwrap();
         prop_assert_eq!(&second.start, &BTreeMap::new());
         prop_assert_eq!(&second.left, &first.left);
+    }
+}
+
+#[test]
+fn other_labels_that_will_do_are_planned_for() {
+    let rule = |pool: &str| LabelRule::In("pool".to_owned(), vec![pool.to_owned()]);
+    let or = |pools: &[&str]| {
+        let fallbacks = pools.iter().map(|pool| vec![rule(pool)]).collect();
+        Unmet { fallbacks, ..in_pool("nowhere", shape(2, "cpu=1")) }
+    };
+    for (fallbacks, want) in [
+        (or(&[]), "left 2"),
+        (or(&["elsewhere"]), "left 2"),
+        (or(&["elsewhere", "large"]), "large=1"),
+        (Unmet { fallbacks: vec![Vec::new()], ..or(&[]) }, "small=1"),
+    ] {
+        assert_eq!(told(&types(), std::slice::from_ref(&fallbacks)), want, "{fallbacks:?}");
+        let could = types().iter().any(|of| could_hold(of, &fallbacks));
+        assert_eq!(could, want != "left 2");
     }
 }

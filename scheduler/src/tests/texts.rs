@@ -258,6 +258,7 @@ fn what_nodes_could_be_added_for_is_told() {
     let of = |text: &str, labels: &[LabelRule], count: u64, gang: Option<unmet::Gang>| Unmet {
         resources: resources(text),
         labels: labels.to_vec(),
+        fallbacks: Vec::new(),
         count,
         gang,
     };

@@ -162,7 +162,8 @@ impl Core {
             return Err(refuse(FailureKind::Limit, text));
         }
         // A promise that outlives its nodes is kept when others join.
-        spec.wait_for_node |= detached || spec.bundles.iter().all(|each| self.may_come(each, &spec.labels));
+        spec.wait_for_node |=
+            detached || spec.bundles.iter().all(|each| self.may_come(each, &spec.labels, &[]));
         self.groups.last += 1;
         let group = GroupId { number: self.groups.last };
         if group.number >= self.groups.reserved {

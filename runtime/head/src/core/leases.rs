@@ -206,7 +206,7 @@ impl Core {
         if let Some(failure) = refused {
             return self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
         }
-        class.wait_for_node |= self.may_come(&class.resources, &class.labels);
+        class.wait_for_node |= self.may_come(&class.resources, &class.labels, &class.fallbacks);
         let class = match self.leases.wanted.get(&at) {
             Some(known) if *known.class == class => Arc::clone(&known.class),
             _ => Arc::new(class),

@@ -64,8 +64,23 @@ impl Core {
     }
 
     /// Whether a node that could be started could hold this.
-    pub(super) fn may_come(&self, resources: &Resources, labels: &[LabelRule]) -> bool {
-        let types = self.options.node_types.iter().filter(|of| of.max > 0);
-        types.into_iter().any(|of| autoscale::could_hold(of, resources, labels))
+    pub(super) fn may_come(
+        &self,
+        resources: &Resources,
+        labels: &[LabelRule],
+        fallbacks: &[Vec<LabelRule>],
+    ) -> bool {
+        let mut types = self.options.node_types.iter().filter(|of| of.max > 0).peekable();
+        if types.peek().is_none() {
+            return false;
+        }
+        let shape = Unmet {
+            resources: resources.clone(),
+            labels: labels.to_vec(),
+            fallbacks: fallbacks.to_vec(),
+            count: 1,
+            gang: None,
+        };
+        types.any(|of| autoscale::could_hold(of, &shape))
     }
 }
