@@ -134,7 +134,8 @@ pub struct Store {
     warm_in: AtomicU32,
     /// When something was written last; `None` once what only serves reuse is given back.
     written: Mutex<Option<Instant>>,
-    answers: Mutex<HashMap<u64, Growing>>,
+    /// `None` once nothing will be answered any more.
+    answers: Mutex<Option<HashMap<u64, Growing>>>,
 }
 
 /// A thread that waits for a region, since it lacks room for so many bytes.
@@ -177,7 +178,7 @@ impl Store {
             }),
             keep_bytes: welcome.store_bytes / KEEP_SHARE,
             written: Mutex::default(),
-            answers: Mutex::default(),
+            answers: Mutex::new(Some(HashMap::new())),
         }
     }
 
@@ -258,7 +259,10 @@ impl Store {
         }
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = sync_channel(1);
-        self.answers.lock().insert(request, Growing { wanted, answer: sender });
+        match self.answers.lock().as_mut() {
+            Some(answers) => drop(answers.insert(request, Growing { wanted, answer: sender })),
+            None => return Err(ended(runtime)),
+        }
         let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
         let answer = receiver.recv_timeout(PRESSURE_WAIT).or_else(|_| {
@@ -278,7 +282,11 @@ impl Store {
             Ok(Err(failure)) => return self.heap.allocate(wanted).map(Some).map_err(|_| failure),
             Err(_) => return Err(ended(runtime)),
         }
-        let trouble = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
+        let trouble = |error: mobula_store::Error| {
+            // What was granted goes back.
+            runtime.tell(ToAgent::RegionUnwanted { request, bytes });
+            Failure::new(FailureKind::StoreFull, error.to_string())
+        };
         let writer = Writer::create(bytes).map_err(trouble)?;
         let descriptor = writer.share().map_err(trouble)?;
         let seq = self.next_region.fetch_add(1, Ordering::Relaxed);
@@ -297,7 +305,8 @@ impl Store {
 
     pub(crate) fn region_answer(&self, request: u64, answer: Result<(), Failure>) {
         // Nobody waits where room came free in another way: then the agent knows by now.
-        if let Some(growing) = self.answers.lock().remove(&request) {
+        let growing = self.answers.lock().as_mut().and_then(|answers| answers.remove(&request));
+        if let Some(growing) = growing {
             let _ended = growing.answer.try_send(answer.map(|()| Room::Region));
         }
     }
@@ -305,6 +314,7 @@ impl Store {
     /// Memory came free: who waits for a region may need none.
     fn freed(&self) {
         let mut answers = self.answers.lock();
+        let Some(answers) = answers.as_mut() else { return };
         let found = answers
             .iter()
             .find_map(|(request, growing)| Some((*request, self.heap.allocate(growing.wanted).ok()?)));
@@ -633,7 +643,7 @@ impl Store {
 
     /// The connection to the agent is gone: nothing will be answered any more.
     pub(crate) fn end(&self, failure: &Failure) {
-        self.answers.lock().clear();
+        *self.answers.lock() = None;
         let waiting = self.requests.lock().take().unwrap_or_default();
         for (object, ..) in waiting.into_values() {
             self.answer(object, &Err(failure.clone()));
@@ -655,4 +665,52 @@ fn view(reader: &Arc<Reader>, place: Place, pin: Arc<Pinned>) -> Result<Bytes, F
     reader
         .bytes(place.offset, place.bytes, Some(pin))
         .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mobula_proto::NodeId;
+
+    use super::*;
+    use crate::{link::AgentSender, peers::Peers, registry::Registry};
+
+    /// Longest that a thread may take to come back.
+    const WAIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn once_the_job_has_ended_nobody_waits_for_room() {
+        let node = NodeId { number: 1, incarnation: 1 };
+        let host = HostId { node, seq: 1 };
+        let welcome = Welcome {
+            host,
+            job: mobula_proto::JobId { number: 1 },
+            driver: host,
+            namespace: String::new(),
+            cpus: 1,
+            store_bytes: 1 << 30,
+            devices: Vec::new(),
+            shared: true,
+        };
+        // An agent that answers nothing.
+        let (asked, wishes) = std::sync::mpsc::channel();
+        let agent = AgentSender::new(move |parcel| drop(asked.send(parcel.message)));
+        let user = tokio::runtime::Runtime::new().unwrap();
+        let registry = Registry::new(std::iter::empty()).unwrap();
+        let runtime = Runtime::new(welcome, registry, agent, Peers::new(None, None), user.handle().clone());
+        let (told, answers) = std::sync::mpsc::channel();
+        let ask = || {
+            let (runtime, told) = (runtime.clone(), told.clone());
+            std::thread::spawn(move || told.send(runtime.store().allocate(&runtime, 1 << 20).map(drop)))
+        };
+        let first = ask();
+        let is_wish = |message: ToAgent| matches!(message, ToAgent::RegionWanted { .. });
+        while !is_wish(wishes.recv_timeout(WAIT).expect("a wish for a region")) {}
+        runtime.end(Failure::new(FailureKind::JobEnded, "its driver left"));
+        let second = ask();
+        for asker in [first, second] {
+            let failure = answers.recv_timeout(WAIT).expect("no answer to who waits for room").unwrap_err();
+            assert_eq!(failure.kind, FailureKind::JobEnded);
+            asker.join().unwrap().unwrap();
+        }
+    }
 }
