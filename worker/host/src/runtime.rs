@@ -853,19 +853,14 @@ impl Runtime {
             Some(State::Inline { bytes, .. }) => done(parse_inline(bytes)),
             Some(State::Stored(copy)) => {
                 let weak = Arc::downgrade(self);
-                self.open_all(vec![(object, copy)], false, move |opened| {
-                    let result = opened.and_then(|mut all| {
-                        all.remove(&object)
-                            .ok_or_else(|| Failure::new(FailureKind::ObjectLost, "the object was not found"))
-                            .and_then(parse)
-                    });
-                    match (result, weak.upgrade()) {
+                let opened =
+                    move |bytes: Result<Bytes, Failure>| match (bytes.and_then(parse), weak.upgrade()) {
                         (Err(failure), Some(runtime)) if failure.kind == FailureKind::ObjectLost => {
                             runtime.on_lost(object, copy, failure, Box::new(done));
                         }
                         (result, _) => done(result),
-                    }
-                });
+                    };
+                self.store.open(self, (object, false), copy, Box::new(opened));
             }
             Some(State::Failed(failure)) => done(Err(*failure)),
             Some(State::Actor { .. }) => {

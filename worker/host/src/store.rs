@@ -82,7 +82,7 @@ impl Drop for Pinned {
     }
 }
 
-type Callback = Box<dyn FnOnce(Result<Bytes, Failure>) + Send>;
+pub(crate) type Callback = Box<dyn FnOnce(Result<Bytes, Failure>) + Send>;
 
 enum View {
     /// Whether nothing waits for it yet, as far as the agent knows.
@@ -497,7 +497,14 @@ impl Store {
         }
     }
 
-    fn open(&self, runtime: &Arc<Runtime>, (object, ahead): (ObjectId, bool), copy: Copy, done: Callback) {
+    /// Makes one readable, then calls `done` once; see [`Self::open_all`].
+    pub(crate) fn open(
+        &self,
+        runtime: &Arc<Runtime>,
+        (object, ahead): (ObjectId, bool),
+        copy: Copy,
+        done: Callback,
+    ) {
         let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
         let left = || self.left.lock().get(&object)?.upgrade().map(|extent| extent.bytes());
         if let Some(bytes) = own.or_else(left) {
