@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
+    os::fd::OwnedFd,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -20,7 +21,11 @@ use std::{
 
 use mobula_proto::{Failure, FailureKind, JobId};
 use parking_lot::Mutex;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal},
+};
 use tokio::{
     runtime::Handle,
     sync::{OnceCell, watch},
@@ -33,8 +38,6 @@ pub const UID_MIN: u32 = 1000;
 pub const UID_MAX: u32 = u32::MAX - 1;
 /// How long processes of a job that has ended may take to be gone once they are killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two looks at them.
-const KILL_PAUSE: Duration = Duration::from_millis(5);
 /// Mode of folders that jobs' users pass through and can neither list nor change.
 const PASSABLE: u32 = 0o711;
 /// Where everybody may write.
@@ -296,10 +299,15 @@ impl Users {
     fn clear(&self, uid: u32, job: JobId) {
         let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
-            match kill_all(uid) {
-                Ok(true) => break,
-                Ok(false) if Instant::now() < deadline => std::thread::sleep(KILL_PAUSE),
-                Ok(false) => {
+            // Those that were killed may have started others just before.
+            let killed = kill_all(uid).and_then(|killed| match killed {
+                Some(killed) => have_ended(&killed, deadline).map(Some),
+                None => Ok(None),
+            });
+            match killed {
+                Ok(None) => break,
+                Ok(Some(true)) if Instant::now() < deadline => {}
+                Ok(Some(_)) => {
                     warn!(uid, %job, "processes of an ended job do not end");
                     break;
                 }
@@ -445,21 +453,42 @@ fn users_of(pid: u32) -> BTreeSet<u32> {
     }
 }
 
-/// Kills what runs as this user; whether nothing did.
-fn kill_all(uid: u32) -> io::Result<bool> {
+/// Kills what runs as this user, and says what that was; `None` where nothing did.
+fn kill_all(uid: u32) -> io::Result<Option<Vec<OwnedFd>>> {
     let pids: Vec<u32> = running()?.into_iter().filter(|(_, of)| *of == uid).map(|(pid, _)| pid).collect();
+    let mut killed = Vec::new();
     for pid in &pids {
-        let target = i32::try_from(*pid).ok().and_then(Pid::from_raw);
-        // An error says that it has ended.
-        let Some(Ok(pidfd)) = target.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else {
-            continue;
+        let Some(target) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else { continue };
+        let pidfd = match rustix::process::pidfd_open(target, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            // It has ended.
+            Err(Errno::SRCH) => continue,
+            Err(error) => return Err(error.into()),
         };
         // The number may have become another's before it was opened.
         if users_of(*pid).contains(&uid) {
             let _ended = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            killed.push(pidfd);
         }
     }
-    Ok(pids.is_empty())
+    Ok((!pids.is_empty()).then_some(killed))
+}
+
+/// Whether all of these processes have ended by then.
+fn have_ended(processes: &[OwnedFd], deadline: Instant) -> io::Result<bool> {
+    for process in processes {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return Ok(false),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The users who own, or made, System V memory, queues and semaphores.
