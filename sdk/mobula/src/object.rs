@@ -343,19 +343,23 @@ impl Future for Settled {
 /// will be.
 #[track_caller]
 pub fn put<T: Data>(value: &T) -> Result<ObjectRef<T>> {
-    let runtime = crate::cluster::current()?;
-    let output = codec::encode(value)?;
-    let id = runtime.put(&output, Site::here())?;
-    Ok(ObjectRef::adopt(runtime, id))
+    put_by(value, Runtime::put, Site::here())
 }
 
 /// Like [`put`], but into the store however small the value is: for what many processes of this node look at, without
 /// asking this one for it. Costs more than keeping it here.
 #[track_caller]
 pub fn put_shared<T: Data>(value: &T) -> Result<ObjectRef<T>> {
+    put_by(value, Runtime::put_stored, Site::here())
+}
+
+fn put_by<T: Data>(
+    value: &T,
+    put: fn(&Arc<Runtime>, &codec::Output, Site) -> std::result::Result<ObjectId, Failure>,
+    site: Site,
+) -> Result<ObjectRef<T>> {
     let runtime = crate::cluster::current()?;
-    let output = codec::encode(value)?;
-    let id = runtime.put_stored(&output, Site::here())?;
+    let id = put(&runtime, &codec::encode(value)?, site)?;
     Ok(ObjectRef::adopt(runtime, id))
 }
 

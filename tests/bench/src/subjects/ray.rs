@@ -53,12 +53,12 @@ pub const TASKS_SYNC: &str = "single client tasks sync";
 
 /// All of them, in Ray's order.
 pub const PROBES: &[Probe] = probes! {
-    calls("single client get calls (Plasma Store)", &[OfPeer(100.0)]), get_small;
-    calls("single client put calls (Plasma Store)", &[OfPeer(200.0)]), put_small;
-    calls("multi client put calls (Plasma Store)", &[OfPeer(200.0)]), put_multi_small;
-    Row::more("single client get calls, of what it keeps itself", "1/s"), get_own;
-    Row::more("single client put calls, of what it keeps itself", "1/s"), put_own;
-    Row::more("multi client put calls, of what they keep themselves", "1/s"), put_multi_own;
+    calls("single client get calls (Plasma Store)", &[OfPeer(100.0)]), |place| gets(place, mobula::put_shared);
+    calls("single client put calls (Plasma Store)", &[OfPeer(200.0)]), |place| puts(place, mobula::put_shared);
+    calls("multi client put calls (Plasma Store)", &[OfPeer(200.0)]), |place| puts_of_tasks(place, || do_put_small.remote());
+    Row::more("single client get calls, of what it keeps itself", "1/s"), |place| gets(place, mobula::put);
+    Row::more("single client put calls, of what it keeps itself", "1/s"), |place| puts(place, mobula::put);
+    Row::more("multi client put calls, of what they keep themselves", "1/s"), |place| puts_of_tasks(place, || do_put_own.remote());
     gigabytes("single client put gigabytes", MEMCPY), put_large;
     calls("single client tasks and get batch", &[OfPeer(150.0)]), |place| batches(place, 1.0);
     gigabytes("multi client put gigabytes", MEMCPY_TWO), put_multi;
@@ -92,30 +92,21 @@ fn all<T: mobula::Data>(refs: &[ObjectRef<T>]) -> Result<()> {
     Ok(blocking::get_all(refs).map(drop)?)
 }
 
-fn get_small(place: &Place) -> Result<f64> {
-    let value = mobula::put_shared(&SMALL)?;
+/// How a small value is put: [`mobula::put_shared`] or [`mobula::put`].
+type Put = fn(&u64) -> mobula::Result<ObjectRef<u64>>;
+
+fn gets(place: &Place, put: Put) -> Result<f64> {
+    let value = put(&SMALL)?;
     rate(place.scale, 1.0, || Ok(value.get().map(drop)?))
 }
 
-fn put_small(place: &Place) -> Result<f64> {
-    rate(place.scale, 1.0, || Ok(mobula::put_shared(&SMALL).map(drop)?))
+fn puts(place: &Place, put: Put) -> Result<f64> {
+    rate(place.scale, 1.0, || Ok(put(&SMALL).map(drop)?))
 }
 
-fn put_multi_small(place: &Place) -> Result<f64> {
-    rate(place.scale, 1000.0, || all(&(0..10).map(|_| do_put_small.remote()).collect::<Vec<_>>()))
-}
-
-fn get_own(place: &Place) -> Result<f64> {
-    let value = mobula::put(&SMALL)?;
-    rate(place.scale, 1.0, || Ok(value.get().map(drop)?))
-}
-
-fn put_own(place: &Place) -> Result<f64> {
-    rate(place.scale, 1.0, || Ok(mobula::put(&SMALL).map(drop)?))
-}
-
-fn put_multi_own(place: &Place) -> Result<f64> {
-    rate(place.scale, 1000.0, || all(&(0..10).map(|_| do_put_own.remote()).collect::<Vec<_>>()))
+/// Of ten tasks, each of which puts a hundred.
+fn puts_of_tasks(place: &Place, start: fn() -> ObjectRef<()>) -> Result<f64> {
+    rate(place.scale, 1000.0, || all(&(0..10).map(|_| start()).collect::<Vec<_>>()))
 }
 
 fn put_large(place: &Place) -> Result<f64> {
