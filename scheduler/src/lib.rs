@@ -48,9 +48,9 @@
 //! - **S7** In any one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what one request
 //!   needs; and nothing is taken away before its grace is over.
 //! - **S8** Nothing starves. Where no lease lasts longer than [`Options::ageing`] and no queue lacks what is guaranteed
-//!   to it, what could run on some node, and whose
-//!   queue's limits leave room for it, is placed within the ageing, once more for each priority that others are ahead,
-//!   and the longest lease, with the grace of who makes room, for each that waits beside it (`tests/sim/starve.rs`).
+//!   to it, what could run on some node, and whose queue's limits leave room for it, is placed within the ageing, once
+//!   more for each priority that others are ahead, and the longest lease, with the grace of who makes room, for each that
+//!   waits beside it (`tests/sim/starve.rs`).
 //!
 //! | module | what |
 //! |---|---|

@@ -5,8 +5,8 @@
 //! elsewhere; or where a group needs several nodes at once. So what has waited for [`crate::Options::ageing`], and so
 //! much longer as what runs there in its queue is ahead of it by priority, has a node kept for it alone: nobody else is
 //! granted anything there, whatever their share, but who is due before it in its queue, or, where it is a single slot,
-//! is guaranteed what its queue would have. It then gets the first slot that fits, or its group all it lacks. A class of which something runs waits
-//! for no more than its turn.
+//! is guaranteed what its queue would have. It then gets the first slot that fits, or its group all it lacks. A class of
+//! which something runs waits for no more than its turn.
 //!
 //! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
 //! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
