@@ -36,7 +36,7 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
-    /// A node gets no new grants; what it runs may finish.
+    /// A node gets no new grants; what it runs may finish. Bundles of groups in which nothing runs move elsewhere.
     NodeDrain {
         /// The node.
         node: NodeId,
@@ -174,13 +174,14 @@ pub enum Effect {
         /// When it is taken away.
         until: Millis,
     },
-    /// Bundles of a group are gone, with the leases in them. The group waits again, for those.
+    /// Bundles of a group are gone, with the leases in them; on a node that drains, as soon as none is in them. The group
+    /// waits again, for those.
     GroupLost {
         /// The group.
         group: GroupId,
         /// Which, in ascending order.
         bundles: Vec<u32>,
-        /// [`RevokeKind::NodeLost`] or [`RevokeKind::Evicted`].
+        /// [`RevokeKind::NodeLost`], [`RevokeKind::Evicted`] or [`RevokeKind::Draining`].
         kind: RevokeKind,
     },
     /// No living nodes could ever hold the group, or it is malformed. It is forgotten.
@@ -220,6 +221,8 @@ pub enum RevokeKind {
     },
     /// It was not given back within its grace. The slots are gone: what still runs on them must be stopped.
     Evicted,
+    /// Its node is to leave. Said of bundles only; the head asks for leases there.
+    Draining,
 }
 
 /// Why an event was ignored as malformed.

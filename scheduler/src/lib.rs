@@ -43,7 +43,7 @@
 //! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow, but beside what a node is
 //!   kept for.
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
-//! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost.
+//! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost or drains.
 //! - **S6** What carries a stale incarnation changes nothing.
 //! - **S7** In any one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what one request
 //!   needs; and nothing is taken away before its grace is over.

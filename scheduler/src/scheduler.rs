@@ -99,6 +99,8 @@ pub struct Scheduler {
     groups_of: BTreeMap<JobId, usize>,
     /// Groups inside of which something became free in this step.
     roomy: BTreeSet<u32>,
+    /// Nodes that drain.
+    draining: BTreeSet<u32>,
     queues: Queues,
     /// Nodes where capacity became free in this step.
     freed: Vec<u32>,
@@ -129,6 +131,7 @@ impl Scheduler {
             gang_of: BTreeMap::new(),
             groups_of: BTreeMap::new(),
             roomy: BTreeSet::new(),
+            draining: BTreeSet::new(),
             queues: Queues::new(),
             freed: Vec::new(),
             asking: ask::Asking::default(),
@@ -295,12 +298,14 @@ impl Scheduler {
         let Some(at) = self.cluster.find(node) else { return };
         if let Some(found) = self.cluster.nodes.get_mut(at) {
             found.draining = draining;
-            if !draining {
-                self.roomy.extend(found.bundles.iter().map(|(gang, _)| *gang));
-            }
+            // Their bundles are granted from again, or may be empty and move.
+            self.roomy.extend(found.bundles.iter().map(|(gang, _)| *gang));
         }
         if draining {
+            self.draining.insert(at);
             self.lift(at);
+        } else {
+            self.draining.remove(&at);
         }
         self.cluster.touch(at);
         if !draining {
@@ -374,6 +379,7 @@ impl Scheduler {
 
     fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
         self.lift(at);
+        self.draining.remove(&at);
         let Some(node) = self.cluster.remove(at) else { return };
         self.freed.retain(|freed| *freed != at);
         self.queues.totals(&self.cluster.totals);

@@ -238,7 +238,30 @@ impl Scheduler {
         }
     }
 
-    /// Bundles were on a node that is gone.
+    /// Bundles on nodes that drain, in which nothing runs any more, are given up and wait for another place: so a group
+    /// has moved before its node leaves. What runs there is its owner's to end; it is granted nothing more meanwhile.
+    pub(super) fn move_bundles(&mut self, out: &mut Vec<Effect>) {
+        if self.draining.is_empty() || self.roomy.is_empty() {
+            return;
+        }
+        let mut empty = BTreeSet::new();
+        for at in &self.roomy {
+            // One that is being given up loses all of them soon.
+            let Some(gang) = self.gangs.get(*at).filter(|gang| gang.until.is_none()) else { continue };
+            let placed =
+                (0..).zip(&gang.bundles).filter_map(|(number, bundle)| Some((number, bundle.as_ref()?.at)));
+            for (number, node) in placed.filter(|(_, node)| self.draining.contains(node)) {
+                let leases = self.cluster.nodes.get(node).into_iter().flat_map(|node| &node.leases);
+                let mut inside = leases.filter_map(|lease| self.leases.at(*lease)?.inside);
+                if inside.all(|of| of != (*at, number)) {
+                    empty.insert((*at, number));
+                }
+            }
+        }
+        self.bundles_lost(empty, RevokeKind::Draining, out);
+    }
+
+    /// Bundles were on a node that is gone, or that is to leave.
     pub(super) fn bundles_lost(
         &mut self,
         lost: BTreeSet<(u32, u32)>,

@@ -50,6 +50,7 @@ impl Scheduler {
     /// Places all that fits, and says so.
     pub(super) fn place_all(&mut self, out: &mut Vec<Effect>) {
         let mut round = Round::default();
+        self.move_bundles(out);
         self.serve_oldest(&mut round);
         self.note_freed();
         if !self.shapes.any_open() && self.roomy.is_empty() && round.is_empty() {

@@ -361,7 +361,7 @@ impl<'a> Replay<'a> {
             Effect::Revoke { lease, slots, kind, .. } => {
                 let Some(held) = self.leases.get_mut(&lease) else { return };
                 match kind {
-                    RevokeKind::Idle => held.leaving = held.slots,
+                    RevokeKind::Idle | RevokeKind::Draining => held.leaving = held.slots,
                     RevokeKind::Preempted { .. } => {
                         self.preemptions += 1;
                         held.leaving = (held.leaving + slots).min(held.slots);

@@ -184,3 +184,34 @@ fn what_a_dead_node_held_is_placed_again() {
     );
     assert_eq!(show(&world.up(node(3), "2 cpu")), "group-1 1:node-3, node-3 x1");
 }
+
+#[test]
+fn bundles_move_while_their_node_drains() {
+    let drain = |number| Event::NodeDrain { node: node(number) };
+    let resume = |number| Event::NodeResume { node: node(number) };
+    let mut world = World::new(&["2 cpu", "2 cpu", "2 cpu"]);
+    ask(&mut world, 1, &group(Arrange::Spread, &["1 cpu"; 2]));
+    // Nothing runs in it: at once.
+    assert_eq!(show(&world.step(drain(1))), "group-1 lost [0], group-1 0:node-3");
+    // What runs in it ends first, and gets nothing more meanwhile; what waits inside goes along.
+    world.ask(host(9), 0, &inside(1, Some(1), "0.5 cpu"), 3);
+    assert_eq!(show(&world.step(drain(2))), "");
+    let lease = LeaseId { number: 1 };
+    assert_eq!(show(&world.step(Event::Shrink { lease, slots: 1 })), "");
+    assert_eq!(show(&world.release(1)), "ended lease-1, group-1 lost [1], group-1 1:node-3, node-3 x1");
+
+    // Strictly together: only when the last of them is empty, and nowhere while there is no other place.
+    let mut world = World::new(&["4 cpu", "1 cpu"]);
+    ask(&mut world, 1, &group(Arrange::StrictPack, &["1 cpu"; 2]));
+    world.ask(host(9), 0, &inside(1, Some(0), "1 cpu"), 1);
+    assert_eq!(show(&world.step(drain(1))), "group-1 lost [1]");
+    assert_eq!(show(&world.release(1)), "ended lease-1, group-1 lost [0]");
+    assert_eq!(
+        world.scheduler.why_group(GroupId { number: 1 }).unwrap(),
+        "needs 2 bundles of 1 CPU each (strict pack); there is room for 1 of them now; position 1 of the default queue"
+    );
+    assert_eq!(show(&world.step(resume(1))), "group-1 0:node-1+1:node-1", "it stays after all");
+    world.step(drain(1));
+    assert_eq!(show(&world.up(node(3), "2 cpu")), "group-1 0:node-3+1:node-3");
+    assert_eq!(show(&world.step(Event::NodeDown { node: node(1) })), "", "nothing of it was left there");
+}

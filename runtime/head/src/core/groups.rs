@@ -272,7 +272,7 @@ impl Core {
 
     pub(super) fn group_lost(&mut self, group: GroupId, bundles: &[u32]) {
         let Some(entry) = self.groups.all.get_mut(&group) else { return };
-        info!(%group, bundles = bundles.len(), "bundles of a placement group are lost, and wait again");
+        info!(%group, bundles = bundles.len(), "bundles of a placement group lost their node, and wait for another");
         for bundle in bundles {
             if entry.places.get_mut(*bundle as usize).and_then(Option::take).is_some() {
                 entry.missing += 1;

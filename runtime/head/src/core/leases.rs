@@ -375,6 +375,7 @@ impl Core {
                     RevokeKind::NodeLost => Revocation::Lost,
                     RevokeKind::Preempted { .. } => Revocation::Preempted,
                     RevokeKind::Evicted => Revocation::Evicted,
+                    RevokeKind::Draining => Revocation::Draining,
                 };
                 if announced {
                     self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use mobula_proto::head::Left;
+use mobula_proto::{Group, group::Arrange, head::Left};
 
 use super::*;
 
@@ -213,4 +213,40 @@ fn who_was_to_leave_and_is_not_back_in_time_has_left() {
     let mut world = world.restart(2000);
     let b = world.join("b", 2);
     assert_eq!(world.draining(b), None, "nor is that forgotten");
+}
+
+#[test]
+fn groups_have_moved_before_their_node_leaves() {
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 2);
+    let job = world.start_job(a, 1).job;
+    let bundles = vec![Resources::cpu(Quantity::ONE); 2];
+    let group = Group { bundles, arrange: Arrange::Pack, ..Group::default() };
+    let ask = Question::GroupCreate { group, name: String::new(), namespace: String::new(), detached: false };
+    let Answer::Group { group, placed: true, .. } = world.ask(a, 1, job, ask) else {
+        panic!("there is room for it")
+    };
+    // Something runs in one of its bundles.
+    let strategy = mobula_proto::resource::Strategy::Group { group, bundle: Some(0) };
+    let class = Class { resources: Resources::cpu(Quantity::ONE), strategy, ..Class::default() };
+    let demand = ToHead::Demand { owner: a.host(1), job, key: 1, class, backlog: 1, locality: Vec::new() };
+    world.says(a.link, demand);
+    world.all(a.link);
+    let (lease, _) = world.reserved(b);
+    world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+    world.all(a.link);
+    let c = world.join("c", 1);
+    let d = world.join("d", 1);
+    world.all(a.link);
+    world.drain("b", 60_000).unwrap();
+    assert!(is_drained(&world.all(a.link)), "its owner is to give it back");
+    let places = |world: &World| world.core.group_snapshots(1)[0].nodes.clone();
+    let on = |list: &[Agent]| list.iter().map(|agent| (agent.node.to_string(), 1)).collect();
+    assert_eq!(places(&world), on(&[b, c]), "the empty one at once");
+    world.says(a.link, ToHead::Release { lease });
+    assert_eq!(places(&world), on(&[c, d]));
+    world.says(b.link, ToHead::Draining(Left::default()));
+    assert_eq!(world.closed, [b.link]);
+    assert_eq!(world.core.group_snapshots(1)[0].placed, 2, "it lost nothing with the node");
 }
