@@ -1,5 +1,5 @@
 //! Messages between hosts that no ring joins, on their way through their agents: many at once, and read by nobody on
-//! the way.
+//! the way. What a host and its own agent tell each other goes the same way, where no descriptor travels with it.
 //!
 //! A host puts each message into its ring to the agent behind a head of [`HEAD_BYTES`]: for whom it is. The agent
 //! forwards what it finds there at once as one *batch*, which another agent, or the same one, takes apart into the
@@ -7,8 +7,11 @@
 //! and zeros up to a multiple of 16.
 //!
 //! A head is four little-endian words: a host's node (number, incarnation), its number there, and one word more: the
-//! body's length in a batch, [`SAME_JOB`] or zero in a ring to a host, zero in a ring to an agent. The ring to a host also
-//! carries what its own agent answers it ([`FROM_AGENT`]), where that may overtake what the agent says over the socket.
+//! body's length in a batch, [`SAME_JOB`] or zero in a ring to a host, zero in a ring to an agent.
+//!
+//! Between a host and its own agent the head is [`agent_head`]. The ring to a host carries what its agent tells it where
+//! that may overtake what the agent says over the socket. The ring to the agent carries all that the host tells it, in order:
+//! where a descriptor travels with a message, that is in the socket, and an empty body says here when it is its turn.
 
 use crate::{HostId, NodeId, wire::MESSAGE_BYTES_MAX};
 
@@ -21,8 +24,11 @@ pub const BATCH_BYTES: usize = 56 * 1024;
 pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - BATCH_BYTES - 2048;
 /// In a head: the sender is of the receiver's job.
 pub const SAME_JOB: u32 = 1;
-/// In a head: the body is a [`ToHost`](crate::host::ToHost) of the receiver's own agent; the other words are zero.
+/// In a head in a ring to a host: the body is a [`ToHost`](crate::host::ToHost) of the receiver's own agent.
 pub const FROM_AGENT: u32 = 2;
+/// In a head in a ring to an agent, and in a batch of that: the body is a [`ToAgent`](crate::host::ToAgent) for that agent
+/// itself, or empty for the next one in the socket.
+pub const TO_AGENT: HostId = HostId { node: NodeId { number: 0, incarnation: 0 }, seq: 0 };
 
 /// What was to be a head, or a batch, is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,9 +45,9 @@ pub fn head(host: HostId, word: u32) -> [u8; HEAD_BYTES] {
     bytes
 }
 
-/// The head of what a host's own agent says.
+/// The head of what a host and its own agent tell each other.
 pub fn agent_head() -> [u8; HEAD_BYTES] {
-    head(NodeId { number: 0, incarnation: 0 }.agent(), FROM_AGENT)
+    head(TO_AGENT, FROM_AGENT)
 }
 
 /// Splits a message into what its head says and its body.

@@ -78,6 +78,9 @@ pub fn join(
         },
         descriptors,
     });
+    if let (Some(relay), Some((doorbell, _))) = (&relay, &doorbell) {
+        agent.use_ring(relay.to_agent(doorbell.clone()));
+    }
     let welcome: Welcome = match receive().map(|delivery| delivery.message) {
         Some(ToHost::Welcome(welcome)) => welcome,
         Some(ToHost::Refused(failure) | ToHost::JobEnded(failure)) => return Err(failure),

@@ -3,17 +3,17 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use mobula_net::link;
 use mobula_proto::{
     host::{ToAgent, ToHost},
-    wire,
+    relay, wire,
 };
 use parking_lot::Mutex;
 
-use crate::runtime::Runtime;
+use crate::{peers::ToAgentRing, runtime::Runtime};
 
 /// A message to the agent and the descriptors that travel with it.
 #[derive(Debug)]
@@ -35,25 +35,63 @@ pub struct Delivery {
 
 /// Sends to the agent from any thread, in order.
 #[derive(Clone)]
-pub struct AgentSender {
-    send: Arc<dyn Fn(Parcel) + Send + Sync>,
-    rings: bool,
+pub struct AgentSender(Arc<Way>);
+
+enum Way {
+    /// In this process.
+    Memory(Box<dyn Fn(Parcel) + Send + Sync>),
+    Socket(Socket),
+}
+
+/// The socket, and the ring once the agent has it: then all goes through the ring, in which the turn of what has
+/// descriptors is marked.
+struct Socket {
+    sender: Mutex<link::Sender>,
+    ring: OnceLock<ToAgentRing>,
 }
 
 impl AgentSender {
     /// Sends through this function.
     pub fn new(send: impl Fn(Parcel) + Send + Sync + 'static) -> Self {
-        Self { send: Arc::new(send), rings: false }
+        Self(Arc::new(Way::Memory(Box::new(send))))
     }
 
-    /// Whether the agent takes rings for what it is to relay.
+    /// Whether the agent takes rings.
     pub(crate) fn takes_rings(&self) -> bool {
-        self.rings
+        matches!(*self.0, Way::Socket(_))
+    }
+
+    /// The agent has this ring by now: what is sent from here on goes through it.
+    pub(crate) fn use_ring(&self, ring: ToAgentRing) {
+        if let Way::Socket(socket) = &*self.0 {
+            // There is one for each link.
+            let _first = socket.ring.set(ring);
+        }
     }
 
     /// Sends; a closed connection is noticed by the receiving side.
     pub fn send(&self, parcel: Parcel) {
-        (self.send)(parcel);
+        let socket = match &*self.0 {
+            Way::Memory(send) => return send(parcel),
+            Way::Socket(socket) => socket,
+        };
+        let Parcel { message, descriptors } = parcel;
+        let sent = wire::encode_with(&message, 0, |body| match socket.ring.get() {
+            Some(ring) if descriptors.is_empty() && body.len() <= relay::BODY_BYTES_MAX => ring.send(body),
+            ring => {
+                let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+                // Kept while the turn is marked, so that turns are in the socket's order.
+                let mut sender = socket.sender.lock();
+                if let Err(error) = sender.send(body, &descriptors) {
+                    tracing::debug!(%error, "the agent is gone");
+                } else if let Some(ring) = ring {
+                    ring.send(&[]);
+                }
+            }
+        });
+        if let Err(error) = sent {
+            tracing::error!(%error, "a message to the agent could not be encoded");
+        }
     }
 }
 
@@ -63,18 +101,8 @@ pub type AgentReceiver = Box<dyn FnMut() -> Option<Delivery> + Send>;
 /// Both directions over a Unix socket.
 pub fn over_socket(stream: UnixStream) -> (AgentSender, AgentReceiver) {
     let (sender, mut receiver) = link::split(stream);
-    let sender = Mutex::new(sender);
-    let mut send = AgentSender::new(move |parcel: Parcel| {
-        let body = match wire::encode(&parcel.message) {
-            Ok(body) => body,
-            Err(error) => return tracing::error!(%error, "a message to the agent could not be encoded"),
-        };
-        let descriptors: Vec<_> = parcel.descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = sender.lock().send(&body, &descriptors) {
-            tracing::debug!(%error, "the agent is gone");
-        }
-    });
-    send.rings = true;
+    let socket = Socket { sender: Mutex::new(sender), ring: OnceLock::new() };
+    let send = AgentSender(Arc::new(Way::Socket(socket)));
     let receive: AgentReceiver = Box::new(move || {
         let received = match receiver.recv() {
             Ok(Some(received)) => received,

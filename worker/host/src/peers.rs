@@ -30,7 +30,7 @@ use mobula_proto::{
     peer::Message,
     relay as wire_relay, wire,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
@@ -44,12 +44,18 @@ const DRAIN_BATCH: usize = 64;
 /// messages: header, head and body.
 const CATCH_UP_ROUNDS: usize =
     ring::CAPACITY_BYTES_DEFAULT as usize / (3 * ring::HEADER_BYTES) / DRAIN_BATCH + 1;
+/// How often who waits for room in a ring looks by itself: nobody else may.
+const ROOM_WAIT: Duration = Duration::from_millis(1);
 /// Longest sleep of a leader between two looks around; only a safety net.
 const LEADER_SLEEP: Duration = Duration::from_secs(1);
 
 struct Outbound {
     sender: Mutex<Outgoing>,
     bell: Bell,
+    /// There may be room for what waits.
+    room: Condvar,
+    /// Nothing is read any more.
+    closed: AtomicBool,
 }
 
 /// How whoever reads a ring is told that there is something.
@@ -61,6 +67,11 @@ enum Bell {
 }
 
 impl Outbound {
+    fn new(sender: ring::Sender, bell: Bell) -> Self {
+        let sender = Mutex::new(Outgoing::new(sender));
+        Self { sender, bell, room: Condvar::new(), closed: AtomicBool::new(false) }
+    }
+
     fn ring(&self) {
         match &self.bell {
             Bell::Host(doorbell) => {
@@ -105,12 +116,57 @@ impl Relay {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| ring::Error::System { call: "eventfd", source: errno.into() })?;
         let agents_bell = copy(&bell)?;
-        let sender = Mutex::new(Outgoing::new(ring::Sender::map(copy(&forth)?)?));
+        let sender = ring::Sender::map(copy(&forth)?)?;
         let receiver = ring::Receiver::map(copy(&back)?)?;
-        let outbound = Arc::new(Outbound { sender, bell: Bell::Agent(doorbell, bell) });
+        let outbound = Arc::new(Outbound::new(sender, Bell::Agent(doorbell, bell)));
         let watch = receiver.watch();
         let inbound = Inbound { peer: None, receiver: Mutex::new(receiver), watch, back: outbound };
         Ok((Self(Arc::new(inbound)), vec![forth, back, agents, own, agents_bell]))
+    }
+
+    /// The way to the agent itself; `own` is this process's doorbell.
+    pub(crate) fn to_agent(&self, own: Doorbell) -> ToAgentRing {
+        ToAgentRing { outbound: self.0.back.clone(), own }
+    }
+}
+
+/// The ring to the agent, for what this host tells the agent itself.
+pub(crate) struct ToAgentRing {
+    outbound: Arc<Outbound>,
+    own: Doorbell,
+}
+
+impl ToAgentRing {
+    /// Sends an encoded message. Only where a great deal waits beside the ring does this wait for room.
+    pub(crate) fn send(&self, body: &[u8]) {
+        let mut sender = self.outbound.sender.lock();
+        // Who makes more of it by himself waits with `Peers::wait_for_agent`.
+        let sent = sender.send(wire_relay::TO_AGENT, &wire_relay::agent_head(), body);
+        let crowded = sender.is_full();
+        drop(sender);
+        self.outbound.ring();
+        match sent {
+            Err(error) => tracing::error!(%error, "a message to the agent could not be sent"),
+            Ok(_) if crowded => self.wait(),
+            Ok(_) => {}
+        }
+    }
+
+    /// This thread may be the one that would make room, and may hold the core's lock: so it does it here, and leaves
+    /// what comes of that to others.
+    #[cold]
+    fn wait(&self) {
+        let mut sender = self.outbound.sender.lock();
+        while sender.is_full() && !self.outbound.closed.load(Ordering::Relaxed) {
+            if let Err(error) = sender.flush_quietly() {
+                tracing::debug!(%error, "the agent's ring broke");
+                break;
+            }
+            self.outbound.ring();
+            self.outbound.room.wait_for(&mut sender, ROOM_WAIT);
+        }
+        drop(sender);
+        self.own.ring();
     }
 }
 
@@ -232,6 +288,10 @@ impl Peers {
 
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+        if let Some(Relay(agent)) = &self.relay {
+            agent.back.closed.store(true, Ordering::Relaxed);
+            agent.back.room.notify_all();
+        }
         if let Some(doorbell) = &self.doorbell {
             doorbell.ring();
             doorbell.rouse();
@@ -444,6 +504,26 @@ impl Peers {
         }
     }
 
+    /// Waits while the agent is far behind with what this host tells it. For threads that make more of that by themselves;
+    /// not under the core's lock.
+    pub(crate) fn wait_for_agent(&self, runtime: &Arc<Runtime>) {
+        let Some(Relay(agent)) = &self.relay else { return };
+        let is_held = || agent.back.sender.lock().is_held(wire_relay::TO_AGENT);
+        if !is_held() {
+            return;
+        }
+        let wait = || {
+            while is_held() && !self.stopped.load(Ordering::Relaxed) {
+                self.flush(runtime);
+                let mut sender = agent.back.sender.lock();
+                if sender.is_held(wire_relay::TO_AGENT) {
+                    agent.back.room.wait_for(&mut sender, ROOM_WAIT);
+                }
+            }
+        };
+        if context::is_async() { tokio::task::block_in_place(wait) } else { wait() }
+    }
+
     /// Wakes the thread that leads and sleeps, if there is one: what it waits for may have come another way.
     pub(crate) fn nudge(&self) {
         if let Some(doorbell) = &self.doorbell {
@@ -511,7 +591,7 @@ impl Peers {
                 Ok(Some(Ok(Received::Answer(answer)))) => {
                     any = true;
                     handle(runtime, from, messages);
-                    runtime.on_opened(answer, Vec::new());
+                    runtime.on_answer(answer, Vec::new());
                 }
                 Ok(Some(Ok(Received::Message(sender, message)))) => {
                     any = true;
@@ -550,6 +630,7 @@ impl Peers {
                 // An error means that the peer is gone, which the agent reports.
                 released.extend(sender.flush().unwrap_or_default());
                 drop(sender);
+                inbound.back.room.notify_all();
                 inbound.back.ring();
             }
         }
@@ -648,10 +729,7 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
     let mapped = (|| {
         let receiver = ring::Receiver::map(read)?;
         let sender = ring::Sender::map(write)?;
-        let outbound = Arc::new(Outbound {
-            sender: Mutex::new(Outgoing::new(sender)),
-            bell: Bell::Host(Doorbell::map(bell)?),
-        });
+        let outbound = Arc::new(Outbound::new(sender, Bell::Host(Doorbell::map(bell)?)));
         let watch = receiver.watch();
         let inbound =
             Inbound { peer: Some(peer), receiver: Mutex::new(receiver), watch, back: outbound.clone() };

@@ -405,8 +405,9 @@ impl Runtime {
             ToHost::Infeasible { key, failure } => self.step(|core, out| core.infeasible(key, &failure, out)),
             ToHost::RegionGranted { request } => self.store.region_answer(request, Ok(())),
             ToHost::RegionRefused { request, failure } => self.store.region_answer(request, Err(failure)),
-            ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),
-            ToHost::Opened { .. } | ToHost::OpenFailed { .. } => self.on_opened(message, descriptors),
+            ToHost::Opened { .. } | ToHost::OpenFailed { .. } | ToHost::Reclaim { .. } => {
+                self.on_answer(message, descriptors);
+            }
             ToHost::Unmap { region } => self.store.unmap(self, region),
             ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),
             ToHost::Relayed { from, same_job, body } => match wire::decode::<Message>(&body) {
@@ -457,14 +458,15 @@ impl Runtime {
         }
     }
 
-    /// An answer to [`ToAgent::Open`], over the socket or through the agent's ring.
-    pub(crate) fn on_opened(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+    /// What the agent says over the socket or through its ring: an answer to [`ToAgent::Open`], or what is reclaimed.
+    pub(crate) fn on_answer(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
         match message {
             ToHost::Opened { request, region, region_bytes, offset, bytes } => {
                 let place = crate::store::Place { region, region_bytes, offset, bytes };
                 self.store.opened(self, request, place, descriptors);
             }
             ToHost::OpenFailed { request, failure } => self.store.open_failed(request, failure),
+            ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),
             _ => tracing::warn!("an unexpected message from the agent"),
         }
     }

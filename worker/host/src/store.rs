@@ -225,6 +225,7 @@ impl Store {
             bytes: location.len,
             site,
         });
+        runtime.peers().wait_for_agent(runtime);
         Ok(attempt)
     }
 

@@ -93,6 +93,7 @@ pub fn cases() -> Vec<Case> {
         case!(streaming::a_dead_reader_ends_it),
         case!(objects::put_and_get),
         case!(objects::small_values_are_shared),
+        case!(objects::many_small_values_come_and_go),
         case!(objects::views_look_in_place),
         case!(objects::waiting_for_some),
         case!(objects::a_timeout_is_an_answer),

@@ -71,6 +71,18 @@ pub async fn small_values_are_shared(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
+/// However fast a program makes and drops objects of the store, it is not ended for what it is told of them.
+pub async fn many_small_values_come_and_go(env: Env) -> Result<()> {
+    const VALUES: u64 = 30_000;
+    for value in 0..VALUES {
+        drop(mobula::put_shared(&value)?);
+    }
+    let values: Vec<_> = (0..VALUES).map(|value| mobula::put_shared(&value)).collect::<Result<_>>()?;
+    assert_eq!(mobula::get_all(&values).await?, (0..VALUES).collect::<Vec<_>>());
+    drop(values);
+    env.stores_empty().await
+}
+
 pub async fn views_look_in_place(_env: Env) -> Result<()> {
     let object = mobula::put(&record(100_000))?;
     let (one, two) = (object.fetch_view().await?, object.fetch_view().await?);

@@ -1,7 +1,7 @@
 //! What overtook the news of an object's completion.
 //!
-//! An executor says that an object is sealed over its own socket, and that its task is done over a ring. So the
-//! owner, or a reader it told, may ask for the object or free it before the first message is read here. Such
+//! An executor tells its agent in one ring that an object is sealed, and the owner in another that its task is done. So
+//! the owner, or a reader it told, may ask for the object or free it before the first message is read here. Such
 //! wishes wait a moment.
 
 use std::{

@@ -354,9 +354,20 @@ impl Core {
             if writer.is_agent() {
                 self.effects.push(Effect::Reclaim(copies));
             } else {
-                let objects = copies.into_iter().map(|(object, _)| object).collect();
+                let gone = copies.into_iter().map(|(object, _)| object);
                 let give_back = self.objects.hosts_have_too_much();
-                self.effects.push(Effect::Tell(writer, ToHost::Reclaim { objects, give_back }, Vec::new()));
+                match self.effects.last_mut() {
+                    // As in a row of objects that are freed one by one.
+                    Some(Effect::Tell(to, ToHost::Reclaim { objects, give_back: before }, _))
+                        if *to == writer && *before == give_back =>
+                    {
+                        objects.extend(gone);
+                    }
+                    _ => {
+                        let message = ToHost::Reclaim { objects: gone.collect(), give_back };
+                        self.effects.push(Effect::Tell(writer, message, Vec::new()));
+                    }
+                }
             }
         }
         for (node, object) in gone.drop_at {

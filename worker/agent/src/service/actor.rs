@@ -47,7 +47,8 @@ pub(super) type Permit = OwnedSemaphorePermit;
 
 /// What the actor is told.
 pub(super) enum Message {
-    Host(HostId, Box<ToAgent>, Vec<OwnedFd>, Permit),
+    /// The descriptors are the first one's.
+    Host(HostId, Vec<ToAgent>, Vec<OwnedFd>, Permit),
     Head(Box<head::ToAgent>, Permit),
     Peer(Between, Permit),
     DriverArrived(Outbox, Arc<Notify>, bool, oneshot::Sender<Result<HostId, Failure>>),
@@ -67,8 +68,8 @@ pub(super) enum Message {
     Stop(Failure, oneshot::Sender<()>),
 }
 
-/// What the actor works on, once it has started. Only what a host waits for, and the actor would do at once, is done
-/// by somebody else ([`Post::at_once`]).
+/// What the actor works on, once it has started. What a host says, and the actor would do at once, is done by who read
+/// it ([`Post::at_once`]).
 pub(super) type Desk = Arc<OnceLock<Weak<Mutex<State>>>>;
 
 /// The way to the actor.
@@ -89,14 +90,15 @@ impl Post {
         &self,
         permits: &Arc<Semaphore>,
         host: HostId,
-        said: ToAgent,
-    ) -> Result<(), ToAgent> {
+        said: Vec<ToAgent>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), (Vec<ToAgent>, Vec<OwnedFd>)> {
         if permits.available_permits() < PERMITS {
-            return Err(said);
+            return Err((said, fds));
         }
-        let Some(desk) = self.desk.get().and_then(Weak::upgrade) else { return Err(said) };
-        let Some(mut state) = desk.try_lock() else { return Err(said) };
-        state.core.from_host(host, said, Vec::new(), Instant::now());
+        let Some(desk) = self.desk.get().and_then(Weak::upgrade) else { return Err((said, fds)) };
+        let Some(mut state) = desk.try_lock() else { return Err((said, fds)) };
+        state.host_said(host, said, fds, Instant::now());
         state.settle();
         Ok(())
     }
@@ -300,7 +302,7 @@ impl State {
     fn handle(&mut self, message: Message) {
         let now = Instant::now();
         match message {
-            Message::Host(host, said, fds, _permit) => self.host_said(host, *said, fds, now),
+            Message::Host(host, said, fds, _permit) => self.host_said(host, said, fds, now),
             Message::Head(said, _permit) => {
                 match &*said {
                     head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
@@ -369,21 +371,25 @@ impl State {
         self.check_stopped();
     }
 
-    fn host_said(&mut self, host: HostId, said: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
-        match &said {
-            ToAgent::Hello { pid, driver: Some(driver), .. } => self.provision.driver(host, *pid, driver),
-            ToAgent::RegionAdded { bytes, .. } => {
-                // The size is what the store accounts for: it has to be the file's own.
-                let size = fds.first().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_size);
-                if size.and_then(|size| u64::try_from(size).ok()) != Some(*bytes) {
-                    warn!(%host, ?size, bytes, "a region is not of the size that was said; its host is ended");
-                    self.end(host);
-                    return;
+    /// The descriptors are the first message's.
+    fn host_said(&mut self, host: HostId, said: Vec<ToAgent>, mut fds: Vec<OwnedFd>, now: Instant) {
+        for said in said {
+            let fds = std::mem::take(&mut fds);
+            match &said {
+                ToAgent::Hello { pid, driver: Some(driver), .. } => self.provision.driver(host, *pid, driver),
+                ToAgent::RegionAdded { bytes, .. } => {
+                    // The size is what the store accounts for: it has to be the file's own.
+                    let size = fds.first().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_size);
+                    if size.and_then(|size| u64::try_from(size).ok()) != Some(*bytes) {
+                        warn!(%host, ?size, bytes, "a region is not of the size that was said; its host is ended");
+                        self.end(host);
+                        return;
+                    }
                 }
+                _ => {}
             }
-            _ => {}
+            self.core.from_host(host, said, fds, now);
         }
-        self.core.from_host(host, said, fds, now);
     }
 
     fn ended(&mut self, host: HostId, failure: Failure) {

@@ -1,6 +1,7 @@
 //! The tasks that read from and write to hosts.
 
 use std::{
+    collections::VecDeque,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,7 +22,7 @@ use super::{
     actor::{Message, Post},
     local::{FromLocal, ToLocal},
     relay,
-    routes::{Outbox, Queue, Routes, What, each, may_overtake},
+    routes::{Direct, Outbox, Queue, Routes, What, each, may_overtake, runs},
 };
 
 /// How long a host or driver may take to say hello.
@@ -31,6 +32,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const GATHER_ROUNDS: u32 = 8;
 /// A batch is small below this. Unit: bytes.
 const GATHER_BYTES: usize = 16 * 1024;
+/// Most messages of a host's socket that wait for their turn: few carry a descriptor, and its ring tells of each at once.
+const EARLY_MAX: usize = 64;
 /// How long the last messages to a host may take once its link is to end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -44,50 +47,83 @@ pub(super) enum End {
     NoHello,
 }
 
+fn broken(why: impl std::fmt::Display) -> End {
+    End::Broken(why.to_string())
+}
+
 /// What becomes of what a host says.
 struct Ear {
     host: HostId,
     post: Post,
     permits: Arc<Semaphore>,
     routes: Arc<Routes>,
-    /// The way to the host, until its first message is there.
-    outbox: Option<Outbox>,
+    outbox: Outbox,
     relay: Option<relay::Reader>,
+    /// Whether the host has said hello.
+    greeted: bool,
+    /// What came over the socket before its turn, of which the ring tells.
+    early: VecDeque<mobula_net::link::Message>,
 }
 
 impl Ear {
+    /// A message that came over the socket.
     async fn hear(&mut self, message: mobula_net::link::Message) -> Result<(), End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let mut fds = message.descriptors;
-        let outbox = self.outbox.take();
-        match wire::decode::<ToAgent>(&message.body).map_err(|error| broken(&error))? {
+        match wire::decode::<ToAgent>(&message.body).map_err(broken)? {
             ToAgent::Relay { to, body } => {
                 let mut batch = Vec::with_capacity(body.len() + 2 * wire_relay::HEAD_BYTES);
-                wire_relay::push(&mut batch, to, &body).map_err(|error| broken(&error))?;
-                self.routes.relay(self.host, batch).await.map_err(|error| broken(&error))?;
+                wire_relay::push(&mut batch, to, &body).map_err(broken)?;
+                self.routes.relay(self.host, batch).await.map_err(broken)?;
             }
             said => {
                 // In front of everything that will be for this host.
-                if let (ToAgent::Hello { .. }, Some(outbox), false) = (&said, outbox, fds.is_empty()) {
-                    let (reader, writer) =
-                        relay::map(std::mem::take(&mut fds)).map_err(|error| broken(&error))?;
+                let first = !std::mem::replace(&mut self.greeted, true);
+                if matches!(said, ToAgent::Hello { .. }) && first && !fds.is_empty() {
+                    let (reader, writer) = relay::map(std::mem::take(&mut fds)).map_err(broken)?;
                     self.relay = Some(reader);
-                    outbox.ring(writer).await;
+                    self.outbox.ring(writer).await;
                 }
-                let host = self.host;
-                let said = match said {
-                    // The host's thread waits for the answer.
-                    ToAgent::Open { .. } if fds.is_empty() => {
-                        match self.post.at_once(&self.permits, host, said) {
-                            Ok(()) => return Ok(()),
-                            Err(back) => back,
-                        }
-                    }
-                    said => said,
+                self.said(vec![said], fds).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the host tells the agent itself: done at once if that is possible. A host that does not read its answers is
+    /// asked nothing more.
+    async fn said(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>) {
+        self.outbox.heard().await;
+        if let Err((said, fds)) = self.post.at_once(&self.permits, self.host, said, fds) {
+            let host = self.host;
+            self.post.send(&self.permits, |permit| Message::Host(host, said, fds, permit)).await;
+        }
+    }
+
+    /// A batch out of the host's ring: what is for the agent itself, and for other hosts, in order.
+    async fn pass(&mut self, batch: Vec<u8>, socket: &mut AsyncReceiver) -> Result<(), End> {
+        for (to, run) in runs(batch.into(), |to| to == wire_relay::TO_AGENT).map_err(broken)? {
+            if to != wire_relay::TO_AGENT {
+                self.routes.relay(self.host, run).await.map_err(broken)?;
+                continue;
+            }
+            let mut said = Vec::new();
+            for entry in wire_relay::entries(&run) {
+                let body = entry.map_err(broken)?.body;
+                if !body.is_empty() {
+                    said.push(wire::decode::<ToAgent>(body).map_err(broken)?);
+                    continue;
+                }
+                if !said.is_empty() {
+                    self.said(std::mem::take(&mut said), Vec::new()).await;
+                }
+                let message = match self.early.pop_front() {
+                    Some(message) => message,
+                    None => socket.recv().await.map_err(broken)?.ok_or(End::Closed)?,
                 };
-                let send =
-                    self.post.send(&self.permits, |permit| Message::Host(host, Box::new(said), fds, permit));
-                send.await;
+                self.hear(message).await?;
+            }
+            if !said.is_empty() {
+                self.said(said, Vec::new()).await;
             }
         }
         Ok(())
@@ -95,12 +131,11 @@ impl Ear {
 
     /// Passes on what lies in the host's ring, until nothing does.
     async fn pass_on(&mut self, socket: &mut AsyncReceiver) -> Result<(), End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let Some(ring) = &self.relay else { return Ok(()) };
         ring.begin();
         let mut first = true;
         while let Some(ring) = &mut self.relay {
-            let relay::Taken { batch, messages } = ring.take().map_err(|error| broken(&error))?;
+            let relay::Taken { batch, messages } = ring.take().map_err(broken)?;
             if messages == 0 {
                 if ring.end() {
                     break;
@@ -108,11 +143,7 @@ impl Ear {
                 ring.begin();
                 continue;
             }
-            // What it said over its socket before comes first: those who get the batch may build on it.
-            while let Some(message) = socket.try_recv().map_err(|error| broken(&error))? {
-                self.hear(message).await?;
-            }
-            self.routes.relay(self.host, batch).await.map_err(|error| broken(&error))?;
+            self.pass(batch, socket).await?;
             if messages == 1 && std::mem::take(&mut first) {
                 // Likely nothing comes behind it, and whoever sends it on runs once this task waits.
                 continue;
@@ -148,7 +179,8 @@ pub(super) async fn read_all(
     routes: Arc<Routes>,
 ) -> End {
     let permits = post.permits();
-    let mut ear = Ear { host, post, permits, routes, outbox: Some(outbox), relay: None };
+    let mut ear =
+        Ear { host, post, permits, routes, outbox, relay: None, greeted: false, early: VecDeque::new() };
     loop {
         let heard = match &ear.relay {
             Some(ring) => tokio::select! {
@@ -156,19 +188,28 @@ pub(super) async fn read_all(
                 rung = ring.rung() => Heard::Bell(rung),
                 received = receiver.recv() => Heard::Socket(received),
             },
-            None if ear.outbox.is_some() => match timeout(HELLO_TIMEOUT, receiver.recv()).await {
+            None if !ear.greeted => match timeout(HELLO_TIMEOUT, receiver.recv()).await {
                 Ok(received) => Heard::Socket(received),
                 Err(_) => return End::NoHello,
             },
             None => Heard::Socket(receiver.recv().await),
         };
         let handled = match heard {
+            // The ring says when it is its turn.
+            Heard::Socket(Ok(Some(message))) if ear.relay.is_some() => {
+                ear.early.push_back(message);
+                if ear.early.len() <= EARLY_MAX {
+                    Ok(())
+                } else {
+                    Err(broken("it says too much out of turn"))
+                }
+            }
             Heard::Socket(Ok(Some(message))) => ear.hear(message).await,
             // Its last words, if it had no time to say that there are any.
             Heard::Socket(Ok(None)) => ear.pass_on(&mut receiver).await.and(Err(End::Closed)),
-            Heard::Socket(Err(error)) => Err(End::Broken(error.to_string())),
+            Heard::Socket(Err(error)) => Err(broken(error)),
             Heard::Bell(Ok(())) => ear.pass_on(&mut receiver).await,
-            Heard::Bell(Err(error)) => Err(End::Broken(error.to_string())),
+            Heard::Bell(Err(error)) => Err(broken(error)),
         };
         if let Err(end) = handled {
             return end;
@@ -195,9 +236,10 @@ pub(super) async fn write_all(mut sender: AsyncSender, queue: Queue) {
                 }
                 (What::Flush, Some(ring)) => ring.flush().await.map_err(|error| error.to_string()),
                 (What::Flush, None) => Ok(()),
+                (What::Reclaim, ring) => reclaim(ring.as_mut(), &mut sender, &direct).await,
             },
         };
-        direct.done(&item.what);
+        direct.done(&item);
         if let Err(error) = sent {
             debug!(%error, "a host's link ended");
             break;
@@ -206,7 +248,22 @@ pub(super) async fn write_all(mut sender: AsyncSender, queue: Queue) {
             break;
         }
     }
+    direct.end();
     sender.shutdown();
+}
+
+/// Says what is to be reclaimed by now.
+async fn reclaim(
+    ring: Option<&mut relay::Writer>,
+    sender: &mut AsyncSender,
+    direct: &Direct,
+) -> Result<(), String> {
+    let messages = direct.reclaims.lock().take();
+    let Some(ring) = ring else { return say_each(sender, messages.into_iter()).await };
+    for message in messages {
+        answer(ring, &message).await?;
+    }
+    Ok(())
 }
 
 async fn answer(ring: &mut relay::Writer, message: &ToHost) -> Result<(), String> {
@@ -284,9 +341,10 @@ pub(super) async fn local(mut from_host: FromLocal, to_host: ToLocal, post: Post
     let outbox = Outbox::local(to_host);
     let close = Arc::new(tokio::sync::Notify::new());
     let Some(host) = arrive(&post, &outbox, Arc::clone(&close), true).await else { return };
-    drop(outbox);
     let permits = post.permits();
     let end = loop {
+        // Whoever does not read its answers is asked nothing more.
+        outbox.heard().await;
         let (message, fds) = tokio::select! {
             received = from_host.recv() => match received {
                 Some(received) => received,
@@ -318,11 +376,11 @@ pub(super) async fn local(mut from_host: FromLocal, to_host: ToLocal, post: Post
                     warn!(%host, %error, "messages are not relayed");
                 }
                 if let Some((said, fds)) = behind {
-                    post.send(&permits, |permit| Message::Host(host, Box::new(said), fds, permit)).await;
+                    post.send(&permits, |permit| Message::Host(host, vec![said], fds, permit)).await;
                 }
             }
             said => {
-                post.send(&permits, |permit| Message::Host(host, Box::new(said), fds, permit)).await;
+                post.send(&permits, |permit| Message::Host(host, vec![said], fds, permit)).await;
             }
         }
     };

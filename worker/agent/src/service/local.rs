@@ -2,9 +2,9 @@
 
 use std::{
     os::fd::OwnedFd,
-    pin::pin,
     sync::{
         Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
     time::Duration,
@@ -65,11 +65,28 @@ pub struct LocalReceiver {
 
 /// Tells the agent of each message that was taken, and of the receiver's end.
 #[derive(Debug)]
-struct Room(Arc<Notify>);
+struct Room(Arc<Waiting>);
+
+/// What waits toward a host.
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: AtomicUsize,
+    over: AtomicBool,
+    /// There is less, or nobody receives any more.
+    less: Notify,
+}
+
+impl Room {
+    fn taken(&self) {
+        self.0.messages.fetch_sub(1, Ordering::AcqRel);
+        self.0.less.notify_waiters();
+    }
+}
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.0.notify_waiters();
+        self.0.over.store(true, Ordering::Release);
+        self.0.less.notify_waiters();
     }
 }
 
@@ -79,7 +96,7 @@ impl LocalReceiver {
     /// # Errors
     /// The agent has ended the link.
     pub fn recv(&self) -> Result<(ToHost, Vec<OwnedFd>), RecvError> {
-        self.queue.recv().inspect(|_| self.room.0.notify_waiters())
+        self.queue.recv().inspect(|_| self.room.taken())
     }
 
     /// As [`LocalReceiver::recv`], at most so long.
@@ -87,7 +104,7 @@ impl LocalReceiver {
     /// # Errors
     /// Nothing came in time, or the agent has ended the link.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<(ToHost, Vec<OwnedFd>), RecvTimeoutError> {
-        self.queue.recv_timeout(timeout).inspect(|_| self.room.0.notify_waiters())
+        self.queue.recv_timeout(timeout).inspect(|_| self.room.taken())
     }
 
     /// As [`LocalReceiver::recv`], without blocking.
@@ -95,7 +112,7 @@ impl LocalReceiver {
     /// # Errors
     /// Nothing is there, or the agent has ended the link.
     pub fn try_recv(&self) -> Result<(ToHost, Vec<OwnedFd>), TryRecvError> {
-        self.queue.try_recv().inspect(|_| self.room.0.notify_waiters())
+        self.queue.try_recv().inspect(|_| self.room.taken())
     }
 }
 
@@ -112,10 +129,10 @@ impl LocalLink {
     pub(super) fn new() -> (Self, FromLocal, ToLocal) {
         let (to_agent, from_host) = mpsc::channel(TO_AGENT_MAX);
         let (to_host, from_agent) = sync_channel(TO_HOST_MAX);
-        let room = Arc::<Notify>::default();
-        let receiver = LocalReceiver { queue: from_agent, room: Room(Arc::clone(&room)) };
+        let waiting = Arc::<Waiting>::default();
+        let receiver = LocalReceiver { queue: from_agent, room: Room(Arc::clone(&waiting)) };
         let link = Self { sender: LocalSender(to_agent), receiver };
-        (link, from_host, ToLocal { queue: to_host, room })
+        (link, from_host, ToLocal { queue: to_host, waiting })
     }
 
     /// Sends; see [`LocalSender::send`].
@@ -133,35 +150,51 @@ pub(super) type FromLocal = mpsc::Receiver<(ToAgent, Vec<OwnedFd>)>;
 #[derive(Clone)]
 pub(super) struct ToLocal {
     queue: SyncSender<Item>,
-    room: Arc<Notify>,
+    waiting: Arc<Waiting>,
 }
 
 impl ToLocal {
     /// Sends if there is room.
     pub(super) fn try_send(&self, message: ToHost, fds: Vec<OwnedFd>) -> Result<(), TrySendError<Item>> {
-        self.queue.try_send((message, fds))
+        // Before it can be taken.
+        self.waiting.messages.fetch_add(1, Ordering::AcqRel);
+        self.queue.try_send((message, fds)).inspect_err(|_| {
+            self.waiting.messages.fetch_sub(1, Ordering::AcqRel);
+        })
     }
 
     /// Sends once there is room; `false` where nobody receives any more.
     pub(super) async fn send(&self, message: ToHost) -> bool {
         let mut item = (message, Vec::new());
         loop {
-            let mut room = pin!(self.room.notified());
             // From here on it misses nothing, so that the queue is looked at after that.
-            room.as_mut().enable();
-            match self.queue.try_send(item) {
+            let less = self.waiting.less.notified();
+            match self.try_send(item.0, item.1) {
                 Ok(()) => return true,
                 Err(TrySendError::Full(back)) => item = back,
                 Err(TrySendError::Disconnected(_)) => return false,
             }
-            room.await;
+            less.await;
+        }
+    }
+
+    /// Waits until at most so many messages wait, or nobody receives any more.
+    pub(super) async fn at_most(&self, messages: usize) {
+        loop {
+            let less = self.waiting.less.notified();
+            if self.waiting.messages.load(Ordering::Acquire) <= messages
+                || self.waiting.over.load(Ordering::Acquire)
+            {
+                return;
+            }
+            less.await;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{pin::pin, time::Duration};
 
     use mobula_proto::HostId;
     use tokio::time::timeout;

@@ -12,7 +12,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc as std_mpsc,
     },
 };
@@ -20,17 +20,26 @@ use std::{
 use bytes::Bytes;
 use mobula_net::quic;
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, head::Between, host::ToHost, relay as wire_relay, wire,
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, head::Between, host::ToHost, relay as wire_relay,
+    wire,
 };
+use mobula_telemetry::task;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::debug;
 
-use super::{local::ToLocal, relay};
+use super::{
+    local::{TO_HOST_MAX, ToLocal},
+    relay,
+};
 use crate::core::no_such_host;
 
 /// Most messages of the actor's own that one outbox holds.
 pub const CONTROL_MAX: usize = 8192;
+/// As long as more of them wait than this, no more is read of what the host says: most are answers.
+pub const ANSWERS_MAX: usize = CONTROL_MAX / 2;
+/// Most objects in one [`ToHost::Reclaim`].
+pub const RECLAIM_OBJECTS_MAX: usize = 16_384;
 /// Room for relayed messages in one outbox, in units of [`ROOM_UNIT_BYTES`]; 32 MiB.
 pub const ROOM_UNITS: usize = 8192;
 /// What a relayed message is charged at least, and in steps of, in bytes.
@@ -41,7 +50,7 @@ pub const TALKED_MAX: usize = 65_536;
 /// What one outbox carries to a host.
 pub(super) struct ForHost {
     pub(super) what: What,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) enum What {
@@ -52,6 +61,37 @@ pub(super) enum What {
     Relayed { from: HostId, same_job: bool, batch: Bytes },
     /// What was written past the queue did not fit into the ring.
     Flush,
+    /// What [`Reclaims`] holds by the time that this is taken.
+    Reclaim,
+}
+
+/// Objects that are to be reclaimed, said together however many there are: a host that drops objects faster than it reads
+/// would be in arrears with nothing but these.
+#[derive(Default)]
+pub(super) struct Reclaims {
+    objects: Vec<ObjectId>,
+    give_back: bool,
+    /// Whether somebody is on the way to say them.
+    queued: bool,
+}
+
+impl Reclaims {
+    /// Adds these; `true` where the caller has to see to it that they are said.
+    fn add(&mut self, objects: &mut Vec<ObjectId>, give_back: bool) -> bool {
+        self.objects.append(objects);
+        self.give_back |= give_back;
+        !std::mem::replace(&mut self.queued, true)
+    }
+
+    /// All that there are, in messages that are short enough each. Each may be the last with its `give_back`.
+    pub(super) fn take(&mut self) -> Vec<ToHost> {
+        self.queued = false;
+        let (objects, give_back) = (std::mem::take(&mut self.objects), std::mem::take(&mut self.give_back));
+        let mut parts: Vec<_> = objects.chunks(RECLAIM_OBJECTS_MAX).map(<[_]>::to_vec).collect();
+        let last = parts.pop().unwrap_or_default();
+        let before = parts.into_iter().map(|objects| ToHost::Reclaim { objects, give_back: false });
+        before.chain([ToHost::Reclaim { objects: last, give_back }]).collect()
+    }
 }
 
 /// The ring to a host, into which whoever has a message for it writes while none waits in the queue.
@@ -60,6 +100,12 @@ pub(super) struct Direct {
     pub(super) ring: tokio::sync::Mutex<Option<relay::Writer>>,
     /// Items of the queue, but for what the agent says itself, that are not in the ring yet.
     queued: AtomicUsize,
+    pub(super) reclaims: Mutex<Reclaims>,
+    /// Items of the queue that the agent says itself.
+    said: AtomicUsize,
+    /// There are fewer of them than there were, or nobody takes them any more, which `over` says.
+    fewer_said: Notify,
+    over: AtomicBool,
 }
 
 impl Direct {
@@ -72,10 +118,39 @@ impl Direct {
         ring.is_flushed().then_some(ring)
     }
 
-    /// An item of the queue is in the ring, or will never be.
-    pub(super) fn done(&self, what: &What) {
-        if matches!(what, What::Relayed { .. } | What::Flush) {
-            self.queued.fetch_sub(1, Ordering::Release);
+    /// An item of the queue is with the host, or will never be.
+    pub(super) fn done(&self, item: &ForHost) {
+        match item.what {
+            What::Relayed { .. } | What::Flush => {
+                self.queued.fetch_sub(1, Ordering::Release);
+            }
+            What::Say(..) if item.room.is_none() => {
+                if self.said.fetch_sub(1, Ordering::AcqRel) == ANSWERS_MAX + 1 {
+                    self.fewer_said.notify_waiters();
+                }
+            }
+            What::Say(..) | What::Reclaim => {}
+        }
+    }
+
+    /// Nobody takes from the queue any more.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.fewer_said.notify_waiters();
+    }
+
+    fn is_behind(&self) -> bool {
+        self.said.load(Ordering::Acquire) > ANSWERS_MAX && !self.over.load(Ordering::Acquire)
+    }
+
+    /// Waits until the host has heard most of what the agent has told it.
+    pub(super) async fn heard(&self) {
+        while self.is_behind() {
+            let fewer = self.fewer_said.notified();
+            // What changes from here on is not missed.
+            if self.is_behind() {
+                fewer.await;
+            }
         }
     }
 }
@@ -83,7 +158,11 @@ impl Direct {
 /// Whether a host may hear this before what it was told earlier. A thread that waits for it reads the ring itself, and
 /// is woken once; over the socket, another thread would be first.
 pub(super) fn may_overtake(message: &ToHost) -> bool {
-    matches!(message, ToHost::Opened { .. } | ToHost::OpenFailed { .. })
+    matches!(message, ToHost::Opened { .. } | ToHost::OpenFailed { .. } | ToHost::Reclaim { .. })
+}
+
+fn is_short(message: &ToHost) -> bool {
+    !matches!(message, ToHost::Reclaim { objects, .. } if objects.len() > RECLAIM_OBJECTS_MAX)
 }
 
 /// The message found no room, or nobody.
@@ -96,7 +175,7 @@ pub(super) enum Undelivered {
 #[derive(Clone)]
 enum Sink {
     Socket(mpsc::Sender<ForHost>, Arc<Direct>),
-    Local(ToLocal),
+    Local(ToLocal, Arc<Mutex<Reclaims>>),
 }
 
 /// The way to one host.
@@ -110,6 +189,18 @@ pub(super) struct Outbox {
 pub(super) struct Queue {
     pub(super) items: mpsc::Receiver<ForHost>,
     pub(super) direct: Arc<Direct>,
+}
+
+/// Says what is to be reclaimed to a host in this process that had no room for it.
+async fn say_reclaims(sender: ToLocal, reclaims: Arc<Mutex<Reclaims>>) {
+    // What comes meanwhile goes along.
+    sender.at_most(TO_HOST_MAX - 1).await;
+    let messages = reclaims.lock().take();
+    for message in messages {
+        if !sender.send(message).await {
+            break;
+        }
+    }
 }
 
 fn units(bytes: usize) -> u32 {
@@ -127,7 +218,7 @@ impl Outbox {
 
     /// To a host in this process.
     pub(super) fn local(sender: ToLocal) -> Self {
-        Self { sink: Sink::Local(sender), room: Arc::new(Semaphore::new(ROOM_UNITS)) }
+        Self { sink: Sink::Local(sender, Arc::default()), room: Arc::new(Semaphore::new(ROOM_UNITS)) }
     }
 
     /// Sends what the actor says.
@@ -136,6 +227,7 @@ impl Outbox {
             Sink::Socket(_, direct) => {
                 if fds.is_empty()
                     && may_overtake(&message)
+                    && is_short(&message)
                     && let Some(mut ring) = direct.free()
                     && let Ok(body) = wire::encode(&message)
                 {
@@ -146,25 +238,56 @@ impl Outbox {
                         Err(_) => {}
                     }
                 }
-                self.queue(What::Say(message, fds))
+                match message {
+                    ToHost::Reclaim { mut objects, give_back } => {
+                        let first = direct.reclaims.lock().add(&mut objects, give_back);
+                        if first { self.queue(What::Reclaim) } else { Ok(()) }
+                    }
+                    message => self.queue(What::Say(message, fds)),
+                }
             }
-            Sink::Local(sender) => {
+            Sink::Local(sender, reclaims) => {
                 let fds = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>();
                 let Ok(fds) = fds else { return Err(Undelivered::Full) };
-                sender.try_send(message, fds).map_err(|error| match error {
-                    std_mpsc::TrySendError::Full(_) => Undelivered::Full,
-                    std_mpsc::TrySendError::Disconnected(_) => Undelivered::Closed,
-                })
+                match sender.try_send(message, fds) {
+                    Ok(()) => Ok(()),
+                    Err(std_mpsc::TrySendError::Full((ToHost::Reclaim { mut objects, give_back }, _))) => {
+                        if reclaims.lock().add(&mut objects, give_back) {
+                            let (sender, reclaims) = (sender.clone(), Arc::clone(reclaims));
+                            drop(task::spawn("local-reclaim", say_reclaims(sender, reclaims)));
+                        }
+                        Ok(())
+                    }
+                    Err(std_mpsc::TrySendError::Full(_)) => Err(Undelivered::Full),
+                    Err(std_mpsc::TrySendError::Disconnected(_)) => Err(Undelivered::Closed),
+                }
             }
         }
     }
 
     fn queue(&self, what: What) -> Result<(), Undelivered> {
-        let Sink::Socket(sender, _) = &self.sink else { return Ok(()) };
-        sender.try_send(ForHost { what, _room: None }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Undelivered::Full,
-            mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
+        let Sink::Socket(sender, direct) = &self.sink else { return Ok(()) };
+        if matches!(what, What::Say(..)) {
+            direct.said.fetch_add(1, Ordering::AcqRel);
+        }
+        sender.try_send(ForHost { what, room: None }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(item) => {
+                direct.done(&item);
+                Undelivered::Full
+            }
+            mpsc::error::TrySendError::Closed(item) => {
+                direct.done(&item);
+                Undelivered::Closed
+            }
         })
+    }
+
+    /// Waits until the host has heard most of what it was told.
+    pub(super) async fn heard(&self) {
+        match &self.sink {
+            Sink::Socket(_, direct) => direct.heard().await,
+            Sink::Local(sender, _) => sender.at_most(ANSWERS_MAX).await,
+        }
     }
 
     /// Has the rest of what was written past the queue written by whoever takes from it. Until that is done nobody
@@ -182,10 +305,10 @@ impl Outbox {
         let room = room.acquire_many_owned(units(bytes)).await.map_err(|_| Undelivered::Closed)?;
         match &self.sink {
             Sink::Socket(sender, _) => sender
-                .send(ForHost { what: What::Say(message, Vec::new()), _room: Some(room) })
+                .send(ForHost { what: What::Say(message, Vec::new()), room: Some(room) })
                 .await
                 .map_err(|_| Undelivered::Closed),
-            Sink::Local(sender) => sender.send(message).await.then_some(()).ok_or(Undelivered::Closed),
+            Sink::Local(sender, _) => sender.send(message).await.then_some(()).ok_or(Undelivered::Closed),
         }
     }
 
@@ -207,10 +330,10 @@ impl Outbox {
             Sink::Socket(sender, direct) => {
                 direct.queued.fetch_add(1, Ordering::Relaxed);
                 let what = What::Relayed { from, same_job, batch };
-                let sent = sender.send(ForHost { what, _room: Some(room) }).await;
+                let sent = sender.send(ForHost { what, room: Some(room) }).await;
                 sent.map_err(|_| Undelivered::Closed)
             }
-            Sink::Local(sender) => {
+            Sink::Local(sender, _) => {
                 for message in each(from, same_job, &batch) {
                     if !sender.send(message).await {
                         return Err(Undelivered::Closed);
@@ -244,7 +367,7 @@ pub(super) fn each(from: HostId, same_job: bool, batch: &[u8]) -> impl Iterator<
 }
 
 /// Cuts a batch where `key` of the receiver changes; nothing of a malformed one comes out.
-fn runs<K: PartialEq>(
+pub(super) fn runs<K: PartialEq>(
     batch: Bytes,
     key: impl Fn(HostId) -> K,
 ) -> Result<Vec<(HostId, Bytes)>, wire_relay::Malformed> {
@@ -420,7 +543,11 @@ impl Routes {
     }
 
     /// Messages from a host here to any others. Where one finds nobody, the sender is told.
-    pub(super) async fn relay(&self, from: HostId, batch: Vec<u8>) -> Result<(), wire_relay::Malformed> {
+    pub(super) async fn relay(
+        &self,
+        from: HostId,
+        batch: impl Into<Bytes>,
+    ) -> Result<(), wire_relay::Malformed> {
         let Some(route) = self.host(from) else { return Ok(()) };
         let mut unreached = BTreeSet::new();
         for (to, run) in runs(batch.into(), |to| to.node)? {
@@ -523,6 +650,8 @@ pub(super) fn unreachable(node: NodeId, why: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn host(node: u32, seq: u32) -> HostId {
@@ -551,5 +680,88 @@ mod tests {
         }
         told.sort_unstable();
         assert_eq!(told, [host(1, 8), host(1, 9), host(2, 1), host(2, 2), host(3, 1)]);
+    }
+
+    fn object(index: u32) -> ObjectId {
+        mobula_proto::TaskId { owner: host(1, 1), seq: 1 }.object(index)
+    }
+
+    fn reclaim(index: u32) -> ToHost {
+        ToHost::Reclaim { objects: vec![object(index)], give_back: index == 3 }
+    }
+
+    /// More than any outbox has room for.
+    const MANY: u32 = 3 * RECLAIM_OBJECTS_MAX as u32 / 2;
+
+    #[tokio::test]
+    async fn what_a_host_has_to_reclaim_is_said_together_while_it_reads_nothing() {
+        let (outbox, mut queue) = Outbox::socket();
+        for index in 0..MANY {
+            outbox.tell(reclaim(index), Vec::new()).unwrap();
+        }
+        let item = queue.items.recv().await.unwrap();
+        assert!(matches!(item.what, What::Reclaim) && queue.items.try_recv().is_err(), "one item for all");
+        let mut all = Vec::new();
+        let messages = queue.direct.reclaims.lock().take();
+        assert_eq!(messages.len(), 2);
+        for (message, last) in messages.into_iter().zip([false, true]) {
+            let ToHost::Reclaim { objects, give_back } = message else { panic!("{message:?}") };
+            assert!(objects.len() <= RECLAIM_OBJECTS_MAX && give_back == last);
+            all.extend(objects);
+        }
+        assert_eq!(all, (0..MANY).map(object).collect::<Vec<_>>());
+        outbox.tell(reclaim(0), Vec::new()).unwrap();
+        assert!(matches!(queue.items.recv().await.unwrap().what, What::Reclaim), "said again");
+    }
+
+    #[tokio::test]
+    async fn a_host_in_this_process_hears_of_all_that_it_has_to_reclaim() {
+        let (link, _from_host, to_host) = super::super::local::LocalLink::new();
+        let outbox = Outbox::local(to_host);
+        for index in 0..MANY {
+            outbox.tell(reclaim(index), Vec::new()).unwrap();
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let (mut all, mut messages) = (Vec::new(), 0);
+            while all.len() < MANY as usize {
+                let (message, _) = link.receiver.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+                let ToHost::Reclaim { objects, .. } = message else { panic!("{message:?}") };
+                all.extend(objects);
+                messages += 1;
+            }
+            (all, messages)
+        });
+        let (all, messages) = read.await.unwrap();
+        assert_eq!(all, (0..MANY).map(object).collect::<Vec<_>>());
+        assert!(messages <= TO_HOST_MAX + 3, "{messages}");
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_read_of_a_host_that_has_most_answers_before_it() {
+        let (outbox, mut queue) = Outbox::socket();
+        let answer = || ToHost::RegionGranted { request: 1 };
+        for _ in 0..=ANSWERS_MAX {
+            outbox.tell(answer(), Vec::new()).unwrap();
+        }
+        let mut heard = std::pin::pin!(outbox.heard());
+        assert!(heard.as_mut().now_or_never().is_none());
+        let item = queue.items.recv().await.unwrap();
+        queue.direct.done(&item);
+        heard.await;
+        outbox.tell(answer(), Vec::new()).unwrap();
+        let mut heard = std::pin::pin!(outbox.heard());
+        assert!(heard.as_mut().now_or_never().is_none());
+        queue.direct.end();
+        heard.await;
+
+        let (link, _from_host, to_host) = super::super::local::LocalLink::new();
+        let outbox = Outbox::local(to_host);
+        for _ in 0..=ANSWERS_MAX {
+            outbox.tell(answer(), Vec::new()).unwrap();
+        }
+        let mut heard = std::pin::pin!(outbox.heard());
+        assert!(heard.as_mut().now_or_never().is_none());
+        link.receiver.try_recv().unwrap();
+        heard.await;
     }
 }

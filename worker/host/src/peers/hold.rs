@@ -9,7 +9,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use mobula_net::ring::{self, OVERFLOW_BYTES_MAX, OVERFLOW_ENTRY_BYTES};
-use mobula_proto::{HostId, IdMap};
+use mobula_proto::{HostId, IdMap, relay};
 
 use super::Peers;
 use crate::runtime::Runtime;
@@ -18,6 +18,11 @@ use crate::runtime::Runtime;
 pub const HOLD_BYTES: usize = OVERFLOW_BYTES_MAX / 4;
 /// Past so much beside one ring, for whomever, all wait who call hosts for which something waits there. Unit: bytes.
 const CROWDED_BYTES: usize = OVERFLOW_BYTES_MAX / 2;
+
+/// So much of what is for the agent itself may wait before those who put values do. Unit: bytes. Some 10,000 messages.
+const AGENT_HOLD_BYTES: usize = 1024 * 1024;
+/// Past so much beside the agent's ring, whoever tells the agent something waits: soon it would be lost. Unit: bytes.
+const FULL_BYTES: usize = OVERFLOW_BYTES_MAX / 4 * 3;
 
 /// What waits for one host.
 #[derive(Debug, Default)]
@@ -34,11 +39,13 @@ pub(super) struct Outgoing {
     ring: ring::Sender,
     tail: u64,
     shares: IdMap<HostId, Share>,
+    /// Whose callers go on, which nobody has told them yet.
+    released: Vec<HostId>,
 }
 
 impl Outgoing {
     pub(super) fn new(ring: ring::Sender) -> Self {
-        Self { ring, tail: 0, shares: IdMap::default() }
+        Self { ring, tail: 0, shares: IdMap::default(), released: Vec::new() }
     }
 
     pub(super) fn overflow_bytes(&self) -> usize {
@@ -47,7 +54,17 @@ impl Outgoing {
 
     /// Whether [`Outgoing::flush`] has something to do.
     pub(super) fn wants_flush(&self) -> bool {
-        self.ring.overflow_bytes() > 0 || !self.shares.is_empty()
+        self.ring.overflow_bytes() > 0 || !self.shares.is_empty() || !self.released.is_empty()
+    }
+
+    /// Whether hardly anything more may wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.ring.overflow_bytes() > FULL_BYTES
+    }
+
+    /// Whether those who make messages for `to` are to wait.
+    pub(super) fn is_held(&self, to: HostId) -> bool {
+        self.shares.get(&to).is_some_and(|share| share.hold.is_some())
     }
 
     /// Sends a message that is for `to`. `true` where those who call it are to wait from now on.
@@ -67,7 +84,8 @@ impl Outgoing {
             share.since_hold += bytes;
             return false;
         }
-        if share.bytes <= HOLD_BYTES && waiting <= CROWDED_BYTES {
+        let most = if to == relay::TO_AGENT { AGENT_HOLD_BYTES } else { HOLD_BYTES };
+        if share.bytes <= most && waiting <= CROWDED_BYTES {
             return false;
         }
         share.hold = Some(self.tail);
@@ -76,9 +94,17 @@ impl Outgoing {
 
     /// Moves what waits into the ring as far as it goes, and says whose callers go on.
     pub(super) fn flush(&mut self) -> Result<Vec<HostId>, ring::Error> {
+        self.flush_quietly()?;
+        Ok(std::mem::take(&mut self.released))
+    }
+
+    /// As [`Outgoing::flush`], which says later whose callers go on.
+    pub(super) fn flush_quietly(&mut self) -> Result<(), ring::Error> {
         // Whether anything still waits, what waits tells.
         let _all = self.ring.flush()?;
-        Ok(self.left(self.ring.overflow_bytes()))
+        let released = self.left(self.ring.overflow_bytes());
+        self.released.extend(released);
+        Ok(())
     }
 
     /// Only so much waits by now.
@@ -197,5 +223,21 @@ mod tests {
         assert!(outgoing.send(host(0), &[], &[1]).unwrap(), "also who has sent little");
         outgoing.forget(host(0));
         assert!(outgoing.send(host(0), &[], &[1]).unwrap(), "a host of that name is another");
+    }
+
+    #[test]
+    fn what_is_for_the_agent_holds_back_early_and_another_may_move_it() {
+        let (mut outgoing, mut receiver) = pair();
+        let body = [1; 1000];
+        let sent = (1..10_000).find(|_| outgoing.send(relay::TO_AGENT, &[], &body).unwrap()).expect("a hold");
+        assert!(sent * (body.len() + OVERFLOW_ENTRY_BYTES) > AGENT_HOLD_BYTES && !outgoing.is_full());
+        assert!(outgoing.is_held(relay::TO_AGENT) && !outgoing.is_held(host(1)));
+        for _ in 0..sent {
+            while receiver.recv_with(|_| ()).unwrap().is_some() {}
+            outgoing.flush_quietly().unwrap();
+        }
+        assert!(!outgoing.is_held(relay::TO_AGENT) && outgoing.wants_flush(), "somebody has to say it");
+        assert_eq!(outgoing.flush().unwrap(), [relay::TO_AGENT]);
+        assert!(!outgoing.wants_flush());
     }
 }

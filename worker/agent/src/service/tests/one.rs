@@ -116,14 +116,19 @@ async fn what_a_host_relays_goes_through_its_rings() {
     link.send(sealed, vec![]).unwrap();
     let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
     let open = |request| ToAgent::Open { ahead: false, request, object: made, copy };
-    started.link.send(open(1)).await;
+    let mut say = |message: Option<ToAgent>| {
+        let body = message.map_or_else(Vec::new, |message| wire::encode(&message).unwrap().to_vec());
+        to_agent.send(&relay::agent_head(), &body).unwrap();
+        tell();
+    };
+    say(Some(open(1)));
     let (ToHost::Opened { request: 1, region, .. }, fds) = started.link.recv().await else {
         panic!("not opened")
     };
     assert_eq!(fds.len(), 1);
-    started.link.send(ToAgent::Mapped { region }).await;
+    say(Some(ToAgent::Mapped { region }));
     own.end_polling();
-    started.link.send(open(2)).await;
+    say(Some(open(2)));
     let rung = tokio::task::block_in_place(|| own.wait(Some(SOON)));
     assert_eq!(rung, ring::doorbell::Wake::Rung, "the agent rings for what it answers");
     let got = from_agent.recv_with(|message| {
@@ -134,6 +139,19 @@ async fn what_a_host_relays_goes_through_its_rings() {
         panic!("not opened again")
     };
     assert_eq!(same, region);
+
+    // What has a descriptor is in the socket, and waits there for its turn in the ring.
+    say(Some(ToAgent::RegionWanted { request: 7, bytes: 4 * MIB, wait_ms: 1000 }));
+    let (ToHost::RegionGranted { request: 7 }, _) = started.link.recv().await else { panic!("no region") };
+    let region = Writer::create(4 * MIB).unwrap().share().unwrap();
+    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[region]).await;
+    say(Some(ToAgent::Site { number: 1, name: "here".to_owned() }));
+    say(None);
+    let theirs = object(welcome.host, 1);
+    let sealed = |object| ToAgent::Sealed { object, attempt: 1, region: 1, offset: 64, bytes: 32, site: 1 };
+    say(Some(sealed(theirs)));
+    link.send(ToAgent::Open { ahead: false, request: 8, object: theirs, copy }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::Opened { request: 8, .. }));
 
     // To nobody; and what is no message ends the host.
     to_agent.send(&relay::head(HostId { seq: 99, ..welcome.host }, 0), &[1]).unwrap();
@@ -306,4 +324,54 @@ async fn an_agent_ends_with_its_head() {
     drop(one.head);
     soon(one.handle.closed()).await.unwrap();
     while link.receiver.recv_timeout(SOON).is_ok() {}
+}
+
+/// A driver drops objects faster than the host whose memory they are in reads that it may use that again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_does_not_read_keeps_what_it_is_to_reclaim_and_lives() {
+    const OBJECTS: u32 = 3 * super::super::routes::CONTROL_MAX as u32;
+    let mut one = one(false).await;
+    let (link, job) = one.driver().await;
+    let (mut started, host) = one.host(&job).await;
+    let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
+    started.link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }).await;
+    assert!(matches!(started.link.recv().await.0, ToHost::RegionGranted { request: 1 }));
+    let fd = Writer::create(4 * MIB).unwrap().share().unwrap();
+    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
+    for index in 0..OBJECTS {
+        let (object, offset) = (object(job.driver, index.into()), 64 * u64::from(index));
+        let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 32, site: 0 };
+        started.link.send(sealed).await;
+    }
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1 };
+    let (driver, host_of) = (job.driver, host);
+    let link = tokio::task::spawn_blocking(move || {
+        for index in 0..OBJECTS {
+            let object = object(driver, index.into());
+            // It may be sealed only after this: then it is reclaimed as soon as it is.
+            let mut message = ToAgent::Free { object, copy };
+            // The queue of a thread that may not wait is tried until it takes it.
+            while let Err(SendError::Full(back)) = link.send(message, vec![]) {
+                message = back.0;
+                std::thread::yield_now();
+            }
+        }
+        link
+    })
+    .await
+    .unwrap();
+    link.send(ToAgent::RegionWanted { request: 2, bytes: MIB, wait_ms: 1000 }, vec![]).unwrap();
+    let (ToHost::RegionGranted { request: 2 }, _) = local(&link) else { panic!("the driver was not heard") };
+    assert_eq!(one.handle.usage().await.hosts, 2, "{host_of} was ended");
+    let (mut all, mut messages) = (Vec::new(), 0);
+    while all.len() < OBJECTS as usize {
+        let (ToHost::Reclaim { objects, .. }, _) = started.link.recv().await else { panic!("not reclaimed") };
+        all.extend(objects);
+        messages += 1;
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..OBJECTS).map(|index| object(driver, index.into())).collect::<Vec<_>>(), "each once");
+    assert!(messages < OBJECTS, "together: {messages}");
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
 }
