@@ -221,6 +221,8 @@ pub enum RevokeKind {
     },
     /// It was not given back within its grace. The slots are gone: what still runs on them must be stopped.
     Evicted,
+    /// It was in a group that was removed. It has ended: what still runs must be stopped.
+    Removed,
     /// Its node is to leave. Said of bundles only; the head asks for leases there.
     Draining,
 }

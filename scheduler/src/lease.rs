@@ -55,6 +55,8 @@ pub struct LeaseView<'a> {
     pub lease: &'a Lease,
     /// How many of its slots wait and have given their CPU back.
     pub blocked: u32,
+    /// How many of its slots are to make room.
+    pub giving: u32,
 }
 
 /// A lease with what only the scheduler needs to know.
@@ -86,6 +88,10 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub fn view(&self) -> LeaseView<'_> {
+        LeaseView { lease: &self.lease, blocked: self.blocked, giving: self.giving }
+    }
+
     pub fn demand(&self) -> demand::Key {
         demand::Key { owner: self.lease.owner, key: self.lease.key }
     }

@@ -327,12 +327,12 @@ impl Scheduler {
     pub fn leases(&self) -> impl Iterator<Item = LeaseView<'_>> {
         let mut all: Vec<&Entry> = self.leases.iter().collect();
         all.sort_unstable_by_key(|entry| entry.lease.id);
-        all.into_iter().map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
+        all.into_iter().map(|entry| entry.view())
     }
 
     /// One lease.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView<'_>> {
-        self.leases.get(id).map(|entry| LeaseView { lease: &entry.lease, blocked: entry.blocked })
+        self.leases.get(id).map(|entry| entry.view())
     }
 
     /// What waits, by owner and key.

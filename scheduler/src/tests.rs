@@ -147,6 +147,7 @@ pub(crate) fn show(effects: &[Effect]) -> String {
                 RevokeKind::NodeLost => "lost",
                 RevokeKind::Preempted { .. } => "preempted",
                 RevokeKind::Evicted => "evicted",
+                RevokeKind::Removed => "removed",
                 RevokeKind::Draining => "draining",
             }
         ),

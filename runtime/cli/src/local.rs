@@ -8,9 +8,13 @@ use std::{
     sync::Arc,
 };
 
+use mobula_agent::{
+    detect,
+    service::{STORE_BYTES_MIN, store_bytes_default},
+};
 use mobula_head::scaling::{Order, Provider, Scaling};
 use mobula_proto::{
-    Quantity,
+    Quantity, Resources,
     resource::{Kind, LABEL_INSTANCE, LABEL_NODE_TYPE},
 };
 use mobula_scheduler::autoscale::NodeType;
@@ -22,6 +26,8 @@ use crate::{args::ByUp, home::Home, up};
 pub struct Local {
     folder: PathBuf,
     log: Option<String>,
+    /// What the machine has.
+    machine: Resources,
     running: Mutex<BTreeMap<String, (String, up::Child)>>,
 }
 
@@ -30,9 +36,16 @@ pub fn scaling(types: &[NodeType], home: &Home, log: Option<&str>) -> Option<Sca
     let local = Local {
         folder: home.path().join("auto"),
         log: log.map(str::to_owned),
+        machine: if types.is_empty() { Resources::none() } else { machine() },
         running: Mutex::new(BTreeMap::new()),
     };
     (!types.is_empty()).then(|| Scaling { types: types.to_vec(), provider: Arc::new(local) })
+}
+
+/// What this machine has, without its devices; nothing where that cannot be told.
+fn machine() -> Resources {
+    let options = detect::Options { devices: false, ..detect::Options::default() };
+    detect::detect(&options).map_or_else(|_| Resources::none(), |found| found.total)
 }
 
 impl Local {
@@ -55,8 +68,16 @@ impl Local {
                 other => command.arg("--resource").arg(format!("{other}={amount}")),
             };
         }
-        if node_type.resources.get(&Kind::Cpu).is_zero() {
-            command.arg("--cpus").arg("0");
+        // What a type does not name it does not offer, though the machine has it.
+        for (kind, option) in [(Kind::Cpu, "--cpus"), (Kind::Memory, "--memory")] {
+            if node_type.resources.get(&kind).is_zero() {
+                command.arg(option).arg("0");
+            }
+        }
+        if node_type.resources.get(&Kind::Memory).is_zero() {
+            // Its store is shared memory of the machine all the same: a part of what one node would have.
+            let store = store_bytes_default(&self.machine) / u64::from(node_type.max.max(1));
+            command.arg("--store").arg(store.max(STORE_BYTES_MIN).to_string());
         }
         let own = [(LABEL_NODE_TYPE, node_type.name.as_str()), (LABEL_INSTANCE, instance)];
         let labels = node_type.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -68,7 +89,7 @@ impl Local {
         }
         command.env_remove("MOBULA_NODE_ADVERTISE").env("MOBULA_JOIN", token);
         // What it offers is stated; a device that is found belongs to the nodes that were started by hand.
-        command.envs(mobula_agent::detect::VISIBLE_VARIABLES.map(|variable| (variable, "")));
+        command.envs(detect::VISIBLE_VARIABLES.map(|variable| (variable, "")));
         Ok(command)
     }
 }
@@ -99,5 +120,35 @@ impl Provider for Local {
         // Dropped without the lock: it waits until the process is gone.
         let ended = self.running.lock().remove(instance);
         drop(ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_offers_what_its_type_says_and_no_more() {
+        let machine = crate::values::node_type("m=0..1 100GiB memory").unwrap().resources;
+        let local =
+            Local { folder: PathBuf::from("/nowhere"), log: None, machine, running: Mutex::default() };
+        let told = |text: &str| {
+            let order = Order {
+                node_type: crate::values::node_type(text).unwrap(),
+                token: "token".to_owned(),
+                head: "127.0.0.1:7420".parse().unwrap(),
+            };
+            let command = local.command("worker-1", &order).unwrap();
+            let words: Vec<String> =
+                command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+            let of = |option: &str| {
+                let pairs = words.windows(2).filter(|pair| pair[0] == option);
+                pairs.map(|pair| pair[1].clone()).collect::<Vec<_>>().join(" ")
+            };
+            format!("{}; {}; {}; {}", of("--cpus"), of("--memory"), of("--resource"), of("--store"))
+        };
+        assert_eq!(told("worker=0..2 2 cpu 1MiB memory idle 60s"), "2; 1048576; ; ");
+        assert_eq!(told("worker=0..2 2 cpu idle 60s"), "2; 0; ; 16106127360");
+        assert_eq!(told("worker=0..2 3 licence 1 gpu idle 60s"), "0; 0; GPU=1 licence=3; 16106127360");
     }
 }

@@ -95,6 +95,10 @@ fn started(scaling: &ScalingSnapshot) -> String {
         let (needs, group) = (groups::amounts(&unmet.resources), &unmet.group);
         let of = if group.is_empty() { String::new() } else { format!(" of {group}") };
         let labels = unmet.labels.iter().map(|rule| format!(", {rule}")).collect::<String>();
+        let labels = unmet.fallbacks.iter().fold(labels, |labels, other| match other.join(", ") {
+            rules if rules.is_empty() => labels + ", or any labels",
+            rules => labels + ", or " + &rules,
+        });
         text.push_str(&format!("No node can be started for {} x {needs}{labels}{of}.\n", unmet.count));
     }
     text
@@ -173,7 +177,7 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String
 mod tests {
     use std::collections::BTreeMap;
 
-    use mobula_proto::head::{DrainSnapshot, Usage, WaitingSnapshot};
+    use mobula_proto::head::{DrainSnapshot, UnmetSnapshot, Usage, WaitingSnapshot};
 
     use super::*;
 
@@ -244,6 +248,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
+        let unmet = UnmetSnapshot {
+            resources: BTreeMap::from([("GPU".to_owned(), 1.0)]),
+            labels: vec!["zone in [a]".to_owned()],
+            fallbacks: vec![vec!["zone in [b]".to_owned(), "rack exists".to_owned()], vec![]],
+            count: 3,
+            group: String::new(),
+        };
+        let told = started(&ScalingSnapshot { left: vec![unmet], ..ScalingSnapshot::default() });
+        assert!(
+            told.contains("for 3 x 1 GPU, zone in [a], or zone in [b], rack exists, or any labels."),
+            "{told}"
+        );
         assert!(!text.contains("mobula.io"), "{text}");
         assert!(self::text(&Snapshot::default()).contains("mobula token create"));
     }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use mobula_net::identity::Role;
-use mobula_proto::head::{NodeTypeSnapshot, ScalingSnapshot, UnmetSnapshot};
+use mobula_proto::{
+    head::{NodeTypeSnapshot, ScalingSnapshot, UnmetSnapshot},
+    resource::LabelRule,
+};
 use mobula_scheduler::autoscale::{self, NodeType, Plan};
 use tracing::{info, warn};
 
@@ -260,9 +263,11 @@ fn told(
             paused: memory.is_paused(&of.name, now),
         }
     });
+    let rules = |list: &[LabelRule]| list.iter().map(ToString::to_string).collect();
     let left = plan.left.iter().map(|unmet| UnmetSnapshot {
         resources: amounts(&unmet.resources),
-        labels: unmet.labels.iter().map(ToString::to_string).collect(),
+        labels: rules(&unmet.labels),
+        fallbacks: unmet.fallbacks.iter().map(|list| rules(list)).collect(),
         count: unmet.count,
         group: unmet.gang.as_ref().map(|gang| gang.group.to_string()).unwrap_or_default(),
     });

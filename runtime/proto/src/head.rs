@@ -73,6 +73,13 @@ pub enum ToHead {
         /// The lease.
         lease: LeaseId,
     },
+    /// Some slots of the lease are not needed any more.
+    Shrink {
+        /// The lease.
+        lease: LeaseId,
+        /// How many it goes on with; at least 1.
+        keep: u32,
+    },
     /// Running tasks of this lease wait.
     Block {
         /// The lease.
@@ -598,8 +605,11 @@ pub struct NodeTypeSnapshot {
 pub struct UnmetSnapshot {
     /// What each needs: amounts by resource name.
     pub resources: std::collections::BTreeMap<String, f64>,
-    /// Conditions on the node's labels.
+    /// Conditions on the node's labels; all must hold, or all of one of the `fallbacks`.
     pub labels: Vec<String>,
+    /// Other conditions that will do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<Vec<String>>,
     /// How many there are.
     pub count: u64,
     /// The placement group of which they are bundles; empty for single slots.

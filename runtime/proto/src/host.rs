@@ -58,6 +58,13 @@ pub enum ToAgent {
         /// The lease.
         lease: LeaseId,
     },
+    /// Some slots of the lease are not needed any more.
+    Shrink {
+        /// The lease.
+        lease: LeaseId,
+        /// How many it goes on with; at least 1.
+        keep: u32,
+    },
     /// From an executor: running tasks of this lease wait, so their CPU is free.
     Block {
         /// The lease.
@@ -523,6 +530,17 @@ pub struct Grant {
     pub devices: Vec<DeviceGrant>,
 }
 
+/// What slots were taken away for.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// Others have more right to them, and its owner did not give them back within the grace.
+    Preempted,
+    /// They were in a placement group that was removed.
+    GroupRemoved,
+    /// Their node leaves, and has no more time.
+    NodeLeaves,
+}
+
 /// Why a lease ends.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revocation {
@@ -532,10 +550,18 @@ pub enum Revocation {
     Expired,
     /// Its node or host is gone.
     Lost,
-    /// Others have more right to the resources: no further pushes, unstarted tasks come back.
-    Preempted,
-    /// It was taken away: what still runs under it is stopped, and tried again elsewhere.
-    Evicted,
+    /// Others have more right to some of its slots: no further pushes to those, and unstarted tasks come back.
+    Preempted {
+        /// How many slots it goes on with; none ends it.
+        keep: u32,
+    },
+    /// Slots were taken away: what still runs in them is stopped, and tried again elsewhere.
+    Evicted {
+        /// How many slots it goes on with; none has ended it.
+        keep: u32,
+        /// What for.
+        why: Eviction,
+    },
     /// Its node is to leave: no further pushes, unstarted tasks come back, and actors that may be restarted move.
     Draining,
 }

@@ -344,7 +344,7 @@ impl Scheduler {
                 out.push(Effect::Infeasible { owner: demand.owner, key: demand.key, error });
             }
         }
-        self.end_inside(at, RevokeKind::Evicted, out);
+        self.end_inside(at, RevokeKind::Removed, out);
         self.not_given_up(at);
         self.stop_gang(at);
         let count = self.gangs.get(at).map_or(0, |gang| gang.bundles.len());

@@ -367,7 +367,9 @@ impl<'a> Replay<'a> {
                         held.leaving = (held.leaving + slots).min(held.slots);
                     }
                     RevokeKind::Evicted => self.stop(lease, slots),
-                    RevokeKind::Expired | RevokeKind::NodeLost => self.stop(lease, u32::MAX),
+                    RevokeKind::Expired | RevokeKind::NodeLost | RevokeKind::Removed => {
+                        self.stop(lease, u32::MAX);
+                    }
                 }
             }
             Effect::Ended { lease, .. } => {

@@ -159,7 +159,7 @@ fn a_removed_group_takes_all_with_it() {
     world.ask(host(9), 1, &class("4 cpu"), 1);
     assert_eq!(
         show(&world.step(Event::GroupGone { group: GroupId { number: 1 } })),
-        "infeasible: group-1 is unknown: it was removed, or refused, evicted lease-1, ended lease-1, node-1 x1"
+        "infeasible: group-1 is unknown: it was removed, or refused, removed lease-1, ended lease-1, node-1 x1"
     );
 }
 

@@ -7,7 +7,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use mobula_proto::{
     Failure, FailureKind, LeaseId, NodeId,
     head::{DRAIN_TARGETS_MAX, DrainSnapshot, Left, ToAgent},
-    host::Revocation,
+    host::{Eviction, Revocation},
 };
 use mobula_scheduler::{self as scheduler, Millis};
 use tracing::{info, warn};
@@ -243,7 +243,7 @@ impl Core {
             drain.until = grace;
             warn!(%node, "a node has no more time to drain: what runs there is taken away");
             for (lease, owner) in self.leases.evict_on(node) {
-                let kind = Revocation::Evicted;
+                let kind = Revocation::Evicted { keep: 0, why: Eviction::NodeLeaves };
                 self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
                 self.schedule(scheduler::Event::Release { lease });
             }

@@ -9,8 +9,8 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
     head::ToAgent,
-    host::{Grant, Revocation},
-    resource::Class,
+    host::{Eviction, Grant, Revocation},
+    resource::{Class, Isolation},
 };
 use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
@@ -45,6 +45,8 @@ struct Held {
     key: u32,
     node: NodeId,
     slots: u32,
+    /// How many of them its owner said last that it goes on with.
+    keep: u32,
     phase: Phase,
     /// It was taken away: what runs under it is to be stopped.
     evicted: bool,
@@ -241,12 +243,44 @@ impl Core {
         }
     }
 
+    /// An owner goes on with fewer slots of a lease. What was taken from it meanwhile counts.
+    pub(super) fn shrink(&mut self, from: NodeId, lease: LeaseId, keep: u32) {
+        match self.leases.held.get_mut(&lease) {
+            Some(held) if held.owner.node == from => {
+                held.keep = held.keep.min(keep);
+                self.shrink_to_kept(lease);
+            }
+            Some(_) => warn!(node = %from, %lease, "ignored slots of a lease that another node holds"),
+            None => {}
+        }
+    }
+
+    /// Frees the slots that an owner gave back. One of them may still count as waiting, since its executor's word on that
+    /// comes another way: it goes when that is here.
+    fn shrink_to_kept(&mut self, lease: LeaseId) {
+        let Some(keep) = self.leases.held.get(&lease).map(|held| held.keep) else { return };
+        let slots = self.scheduler.lease(lease).map_or(0, |view| view.lease.slots.saturating_sub(keep));
+        if slots > 0 {
+            self.schedule(scheduler::Event::Shrink { lease, slots });
+        }
+        let left = self.scheduler.lease(lease).map(|view| view.lease.slots);
+        if let Some((held, left)) = self.leases.held.get_mut(&lease).zip(left) {
+            held.slots = left;
+        }
+    }
+
     pub(super) fn block(&mut self, from: NodeId, lease: LeaseId, slots: u32, block: bool) {
         match self.leases.held.get(&lease) {
-            Some(held) if held.node == from => self.schedule(match block {
-                true => scheduler::Event::Block { lease, slots },
-                false => scheduler::Event::Unblock { lease, slots },
-            }),
+            Some(held) if held.node == from => {
+                let more = held.slots > held.keep;
+                self.schedule(match block {
+                    true => scheduler::Event::Block { lease, slots },
+                    false => scheduler::Event::Unblock { lease, slots },
+                });
+                if more && !block {
+                    self.shrink_to_kept(lease);
+                }
+            }
             Some(_) => {
                 warn!(node = %from, %lease, "ignored a lease's waits from a node that did not grant it")
             }
@@ -365,31 +399,8 @@ impl Core {
         match effect {
             scheduler::Effect::Grant(lease) => self.granted(lease),
             scheduler::Effect::Revoke { lease, owner, kind, .. } => {
-                let Some(held) = self.leases.held.get_mut(&lease) else { return };
-                let evicted = kind == RevokeKind::Evicted;
-                held.evicted |= evicted;
-                let announced = matches!(held.phase, Phase::Announced(_));
-                let kind = match kind {
-                    RevokeKind::Idle => Revocation::Idle,
-                    RevokeKind::Expired => Revocation::Expired,
-                    RevokeKind::NodeLost => Revocation::Lost,
-                    RevokeKind::Preempted { .. } => Revocation::Preempted,
-                    RevokeKind::Evicted => Revocation::Evicted,
-                    RevokeKind::Draining => Revocation::Draining,
-                };
-                if announced {
-                    self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
-                } else if matches!(kind, Revocation::Expired | Revocation::Lost | Revocation::Evicted) {
-                    again.insert((owner, held.key));
-                } else {
-                    // The scheduler asks once a term only: unheard, it would keep others waiting until then.
-                    held.wanted_back = Some(kind);
-                }
-                // Owners and agents know leases as a whole: what is left of one of which some slots were taken away ends,
-                // too, and its owner asks again.
-                if evicted && self.scheduler.lease(lease).is_some() {
-                    self.schedule(scheduler::Event::Release { lease });
-                }
+                let Some(kind) = self.revocation(lease, kind) else { return };
+                self.revoke(lease, owner, kind, again);
             }
             scheduler::Effect::Ended { lease, node } => {
                 let mut evicted = false;
@@ -424,6 +435,60 @@ impl Core {
         }
     }
 
+    /// How owners are told. `None` for a lease that is unknown.
+    fn revocation(&self, lease: LeaseId, kind: RevokeKind) -> Option<Revocation> {
+        self.leases.held.get(&lease)?;
+        let view = self.scheduler.lease(lease);
+        let whole = |class: &Class| class.isolation == Isolation::Process;
+        Some(match kind {
+            RevokeKind::Idle => Revocation::Idle,
+            RevokeKind::Expired => Revocation::Expired,
+            RevokeKind::NodeLost => Revocation::Lost,
+            RevokeKind::Draining => Revocation::Draining,
+            RevokeKind::Preempted { .. } => Revocation::Preempted {
+                // A group is given up with all that is in it.
+                keep: view.filter(|v| v.lease.bundle.is_none()).map_or(0, |v| v.lease.slots - v.giving),
+            },
+            RevokeKind::Evicted => Revocation::Evicted {
+                // Only all of a process can be stopped for certain.
+                keep: view.filter(|v| !whole(&v.lease.class)).map_or(0, |v| v.lease.slots),
+                why: Eviction::Preempted,
+            },
+            RevokeKind::Removed => Revocation::Evicted { keep: 0, why: Eviction::GroupRemoved },
+        })
+    }
+
+    fn revoke(&mut self, lease: LeaseId, owner: HostId, kind: Revocation, again: &mut BTreeSet<Key>) {
+        let Some(held) = self.leases.held.get_mut(&lease) else { return };
+        let mut fewer = 0;
+        if let Revocation::Evicted { keep, .. } = kind {
+            held.evicted |= keep == 0;
+            held.keep = held.keep.min(keep);
+            if keep > 0 {
+                fewer = held.slots.saturating_sub(keep);
+                held.slots -= fewer;
+            }
+        }
+        let key = (owner, held.key);
+        match (&held.phase, kind) {
+            (Phase::Announced(_), _) => {
+                self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
+            }
+            (Phase::Reserving(_), Revocation::Expired | Revocation::Lost | Revocation::Evicted { .. }) => {
+                // What goes on will be announced with fewer slots; those that are gone are wanted again.
+                self.leases.settle(key, fewer);
+                again.insert(key);
+            }
+            // The scheduler asks once a term only: unheard, it would keep others waiting until then.
+            (Phase::Reserving(_), Revocation::Idle) => drop(held.wanted_back.get_or_insert(kind)),
+            (Phase::Reserving(_), _) => held.wanted_back = Some(kind),
+        }
+        // What is left of a process's own ends with it, and its owner asks again.
+        if matches!(kind, Revocation::Evicted { keep: 0, .. }) && self.scheduler.lease(lease).is_some() {
+            self.schedule(scheduler::Event::Release { lease });
+        }
+    }
+
     fn granted(&mut self, lease: Lease) {
         let placed = self.jobs.get_mut(&lease.job).map(|entry| {
             entry.placed_on(lease.node);
@@ -441,6 +506,7 @@ impl Core {
             key: lease.key,
             node: lease.node,
             slots: lease.slots,
+            keep: lease.slots,
             phase: Phase::Reserving(until),
             evicted: false,
             wanted_back: None,

@@ -356,6 +356,7 @@ impl Core {
             }
             ToHead::Renew { leases } => self.renew(from, &leases),
             ToHead::Release { lease } => self.release(from, lease),
+            ToHead::Shrink { lease, keep } => self.shrink(from, lease, keep),
             ToHead::Block { lease, slots } => self.block(from, lease, slots, true),
             ToHead::Unblock { lease, slots } => self.block(from, lease, slots, false),
             ToHead::LeaseReady { lease, host } => {

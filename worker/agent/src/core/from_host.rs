@@ -61,6 +61,9 @@ impl Core {
             },
             ToAgent::Renew { leases } => self.effects.push(Effect::Head(ToHead::Renew { leases })),
             ToAgent::Release { lease } => self.effects.push(Effect::Head(ToHead::Release { lease })),
+            ToAgent::Shrink { lease, keep } => {
+                self.effects.push(Effect::Head(ToHead::Shrink { lease, keep }));
+            }
             ToAgent::Block { lease, slots } => {
                 self.effects.push(Effect::Head(ToHead::Block { lease, slots }))
             }

@@ -1,12 +1,14 @@
 //! Hosts and nodes that died, and what becomes of what was there (C-4).
 
+use std::cmp::Reverse;
+
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
-    host::ToAgent,
+    host::{Eviction, ToAgent},
     peer::{Message, State},
 };
 
-use super::{Action, Core, Kind, NO_LEASE, Phase, clients::actor_died};
+use super::{Action, Core, Kind, NO_LEASE, Phase, Task, clients::actor_died};
 
 impl Core {
     /// A host is gone: retry or fail what was pushed there, restart its actors (C-4).
@@ -65,27 +67,49 @@ impl Core {
         }
     }
 
-    /// A lease was taken away: what runs under it is stopped and, if it may run again, does so without losing an attempt.
-    pub(super) fn evicted(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+    /// Slots of a lease were taken away: what runs in them is stopped and, if it may run again, does so without losing an
+    /// attempt. Where the lease goes on, the newest tasks go first, which have lost the least, and then actors.
+    pub(super) fn evicted(&mut self, lease: LeaseId, keep: u32, why: Eviction, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get(&lease) else { return };
         let (host, key) = (held.host, held.key);
-        let text = format!(
-            "{lease} on {} was taken away, since others have more right to it or its node is to leave",
-            host.node
-        );
+        let node = host.node;
+        let text = match why {
+            Eviction::Preempted => {
+                format!("it was preempted: others have more right to what it held of {lease} on {node}")
+            }
+            Eviction::GroupRemoved => format!("the placement group in which it ran on {node} was removed"),
+            Eviction::NodeLeaves => format!("{node} leaves, and had no more time for what still ran there"),
+        };
         let failure = Failure::new(FailureKind::Evicted, text);
-        let mut seqs: Vec<u64> = self
+        let under = |task: &Task| match task.phase {
+            Phase::Pushed { lease: under, .. } => under == lease,
+            Phase::Kept => task.holds == lease,
+            Phase::Waiting | Phase::Queued => false,
+        };
+        let is_actor = |task: &Task| matches!(task.spec.kind, Kind::Construct { .. });
+        let mut all: Vec<(bool, Reverse<u64>)> = self
             .tasks
             .iter()
-            .filter(|(_, task)| match task.phase {
-                Phase::Pushed { lease: under, .. } => under == lease,
-                Phase::Kept => task.holds == lease,
-                Phase::Waiting | Phase::Queued => false,
-            })
-            .map(|(seq, _)| seq)
+            .filter(|(_, task)| under(task))
+            .map(|(seq, task)| (is_actor(task), Reverse(seq)))
             .collect();
+        if keep > 0 {
+            all.sort_unstable();
+            all.truncate(all.len().saturating_sub(keep as usize));
+        }
+        let mut seqs: Vec<u64> = all.iter().map(|(_, Reverse(seq))| *seq).collect();
         seqs.sort_unstable();
-        self.forget_lease(lease);
+        if keep == 0 {
+            self.forget_lease(lease);
+        } else {
+            self.cut_lease(lease, keep);
+            let actors = all.iter().filter(|(actor, _)| *actor).count();
+            if let Some(held) = self.leases.get_mut(&lease) {
+                let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+                held.in_flight = held.in_flight.saturating_sub(count(all.len() - actors));
+                held.actors = held.actors.saturating_sub(count(actors));
+            }
+        }
         let mut actors = Vec::new();
         for seq in &seqs {
             let id = TaskId { owner: self.me, seq: *seq };
@@ -93,6 +117,8 @@ impl Core {
             let (stop, again) = match task.spec.kind {
                 Kind::Construct { restarts } => {
                     let incarnation = task.incarnation;
+                    // Its slot is counted already.
+                    task.holds = NO_LEASE;
                     actors.push((id.object(0), incarnation));
                     (Message::Terminate { actor: id, incarnation }, restarts > 0)
                 }
@@ -118,6 +144,7 @@ impl Core {
         for (actor, _) in actors {
             self.on_actor(actor, out);
         }
+        self.open_lease(lease);
         self.pump(key, out);
     }
 

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, time::Duration};
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, NodeId, SeqMap, TaskId,
+    Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
     host::{Grant, Revocation, ToAgent},
     peer::{Message, State, Target},
     resource::{Isolation, Strategy},
@@ -36,7 +36,9 @@ const QUIET_TICKS_MAX: u32 = 2;
 impl LeaseState {
     /// How many more tasks it takes, if each slot has up to `depth` pushed to it.
     fn room(&self, depth: u64) -> u64 {
-        let slots = u64::from(self.slots.saturating_sub(self.actors));
+        let slots = u64::from(self.keep.saturating_sub(self.actors));
+        // What is pushed ahead would keep slots that are to go back.
+        let depth = if self.keep < self.slots { 1 } else { depth };
         (slots * depth).saturating_sub(u64::from(self.in_flight))
     }
 
@@ -173,7 +175,7 @@ impl Core {
             }
             Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
                 held.in_flight += 1;
-                Target::Task { lease, slots: held.slots }
+                Target::Task { lease, slots: held.keep }
             }
         };
         if let Some(left) = &mut held.pushes_left {
@@ -208,6 +210,7 @@ impl Core {
                 key: grant.key,
                 host: grant.host,
                 slots: grant.slots,
+                keep: grant.slots,
                 in_flight: 0,
                 actors: 0,
                 idle_ticks: 0,
@@ -285,15 +288,10 @@ impl Core {
     pub fn revoked(&mut self, lease: LeaseId, kind: Revocation, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         match kind {
-            Revocation::Idle | Revocation::Preempted | Revocation::Draining => {
-                if kind == Revocation::Draining {
-                    Self::retire_actors(&self.tasks, (self.me, lease, held.host), out);
-                }
+            Revocation::Idle => {
                 let class = &self.classes[held.key as usize];
-                let more = match (kind, class.nanos) {
-                    (Revocation::Idle, 1..) if !class.queue.is_empty() => {
-                        QUANTUM_NANOS / class.nanos * u64::from(held.slots)
-                    }
+                let more = match class.nanos {
+                    1.. if !class.queue.is_empty() => QUANTUM_NANOS / class.nanos * u64::from(held.slots),
                     _ => 0,
                 };
                 held.pushes_left.get_or_insert(more);
@@ -303,7 +301,27 @@ impl Core {
                 }
                 self.maybe_release(lease, out);
             }
-            Revocation::Evicted => self.evicted(lease, out),
+            Revocation::Preempted { keep } => {
+                held.keep = held.keep.min(keep);
+                held.wanted_back |= keep == 0;
+                let (keep, in_flight, actors) = (held.keep, held.in_flight, held.actors);
+                if in_flight > keep {
+                    self.recall(lease, out);
+                }
+                // Tasks come to their end, and their slots are not used again. Actors would not.
+                self.retire_actors(lease, actors.saturating_sub(keep), true, out);
+                self.maybe_release(lease, out);
+            }
+            Revocation::Draining => {
+                held.wanted_back = true;
+                let (in_flight, slots) = (held.in_flight, held.slots);
+                if in_flight > slots {
+                    self.recall(lease, out);
+                }
+                self.retire_actors(lease, u32::MAX, false, out);
+                self.maybe_release(lease, out);
+            }
+            Revocation::Evicted { keep, why } => self.evicted(lease, keep, why, out),
             Revocation::Expired | Revocation::Lost => {
                 let key = held.key;
                 self.forget_lease(lease);
@@ -313,19 +331,49 @@ impl Core {
         self.drain(out);
     }
 
-    /// The actors of a lease that may be made again come to their end, so that they are, elsewhere.
-    fn retire_actors(
-        tasks: &SeqMap<Task>,
-        (me, lease, host): (HostId, LeaseId, HostId),
-        out: &mut Vec<Action>,
-    ) {
-        for (seq, task) in tasks.iter().filter(|(_, task)| task.holds == lease) {
-            if let Kind::Construct { restarts: 1.. } = task.spec.kind {
-                let actor = TaskId { owner: me, seq };
-                let message = Message::Retire { actor, incarnation: task.incarnation };
-                out.push(Action::Send { to: host, message });
-            }
+    /// So many actors of a lease that may be made again come to their end, so that they are, elsewhere: the newest. Those
+    /// that make room must be restartable, or would be asked for what they may not give.
+    fn retire_actors(&self, lease: LeaseId, most: u32, preempted: bool, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get(&lease).filter(|_| most > 0) else { return };
+        if preempted && !self.classes[held.key as usize].class.restartable {
+            return;
         }
+        let may =
+            |task: &Task| matches!(task.spec.kind, Kind::Construct { restarts } if preempted || restarts > 0);
+        let mut seqs: Vec<u64> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.holds == lease && may(task))
+            .map(|(seq, _)| seq)
+            .collect();
+        seqs.sort_unstable_by_key(|seq| Reverse(*seq));
+        seqs.truncate(most as usize);
+        for seq in seqs {
+            let Some(task) = self.tasks.get(&seq) else { continue };
+            let actor = TaskId { owner: self.me, seq };
+            let message = Message::Retire { actor, incarnation: task.incarnation };
+            out.push(Action::Send { to: held.host, message });
+        }
+    }
+
+    /// Slots that are to go back do, where no more than the others are in use.
+    fn maybe_shrink(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        let keep = held.keep;
+        if keep == 0 || keep == held.slots || held.in_flight.saturating_add(held.actors) > keep {
+            return;
+        }
+        self.cut_lease(lease, keep);
+        out.push(Action::Tell(ToAgent::Shrink { lease, keep }));
+    }
+
+    /// It has so many slots from now on.
+    pub(super) fn cut_lease(&mut self, lease: LeaseId, keep: u32) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        let fewer = held.slots.saturating_sub(keep);
+        held.slots -= fewer;
+        held.keep = held.keep.min(keep);
+        self.classes[held.key as usize].slots -= u64::from(fewer);
     }
 
     pub(super) fn forget_lease(&mut self, lease: LeaseId) {
@@ -338,6 +386,7 @@ impl Core {
     }
 
     pub(super) fn maybe_release(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+        self.maybe_shrink(lease, out);
         let Some(held) = self.leases.get(&lease) else { return };
         let asked = held.pushes_left.is_some() && self.classes[held.key as usize].queue.is_empty();
         if (held.wanted_back || asked) && held.in_flight == 0 && held.actors == 0 {

@@ -149,6 +149,8 @@ struct LeaseState {
     key: u32,
     host: HostId,
     slots: u32,
+    /// With how many of them it goes on: the others go back as soon as no more than so many are in use.
+    keep: u32,
     in_flight: u32,
     actors: u32,
     idle_ticks: u32,

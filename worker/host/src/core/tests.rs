@@ -3,7 +3,7 @@
 use mobula_ownership::Via;
 use mobula_proto::{
     Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
-    host::{Grant, Revocation, ToAgent},
+    host::{Eviction, Grant, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
 };
@@ -301,12 +301,108 @@ fn what_a_preempted_lease_has_not_started_comes_back() {
     let calls = behind_slow_work(&mut bench, 3);
     let lease = LeaseId { number: 1 };
     let mut out = Vec::new();
-    bench.core.revoked(lease, Revocation::Preempted, &mut out);
+    bench.core.revoked(lease, Revocation::Preempted { keep: 0 }, &mut out);
     assert_eq!(recalls(&out), 1);
     bench.message(Message::Recalled { lease, tasks: calls[1..].iter().map(|call| call.task).collect() });
     let out = bench.message(done(&calls[0], value(1)));
     assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
     assert_eq!(runs(&bench.granted(grant(2, 4))).len(), 2);
+}
+
+fn shrinks(actions: &[Action]) -> Vec<u32> {
+    let kept = |action: &Action| match action {
+        Action::Tell(ToAgent::Shrink { keep, .. }) => Some(*keep),
+        _ => None,
+    };
+    actions.iter().filter_map(kept).collect()
+}
+
+fn cancels(actions: &[Action]) -> Vec<TaskId> {
+    let stopped = |action: &Action| match action {
+        Action::Send { message: Message::Cancel { task, .. }, .. } => Some(*task),
+        _ => None,
+    };
+    actions.iter().filter_map(stopped).collect()
+}
+
+#[test]
+fn a_lease_that_is_to_make_room_gives_back_only_so_many_slots() {
+    let mut bench = Bench::new();
+    (0..6).for_each(|_| drop(bench.submit(Kind::Task, Vec::new())));
+    let calls = runs(&bench.granted(grant(1, 4)));
+    assert_eq!(calls.len(), 4);
+    let mut out = Vec::new();
+    bench.core.revoked(LeaseId { number: 1 }, Revocation::Preempted { keep: 2 }, &mut out);
+    assert_eq!((shrinks(&out), runs(&out).len()), (vec![], 0), "all four are in use");
+    let out = bench.message(done(&calls[0], value(0)));
+    assert_eq!((shrinks(&out), runs(&out).len()), (vec![], 0), "the slot is not used again");
+    let out = bench.message(done(&calls[1], value(0)));
+    assert_eq!(shrinks(&out), [2]);
+    assert!(!out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
+    // With the others it goes on.
+    let next = runs(&bench.message(done(&calls[2], value(0))));
+    assert!(next.iter().all(|call| matches!(call.target, Target::Task { slots: 2, .. })), "{next:?}");
+    assert!(!next.is_empty());
+}
+
+#[test]
+fn only_as_many_slots_as_are_asked_for_are_taken_away() {
+    let mut bench = Bench::new();
+    let objects: Vec<ObjectId> = (0..4).map(|_| bench.submit(Kind::Task, Vec::new()).0).collect();
+    let calls = runs(&bench.granted(grant(1, 4)));
+    let lease = LeaseId { number: 1 };
+    let mut out = Vec::new();
+    bench.core.revoked(lease, Revocation::Preempted { keep: 3 }, &mut out);
+    assert!(cancels(&out).is_empty());
+    // The newest has lost the least. It waits for another slot, and has as many retries as before.
+    for attempt in 1..=3 {
+        out.clear();
+        let why = Eviction::Preempted;
+        bench.core.revoked(lease, Revocation::Evicted { keep: 3, why }, &mut out);
+        if attempt == 1 {
+            assert_eq!(cancels(&out), [calls[3].task]);
+        }
+        let other = LeaseId { number: 1 + attempt };
+        let again = runs(&bench.granted(grant(other.number, 1)));
+        assert_eq!(again.iter().map(|call| call.task).collect::<Vec<_>>(), [calls[3].task]);
+        out.clear();
+        bench.core.revoked(other, Revocation::Evicted { keep: 0, why }, &mut out);
+        assert_eq!(cancels(&out), [calls[3].task]);
+    }
+    assert!(matches!(bench.core.objects.state(objects[3]), Some(State::Pending)));
+    // What it was pushed under before says so late, and is not heard.
+    bench.message(done(&calls[3], value(9)));
+    assert!(matches!(bench.core.objects.state(objects[3]), Some(State::Pending)));
+    // The lease goes on: as soon as one of the others ends, it is pushed there.
+    let again = runs(&bench.message(done(&calls[0], value(0))));
+    assert_eq!(again.iter().map(|call| call.task).collect::<Vec<_>>(), [calls[3].task]);
+    bench.message(done(&again[0], value(1)));
+    for call in &calls[1..3] {
+        bench.message(done(call, value(0)));
+    }
+    assert_eq!(bench.core.unfinished(), 0);
+}
+
+#[test]
+fn what_may_not_run_twice_is_told_why_it_was_stopped() {
+    for (why, text) in [
+        (
+            Eviction::Preempted,
+            "it was preempted: others have more right to what it held of lease-1 on node-1",
+        ),
+        (Eviction::GroupRemoved, "the placement group in which it ran on node-1 was removed"),
+        (Eviction::NodeLeaves, "node-1 leaves, and had no more time for what still ran there"),
+    ] {
+        let mut bench = Bench::new();
+        let mut once = spec(Kind::Task, Vec::new());
+        std::sync::Arc::get_mut(&mut once.template).unwrap().attempts_max = 1;
+        let mut out = Vec::new();
+        let object = bench.core.submit(once, &mut out);
+        bench.granted(grant(1, 1));
+        bench.core.revoked(LeaseId { number: 1 }, Revocation::Evicted { keep: 0, why }, &mut out);
+        let failure = bench.failure(object);
+        assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::Evicted, text));
+    }
 }
 
 #[test]

@@ -100,7 +100,10 @@ fn what_is_left_at_the_end_is_taken_away() {
         world.pass(600);
     }
     let heard = world.all(a.link);
-    assert!(matches!(heard[..], [ToAgent::Revoked { kind: Revocation::Evicted, .. }]), "{heard:?}");
+    assert!(
+        matches!(heard[..], [ToAgent::Revoked { kind: Revocation::Evicted { keep: 0, .. }, .. }]),
+        "{heard:?}"
+    );
     let heard = world.all(b.link);
     assert!(matches!(heard[..], [.., ToAgent::LeaseEnded { evicted: true, .. }]), "{heard:?}");
     assert!(world.core.resume("node-2", world.now).is_err(), "too late");

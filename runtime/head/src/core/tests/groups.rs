@@ -114,7 +114,7 @@ fn a_detached_group_outlives_the_head_and_waits_for_nodes() {
         matches!(
             told[..],
             [
-                ToAgent::Revoked { kind: Revocation::Evicted, .. },
+                ToAgent::Revoked { kind: Revocation::Evicted { keep: 0, .. }, .. },
                 ToAgent::Answered { request: 4, answer: Answer::Done, .. }
             ]
         ),

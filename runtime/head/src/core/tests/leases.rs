@@ -228,3 +228,118 @@ fn a_failure_too_long_for_everyone_is_cut() {
         other => panic!("{other:?}"),
     }
 }
+
+impl World {
+    /// As [`World::demand`], of a class that may be stopped, or of one that matters more.
+    fn demand_of(&mut self, agent: Agent, key: u32, job: JobId, class: Class, backlog: u32) {
+        let (owner, locality) = (agent.host(1), Vec::new());
+        let class = Class { resources: Resources::cpu(Quantity::ONE), ..class };
+        self.says(agent.link, ToHead::Demand { owner, job, key, class, backlog, locality });
+    }
+
+    /// Lets time pass in which the owner renews what it holds.
+    fn pass_renewed(&mut self, owner: Agent, ms: u64) {
+        for _ in 0..ms / 100 {
+            let leases = self.core.scheduler.leases().map(|view| view.lease.id).collect();
+            self.says(owner.link, ToHead::Renew { leases });
+            self.pass(100);
+        }
+    }
+}
+
+#[test]
+fn of_a_lease_only_the_slots_that_others_need_are_taken() {
+    use mobula_proto::{host::Eviction, resource::Isolation};
+    let low = |isolation| Class { restartable: true, isolation, ..Class::default() };
+    let high = Class { function: "high".to_owned(), priority: 1, ..Class::default() };
+    // Whether the owner gives the slot back in time, and the isolation.
+    for (gives, isolation) in
+        [(true, Isolation::Shared), (false, Isolation::Shared), (false, Isolation::Process)]
+    {
+        let mut world = World::new();
+        let a = world.join("a", 0);
+        let b = world.join("b", 4);
+        let job = world.start_job(a, 1).job;
+        world.all(b.link);
+        world.demand_of(a, 1, job, low(isolation), 4);
+        let (lease, slots) = world.reserved(b);
+        assert_eq!(slots, 4);
+        world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+        world.all(a.link);
+        world.demand_of(a, 2, job, high.clone(), 1);
+        world.pass_renewed(a, 700);
+        let told = world.all(a.link);
+        let preempted = |said: &ToAgent| matches!(said, ToAgent::Revoked { lease: of, kind: Revocation::Preempted { keep: 3 }, .. } if *of == lease);
+        assert_eq!(told.iter().filter(|said| preempted(said)).count(), 1, "{told:?}");
+        if gives {
+            world.says(a.link, ToHead::Shrink { lease, keep: 3 });
+            // Said twice, or by somebody else, it changes nothing.
+            world.says(a.link, ToHead::Shrink { lease, keep: 3 });
+            world.says(b.link, ToHead::Shrink { lease, keep: 1 });
+        } else {
+            world.pass_renewed(a, 1200);
+            let told = world.all(a.link);
+            let want = if isolation == Isolation::Shared { 3 } else { 0 };
+            let kind = Revocation::Evicted { keep: want, why: Eviction::Preempted };
+            let evicted = |said: &ToAgent| matches!(said, ToAgent::Revoked { kind: how, .. } if *how == kind);
+            assert_eq!(told.iter().filter(|said| evicted(said)).count(), 1, "{told:?}");
+        }
+        let left = world.core.scheduler.lease(lease).map(|view| view.lease.slots);
+        let said = world.all(b.link);
+        let ended = said.iter().any(|said| matches!(said, ToAgent::LeaseEnded { evicted: true, .. }));
+        // A process that is to be stopped is stopped as a whole.
+        assert_eq!(
+            (left, ended),
+            if isolation == Isolation::Shared { (Some(3), false) } else { (None, true) }
+        );
+        let next =
+            |said: &ToAgent| matches!(said, ToAgent::Reserve { slots: 1, class, .. } if class.priority == 1);
+        assert_eq!(said.iter().filter(|said| next(said)).count(), 1, "{said:?}");
+    }
+}
+
+#[test]
+fn slots_that_still_count_as_waiting_go_when_that_is_over() {
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 2);
+    let job = world.start_job(a, 1).job;
+    world.all(b.link);
+    world.demand_of(a, 1, job, Class::default(), 2);
+    let (lease, _) = world.reserved(b);
+    world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+    let slots = |world: &World| world.core.scheduler.lease(lease).unwrap().lease.slots;
+    // Both waited; the owner has heard that one has ended before the head hears that it went on.
+    world.says(b.link, ToHead::Block { lease, slots: 2 });
+    world.says(a.link, ToHead::Shrink { lease, keep: 1 });
+    assert_eq!(slots(&world), 2);
+    world.says(b.link, ToHead::Unblock { lease, slots: 1 });
+    assert_eq!(slots(&world), 1);
+}
+
+#[test]
+fn a_lease_of_which_some_is_taken_before_it_is_announced_is_announced_with_the_rest() {
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 4);
+    let job = world.start_job(a, 1).job;
+    world.all(b.link);
+    world.demand_of(a, 1, job, Class { restartable: true, ..Class::default() }, 4);
+    let (lease, _) = world.reserved(b);
+    let high = Class { function: "high".to_owned(), priority: 1, ..Class::default() };
+    world.demand_of(a, 2, job, high, 1);
+    world.pass(2000);
+    world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+    let told = world.all(a.link);
+    let grants: Vec<u32> = told
+        .iter()
+        .filter_map(|said| match said {
+            ToAgent::Granted { grant, .. } => Some(grant.slots),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(grants, [3], "{told:?}");
+    // What was taken is wanted again.
+    let waiting: Vec<u32> = world.core.scheduler.demands().map(|demand| demand.backlog).collect();
+    assert_eq!(waiting, [1]);
+}

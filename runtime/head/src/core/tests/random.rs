@@ -145,7 +145,12 @@ impl Run {
                 }
                 ToAgent::Revoked { lease, kind, .. } => {
                     assert!(self.held.contains(&lease), "{lease} revoked, but never announced");
-                    if !matches!(kind, Revocation::Idle | Revocation::Preempted) {
+                    let goes_on = match kind {
+                        Revocation::Idle | Revocation::Preempted { .. } => true,
+                        Revocation::Evicted { keep, .. } => keep > 0,
+                        _ => false,
+                    };
+                    if !goes_on {
                         self.held.remove(&lease);
                     }
                 }
