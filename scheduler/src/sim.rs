@@ -8,6 +8,6 @@ mod replay;
 pub mod trace;
 
 pub use drain::{Drain, ask};
-pub use packing::packing;
+pub use packing::{Packing, packing};
 pub use random::Random;
 pub use replay::{Delay, Replay, Summary};

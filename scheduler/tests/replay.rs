@@ -10,7 +10,7 @@
 use mobula_proto::{NodeId, Quantity, Queue, Resources, resource::Kind};
 use mobula_scheduler::{
     Event, Millis, Options,
-    sim::{Random, Replay, Summary, load, packing, trace},
+    sim::{Packing, Random, Replay, Summary, load, packing, trace},
 };
 
 const HEAD: &str = "arrival,duration,resources,job,priority";
@@ -220,13 +220,22 @@ fn nothing_waits_for_ever_and_little_is_stopped() {
 
 #[test]
 fn work_is_packed_about_as_well_as_by_an_oracle() {
-    // The oracle sees all before it places any, and so may choose; here each is placed as it comes.
-    let parts = (0..10).map(|seed| {
-        let (ours, oracle) = packing(seed, 100);
-        println!("seed {seed}: {ours:.3} against {oracle:.3}, {:.3} of it", ours / oracle);
-        assert!(ours >= 0.93 * oracle, "seed {seed}: {ours} against {oracle}");
-        ours / oracle
-    });
-    let mean = parts.sum::<f64>() / 10.0;
-    assert!(mean >= 0.95, "{mean} of it on average");
+    let (mut sum, mut count) = (0.0, 0.0);
+    for seed in 0..20 {
+        let Packing { ours, oracle, moving } = packing(seed, 100);
+        let (all, come) = (ours / oracle, ours / moving);
+        println!("seed {seed}: {ours:.3}; {all:.3} of who sees all before, {come:.3} of who may move all");
+        // Who takes requests as they come, and keeps no room for what may come, is beaten by who may choose among all of
+        // them: requests for GPUs that come when the last CPU is gone find GPUs that are idle, wherever those before
+        // were put. Moving them makes up to 4% more room.
+        assert!(come >= LEAST_OF_MOVING, "seed {seed}: {ours} against {moving}");
+        assert!(all >= LEAST_OF_ORACLE, "seed {seed}: {ours} against {oracle}");
+        (sum, count) = (sum + all, count + 1.0);
+    }
+    assert!(sum / count >= 0.95, "{} of it on average", sum / count);
 }
+
+/// For each seed, of what an oracle places that takes requests as they come.
+const LEAST_OF_MOVING: f64 = 0.96;
+/// For each seed, of what one places that chooses among all of them.
+const LEAST_OF_ORACLE: f64 = 0.93;

@@ -9,7 +9,7 @@ use std::{
 use mobula_proto::NodeId;
 use mobula_scheduler::{
     Effect, Event, Millis, Options, Scheduler,
-    sim::{Drain, Random, ask, load, packing},
+    sim::{Drain, Packing, Random, ask, load, packing},
 };
 
 use super::{Subject, agents, fairness};
@@ -71,12 +71,16 @@ const PROBES: &[Probe] = &[
         run: |_| groups(),
     },
     Probe {
-        rows: &[Row::more("work placed on 200 nodes, of what best-fit-decreasing places", "of 1")
-            .targets(&[Target::AtLeast(0.95)])],
+        rows: &[
+            Row::more("work placed on 200 nodes, of what best-fit-decreasing places", "of 1")
+                .targets(&[Target::AtLeast(0.95)]),
+            Row::more("the same, of what it places as work comes, if it may move all anew each time", "of 1")
+                .targets(&[Target::AtLeast(0.95)]),
+        ],
         stage: Stage::Alone,
         run: |_| {
-            let (ours, oracle) = packing(SEED, 200);
-            Ok(vec![ours / oracle])
+            let Packing { ours, oracle, moving } = packing(SEED, 200);
+            Ok(vec![ours / oracle, ours / moving])
         },
     },
     Probe {
