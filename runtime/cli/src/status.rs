@@ -212,6 +212,7 @@ mod tests {
                 waiting: 1,
                 ..Usage::default()
             },
+            told: BTreeMap::new(),
             draining: Some(DrainSnapshot {
                 leases: 2,
                 counted: true,

@@ -157,6 +157,33 @@ pub enum ToHead {
     Leave,
 }
 
+impl ToHead {
+    /// What kind of message it is, for people.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Register { .. } => "register",
+            Self::JobStart { .. } => "job-start",
+            Self::JobEnd { .. } => "job-end",
+            Self::Demand { .. } => "demand",
+            Self::Renew { .. } => "renew",
+            Self::Release { .. } => "release",
+            Self::Shrink { .. } => "shrink",
+            Self::Block { .. } => "block",
+            Self::Unblock { .. } => "unblock",
+            Self::LeaseReady { .. } => "lease-ready",
+            Self::LeaseFailed { .. } => "lease-failed",
+            Self::HostEnded { .. } => "host-ended",
+            Self::Ask { .. } => "ask",
+            Self::StewardReady { .. } => "steward-ready",
+            Self::Usage(_) => "usage",
+            Self::Stock { .. } => "stock",
+            Self::Explained { .. } => "explained",
+            Self::Draining(_) => "draining",
+            Self::Leave => "leave",
+        }
+    }
+}
+
 /// What is still on a node that drains, apart from leases, of which the head knows itself.
 #[derive(
     Archive,
@@ -639,6 +666,9 @@ pub struct NodeSnapshot {
     pub multi_tenant: bool,
     /// What it uses.
     pub usage: Usage,
+    /// How many messages its agent has sent to this head since it joined, by kind. Calls under a lease add none.
+    #[serde(default)]
+    pub told: std::collections::BTreeMap<String, u64>,
     /// What is still there, where it is to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<DrainSnapshot>,

@@ -1,6 +1,6 @@
 //! Which nodes there are.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use mobula_proto::{
     Failure, FailureKind, NodeId,
@@ -24,6 +24,8 @@ pub(super) struct Member {
     pub certificate: String,
     pub register: Register,
     pub usage: Usage,
+    /// Messages that came from it, by kind.
+    pub told: BTreeMap<&'static str, u64>,
     pub drain: Option<Drain>,
     /// Since when it runs nothing, as far as was looked.
     pub idle_since: Option<Millis>,
@@ -106,6 +108,7 @@ impl Core {
             certificate: peer.name,
             register,
             usage: Usage::default(),
+            told: BTreeMap::new(),
             drain: None,
             idle_since: None,
         };

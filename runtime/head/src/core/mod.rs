@@ -338,6 +338,9 @@ impl Core {
             // Late, not wrong: the node was declared dead while the message was on its way.
             return;
         };
+        if let Some(member) = self.nodes.get_mut(&from.number) {
+            *member.told.entry(message.kind()).or_default() += 1;
+        }
         match message {
             ToHead::Register { .. } => warn!(node = %from, "ignored a second registration on one link"),
             ToHead::JobStart { request, driver, name, namespace, queue, binary, arguments, files } => {

@@ -32,6 +32,7 @@ impl Core {
             store_bytes: member.register.store_bytes,
             multi_tenant: member.register.multi_tenant,
             usage: member.usage.clone(),
+            told: member.told.iter().map(|(kind, messages)| ((*kind).to_owned(), *messages)).collect(),
             draining: self.drain_snapshot(member),
         });
         let (mut slots, mut leases) = (BTreeMap::new(), 0);

@@ -1,6 +1,7 @@
 //! Processes that stand still for a while, as on a machine that swaps or is suspended.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     pin::pin,
     sync::{
@@ -119,24 +120,67 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
 const ROUNDS: usize = 40;
 
 /// Tasks, an actor's calls and large objects on one node, once there is a lease for them.
-pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {
-    let node = env.nodes().await?[0];
-    let here = echo.options().strategy(on(node));
-    let counter = Counter::spawn().options(|options| options.strategy(on(node))).await?;
-    let calls = async |rounds: usize| -> Result<()> {
+pub async fn steady_calls_never_wait_for_the_head(env: Env) -> Result<()> {
+    let steady = Steady::new(env.nodes().await?[0]).await?;
+    steady.calls(20).await?;
+    env.rig().unwrap().stop(Part::Head).unwrap();
+    let went_on = tokio::time::timeout(WAIT, steady.calls(ROUNDS)).await;
+    env.rig().unwrap().resume(Part::Head).unwrap();
+    went_on.expect("no call waits for the head")
+}
+
+/// The same, for nothing but calls.
+struct Steady {
+    node: NodeId,
+    counter: CounterHandle,
+}
+
+impl Steady {
+    async fn new(node: NodeId) -> Result<Self> {
+        let counter = Counter::spawn().options(|options| options.strategy(on(node))).await?;
+        Ok(Self { node, counter })
+    }
+
+    async fn calls(&self, rounds: usize) -> Result<()> {
+        let here = echo.options().strategy(on(self.node));
         for at in 0..rounds {
             assert_eq!(here.remote(vec![at as u8]).await?, [at as u8]);
             let large = mobula::put(&vec![at as u8; 200_000])?;
             assert_eq!(here.remote(&large).await?, vec![at as u8; 200_000]);
-            counter.quick().await?;
+            self.counter.quick().await?;
         }
         Ok(())
+    }
+}
+
+/// What is said to the head now and then, whatever the calls: that leases are in use, and what is in the stores.
+const NOW_AND_THEN: [&str; 2] = ["renew", "usage"];
+/// Rounds of which each would be seen.
+const COUNTED_ROUNDS: usize = 1000;
+
+/// The head is told nothing of them either: neither by the node on which they run nor by the driver's.
+pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {
+    let steady = Steady::new(env.nodes().await?[0]).await?;
+    let told = async || -> Result<BTreeMap<String, u64>> {
+        let mut sum = BTreeMap::new();
+        for (kind, messages) in env.cluster.snapshot().await?.nodes.into_iter().flat_map(|node| node.told) {
+            *sum.entry(kind).or_default() += messages;
+        }
+        Ok(sum)
     };
-    calls(20).await?;
-    env.rig().unwrap().stop(Part::Head).unwrap();
-    let steady = tokio::time::timeout(WAIT, calls(ROUNDS)).await;
-    env.rig().unwrap().resume(Part::Head).unwrap();
-    steady.expect("no call asks the head for anything")
+    steady.calls(20).await?;
+    let before = told().await?;
+    assert!(before.contains_key("demand") && before.contains_key("lease-ready"), "{before:?}");
+    steady.calls(COUNTED_ROUNDS).await?;
+    let mut more = told().await?;
+    for (kind, messages) in before {
+        *more.get_mut(&kind).unwrap() -= messages;
+    }
+    // The first count itself is the one question.
+    assert!(more.remove("ask") <= Some(1), "{more:?}");
+    more.retain(|kind, messages| *messages > 0 && !NOW_AND_THEN.contains(&kind.as_str()));
+    assert!(more.is_empty(), "in {COUNTED_ROUNDS} rounds: {more:?}");
+    Ok(())
 }
 
 /// More calls than fit into a ring and what lay beside it once.
