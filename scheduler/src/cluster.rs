@@ -43,7 +43,7 @@ pub(crate) struct Cluster {
     /// Nodes that run work.
     pub workers: usize,
     /// What all have, by kind.
-    pub totals: Vec<i64>,
+    pub totals: Vec<i128>,
 }
 
 impl Cluster {
@@ -109,7 +109,7 @@ impl Cluster {
     fn count(&mut self, stock: &Stock, sign: i64) {
         self.totals.resize(self.kinds.len(), 0);
         for (kind, amount) in stock.totals() {
-            self.totals[kind] = self.totals[kind].saturating_add(amount * sign);
+            self.totals[kind] += i128::from(amount * sign);
         }
     }
 

@@ -59,11 +59,11 @@ pub(crate) struct Branch {
     /// The same by number, of kinds that there are.
     promised: Vec<(usize, i64)>,
     most: Vec<(usize, i64)>,
-    /// By kind.
-    usage: Vec<i64>,
+    /// By kind. (Memory is counted in ten-thousandths of a byte: a petabyte of it is more than 64 bits hold.)
+    usage: Vec<i128>,
     /// Of that is being given up, and what room is being made for.
-    leaving: Vec<i64>,
-    coming: Vec<i64>,
+    leaving: Vec<i128>,
+    coming: Vec<i128>,
     /// Lower goes first.
     rank: Rank,
     /// What waits here and below, by shape: how many demands.
@@ -176,12 +176,12 @@ impl Branch {
         }
     }
 
-    fn share_of(&self, usage: impl Fn(usize) -> i64, inverse: &[f64]) -> f64 {
+    fn share_of(&self, usage: impl Fn(usize) -> i128, inverse: &[f64]) -> f64 {
         let parts = inverse.iter().enumerate().map(|(kind, inverse)| usage(kind) as f64 * inverse);
         parts.fold(0.0, f64::max) / self.weight
     }
 
-    fn ranked(&self, usage: impl Fn(usize) -> i64, inverse: &[f64]) -> Rank {
+    fn ranked(&self, usage: impl Fn(usize) -> i128, inverse: &[f64]) -> Rank {
         let part = self.promised.iter().map(|(kind, promised)| usage(*kind) as f64 / *promised as f64);
         match part.reduce(f64::max) {
             Some(part) if part < 1.0 => Rank(false, part),
@@ -325,7 +325,7 @@ impl Queues {
     }
 
     /// What the cluster has of each kind.
-    pub fn totals(&mut self, totals: &[i64]) {
+    pub fn totals(&mut self, totals: &[i128]) {
         self.inverse =
             totals.iter().map(|total| if *total > 0 { 1.0 / *total as f64 } else { 0.0 }).collect();
         self.update_ranks();
@@ -391,7 +391,7 @@ impl Queues {
         u32::try_from(self.all.len()).unwrap_or(u32::MAX)
     }
 
-    pub fn usage(&self, queue: u32, kind: usize) -> i64 {
+    pub fn usage(&self, queue: u32, kind: usize) -> i128 {
         self.all[queue as usize].usage.get(kind).copied().unwrap_or(0)
     }
 
@@ -465,13 +465,13 @@ impl Queues {
         queue: u32,
         amounts: &[(usize, i64)],
         times: i64,
-        of: impl Fn(&mut Branch) -> &mut Vec<i64>,
+        of: impl Fn(&mut Branch) -> &mut Vec<i128>,
     ) {
         let mut at = Some(queue);
         while let Some(queue) = at.and_then(|at| self.all.get_mut(at as usize)) {
             for (kind, each) in amounts {
                 if let Some(amount) = of(queue).get_mut(*kind) {
-                    *amount += each * times;
+                    *amount += i128::from(*each) * i128::from(times);
                 }
             }
             at = queue.parent;
@@ -479,9 +479,9 @@ impl Queues {
     }
 
     /// What is being given up in and below a queue, and what room is being made for.
-    pub fn shifts(&self, queue: u32, kind: usize) -> (i64, i64) {
+    pub fn shifts(&self, queue: u32, kind: usize) -> (i128, i128) {
         let branch = &self.all[queue as usize];
-        let of = |list: &[i64]| list.get(kind).copied().unwrap_or(0);
+        let of = |list: &[i128]| list.get(kind).copied().unwrap_or(0);
         (of(&branch.leaving), of(&branch.coming))
     }
 
@@ -495,11 +495,11 @@ impl Queues {
     /// A queue's rank once all that is under way is done, with so many more slots.
     fn rank_with(&self, queue: u32, need: &Need, slots: i64) -> Rank {
         let branch = &self.all[queue as usize];
-        let of = |list: &[i64], kind: usize| list.get(kind).copied().unwrap_or(0);
+        let of = |list: &[i128], kind: usize| list.get(kind).copied().unwrap_or(0);
         let usage = |kind| {
             of(&branch.usage, kind) - of(&branch.leaving, kind)
                 + of(&branch.coming, kind)
-                + slots * need.get(kind)
+                + i128::from(slots) * i128::from(need.get(kind))
         };
         branch.ranked(usage, &self.inverse)
     }
@@ -535,7 +535,7 @@ impl Queues {
             let queue = &mut self.all[number as usize];
             for (kind, each) in amounts {
                 if let Some(used) = queue.usage.get_mut(*kind) {
-                    *used += each * times;
+                    *used += i128::from(*each) * i128::from(times);
                 }
             }
             at = queue.parent;
@@ -585,13 +585,14 @@ impl Queues {
 
     /// How many slots the limits above a queue still allow.
     pub fn headroom(&self, queue: u32, need: &Need) -> u32 {
-        let mut most = i64::from(u32::MAX);
+        let mut most = i128::from(u32::MAX);
         for at in &self.all[queue as usize].limited {
             let limited = &self.all[*at as usize];
             for (kind, limit) in &limited.most {
-                let each = need.get(*kind);
+                let each = i128::from(need.get(*kind));
                 if each > 0 {
-                    most = most.min((limit - limited.usage.get(*kind).copied().unwrap_or(0)) / each);
+                    most = most
+                        .min((i128::from(*limit) - limited.usage.get(*kind).copied().unwrap_or(0)) / each);
                 }
             }
         }
@@ -606,7 +607,7 @@ impl Queues {
         });
         let over = |(limited, kind, limit): &(&Branch, usize, i64)| {
             let used = limited.usage.get(*kind).copied().unwrap_or(0);
-            need.get(*kind) > 0 && used + need.get(*kind) > *limit
+            need.get(*kind) > 0 && used + i128::from(need.get(*kind)) > i128::from(*limit)
         };
         limits.into_iter().find(over).map(|(limited, kind, limit)| (limited.name.as_str(), kind, limit))
     }
@@ -679,7 +680,7 @@ impl Queues {
 
     /// How many slots bring a queue level with the next one; at least 1.
     fn lead(&self, queue: u32, rank: Rank, next: Rank, need: &Need) -> u32 {
-        let each = self.all[queue as usize].share_of(|kind| need.get(kind), &self.inverse);
+        let each = self.all[queue as usize].share_of(|kind| need.get(kind).into(), &self.inverse);
         let slots = (next.1 - rank.1) / each;
         if slots.is_nan() || slots >= f64::from(u32::MAX) { u32::MAX } else { (slots as u32).max(1) }
     }

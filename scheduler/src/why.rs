@@ -251,7 +251,12 @@ fn queue_name(name: &str) -> String {
 }
 
 fn labels(class: &Class) -> &'static str {
-    if class.labels.len() == 1 { "label" } else { "labels" }
+    match (class.labels.len(), class.fallbacks.is_empty()) {
+        (1, true) => "label",
+        (_, true) => "labels",
+        (1, false) => "label, or those of a fallback",
+        (_, false) => "labels, or those of a fallback",
+    }
 }
 
 /// `8 bundles of 1 GPU each (strict pack by rack)`.
@@ -282,6 +287,16 @@ fn nodes(cluster: &Cluster) -> impl Iterator<Item = &Node> {
 
 /// What is missing for a class that no node could ever hold.
 pub(crate) fn missing(class: &Class, cluster: &Cluster) -> String {
+    let text = missing_first(class, cluster);
+    match class.fallbacks.len() {
+        0 => text,
+        1 => format!("{text}; nor has one with the labels of its fallback"),
+        count => format!("{text}; nor has one with the labels of any of its {count} fallbacks"),
+    }
+}
+
+/// The same by the class's own labels alone.
+fn missing_first(class: &Class, cluster: &Cluster) -> String {
     let mut fitting: Vec<&Node> = nodes(cluster).collect();
     let mut only = None;
     if let Strategy::Node { node, soft: false } = &class.strategy {

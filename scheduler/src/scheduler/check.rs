@@ -208,7 +208,7 @@ impl Scheduler {
 
     fn check_queues(&self) -> Result<(), String> {
         let mut held: BTreeMap<(u32, JobId), u64> = BTreeMap::new();
-        let mut usage: BTreeMap<(u32, usize), i64> = BTreeMap::new();
+        let mut usage: BTreeMap<(u32, usize), i128> = BTreeMap::new();
         let mut gangs = 0;
         for (_, gang) in self.gangs.iter() {
             gangs += usize::from(gang.shape.is_some());
@@ -217,7 +217,7 @@ impl Scheduler {
                 *held.entry((gang.queue, gang.job)).or_default() += 1;
                 for queue in self.queues.above(gang.queue) {
                     for (kind, each) in &need.amounts {
-                        *usage.entry((queue, *kind)).or_default() += each;
+                        *usage.entry((queue, *kind)).or_default() += i128::from(*each);
                     }
                 }
             }
@@ -238,7 +238,7 @@ impl Scheduler {
             for queue in self.queues.above(entry.queue) {
                 for (kind, each) in &entry.need.amounts {
                     let slots = if *kind == CPU { entry.running() } else { entry.lease.slots };
-                    *usage.entry((queue, *kind)).or_default() += each * i64::from(slots);
+                    *usage.entry((queue, *kind)).or_default() += i128::from(*each) * i128::from(slots);
                 }
             }
         }
@@ -271,12 +271,13 @@ impl Scheduler {
 
     /// What is being given up, and what nodes are kept for.
     fn check_shifts(&self) -> Result<(), String> {
-        let mut shifts: BTreeMap<(u32, usize), (i64, i64)> = BTreeMap::new();
-        let mut add = |queue: u32, amounts: &[(usize, i64)], leaving: i64, coming: i64| {
+        let mut shifts: BTreeMap<(u32, usize), (i128, i128)> = BTreeMap::new();
+        let mut add = |queue: u32, amounts: &[(usize, i64)], leaving: i128, coming: i128| {
             for queue in self.queues.above(queue) {
                 for (kind, each) in amounts {
                     let sums = shifts.entry((queue, *kind)).or_default();
-                    (sums.0, sums.1) = (sums.0 + each * leaving, sums.1 + each * coming);
+                    (sums.0, sums.1) =
+                        (sums.0 + i128::from(*each) * leaving, sums.1 + i128::from(*each) * coming);
                 }
             }
         };

@@ -406,8 +406,9 @@ impl Scheduler {
         let all = gang::sum(gang.needs.iter());
         // As a rule any node may have any of it: then there is no need to look at them one by one.
         let anywhere = !labelled && spec.labels.is_empty();
-        let covers =
-            |totals: &dyn Fn(usize) -> i64| all.amounts.iter().all(|(kind, each)| totals(*kind) >= *each);
+        let covers = |totals: &dyn Fn(usize) -> i128| {
+            all.amounts.iter().all(|(kind, each)| totals(*kind) >= i128::from(*each))
+        };
         let count = match (labelled, anywhere) {
             (true, _) => places.len(),
             (_, true) => cluster.workers,
@@ -424,13 +425,13 @@ impl Scheduler {
                 let inside = |n: &&crate::node::Node| {
                     n.labels.iter().any(|(key, value)| *key == spec.place && value == place)
                 };
-                covers(&|kind| fitting().filter(inside).map(|n| n.stock.total_of(kind)).sum())
+                covers(&|kind| fitting().filter(inside).map(|n| i128::from(n.stock.total_of(kind))).sum())
             }),
             Arrange::StrictPack => {
                 cluster.index.first_able(gang.rules[0], &all, &mut |at| could(at, &all)).is_some()
             }
             _ if anywhere => covers(&|kind| cluster.totals.get(kind).copied().unwrap_or(0)),
-            _ => covers(&|kind| fitting().map(|n| n.stock.total_of(kind)).sum()),
+            _ => covers(&|kind| fitting().map(|n| i128::from(n.stock.total_of(kind))).sum()),
         };
         if together {
             return Ok(());

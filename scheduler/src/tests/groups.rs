@@ -65,6 +65,71 @@ fn a_label_makes_places_of_nodes() {
 }
 
 #[test]
+fn places_are_kept_to_as_far_as_the_arrangement_says() {
+    let by =
+        |place: &str, arrange, bundles: &[&str]| Group { place: place.to_owned(), ..group(arrange, bundles) };
+    // Hosts of two slices of TPUs, and of two domains of fast links between GPUs.
+    let slices =
+        ["4 tpu|mobula.io/tpu-slice=a", "4 tpu|mobula.io/tpu-slice=b", "4 tpu|mobula.io/tpu-slice=b"];
+    check(
+        &slices,
+        &by("mobula.io/tpu-slice", Arrange::StrictPack, &["4 tpu"; 2]),
+        "group-1 0:node-2+1:node-3",
+    );
+    let domains = ["8 gpu|nvlink=x", "8 gpu|nvlink=y", "8 gpu|nvlink=x"];
+    check(&domains, &by("nvlink", Arrange::StrictPack, &["8 gpu"; 2]), "group-1 0:node-1+1:node-3");
+    check(&domains, &by("nvlink", Arrange::StrictSpread, &["8 gpu"; 2]), "group-1 0:node-1+1:node-2");
+    // One place if it has room for all, else as few as there need be.
+    let racks = ["2 cpu|rack=a", "2 cpu|rack=b", "2 cpu|rack=b"];
+    check(&racks, &by("rack", Arrange::Pack, &["2 cpu"; 2]), "group-1 0:node-2+1:node-3");
+    check(&racks, &by("rack", Arrange::Pack, &["2 cpu"; 3]), "group-1 0:node-1+1:node-2+2:node-3");
+    // As many places as there are, then again.
+    check(&racks, &by("rack", Arrange::Spread, &["1 cpu"; 3]), "group-1 0:node-1+1:node-2+2:node-3");
+    check(&racks, &by("rack", Arrange::Spread, &["1 cpu"; 2]), "group-1 0:node-1+1:node-2");
+    // Only nodes that fulfil the rules, devices as bundles of their own.
+    let eu = Group { labels: vec![is_in("rack", &["b"])], ..group(Arrange::Spread, &["1 cpu", "1 cpu"]) };
+    check(&racks, &eu, "group-1 0:node-2+1:node-3");
+    check(
+        &["2 cpu", "2 cpu 2 gpu"],
+        &group(Arrange::Pack, &["1 cpu", "1 gpu", "0.5 gpu"]),
+        "group-1 0:node-2+1:node-2+2:node-2",
+    );
+}
+
+#[test]
+fn groups_share_as_their_queues_do() {
+    let queue = super::sharing::queue;
+    let of = |name: &str, bundles: &[&str]| Group { queue: name.to_owned(), ..group(Arrange::Pack, bundles) };
+    let mut world = World::new(&["8 cpu"]);
+    world.step(Event::Queues(vec![queue("a; limit 4 cpu"), queue("b"), queue("c; guaranteed 2 cpu")]));
+    assert_eq!(
+        show(&ask(&mut world, 1, &of("a", &["2 cpu"; 3]))),
+        "group-1 infeasible: one slot has more CPU than the limit of queue a, which is 4: raise it, or use another queue"
+    );
+    assert_eq!(show(&ask(&mut world, 2, &of("a", &["1 cpu"; 3]))), "group-2 0:node-1+1:node-1+2:node-1");
+    // All of it or nothing, of what the limit leaves.
+    assert_eq!(show(&ask(&mut world, 3, &of("a", &["1 cpu"; 2]))), "");
+    let filler = Class { queue: "b".to_owned(), ..class("5 cpu") };
+    assert_eq!(show(&world.ask_as(2, host(9), 0, &filler, 1, &[])), "node-1 x1");
+    // A group holds what its bundles do: of two queues the one with the smaller share goes first, what is guaranteed before
+    // both.
+    ask(&mut world, 4, &of("b", &["2 cpu"]));
+    ask(&mut world, 5, &of("c", &["1 cpu"; 2]));
+    let gone = |number| Event::GroupGone { group: GroupId { number } };
+    assert_eq!(show(&world.step(gone(2))), "group-5 0:node-1+1:node-1");
+    assert_eq!(show(&world.step(gone(5))), "group-3 0:node-1+1:node-1");
+    // Priority within a queue, for groups and classes alike.
+    let mut world = World::new(&["2 cpu"]);
+    world.ask(host(9), 0, &class("2 cpu"), 1);
+    world.ask(host(9), 1, &Class { priority: 1, ..class("2 cpu") }, 1);
+    ask(&mut world, 1, &group(Arrange::Pack, &["2 cpu"]));
+    ask(&mut world, 2, &Group { priority: 2, ..group(Arrange::Pack, &["2 cpu"]) });
+    assert_eq!(show(&world.release(1)), "ended lease-1, group-2 0:node-1");
+    assert_eq!(show(&world.step(gone(2))), "node-1 x1");
+    assert_eq!(show(&world.release(2)), "ended lease-2, group-1 0:node-1");
+}
+
+#[test]
 fn what_could_never_be_is_said() {
     check(
         &["2 cpu", "2 cpu"],

@@ -173,6 +173,37 @@ fn late_and_malformed_events_change_nothing() {
 }
 
 #[test]
+fn amounts_beyond_all_measure_are_counted_right() {
+    // Together more than 64 bits hold: 50 TB each, in ten-thousandths of a byte.
+    let mut world = World::new(&["50000000000000 memory"; 40]);
+    world.step(Event::Queues(vec![super::sharing::queue("a"), super::sharing::queue("b")]));
+    let ask = |world: &mut World, job: u64, queue: &str| {
+        let class = Class { queue: queue.to_owned(), ..class("10000000000000 memory") };
+        world.ask_as(job, host(90), job as u32, &class, 1000, &[]);
+    };
+    ask(&mut world, 1, "a");
+    assert_eq!(world.scheduler.leases().map(|view| view.lease.slots).sum::<u32>(), 200);
+    // What one queue has counts for its share, and the other gets what comes free.
+    ask(&mut world, 2, "b");
+    let all: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+    let granted: Vec<Effect> =
+        all.into_iter().take(20).flat_map(|lease| world.release(lease.number)).collect();
+    let of_b = |e: &&Effect| matches!(e, Effect::Grant(lease) if lease.queue == "b");
+    assert_eq!(granted.iter().filter(of_b).count(), 20);
+    // Nodes leave again, and a group of as much as can be said is refused.
+    for number in 1..=20 {
+        world.step(Event::NodeDown { node: node(number) });
+    }
+    let huge = mobula_proto::Group {
+        bundles: vec![Resources::from_list([(Kind::Memory, Quantity::MAX)]).unwrap(); 1024],
+        ..mobula_proto::Group::default()
+    };
+    let (group, job, spec) = (mobula_proto::GroupId { number: 1 }, JobId { number: 1 }, Arc::new(huge));
+    let said = show(&world.step(Event::Group { group, job, spec }));
+    assert!(said.starts_with("group-1 infeasible: bundle 0: no node has"), "{said}");
+}
+
+#[test]
 fn one_owner_cannot_ask_without_end() {
     let mut world = World { scheduler: Scheduler::new(Options::default()), now: Millis(0) };
     let one = Arc::new(class("1 cpu"));

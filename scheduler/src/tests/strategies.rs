@@ -102,6 +102,63 @@ fn label_rules_filter() {
 }
 
 #[test]
+fn other_labels_will_do_where_those_before_have_no_room() {
+    let nodes = ["2 cpu|zone=us", "2 cpu|zone=eu disk=ssd", "2 cpu|zone=asia"];
+    let zone = |name: &str| is_in("zone", &[name]);
+    let first = |labels: &[LabelRule], fallbacks: &[Vec<LabelRule>]| Class {
+        fallbacks: fallbacks.to_vec(),
+        ..labelled(labels, "1 cpu")
+    };
+    let eu_then = |fallbacks: &[Vec<LabelRule>]| first(&[zone("eu")], fallbacks);
+    check(&nodes, &[], &[(&eu_then(&[]), 9)], "node-2 x2");
+    check(&nodes, &[], &[(&eu_then(&[vec![zone("asia")]]), 9)], "node-2 x2, node-3 x2");
+    // In their order, and the empty list last: anywhere.
+    check(&nodes, &[], &[(&eu_then(&[vec![zone("asia")], vec![]]), 9)], "node-2 x2, node-3 x2, node-1 x2");
+    // All rules of a list must hold.
+    let ssd = LabelRule::Exists("disk".to_owned());
+    check(
+        &nodes,
+        &[],
+        &[(&first(&[zone("mars")], &[vec![zone("us"), ssd.clone()], vec![ssd]]), 9)],
+        "node-2 x2",
+    );
+    // They decide before the bytes do.
+    check(&nodes, &[(1, 99)], &[(&eu_then(&[vec![]]), 1)], "node-2 x1");
+}
+
+#[test]
+fn what_keeps_apart_has_one_slot_on_a_node() {
+    let apart = Class { strategy: Strategy::Apart, ..class("1 cpu") };
+    let three = ["4 cpu", "4 cpu", "4 cpu"];
+    check(&three, &[], &[(&apart, 9)], "node-1 x1, node-2 x1, node-3 x1");
+    // From its own kind only: another class, or the same of another job, is no matter.
+    let other = Class { function: "g".to_owned(), ..apart.clone() };
+    check(&["4 cpu"], &[], &[(&apart, 9), (&other, 9)], "node-1 x1, node-1 x1");
+    let mut world = World::new(&["4 cpu"]);
+    world.ask_as(1, host(9), 0, &apart, 9, &[]);
+    assert_eq!(show(&world.ask_as(2, host(8), 0, &apart, 9, &[])), "node-1 x1");
+    // The next has its place as soon as the one there ends.
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x1");
+    // Where the bytes are, if none of its kind is there.
+    check(&three, &[(3, 9)], &[(&apart, 2)], "node-3 x1, node-1 x1");
+    check(&["4 cpu 1 gpu", "4 cpu"], &[], &[(&apart, 2)], "node-2 x1, node-1 x1");
+}
+
+#[test]
+fn bytes_count_for_more_than_idle_devices_do() {
+    let one = class("1 cpu");
+    check(&["4 cpu", "4 cpu 1 gpu"], &[(2, 9)], &[(&one, 1)], "node-2 x1");
+    check(&["4 cpu", "4 cpu 4 tpu"], &[], &[(&one, 5)], "node-1 x4, node-2 x1");
+    // What needs them goes nowhere else, whatever the bytes.
+    check(
+        &["4 cpu", "4 cpu 4 tpu"],
+        &[(1, 9)],
+        &[(&class("4 tpu"), 1)],
+        "node-2 TPU 0:1+TPU 1:1+TPU 2:1+TPU 3:1",
+    );
+}
+
+#[test]
 fn the_seed_breaks_ties() {
     let nodes = ["4 cpu"; 16];
     let first = |seed| {

@@ -54,6 +54,15 @@ fn infeasible_names_what_is_missing() {
         &labelled(&[eu], "3 cpu"),
         "infeasible: no node with label zone in (eu) has 3 CPU: the most any node has is 2 (node-1)",
     );
+    let asia = Class {
+        fallbacks: vec![vec![is_in("zone", &["asia"])]],
+        ..labelled(&[is_in("zone", &["eu"])], "3 cpu")
+    };
+    check(
+        &["4 cpu|zone=us", "2 cpu|zone=asia"],
+        &asia,
+        "infeasible: no node has label zone in (eu); nor has one with the labels of its fallback",
+    );
     check(&["2 cpu"], &on(1, false, "3 cpu"), "infeasible: node-1 has 2 CPU, not 3");
     check(&["2 cpu"], &on(4, false, "1 cpu"), "infeasible: node-4 is not in the cluster, or runs no work");
 }
@@ -139,6 +148,19 @@ fn why_says_what_is_short() {
     assert_eq!(
         world.scheduler.why(host(9), 0).unwrap(),
         "waits for a node that is not draining: node-1 would fit"
+    );
+}
+
+#[test]
+fn why_counts_nodes_that_a_fallback_allows_as_such() {
+    let anywhere = Class { fallbacks: vec![vec![]], ..labelled(&[is_in("zone", &["eu"])], "2 cpu") };
+    check_why(
+        &["2 cpu|zone=eu", "2 cpu|zone=us"],
+        &[(&class("2 cpu"), 2)],
+        &anywhere,
+        1,
+        "needs 2 CPU; 2 nodes have the label, or those of a fallback, both full with job-1 at the same priority; \
+         position 1 of the default queue",
     );
 }
 
