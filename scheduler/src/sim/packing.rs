@@ -60,7 +60,7 @@ pub fn packing(seed: u64, nodes: u32) -> Packing {
         let granted = effects.iter().any(|effect| matches!(effect, Effect::Grant(_)));
         ours += if granted { bins.part(need) } else { 0.0 };
     }
-    Packing { ours, oracle: bins.clone().all_at_once(&needs), moving: bins.as_they_come(&needs) }
+    Packing { ours, oracle: bins.clone().all_at_once(&needs), moving: bins.one_by_one(&needs) }
 }
 
 /// CPU, memory and GPUs.
@@ -111,7 +111,7 @@ impl Bins {
         needs.iter().map(|need| if self.take(need) { self.part(need) } else { 0.0 }).sum()
     }
 
-    fn as_they_come(self, needs: &[Amounts]) -> f64 {
+    fn one_by_one(self, needs: &[Amounts]) -> f64 {
         let (mut bins, mut taken, mut sum) = (self.clone(), Vec::new(), 0.0);
         for need in needs {
             let room = |kind: usize| bins.all.iter().map(|bin| bin[kind]).sum::<i64>() >= need[kind];
