@@ -153,7 +153,11 @@ fn clean(cluster: &Cluster, run: impl FnOnce() -> Result<Vec<f64>>) -> Result<Ve
     let deadline = Instant::now() + GOING;
     loop {
         let after = cluster.leftovers();
-        if after.objects <= before.objects && after.calls <= before.calls && after.actors <= before.actors {
+        let gone = after.objects <= before.objects
+            && after.calls <= before.calls
+            && after.actors <= before.actors
+            && after.store_bytes <= before.store_bytes;
+        if gone {
             return Ok(values);
         }
         if Instant::now() >= deadline {
@@ -182,13 +186,13 @@ fn many_arguments() -> Result<()> {
     same(add_up.remote(&all[..]).get()?, 49_995_000)
 }
 
-#[mobula::task]
-fn make_many(count: u64) -> mobula::Result<Vec<ObjectRef<u64>>> {
-    (0..count).map(|at| mobula::put(&at)).collect()
+#[mobula::task(returns)]
+fn make_many(count: u64) -> Vec<u64> {
+    (0..count).collect()
 }
 
 fn many_results() -> Result<()> {
-    let made = make_many.remote(3000).get()?;
+    let made = make_many.options().returns(3000).remote(3000);
     same(blocking::get_all(&made)?.iter().sum(), 2999 * 3000 / 2)
 }
 

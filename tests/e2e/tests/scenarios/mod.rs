@@ -20,6 +20,7 @@ mod objects;
 mod pinning;
 mod placing;
 mod pressure;
+mod scale;
 mod several;
 mod sharing;
 mod stopping;
@@ -70,6 +71,10 @@ pub fn cases() -> Vec<Case> {
         case!(tasks::nested_on_one_cpu).cpus(1.0),
         case!(tasks::a_task_knows_itself),
         case!(tasks::a_process_of_its_own),
+        case!(scale::many_refs_and_results),
+        case!(scale::many_tasks_sleep_at_once),
+        case!(scale::many_layers_of_many_dependencies),
+        case!(scale::trees_of_tasks),
         case!(several::each_has_a_ref),
         case!(several::methods_have_several_too),
         case!(several::three_thousand),

@@ -1,0 +1,109 @@
+//! Much of everything at once: it finishes, and nothing is left behind.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use mobula::{ObjectRef, Result};
+use mobula_e2e::Env;
+
+/// Refs among the arguments of one task, and objects in one `get`.
+const REFS: u64 = 10_000;
+/// Results of one task.
+const RESULTS: u32 = 3000;
+/// Async tasks that sleep at the same time.
+const SLEEPERS: u32 = 10_000;
+const LAYERS: usize = 20;
+const LAYER_TASKS: u64 = 500;
+
+fn wrapping_sum(first: u64, rest: &[u64]) -> u64 {
+    rest.iter().fold(first, |total, one| total.wrapping_add(*one))
+}
+
+#[mobula::task]
+fn add_all(first: u64, rest: Vec<u64>) -> u64 {
+    wrapping_sum(first, &rest)
+}
+
+#[mobula::task(returns)]
+fn numbers(count: u64) -> Vec<u64> {
+    (0..count).collect()
+}
+
+/// In the store of the node on which it runs, owned by the host that runs it.
+#[mobula::task]
+fn stored(count: u64) -> Result<Vec<ObjectRef<u64>>> {
+    (0..count).map(|value| mobula::put_shared(&value)).collect()
+}
+
+pub async fn many_refs_and_results(env: Env) -> Result<()> {
+    let all = (0..REFS).map(|value| mobula::put(&value)).collect::<Result<Vec<_>>>()?;
+    assert_eq!(add_all.remote(0, &all[..]).await?, REFS * (REFS - 1) / 2);
+    drop(all);
+    let results = numbers.options().returns(RESULTS).remote(u64::from(RESULTS));
+    assert_eq!(mobula::get_all(&results).await?, (0..u64::from(RESULTS)).collect::<Vec<_>>());
+    drop(results);
+    let made = stored.remote(REFS).await?;
+    assert_eq!(mobula::get_all(&made).await?, (0..REFS).collect::<Vec<_>>());
+    drop(made);
+    env.stores_empty().await
+}
+
+static AWAKE: AtomicU32 = AtomicU32::new(0);
+
+/// Sleeps until so many of them do at once in this process, so that none returns before all have begun.
+#[mobula::task(cpu = 0)]
+async fn sleep_together(count: u32) -> u32 {
+    AWAKE.fetch_add(1, Ordering::Relaxed);
+    while AWAKE.load(Ordering::Relaxed) < count {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    1
+}
+
+pub async fn many_tasks_sleep_at_once(env: Env) -> Result<()> {
+    let node = env.nodes().await?[0];
+    let here = sleep_together.options().strategy(mobula_e2e::env::on(node));
+    let all: Vec<_> = (0..SLEEPERS).map(|_| here.remote(SLEEPERS)).collect();
+    assert_eq!(mobula::get_all(&all).await?.iter().sum::<u32>(), SLEEPERS);
+    Ok(())
+}
+
+pub async fn many_layers_of_many_dependencies(env: Env) -> Result<()> {
+    let mut layer: Vec<ObjectRef<u64>> =
+        (0..LAYER_TASKS).map(|at| add_all.remote(at, Vec::<u64>::new())).collect();
+    let mut wanted: Vec<u64> = (0..LAYER_TASKS).collect();
+    for _ in 1..LAYERS {
+        layer = (0..LAYER_TASKS).map(|at| add_all.remote(at, &layer[..])).collect();
+        let before = wrapping_sum(0, &wanted);
+        wanted = (0..LAYER_TASKS).map(|at| at.wrapping_add(before)).collect();
+    }
+    assert_eq!(mobula::get_all(&layer).await?, wanted);
+    drop(layer);
+    env.stores_empty().await
+}
+
+#[mobula::task]
+async fn async_leaves(depth: u32) -> Result<u64> {
+    if depth == 0 {
+        return Ok(1);
+    }
+    let (left, right) = (async_leaves.remote(depth - 1), async_leaves.remote(depth - 1));
+    Ok(left.await? + right.await?)
+}
+
+#[mobula::task]
+fn sync_leaves(depth: u32) -> Result<u64> {
+    if depth == 0 {
+        return Ok(1);
+    }
+    let (left, right) = (sync_leaves.remote(depth - 1), sync_leaves.remote(depth - 1));
+    Ok(left.get()? + right.get()?)
+}
+
+pub async fn trees_of_tasks(_env: Env) -> Result<()> {
+    assert_eq!(async_leaves.remote(16).await?, 65_536);
+    assert_eq!(sync_leaves.remote(8).await?, 256);
+    Ok(())
+}
