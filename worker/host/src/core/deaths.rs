@@ -78,7 +78,9 @@ impl Core {
                 format!("it was preempted: others have more right to what it held of {lease} on {node}")
             }
             Eviction::GroupRemoved => format!("the placement group in which it ran on {node} was removed"),
-            Eviction::NodeLeaves => format!("{node} leaves, and had no more time for what still ran there"),
+            Eviction::NodeLeaves => {
+                format!("its node is to leave, and {node} had no more time for what still ran there")
+            }
         };
         let failure = Failure::new(FailureKind::Evicted, text);
         let under = |task: &Task| match task.phase {

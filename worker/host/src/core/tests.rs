@@ -391,7 +391,7 @@ fn what_may_not_run_twice_is_told_why_it_was_stopped() {
             "it was preempted: others have more right to what it held of lease-1 on node-1",
         ),
         (Eviction::GroupRemoved, "the placement group in which it ran on node-1 was removed"),
-        (Eviction::NodeLeaves, "node-1 leaves, and had no more time for what still ran there"),
+        (Eviction::NodeLeaves, "its node is to leave, and node-1 had no more time for what still ran there"),
     ] {
         let mut bench = Bench::new();
         let mut once = spec(Kind::Task, Vec::new());
