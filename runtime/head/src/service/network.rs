@@ -28,10 +28,10 @@ pub const TO_HEAD_BYTES_MAX: usize = 1024 * 1024;
 pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a link that ends may take to send what it still has.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Silence after which a packet is sent to keep a connection.
-const KEEP_ALIVE: Duration = Duration::from_millis(1900);
-/// The same on one machine, where a driver that was killed shall be missed soon.
-const KEEP_ALIVE_LOOPBACK: Duration = Duration::from_millis(600);
+/// Silence after which a packet is sent to keep a connection. It is the others that do that, sooner, and need an answer
+/// only: each idle agent costs the head one packet each way in two seconds. Nor does it begin to count the silence of a
+/// driver on this machine anew, which counts as gone before.
+const KEEP_ALIVE: Duration = Duration::from_millis(2400);
 
 /// Counts the tasks that serve links, so that an end can wait for them.
 #[derive(Clone, Debug)]
@@ -57,7 +57,6 @@ pub(super) fn bind(options: &Options, identity: Identity) -> Result<Endpoint, Er
         accept_join: true,
         idle_timeout: options.idle_timeout,
         keep_alive: KEEP_ALIVE,
-        keep_alive_loopback: Some(KEEP_ALIVE_LOOPBACK),
         ..Default::default()
     };
     Ok(Endpoint::bind(options.quic_address, identity, quic)?)

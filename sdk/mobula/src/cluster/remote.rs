@@ -21,8 +21,8 @@ use mobula_proto::Resources;
 use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, home::Home, roles};
 use crate::{Error, ErrorKind, Result};
 
-/// How long nothing may be heard of a driver whose head is on the same machine. With the head's own interval between
-/// packets, one that was killed is missed within 3 s. Over a network its silence cannot be told from a connection that
+/// How long nothing may be heard of a driver whose head is on the same machine: one that was killed is missed within 3 s,
+/// since the head counts from what it heard last, unless it speaks itself meanwhile. Over a network its silence cannot be told from a connection that
 /// will come back, and the usual idle timeout decides.
 const SILENCE_MAX: Duration = Duration::from_millis(2200);
 
