@@ -413,3 +413,40 @@ pub async fn circles_of_exclusive_calls_end(env: Env) -> Result<()> {
     assert_eq!(mobula::get_all(&pokes).await?, [true; 2]);
     Ok(())
 }
+
+/// Tasks that are submitted faster than they run, and the bytes of the argument of each: more than the cluster keeps in
+/// memory, and than the program may.
+const TASK_FLOOD: u64 = 20_000;
+const TASK_FLOOD_BYTES: usize = 48 * 1024;
+/// By so much the program's own memory may grow meanwhile, less than half of what it sends; what lies in the store is
+/// bounded by that.
+const TASK_FLOOD_OWN: u64 = 450 << 20;
+
+/// Bytes of memory that this process shares with nobody.
+fn own_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux 4.5");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+#[mobula::task]
+fn first_of(bytes: Vec<u8>) -> u64 {
+    u64::from(bytes[0])
+}
+
+pub async fn a_flood_of_tasks_is_slowed_down(env: Env) -> Result<()> {
+    let before = own_memory();
+    let mut peak = 0;
+    let mut all = Vec::new();
+    for at in 0..TASK_FLOOD {
+        all.push(first_of.submit(vec![(at % 251) as u8; TASK_FLOOD_BYTES]).await);
+        if at % 256 == 0 {
+            peak = peak.max(own_memory());
+        }
+    }
+    let sum: u64 = mobula::get_all(&all).await?.iter().sum();
+    assert_eq!(sum, (0..TASK_FLOOD).map(|at| at % 251).sum::<u64>());
+    assert!(peak < before + TASK_FLOOD_OWN, "from {before} to {peak} bytes");
+    drop(all);
+    env.stores_empty().await
+}

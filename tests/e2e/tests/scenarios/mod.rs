@@ -134,6 +134,7 @@ pub fn cases() -> Vec<Case> {
         case!(actors::get_or_create_makes_one),
         case!(actors::kill_ends_it_for_good),
         case!(actors::it_ends_with_its_last_handle),
+        case!(limits::a_flood_of_tasks_is_slowed_down),
         case!(limits::long_messages_arrive),
         case!(limits::groups_bound_what_runs_at_once),
         case!(limits::mistakes_in_limits_are_named),
