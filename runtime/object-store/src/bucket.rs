@@ -185,11 +185,18 @@ impl Inner {
     }
 
     fn failed(&self, what: &'static str, file: Option<u64>, detail: String) -> StoreError {
-        let target = match file {
+        StoreError::Target { what, target: self.place(file), detail }
+    }
+
+    fn missing(&self, what: &'static str, file: Option<u64>, detail: String) -> StoreError {
+        StoreError::Missing { what, target: self.place(file), detail }
+    }
+
+    fn place(&self, file: Option<u64>) -> String {
+        match file {
             Some(file) => format!("file {file} at {}", self.url),
             None => self.url.clone(),
-        };
-        StoreError::Target { what, target, detail }
+        }
     }
 
     fn begin<T: Send + 'static>(
@@ -212,6 +219,9 @@ impl Inner {
         let limit = self.limits.operation;
         match begun.result.recv_timeout(limit) {
             Ok(Ok(value)) => Ok(value),
+            Ok(Err(error @ object_store::Error::NotFound { .. })) => {
+                Err(self.missing(begun.what, begun.file, error.to_string()))
+            }
             Ok(Err(error)) => Err(self.failed(begun.what, begun.file, error.to_string())),
             Err(_) => Err(self.failed(begun.what, begun.file, format!("it did not answer within {limit:?}"))),
         }
@@ -375,7 +385,7 @@ impl Source for Download {
         // A store may give less where the file ends before.
         if read.len() != chunk.len() {
             let detail = format!("{} bytes are at {offset} where {} were asked for", read.len(), chunk.len());
-            return Err(self.inner.failed("reading", Some(self.file), detail));
+            return Err(self.inner.missing("reading", Some(self.file), detail));
         }
         chunk.copy_from_slice(&read);
         Ok(())

@@ -1,6 +1,9 @@
 //! What the deaths of hosts and nodes mean for the objects here.
 
-use mobula_proto::{Failure, FailureKind, HostId, NodeId, ObjectId, peer::State};
+use mobula_proto::{
+    Failure, FailureKind, HostId, NodeId, ObjectId,
+    peer::{Copy, State},
+};
 
 use crate::{Effect, Ownership, owner::change};
 
@@ -22,19 +25,19 @@ impl Ownership {
         }
         self.dead.add_node(node);
         self.bury(|host| host.node == node, failure, fx);
-        let mut lost: Vec<(ObjectId, u32)> = self
+        let mut lost: Vec<(ObjectId, Copy)> = self
             .objects
             .iter()
             .filter(|(object, _)| object.owner == self.me)
             .filter_map(|(object, entry)| match entry.state {
-                State::Stored(copy) if copy.node == node => Some((object, copy.attempt)),
+                State::Stored(copy) if copy.node == node => Some((object, copy)),
                 _ => None,
             })
             .collect();
         // Sorted, a task's values come together, so that its rebuilding is said once.
-        lost.sort_unstable();
-        for (object, attempt) in lost {
-            self.lost(object, node, attempt, fx);
+        lost.sort_unstable_by_key(|(object, _)| *object);
+        for (object, copy) in lost {
+            self.lost(object, &copy, fx);
         }
     }
 

@@ -238,9 +238,9 @@ impl Ownership {
             }
             Message::Borrowed { token } => self.acknowledge(token, true, fx),
             Message::Return { object, count } => self.on_return(from, object, count, fx),
-            Message::Lost { object, node, attempt } => {
+            Message::Lost { object, copy } => {
                 if object.owner == self.me {
-                    self.lost(object, node, attempt, fx);
+                    self.lost(object, &copy, fx);
                 }
             }
             other => return Err(other),

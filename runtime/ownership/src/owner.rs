@@ -102,13 +102,14 @@ impl Ownership {
     /// A copy could not be read. An owned object stored there is rebuilt if possible and fails otherwise. A borrowed
     /// one is pending again, and its owner is told and asked; if the owner is dead it fails. Nothing if the object
     /// lies elsewhere by now.
-    pub fn lost(&mut self, object: ObjectId, node: NodeId, attempt: u32, fx: &mut Vec<Effect>) {
+    pub fn lost(&mut self, object: ObjectId, lost: &Copy, fx: &mut Vec<Effect>) {
         let owner = object.owner;
         let Some(entry) = self.objects.get_mut(&object) else { return };
         let State::Stored(copy) = entry.state else { return };
-        if copy.node != node || copy.attempt != attempt {
+        if copy != *lost {
             return;
         }
+        let Copy { node, attempt, .. } = copy;
         entry.value_lost();
         entry.state = State::Pending;
         if owner == self.me {
@@ -140,7 +141,7 @@ impl Ownership {
             fx.push(Effect::Ready { object });
         } else {
             entry.asked = true;
-            fx.push(Effect::Send { to: owner, message: Message::Lost { object, node, attempt } });
+            fx.push(Effect::Send { to: owner, message: Message::Lost { object, copy } });
             fx.push(Effect::Send { to: owner, message: Message::Resolve { object } });
         }
     }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_ownership::{Counts, Effect, Ownership, Via};
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
@@ -28,6 +28,8 @@ type Time = u64;
 const SEEDS: u64 = 10_000;
 /// Most nodes of a cluster, and most hosts on each.
 const NODES_MAX: usize = 3;
+/// Whose all hosts are.
+const JOB: JobId = JobId { number: 1 };
 const HOSTS_MAX: usize = 3;
 /// Between two actions anywhere, on average.
 const ACT_EVERY: Time = 500;
@@ -332,7 +334,7 @@ impl World {
         self.values.insert((object, attempt), contains);
         self.places.insert((object, attempt), at);
         self.been.insert((object, attempt, self.hosts[at].id.node));
-        State::Stored(Copy { node: self.hosts[at].id.node, bytes: 1, attempt })
+        State::Stored(Copy { node: self.hosts[at].id.node, bytes: 1, attempt, job: JOB, pass: 0 })
     }
 
     fn value(&mut self, at: usize, object: ObjectId, contains: &[ObjectId]) -> State {
@@ -453,7 +455,7 @@ impl World {
         let refs = match self.hosts[at].own.state(object).cloned() {
             None => panic!("{object} is unknown though held"),
             Some(State::Stored(copy)) if self.is_elsewhere(object, copy) => {
-                self.with(at, |own, fx| own.lost(object, copy.node, copy.attempt, fx));
+                self.with(at, |own, fx| own.lost(object, &copy, fx));
                 return Vec::new();
             }
             Some(State::Stored(copy)) => match self.values.get(&(object, copy.attempt)) {
@@ -461,7 +463,7 @@ impl World {
                 None => {
                     let vanished = self.vanished.contains(&(object, copy.attempt));
                     assert!(vanished || !self.is_safe(at, object), "{object} was freed though readable");
-                    self.with(at, |own, fx| own.lost(object, copy.node, copy.attempt, fx));
+                    self.with(at, |own, fx| own.lost(object, &copy, fx));
                     return Vec::new();
                 }
             },
@@ -500,7 +502,7 @@ impl World {
             return;
         }
         let from = self.hosts[self.places[&(object, attempt)]].id.node;
-        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt };
+        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt, job: JOB, pass: 0 };
         // It does not come back while a message about its absence may be under way: that takes another drain.
         if !self.been.insert((object, attempt, copy.node)) {
             return;

@@ -484,10 +484,14 @@ pub enum Between {
         /// The copy.
         copy: Copy,
     },
-    /// From the agent with the primary copy to one that pulled it: drop your copy.
+    /// From the agent with the primary copy to one that pulled it: drop your copies by this and earlier attempts.
     Drop {
         /// The object.
         object: ObjectId,
+        /// The attempt that made the primary copy.
+        attempt: u32,
+        /// The job in whose memory that lay.
+        job: JobId,
     },
     /// From a node that drains: pull this copy, let it be the primary one, and tell its owner. Answered with
     /// [`Between::Kept`].
@@ -496,8 +500,6 @@ pub enum Between {
         object: ObjectId,
         /// The copy.
         copy: Copy,
-        /// The object's job.
-        job: JobId,
     },
     /// From the node that has the primary copy now to the owner's: tell it. Answered with [`Between::Noted`].
     Moved {
@@ -523,6 +525,8 @@ pub enum Between {
         object: ObjectId,
         /// From the question.
         attempt: u32,
+        /// From the question.
+        job: JobId,
         /// Whether the copy on the node that drains may go.
         kept: bool,
         /// Who answers.
@@ -534,6 +538,8 @@ pub enum Between {
         object: ObjectId,
         /// The attempt that made the copies.
         attempt: u32,
+        /// The job in whose memory the primary one lies.
+        job: JobId,
         /// Who.
         nodes: Vec<NodeId>,
     },
@@ -550,6 +556,8 @@ pub enum Pull {
         copy: Copy,
         /// Who pulls. At the node with the primary copy: will be told to drop its own.
         by: NodeId,
+        /// For hosts of which job.
+        job: JobId,
         /// So many bytes are there already, from the beginning.
         from: u64,
         /// Nodes from which it could not be had.

@@ -123,6 +123,8 @@ pub enum ToAgent {
         offset: u64,
         /// Its length.
         bytes: u64,
+        /// What hosts of other jobs must say to read it; see [`Copy::pass`].
+        pass: u64,
         /// The place in the program that made it, as [`ToAgent::Site`] named it; 0: it has no name.
         site: u32,
     },
@@ -133,7 +135,8 @@ pub enum ToAgent {
         /// Its name, at most [`crate::inventory::SITE_BYTES_MAX`].
         name: String,
     },
-    /// From the owner: nobody can reach the object any more. `copy` says where its primary is.
+    /// From the owner: nobody can reach the object any more. `copy` says where its primary is. Or from a host of the job in
+    /// whose memory a copy on this node lies, which was never told to the owner.
     Free {
         /// The object.
         object: ObjectId,

@@ -7,7 +7,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use smallvec::SmallVec;
 
-use crate::{Blob, Failure, HostId, LeaseId, NodeId, ObjectId, TaskId, limits::Limits};
+use crate::{Blob, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, limits::Limits};
 
 /// Most arguments of one task, and most values that one task returns. A stream's items are not counted among them.
 pub const ARGUMENTS_MAX: usize = 65_536;
@@ -114,14 +114,12 @@ pub enum Message {
         /// How many of its borrows end.
         count: u32,
     },
-    /// Borrower to owner: the copy on `node` cannot be read.
+    /// Borrower to owner: this copy cannot be read.
     Lost {
         /// The object.
         object: ObjectId,
-        /// Where the copy was.
-        node: NodeId,
-        /// The attempt that made the copy.
-        attempt: u32,
+        /// The copy, as the borrower was told of it.
+        copy: Copy,
     },
     /// Owner to executor, in front of an actor's construction: its limits, where they are not those of its type.
     Limits {
@@ -284,6 +282,11 @@ pub struct Copy {
     pub bytes: u64,
     /// The attempt that made it; pulls never mix attempts.
     pub attempt: u32,
+    /// The job in whose memory it lies.
+    pub job: JobId,
+    /// A number that nobody can guess. Hosts of another job are given the object only if they say it: then whoever
+    /// may told them of it.
+    pub pass: u64,
 }
 
 /// A value that a task returned.

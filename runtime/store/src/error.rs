@@ -135,6 +135,16 @@ pub enum Error {
         /// What it said.
         detail: String,
     },
+    /// A file of spilled objects, or a part of it, is not there (any more).
+    #[error("{what} {target}: {detail}: leave what lies in the spill place to the node that writes there")]
+    Missing {
+        /// What was being done.
+        what: &'static str,
+        /// The file.
+        target: String,
+        /// What is missing.
+        detail: String,
+    },
     /// A spilled object is not what was written.
     #[error(
         "{bytes} bytes at {offset} of spill file {file} are damaged: look after the disk of the spill folder"
@@ -162,13 +172,27 @@ impl Error {
         }
     }
 
+    /// Whether what was to be read is gone for good: missing, damaged, or where the disk itself cannot read any more. All
+    /// else may be better later, and says nothing about what lies there.
+    pub fn is_loss(&self) -> bool {
+        let io = rustix::io::Errno::IO.raw_os_error();
+        match self {
+            Self::Damaged { .. } | Self::Missing { .. } => true,
+            Self::Disk { source, .. } => {
+                let gone = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
+                gone || source.raw_os_error() == Some(io)
+            }
+            _ => false,
+        }
+    }
+
     /// What it is to the author of a job, with the code under which it is documented.
     pub fn kind(&self) -> Kind {
         match self {
             Self::OutOfMemory { .. } | Self::TooManyRegions | Self::Disk { .. } | Self::Target { .. } => {
                 Kind::StoreFull
             }
-            Self::Damaged { .. } => Kind::ObjectLost,
+            Self::Damaged { .. } | Self::Missing { .. } => Kind::ObjectLost,
             Self::RegionSize { .. } => Kind::ObjectTooLarge,
             Self::TooManyBuffers { .. } | Self::Malformed { .. } | Self::Invalid { .. } => Kind::Codec,
             Self::Os { .. }
@@ -179,5 +203,30 @@ impl Error {
             | Self::RegionExists { .. }
             | Self::NoRegion { .. } => Kind::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_of_the_moment_is_no_loss() {
+        let disk = |errno: rustix::io::Errno| {
+            let source = io::Error::from(errno);
+            Error::Disk { what: "reading", path: "spill/1".into(), source }
+        };
+        use rustix::io::Errno;
+        for passing in
+            [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS, Errno::TIMEDOUT, Errno::NOSPC]
+        {
+            assert!(!disk(passing).is_loss(), "{passing}");
+        }
+        for lasting in [Errno::NOENT, Errno::IO] {
+            assert!(disk(lasting).is_loss(), "{lasting}");
+        }
+        let outage = Error::Target { what: "reading", target: "s3://b/1".into(), detail: "503".into() };
+        assert!(!outage.is_loss());
+        assert!(Error::Damaged { file: 1, offset: 0, bytes: 9 }.is_loss());
     }
 }

@@ -699,8 +699,9 @@ impl Runtime {
         output: &Output,
         site: Site,
     ) -> Result<Value, Failure> {
-        let attempt = self.store.keep(self, object, attempt, &output.encoded, site)?;
-        Ok(Value::Stored(Copy { node: self.me().node, bytes: output.encoded.len(), attempt }))
+        let (attempt, pass) = self.store.keep(self, object, attempt, &output.encoded, site)?;
+        let (node, bytes, job) = (self.me().node, output.encoded.len(), self.job());
+        Ok(Value::Stored(Copy { node, bytes, attempt, job, pass }))
     }
 
     /// Sends a result, once the owners of the refs that stay behind or travel along know about it.
@@ -883,7 +884,7 @@ impl Runtime {
         failure: Failure,
         done: Box<dyn FnOnce(Result<Object, Failure>) + Send>,
     ) {
-        self.step(|core, out| core.own(out, |objects, fx| objects.lost(object, copy.node, copy.attempt, fx)));
+        self.step(|core, out| core.own(out, |objects, fx| objects.lost(object, &copy, fx)));
         let runtime = self.clone();
         self.user.spawn(async move {
             std::future::poll_fn(|poller| {

@@ -2,7 +2,8 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher,
     os::fd::OwnedFd,
     sync::{
         Arc, Weak,
@@ -130,6 +131,8 @@ pub struct Store {
     /// The same for others' regions: when the agent said so last.
     asked: Mutex<Option<Instant>>,
     keep_bytes: u64,
+    /// Makes numbers that nobody guesses who knows others: a keyed hash, whose key never leaves this process.
+    passes: RandomState,
     /// Ticks until the first region is warmed; zero once that is done, or where it is not to be.
     warm_in: AtomicU32,
     /// When something was written last; `None` once what only serves reuse is given back.
@@ -177,6 +180,7 @@ impl Store {
                 0
             }),
             keep_bytes: welcome.store_bytes / KEEP_SHARE,
+            passes: RandomState::new(),
             written: Mutex::default(),
             answers: Mutex::new(Some(HashMap::new())),
         }
@@ -184,7 +188,8 @@ impl Store {
 
     /// Writes a value into shared memory, once, and tells the agent where it is. One that was built in place
     /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
-    /// here, since somebody holds it, is used again: gives the attempt that made the copy.
+    /// here, since somebody holds it, is used again: gives the attempt that made the copy, and what readers of other jobs
+    /// must say.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
@@ -192,9 +197,9 @@ impl Store {
         attempt: u32,
         encoded: &Encoded,
         site: Site,
-    ) -> Result<u32, Failure> {
+    ) -> Result<(u32, u64), Failure> {
         if let Some((attempt, _)) = self.kept.lock().get(&object) {
-            return Ok(*attempt);
+            return Ok((*attempt, self.pass(object, *attempt)));
         }
         let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
             Some(extent) => extent,
@@ -206,7 +211,7 @@ impl Store {
                 block.seal()
             }
         };
-        let location = extent.location();
+        let (location, pass) = (extent.location(), self.pass(object, attempt));
         self.kept.lock().insert(object, (attempt, extent));
         let site = {
             // Named before any other thread uses the number.
@@ -223,10 +228,16 @@ impl Store {
             region: location.region_seq,
             offset: location.offset,
             bytes: location.len,
+            pass,
             site,
         });
         runtime.peers().wait_for_agent(runtime);
-        Ok(attempt)
+        Ok((attempt, pass))
+    }
+
+    /// What readers of other jobs must say; see [`Copy::pass`].
+    fn pass(&self, object: ObjectId, attempt: u32) -> u64 {
+        self.passes.hash_one((object, attempt))
     }
 
     /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to
@@ -612,8 +623,7 @@ impl Store {
             self.ask(runtime, request);
             return Ok(None);
         };
-        let reader = Reader::map(descriptor, place.region_bytes)
-            .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))?;
+        let reader = Reader::map(descriptor, place.region_bytes).map_err(|error| unmappable(&error))?;
         let mapping = Mapping { reader: Some(reader.clone()), opened: Instant::now(), again: Vec::new() };
         readers.insert(place.region, mapping);
         runtime.tell(ToAgent::Mapped { region: place.region });
@@ -670,9 +680,12 @@ fn ended(runtime: &Runtime) -> Failure {
 
 fn view(reader: &Arc<Reader>, place: Place, pin: Arc<Pinned>) -> Result<Bytes, Failure> {
     let pin: Arc<dyn Any + Send + Sync> = pin;
-    reader
-        .bytes(place.offset, place.bytes, Some(pin))
-        .map_err(|error| Failure::new(FailureKind::ObjectLost, error.to_string()))
+    reader.bytes(place.offset, place.bytes, Some(pin)).map_err(|error| unmappable(&error))
+}
+
+/// What this process cannot map is no lost object: others may, and so may this one later.
+fn unmappable(error: &mobula_store::Error) -> Failure {
+    Failure::new(error.kind(), format!("this process cannot map it: {error}"))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ const HEADER_BYTES: usize = 16;
 const STATUS_RANGE: u8 = 0;
 const STATUS_REFUSED: u8 = 1;
 const STATUS_ELSEWHERE: u8 = 2;
+const STATUS_BUSY: u8 = 3;
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,12 @@ pub enum Error {
     /// The server does not have it, or will not give it.
     #[error("refused by the peer: {reason}")]
     Refused {
+        /// What it said.
+        reason: String,
+    },
+    /// The server has it, and cannot give it for the moment.
+    #[error("the peer cannot give it now: {reason}")]
+    Busy {
         /// What it said.
         reason: String,
     },
@@ -82,7 +89,7 @@ impl Error {
     pub fn retryable(&self) -> bool {
         match self {
             Self::Net(error) => error.retryable(),
-            Self::Stalled { .. } | Self::Source { .. } => true,
+            Self::Stalled { .. } | Self::Source { .. } | Self::Busy { .. } => true,
             Self::Refused { .. } | Self::Elsewhere { .. } | Self::Length { .. } => false,
         }
     }
@@ -185,6 +192,15 @@ pub enum Answer {
     Elsewhere(Vec<u8>),
 }
 
+/// Why a server gives nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not have what was asked for, or will not give it.
+    Absent(String),
+    /// It has it, and cannot give it for the moment.
+    Busy(String),
+}
+
 /// Where a pull goes to, and who hears of it. What it says last holds when the pull ends, however that is.
 pub trait Sink {
     /// The note in front of the range.
@@ -244,7 +260,7 @@ async fn answer(
         return Err(Malformed::BulkHeader.into());
     };
     let note = head[4..].try_into().map(u32::from_le_bytes).map_err(|_| Malformed::BulkHeader)?;
-    let known = matches!(status, STATUS_RANGE | STATUS_REFUSED | STATUS_ELSEWHERE);
+    let known = matches!(status, STATUS_RANGE | STATUS_REFUSED | STATUS_ELSEWHERE | STATUS_BUSY);
     if !known || note as usize > NOTE_BYTES_MAX || (status != STATUS_RANGE && length > 0) {
         return Err(Malformed::BulkHeader.into());
     }
@@ -258,6 +274,7 @@ async fn answer(
         }
         STATUS_RANGE => Err(Error::Length { want: dest.len() as u64, got: length }),
         STATUS_ELSEWHERE => Err(Error::Elsewhere { note: text }),
+        STATUS_BUSY => Err(Error::Busy { reason: String::from_utf8_lossy(&text).into_owned() }),
         _ => Err(Error::Refused { reason: String::from_utf8_lossy(&text).into_owned() }),
     }
 }
@@ -296,6 +313,30 @@ async fn fill(
     }
 }
 
+/// Fills `dest` with a range of this process; it must be exactly as long.
+///
+/// # Errors
+/// Where it is not, or cannot be read to its end. The front of `dest` is filled as far as `sink` has heard, or further.
+pub async fn copy(mut range: Range, dest: &mut [u8], sink: &mut impl Sink) -> Result<(), Error> {
+    let (want, got) = (dest.len() as u64, range.end - range.from);
+    if want != got {
+        return Err(Error::Length { want, got });
+    }
+    let mut filled = 0;
+    loop {
+        let piece = range.next().await?;
+        let space = filled + piece.len();
+        let Some(space) = dest.get_mut(filled..space).filter(|space| !space.is_empty()) else {
+            return Ok(());
+        };
+        space.copy_from_slice(&piece);
+        filled += piece.len();
+        sink.filled(piece.len() as u64);
+        // Others have something to do, too.
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Answers one bulk stream: `source` maps the request to an answer, or to a refusal that the reader sees. `sent` is
 /// raised by what left for the reader, also where that failed in the end. Returns once the reader has all of it. No
 /// more than the send window is in flight.
@@ -305,16 +346,20 @@ pub async fn serve<F>(
     sent: &mut u64,
 ) -> Result<(), Error>
 where
-    F: Future<Output = Result<Answer, String>>,
+    F: Future<Output = Result<Answer, Refusal>>,
 {
     receiver.limit(REQUEST_BYTES_MAX);
     let request = moving(STALL_TIMEOUT, 0, receiver.recv()).await?.ok_or(Malformed::Truncated)?;
     let (status, note, range) = match source(request).await {
         Ok(Answer::Range(note, range)) => (STATUS_RANGE, note, Some(range)),
         Ok(Answer::Elsewhere(note)) => (STATUS_ELSEWHERE, note, None),
-        Err(reason) => {
+        Err(refusal) => {
+            let (status, reason) = match refusal {
+                Refusal::Absent(reason) => (STATUS_REFUSED, reason),
+                Refusal::Busy(reason) => (STATUS_BUSY, reason),
+            };
             let reason: String = reason.chars().take(NOTE_BYTES_MAX / 4).collect();
-            (STATUS_REFUSED, reason.into_bytes(), None)
+            (status, reason.into_bytes(), None)
         }
     };
     let served = send(&mut sender, status, &note, range, sent).await;

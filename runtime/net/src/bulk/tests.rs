@@ -26,7 +26,11 @@ fn serve_ranges(connection: Connection, source: Bytes) {
                         if text == "there" {
                             return Ok(Answer::Elsewhere(b"over there".to_vec()));
                         }
-                        let (from, to) = text.split_once("..").ok_or("no such object")?;
+                        if text == "busy" {
+                            return Err(Refusal::Busy("no descriptor left".to_owned()));
+                        }
+                        let absent = || Refusal::Absent("no such object".to_owned());
+                        let (from, to) = text.split_once("..").ok_or_else(absent)?;
                         let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
                         Ok(Answer::Range(b"note".to_vec(), Range::whole(source.slice(..to), from as u64)))
                     },
@@ -47,6 +51,16 @@ async fn a_large_range_arrives_whole() {
     let request = format!("0..{}", source.len());
     Pair::soon(pull(&pair.dialled, request.as_bytes(), &mut dest, STALL, &mut ())).await.unwrap();
     assert_eq!(blake3::hash(&dest), blake3::hash(&source));
+}
+
+#[tokio::test]
+async fn a_range_of_this_process_is_copied() {
+    let source = pattern(3 * PIECE_BYTES + 7);
+    let mut dest = vec![0; source.len() - 5];
+    copy(Range::whole(source.clone(), 5), &mut dest, &mut ()).await.unwrap();
+    assert_eq!(dest, source[5..]);
+    let short = copy(Range::whole(source, 5), &mut [0; 8], &mut ()).await.unwrap_err();
+    assert!(matches!(short, Error::Length { want: 8, .. }), "{short}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,6 +87,9 @@ async fn refusals_and_wrong_lengths_are_told() {
     serve_ranges(pair.accepted.clone(), pattern(1 << 20));
     let refused = Pair::soon(pull(&pair.dialled, b"what", &mut [0; 8], STALL, &mut ())).await.unwrap_err();
     assert!(matches!(&refused, Error::Refused { reason } if reason == "no such object"), "{refused}");
+    let busy = Pair::soon(pull(&pair.dialled, b"busy", &mut [0; 8], STALL, &mut ())).await.unwrap_err();
+    assert!(matches!(&busy, Error::Busy { reason } if reason == "no descriptor left"), "{busy}");
+    assert!(busy.retryable() && !refused.retryable());
     let elsewhere = Pair::soon(pull(&pair.dialled, b"there", &mut [0; 8], STALL, &mut ())).await.unwrap_err();
     assert!(matches!(&elsewhere, Error::Elsewhere { note } if note == b"over there"), "{elsewhere}");
     let wrong =

@@ -1,7 +1,7 @@
 //! One rule each, between hosts whose messages the test carries by hand.
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
@@ -21,7 +21,7 @@ fn object(owner: HostId, seq: u64) -> ObjectId {
 }
 
 fn copy(attempt: u32) -> Copy {
-    Copy { node: AWAY, bytes: 9, attempt }
+    Copy { node: AWAY, bytes: 9, attempt, job: JobId { number: 1 }, pass: 5 }
 }
 
 fn inline(contains: Vec<ObjectId>) -> State {
@@ -348,7 +348,7 @@ fn o5_an_owners_death_ends_every_wait() {
     assert_eq!(own.state(small), Some(&inline(vec![])));
     assert_eq!(own.state(stored), Some(&State::Stored(copy(1))));
     // Its copy is gone too: nobody is left to ask.
-    assert_eq!(fx(&mut own, |own, fx| own.lost(stored, AWAY, 1, fx)), [Effect::Ready { object: stored }]);
+    assert_eq!(fx(&mut own, |own, fx| own.lost(stored, &copy(1), fx)), [Effect::Ready { object: stored }]);
     assert_eq!(kind(&own, stored), FailureKind::OwnerDied);
     // O6: a ref that arrives later is dead on arrival, and nothing goes back to the dead.
     own.receive(object(O, 9), Via::Container(small), &mut vec![]);
@@ -392,14 +392,14 @@ fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
     own.create(x, true);
     own.complete(x, State::Stored(copy(1)), vec![old], &mut vec![]);
     assert_eq!(
-        fx(&mut own, |own, fx| own.lost(x, AWAY, 1, fx)),
+        fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)),
         [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
     assert_eq!(own.state(x), Some(&State::Pending));
-    assert_eq!(fx(&mut own, |own, fx| own.lost(x, AWAY, 1, fx)), [], "known already");
+    assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [], "known already");
     assert!(own.complete(x, State::Stored(copy(2)), vec![new], &mut vec![]));
     assert_eq!(own.contains(x), [new]);
-    assert_eq!(fx(&mut own, |own, fx| own.lost(x, AWAY, 1, fx)), [], "another attempt's copy");
+    assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [], "another attempt's copy");
     assert_eq!(
         fx(&mut own, |own, fx| own.drop_ref(x, fx)),
         [
@@ -419,9 +419,9 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
     own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
     borrower.receive(x, Via::Argument, &mut vec![]);
     message(&mut borrower, O, Message::Resolved { object: x, state: State::Stored(copy(1)) });
-    let (lost, ask) = (Message::Lost { object: x, node: AWAY, attempt: 1 }, Message::Resolve { object: x });
+    let (lost, ask) = (Message::Lost { object: x, copy: copy(1) }, Message::Resolve { object: x });
     assert_eq!(
-        fx(&mut borrower, |own, fx| own.lost(x, AWAY, 1, fx)),
+        fx(&mut borrower, |own, fx| own.lost(x, &copy(1), fx)),
         [sent(O, lost.clone()), sent(O, ask.clone())]
     );
     assert_eq!(

@@ -382,7 +382,8 @@ async fn serve_bulk(connection: Connection, range: Bytes) {
             let answered = bulk::serve(
                 (sender, receiver),
                 async |request| {
-                    let wanted = length(&request).ok_or("a length is wanted")?.min(range.len());
+                    let absent = || bulk::Refusal::Absent("a length is wanted".to_owned());
+                    let wanted = length(&request).ok_or_else(absent)?.min(range.len());
                     Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(range.slice(..wanted), 0)))
                 },
                 &mut sent,

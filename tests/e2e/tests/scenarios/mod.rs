@@ -14,6 +14,7 @@ mod grouping;
 mod inventory;
 pub mod isolation;
 mod joining;
+mod lending;
 mod limits;
 mod memory;
 mod objects;
@@ -224,6 +225,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(driver::a_returning_main_ends_its_job),
     solo!(driver::a_failing_main_says_why),
     solo!(detaching::a_detached_actor_serves_the_next_driver),
+    solo!(lending::jobs_exchange_large_values),
     solo!(files::files_travel_with_the_job),
     solo!(files::a_changed_file_is_refused),
     solo!(files::open_files_stay_with_their_opener),

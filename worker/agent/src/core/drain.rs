@@ -13,13 +13,13 @@ use std::{
 };
 
 use mobula_proto::{
-    HostId, JobId, NodeId, ObjectId,
+    HostId, NodeId, ObjectId,
     head::{Between, Left, ToHead},
     host::{Noted, ToHost},
     peer::Copy,
 };
 
-use super::{Core, Effect, transfer::PULLS_MAX, transfer::Pull};
+use super::{Core, Effect, objects::Key, transfer::PULLS_MAX, transfer::Pull};
 
 /// Most copies that are on their way to other nodes at once.
 pub const KEEPS_MAX: usize = 64;
@@ -34,22 +34,20 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Most copies that one look goes through; the next goes on from there.
 const LOOKED_AT_MAX: usize = 16_384;
 
-/// A copy: which object, by which attempt.
-type Key = (ObjectId, u32);
-
 /// A copy that is on its way.
 #[derive(Debug)]
 struct Keep {
     to: NodeId,
     bytes: u64,
-    job: JobId,
+    pass: u64,
     /// When the node is asked again, since word of it may be lost; to be asked twice changes nothing.
     again: Instant,
 }
 
 impl Keep {
-    fn message(&self, me: NodeId, (object, attempt): Key) -> Between {
-        Between::Keep { object, copy: Copy { node: me, bytes: self.bytes, attempt }, job: self.job }
+    fn message(&self, me: NodeId, (object, attempt, job): Key) -> Between {
+        let Self { bytes, pass, .. } = *self;
+        Between::Keep { object, copy: Copy { node: me, bytes, attempt, job, pass } }
     }
 }
 
@@ -136,7 +134,7 @@ impl Core {
         }
         let mut bytes: u64 = draining.keeps.values().map(|keep| keep.bytes).sum();
         let mut last = None;
-        for (key, copy_bytes, job) in self.objects.primaries_after(draining.from).take(LOOKED_AT_MAX) {
+        for (key, copy_bytes, pass) in self.objects.primaries_after(draining.from).take(LOOKED_AT_MAX) {
             let room = draining.keeps.is_empty() || bytes.saturating_add(copy_bytes) <= KEEP_BYTES_MAX;
             if draining.keeps.len() >= KEEPS_MAX || !room {
                 break;
@@ -149,7 +147,7 @@ impl Core {
             let to = draining.to[draining.turn % draining.to.len()];
             draining.turn = draining.turn.wrapping_add(1);
             bytes = bytes.saturating_add(copy_bytes);
-            let keep = Keep { to, bytes: copy_bytes, job, again: now + KEEP_AGAIN };
+            let keep = Keep { to, bytes: copy_bytes, pass, again: now + KEEP_AGAIN };
             self.effects.push(Effect::Peer(to, keep.message(me, key)));
             draining.keeps.insert(key, keep);
         }
@@ -194,40 +192,41 @@ impl Core {
     }
 
     /// A node that drains gives a copy away to this one.
-    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, job: JobId) {
-        let key = (object, copy.attempt);
+    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy) {
+        let key = (object, copy.attempt, copy.job);
         let full = self.noting.len() >= NOTING_MAX && !self.noting.contains_key(&key);
         if self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
             return self.not_kept(key, copy.node);
         }
-        if self.objects.find(object, copy.attempt).is_some_and(|(_, owner)| owner == job) {
+        if self.objects.find(key).is_some() {
             return self.keep_here(key, copy.node);
         }
         let known = self.pulls.contains_key(&key);
         if !known && self.pulls.len() >= PULLS_MAX {
             return self.not_kept(key, copy.node);
         }
-        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy.node, job, copy.bytes));
+        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy));
         pull.keep = true;
         if !known {
-            self.queue.add((object, copy), true);
+            self.queue.add((key, copy), true);
         }
         self.start_pulls();
     }
 
     /// There is a copy here, which is the primary one from now on; it came from `from`.
-    pub(super) fn keep_here(&mut self, (object, attempt): Key, from: NodeId) {
-        let Some(bytes) = self.objects.promote(object, attempt) else {
-            return self.not_kept((object, attempt), from);
+    pub(super) fn keep_here(&mut self, key: Key, from: NodeId) {
+        let Some((bytes, pass)) = self.objects.promote(key) else {
+            return self.not_kept(key, from);
         };
-        self.noting.insert((object, attempt), from);
-        let copy = Copy { node: self.config.node, bytes, attempt };
+        self.noting.insert(key, from);
+        let (object, attempt, job) = key;
+        let copy = Copy { node: self.config.node, bytes, attempt, job, pass };
         self.tell_owner(object, from, copy);
     }
 
-    pub(super) fn not_kept(&mut self, (object, attempt): Key, from: NodeId) {
+    pub(super) fn not_kept(&mut self, (object, attempt, job): Key, from: NodeId) {
         let by = self.config.node;
-        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, kept: false, by }));
+        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, job, kept: false, by }));
     }
 
     fn tell_owner(&mut self, object: ObjectId, from: NodeId, copy: Copy) {
@@ -262,21 +261,23 @@ impl Core {
 
     /// What the owner of a copy that was given to this node says: the node that drains may free its own, or not (DR-1).
     pub(super) fn noted(&mut self, object: ObjectId, copy: Copy, noted: Noted) {
-        let Some(from) = self.noting.remove(&(object, copy.attempt)) else { return };
+        let Copy { attempt, job, .. } = copy;
+        let Some(from) = self.noting.remove(&(object, attempt, job)) else { return };
         let (kept, by) = (noted != Noted::Unknown, self.config.node);
-        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt: copy.attempt, kept, by }));
+        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, job, kept, by }));
         if noted != Noted::Yes {
             // What it owned may still be read where it was, for as long as that is there.
-            let gone = self.objects.free(object, copy.attempt);
+            let gone = self.objects.free(object, attempt, Some(job));
             self.gone(gone);
             self.pump();
         }
     }
 
     /// Another node has a copy now whose owner knows of it, or could not take it.
-    pub(super) fn kept(&mut self, object: ObjectId, attempt: u32, kept: bool, by: NodeId) {
+    pub(super) fn kept(&mut self, key: Key, kept: bool, by: NodeId) {
+        let (object, attempt, job) = key;
         if let Some(draining) = &mut self.draining {
-            draining.keeps.remove(&(object, attempt));
+            draining.keeps.remove(&key);
             if !kept {
                 // The next look begins anew, and comes to it again.
                 draining.from = None;
@@ -289,29 +290,30 @@ impl Core {
             // There is room for more: the next look is due.
             draining.look_at = draining.look_at.checked_sub(LOOK).unwrap_or(draining.look_at);
         }
-        if self.objects.find(object, attempt).is_none() {
+        if self.objects.find(key).is_none() {
             // Its job ended here first, and there before the copy was.
-            let copy = Copy { node: by, bytes: 0, attempt };
+            let copy = Copy { node: by, bytes: 0, attempt, job, pass: 0 };
             self.effects.push(Effect::Peer(by, Between::Free { object, copy }));
             return;
         }
-        let nodes = self.objects.give_away(object, attempt);
+        let nodes = self.objects.give_away(key);
         if !nodes.is_empty() {
-            self.effects.push(Effect::Peer(by, Between::Held { object, attempt, nodes }));
+            self.effects.push(Effect::Peer(by, Between::Held { object, attempt, job, nodes }));
         }
-        let gone = self.objects.free(object, attempt);
+        let gone = self.objects.free(object, attempt, Some(job));
         self.gone(gone);
         self.pump();
     }
 
     /// Others have copies of what was given to this node.
-    pub(super) fn held(&mut self, object: ObjectId, attempt: u32, nodes: Vec<NodeId>) {
+    pub(super) fn held(&mut self, key: Key, nodes: Vec<NodeId>) {
         let me = self.config.node;
         let others: Vec<NodeId> =
             nodes.into_iter().filter(|node| *node != me && self.nodes.contains_key(node)).collect();
-        if !self.objects.held_by(object, attempt, &others) {
+        if !self.objects.held_by(key, &others) {
+            let (object, attempt, job) = key;
             for node in others {
-                self.effects.push(Effect::Peer(node, Between::Drop { object }));
+                self.effects.push(Effect::Peer(node, Between::Drop { object, attempt, job }));
             }
         }
     }
@@ -323,9 +325,9 @@ impl Core {
             draining.keeps.retain(|_, keep| keep.to != node);
         }
         let orphans: Vec<Key> =
-            self.noting.keys().filter(|(object, _)| object.owner.node == node).copied().collect();
-        for (object, attempt) in orphans {
-            let copy = Copy { node: self.config.node, bytes: 0, attempt };
+            self.noting.keys().filter(|(object, ..)| object.owner.node == node).copied().collect();
+        for (object, attempt, job) in orphans {
+            let copy = Copy { node: self.config.node, bytes: 0, attempt, job, pass: 0 };
             self.noted(object, copy, Noted::Gone);
         }
     }
@@ -333,6 +335,6 @@ impl Core {
     /// A job has ended, and its objects have gone.
     pub(super) fn noting_without(&mut self) {
         let objects = &self.objects;
-        self.noting.retain(|(object, attempt), _| objects.find(*object, *attempt).is_some());
+        self.noting.retain(|key, _| objects.find(*key).is_some());
     }
 }

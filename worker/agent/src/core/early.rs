@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_proto::{HostId, JobId, ObjectId, host::Request};
+use mobula_proto::{HostId, JobId, host::Request, peer::Copy};
+
+use super::{objects::Key, transfer::PULL_WAITERS_MAX};
 
 /// How long a wish waits for its object.
 pub const EARLY_WAIT: Duration = Duration::from_secs(2);
@@ -17,47 +19,65 @@ pub const EARLY_WAIT: Duration = Duration::from_secs(2);
 pub const EARLY_MAX: usize = 65_536;
 
 /// Who waits to read an object.
-pub type Open = (HostId, JobId, Request);
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// The reader.
+    pub host: HostId,
+    /// Its job.
+    pub job: JobId,
+    /// Pairs with the answer.
+    pub request: Request,
+    /// Nothing waits for it yet.
+    pub ahead: bool,
+    /// The primary copy, as the reader was told of it.
+    pub copy: Copy,
+}
 
 /// What is wanted of an object that is not there yet.
 #[derive(Debug, Default)]
 pub struct Wish {
-    /// Opens to be answered.
+    /// Opens to be answered; at most [`PULL_WAITERS_MAX`].
     pub opens: Vec<Open>,
     /// It is garbage already.
     pub freed: bool,
     until: Option<Instant>,
 }
 
-/// Wishes by object and attempt.
+/// Wishes by what will be there.
 #[derive(Debug, Default)]
-pub struct Early(BTreeMap<(ObjectId, u32), Wish>);
+pub struct Early(BTreeMap<Key, Wish>);
 
 impl Early {
-    /// Notes a wish; `false` where there are too many.
-    pub fn note(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        now: Instant,
-        wish: impl FnOnce(&mut Wish),
-    ) -> bool {
-        if self.0.len() >= EARLY_MAX && !self.0.contains_key(&(object, attempt)) {
+    /// Somebody wants to read it; `false` where too many do.
+    pub fn open(&mut self, key: Key, now: Instant, open: Open) -> bool {
+        let Some(wish) = self.wish(key, now).filter(|wish| wish.opens.len() < PULL_WAITERS_MAX) else {
             return false;
-        }
-        let entry = self.0.entry((object, attempt)).or_default();
-        entry.until.get_or_insert(now + EARLY_WAIT);
-        wish(entry);
+        };
+        wish.opens.push(open);
         true
     }
 
+    /// It is garbage already; `false` where too much is wanted that is not there.
+    pub fn free(&mut self, key: Key, now: Instant) -> bool {
+        self.wish(key, now).map(|wish| wish.freed = true).is_some()
+    }
+
+    fn wish(&mut self, key: Key, now: Instant) -> Option<&mut Wish> {
+        if self.0.len() >= EARLY_MAX && !self.0.contains_key(&key) {
+            return None;
+        }
+        let entry = self.0.entry(key).or_default();
+        entry.until.get_or_insert(now + EARLY_WAIT);
+        Some(entry)
+    }
+
     /// The object is there: what was wanted of it.
-    pub fn take(&mut self, object: ObjectId, attempt: u32) -> Option<Wish> {
-        if self.0.is_empty() { None } else { self.0.remove(&(object, attempt)) }
+    pub fn take(&mut self, key: Key) -> Option<Wish> {
+        if self.0.is_empty() { None } else { self.0.remove(&key) }
     }
 
     /// Opens that have waited long enough.
-    pub fn expire(&mut self, now: Instant) -> Vec<(ObjectId, u32, Open)> {
+    pub fn expire(&mut self, now: Instant) -> Vec<(Key, Open)> {
         let over: Vec<_> = self
             .0
             .iter()
@@ -65,9 +85,9 @@ impl Early {
             .map(|(key, _)| *key)
             .collect();
         let mut opens = Vec::new();
-        for (object, attempt) in over {
-            let wish = self.take(object, attempt).unwrap_or_default();
-            opens.extend(wish.opens.into_iter().map(|open| (object, attempt, open)));
+        for key in over {
+            let wish = self.take(key).unwrap_or_default();
+            opens.extend(wish.opens.into_iter().map(|open| (key, open)));
         }
         opens
     }

@@ -86,6 +86,8 @@ impl Core {
 
     fn node_down(&mut self, node: NodeId, failure: Failure) {
         self.nodes.remove(&node);
+        let last = self.gone_nodes.entry(node.number).or_default();
+        *last = node.incarnation.max(*last);
         self.endings_without(node);
         self.objects.node_gone(node);
         self.drain_without(node);

@@ -15,7 +15,7 @@ use mobula_proto::{
     wire::{Hello, Role},
 };
 
-use super::{Core, Effect, hosts::Connect, hosts::Kind};
+use super::{Core, Effect, early::Open, hosts::Connect, hosts::Kind};
 
 /// Most files that travel with a job, and most arguments of its hosts.
 pub const FILES_MAX: usize = 256;
@@ -96,22 +96,23 @@ impl Core {
                     self.violation(id, &"a place in its program has no proper name or number");
                 }
             }
-            ToAgent::Sealed { object, attempt, region, offset, bytes, site } => {
+            ToAgent::Sealed { object, attempt, region, offset, bytes, pass, site } => {
                 let region = RegionId { writer: id, seq: region };
                 match self.objects.seal(object, attempt, region, offset, bytes, None) {
-                    Ok(()) => {
+                    Ok(key) => {
+                        self.objects.set_pass(key, pass);
                         if let Some(site) = self.hosts.site(id, site) {
-                            self.objects.made_at(object, attempt, site);
+                            self.objects.made_at(key, site);
                         }
-                        self.sealed(object, attempt);
+                        self.sealed(key, now);
                         self.pump();
                     }
                     Err(error) => self.violation(id, &error),
                 }
             }
-            ToAgent::Free { object, copy } => self.free(object, copy, now),
+            ToAgent::Free { object, copy } => self.free((id, job), object, copy, now),
             ToAgent::Open { request, object, copy, ahead } => {
-                self.open(id, job, (request, ahead), object, copy, now);
+                self.open(Open { host: id, job, request, ahead, copy }, object, now);
             }
             ToAgent::Hurry { object } => self.hurry(job, object),
             ToAgent::Unpin { object } => {
@@ -256,19 +257,29 @@ impl Core {
         }
     }
 
-    fn free(&mut self, object: ObjectId, copy: Copy, now: Instant) {
+    fn free(&mut self, (id, job): (HostId, JobId), object: ObjectId, copy: Copy, now: Instant) {
+        if object.owner != id {
+            // Of what was made for somebody else, only what its job has in memory here.
+            if copy.node == self.config.node && copy.job == job {
+                self.free_here(object, copy.attempt, Some(job));
+            } else {
+                self.violation(id, &format!("it freed {object}, which is not its own"));
+            }
+            return;
+        }
         if copy.node == self.config.node {
-            if self.objects.find(object, copy.attempt).is_none() {
+            let key = (object, copy.attempt, copy.job);
+            if self.objects.find(key).is_none() {
                 // With too many early wishes already, the object goes with its job.
-                let _noted = self.early.note(object, copy.attempt, now, |wish| wish.freed = true);
+                let _noted = self.early.free(key, now);
                 return;
             }
-            self.free_here(object, copy.attempt);
+            self.free_here(object, copy.attempt, None);
         } else if self.nodes.contains_key(&copy.node) {
             self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));
         } else {
             // Nobody is left who would say that a copy here may go.
-            self.free_here(object, copy.attempt);
+            self.free_here(object, copy.attempt, None);
         }
     }
 

@@ -38,10 +38,11 @@ use mobula_proto::{
     resource::DeviceGrant,
 };
 
+use early::Open;
 pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
 use leases::{Bounds, Leases, Need};
-use objects::{Gone, Objects, Place, Slot, Spill};
+use objects::{Gone, Key, Objects, Place, Slot, Spill};
 use transfer::{PULL_WAITERS_MAX, PULLS_MAX, Pull};
 
 /// What a core is told once.
@@ -99,14 +100,14 @@ pub enum Effect {
     Pull(ObjectId, Copy, JobId),
     /// Write a file of copies, which stay in memory until [`Core::spilled`] follows.
     Spill(Spill),
-    /// Read a copy of so many bytes back into the agent's own memory for this job; [`Core::restored`] follows.
-    Restore(ObjectId, u32, u64, Slot, JobId),
+    /// Read a copy of so many bytes back into the agent's own memory for its job; [`Core::restored`] follows.
+    Restore(Key, u64, Slot),
     /// Remove a file of spilled copies.
     DeleteFile(u64),
     /// Other agents that had to wait for this copy can be served now, or not.
-    Serve(ObjectId, u32, Result<(), Failure>),
+    Serve(Key, Result<(), Failure>),
     /// Copies in the agent's own memory may go.
-    Reclaim(Vec<(ObjectId, u32)>),
+    Reclaim(Vec<Key>),
     /// Room for the agent's own memory was granted, or refused.
     Room(Request, Result<(), Failure>),
     /// A job's memory, files and output may go.
@@ -141,9 +142,12 @@ pub struct Core {
     jobs: BTreeMap<JobId, JobState>,
     endings: BTreeMap<JobId, ending::Ending>,
     nodes: BTreeMap<NodeId, Node>,
-    pulls: BTreeMap<(ObjectId, u32), Pull>,
+    /// The last incarnation of each node number that is gone.
+    gone_nodes: BTreeMap<u32, u32>,
+    /// By what they will be here.
+    pulls: BTreeMap<Key, Pull>,
     queue: transfer::Queue,
-    restores: BTreeMap<(ObjectId, u32), Vec<Reader>>,
+    restores: BTreeMap<Key, Vec<Reader>>,
     draining: Option<drain::Draining>,
     noting: drain::Noting,
     stewards: BTreeSet<HostId>,
@@ -165,6 +169,7 @@ impl Core {
             jobs: BTreeMap::new(),
             endings: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            gone_nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
             queue: transfer::Queue::new(config.store_bytes, config.pulls.in_flight),
             restores: BTreeMap::new(),
@@ -232,8 +237,8 @@ impl Core {
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
         }
-        for (object, attempt, (host, _, request)) in self.early.expire(now) {
-            self.open_failed(host, request, object, self.no_copy(attempt));
+        for ((object, attempt, _), open) in self.early.expire(now) {
+            self.open_failed(open.host, open.request, object, self.no_copy(attempt));
         }
         self.look(now);
         self.objects.retry(now);
@@ -354,7 +359,7 @@ impl Core {
             if writer.is_agent() {
                 self.effects.push(Effect::Reclaim(copies));
             } else {
-                let gone = copies.into_iter().map(|(object, _)| object);
+                let gone = copies.into_iter().map(|(object, ..)| object);
                 let give_back = self.objects.hosts_have_too_much();
                 match self.effects.last_mut() {
                     // As in a row of objects that are freed one by one.
@@ -370,8 +375,8 @@ impl Core {
                 }
             }
         }
-        for (node, object) in gone.drop_at {
-            self.effects.push(Effect::Peer(node, Between::Drop { object }));
+        for (node, (object, attempt, job)) in gone.drop_at {
+            self.effects.push(Effect::Peer(node, Between::Drop { object, attempt, job }));
         }
         for (host, region) in gone.unmap {
             self.effects.push(Effect::Tell(host, ToHost::Unmap { region }, Vec::new()));
@@ -468,6 +473,11 @@ impl Core {
         self.jobs.contains_key(&job)
     }
 
+    /// Whether the head said that a node is gone. One that it has not told of yet may be a new one.
+    pub fn has_gone(&self, node: NodeId) -> bool {
+        self.gone_nodes.get(&node.number).is_some_and(|last| node.incarnation <= *last)
+    }
+
     fn no_copy(&self, attempt: u32) -> String {
         format!("{} has no copy of it by attempt {attempt}", self.config.node)
     }
@@ -478,94 +488,82 @@ impl Core {
     }
 
     /// An object is complete: whatever was wanted of it meanwhile.
-    fn sealed(&mut self, object: ObjectId, attempt: u32) {
-        let Some(wish) = self.early.take(object, attempt) else { return };
-        for (host, job, request) in wish.opens {
-            if self.objects.find(object, attempt).is_some_and(|(_, owner)| owner == job) {
-                // It was sealed just now, so it is in memory.
-                self.opened(host, request, object, attempt);
-            } else {
-                self.open_failed(host, request, object, self.no_copy(attempt));
-            }
+    fn sealed(&mut self, key: Key, now: Instant) {
+        let Some(wish) = self.early.take(key) else { return };
+        for open in wish.opens {
+            self.open(open, key.0, now);
         }
         if wish.freed {
-            self.free_here(object, attempt);
+            self.free_here(key.0, key.1, None);
         }
     }
 
-    fn open(
-        &mut self,
-        id: HostId,
-        job: JobId,
-        (request, ahead): (Request, bool),
-        object: ObjectId,
-        copy: Copy,
-        now: Instant,
-    ) {
+    fn open(&mut self, open: Open, object: ObjectId, now: Instant) {
+        let Open { host: id, job, request, ahead, copy } = open;
         let failed = |kind: FailureKind, why: String| {
             let failure = Failure::new(kind, why).of(object.to_string());
             Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
         };
-        if let Some((place, owner)) = self.objects.find(object, copy.attempt) {
-            if owner == job && place.is_some() {
-                self.opened(id, request, object, copy.attempt);
-            } else if owner == job {
-                if let Err(why) = self.restore(object, copy.attempt, job, Reader::Host(id, request)) {
-                    self.effects.push(failed(FailureKind::Limit, why));
-                }
-            } else {
-                let why = format!("its copy on {} belongs to {owner}, not to {job}", self.config.node);
-                self.effects.push(failed(FailureKind::ObjectLost, why));
+        let key = (object, copy.attempt, job);
+        if let Some(place) = self.objects.find(key) {
+            if place.is_some() {
+                self.opened(id, request, key);
+            } else if let Err(why) = self.restore(key, Reader::Host(id, request)) {
+                self.effects.push(failed(FailureKind::Limit, why));
             }
             return;
         }
-        if copy.node == self.config.node && self.draining.is_some() {
-            // It may have been moved: its owner knows.
+        let me = self.config.node;
+        let home = (object, copy.attempt, copy.job);
+        // With a copy of another job's here, a further one is made in memory of the reader's.
+        let there = job != copy.job && self.objects.find(home).is_some();
+        if copy.node == me && there && self.objects.for_readers(object, &copy, job).is_none() {
+            // It was not told of it.
             return self.open_failed(id, request, object, self.no_copy(copy.attempt));
         }
-        if copy.node == self.config.node {
-            if !self.early.note(object, copy.attempt, now, |wish| wish.opens.push((id, job, request))) {
+        if copy.node == me && !there {
+            // Where the node drains, it may have been moved: its owner knows.
+            if self.draining.is_some() || !self.early.open(home, now, open) {
                 self.open_failed(id, request, object, self.no_copy(copy.attempt));
             }
             return;
         }
-        if !self.nodes.contains_key(&copy.node) {
+        if copy.node != me && self.has_gone(copy.node) {
             self.effects
                 .push(failed(FailureKind::ObjectLost, format!("{}, which held it, is gone", copy.node)));
             return;
         }
-        let key = (object, copy.attempt);
         let known = self.pulls.contains_key(&key);
         if !known && self.pulls.len() >= PULLS_MAX {
             let why = format!("{PULLS_MAX} pulls are under way already, the most that may");
             self.effects.push(failed(FailureKind::Limit, why));
             return;
         }
-        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy.node, job, copy.bytes));
-        if pull.job != job || pull.waiting.len() >= PULL_WAITERS_MAX {
-            let why = "it is being pulled for another job, or for too many readers at once".to_owned();
+        let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy));
+        if pull.waiting.len() >= PULL_WAITERS_MAX {
+            let why = format!("{PULL_WAITERS_MAX} readers wait for it already, the most that may");
             self.effects.push(failed(FailureKind::Limit, why));
             return;
         }
         pull.waiting.push((id, request));
         if !known {
-            self.queue.add((object, copy), ahead);
+            self.queue.add((key, copy), ahead);
         } else if !ahead {
-            self.queue.hurry(object);
+            self.queue.hurry(object, job);
         }
         self.start_pulls();
     }
 
     /// Has a copy read back from disk for `reader`.
-    fn restore(&mut self, object: ObjectId, attempt: u32, job: JobId, reader: Reader) -> Result<(), String> {
-        let Some((slot, bytes)) = self.objects.on_disk(object, attempt) else {
-            return Err(self.no_copy(attempt));
+    fn restore(&mut self, key: Key, reader: Reader) -> Result<(), String> {
+        let Some((slot, bytes)) = self.objects.on_disk(key) else {
+            return Err(self.no_copy(key.1));
         };
-        let known = self.restores.contains_key(&(object, attempt));
+        let known = self.restores.contains_key(&key);
         if !known && self.restores.len() >= PULLS_MAX {
             return Err(format!("{PULLS_MAX} objects are being read from disk already, the most that may"));
         }
-        let readers = self.restores.entry((object, attempt)).or_default();
+        let readers = self.restores.entry(key).or_default();
         if readers.len() >= PULL_WAITERS_MAX {
             return Err(format!("{PULL_WAITERS_MAX} readers wait for it already, the most that may"));
         }
@@ -573,36 +571,31 @@ impl Core {
             readers.push(reader);
         }
         if !known {
-            self.effects.push(Effect::Restore(object, attempt, bytes, slot, job));
+            self.effects.push(Effect::Restore(key, bytes, slot));
         }
         Ok(())
     }
 
     /// A copy was read back from disk to there, or why it was not; one that cannot be read is a copy no more. Returns
     /// whether it is in the table; if not, its memory is the caller's to free.
-    pub fn restored(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        result: Result<(RegionId, u64), Failure>,
-    ) -> bool {
-        let readers = self.restores.remove(&(object, attempt)).unwrap_or_default();
+    pub fn restored(&mut self, key: Key, result: Result<(RegionId, u64), Failure>) -> bool {
+        let readers = self.restores.remove(&key).unwrap_or_default();
         let result = result.and_then(|(region, offset)| {
-            if self.objects.restored(object, attempt, region, offset) {
+            if self.objects.restored(key, region, offset) {
                 Ok(())
             } else {
                 Err(Failure::new(FailureKind::ObjectLost, "it was freed while it was read from disk"))
             }
         });
-        let failure = result.err().map(|failure| failure.of(object.to_string()));
+        let failure = result.err().map(|failure| failure.of(key.0.to_string()));
         if failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::ObjectLost) {
-            let gone = self.objects.unreadable(object, attempt);
+            let gone = self.objects.unreadable(key);
             self.gone(gone);
         }
         let mut nodes = false;
         for reader in readers {
             match (reader, &failure) {
-                (Reader::Host(host, request), None) => self.opened(host, request, object, attempt),
+                (Reader::Host(host, request), None) => self.opened(host, request, key),
                 (Reader::Host(host, request), Some(failure)) => {
                     let message = ToHost::OpenFailed { request, failure: failure.clone() };
                     self.effects.push(Effect::Tell(host, message, Vec::new()));
@@ -610,7 +603,7 @@ impl Core {
                 (Reader::Nodes, failure) => {
                     nodes = true;
                     let served = failure.clone().map_or(Ok(()), Err);
-                    self.effects.push(Effect::Serve(object, attempt, served));
+                    self.effects.push(Effect::Serve(key, served));
                 }
             }
         }
@@ -624,20 +617,20 @@ impl Core {
     /// Nobody waits for what was read from disk for a job that is gone.
     fn restores_without(&mut self) {
         let objects = &self.objects;
-        let gone = self.restores.extract_if(.., |key, _| objects.on_disk(key.0, key.1).is_none());
-        for ((object, attempt), readers) in gone {
+        let gone = self.restores.extract_if(.., |key, _| objects.on_disk(*key).is_none());
+        for (key, readers) in gone {
             for reader in readers {
                 if reader == Reader::Nodes {
                     let failure =
-                        Failure::new(FailureKind::ObjectLost, "its job is over").of(object.to_string());
-                    self.effects.push(Effect::Serve(object, attempt, Err(failure)));
+                        Failure::new(FailureKind::ObjectLost, "its job is over").of(key.0.to_string());
+                    self.effects.push(Effect::Serve(key, Err(failure)));
                 }
             }
         }
     }
 
-    fn opened(&mut self, id: HostId, request: Request, object: ObjectId, attempt: u32) {
-        let Some(place) = self.objects.pin(object, attempt, id) else { return };
+    fn opened(&mut self, id: HostId, request: Request, key: Key) {
+        let Some(place) = self.objects.pin(key, id) else { return };
         let Place { region, region_bytes, offset, bytes, .. } = place;
         let fds = self.objects.region_fd_for(region, id).into_iter().collect();
         let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
@@ -647,27 +640,27 @@ impl Core {
     /// Another agent says something that concerns objects; relays and output do not come here.
     pub fn from_peer(&mut self, message: Between) {
         match message {
-            Between::Free { object, copy } => self.free_here(object, copy.attempt),
-            Between::Drop { object } => {
-                for ((_, _), pull) in
-                    self.pulls.range_mut((object, 0)..=(object, u32::MAX)).filter(|(key, _)| key.0 == object)
-                {
-                    pull.dropped = true;
+            Between::Free { object, copy } => self.free_here(object, copy.attempt, None),
+            Between::Drop { object, attempt, job } => {
+                for (_, pull) in self.pulls.range_mut(objects::up_to(object, attempt)) {
+                    pull.dropped |= pull.copy.job == job;
                 }
-                self.free_here(object, u32::MAX);
+                let gone = self.objects.drop_pulled(object, attempt, job);
+                self.gone(gone);
+                self.pump();
             }
             Between::OutputEnded { job, node } => self.output_ended(job, node),
-            Between::Keep { object, copy, job } => self.keep(object, copy, job),
+            Between::Keep { object, copy } => self.keep(object, copy),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
-            Between::Kept { object, attempt, kept, by } => self.kept(object, attempt, kept, by),
-            Between::Held { object, attempt, nodes } => self.held(object, attempt, nodes),
+            Between::Kept { object, attempt, job, kept, by } => self.kept((object, attempt, job), kept, by),
+            Between::Held { object, attempt, job, nodes } => self.held((object, attempt, job), nodes),
             Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
         }
     }
 
-    fn free_here(&mut self, object: ObjectId, attempt: u32) {
-        let gone = self.objects.free(object, attempt);
+    fn free_here(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) {
+        let gone = self.objects.free(object, attempt, home);
         self.gone(gone);
         self.pump();
     }

@@ -5,14 +5,15 @@
 //! - **O-2** Room is granted in the order in which it was asked for; a large request is not overtaken for ever.
 //! - **O-3** A writer is told to reuse an object's memory only once the object is freed and nobody has it pinned.
 //! - **O-4** A region outlives its writer while an object in it lives or a reader has it mapped, and no longer.
-//! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to.
+//! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to. So a reader of another job
+//!   gets a copy in a region of its own job, and only if it was told of the object ([`wire::Copy::pass`]).
 //! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
 //!
 //! What lies on disk is in [`spill`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    ops::Bound,
+    ops::{Bound, RangeInclusive},
     os::fd::OwnedFd,
     sync::Arc,
     time::Instant,
@@ -20,7 +21,7 @@ use std::{
 
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId, host::Request, inventory::Why,
-    resource::bytes_text,
+    peer as wire, resource::bytes_text,
 };
 
 use super::stock;
@@ -117,10 +118,10 @@ pub struct Place {
 /// What follows when objects go.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gone {
-    /// Copies (object, attempt) whose memory their writer (maybe the agent itself) may reuse.
-    pub reclaim: BTreeMap<HostId, Vec<(ObjectId, u32)>>,
-    /// Nodes that shall drop the copies that they pulled.
-    pub drop_at: Vec<(NodeId, ObjectId)>,
+    /// Copies whose memory their writer (maybe the agent itself) may reuse.
+    pub reclaim: BTreeMap<HostId, Vec<Key>>,
+    /// Nodes that shall drop the copies that they pulled of this one.
+    pub drop_at: Vec<(NodeId, Key)>,
     /// Hosts that shall unmap regions, which go with their last mapping.
     pub unmap: Vec<(HostId, RegionId)>,
     /// Files of spilled objects in which nothing lives any more.
@@ -128,7 +129,7 @@ pub struct Gone {
 }
 
 impl Gone {
-    fn reclaim(&mut self, writer: HostId, copy: (ObjectId, u32)) {
+    fn reclaim(&mut self, writer: HostId, copy: Key) {
         self.reclaim.entry(writer).or_default().push(copy);
     }
 }
@@ -159,13 +160,28 @@ struct Region {
     dropped: bool,
 }
 
-/// A copy: which object, by which attempt.
-type Key = (ObjectId, u32);
+/// A copy: which object, by which attempt, and the job in whose memory it lies.
+pub type Key = (ObjectId, u32, JobId);
+
+/// All copies of an object by attempts up to this one.
+pub(super) fn up_to(object: ObjectId, attempt: u32) -> RangeInclusive<Key> {
+    (object, 0, JobId { number: 0 })..=(object, attempt, JobId { number: u64::MAX })
+}
+
+/// Where a copy came from that is no primary one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The node: this one, where it was made for readers of another job.
+    pub node: NodeId,
+    /// The job in whose memory the primary one lies.
+    pub job: JobId,
+}
 
 #[derive(Debug)]
 struct Entry {
-    job: JobId,
     bytes: u64,
+    /// What readers of other jobs must say.
+    pass: u64,
     /// Where in memory it lies.
     memory: Option<(RegionId, u64)>,
     /// Where on disk.
@@ -174,8 +190,8 @@ struct Entry {
     spilling: bool,
     pins: BTreeMap<HostId, u32>,
     freed: bool,
-    /// Where it was pulled from; `None` for a primary.
-    origin: Option<NodeId>,
+    /// `None` for a primary.
+    origin: Option<Origin>,
     holders: Holders,
     /// The place in the program that made it; empty where that is not known.
     site: Arc<str>,
@@ -250,13 +266,13 @@ impl Objects {
     /// What is here, by what it has in common.
     pub fn groups(&self) -> BTreeMap<stock::Key, stock::Amount> {
         let mut groups: BTreeMap<stock::Key, stock::Amount> = BTreeMap::new();
-        for ((object, _), entry) in &self.copies {
+        for ((object, _, job), entry) in &self.copies {
             let why = match (entry.freed, entry.origin) {
                 (true, _) => Why::Read,
                 (false, Some(_)) => Why::Copy,
                 (false, None) => Why::Held,
             };
-            let amount = groups.entry((Arc::clone(&entry.site), entry.job, object.owner, why)).or_default();
+            let amount = groups.entry((Arc::clone(&entry.site), *job, object.owner, why)).or_default();
             amount.objects += 1;
             amount.bytes += entry.bytes;
             amount.pinned += u64::from(!entry.pins.is_empty());
@@ -610,7 +626,8 @@ impl Objects {
         }
     }
 
-    /// Notes a complete object. `origin` says from where the agent pulled it; `None` for a primary.
+    /// Notes a complete object. `origin` says from where the agent pulled it; `None` for a primary. Readers of other jobs get
+    /// it once [`Self::set_pass`] was called.
     ///
     /// # Errors
     /// Where it is no object of that region, or was sealed before.
@@ -621,22 +638,23 @@ impl Objects {
         region: RegionId,
         offset: u64,
         bytes: u64,
-        origin: Option<NodeId>,
-    ) -> Result<(), Error> {
+        origin: Option<Origin>,
+    ) -> Result<Key, Error> {
         if self.copies.len() >= OBJECTS_MAX {
             return Err(Error::TooMany(OBJECTS_MAX, "objects"));
         }
-        if self.copies.contains_key(&(object, attempt)) {
-            return Err(Error::SealedTwice { object, attempt });
-        }
         let found = self.regions.get(&region).filter(|region| !region.dropped);
         let found = found.ok_or(Error::UnknownRegion(region))?;
+        let key = (object, attempt, found.job);
+        if self.copies.contains_key(&key) {
+            return Err(Error::SealedTwice { object, attempt });
+        }
         if offset.checked_add(bytes).is_none_or(|end| end > found.bytes) {
             return Err(Error::OutOfBounds { object, region, offset, bytes });
         }
         let entry = Entry {
-            job: found.job,
             bytes,
+            pass: 0,
             memory: None,
             disk: None,
             spilling: false,
@@ -647,15 +665,22 @@ impl Objects {
             site: Arc::clone(&self.nowhere),
             used_at: 0,
         };
-        self.copies.insert((object, attempt), entry);
+        self.copies.insert(key, entry);
         self.count_primary(origin.is_none(), bytes, true);
-        self.enter((object, attempt), region, offset);
-        Ok(())
+        self.enter(key, region, offset);
+        Ok(key)
+    }
+
+    /// Notes what readers of other jobs must say to get a copy.
+    pub fn set_pass(&mut self, key: Key, pass: u64) {
+        if let Some(entry) = self.copies.get_mut(&key) {
+            entry.pass = pass;
+        }
     }
 
     /// Notes which place in the program made a copy.
-    pub fn made_at(&mut self, object: ObjectId, attempt: u32, site: Arc<str>) {
-        if let Some(entry) = self.copies.get_mut(&(object, attempt)) {
+    pub fn made_at(&mut self, key: Key, site: Arc<str>) {
+        if let Some(entry) = self.copies.get_mut(&key) {
             entry.site = site;
         }
     }
@@ -699,14 +724,26 @@ impl Objects {
         }
     }
 
-    /// Where this attempt's copy lies in memory, if it does, and whose it is; `None` where it is missing or freed.
-    pub fn find(&self, object: ObjectId, attempt: u32) -> Option<(Option<Place>, JobId)> {
-        let entry = self.copies.get(&(object, attempt)).filter(|entry| !entry.freed)?;
-        let place = entry.memory.and_then(|(id, offset)| {
+    /// Where a copy lies in memory, if it does; `None` where it is missing or freed.
+    pub fn find(&self, key: Key) -> Option<Option<Place>> {
+        let entry = self.copies.get(&key).filter(|entry| !entry.freed)?;
+        Some(entry.memory.and_then(|(id, offset)| {
             let region = self.regions.get(&id)?;
-            Some(Place { region: id, region_bytes: region.bytes, offset, bytes: entry.bytes, attempt })
-        });
-        Some((place, entry.job))
+            Some(Place { region: id, region_bytes: region.bytes, offset, bytes: entry.bytes, attempt: key.1 })
+        }))
+    }
+
+    /// The copy that readers of `job` are given who know of `copy`: one of the same bytes, if possible in memory. `None`
+    /// where there is none, or they may not have it.
+    pub fn for_readers(&self, object: ObjectId, copy: &wire::Copy, job: JobId) -> Option<Key> {
+        let may = |key: &Key, entry: &Entry| {
+            let home = entry.origin.map_or(key.2, |origin| origin.job);
+            !entry.freed && home == copy.job && (job == home || entry.pass == copy.pass)
+        };
+        let all = self.copies.range(up_to(object, copy.attempt));
+        all.filter(|(key, entry)| key.1 == copy.attempt && may(key, entry))
+            .max_by_key(|(_, entry)| entry.memory.is_some())
+            .map(|(key, _)| *key)
     }
 
     /// The descriptor of a region, and its size in bytes.
@@ -721,10 +758,10 @@ impl Objects {
     }
 
     /// Pins a copy once more for `reader`; `None` where it is missing, freed, or not in memory.
-    pub fn pin(&mut self, object: ObjectId, attempt: u32, reader: HostId) -> Option<Place> {
-        let place = self.find(object, attempt)?.0?;
+    pub fn pin(&mut self, key: Key, reader: HostId) -> Option<Place> {
+        let place = self.find(key)??;
         self.clock += 1;
-        let entry = self.copies.get_mut(&(object, attempt))?;
+        let entry = self.copies.get_mut(&key)?;
         let region = self.regions.get_mut(&place.region)?;
         (entry.used_at, region.used_at) = (self.clock, self.clock);
         if entry.pins.is_empty() {
@@ -737,14 +774,8 @@ impl Objects {
 
     /// `by` wants this primary copy, and did not get it from `tried`: another holder where it shall ask (`None`: here),
     /// and some more that there are. It is told when the object goes.
-    pub fn placed(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        by: NodeId,
-        tried: &[NodeId],
-    ) -> (Option<NodeId>, Vec<NodeId>) {
-        let Some(entry) = self.copies.get_mut(&(object, attempt)) else { return (None, Vec::new()) };
+    pub fn placed(&mut self, key: Key, by: NodeId, tried: &[NodeId]) -> (Option<NodeId>, Vec<NodeId>) {
+        let Some(entry) = self.copies.get_mut(&key) else { return (None, Vec::new()) };
         let source = entry.holders.place(by, entry.bytes, tried);
         (source, entry.holders.others(by))
     }
@@ -763,21 +794,18 @@ impl Objects {
         self.primaries
     }
 
-    /// The primary copies that are not freed, with their bytes and jobs; in order, behind `after`.
-    pub fn primaries_after(
-        &self,
-        after: Option<(ObjectId, u32)>,
-    ) -> impl Iterator<Item = ((ObjectId, u32), u64, JobId)> {
+    /// The primary copies that are not freed, with their bytes and passes; in order, behind `after`.
+    pub fn primaries_after(&self, after: Option<Key>) -> impl Iterator<Item = (Key, u64, u64)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let all = self.copies.range((from, Bound::Unbounded));
         let primary = |(_, entry): &(&Key, &Entry)| entry.origin.is_none() && !entry.freed;
-        all.filter(primary).map(|(key, entry)| (*key, entry.bytes, entry.job))
+        all.filter(primary).map(|(key, entry)| (*key, entry.bytes, entry.pass))
     }
 
-    /// A copy that came from elsewhere is the primary one from now on. Its bytes; `None` where there is none.
-    pub fn promote(&mut self, object: ObjectId, attempt: u32) -> Option<u64> {
-        let entry = self.copies.get_mut(&(object, attempt)).filter(|entry| !entry.freed)?;
-        let bytes = entry.bytes;
+    /// A copy that came from elsewhere is the primary one from now on. Its bytes and pass; `None` where there is none.
+    pub fn promote(&mut self, key: Key) -> Option<(u64, u64)> {
+        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed)?;
+        let (bytes, pass) = (entry.bytes, entry.pass);
         if entry.origin.take().is_some() {
             let memory = entry.memory;
             self.count_primary(true, bytes, true);
@@ -788,38 +816,37 @@ impl Objects {
                 self.disk.dirty_bytes += bytes;
             }
         }
-        Some(bytes)
+        Some((bytes, pass))
     }
 
     /// Another node has the primary copy now: who copied this one, to be told by that node from now on.
-    pub fn give_away(&mut self, object: ObjectId, attempt: u32) -> Vec<NodeId> {
-        let entry = self.copies.get_mut(&(object, attempt));
+    pub fn give_away(&mut self, key: Key) -> Vec<NodeId> {
+        let entry = self.copies.get_mut(&key);
         entry.map(|entry| std::mem::take(&mut entry.holders).nodes().collect()).unwrap_or_default()
     }
 
     /// These have copies of a primary one that came from elsewhere; `false` where it has gone meanwhile.
-    pub fn held_by(&mut self, object: ObjectId, attempt: u32, nodes: &[NodeId]) -> bool {
-        let entry = self.copies.get_mut(&(object, attempt)).filter(|entry| !entry.freed);
+    pub fn held_by(&mut self, key: Key, nodes: &[NodeId]) -> bool {
+        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed);
         entry.map(|entry| entry.holders.add(nodes)).is_some()
     }
 
     /// Takes back one pin of `reader` (of a freed copy first, where it has several attempts pinned).
     pub fn unpin(&mut self, object: ObjectId, reader: HostId) -> Gone {
         let mut gone = Gone::default();
-        let mut pinned: Vec<(bool, u32)> = self
+        let pinned = self
             .copies
-            .range((object, 0)..=(object, u32::MAX))
+            .range(up_to(object, u32::MAX))
             .filter(|(_, entry)| entry.pins.contains_key(&reader))
-            .map(|((_, attempt), entry)| (!entry.freed, *attempt))
-            .collect();
-        pinned.sort_unstable();
-        if let Some((_, attempt)) = pinned.first() {
-            self.drop_pins((object, *attempt), reader, 1, &mut gone);
+            .min_by_key(|(key, entry)| (!entry.freed, **key))
+            .map(|(key, _)| *key);
+        if let Some(key) = pinned {
+            self.drop_pins(key, reader, 1, &mut gone);
         }
         gone
     }
 
-    fn drop_pins(&mut self, key: (ObjectId, u32), reader: HostId, count: u32, gone: &mut Gone) {
+    fn drop_pins(&mut self, key: Key, reader: HostId, count: u32, gone: &mut Gone) {
         let Some(entry) = self.copies.get_mut(&key) else { return };
         let Some(pins) = entry.pins.get_mut(&reader) else { return };
         *pins = pins.saturating_sub(count);
@@ -839,20 +866,37 @@ impl Objects {
     }
 
     /// The object's copy by this attempt is freed, and so are those by earlier ones, which nobody counts on any more: they
-    /// go at once or with their last pin.
-    pub fn free(&mut self, object: ObjectId, attempt: u32) -> Gone {
+    /// go at once or with their last pin. Only those of which the primary one lies in memory of `home`, if that is given.
+    pub fn free(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) -> Gone {
+        self.free_where(object, attempt, |key, origin| {
+            home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
+        })
+    }
+
+    /// The primary copy, in memory of `home`, is gone, and those that were pulled of it go too.
+    pub fn drop_pulled(&mut self, object: ObjectId, attempt: u32, home: JobId) -> Gone {
+        self.free_where(object, attempt, |_, origin| origin.is_some_and(|origin| origin.job == home))
+    }
+
+    fn free_where(
+        &mut self,
+        object: ObjectId,
+        attempt: u32,
+        which: impl Fn(&Key, Option<Origin>) -> bool,
+    ) -> Gone {
         let mut gone = Gone::default();
-        let keys: Vec<_> = self.copies.range((object, 0)..=(object, attempt)).map(|(key, _)| *key).collect();
+        let all = self.copies.range(up_to(object, attempt));
+        let keys: Vec<_> = all.filter(|(key, entry)| which(key, entry.origin)).map(|(key, _)| *key).collect();
         for key in keys {
             self.free_copy(key, &mut gone);
         }
         gone
     }
 
-    fn free_copy(&mut self, key: (ObjectId, u32), gone: &mut Gone) {
+    fn free_copy(&mut self, key: Key, gone: &mut Gone) {
         let Some(entry) = self.copies.get_mut(&key) else { return };
         entry.freed = true;
-        gone.drop_at.extend(std::mem::take(&mut entry.holders).nodes().map(|node| (node, key.0)));
+        gone.drop_at.extend(std::mem::take(&mut entry.holders).nodes().map(|node| (node, key)));
         if entry.is_idle() {
             self.remove(key, gone);
         }
@@ -906,17 +950,23 @@ impl Objects {
     /// pin protects anything any more.
     pub fn job_gone(&mut self, job: JobId) -> Gone {
         let mut gone = Gone::default();
-        let keys: Vec<_> =
-            self.copies.iter().filter(|(_, entry)| entry.job == job).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self.copies.keys().filter(|key| key.2 == job).copied().collect();
         for key in keys {
             let Some(entry) = self.copies.remove(&key) else { continue };
             self.count_primary(entry.origin.is_none(), entry.bytes, false);
-            gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key.0)));
+            gone.drop_at.extend(entry.holders.nodes().map(|node| (node, key)));
             self.pinned -= u64::from(!entry.pins.is_empty());
             self.disk.dirty_bytes -= if entry.memory.is_some() && entry.is_dirty() { entry.bytes } else { 0 };
             if let Some(slot) = entry.disk {
                 self.disk.leave(slot, &mut gone);
             }
+        }
+        // What others were given of its objects.
+        let given = |(key, entry): (&Key, &Entry)| {
+            entry.origin.is_some_and(|origin| origin.job == job).then_some(*key)
+        };
+        for key in self.copies.iter().filter_map(given).collect::<Vec<_>>() {
+            self.free_copy(key, &mut gone);
         }
         let regions: Vec<_> =
             self.regions.iter().filter(|(_, region)| region.job == job).map(|(id, _)| *id).collect();

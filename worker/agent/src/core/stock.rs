@@ -29,10 +29,10 @@ impl Core {
     /// What is in the store, and why. Looks at every object: about 100 ns each.
     pub fn stock(&self) -> Store {
         let mut found: BTreeMap<Key, Amount> = self.objects.groups();
-        for ((object, _), pull) in &self.pulls {
-            let amount = found.entry((Arc::from(""), pull.job, object.owner, Why::Coming)).or_default();
+        for ((object, _, job), pull) in &self.pulls {
+            let amount = found.entry((Arc::from(""), *job, object.owner, Why::Coming)).or_default();
             amount.objects += 1;
-            amount.bytes += pull.bytes;
+            amount.bytes += pull.copy.bytes;
         }
         let object_bytes =
             found.iter().filter(|(key, _)| key.3 != Why::Coming).map(|(_, amount)| amount.bytes);

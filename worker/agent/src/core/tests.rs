@@ -12,10 +12,12 @@ use super::{
 };
 
 mod drain;
+mod jobs;
 
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;
 const REGISTRY: u64 = 99;
+const PASS: u64 = 4321;
 
 fn other_node() -> Node {
     let node = NodeId { number: 2, incarnation: 1 };
@@ -173,9 +175,9 @@ fn line(effect: &Effect) -> String {
         Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
         Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
         Effect::Spill(spill) => format!("spill {} into {}", spill.items.len(), spill.file),
-        Effect::Restore(object, ..) => format!("restore {object}"),
+        Effect::Restore((object, ..), ..) => format!("restore {object}"),
         Effect::DeleteFile(file) => format!("delete {file}"),
-        Effect::Serve(_, _, served) => {
+        Effect::Serve(_, served) => {
             let served = served.as_ref().map_or_else(|f| format!("{:?}", f.kind), |()| "it".to_owned());
             format!("serve {served}")
         }
@@ -190,7 +192,7 @@ fn object(seq: u64) -> ObjectId {
 }
 
 fn copy(node: NodeId, attempt: u32) -> Copy {
-    Copy { node, bytes: 100, attempt }
+    Copy { node, bytes: 100, attempt, job: JOB, pass: PASS }
 }
 
 #[test]
@@ -250,8 +252,15 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), ["host-2 < RegionGranted"]);
     let added = ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB };
     assert_eq!(rig.host_with(host, added, vec![fd()]), [""; 0]);
-    let sealed =
-        ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 64, bytes: 100, site: 0 };
+    let sealed = ToAgent::Sealed {
+        object: object(1),
+        attempt: 1,
+        region: 1,
+        offset: 64,
+        bytes: 100,
+        pass: PASS,
+        site: 0,
+    };
     assert_eq!(rig.host(host, sealed), [""; 0]);
     let here = copy(NodeId::EMBEDDED, 1);
     let open = |attempt| ToAgent::Open {
@@ -281,8 +290,15 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     let early = |request| ToAgent::Open { ahead: false, request, object: object(7), copy: here };
     assert_eq!(rig.host(id(1), early(1)), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(7), copy: here }), [""; 0]);
-    let sealed =
-        ToAgent::Sealed { object: object(7), attempt: 1, region: 1, offset: 128, bytes: 10, site: 0 };
+    let sealed = ToAgent::Sealed {
+        object: object(7),
+        attempt: 1,
+        region: 1,
+        offset: 128,
+        bytes: 10,
+        pass: PASS,
+        site: 0,
+    };
     assert_eq!(rig.host(host, sealed), ["host-1 < Opened"]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(7) }), ["host-2 < Reclaim 1"]);
     // No room for a second region until the first one goes, wherever it is mapped.
@@ -299,7 +315,15 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), [""; 0]);
     assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < Unmap"]);
     assert_eq!(rig.host(id(1), ToAgent::Unmapped { region }), ["host-2 < RegionGranted"]);
-    let sealed = ToAgent::Sealed { object: object(2), attempt: 1, region: 1, offset: 0, bytes: 1, site: 0 };
+    let sealed = ToAgent::Sealed {
+        object: object(2),
+        attempt: 1,
+        region: 1,
+        offset: 0,
+        bytes: 1,
+        pass: PASS,
+        site: 0,
+    };
     assert_eq!(rig.host(host, sealed), ["kill host-2"], "there is no such region");
 }
 
@@ -318,9 +342,9 @@ fn pulls_are_shared_and_go_with_the_primary() {
     assert_eq!(rig.lines(), ["room 1 true"]);
     let region = RegionId { writer: agent, seq: 1 };
     rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
-    assert!(rig.core.pulled(object(1), 3, Ok((region, 0, 100))));
+    assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
     assert_eq!(rig.lines(), ["host-1 < Opened +1fd", "host-2 < Opened +1fd"]);
-    rig.core.from_peer(Between::Drop { object: object(1) });
+    rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
     rig.host(id(1), ToAgent::Unpin { object: object(1) });
     assert_eq!(rig.host(host, ToAgent::Unpin { object: object(1) }), ["reclaim 1"]);
     // Freed at its owner: the node with the primary is told.
@@ -332,9 +356,9 @@ fn pulls_are_shared_and_go_with_the_primary() {
     let said = rig.head(FromHead::NodeDown { node: there.node, failure });
     assert_eq!(said, ["host-1 < NodeDied", "host-2 < NodeDied"], "it may be had elsewhere");
     let why = Failure::new(FailureKind::ObjectLost, "there is no other");
-    assert!(!rig.core.pulled(object(2), 3, Err(why)));
+    assert!(!rig.core.pulled((object(2), 3, JOB), Err(why)));
     assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost"]);
-    assert!(!rig.core.pulled(object(2), 3, Ok((region, 0, 100))), "nobody waits for it any more");
+    assert!(!rig.core.pulled((object(2), 3, JOB), Ok((region, 0, 100))), "nobody waits for it any more");
     assert_eq!(rig.host(id(1), open), ["host-1 < OpenFailed ObjectLost"]);
 }
 
@@ -346,10 +370,10 @@ fn tr3_a_part_stays_until_it_was_served() {
     let open = ToAgent::Open { ahead: false, request: 1, object: object(1), copy: there };
     rig.host(id(1), open);
     let third = NodeId { number: 3, incarnation: 1 };
-    let wish = |whole| Wish { object: object(1), copy: there, by: third, tried: vec![], whole };
+    let wish = |whole| Wish { object: object(1), copy: there, by: third, job: JOB, tried: vec![], whole };
     assert!(matches!(rig.core.serve(&wish(true)), Serve::No(_)), "there is only a part");
-    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part));
-    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part));
+    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
+    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
     let other = Wish { copy: copy(there.node, 4), ..wish(false) };
     assert!(matches!(rig.core.serve(&other), Serve::No(_)), "attempts are never mixed");
     rig.core.served(object(1), 3, third, 10);
@@ -357,9 +381,9 @@ fn tr3_a_part_stays_until_it_was_served() {
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     let region = RegionId { writer: agent, seq: 1 };
     rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
-    assert!(rig.core.pulled(object(1), 3, Ok((region, 0, 100))));
+    assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
     rig.lines();
-    rig.core.from_peer(Between::Drop { object: object(1) });
+    rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0], "it is still served");
     rig.core.served(object(1), 3, third, 90);
     assert_eq!(rig.lines(), ["reclaim 1"]);
@@ -368,8 +392,8 @@ fn tr3_a_part_stays_until_it_was_served() {
     let open = ToAgent::Open { ahead: false, request: 1, object: object(2), copy: there };
     rig.host(id(1), open);
     let wish = Wish { object: object(2), ..wish(false) };
-    assert!(matches!(rig.core.serve(&wish), Serve::Part));
-    rig.core.pulled(object(2), 3, Err(Failure::new(FailureKind::ObjectLost, "gone")));
+    assert!(matches!(rig.core.serve(&wish), Serve::Part(_)));
+    rig.core.pulled((object(2), 3, JOB), Err(Failure::new(FailureKind::ObjectLost, "gone")));
     rig.core.served(object(2), 3, third, 0);
     assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
 }
@@ -383,13 +407,22 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     rig.host(
         id(1),
-        ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100, site: 0 },
+        ToAgent::Sealed {
+            object: object(1),
+            attempt: 1,
+            region: 1,
+            offset: 0,
+            bytes: 100,
+            pass: PASS,
+            site: 0,
+        },
     );
     let by = other_node().node;
     let wish = |attempt| Wish {
         object: object(1),
         copy: copy(NodeId::EMBEDDED, attempt),
         by,
+        job: JOB,
         tried: vec![],
         whole: false,
     };
@@ -414,19 +447,32 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         let host = rig.launched(1, Class::default());
         rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 4 * MIB, wait_ms: 0 });
         rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![fd()]);
-        let sealed =
-            ToAgent::Sealed { object: object(1), attempt: 1, region: 1, offset: 0, bytes: 100, site: 0 };
+        let sealed = ToAgent::Sealed {
+            object: object(1),
+            attempt: 1,
+            region: 1,
+            offset: 0,
+            bytes: 100,
+            pass: PASS,
+            site: 0,
+        };
         rig.host(host, sealed);
         let wanted = ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 1000 };
         assert_eq!(rig.host(id(1), wanted), ["spill 1 into 1"]);
         rig.core.spilled(1, Ok(()), rig.now);
         assert_eq!(rig.lines()[0], "host-2 < Reclaim 1 and give back", "a part is for reading from now on");
         let by = other_node().node;
-        let wish =
-            Wish { object: object(1), copy: copy(NodeId::EMBEDDED, 1), by, tried: vec![], whole: false };
-        assert!(matches!(rig.core.serve(&wish), Serve::Later));
+        let wish = Wish {
+            object: object(1),
+            copy: copy(NodeId::EMBEDDED, 1),
+            by,
+            job: JOB,
+            tried: vec![],
+            whole: false,
+        };
+        assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));
         assert_eq!(rig.lines(), [format!("restore {}", object(1))]);
-        assert!(matches!(rig.core.serve(&wish), Serve::Later));
+        assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));
         assert_eq!(rig.lines(), [""; 0], "once is enough for all");
         assert_eq!(rig.core.usage().pinned, 0, "nobody has it yet");
         let lost = Failure::new(FailureKind::ObjectLost, "a bit is another");
@@ -436,12 +482,12 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
             rig.core.want_region(region.writer, 1, MIB, Duration::ZERO, rig.now);
             rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
             rig.lines();
-            assert!(rig.core.restored(object(1), 1, Ok((region, 0))));
+            assert!(rig.core.restored((object(1), 1, JOB), Ok((region, 0))));
             assert_eq!(rig.lines(), ["serve it"]);
             let Serve::Whole(place, ..) = rig.core.serve(&wish) else { panic!("it is not served") };
             assert_eq!((place.region, place.bytes, rig.core.usage().pinned), (region, 100, 1));
         } else {
-            assert!(!rig.core.restored(object(1), 1, Err(lost)));
+            assert!(!rig.core.restored((object(1), 1, JOB), Err(lost)));
             assert_eq!(rig.lines()[..2], ["delete 1", "serve ObjectLost"]);
             assert!(matches!(rig.core.serve(&wish), Serve::No(_)));
             assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));

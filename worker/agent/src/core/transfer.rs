@@ -1,6 +1,6 @@
 //! Copies on their way between nodes: what this agent pulls for its hosts, and what it serves to other agents.
 //!
-//! - **TR-1** However many hosts here wait for a copy, it is pulled once.
+//! - **TR-1** However many hosts of a job here wait for a copy, it is pulled once.
 //! - **TR-2** A copy is put together of bytes of one attempt only, from its beginning on, whoever they come from.
 //! - **TR-4** What is being pulled at any time is no more than a share of the store ([`Pulls::in_flight`]), or one copy; what
 //!   something waits for is pulled before what is fetched ahead, and each in the order in which it was asked for.
@@ -19,7 +19,10 @@ use mobula_proto::{
     peer::Copy,
 };
 
-use super::{Core, Effect, Reader, objects::Place};
+use super::{
+    Core, Effect, Reader,
+    objects::{Key, Origin, Place, up_to},
+};
 
 /// Most pulls at once; an open that would start another fails with a retryable error.
 pub const PULLS_MAX: usize = 4096;
@@ -53,10 +56,10 @@ impl Default for Pulls {
 pub(super) struct Queue {
     in_flight_max: u64,
     in_flight: u64,
-    begun: BTreeMap<(ObjectId, u32), u64>,
-    waiting: VecDeque<(ObjectId, Copy)>,
+    begun: BTreeMap<Key, u64>,
+    waiting: VecDeque<(Key, Copy)>,
     /// For what nothing waits yet.
-    ahead: VecDeque<(ObjectId, Copy)>,
+    ahead: VecDeque<(Key, Copy)>,
 }
 
 impl Queue {
@@ -70,37 +73,37 @@ impl Queue {
         }
     }
 
-    pub(super) fn add(&mut self, pull: (ObjectId, Copy), ahead: bool) {
+    pub(super) fn add(&mut self, pull: (Key, Copy), ahead: bool) {
         if ahead { &mut self.ahead } else { &mut self.waiting }.push_back(pull);
     }
 
     /// Something waits now for what was to be fetched ahead.
-    pub(super) fn hurry(&mut self, object: ObjectId) {
-        while let Some(at) = self.ahead.iter().position(|(other, _)| *other == object) {
+    pub(super) fn hurry(&mut self, object: ObjectId, job: JobId) {
+        while let Some(at) = self.ahead.iter().position(|(key, _)| (key.0, key.2) == (object, job)) {
             self.waiting.extend(self.ahead.remove(at));
         }
     }
 
     /// The next one whose turn it is.
-    fn next(&mut self) -> Option<(ObjectId, Copy)> {
+    fn next(&mut self) -> Option<(Key, Copy)> {
         let queue = if self.waiting.is_empty() { &mut self.ahead } else { &mut self.waiting };
-        let (object, copy) = *queue.front()?;
+        let (key, copy) = *queue.front()?;
         if self.in_flight > 0 && self.in_flight.saturating_add(copy.bytes) > self.in_flight_max {
             return None;
         }
         queue.pop_front();
         self.in_flight += copy.bytes;
-        self.begun.insert((object, copy.attempt), copy.bytes);
-        Some((object, copy))
+        self.begun.insert(key, copy.bytes);
+        Some((key, copy))
     }
 
     /// A pull is over, or shall not begin any more.
-    fn over(&mut self, object: ObjectId, attempt: u32) {
-        match self.begun.remove(&(object, attempt)) {
+    fn over(&mut self, key: Key) {
+        match self.begun.remove(&key) {
             Some(bytes) => self.in_flight -= bytes,
             None => {
                 for queue in [&mut self.waiting, &mut self.ahead] {
-                    queue.retain(|(other, copy)| (*other, copy.attempt) != (object, attempt));
+                    queue.retain(|(other, _)| *other != key);
                 }
             }
         }
@@ -110,9 +113,8 @@ impl Queue {
 /// A copy that is being pulled.
 #[derive(Debug)]
 pub(super) struct Pull {
-    pub(super) node: NodeId,
-    pub(super) job: JobId,
-    pub(super) bytes: u64,
+    /// The primary copy.
+    pub(super) copy: Copy,
     pub(super) waiting: Vec<(HostId, Request)>,
     /// Nodes that are served what has come in.
     serving: Vec<NodeId>,
@@ -123,8 +125,8 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    pub(super) fn new(node: NodeId, job: JobId, bytes: u64) -> Self {
-        Self { node, job, bytes, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: false }
+    pub(super) fn new(copy: Copy) -> Self {
+        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: false }
     }
 }
 
@@ -133,14 +135,16 @@ impl Pull {
 pub enum Serve {
     /// All of it: where it lies, and others that have it. Pinned until [`Core::served`].
     Whole(Place, Arc<OwnedFd>, Vec<NodeId>),
-    /// What has come in of it, and what comes. Stays until [`Core::served`].
-    Part,
+    /// What has come in of it as this copy, and what comes. Stays until [`Core::served`].
+    Part(Key),
     /// It is to ask these, the first of them first.
     Elsewhere(Vec<NodeId>),
-    /// It is read back from disk first; [`Effect::Serve`] follows.
-    Later,
+    /// This copy is read back from disk first; [`Effect::Serve`] follows.
+    Later(Key),
     /// There is none here.
     No(String),
+    /// It is here, and cannot be had for the moment.
+    NotNow(String),
 }
 
 /// What another agent wants.
@@ -150,8 +154,10 @@ pub struct Wish {
     pub object: ObjectId,
     /// The copy that is meant.
     pub copy: Copy,
-    /// Who wants it.
+    /// Who wants it; this agent itself for readers of another job than that in whose memory it lies.
     pub by: NodeId,
+    /// For hosts of which job.
+    pub job: JobId,
     /// Nodes from which it could not be had.
     pub tried: Vec<NodeId>,
     /// Only a whole copy will do.
@@ -161,69 +167,71 @@ pub struct Wish {
 impl Core {
     /// Begins the pulls whose turn it is. One that nobody wants any more is left out.
     pub(super) fn start_pulls(&mut self) {
-        while let Some((object, copy)) = self.queue.next() {
-            let Some(pull) = self.pulls.get(&(object, copy.attempt)) else {
-                self.queue.over(object, copy.attempt);
-                continue;
-            };
-            self.effects.push(Effect::Pull(object, copy, pull.job));
+        while let Some((key, copy)) = self.queue.next() {
+            if self.pulls.contains_key(&key) {
+                self.effects.push(Effect::Pull(key.0, copy, key.2));
+            } else {
+                self.queue.over(key);
+            }
         }
     }
 
     /// A job is over: nobody wants what is pulled for it.
     pub(super) fn drop_pulls(&mut self, job: JobId) {
-        let gone: Vec<_> = self.pulls.extract_if(.., |_, pull| pull.job == job).map(|(key, _)| key).collect();
-        for (object, attempt) in gone {
-            self.queue.over(object, attempt);
+        let gone: Vec<_> = self.pulls.extract_if(.., |key, _| key.2 == job).map(|(key, _)| key).collect();
+        for key in gone {
+            self.queue.over(key);
         }
         self.start_pulls();
     }
 
     /// A host of `job` waits now for what it asked for ahead.
     pub(super) fn hurry(&mut self, job: JobId, object: ObjectId) {
-        let mut attempts = self.pulls.range((object, 0)..=(object, u32::MAX));
-        if attempts.any(|(_, pull)| pull.job == job) {
-            self.queue.hurry(object);
+        if self.pulls.range(up_to(object, u32::MAX)).any(|(key, _)| key.2 == job) {
+            self.queue.hurry(object, job);
         }
     }
 
     /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
     /// if not, its memory is the caller's to free.
-    pub fn pulled(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        result: Result<(RegionId, u64, u64), Failure>,
-    ) -> bool {
-        self.queue.over(object, attempt);
+    pub fn pulled(&mut self, key: Key, result: Result<(RegionId, u64, u64), Failure>) -> bool {
+        let (object, attempt, _) = key;
+        self.queue.over(key);
         self.start_pulls();
-        let Some(pull) = self.pulls.remove(&(object, attempt)) else { return false };
+        let Some(pull) = self.pulls.remove(&key) else { return false };
+        let Copy { node, job, pass, .. } = pull.copy;
         let sealed = result.and_then(|(region, offset, bytes)| {
-            self.pulled_bytes += bytes;
+            if node != self.config.node {
+                self.pulled_bytes += bytes;
+            }
             self.objects
-                .seal(object, attempt, region, offset, bytes, Some(pull.node))
+                .seal(object, attempt, region, offset, bytes, Some(Origin { node, job }))
                 .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
         });
         match sealed {
-            Ok(()) => {
+            Ok(key) => {
+                self.objects.set_pass(key, pass);
                 for by in pull.serving {
-                    self.objects.pin(object, attempt, by.agent());
+                    self.objects.pin(key, by.agent());
                 }
                 for (host, request) in pull.waiting {
-                    self.opened(host, request, object, attempt);
+                    self.opened(host, request, key);
                 }
                 if pull.keep {
-                    self.keep_here((object, attempt), pull.node);
+                    self.keep_here(key, node);
                 }
-                if pull.dropped {
-                    let gone = self.objects.free(object, attempt);
+                // What came from this very node may have been freed there meanwhile.
+                if pull.dropped
+                    || (node == self.config.node && self.objects.find((object, attempt, job)).is_none())
+                {
+                    let gone = self.objects.drop_pulled(object, attempt, job);
                     self.gone(gone);
                 }
                 true
             }
             Err(failure) => {
                 if pull.keep {
-                    self.not_kept((object, attempt), pull.node);
+                    self.not_kept(key, node);
                 }
                 let failure = failure.of(object.to_string());
                 for (host, request) in pull.waiting {
@@ -237,11 +245,12 @@ impl Core {
 
     /// Another agent wants to copy an object from here.
     pub fn serve(&mut self, wish: &Wish) -> Serve {
-        let Wish { object, copy: Copy { attempt, .. }, by, .. } = *wish;
-        if let Some((place, job)) = self.objects.find(object, attempt) {
+        let Wish { object, copy, by, job, .. } = *wish;
+        if let Some(key) = self.objects.for_readers(object, &copy, job) {
             let mut others = Vec::new();
-            if wish.copy.node == self.config.node {
-                let (elsewhere, known) = self.objects.placed(object, attempt, by, &wish.tried);
+            if copy.node == self.config.node && by != copy.node {
+                let primary = (object, copy.attempt, copy.job);
+                let (elsewhere, known) = self.objects.placed(primary, by, &wish.tried);
                 if let Some(node) = elsewhere {
                     others = known.into_iter().filter(|known| *known != node).collect();
                     others.insert(0, node);
@@ -249,34 +258,42 @@ impl Core {
                 }
                 others = known;
             }
-            let Some(place) = place else {
-                return match self.restore(object, attempt, job, Reader::Nodes) {
-                    Ok(()) => Serve::Later,
-                    Err(why) => Serve::No(why),
+            let Some(place) = self.objects.find(key).flatten() else {
+                return match self.restore(key, Reader::Nodes) {
+                    Ok(()) => Serve::Later(key),
+                    Err(why) => Serve::NotNow(why),
                 };
             };
             if let Some((fd, _)) = self.objects.region(place.region) {
-                self.objects.pin(object, attempt, by.agent());
+                self.objects.pin(key, by.agent());
                 return Serve::Whole(place, fd, others);
             }
-        } else if !wish.whole
-            && let Some(pull) = self.pulls.get_mut(&(object, attempt))
-            && pull.serving.len() < PART_READERS_MAX
-        {
-            pull.serving.push(by);
-            return Serve::Part;
+        } else if !wish.whole && by != self.config.node {
+            let may = |key: &Key, pull: &Pull| {
+                key.1 == copy.attempt
+                    && pull.copy.job == copy.job
+                    && (job == copy.job || pull.copy.pass == copy.pass)
+                    && pull.serving.len() < PART_READERS_MAX
+            };
+            let mut coming = self.pulls.range_mut(up_to(object, copy.attempt));
+            if let Some((key, pull)) = coming.find(|(key, pull)| may(key, pull)) {
+                pull.serving.push(by);
+                return Serve::Part(*key);
+            }
         }
-        Serve::No(format!("{} has no copy of {object} by attempt {attempt}", self.config.node))
+        Serve::No(format!("{} has no copy of {object} by attempt {}", self.config.node, copy.attempt))
     }
 
     /// `by` has it, or gave up, after so many bytes.
     pub fn served(&mut self, object: ObjectId, attempt: u32, by: NodeId, bytes: u64) {
-        self.served_bytes += bytes;
-        if let Some(pull) = self.pulls.get_mut(&(object, attempt))
-            && let Some(at) = pull.serving.iter().position(|node| *node == by)
-        {
-            pull.serving.swap_remove(at);
-            return;
+        if by != self.config.node {
+            self.served_bytes += bytes;
+        }
+        for (_, pull) in self.pulls.range_mut(up_to(object, attempt)).filter(|(key, _)| key.1 == attempt) {
+            if let Some(at) = pull.serving.iter().position(|node| *node == by) {
+                pull.serving.swap_remove(at);
+                return;
+            }
         }
         let gone = self.objects.unpin(object, by.agent());
         self.gone(gone);
@@ -408,29 +425,29 @@ mod tests {
 
     #[test]
     fn tr4_what_something_waits_for_comes_first() {
-        let object = |index| ObjectId { owner: node(1).agent(), seq: 1, index };
-        let copy = |bytes| Copy { node: node(2), bytes, attempt: 1 };
+        let key = |index| (ObjectId { owner: node(1).agent(), seq: 1, index }, 1, JobId { number: 1 });
+        let copy = |bytes| Copy { node: node(2), bytes, attempt: 1, job: JobId { number: 1 }, pass: 0 };
         let mut queue = Queue::new(400, 0.25);
-        queue.add((object(0), copy(90)), true);
-        queue.add((object(1), copy(60)), true);
-        queue.add((object(2), copy(20)), false);
-        queue.add((object(3), copy(500)), false);
-        let next = |queue: &mut Queue| queue.next().map(|(object, _)| object);
-        assert_eq!(next(&mut queue), Some(object(2)));
+        queue.add((key(0), copy(90)), true);
+        queue.add((key(1), copy(60)), true);
+        queue.add((key(2), copy(20)), false);
+        queue.add((key(3), copy(500)), false);
+        let next = |queue: &mut Queue| queue.next().map(|(key, _)| key);
+        assert_eq!(next(&mut queue), Some(key(2)));
         assert_eq!(
             next(&mut queue),
             None,
             "100 bytes at once, and nothing overtakes what something waits for"
         );
-        queue.over(object(2), 1);
-        assert_eq!(next(&mut queue), Some(object(3)), "one larger than all that comes alone");
+        queue.over(key(2));
+        assert_eq!(next(&mut queue), Some(key(3)), "one larger than all that comes alone");
         assert_eq!(next(&mut queue), None);
-        queue.hurry(object(1));
-        queue.over(object(3), 1);
-        assert_eq!(next(&mut queue), Some(object(1)));
+        queue.hurry(key(1).0, JobId { number: 1 });
+        queue.over(key(3));
+        assert_eq!(next(&mut queue), Some(key(1)));
         assert_eq!(next(&mut queue), None);
-        queue.over(object(0), 1);
-        queue.over(object(1), 1);
+        queue.over(key(0));
+        queue.over(key(1));
         assert_eq!((next(&mut queue), queue.in_flight), (None, 0));
     }
 

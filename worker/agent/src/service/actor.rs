@@ -8,9 +8,9 @@ use std::{
     time::Instant,
 };
 
-use mobula_net::ring;
+use mobula_net::{bulk, ring};
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
+    Failure, FailureKind, HostId, JobId, NodeId, RegionId,
     head::{self, Between, ToHead, Usage},
     host::{self, ToAgent, ToHost},
     peer::Copy,
@@ -35,7 +35,7 @@ use super::{
     transfer::{self, Transfers},
 };
 use crate::{
-    core::{Config, Core, Effect, Launch, transfer::Wish},
+    core::{Config, Core, Effect, Launch, objects::Key, transfer::Wish},
     launcher::memory::{Group, Limits},
     users::Users,
 };
@@ -55,8 +55,8 @@ pub(super) enum Message {
     /// With what limits its memory.
     Linked(HostId, Outbox, Option<Arc<Group>>),
     Ended(HostId, Failure),
-    Pulled(ObjectId, Copy, JobId, Result<Block, Failure>),
-    Restored(Wanted, JobId, Result<Block, Failure>),
+    Pulled(Key, Copy, Result<Block, Failure>),
+    Restored(Wanted, Result<Block, Failure>),
     Spilled(u64, Result<(), String>),
     /// From an offset on.
     Serve(Box<Wish>, u64, oneshot::Sender<transfer::Answer>),
@@ -147,15 +147,15 @@ impl Post {
     pub(super) async fn serve(&self, wish: &Wish, from: u64) -> transfer::Answer {
         let (reply, answer) = oneshot::channel();
         self.cast(Message::Serve(Box::new(wish.clone()), from, reply));
-        answer.await.unwrap_or_else(|_| Err("the agent has ended".to_owned()))
+        answer.await.unwrap_or_else(|_| Err(bulk::Refusal::Busy("the agent has ended".to_owned())))
     }
 
     pub(super) async fn served(&self, wish: Wish, bytes: u64) {
         self.send(&self.permits(), |permit| Message::Served(Box::new(wish), bytes, permit)).await;
     }
 
-    pub(super) fn pulled(&self, object: ObjectId, copy: Copy, job: JobId, result: Result<Block, Failure>) {
-        self.cast(Message::Pulled(object, copy, job, result));
+    pub(super) fn pulled(&self, key: Key, copy: Copy, result: Result<Block, Failure>) {
+        self.cast(Message::Pulled(key, copy, result));
     }
 
     pub(super) async fn usage(&self) -> Option<Usage> {
@@ -336,8 +336,8 @@ impl State {
                 self.limited.extend(memory.map(|group| (host, group)));
             }
             Message::Ended(host, failure) => self.ended(host, failure),
-            Message::Pulled(object, copy, job, result) => self.pulled(object, copy, job, result),
-            Message::Restored(wanted, job, result) => self.restored(wanted, job, result),
+            Message::Pulled(key, copy, result) => self.pulled(key, copy, result),
+            Message::Restored(wanted, result) => self.restored(wanted, result),
             Message::Spilled(file, result) => self.core.spilled(file, result, now),
             Message::Serve(wish, from, reply) => self.serve(*wish, from, reply),
             Message::Served(wish, bytes, _permit) => {
@@ -469,17 +469,17 @@ impl State {
             Effect::Died(host, job, failure) => self.routes.died(host, job, &failure),
             Effect::Rings(pair) => self.rings(pair),
             Effect::Pull(object, copy, job) => {
-                let Copy { node, bytes, attempt } = copy;
-                self.want(job, Wanted { object, attempt, bytes, from: memory::From::Node(node) });
+                let Copy { bytes, attempt, .. } = copy;
+                self.want(Wanted { key: (object, attempt, job), bytes, from: memory::From::Node(copy) });
             }
-            Effect::Restore(object, attempt, bytes, slot, job) => {
-                self.want(job, Wanted { object, attempt, bytes, from: memory::From::Disk(slot) });
+            Effect::Restore(key, bytes, slot) => {
+                self.want(Wanted { key, bytes, from: memory::From::Disk(slot) });
             }
             Effect::Spill(spill) => {
                 self.disk.write(spill, |region| Some(self.core.objects.region(region)?.0))
             }
             Effect::DeleteFile(file) => self.disk.delete(file),
-            Effect::Serve(object, attempt, served) => self.serve_waiting(object, attempt, &served),
+            Effect::Serve(key, served) => self.serve_waiting(key, &served),
             Effect::Reclaim(copies) => {
                 for (job, steps) in self.memory.reclaim(&copies) {
                     self.steps(job, steps);
@@ -547,17 +547,17 @@ impl State {
         }
     }
 
-    fn want(&mut self, job: JobId, wanted: Wanted) {
-        let steps = self.memory.want(job, wanted);
-        self.steps(job, steps);
+    fn want(&mut self, wanted: Wanted) {
+        let steps = self.memory.want(wanted);
+        self.steps(wanted.key.2, steps);
     }
 
     fn steps(&mut self, job: JobId, steps: Vec<Step>) {
         for step in steps {
             match step {
                 Step::Start(wanted, block) => match wanted.from {
-                    memory::From::Node(node) => self.pull(job, wanted, node, block),
-                    memory::From::Disk(slot) => self.disk.read(job, wanted, slot, block),
+                    memory::From::Node(copy) => self.pull(wanted.key, copy, block),
+                    memory::From::Disk(slot) => self.disk.read(wanted, slot, block),
                 },
                 Step::Unask(request, bytes) => {
                     self.core.unwant_region(self.core.node().agent(), request, bytes);
@@ -603,25 +603,24 @@ impl State {
     fn lost(&mut self, lost: Wanted, failure: Failure) {
         match lost.from {
             memory::From::Node(_) => {
-                self.core.pulled(lost.object, lost.attempt, Err(failure));
+                self.core.pulled(lost.key, Err(failure));
             }
             memory::From::Disk(_) => {
-                self.core.restored(lost.object, lost.attempt, Err(failure));
+                self.core.restored(lost.key, Err(failure));
             }
         }
     }
 
     /// A copy was read back from disk, or not.
-    fn restored(&mut self, wanted: Wanted, job: JobId, result: Result<Block, Failure>) {
-        let Wanted { object, attempt, .. } = wanted;
+    fn restored(&mut self, wanted: Wanted, result: Result<Block, Failure>) {
         let extent = result.map(Block::seal);
         let place = extent.as_ref().map(Extent::location).map_err(Failure::clone);
         let agent = self.core.node().agent();
         let place = place.map(|place| (RegionId { writer: agent, seq: place.region_seq }, place.offset));
-        if self.core.restored(object, attempt, place)
+        if self.core.restored(wanted.key, place)
             && let Ok(extent) = extent
         {
-            self.memory.keep(object, attempt, job, extent);
+            self.memory.keep(wanted.key, extent);
         }
     }
 

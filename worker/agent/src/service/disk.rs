@@ -4,9 +4,10 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
-use mobula_proto::{Failure, FailureKind, JobId, ObjectId, RegionId};
+use mobula_proto::{Failure, FailureKind, ObjectId, RegionId};
 use mobula_store::{
     Error,
     heap::Block,
@@ -26,6 +27,11 @@ use crate::core::objects::{Slot, Spill};
 /// Most objects that are read at once. A single one does not keep a disk busy; more cost a thread and a chunk
 /// ([`spill::CHUNK_BYTES`]) each.
 pub const READS_MAX: usize = 4;
+
+/// How often an object is read that cannot be read for a reason that may pass.
+pub const READ_TRIES: u32 = 5;
+/// Between the first two tries; twice as long between the next two, and so on.
+const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// See the module's text.
 pub(super) struct Disk {
@@ -75,26 +81,40 @@ impl Disk {
     }
 
     /// Reads a copy back; [`Message::Restored`] follows.
-    pub(super) fn read(&self, job: JobId, wanted: Wanted, slot: Slot, mut block: Block) {
+    pub(super) fn read(&self, wanted: Wanted, slot: Slot, mut block: Block) {
         let (target, reading, post) = (self.target.clone(), Arc::clone(&self.reading), self.post.clone());
         drop(task::spawn("restore", async move {
-            let Wanted { object, attempt, bytes, .. } = wanted;
-            let (Some(target), Ok(_permit)) = (target, reading.acquire_owned().await) else { return };
-            let read = tokio::task::spawn_blocking(move || {
-                if let Some(warming) = block.warming() {
-                    warming.finish()?;
+            let Wanted { key: (object, attempt, _), bytes, .. } = wanted;
+            let Some(target) = target else { return };
+            let (mut tries, mut pause) = (0, READ_PAUSE);
+            let result = loop {
+                let Ok(permit) = Arc::clone(&reading).acquire_owned().await else { return };
+                let target = Arc::clone(&target);
+                let read = tokio::task::spawn_blocking(move || {
+                    let read = read_into(&*target, &mut block, bytes, slot, &name(object, attempt));
+                    drop(permit);
+                    (block, read)
+                });
+                // Not even started where the runtime ends.
+                let Ok((back, read)) = read.await else { return };
+                tries += 1;
+                let Err(error) = read else { break Ok(back) };
+                warn!(%object, %error, tries, "a spilled object cannot be read");
+                if error.is_loss() {
+                    let text = format!("it cannot be read from disk: {error}");
+                    break Err(Failure::new(FailureKind::ObjectLost, text));
                 }
-                let into = block.as_mut_slice();
-                let len = usize::try_from(bytes).unwrap_or(usize::MAX).min(into.len());
-                spill::read(&*target, slot.file, slot.offset, &name(object, attempt), &mut into[..len])?;
-                Ok::<_, Error>(block)
-            });
-            let Ok(read) = read.await else { return };
-            let result = read.map_err(|error| {
-                warn!(%object, %error, "a spilled object cannot be read");
-                Failure::new(FailureKind::ObjectLost, format!("it cannot be read from disk: {error}"))
-            });
-            post.cast(Message::Restored(wanted, job, result));
+                if tries == READ_TRIES {
+                    let text = format!(
+                        "it lies on disk, and could not be read {READ_TRIES} times ({error}): it is kept, try again later"
+                    );
+                    break Err(Failure::new(FailureKind::Unreachable, text));
+                }
+                block = back;
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            };
+            post.cast(Message::Restored(wanted, result));
         }));
     }
 
@@ -108,6 +128,21 @@ impl Disk {
             }
         }));
     }
+}
+
+fn read_into(
+    target: &dyn Target,
+    block: &mut Block,
+    bytes: u64,
+    slot: Slot,
+    name: &[u8],
+) -> Result<(), Error> {
+    if let Some(warming) = block.warming() {
+        warming.finish()?;
+    }
+    let into = block.as_mut_slice();
+    let len = usize::try_from(bytes).unwrap_or(usize::MAX).min(into.len());
+    spill::read(target, slot.file, slot.offset, name, &mut into[..len])
 }
 
 /// The bytes of what is to be written, each with its name.
@@ -129,7 +164,7 @@ fn mapped(
                 readers.entry(place.region).or_insert(Reader::map(fd, place.region_bytes)?)
             }
         };
-        objects.push((name(item.object, place.attempt), reader.bytes(place.offset, place.bytes, None)?));
+        objects.push((name(item.key.0, item.key.1), reader.bytes(place.offset, place.bytes, None)?));
     }
     Ok(objects)
 }

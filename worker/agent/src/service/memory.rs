@@ -9,9 +9,9 @@ use std::{
 
 use tracing::debug;
 
-use crate::core::objects::Slot;
+use crate::core::objects::{Key, Slot};
 
-use mobula_proto::{Failure, FailureKind, JobId, NodeId, ObjectId, RegionId, host::Request};
+use mobula_proto::{Failure, FailureKind, JobId, NodeId, RegionId, host::Request, peer::Copy};
 use mobula_store::{
     heap::{self, Block, Extent, Heap, REGION_STEP_BYTES},
     region::Writer,
@@ -41,8 +41,7 @@ pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
 /// A copy that has no memory here yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    pub(super) object: ObjectId,
-    pub(super) attempt: u32,
+    pub(super) key: Key,
     pub(super) bytes: u64,
     pub(super) from: From,
 }
@@ -50,7 +49,8 @@ pub(super) struct Wanted {
 /// Where it comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum From {
-    Node(NodeId),
+    /// The node of this primary copy, or others that it names.
+    Node(Copy),
     Disk(Slot),
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Memory {
     region_bytes: u64,
     keep_bytes: u64,
     jobs: BTreeMap<JobId, JobHeap>,
-    extents: HashMap<(ObjectId, u32), (JobId, Extent)>,
+    extents: HashMap<Key, Extent>,
     requests: Request,
     regions: u32,
     warm_bytes: u64,
@@ -108,7 +108,8 @@ impl Memory {
     }
 
     /// Queues a copy and says what can be done at once.
-    pub(super) fn want(&mut self, job: JobId, wanted: Wanted) -> Vec<Step> {
+    pub(super) fn want(&mut self, wanted: Wanted) -> Vec<Step> {
+        let job = wanted.key.2;
         let region_bytes_min = self.region_bytes;
         let entry = self.jobs.entry(job).or_insert_with(|| JobHeap {
             heap: Heap::new(heap::Options { region_bytes_min }),
@@ -199,7 +200,7 @@ impl Memory {
         let mut gone = Vec::new();
         for entry in self.jobs.values_mut() {
             entry.waiting.retain(|wanted| {
-                let stays = !matches!(wanted.from, From::Node(from) if from == node);
+                let stays = !matches!(wanted.from, From::Node(copy) if copy.node == node);
                 if !stays {
                     gone.push(*wanted);
                 }
@@ -210,14 +211,14 @@ impl Memory {
     }
 
     /// Keeps a copy that is in the table now.
-    pub(super) fn keep(&mut self, object: ObjectId, attempt: u32, job: JobId, extent: Extent) {
-        self.extents.insert((object, attempt), (job, extent));
+    pub(super) fn keep(&mut self, key: Key, extent: Extent) {
+        self.extents.insert(key, extent);
     }
 
     /// Frees copies; what waits for memory may have it, which is warm, rather than a region of its own.
-    pub(super) fn reclaim(&mut self, copies: &[(ObjectId, u32)]) -> Vec<(JobId, Vec<Step>)> {
-        let gone: Vec<_> = copies.iter().filter_map(|copy| self.extents.remove(copy)).collect();
-        let jobs: BTreeSet<_> = gone.into_iter().map(|(job, _)| job).collect();
+    pub(super) fn reclaim(&mut self, copies: &[Key]) -> Vec<(JobId, Vec<Step>)> {
+        let gone = copies.iter().filter(|key| self.extents.remove(*key).is_some());
+        let jobs: BTreeSet<_> = gone.map(|key| key.2).collect();
         jobs.into_iter().map(|job| (job, self.start_waiting(job))).collect()
     }
 
@@ -311,7 +312,7 @@ impl Memory {
 
     /// A job is gone, and all its memory here.
     pub(super) fn job_gone(&mut self, job: JobId) -> Option<(Request, u64)> {
-        self.extents.retain(|_, (owner, _)| *owner != job);
+        self.extents.retain(|key, _| key.2 != job);
         self.jobs.remove(&job).and_then(|entry| entry.asked)
     }
 }

@@ -17,6 +17,7 @@ mod local;
 mod memory;
 mod peers;
 mod provision;
+mod pulling;
 mod relay;
 mod routes;
 #[cfg(test)]

@@ -89,6 +89,8 @@ pub(super) struct Peers {
     endpoint: Option<Arc<Endpoint>>,
     listens: bool,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
+    /// The last incarnation of each node number that is gone.
+    gone: Mutex<BTreeMap<u32, u32>>,
     changed: Notify,
     routes: Arc<Routes>,
     provision: Arc<Provision>,
@@ -109,6 +111,7 @@ impl Peers {
             endpoint,
             listens,
             peers: Mutex::default(),
+            gone: Mutex::default(),
             changed: Notify::new(),
             routes,
             provision,
@@ -147,6 +150,11 @@ impl Peers {
 
     /// A node is gone.
     pub(super) fn node_down(&self, node: NodeId) {
+        {
+            let mut gone = self.gone.lock();
+            let last = gone.entry(node.number).or_default();
+            *last = node.incarnation.max(*last);
+        }
         self.routes.remove_peer(node);
         if let Some(peer) = self.peers.lock().remove(&node) {
             for connection in [peer.relay, peer.bulk].into_iter().flatten() {
@@ -154,6 +162,11 @@ impl Peers {
             }
         }
         self.changed.notify_waiters();
+    }
+
+    /// Whether the head said that a node is gone. One of which it has not told yet is none of these.
+    pub(super) fn has_gone(&self, node: NodeId) -> bool {
+        self.gone.lock().get(&node.number).is_some_and(|last| node.incarnation <= *last)
     }
 
     /// Takes what arrives at the endpoint until it closes.
@@ -325,8 +338,8 @@ impl Peers {
         let asked = Mutex::new(None);
         let mut sent = 0;
         let answer = async |request: AlignedVec| match wire::decode::<Pull>(&request) {
-            Ok(Pull::Object { object, copy, by, from, tried, whole }) => {
-                let wish = Wish { object, copy, by, tried, whole };
+            Ok(Pull::Object { object, copy, by, job, from, tried, whole }) => {
+                let wish = Wish { object, copy, by, job, tried, whole };
                 let answer = self.post.serve(&wish, from).await?;
                 if let bulk::Answer::Range(..) = answer {
                     *asked.lock() = Some(wish);
@@ -334,10 +347,10 @@ impl Peers {
                 Ok(answer)
             }
             Ok(Pull::Binary { hash }) => {
-                let bytes = self.provision.serve(hash).await?;
+                let bytes = self.provision.serve(hash).await.map_err(bulk::Refusal::Absent)?;
                 Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(bytes, 0)))
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(bulk::Refusal::Absent(error.to_string())),
         };
         if let Err(error) = bulk::serve(stream, answer, &mut sent).await {
             debug!(%error, "a transfer to a peer failed");

@@ -2,7 +2,7 @@
 
 use mobula_ownership::Via;
 use mobula_proto::{
-    Blob, Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
+    Blob, Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, TaskId,
     host::{Eviction, Grant, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
@@ -15,6 +15,7 @@ mod several;
 use super::{Action, Core, Input, Kind, Maker, Returns, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
+const JOB: JobId = JobId { number: 1 };
 const ME: HostId = HostId { node: NODE, seq: 1 };
 const THERE: HostId = HostId { node: NODE, seq: 2 };
 
@@ -455,7 +456,7 @@ fn refs_in_a_result_that_does_not_count_are_given_back() {
     call.attempt += 1;
     let third = HostId { node: NODE, seq: 3 };
     let lent = TaskId { owner: third, seq: 1 }.object(0);
-    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt };
+    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt, job: JOB, pass: 0 };
     let returned = Returned { value: Value::Stored(copy), contains: vec![lent] };
     let out = bench.message(done(&call, Outcome::Values(smallvec![returned])));
     let returns = out.iter().any(|action| {

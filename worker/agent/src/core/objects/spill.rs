@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_proto::{ObjectId, resource::bytes_text};
+use mobula_proto::resource::bytes_text;
 use mobula_store::spill::slot_bytes;
 
 use super::{Gone, Key, Objects, Place};
@@ -75,8 +75,8 @@ pub struct Spill {
 /// One copy of a [`Spill`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpillItem {
-    /// The object.
-    pub object: ObjectId,
+    /// Which one.
+    pub key: Key,
     /// Where it lies in memory.
     pub place: Place,
     /// Where it begins in the file.
@@ -300,7 +300,7 @@ impl Objects {
 
     /// Puts a copy into the file that is being filled; `false` where there may be none.
     fn spill(&mut self, key: Key, room: &mut Room) -> bool {
-        let Some((Some(place), _)) = self.find(key.0, key.1) else { return true };
+        let Some(Some(place)) = self.find(key) else { return true };
         let Some(size) = slot_bytes(place.bytes) else { return false };
         if self.disk.bytes.saturating_add(size) > self.disk.limits.disk_bytes {
             if self.disk.limits.disk_bytes > 0 {
@@ -315,7 +315,7 @@ impl Objects {
         }
         let next = self.disk.next_file;
         let (file, filled) = room.open.get_or_insert_with(|| (Spill { file: next, items: Vec::new() }, 0));
-        file.items.push(SpillItem { object: key.0, place, offset: *filled });
+        file.items.push(SpillItem { key, place, offset: *filled });
         *filled += size;
         let full = *filled >= self.disk.limits.file_bytes;
         self.disk.bytes += size;
@@ -380,9 +380,8 @@ impl Objects {
                 self.disk.trouble = Some((Some(now + PAUSE), why.clone()));
             }
         }
-        for SpillItem { object, place, offset } in spill.items {
+        for SpillItem { key, place, offset } in spill.items {
             self.disk.spilling_bytes -= place.bytes;
-            let key = (object, place.attempt);
             // Those of a job that is gone are gone.
             let Some(entry) = self.copies.get_mut(&key) else { continue };
             entry.spilling = false;
@@ -420,28 +419,28 @@ impl Objects {
     }
 
     /// Where on disk a copy lies that is not in memory, and its length.
-    pub fn on_disk(&self, object: ObjectId, attempt: u32) -> Option<(Slot, u64)> {
-        let entry = self.copies.get(&(object, attempt)).filter(|entry| entry.memory.is_none())?;
+    pub fn on_disk(&self, key: Key) -> Option<(Slot, u64)> {
+        let entry = self.copies.get(&key).filter(|entry| entry.memory.is_none())?;
         Some((entry.disk?, entry.bytes))
     }
 
     /// A copy was read back into this region; `false` where it is not wanted any more.
-    pub fn restored(&mut self, object: ObjectId, attempt: u32, region: super::RegionId, offset: u64) -> bool {
-        if self.on_disk(object, attempt).is_none() || !self.regions.contains_key(&region) {
+    pub fn restored(&mut self, key: Key, region: super::RegionId, offset: u64) -> bool {
+        if self.on_disk(key).is_none() || !self.regions.contains_key(&region) {
             return false;
         }
-        self.enter((object, attempt), region, offset);
-        let bytes = self.copies.get(&(object, attempt)).map_or(0, |entry| entry.bytes);
+        self.enter(key, region, offset);
+        let bytes = self.copies.get(&key).map_or(0, |entry| entry.bytes);
         self.disk.counters.restored += 1;
         self.disk.counters.restored_bytes += bytes;
         true
     }
 
     /// A copy on disk cannot be read, and is no copy any more.
-    pub fn unreadable(&mut self, object: ObjectId, attempt: u32) -> Gone {
+    pub fn unreadable(&mut self, key: Key) -> Gone {
         let mut gone = Gone::default();
-        if self.on_disk(object, attempt).is_some() {
-            self.remove((object, attempt), &mut gone);
+        if self.on_disk(key).is_some() {
+            self.remove(key, &mut gone);
         }
         gone
     }

@@ -54,17 +54,17 @@ fn o1_o2_room_is_granted_in_order_and_refused_at_the_deadline() {
 fn o3_memory_is_reused_only_when_freed_and_unpinned() {
     let (mut objects, region) = with_region(4 * MIB, MIB);
     objects.seal(object(1), 1, region, 0, 100, None).unwrap();
-    assert!(objects.pin(object(1), 2, host(3)).is_none(), "attempts are never mixed");
-    assert_eq!(objects.pin(object(1), 1, host(3)).unwrap().bytes, 100);
-    objects.pin(object(1), 1, host(3)).unwrap();
+    assert!(objects.pin((object(1), 2, JOB), host(3)).is_none(), "attempts are never mixed");
+    assert_eq!(objects.pin((object(1), 1, JOB), host(3)).unwrap().bytes, 100);
+    objects.pin((object(1), 1, JOB), host(3)).unwrap();
     let other = NodeId { number: 2, incarnation: 1 };
-    assert_eq!(objects.placed(object(1), 1, other, &[]), (None, vec![]));
-    let gone = objects.free(object(1), 1);
-    assert_eq!((gone.reclaim.len(), gone.drop_at), (0, vec![(other, object(1))]));
-    assert!(objects.pin(object(1), 1, host(4)).is_none(), "freed is freed");
+    assert_eq!(objects.placed((object(1), 1, JOB), other, &[]), (None, vec![]));
+    let gone = objects.free(object(1), 1, None);
+    assert_eq!((gone.reclaim.len(), gone.drop_at), (0, vec![(other, (object(1), 1, JOB))]));
+    assert!(objects.pin((object(1), 1, JOB), host(4)).is_none(), "freed is freed");
     assert_eq!(objects.unpin(object(1), host(3)), Gone::default());
     assert_eq!(objects.pinned(), 1);
-    assert_eq!(objects.unpin(object(1), host(3)).reclaim[&host(2)], vec![(object(1), 1)]);
+    assert_eq!(objects.unpin(object(1), host(3)).reclaim[&host(2)], vec![(object(1), 1, JOB)]);
     assert_eq!((objects.len(), objects.pinned()), (0, 0));
 }
 
@@ -74,10 +74,11 @@ fn a_late_copy_goes_without_the_one_that_counts_and_that_one_takes_older_ones_al
     for attempt in 1..=3 {
         objects.seal(object(1), attempt, region, u64::from(attempt) * 128, 100, None).unwrap();
     }
-    objects.free(object(1), 1);
-    let there = |objects: &Objects| [1, 2, 3].map(|attempt| objects.find(object(1), attempt).is_some());
+    objects.free(object(1), 1, None);
+    let there =
+        |objects: &Objects| [1, 2, 3].map(|attempt| objects.find((object(1), attempt, JOB)).is_some());
     assert_eq!(there(&objects), [false, true, true]);
-    objects.free(object(1), 3);
+    objects.free(object(1), 3, None);
     assert_eq!((there(&objects), objects.len()), ([false; 3], 0));
 }
 
@@ -86,11 +87,11 @@ fn o4_a_region_outlives_its_writer_with_its_objects() {
     let (mut objects, region) = with_region(4 * MIB, MIB);
     objects.seal(object(1), 1, region, 0, 100, None).unwrap();
     objects.seal(object(2), 1, region, 128, 100, None).unwrap();
-    objects.pin(object(2), 1, host(2)).unwrap();
+    objects.pin((object(2), 1, JOB), host(2)).unwrap();
     assert_eq!(objects.host_gone(host(2)), Gone::default());
     assert_eq!(objects.pinned(), 0);
-    assert_eq!((objects.free(object(1), 1), objects.used()), (Gone::default(), MIB));
-    assert_eq!((objects.free(object(2), 1), objects.used()), (Gone::default(), 0));
+    assert_eq!((objects.free(object(1), 1, None), objects.used()), (Gone::default(), MIB));
+    assert_eq!((objects.free(object(2), 1, None), objects.used()), (Gone::default(), 0));
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn o1_what_a_reader_has_mapped_counts_until_it_is_unmapped() {
     assert!(objects.region_fd_for(region, host(5)).is_some(), "another job's never has");
     objects.unmapped(region, host(4));
     assert!(objects.region_fd_for(region, host(4)).is_some());
-    objects.free(object(1), 1);
+    objects.free(object(1), 1, None);
     let unmap = |seq| Gone { unmap: vec![(host(seq), region)], ..Gone::default() };
     let soon = Instant::now();
     assert_eq!(objects.want(host(9), 1, 4 * MIB, soon, 0), Want::Waiting);
@@ -148,20 +149,20 @@ fn copies_are_evicted_oldest_first_and_jobs_leave_nothing() {
     let region = RegionId { writer: agent, seq: 1 };
     objects.want(agent, 1, 4 * MIB, Instant::now(), 0);
     objects.add_region(region, JOB, 4 * MIB, fd()).unwrap();
-    let origin = Some(NodeId { number: 2, incarnation: 1 });
+    let origin = Some(Origin { node: NodeId { number: 2, incarnation: 1 }, job: JOB });
     for seq in 1..=3 {
         objects.seal(object(seq), 1, region, seq * 1000, 1000, origin).unwrap();
     }
-    objects.pin(object(1), 1, host(1)).unwrap();
+    objects.pin((object(1), 1, JOB), host(1)).unwrap();
     objects.unpin(object(1), host(1));
-    objects.pin(object(2), 1, host(1)).unwrap();
+    objects.pin((object(2), 1, JOB), host(1)).unwrap();
     // The one region holds something pinned, so only its own writer is helped by what goes.
     assert_eq!(objects.want(host(3), 1, MIB, Instant::now(), 0), Want::Waiting);
     assert_eq!(objects.make_room().gone, Gone::default());
     objects.host_gone(host(3));
     assert_eq!(objects.want(agent, 2, 1000, Instant::now(), 0), Want::Waiting);
-    assert_eq!(objects.make_room().gone.reclaim[&agent], vec![(object(3), 1)]);
-    assert_eq!(objects.make_room().gone.reclaim[&agent], vec![(object(1), 1)]);
+    assert_eq!(objects.make_room().gone.reclaim[&agent], vec![(object(3), 1, JOB)]);
+    assert_eq!(objects.make_room().gone.reclaim[&agent], vec![(object(1), 1, JOB)]);
     assert_eq!(objects.make_room().gone, Gone::default(), "what is pinned stays");
     assert_eq!(objects.counters().evicted_bytes, 2000);
     objects.job_gone(JOB);
@@ -178,7 +179,7 @@ fn writers_are_asked_once_for_what_they_keep_for_reuse() {
     assert!(objects.idle_writers().is_empty(), "it knows");
     objects.seal(object(1), 1, region, 0, 100, None).unwrap();
     assert!(objects.idle_writers().is_empty(), "it is in use");
-    objects.free(object(1), 1);
+    objects.free(object(1), 1, None);
     assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]), "idle again");
 }
 

@@ -24,7 +24,10 @@ fn with_copies(count: u64) -> (Rig, HostId) {
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     for seq in 1..=count {
         let (object, offset) = (theirs_of(seq), seq * 128);
-        rig.host(host, ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 });
+        rig.host(
+            host,
+            ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, pass: PASS, site: 0 },
+        );
     }
     (rig, host)
 }
@@ -50,6 +53,7 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
         object: theirs_of(1),
         copy: copy(NodeId::EMBEDDED, 1),
         by: there,
+        job: JOB,
         tried: vec![],
         whole: false,
     };
@@ -60,7 +64,7 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
     assert_eq!(said, ["head Draining"], "there is nowhere to go");
     rig.core.drain_look_now();
     assert_eq!(rig.head(FromHead::Drain { to: vec![there] })[..2], ["node-2 Keep", "node-2 Keep"]);
-    let kept = |seq, kept| Between::Kept { object: theirs_of(seq), attempt: 1, kept, by: there };
+    let kept = |seq, kept| Between::Kept { object: theirs_of(seq), attempt: 1, job: JOB, kept, by: there };
 
     rig.core.from_peer(kept(2, false));
     assert_eq!(rig.core.objects.len(), 2, "the other could not take it");
@@ -107,14 +111,14 @@ fn what_is_given_is_kept_and_the_owner_told() {
     let (mut rig, host) = with_copies(0);
     let there = other_node().node;
     let given = copy(there, 3);
-    let keep = || Between::Keep { object: theirs_of(5), copy: given, job: JOB };
+    let keep = || Between::Keep { object: theirs_of(5), copy: given };
     rig.core.from_peer(keep());
     assert_eq!(rig.lines(), [format!("pull {} from node-2", theirs_of(5))]);
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
     rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
     rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
     rig.take();
-    assert!(rig.core.pulled(theirs_of(5), 3, Ok((region, 0, 100))));
+    assert!(rig.core.pulled((theirs_of(5), 3, JOB), Ok((region, 0, 100))));
     assert_eq!(rig.lines(), ["node-2 Moved"]);
     assert_eq!(rig.core.objects.primaries(), (1, 100));
     rig.core.from_peer(keep());
@@ -128,7 +132,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     // Freed by its owner, it goes here, and at those who copied it from the other node.
     let third = NodeId { number: 3, incarnation: 1 };
     rig.core.node_up(Node { node: third, ..other_node() });
-    rig.core.from_peer(Between::Held { object: theirs_of(5), attempt: 3, nodes: vec![third] });
+    rig.core.from_peer(Between::Held { object: theirs_of(5), attempt: 3, job: JOB, nodes: vec![third] });
     rig.core.from_peer(Between::Free { object: theirs_of(5), copy: here });
     assert_eq!(rig.lines(), ["reclaim 1", "node-3 Drop"]);
     assert_eq!(rig.core.objects.primaries(), (0, 0));
@@ -137,7 +141,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     for (said, kept) in [(Noted::Unknown, false), (Noted::Gone, true)] {
         rig.core.from_peer(keep());
         rig.take();
-        assert!(rig.core.pulled(theirs_of(5), 3, Ok((region, 0, 100))));
+        assert!(rig.core.pulled((theirs_of(5), 3, JOB), Ok((region, 0, 100))));
         rig.take();
         rig.core.from_peer(noted(said));
         let told = rig.take();

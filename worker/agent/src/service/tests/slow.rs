@@ -1,6 +1,9 @@
 //! Disks that are slow, or do not answer at all.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Instant,
+};
 
 use mobula_net::{
     identity::{Authority, Role as Part},
@@ -22,6 +25,8 @@ use super::{one::one_with, two::accept_agent, *};
 struct Gated {
     folder: Arc<Folder>,
     shut: Arc<(Mutex<bool>, Condvar)>,
+    /// So many files cannot be opened that are there.
+    trouble: Arc<AtomicU32>,
     /// Hears of each file that is to be written or read.
     asked: mpsc::UnboundedSender<u64>,
 }
@@ -29,7 +34,8 @@ struct Gated {
 impl Gated {
     fn new(path: PathBuf) -> (Self, mpsc::UnboundedReceiver<u64>) {
         let (asked, hears) = mpsc::unbounded_channel();
-        (Self { folder: Arc::new(Folder::new(path).unwrap()), shut: Arc::default(), asked }, hears)
+        let folder = Arc::new(Folder::new(path).unwrap());
+        (Self { folder, shut: Arc::default(), trouble: Arc::default(), asked }, hears)
     }
 
     fn shut(&self, shut: bool) {
@@ -53,6 +59,10 @@ impl Target for Gated {
 
     fn open(&self, file: u64) -> Result<Box<dyn Source>, StoreError> {
         self.pass(file);
+        if self.trouble.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+            let detail = "503 Slow Down".to_owned();
+            return Err(StoreError::Target { what: "reading", target: "a disk".to_owned(), detail });
+        }
         self.folder.open(file)
     }
 
@@ -81,8 +91,11 @@ fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
     let (fd, heap, extent) = made();
     link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
     let (object, offset) = (object(driver, 1), extent.location().offset);
-    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
-        .unwrap();
+    link.send(
+        ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, pass: 0, site: 0 },
+        vec![],
+    )
+    .unwrap();
     (object, heap, extent)
 }
 
@@ -118,7 +131,7 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     .await;
     let (link, job) = one.driver().await;
     let (object, _heap, _extent) = fill(&link, job.driver);
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
 
     // A writer waits for the disk, past what it waits for room.
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
@@ -138,6 +151,42 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     assert_eq!(open(&link, object, copy), Ok(()), "it comes back from disk");
     let usage = one.handle.usage().await;
     assert_eq!((usage.spilled, usage.restored), (1, 1));
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+/// A place that cannot be reached for a while says nothing about what lies there: that is kept, whoever asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_reached_loses_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let target = disk.clone();
+    let mut one = one_with(|options| {
+        options.spill.above = 1.0;
+        options.spill_to = SpillTo::Target(Arc::new(target));
+    })
+    .await;
+    let (link, job) = one.driver().await;
+    let (object, _heap, _extent) = fill(&link, job.driver);
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }, vec![]).unwrap();
+    assert_eq!(soon(asked.recv()).await, Some(1));
+    assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
+    link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 2 }));
+
+    disk.trouble.store(u32::MAX, Relaxed);
+    let failure = open(&link, object, copy).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
+    assert!(
+        failure.to_string().contains("503") && failure.to_string().contains("try again later"),
+        "{failure}"
+    );
+    assert_eq!(one.handle.usage().await.objects, 1, "it is kept");
+    // What passes while it is read is not even seen.
+    disk.trouble.store(2, Relaxed);
+    assert_eq!(open(&link, object, copy), Ok(()));
     drop(link);
     soon(one.handle.shutdown()).await.unwrap();
 }
@@ -162,7 +211,7 @@ async fn a_disk_that_hangs_is_a_typed_error_at_its_limit() {
     let (ToHost::RegionRefused { request: 2, failure }, _) = local(&link) else { panic!("not refused") };
     assert_eq!(failure.kind, FailureKind::StoreFull, "{failure}");
     assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
     assert_eq!(open(&link, object, copy), Ok(()), "nothing is lost");
     disk.shut(false);
     drop(link);
@@ -221,9 +270,11 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
     let (fd, _heap, extent) = made();
     host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
     let object = object(job.driver, 1);
-    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1 };
+    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
     let offset = extent.location().offset;
-    host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }).await;
+    host.link
+        .send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, pass: 0, site: 0 })
+        .await;
     host.link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }).await;
     // Its object, and its region: in one message, if the second comes before the first is said.
     loop {

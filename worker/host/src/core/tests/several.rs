@@ -9,7 +9,7 @@ use mobula_proto::{
 };
 use smallvec::smallvec;
 
-use super::{Bench, THERE, actor, any, done, grant, runs, spec, value};
+use super::{Bench, JOB, THERE, actor, any, done, grant, runs, spec, value};
 use crate::core::{Action, Kind, Maker, Returns, Taken};
 
 const WINDOW: Window = Window { items: 4, bytes: 1000 };
@@ -23,7 +23,7 @@ fn submit(bench: &mut Bench, returns: Returns, attempts_max: u32) -> ObjectId {
 }
 
 fn stored(attempt: u32, node: NodeId) -> Value {
-    Value::Stored(Copy { node, bytes: 100, attempt })
+    Value::Stored(Copy { node, bytes: 100, attempt, job: JOB, pass: 0 })
 }
 
 fn returned(value: Value) -> Returned {
@@ -101,7 +101,10 @@ impl Bench {
 
     fn lost(&mut self, object: ObjectId, attempt: u32) -> Vec<Action> {
         let mut out = Vec::new();
-        self.core.own(&mut out, |objects, fx| objects.lost(object, THERE.node, attempt, fx));
+        self.core.own(&mut out, |objects, fx| {
+            let State::Stored(copy) = objects.state(object).cloned().unwrap() else { panic!("not stored") };
+            objects.lost(object, &Copy { node: THERE.node, attempt, ..copy }, fx);
+        });
         out
     }
 

@@ -28,10 +28,7 @@ fn full(limits: Limits) -> Objects {
 }
 
 fn names(spills: &[Spill]) -> Vec<(u64, Vec<u64>)> {
-    spills
-        .iter()
-        .map(|spill| (spill.file, spill.items.iter().map(|item| item.object.seq).collect()))
-        .collect()
+    spills.iter().map(|spill| (spill.file, spill.items.iter().map(|item| item.key.0.seq).collect())).collect()
 }
 
 #[test]
@@ -41,7 +38,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     let now = Instant::now();
     assert!(objects.make_room().spills.is_empty(), "nobody lacks room");
     // The first region was used last.
-    objects.pin(object(10), 1, host(3)).unwrap();
+    objects.pin((object(10), 1, JOB), host(3)).unwrap();
     objects.unpin(object(10), host(3));
     assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
     let room = objects.make_room();
@@ -49,13 +46,13 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     assert!(objects.make_room().spills.is_empty(), "enough is on its way");
     assert!(objects.expire(now).is_empty(), "the disk makes room");
     assert_eq!(objects.spilled(1, Ok(()), now), Gone::default());
-    assert_eq!(objects.pin(object(20), 1, host(3)).unwrap().offset, 0, "it is still in memory");
+    assert_eq!(objects.pin((object(20), 1, JOB), host(3)).unwrap().offset, 0, "it is still in memory");
     objects.unpin(object(20), host(3));
     assert_eq!(objects.spilled(2, Ok(()), now), Gone::default());
     let gone = objects.make_room().gone;
-    assert_eq!(gone.reclaim[&host(2)], [(object(20), 1), (object(21), 1)]);
-    assert!(objects.pin(object(20), 1, host(3)).is_none());
-    assert_eq!(objects.on_disk(object(21), 1), Some((Slot { file: 2, offset: 0 }, MIB)));
+    assert_eq!(gone.reclaim[&host(2)], [(object(20), 1, JOB), (object(21), 1, JOB)]);
+    assert!(objects.pin((object(20), 1, JOB), host(3)).is_none());
+    assert_eq!(objects.on_disk((object(21), 1, JOB)), Some((Slot { file: 2, offset: 0 }, MIB)));
     let amounts: Vec<_> = objects.groups().into_values().map(|of| (of.objects, of.on_disk)).collect();
     assert_eq!(amounts, [(4, 2)], "people are told so");
     assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
@@ -63,7 +60,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     objects.remove_region(RegionId { writer: host(2), seq: 2 }).unwrap();
     assert_eq!(objects.grants(), [(host(4), 1)]);
     assert_eq!((objects.counters().spilled_bytes, objects.len()), (2 * MIB, 4));
-    assert_eq!(objects.free(object(20), 1).delete, [1]);
+    assert_eq!(objects.free(object(20), 1, None).delete, [1]);
     assert_eq!(objects.job_gone(JOB).delete, [2]);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 0));
 }
@@ -81,18 +78,18 @@ fn what_comes_back_from_disk_leaves_memory_again_for_nothing() {
     assert_eq!(objects.grants(), [(AGENT, 1)]);
     let region = RegionId { writer: AGENT, seq: 1 };
     objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
-    assert!(objects.restored(object(10), 1, region, 0));
-    assert!(!objects.restored(object(10), 1, region, 0), "once is enough");
-    assert!(!objects.restored(object(20), 1, region, 0), "it was never away");
-    assert_eq!(objects.pin(object(10), 1, host(3)).unwrap().region, region);
+    assert!(objects.restored((object(10), 1, JOB), region, 0));
+    assert!(!objects.restored((object(10), 1, JOB), region, 0), "once is enough");
+    assert!(!objects.restored((object(20), 1, JOB), region, 0), "it was never away");
+    assert_eq!(objects.pin((object(10), 1, JOB), host(3)).unwrap().region, region);
     objects.unpin(object(10), host(3));
     assert_eq!(objects.want(host(4), 2, MIB, now, 0), Want::Waiting);
     let room = objects.make_room();
-    assert_eq!(room.gone.reclaim[&AGENT], [(object(10), 1)]);
+    assert_eq!(room.gone.reclaim[&AGENT], [(object(10), 1, JOB)]);
     assert!(room.spills.is_empty());
-    let gone = objects.unreadable(object(10), 1);
-    assert_eq!((gone.delete, objects.find(object(10), 1)), (vec![1], None));
-    assert_eq!(objects.unreadable(object(20), 1), Gone::default(), "it is in memory");
+    let gone = objects.unreadable((object(10), 1, JOB));
+    assert_eq!((gone.delete, objects.find((object(10), 1, JOB))), (vec![1], None));
+    assert_eq!(objects.unreadable((object(20), 1, JOB)), Gone::default(), "it is in memory");
 }
 
 #[test]
@@ -155,7 +152,7 @@ fn a_slow_disk_is_waited_for_up_to_its_limit() {
     let refused = objects.expire(end);
     assert!(refused[0].2.to_string().contains("MOB2001"), "{}", refused[0].2);
     // What was not written in time is where it was, and its file counts once it is there.
-    assert!(objects.pin(object(10), 1, host(3)).is_some());
+    assert!(objects.pin((object(10), 1, JOB), host(3)).is_some());
     objects.unpin(object(10), host(3));
     objects.spilled(2, Ok(()), end);
     assert_eq!((objects.counters().spilled, objects.len()), (2, 4));
@@ -187,7 +184,7 @@ fn what_is_read_back_has_room_that_no_host_gets() {
             assert_eq!(objects.spilled(spill.file, Ok(()), now), Gone::default());
         }
     }
-    assert_eq!(left, [(object(1), 1), (object(2), 1)]);
+    assert_eq!(left, [(object(1), 1, JOB), (object(2), 1, JOB)]);
     objects.remove_region(RegionId { writer: host(2), seq: 1 }).unwrap();
     assert_eq!(objects.grants(), [], "an eighth is not for hosts while something is on disk");
     assert_eq!(objects.want(AGENT, 2, 2 * MIB, now, 0), Want::Granted, "nor has the agent to wait for it");
@@ -214,10 +211,10 @@ fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
     let now = Instant::now();
     objects.want(host(4), 1, MIB, now, 0);
     assert_eq!(objects.make_room().spills.len(), 2);
-    assert_eq!(objects.free(object(10), 1), Gone::default(), "it is being read");
-    assert!(objects.find(object(10), 1).is_none());
+    assert_eq!(objects.free(object(10), 1, None), Gone::default(), "it is being read");
+    assert!(objects.find((object(10), 1, JOB)).is_none());
     let gone = objects.spilled(1, Ok(()), now);
-    assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1)], vec![1]));
+    assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1, JOB)], vec![1]));
     objects.job_gone(JOB);
     assert_eq!(objects.spilled(2, Ok(()), now).delete, [2]);
     assert_eq!((objects.disk_bytes(), objects.used()), (0, 0));
@@ -302,10 +299,10 @@ impl Model {
         let mapped: u64 = self.regions.values().map(|(bytes, _)| bytes).sum();
         assert!(mapped <= self.objects.used() && self.objects.used() <= self.objects.capacity());
         for (object, bytes) in &self.live {
-            match self.objects.find(*object, 1) {
-                Some((Some(place), _)) => assert_eq!(place.bytes, *bytes),
-                Some((None, _)) => {
-                    let (slot, len) = self.objects.on_disk(*object, 1).expect("it is somewhere");
+            match self.objects.find((*object, 1, JOB)) {
+                Some(Some(place)) => assert_eq!(place.bytes, *bytes),
+                Some(None) => {
+                    let (slot, len) = self.objects.on_disk((*object, 1, JOB)).expect("it is somewhere");
                     assert!(self.files.contains(&slot.file) && len == *bytes);
                 }
                 None => panic!("{object} is lost"),
@@ -341,7 +338,8 @@ impl Model {
                 if let Some((region, (_, at))) = found {
                     let object = object(self.next_object);
                     self.next_object += 1;
-                    let origin = (writer == AGENT).then_some(NodeId { number: 2, incarnation: 1 });
+                    let origin = (writer == AGENT)
+                        .then_some(Origin { node: NodeId { number: 2, incarnation: 1 }, job: JOB });
                     self.objects.seal(object, 1, *region, *at, bytes, origin).unwrap();
                     *at += bytes;
                     // Copies of others' may go at any time.
@@ -352,7 +350,7 @@ impl Model {
             }
             4 => {
                 if let Some(object) = pick(self.live.keys().copied().collect())
-                    && self.objects.pin(object, 1, host(3)).is_some()
+                    && self.objects.pin((object, 1, JOB), host(3)).is_some()
                 {
                     self.pinned.push((object, host(3)));
                 }
@@ -367,7 +365,7 @@ impl Model {
             6 => {
                 if let Some(object) = pick(self.live.keys().copied().collect()) {
                     self.live.remove(&object);
-                    let gone = self.objects.free(object, u32::MAX);
+                    let gone = self.objects.free(object, u32::MAX, None);
                     self.gone(gone);
                 }
             }
@@ -384,7 +382,7 @@ impl Model {
             }
             _ => {
                 // Something is read back, where there is room for it.
-                let away = |object: &ObjectId| self.objects.on_disk(*object, 1).is_some();
+                let away = |object: &ObjectId| self.objects.on_disk((*object, 1, JOB)).is_some();
                 let found = pick(self.live.keys().copied().filter(away).collect());
                 if let Some(object) = found {
                     let bytes = self.live[&object];
@@ -392,7 +390,7 @@ impl Model {
                         region.writer == AGENT && *at + bytes <= *len
                     };
                     if let Some((region, (_, at))) = self.regions.iter_mut().find(fits) {
-                        assert!(self.objects.restored(object, 1, *region, *at));
+                        assert!(self.objects.restored((object, 1, JOB), *region, *at));
                         *at += bytes;
                     }
                 }
@@ -411,7 +409,7 @@ impl Model {
             self.gone(gone);
         }
         for (object, _) in std::mem::take(&mut self.live) {
-            let gone = self.objects.free(object, u32::MAX);
+            let gone = self.objects.free(object, u32::MAX, None);
             self.gone(gone);
         }
         for (file, _) in std::mem::take(&mut self.spills) {

@@ -1,0 +1,128 @@
+//! Hosts of several jobs on one node.
+
+use super::*;
+
+const THEIRS: JobId = JobId { number: 8 };
+const REGION: RegionId = RegionId { writer: HostId { node: NodeId::EMBEDDED, seq: 1 }, seq: 1 };
+
+/// Drivers of two jobs, the first of which has a copy of an object of its own here.
+fn two_jobs() -> (Rig, HostId, HostId) {
+    let mut rig = Rig::new(false);
+    let ours = rig.driver(false);
+    let theirs = rig.core.driver_arrived(false).unwrap();
+    rig.host(theirs, hello(Role::Driver, Some(driver()), REGISTRY));
+    let job = Job { job: THEIRS, ..job(theirs) };
+    rig.head(FromHead::JobStarted { request: u64::from(theirs.seq), job });
+    for host in [ours, theirs] {
+        rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
+        rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    }
+    assert_eq!(rig.host(ours, sealed(1)), [""; 0]);
+    (rig, ours, theirs)
+}
+
+fn sealed(attempt: u32) -> ToAgent {
+    ToAgent::Sealed { object: object(1), attempt, region: 1, offset: 0, bytes: 100, pass: PASS, site: 0 }
+}
+
+fn open(copy: Copy) -> ToAgent {
+    ToAgent::Open { request: 1, object: object(1), copy, ahead: false }
+}
+
+/// What the service does for a pull of another job: room, region, copy.
+fn pulled(rig: &mut Rig, attempt: u32) -> bool {
+    let agent = NodeId::EMBEDDED.agent();
+    rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
+    let region = RegionId { writer: agent, seq: 1 };
+    rig.core.objects.add_region(region, THEIRS, MIB, Arc::new(super::fd())).unwrap();
+    rig.take();
+    rig.core.pulled((object(1), attempt, THEIRS), Ok((region, 0, 100)))
+}
+
+#[test]
+fn o5_a_reader_of_another_job_gets_a_copy_in_its_own_memory() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let here = copy(NodeId::EMBEDDED, 1);
+    assert_eq!(rig.host(theirs, open(here)), ["pull node-1/host-1#1.0 from node-1"]);
+    // The service asks like any other node.
+    let wish =
+        Wish { object: object(1), copy: here, by: NodeId::EMBEDDED, job: THEIRS, tried: vec![], whole: true };
+    let Serve::Whole(place, _, others) = rig.core.serve(&wish) else { panic!("not served") };
+    assert_eq!((place.region, others), (REGION, vec![]));
+    assert!(pulled(&mut rig, 1));
+    assert_eq!(rig.lines(), ["host-2 < Opened +1fd"]);
+    rig.core.served(object(1), 1, NodeId::EMBEDDED, 100);
+    let usage = rig.core.usage();
+    assert_eq!((usage.objects, usage.pinned, usage.pulled_bytes, usage.served_bytes), (2, 1, 0, 0));
+    // With the object both go, its owner says so once.
+    assert_eq!(rig.host(ours, ToAgent::Free { object: object(1), copy: here }), ["host-1 < Reclaim 1"]);
+    assert_eq!(rig.host(theirs, ToAgent::Unpin { object: object(1) }), ["reclaim 1"]);
+    assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
+}
+
+#[test]
+fn who_was_not_told_of_an_object_gets_nothing() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let here = copy(NodeId::EMBEDDED, 1);
+    for guess in [Copy { pass: PASS + 1, ..here }, Copy { job: THEIRS, ..here }] {
+        let said = rig.host(theirs, open(guess));
+        rig.core.tick(rig.now + Duration::from_secs(3));
+        assert_eq!([said, rig.lines()].concat(), ["host-2 < OpenFailed ObjectLost"], "{guess:?}");
+        // Nor over another node, whose agent says for whom it asks.
+        let by = other_node().node;
+        let wish = Wish { object: object(1), copy: guess, by, job: THEIRS, tried: vec![], whole: false };
+        assert!(matches!(rig.core.serve(&wish), Serve::No(_)), "{guess:?}");
+    }
+    // Hosts of its own job need no pass.
+    assert_eq!(rig.host(ours, open(Copy { pass: 0, ..here })), ["host-1 < Opened +1fd"]);
+}
+
+#[test]
+fn nobody_frees_or_spoils_what_is_anothers() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let here = copy(NodeId::EMBEDDED, 1);
+    // It says that it made the next attempt's value, and takes the name before the true writer does.
+    assert_eq!(rig.host(theirs, sealed(2)), [""; 0]);
+    assert_eq!(rig.host(ours, sealed(2)), [""; 0], "the true writer is not ended for that");
+    let next = copy(NodeId::EMBEDDED, 2);
+    let said = rig.host(ours, open(next));
+    assert_eq!(said, ["host-1 < Opened +1fd"]);
+    assert_eq!(rig.core.objects.pin((object(1), 2, JOB), ours).unwrap().region, REGION);
+    assert_eq!(rig.host(theirs, ToAgent::Free { object: object(1), copy: here }), ["close host-2"]);
+    assert!(rig.core.objects.find((object(1), 1, JOB)).is_some());
+    // What it has in its own memory it may free, and nothing else goes with that.
+    let fake = Copy { job: THEIRS, ..next };
+    assert_eq!(rig.host(theirs, ToAgent::Free { object: object(1), copy: fake }), ["host-2 < Reclaim 1"]);
+    assert!(rig.core.objects.find((object(1), 2, JOB)).is_some());
+}
+
+#[test]
+fn a_copy_for_another_job_goes_if_the_object_is_freed_while_it_is_made() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let here = copy(NodeId::EMBEDDED, 1);
+    rig.host(theirs, open(here));
+    assert_eq!(rig.host(ours, ToAgent::Free { object: object(1), copy: here }), ["host-1 < Reclaim 1"]);
+    assert!(pulled(&mut rig, 1));
+    assert_eq!(rig.lines(), ["host-2 < Opened +1fd"], "it was asked for in time");
+    assert_eq!(rig.host(theirs, ToAgent::Unpin { object: object(1) }), ["reclaim 1"]);
+    assert_eq!(rig.core.usage().objects, 0);
+}
+
+#[test]
+fn a_copy_for_another_job_goes_with_the_job_that_made_it() {
+    let (mut rig, _, theirs) = two_jobs();
+    rig.host(theirs, open(copy(NodeId::EMBEDDED, 1)));
+    assert!(pulled(&mut rig, 1));
+    rig.host(theirs, ToAgent::Unpin { object: object(1) });
+    let failure = Failure::new(FailureKind::JobEnded, "over");
+    rig.head(FromHead::JobEnded { job: JOB, failure, nodes: vec![] });
+    assert_eq!(rig.core.usage().objects, 0);
+}
+
+#[test]
+fn what_another_job_asks_for_before_it_is_sealed_is_copied_then() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let next = copy(NodeId::EMBEDDED, 2);
+    assert_eq!(rig.host(theirs, open(next)), [""; 0]);
+    assert_eq!(rig.host(ours, sealed(2)), ["pull node-1/host-1#1.0 from node-1"]);
+}

@@ -1,0 +1,236 @@
+//! The task that pulls one copy: from the node with the primary one, from others that it names, or, for readers of another
+//! job, from this very node.
+//!
+//! A copy counts as lost only where the node with the primary one says that it has none, or is declared dead. Whatever
+//! else goes wrong is trouble of the moment: it is tried again for [`REACH_WAIT`], and then is an error that says what
+//! could not be reached, after which the copy is as good as before.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mobula_net::bulk::{self, Progress};
+use mobula_proto::{
+    FailureKind, NodeId,
+    head::{Pull, SOURCES_MAX, Sources},
+    peer::Copy,
+    wire,
+};
+use mobula_store::heap::Block;
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::{
+    actor::Post,
+    peers::{Line, Peers},
+};
+use crate::core::{
+    objects::Key,
+    transfer::{Search, Wish},
+};
+
+/// How long a pull of which nothing comes in tries again, until it fails. Longer than the head takes to declare a silent
+/// node dead, so that what was lost with its node is found to be lost.
+pub const REACH_WAIT: Duration = Duration::from_secs(20);
+/// Between two tries at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Why a pull came to nothing.
+pub(super) struct Unpulled {
+    pub(super) kind: FailureKind,
+    pub(super) why: String,
+}
+
+impl Unpulled {
+    fn lost(why: impl Into<String>) -> Self {
+        Self { kind: FailureKind::ObjectLost, why: why.into() }
+    }
+
+    pub(super) fn no_memory(why: impl Into<String>) -> Self {
+        Self { kind: FailureKind::StoreFull, why: why.into() }
+    }
+
+    fn defect(why: impl std::fmt::Display) -> Self {
+        Self { kind: FailureKind::Internal, why: why.to_string() }
+    }
+}
+
+/// What a pull hears, kept from one source to the next.
+struct Filled<'a> {
+    progress: &'a watch::Sender<Progress>,
+    bytes: u64,
+    others: Option<Vec<NodeId>>,
+}
+
+impl bulk::Sink for Filled<'_> {
+    fn note(&mut self, note: &[u8]) {
+        self.others = sources(note);
+    }
+
+    fn filled(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.progress.send_replace(Progress::Have(self.bytes));
+    }
+}
+
+fn sources(note: &[u8]) -> Option<Vec<NodeId>> {
+    // As long as the reader allows; and copied to where its parts are aligned.
+    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(note.len());
+    aligned.extend_from_slice(note);
+    let Sources { nodes } = wire::decode(&aligned).ok()?;
+    (nodes.len() <= SOURCES_MAX).then_some(nodes)
+}
+
+/// One pull.
+pub(super) struct Pulling<'a> {
+    pub(super) peers: &'a Arc<Peers>,
+    pub(super) post: &'a Post,
+    /// How long a source may send nothing.
+    pub(super) stall: Duration,
+    pub(super) me: NodeId,
+    /// What it will be here.
+    pub(super) key: Key,
+    /// The primary copy.
+    pub(super) copy: Copy,
+}
+
+/// How one search for a source ended.
+enum Ended {
+    /// There is none (any more).
+    Lost(String),
+    /// There may be one later.
+    NotNow(String),
+    /// The node with the primary copy lives and sends nothing.
+    Stalled(String),
+}
+
+impl Pulling<'_> {
+    /// Fills the block.
+    pub(super) async fn run(
+        &self,
+        block: &mut Block,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Unpulled> {
+        let mut sink = Filled { progress, bytes: 0, others: None };
+        let (mut since, mut have, mut pause) = (Instant::now(), 0, PAUSES.0);
+        loop {
+            let ended = if self.copy.node == self.me {
+                self.from_here(block, &mut sink).await?
+            } else {
+                self.search(block, &mut sink).await?
+            };
+            let why = match ended {
+                None => return Ok(()),
+                Some(Ended::Lost(why)) => return Err(Unpulled::lost(why)),
+                Some(Ended::Stalled(why)) => {
+                    let why = format!("{why}; it may lack room to read it back from disk: try again later");
+                    return Err(Unpulled::no_memory(why));
+                }
+                Some(Ended::NotNow(why)) => why,
+            };
+            if sink.bytes > have {
+                (since, have, pause) = (Instant::now(), sink.bytes, PAUSES.0);
+            }
+            if since.elapsed() >= REACH_WAIT {
+                let why = format!(
+                    "{why}; tried again for {REACH_WAIT:?}, and it is no less there: try again later"
+                );
+                return Err(Unpulled { kind: FailureKind::Unreachable, why });
+            }
+            debug!(object = %self.key.0, have, %why, "a pull waits for a moment");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    fn rest<'b>(&self, block: &'b mut Block, from: u64) -> Result<&'b mut [u8], Unpulled> {
+        let size = usize::try_from(self.copy.bytes).map_err(Unpulled::defect)?;
+        // Never more than `size`.
+        block
+            .as_mut_slice()
+            .get_mut(from as usize..size)
+            .ok_or_else(|| Unpulled::defect("its memory is too small"))
+    }
+
+    /// From a copy in memory of another job.
+    async fn from_here(&self, block: &mut Block, sink: &mut Filled<'_>) -> Result<Option<Ended>, Unpulled> {
+        let (object, _, job) = self.key;
+        let wish = Wish { object, copy: self.copy, by: self.me, job, tried: Vec::new(), whole: true };
+        let range = match self.post.serve(&wish, sink.bytes).await {
+            Ok(bulk::Answer::Range(_, range)) => range,
+            Ok(bulk::Answer::Elsewhere(_)) => {
+                return Err(Unpulled::defect("it was sent elsewhere from here"));
+            }
+            Err(bulk::Refusal::Absent(why)) => return Ok(Some(Ended::Lost(why))),
+            Err(bulk::Refusal::Busy(why)) => return Ok(Some(Ended::NotNow(why))),
+        };
+        let copied = bulk::copy(range, self.rest(block, sink.bytes)?, sink).await;
+        self.post.served(wish, 0).await;
+        Ok(copied.err().map(|error| Ended::NotNow(error.to_string())))
+    }
+
+    /// From whichever node has it, as far as one search goes.
+    async fn search(&self, block: &mut Block, sink: &mut Filled<'_>) -> Result<Option<Ended>, Unpulled> {
+        let (object, _, job) = self.key;
+        let (me, copy) = (self.me, self.copy);
+        let mut search = Search::new(copy.node);
+        // What the node with the primary copy said last.
+        let mut primary = None;
+        loop {
+            let wish = Pull::Object {
+                object,
+                copy,
+                by: me,
+                job,
+                from: sink.bytes,
+                tried: search.tried().to_vec(),
+                whole: search.whole(),
+            };
+            let request = wire::encode(&wish).map_err(Unpulled::defect)?;
+            let dest = self.rest(block, sink.bytes)?;
+            let at_primary = search.at() == copy.node;
+            let (ended, goes_on) = match self.peers.connection(search.at(), Line::Bulk).await {
+                Err(error) => {
+                    debug!(%object, source = %search.at(), %error, "a source is not reached");
+                    let why = error.to_string();
+                    let gone = self.peers.has_gone(search.at());
+                    let ended = if gone { Ended::Lost(why) } else { Ended::NotNow(why) };
+                    (ended, search.failed(false))
+                }
+                Ok(connection) => {
+                    let result = bulk::pull(&connection, &request, dest, self.stall, sink).await;
+                    if let Some(others) = sink.others.take() {
+                        search.others(others);
+                    }
+                    match result {
+                        Ok(()) => return Ok(None),
+                        Err(bulk::Error::Elsewhere { note }) => {
+                            let nodes = sources(&note).unwrap_or_default();
+                            let why = "nobody is named who has it".to_owned();
+                            (Ended::NotNow(why), search.elsewhere(nodes))
+                        }
+                        Err(error) => {
+                            debug!(%object, source = %search.at(), have = sink.bytes, %error, "a source is left");
+                            let why = error.to_string();
+                            let ended = match error {
+                                bulk::Error::Refused { .. } | bulk::Error::Length { .. } => Ended::Lost(why),
+                                bulk::Error::Stalled { .. } => Ended::Stalled(why),
+                                _ => Ended::NotNow(why),
+                            };
+                            let again = !matches!(ended, Ended::Lost(_));
+                            (ended, search.failed(again))
+                        }
+                    }
+                }
+            };
+            if at_primary {
+                primary = Some(ended);
+            }
+            if !goes_on {
+                let never = || Ended::NotNow("its node was not asked".to_owned());
+                return Ok(Some(primary.unwrap_or_else(never)));
+            }
+        }
+    }
+}
