@@ -17,6 +17,7 @@ use mobula_proto::{
 };
 use mobula_store::{
     heap::{Block, Extent},
+    region::Reader,
     spill::Target,
 };
 use mobula_telemetry::task;
@@ -378,10 +379,13 @@ impl State {
             match &said {
                 ToAgent::Hello { pid, driver: Some(driver), .. } => self.provision.driver(host, *pid, driver),
                 ToAgent::RegionAdded { bytes, .. } => {
-                    // The size is what the store accounts for: it has to be the file's own.
-                    let size = fds.first().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_size);
-                    if size.and_then(|size| u64::try_from(size).ok()) != Some(*bytes) {
-                        warn!(%host, ?size, bytes, "a region is not of the size that was said; its host is ended");
+                    // Others map it, and so does the agent when it writes to disk what lies there: its seals hold, and its
+                    // size is what the store accounts for. Who has nothing left to look with believes it for now.
+                    let fd = fds.first().and_then(|fd| fd.try_clone().ok());
+                    if let Some(Err(error)) = fd.map(|fd| Reader::map(fd, *bytes))
+                        && error.kind() != FailureKind::StoreFull
+                    {
+                        warn!(%host, %error, "a region is not what it should be; its host is ended");
                         self.end(host);
                         return;
                     }

@@ -10,6 +10,7 @@
 
 mod actor;
 mod disk;
+mod garbage;
 mod head;
 mod launch;
 mod link;

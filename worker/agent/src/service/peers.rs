@@ -421,15 +421,9 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
 }
 
 /// Sends what is queued for one node, until it is gone.
-async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, queue: PeerQueue) {
-    let PeerQueue { mut messages, stream } = queue;
-    while let Some(first) = messages.recv().await {
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
-            && let Ok(next) = messages.try_recv()
-        {
-            batch.push(next);
-        }
+async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: PeerQueue) {
+    let stream = Arc::clone(&queue.stream);
+    while let Some((batch, queued)) = queue.next().await {
         let Some(peers) = peers.upgrade() else { return };
         let bodies: Result<Vec<_>, _> = batch.iter().map(|item| wire::encode(&item.message)).collect();
         let sent = match bodies {
@@ -443,18 +437,23 @@ async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, queue: PeerQueue)
             }
             Err(error) => Err(error.into()),
         };
-        stream.done(batch.len());
+        stream.done(queued);
         if let Err(error) = sent {
-            warn!(peer = %node, %error, messages = batch.len(), "messages to a node are lost");
+            warn!(peer = %node, %error, messages = queued, "messages to a node are lost");
             for (from, to) in losers(&batch) {
                 peers.routes.unreachable(from, to, lost(node, to, &error));
+            }
+            drop(peers);
+            // Objects must not stay for ever because word of them was lost: it is sent again for as long as the node lives.
+            if queue.put_back(batch) {
+                sleep(GARBAGE_PAUSE).await;
             }
         }
     }
 }
 
-/// Most messages that are sent together.
-const BATCH_MAX: usize = 64;
+/// How long it waits to say again what may go at a node that could not be reached.
+const GARBAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whose messages to whom are lost with a batch, each pair once.
 fn losers(batch: &[ForPeer]) -> BTreeSet<(HostId, HostId)> {

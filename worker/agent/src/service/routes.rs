@@ -29,6 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::debug;
 
 use super::{
+    garbage::Garbage,
     local::{TO_HOST_MAX, ToLocal},
     relay,
 };
@@ -462,24 +463,80 @@ impl Stream {
 pub(super) struct PeerOutbox {
     sender: mpsc::Sender<ForPeer>,
     stream: Arc<Stream>,
+    garbage: Arc<Pending>,
     room: Arc<Semaphore>,
 }
 
 /// What there is for one other agent.
 pub(super) struct PeerQueue {
-    pub(super) messages: mpsc::Receiver<ForPeer>,
+    messages: mpsc::Receiver<ForPeer>,
+    garbage: Arc<Pending>,
     pub(super) stream: Arc<Stream>,
+}
+
+/// What may go at the other agent's node, and whoever waits to say so.
+#[derive(Default)]
+struct Pending {
+    garbage: Mutex<Garbage>,
+    more: Notify,
+}
+
+/// Most messages to another agent that are sent together, and as many again about garbage.
+const BATCH_MAX: usize = 64;
+
+impl PeerQueue {
+    /// The next ones to be sent together, once there are any, and how many of them were queued; `None` at the end.
+    pub(super) async fn next(&mut self) -> Option<(Vec<ForPeer>, usize)> {
+        let mut batch = Vec::new();
+        loop {
+            while batch.len() < BATCH_MAX
+                && let Ok(next) = self.messages.try_recv()
+            {
+                batch.push(next);
+            }
+            let queued = batch.len();
+            {
+                let mut garbage = self.garbage.garbage.lock();
+                let told = std::iter::from_fn(|| garbage.next()).take(BATCH_MAX);
+                batch.extend(told.map(|message| ForPeer { message, _room: None }));
+            }
+            if !batch.is_empty() {
+                return Some((batch, queued));
+            }
+            tokio::select! {
+                first = self.messages.recv() => batch.push(first?),
+                () = self.garbage.more.notified() => {}
+            }
+        }
+    }
+
+    /// These could not be sent. What says that objects may go is sent later; whether there is any of that.
+    pub(super) fn put_back(&mut self, batch: Vec<ForPeer>) -> bool {
+        let mut garbage = self.garbage.garbage.lock();
+        for item in batch {
+            // Whoever waits for the others is told by the caller.
+            let _lost = garbage.add(item.message);
+        }
+        !garbage.is_empty()
+    }
 }
 
 impl PeerOutbox {
     pub(super) fn new() -> (Self, PeerQueue) {
         let (sender, messages) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
-        let stream = Arc::<Stream>::default();
-        let queue = PeerQueue { messages, stream: Arc::clone(&stream) };
-        (Self { sender, stream, room: Arc::new(Semaphore::new(ROOM_UNITS)) }, queue)
+        let (stream, garbage) = (Arc::<Stream>::default(), Arc::<Pending>::default());
+        let queue = PeerQueue { messages, garbage: Arc::clone(&garbage), stream: Arc::clone(&stream) };
+        (Self { sender, stream, garbage, room: Arc::new(Semaphore::new(ROOM_UNITS)) }, queue)
     }
 
     pub(super) fn tell(&self, message: Between) -> Result<(), Undelivered> {
+        let message = match self.garbage.garbage.lock().add(message) {
+            Ok(()) => {
+                self.garbage.more.notify_one();
+                return Ok(());
+            }
+            Err(message) => message,
+        };
         self.stream.queued.fetch_add(1, Ordering::Relaxed);
         self.sender.try_send(ForPeer { message, _room: None }).map_err(|error| {
             self.stream.done(1);

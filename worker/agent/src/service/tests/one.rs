@@ -70,6 +70,22 @@ impl One {
     }
 }
 
+/// It could not be mapped by anybody else, nor be written to disk together with others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gives_a_region_without_seals_is_ended() {
+    let mut one = one(false).await;
+    let (link, _job) = one.driver().await;
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }, vec![]).unwrap();
+    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
+    let open = rustix::fs::memfd_create(c"open", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&open, 4 * MIB).unwrap();
+    link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![open]).unwrap();
+    let heard = tokio::task::block_in_place(|| link.receiver.recv_timeout(SOON).map(|heard| heard.0));
+    assert!(matches!(heard, Err(std::sync::mpsc::RecvTimeoutError::Disconnected)), "{heard:?}");
+    assert_eq!(one.handle.usage().await.store_used_bytes, 0);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_host_relays_goes_through_its_rings() {
     let mut one = one(false).await;
