@@ -116,7 +116,7 @@ impl Pulling<'_> {
         let (mut since, mut have, mut pause) = (Instant::now(), 0, PAUSES.0);
         loop {
             let ended = if self.copy.node == self.me {
-                self.from_here(block, &mut sink).await?
+                self.copy_from_here(block, &mut sink).await?
             } else {
                 self.search(block, &mut sink).await?
             };
@@ -154,7 +154,11 @@ impl Pulling<'_> {
     }
 
     /// From a copy in memory of another job.
-    async fn from_here(&self, block: &mut Block, sink: &mut Filled<'_>) -> Result<Option<Ended>, Unpulled> {
+    async fn copy_from_here(
+        &self,
+        block: &mut Block,
+        sink: &mut Filled<'_>,
+    ) -> Result<Option<Ended>, Unpulled> {
         let (object, _, job) = self.key;
         let wish = Wish { object, copy: self.copy, by: self.me, job, tried: Vec::new(), whole: true };
         let range = match self.post.serve(&wish, sink.bytes).await {
