@@ -310,8 +310,12 @@ impl Store {
             runtime.tell(ToAgent::RegionRemoved { seq });
             return Ok(Some(block));
         }
-        self.heap.add_region(seq, writer).map_err(trouble)?;
+        // Told first: as soon as it is in the heap, other threads say what they made there.
         runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
+        if let Err(error) = self.heap.add_region(seq, writer) {
+            runtime.tell(ToAgent::RegionRemoved { seq });
+            return Err(Failure::new(FailureKind::StoreFull, error.to_string()));
+        }
         Ok(None)
     }
 

@@ -22,8 +22,8 @@ use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedde
 use crate::{Error, ErrorKind, Result};
 
 /// How long nothing may be heard of a driver whose head is on the same machine: one that was killed is missed within 3 s,
-/// since the head counts from what it heard last, unless it speaks itself meanwhile. Over a network its silence cannot be told from a connection that
-/// will come back, and the usual idle timeout decides.
+/// since the head counts from what it heard last, unless it speaks itself meanwhile. Over a network its silence cannot
+/// be told from a connection that will come back, and the usual idle timeout decides.
 const SILENCE_MAX: Duration = Duration::from_millis(2200);
 
 /// A driver's own agent. `None` where it is attached to the machine's.

@@ -83,7 +83,12 @@ impl Ear {
                     self.relay = Some(reader);
                     self.outbox.ring(writer).await;
                 }
-                self.said(vec![said], fds).await;
+                if first {
+                    // Behind the news of the link, which only the actor takes.
+                    self.post_to_actor(vec![said], fds).await;
+                } else {
+                    self.said(vec![said], fds).await;
+                }
             }
         }
         Ok(())
@@ -94,9 +99,13 @@ impl Ear {
     async fn said(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>) {
         self.outbox.heard().await;
         if let Err((said, fds)) = self.post.at_once(&self.permits, self.host, said, fds) {
-            let host = self.host;
-            self.post.send(&self.permits, |permit| Message::Host(host, said, fds, permit)).await;
+            self.post_to_actor(said, fds).await;
         }
+    }
+
+    async fn post_to_actor(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>) {
+        let host = self.host;
+        self.post.send(&self.permits, |permit| Message::Host(host, said, fds, permit)).await;
     }
 
     /// A batch out of the host's ring: what is for the agent itself, and for other hosts, in order.

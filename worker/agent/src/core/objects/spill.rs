@@ -372,7 +372,8 @@ impl Objects {
         let size: u64 = spill.items.iter().filter_map(|item| slot_bytes(item.place.bytes)).sum();
         match &result {
             Ok(()) => {
-                self.disk.files.insert(file, File { bytes: size, live: 0 });
+                // It stays until all that lies there is counted: what is freed already comes and goes meanwhile.
+                self.disk.files.insert(file, File { bytes: size, live: 1 });
                 (self.disk.progress, self.disk.trouble) = (Some(now), None);
             }
             Err(why) => {
@@ -405,8 +406,8 @@ impl Objects {
                 self.remove(key, &mut gone);
             }
         }
-        if self.disk.files.get(&file).is_some_and(|file| file.live == 0) {
-            self.disk.remove(file, &mut gone);
+        if result.is_ok() {
+            self.disk.leave(Slot { file, offset: 0 }, &mut gone);
         }
         gone
     }

@@ -371,22 +371,16 @@ async fn a_host_that_does_not_read_keeps_what_it_is_to_reclaim_and_lives() {
     }
     let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job, pass: 0 };
     let (driver, host_of) = (job.driver, host);
-    let link = tokio::task::spawn_blocking(move || {
+    // On a thread that may wait while the agent's queue is full.
+    let frees = std::thread::spawn(move || {
         for index in 0..OBJECTS {
-            let object = object(driver, index.into());
             // It may be sealed only after this: then it is reclaimed as soon as it is.
-            let mut message = ToAgent::Free { object, copy };
-            // The queue of a thread that may not wait is tried until it takes it.
-            while let Err(SendError::Full(back)) = link.send(message, vec![]) {
-                message = back.0;
-                std::thread::yield_now();
-            }
+            link.send(ToAgent::Free { object: object(driver, index.into()), copy }, vec![]).unwrap();
         }
+        link.send(ToAgent::RegionWanted { request: 2, bytes: MIB, wait_ms: 1000 }, vec![]).unwrap();
         link
-    })
-    .await
-    .unwrap();
-    link.send(ToAgent::RegionWanted { request: 2, bytes: MIB, wait_ms: 1000 }, vec![]).unwrap();
+    });
+    let link = tokio::task::block_in_place(|| frees.join()).unwrap();
     let (ToHost::RegionGranted { request: 2 }, _) = local(&link) else { panic!("the driver was not heard") };
     assert_eq!(one.handle.usage().await.hosts, 2, "{host_of} was ended");
     let (mut all, mut messages) = (Vec::new(), 0);

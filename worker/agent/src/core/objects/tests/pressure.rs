@@ -66,6 +66,20 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
 }
 
 #[test]
+fn a_file_stays_for_the_others_where_what_lies_first_was_freed_while_it_was_written() {
+    let mut objects = full(Limits { above: 1.0, file_bytes: 4 * MIB, ..limits() });
+    let now = Instant::now();
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![10, 11])]);
+    assert!(objects.free(object(10), 1, None).delete.is_empty());
+    assert!(objects.spilled(1, Ok(()), now).delete.is_empty(), "the other one lies there");
+    objects.make_room();
+    assert!(objects.on_disk((object(11), 1, JOB)).is_some());
+    assert_eq!(objects.free(object(11), 1, None).delete, [1]);
+    assert_eq!((objects.disk_bytes(), objects.len()), (0, 2));
+}
+
+#[test]
 fn what_comes_back_from_disk_leaves_memory_again_for_nothing() {
     let mut objects = full(Limits { above: 1.0, ..limits() });
     let now = Instant::now();
