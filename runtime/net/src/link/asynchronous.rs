@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use rustix::io::Errno;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use tokio::{io::Interest, net::UnixStream};
 
 use super::{
@@ -80,6 +83,13 @@ pub struct AsyncReceiver {
 }
 
 impl AsyncReceiver {
+    /// Whether the other side has closed its end. What it sent before can still be received.
+    pub fn is_hung_up(&self) -> bool {
+        let mut wanted = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut wanted, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// The next message that the other side has sent whole by now. At the end of the stream, and where it breaks off,
     /// there is none: [`recv`](Self::recv) tells.
     pub fn try_recv(&mut self) -> Result<Option<Message>, Error> {

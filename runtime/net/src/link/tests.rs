@@ -357,3 +357,17 @@ fn malformed_frames_are_errors_in_the_asynchronous_half_too() {
         assert!(matches!(receiver.recv().await, Err(Error::Truncated)));
     });
 }
+
+#[test]
+fn a_side_that_has_hung_up_is_seen_before_its_last_words_are_read() {
+    runtime().block_on(async {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (_sender, mut receiver) = split_async(b).unwrap();
+        split(a.try_clone().unwrap()).0.send(b"goodbye", &[]).unwrap();
+        assert!(!receiver.is_hung_up());
+        a.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(receiver.is_hung_up());
+        assert_eq!(receiver.recv().await.unwrap().unwrap().body[..], *b"goodbye");
+        assert!(receiver.recv().await.unwrap().is_none() && receiver.is_hung_up());
+    });
+}

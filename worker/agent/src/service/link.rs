@@ -32,6 +32,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const GATHER_ROUNDS: u32 = 8;
 /// A batch is small below this. Unit: bytes.
 const GATHER_BYTES: usize = 16 * 1024;
+/// How often it is looked whether a host that hears nothing is still there.
+const HEARING: Duration = Duration::from_secs(1);
 /// Most messages of a host's socket that wait for their turn: few carry a descriptor, and its ring tells of each at once.
 const EARLY_MAX: usize = 64;
 /// How long the last messages to a host may take once its link is to end.
@@ -67,7 +69,7 @@ struct Ear {
 
 impl Ear {
     /// A message that came over the socket.
-    async fn hear(&mut self, message: mobula_net::link::Message) -> Result<(), End> {
+    async fn hear(&mut self, message: mobula_net::link::Message, socket: &AsyncReceiver) -> Result<(), End> {
         let mut fds = message.descriptors;
         match wire::decode::<ToAgent>(&message.body).map_err(broken)? {
             ToAgent::Relay { to, body } => {
@@ -87,20 +89,25 @@ impl Ear {
                     // Behind the news of the link, which only the actor takes.
                     self.post_to_actor(vec![said], fds).await;
                 } else {
-                    self.said(vec![said], fds).await;
+                    self.said(vec![said], fds, socket).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// What the host tells the agent itself: done at once if that is possible. A host that does not read its answers is
-    /// asked nothing more.
-    async fn said(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>) {
-        self.outbox.heard().await;
+    /// What the host tells the agent itself: done at once if that is possible. Of a host that does not read its answers
+    /// nothing more is read.
+    async fn said(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>, socket: &AsyncReceiver) -> Result<(), End> {
+        while timeout(HEARING, self.outbox.heard()).await.is_err() {
+            if socket.is_hung_up() {
+                return Err(End::Closed);
+            }
+        }
         if let Err((said, fds)) = self.post.at_once(&self.permits, self.host, said, fds) {
             self.post_to_actor(said, fds).await;
         }
+        Ok(())
     }
 
     async fn post_to_actor(&self, said: Vec<ToAgent>, fds: Vec<OwnedFd>) {
@@ -123,16 +130,16 @@ impl Ear {
                     continue;
                 }
                 if !said.is_empty() {
-                    self.said(std::mem::take(&mut said), Vec::new()).await;
+                    self.said(std::mem::take(&mut said), Vec::new(), socket).await?;
                 }
                 let message = match self.early.pop_front() {
                     Some(message) => message,
                     None => socket.recv().await.map_err(broken)?.ok_or(End::Closed)?,
                 };
-                self.hear(message).await?;
+                self.hear(message, socket).await?;
             }
             if !said.is_empty() {
-                self.said(said, Vec::new()).await;
+                self.said(said, Vec::new(), socket).await?;
             }
         }
         Ok(())
@@ -213,7 +220,7 @@ pub(super) async fn read_all(
                     Err(broken("it says too much out of turn"))
                 }
             }
-            Heard::Socket(Ok(Some(message))) => ear.hear(message).await,
+            Heard::Socket(Ok(Some(message))) => ear.hear(message, &receiver).await,
             // Its last words, if it had no time to say that there are any.
             Heard::Socket(Ok(None)) => ear.pass_on(&mut receiver).await.and(Err(End::Closed)),
             Heard::Socket(Err(error)) => Err(broken(error)),
@@ -352,8 +359,11 @@ pub(super) async fn local(mut from_host: FromLocal, to_host: ToLocal, post: Post
     let Some(host) = arrive(&post, &outbox, Arc::clone(&close), true).await else { return };
     let permits = post.permits();
     let end = loop {
-        // Whoever does not read its answers is asked nothing more.
-        outbox.heard().await;
+        // Of whoever does not read its answers nothing more is read.
+        tokio::select! {
+            () = outbox.heard() => {}
+            () = close.notified() => break End::Broken("the agent ended the link".to_owned()),
+        }
         let (message, fds) = tokio::select! {
             received = from_host.recv() => match received {
                 Some(received) => received,
