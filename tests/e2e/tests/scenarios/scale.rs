@@ -1,12 +1,10 @@
 //! Much of everything at once: it finishes, and nothing is left behind.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::sync::LazyLock;
 
 use mobula::{ObjectRef, Result};
 use mobula_e2e::Env;
+use tokio::sync::watch;
 
 /// Refs among the arguments of one task, and objects in one `get`.
 const REFS: u64 = 10_000;
@@ -50,16 +48,23 @@ pub async fn many_refs_and_results(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
-static AWAKE: AtomicU32 = AtomicU32::new(0);
+/// How many sleep in this process.
+static ASLEEP: LazyLock<watch::Sender<u32>> = LazyLock::new(|| watch::Sender::new(0));
 
-/// Sleeps until so many of them do at once in this process, so that none returns before all have begun.
+/// Sleeps until so many of them do at once in this process, so that none returns before all have begun; 0 where they do
+/// not come together.
 #[mobula::task(cpu = 0)]
 async fn sleep_together(count: u32) -> u32 {
-    AWAKE.fetch_add(1, Ordering::Relaxed);
-    while AWAKE.load(Ordering::Relaxed) < count {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    // Only the last wakes the others.
+    ASLEEP.send_if_modified(|asleep| {
+        *asleep += 1;
+        *asleep >= count
+    });
+    let mut asleep = ASLEEP.subscribe();
+    tokio::select! {
+        () = tokio::time::sleep(mobula_e2e::env::WAIT) => 0,
+        all = asleep.wait_for(|asleep| *asleep >= count) => u32::from(all.is_ok()),
     }
-    1
 }
 
 pub async fn many_tasks_sleep_at_once(env: Env) -> Result<()> {

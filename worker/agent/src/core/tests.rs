@@ -195,6 +195,11 @@ fn copy(node: NodeId, attempt: u32) -> Copy {
     Copy { node, bytes: 100, attempt, job: JOB, pass: PASS }
 }
 
+/// By its first attempt, in its writer's first region.
+fn sealed(seq: u64, offset: u64, bytes: u64) -> ToAgent {
+    ToAgent::Sealed { object: object(seq), attempt: 1, region: 1, offset, bytes, pass: PASS, site: 0 }
+}
+
 #[test]
 fn a_driver_whose_job_may_not_start_is_told_why() {
     let mut rig = Rig::new(false);
@@ -252,16 +257,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), ["host-2 < RegionGranted"]);
     let added = ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB };
     assert_eq!(rig.host_with(host, added, vec![fd()]), [""; 0]);
-    let sealed = ToAgent::Sealed {
-        object: object(1),
-        attempt: 1,
-        region: 1,
-        offset: 64,
-        bytes: 100,
-        pass: PASS,
-        site: 0,
-    };
-    assert_eq!(rig.host(host, sealed), [""; 0]);
+    assert_eq!(rig.host(host, sealed(1, 64, 100)), [""; 0]);
     let here = copy(NodeId::EMBEDDED, 1);
     let open = |attempt| ToAgent::Open {
         ahead: false,
@@ -290,16 +286,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     let early = |request| ToAgent::Open { ahead: false, request, object: object(7), copy: here };
     assert_eq!(rig.host(id(1), early(1)), [""; 0]);
     assert_eq!(rig.host(id(1), ToAgent::Free { object: object(7), copy: here }), [""; 0]);
-    let sealed = ToAgent::Sealed {
-        object: object(7),
-        attempt: 1,
-        region: 1,
-        offset: 128,
-        bytes: 10,
-        pass: PASS,
-        site: 0,
-    };
-    assert_eq!(rig.host(host, sealed), ["host-1 < Opened"]);
+    assert_eq!(rig.host(host, sealed(7, 128, 10)), ["host-1 < Opened"]);
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(7) }), ["host-2 < Reclaim 1"]);
     // No room for a second region until the first one goes, wherever it is mapped.
     let wanted = ToAgent::RegionWanted { request: 6, bytes: 2 * MIB, wait_ms: 100 };
@@ -315,16 +302,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, wanted), [""; 0]);
     assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < Unmap"]);
     assert_eq!(rig.host(id(1), ToAgent::Unmapped { region }), ["host-2 < RegionGranted"]);
-    let sealed = ToAgent::Sealed {
-        object: object(2),
-        attempt: 1,
-        region: 1,
-        offset: 0,
-        bytes: 1,
-        pass: PASS,
-        site: 0,
-    };
-    assert_eq!(rig.host(host, sealed), ["kill host-2"], "there is no such region");
+    assert_eq!(rig.host(host, sealed(2, 0, 1)), ["kill host-2"], "there is no such region");
 }
 
 #[test]
@@ -405,18 +383,7 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     let wanted = ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 };
     rig.host(id(1), wanted);
     rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
-    rig.host(
-        id(1),
-        ToAgent::Sealed {
-            object: object(1),
-            attempt: 1,
-            region: 1,
-            offset: 0,
-            bytes: 100,
-            pass: PASS,
-            site: 0,
-        },
-    );
+    rig.host(id(1), sealed(1, 0, 100));
     let by = other_node().node;
     let wish = |attempt| Wish {
         object: object(1),
@@ -447,16 +414,7 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         let host = rig.launched(1, Class::default());
         rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 4 * MIB, wait_ms: 0 });
         rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![fd()]);
-        let sealed = ToAgent::Sealed {
-            object: object(1),
-            attempt: 1,
-            region: 1,
-            offset: 0,
-            bytes: 100,
-            pass: PASS,
-            site: 0,
-        };
-        rig.host(host, sealed);
+        rig.host(host, sealed(1, 0, 100));
         let wanted = ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 1000 };
         assert_eq!(rig.host(id(1), wanted), ["spill 1 into 1"]);
         rig.core.spilled(1, Ok(()), rig.now);

@@ -18,7 +18,11 @@ use mobula_store::{
 };
 use parking_lot::{Condvar, Mutex};
 
-use super::{one::one_with, two::accept_agent, *};
+use super::{
+    one::{One, one_with},
+    two::accept_agent,
+    *,
+};
 
 /// A disk that does nothing while it is shut.
 #[derive(Clone, Debug)]
@@ -99,6 +103,20 @@ fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
     (object, heap, extent)
 }
 
+/// An agent that spills to this disk, the link of its driver, and an object of that which fills the store.
+async fn full(disk: &Gated) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
+    let target = disk.clone();
+    let mut one = one_with(|options| {
+        options.spill.above = 1.0;
+        options.spill_to = SpillTo::Target(Arc::new(target));
+    })
+    .await;
+    let (link, job) = one.driver().await;
+    let (object, heap, extent) = fill(&link, job.driver);
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    (one, link, object, copy, (heap, extent))
+}
+
 fn is_right(bytes: &[u8]) -> bool {
     bytes.len() as u64 == BYTES && bytes.iter().enumerate().all(|(i, byte)| *byte == (i % 249) as u8)
 }
@@ -123,15 +141,7 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let (disk, mut asked) = Gated::new(home.path().join("disk"));
     disk.shut(true);
-    let target = disk.clone();
-    let mut one = one_with(|options| {
-        options.spill.above = 1.0;
-        options.spill_to = SpillTo::Target(Arc::new(target));
-    })
-    .await;
-    let (link, job) = one.driver().await;
-    let (object, _heap, _extent) = fill(&link, job.driver);
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    let (one, link, object, copy, _lies_there) = full(&disk).await;
 
     // A writer waits for the disk, past what it waits for room.
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 20 }, vec![]).unwrap();
@@ -160,15 +170,7 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
 async fn a_disk_that_cannot_be_reached_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let (disk, mut asked) = Gated::new(home.path().join("disk"));
-    let target = disk.clone();
-    let mut one = one_with(|options| {
-        options.spill.above = 1.0;
-        options.spill_to = SpillTo::Target(Arc::new(target));
-    })
-    .await;
-    let (link, job) = one.driver().await;
-    let (object, _heap, _extent) = fill(&link, job.driver);
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    let (one, link, object, copy, _lies_there) = full(&disk).await;
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }, vec![]).unwrap();
     assert_eq!(soon(asked.recv()).await, Some(1));
     assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
