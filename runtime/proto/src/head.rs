@@ -484,6 +484,15 @@ pub enum Between {
         /// The copy.
         copy: Copy,
     },
+    /// From an owner's agent to that of a host that died; see [`ToAgent::Discard`](crate::host::ToAgent::Discard).
+    Discard {
+        /// The first of the values.
+        object: ObjectId,
+        /// The index of the last one.
+        last: u32,
+        /// The attempt.
+        attempt: u32,
+    },
     /// From the agent with the primary copy to one that pulled it: drop your copies by this and earlier attempts.
     Drop {
         /// The object.

@@ -143,6 +143,18 @@ pub enum ToAgent {
         /// Its primary copy.
         copy: Copy,
     },
+    /// From the owner: what a host of `node` made of a task before it died is garbage, as far as the owner was not told where
+    /// it lies: this value and those behind it.
+    Discard {
+        /// Where that host was.
+        node: NodeId,
+        /// The first of these values.
+        object: ObjectId,
+        /// The index of the last one.
+        last: u32,
+        /// The attempt; what other attempts made stays.
+        attempt: u32,
+    },
     /// Make the object readable here, pulling it if need be, and pin it for this host.
     Open {
         /// Pairs with the answer.

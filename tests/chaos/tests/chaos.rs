@@ -14,7 +14,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 use mobula::{Cluster, ErrorKind, NodeId, ObjectRef, ObjectStream, Result, Strategy, Tensor, private};
-use mobula_rig::{Part, Rig};
+use mobula_rig::{Part, Rig, Why};
 use tokio::net::UnixDatagram;
 
 type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -35,6 +35,8 @@ const STORE_BYTES: u64 = 24 << 20;
 const HELD: usize = 28;
 /// Longest that the tasks of all lanes may take, with all that are killed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest that it may take until what killed hosts have made is gone.
+const TIDY_WAIT: Duration = Duration::from_secs(10);
 /// A task may be tried again so often: whoever is unlucky is killed each time.
 const RETRIES: u32 = 1_000;
 
@@ -175,16 +177,44 @@ async fn job(
     let held = (0..HELD as u8)
         .map(|value| Ok((mobula::put(&filled(value)?)?, value)))
         .collect::<Result<Vec<_>>>()?;
+    let driver = held[0].0.id().owner.to_string();
     let mut here = 0;
     while here < KILLS {
         let doing = ALL[random.below(ALL.len() as u64) as usize];
-        let round = round(&nodes, rig, &place, doing, &held, random);
-        let round = tokio::time::timeout(PATIENCE, round).await;
-        let count = round.map_err(|_| format!("{doing:?}: tasks did not end within {PATIENCE:?}"))??;
+        let work = round(&nodes, rig, &place, doing, &held, random);
+        let Ok(count) = tokio::time::timeout(PATIENCE, work).await else {
+            return Err(hung(cluster, rig, doing).await.into());
+        };
+        let count = count?;
+        only_held(rig, &driver).map_err(|error| format!("{doing:?}: {error}"))?;
         here += count;
         *killed.entry(doing).or_default() += count;
     }
     Ok(())
+}
+
+/// What is known of tasks that do not end.
+async fn hung(cluster: &Cluster, rig: &Rig, doing: Doing) -> String {
+    let function = match doing {
+        Doing::Put => "chaos::puts",
+        Doing::Pull => "chaos::pulls",
+        Doing::Stream => "chaos::streams",
+    };
+    let why = cluster.why(function).await;
+    let (snapshot, memory) = (rig.snapshot(), rig.memory());
+    format!("{doing:?}: tasks did not end within {PATIENCE:?}: {why:#?}\n{snapshot:#?}\n{memory:#?}")
+}
+
+/// Waits until there is nothing in the stores but what the driver holds, and copies of that, while its job goes on.
+fn only_held(rig: &mut Rig, driver: &str) -> Outcome<()> {
+    let tidy = rig.wait("what killed hosts have made to go", TIDY_WAIT, |rig| {
+        let stores = rig.memory()?.stores;
+        let groups = || stores.iter().flat_map(|store| &store.groups).filter(|group| group.owner == driver);
+        let held: u64 = groups().filter(|group| group.why == Why::Held).map(|group| group.objects).sum();
+        let idle = groups().all(|group| matches!(group.why, Why::Held | Why::Copy) && group.pinned == 0);
+        Ok(held == HELD as u64 && idle)
+    });
+    tidy.map_err(|error| format!("{error}: {:#?}", rig.memory()).into())
 }
 
 /// All lanes of all nodes do the same, and some of them die of it; returns how many.
@@ -198,12 +228,17 @@ async fn round(
 ) -> Outcome<u64> {
     let mailbox = UnixDatagram::bind(place)?;
     let text = place.display().to_string();
-    let lanes: Vec<_> = nodes.iter().flat_map(|node| (0..LANES).map(|_| *node)).collect();
+    // One of each node stays there, the others go where there is room, so that what died on one node ends on another.
+    let stays = |node: &NodeId| Strategy::Node { node: *node, soft: false };
+    let lanes: Vec<_> = (0..LANES)
+        .flat_map(|lane| {
+            nodes.iter().map(move |node| if lane == 0 { stays(node) } else { Strategy::default() })
+        })
+        .collect();
     let rounds: Vec<u8> = lanes.iter().map(|_| 2 + random.below(6) as u8).collect();
     let mut values = Vec::new();
     let mut items = Vec::new();
-    for (node, rounds) in lanes.iter().zip(&rounds) {
-        let on = Strategy::Node { node: *node, soft: false };
+    for (on, rounds) in lanes.into_iter().zip(&rounds) {
         match doing {
             Doing::Put => {
                 let options = puts.options().strategy(on).isolation("process").retries(RETRIES);
@@ -272,8 +307,12 @@ async fn attack<T>(
             }
             let pid = u32::from_le_bytes(pid);
             if rig.hosts(0)?.contains(&pid) || rig.hosts(1)?.contains(&pid) {
-                rig.kill(Part::Host(pid))?;
-                killed += 1;
+                match rig.kill(Part::Host(pid)) {
+                    Ok(()) => killed += 1,
+                    // It ended at this moment.
+                    Err(mobula_rig::Error::NotRunning(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }

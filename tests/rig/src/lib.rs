@@ -44,7 +44,10 @@ pub use mobula_proto::{head::GroupSnapshot, inventory::Why};
 use mobula_proto::{head::Snapshot, inventory::Inventory};
 use processes::Process;
 pub use processes::groups_of;
-use rustix::process::{Pid, Signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal},
+};
 
 /// Most nodes of a rig.
 pub const NODES_MAX: usize = 64;
@@ -434,5 +437,8 @@ fn signal(pid: u32, signal: Signal) -> Result<()> {
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| Error::NotRunning(format!("process {pid}")))?;
-    rustix::process::kill_process(target, signal).map_err(|error| error::system(what)(error.into()))
+    match rustix::process::kill_process(target, signal) {
+        Err(Errno::SRCH) => Err(Error::NotRunning(format!("process {pid}"))),
+        sent => sent.map_err(|error| error::system(what)(error.into())),
+    }
 }

@@ -111,6 +111,16 @@ impl Core {
                 }
             }
             ToAgent::Free { object, copy } => self.free((id, job), object, copy, now),
+            ToAgent::Discard { object, .. } if object.owner != id => {
+                self.violation(id, &format!("it discarded {object}, which is not its own"));
+            }
+            ToAgent::Discard { node, object, last, attempt } => {
+                if node == self.config.node {
+                    self.discard_here(object, last, attempt);
+                } else if self.nodes.contains_key(&node) {
+                    self.effects.push(Effect::Peer(node, Between::Discard { object, last, attempt }));
+                }
+            }
             ToAgent::Open { request, object, copy, ahead } => {
                 self.open(Open { host: id, job, request, ahead, copy }, object, now);
             }

@@ -641,6 +641,7 @@ impl Core {
     pub fn from_peer(&mut self, message: Between) {
         match message {
             Between::Free { object, copy } => self.free_here(object, copy.attempt, None),
+            Between::Discard { object, last, attempt } => self.discard_here(object, last, attempt),
             Between::Drop { object, attempt, job } => {
                 for (_, pull) in self.pulls.range_mut(objects::up_to(object, attempt)) {
                     pull.dropped |= pull.copy.job == job;
@@ -661,6 +662,12 @@ impl Core {
 
     fn free_here(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) {
         let gone = self.objects.free(object, attempt, home);
+        self.gone(gone);
+        self.pump();
+    }
+
+    fn discard_here(&mut self, first: ObjectId, last: u32, attempt: u32) {
+        let gone = self.objects.discard(first, last, attempt);
         self.gone(gone);
         self.pump();
     }

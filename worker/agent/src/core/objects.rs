@@ -878,14 +878,32 @@ impl Objects {
         self.free_where(object, attempt, |_, origin| origin.is_some_and(|origin| origin.job == home))
     }
 
+    /// The values of a task from this one to that with index `last`, by this attempt alone, go as if each were freed.
+    pub fn discard(&mut self, first: ObjectId, last: u32, attempt: u32) -> Gone {
+        if last < first.index {
+            return Gone::default();
+        }
+        let last = ObjectId { index: last, ..first };
+        let range = *up_to(first, 0).start()..=*up_to(last, attempt).end();
+        self.free_all(range, |key, _| key.1 == attempt)
+    }
+
     fn free_where(
         &mut self,
         object: ObjectId,
         attempt: u32,
         which: impl Fn(&Key, Option<Origin>) -> bool,
     ) -> Gone {
+        self.free_all(up_to(object, attempt), which)
+    }
+
+    fn free_all(
+        &mut self,
+        range: std::ops::RangeInclusive<Key>,
+        which: impl Fn(&Key, Option<Origin>) -> bool,
+    ) -> Gone {
         let mut gone = Gone::default();
-        let all = self.copies.range(up_to(object, attempt));
+        let all = self.copies.range(range);
         let keys: Vec<_> = all.filter(|(key, entry)| which(key, entry.origin)).map(|(key, _)| *key).collect();
         for key in keys {
             self.free_copy(key, &mut gone);

@@ -249,6 +249,36 @@ fn in_process_the_driver_executes() {
 }
 
 #[test]
+fn what_a_host_made_before_it_died_is_discarded() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
+    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    let value = |index| object(1).task().object(index);
+    for (at, (index, attempt)) in [(0, 2), (1, 1), (1, 2), (2, 2), (3, 2)].into_iter().enumerate() {
+        let offset = 64 * (at as u64 + 1);
+        let (object, bytes) = (value(index), 10);
+        rig.host(host, ToAgent::Sealed { object, attempt, region: 1, offset, bytes, pass: PASS, site: 0 });
+    }
+    rig.host(host, sealed(2, 640, 10));
+    let discard = |node, object: ObjectId, last| ToAgent::Discard { node, object, last, attempt: 2 };
+    let here = NodeId::EMBEDDED;
+    assert_eq!(rig.host(id(1), discard(here, value(3), 2)), [""; 0], "none from the fourth to the third");
+    assert_eq!(rig.host(id(1), discard(here, value(1), 2)), ["host-2 < Reclaim 2"]);
+    let left = [(0, 2), (1, 1), (3, 2)];
+    for (index, attempt) in left {
+        assert!(rig.core.objects.find((value(index), attempt, JOB)).is_some(), "{index} by {attempt}");
+    }
+    assert_eq!(rig.core.usage().objects, 4, "that of another task stays, too");
+    rig.core.from_peer(Between::Discard { object: value(0), last: u32::MAX, attempt: 2 });
+    assert_eq!((rig.lines(), rig.core.usage().objects), (vec!["host-2 < Reclaim 2".to_owned()], 2));
+    rig.head(FromHead::NodeUp(other_node()));
+    assert_eq!(rig.host(id(1), discard(other_node().node, value(1), 2)), ["node-2 Discard"]);
+    assert_eq!(rig.host(host, discard(here, value(1), 2)), ["kill host-2"], "it is not its own");
+}
+
+#[test]
 fn objects_are_opened_pinned_freed_and_reclaimed() {
     let mut rig = Rig::new(false);
     rig.driver(false);

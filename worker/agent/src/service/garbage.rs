@@ -1,7 +1,7 @@
 //! What another node is to be told of objects that may go there. It is kept as a set beside the queue to that node, each
 //! object once, so that a burst of any length is told in full: what waits is never more than there were objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::{JobId, ObjectId, head::Between, peer::Copy};
 
@@ -9,6 +9,8 @@ use mobula_proto::{JobId, ObjectId, head::Between, peer::Copy};
 #[derive(Debug, Default)]
 pub(super) struct Garbage {
     freed: BTreeMap<ObjectId, Copy>,
+    /// First value, last index, attempt.
+    discarded: BTreeSet<(ObjectId, u32, u32)>,
     dropped: BTreeMap<(ObjectId, JobId), u32>,
 }
 
@@ -24,6 +26,10 @@ impl Garbage {
                 }
                 Ok(())
             }
+            Between::Discard { object, last, attempt } => {
+                self.discarded.insert((object, last, attempt));
+                Ok(())
+            }
             Between::Drop { object, attempt, job } => {
                 let known = self.dropped.entry((object, job)).or_default();
                 *known = attempt.max(*known);
@@ -35,13 +41,16 @@ impl Garbage {
 
     /// Whether there is nothing to be told.
     pub(super) fn is_empty(&self) -> bool {
-        self.freed.is_empty() && self.dropped.is_empty()
+        self.freed.is_empty() && self.discarded.is_empty() && self.dropped.is_empty()
     }
 
     /// The next that is to be told.
     pub(super) fn next(&mut self) -> Option<Between> {
         if let Some((object, copy)) = self.freed.pop_first() {
             return Some(Between::Free { object, copy });
+        }
+        if let Some((object, last, attempt)) = self.discarded.pop_first() {
+            return Some(Between::Discard { object, last, attempt });
         }
         let ((object, job), attempt) = self.dropped.pop_first()?;
         Some(Between::Drop { object, attempt, job })
@@ -50,8 +59,6 @@ impl Garbage {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use mobula_proto::{HostId, NodeId, TaskId};
 
     use super::{super::routes::PeerOutbox, *};

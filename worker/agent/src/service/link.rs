@@ -221,9 +221,10 @@ pub(super) async fn read_all(
                 }
             }
             Heard::Socket(Ok(Some(message))) => ear.hear(message, &receiver).await,
-            // Its last words, if it had no time to say that there are any.
+            // Its last words, if it had no time to say that there are any. A socket breaks, too, of a host that was killed
+            // before it had read what it was told, or in the middle of a message.
             Heard::Socket(Ok(None)) => ear.pass_on(&mut receiver).await.and(Err(End::Closed)),
-            Heard::Socket(Err(error)) => Err(broken(error)),
+            Heard::Socket(Err(error)) => ear.pass_on(&mut receiver).await.and(Err(broken(error))),
             Heard::Bell(Ok(())) => ear.pass_on(&mut receiver).await,
             Heard::Bell(Err(error)) => Err(broken(error)),
         };

@@ -316,6 +316,7 @@ impl Peers {
                 }
                 // Handed on behind the lines that came before it.
                 message @ (Between::Free { .. }
+                | Between::Discard { .. }
                 | Between::Drop { .. }
                 | Between::Keep { .. }
                 | Between::Moved { .. }

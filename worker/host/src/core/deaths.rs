@@ -13,6 +13,7 @@ use super::{Action, Core, Kind, NO_LEASE, Phase, Task, clients::actor_died};
 impl Core {
     /// A host is gone: retry or fail what was pushed there, restart its actors (C-4).
     pub fn host_died(&mut self, host: HostId, failure: &Failure, out: &mut Vec<Action>) {
+        self.discard_made_by(host, out);
         self.lost(&|other| other == host, failure, out);
         self.objects.host_died(host, failure, &mut self.effects);
         self.drain(out);
@@ -24,6 +25,23 @@ impl Core {
         self.objects.node_died(node, failure, &mut self.effects);
         self.lost(&|other| other.node == node, failure, out);
         self.drain(out);
+    }
+
+    /// What the host has made of the calls that it had is garbage where its results are not here yet. Where some come later,
+    /// they are freed once more.
+    fn discard_made_by(&mut self, host: HostId, out: &mut Vec<Action>) {
+        let mut all: Vec<(ObjectId, u32, u32)> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| matches!(task.phase, Phase::Pushed { host: other, .. } if other == host))
+            .flat_map(|(seq, task)| {
+                let missing = self.not_here(TaskId { owner: self.me, seq }, task.spec.template.returns);
+                missing.into_iter().map(|(first, last)| (first, last, task.attempt))
+            })
+            .collect();
+        all.sort_unstable();
+        let discard = |(object, last, attempt)| ToAgent::Discard { node: host.node, object, last, attempt };
+        out.extend(all.into_iter().map(discard).map(Action::Tell));
     }
 
     fn lost(&mut self, gone: &dyn Fn(HostId) -> bool, failure: &Failure, out: &mut Vec<Action>) {

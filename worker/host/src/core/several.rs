@@ -111,6 +111,22 @@ impl Core {
         self.several.insert(task.seq, several);
     }
 
+    /// The values that the task's current attempt has still to bring, of those that may lie in a store: the first of some, and
+    /// the index of the last of them.
+    pub(super) fn not_here(&self, task: TaskId, returns: Returns) -> Vec<(ObjectId, u32)> {
+        match returns {
+            Returns::One => vec![(task.object(0), 0)],
+            Returns::Many(count) => {
+                count.checked_sub(1).map(|last| (task.object(0), last)).into_iter().collect()
+            }
+            Returns::Stream(_) => {
+                let Some(Several::Stream(stream)) = self.several.get(&task.seq) else { return Vec::new() };
+                let again = stream.lost.iter().map(|index| (task.object(*index), *index));
+                again.chain([(task.object(stream.received.saturating_add(1)), u32::MAX)]).collect()
+            }
+        }
+    }
+
     /// What of a task's results is not final fails.
     pub(super) fn fail_results(&mut self, task: TaskId, returns: Returns, failure: &Failure) {
         match returns {

@@ -74,6 +74,17 @@ fn freed(actions: &[Action]) -> Vec<ObjectId> {
     freed.collect()
 }
 
+fn discarded(actions: &[Action]) -> Vec<(ObjectId, u32, u32)> {
+    let discarded = actions.iter().filter_map(|action| match action {
+        Action::Tell(ToAgent::Discard { node, object, last, attempt }) => {
+            assert_eq!(*node, THERE.node);
+            Some((*object, *last, *attempt))
+        }
+        _ => None,
+    });
+    discarded.collect()
+}
+
 fn cancels(actions: &[Action]) -> usize {
     let is_cancel = |action: &&Action| matches!(action, Action::Send { message: Message::Cancel { .. }, .. });
     actions.iter().filter(is_cancel).count()
@@ -452,4 +463,34 @@ fn items_on_other_nodes_come_ahead_of_a_reader_that_looks_at_each() {
     assert_eq!(take(&mut bench, false), NONE);
     assert_eq!(fetched(&bench.message(item(&call, 7, stored(1, FAR)))), NONE);
     assert_eq!(take(&mut bench, true), [7]);
+}
+
+#[test]
+fn what_a_dead_host_made_of_its_calls_is_discarded() {
+    let mut bench = Bench::new();
+    let one = submit(&mut bench, Returns::One, 2);
+    let many = submit(&mut bench, Returns::Many(3), 2);
+    let none = submit(&mut bench, Returns::Many(0), 2);
+    let ended = submit(&mut bench, Returns::One, 2);
+    let stream = submit(&mut bench, Returns::Stream(WINDOW), 3);
+    let actions = bench.granted(grant(1, 5));
+    let calls = runs(&actions);
+    let called = |object: ObjectId| calls.iter().any(|call| call.task == object.task());
+    assert!([one, many, none, ended].into_iter().all(called) && streams(&actions).len() == 1);
+    let end = calls.iter().find(|call| call.task == ended.task()).unwrap();
+    bench.message(done(end, Outcome::Values(smallvec![returned(stored(1, THERE.node))])));
+    let first = streams(&actions)[0].call.clone();
+    bench.makes_items(&first, 0..2);
+    let item_of = |index| stream.task().object(index);
+    let mut expected = vec![(one, 0, 1), (many, 2, 1), (item_of(3), u32::MAX, 1)];
+    expected.sort_unstable();
+    assert_eq!(discarded(&bench.died()), expected, "not what is here");
+    // An item that is lost is made again, and may be made before the host dies that does so.
+    bench.lost(item_of(1), 1);
+    let again = bench.granted(grant(2, 5));
+    let second = streams(&again)[0].call.clone();
+    assert_eq!((second.attempt, streams(&again)[0].skip), (2, 0));
+    let found = discarded(&bench.died());
+    let of_stream: Vec<_> = found.into_iter().filter(|(object, ..)| object.seq == stream.seq).collect();
+    assert_eq!(of_stream, [(item_of(1), 1, 2), (item_of(3), u32::MAX, 2)]);
 }
