@@ -531,6 +531,13 @@ impl Peers {
         }
     }
 
+    /// Wakes whom a host was about to wake that died just then.
+    pub(crate) fn remind(&self) {
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.remind();
+        }
+    }
+
     fn any_waiting(&self) -> bool {
         self.inbound.read().iter().any(|inbound| !inbound.watch.is_empty())
     }

@@ -496,6 +496,7 @@ impl Runtime {
     }
 
     fn tick(self: &Arc<Self>) {
+        self.peers.remind();
         self.step(|core, out| core.tick(out));
         self.executor.tick(self);
         self.store.tidy(self);

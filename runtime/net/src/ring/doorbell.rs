@@ -40,6 +40,9 @@
 //! - **DB-5** `leave` stores `UNATTENDED` as `end_polling` stores `SLEEPING`, and DB-1 and DB-2 hold for it with
 //!   `CALLED` for `NOTIFIED`. The producer raises the count of calls after `CALLED` and before it wakes; the
 //!   watcher reads the count, then the state, and sleeps only while the count is what it read.
+//! - **DB-6** A producer that is killed, or stopped, after its compare-and-swap and before its wake leaves `NOTIFIED` or
+//!   `CALLED` behind: nobody wakes, and the others rely on it. So the receiving process calls [`Doorbell::remind`] from time
+//!   to time.
 //! - **DB-4** `begin_polling` writes `POLLING` over a `NOTIFIED`, and that forgets nothing: it acquires what the
 //!   notice released, the poller drains after it, and before its next sleep goes through DB-1 again.
 //!
@@ -196,9 +199,23 @@ impl Doorbell {
         if self.state().compare_exchange(SLEEPING, NOTIFIED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
+        self.wake_poller();
+        true
+    }
+
+    fn wake_poller(&self) {
         // It can fail only for an address that is not mapped, and this one is.
         let _ = futex::wake(self.state(), futex::Flags::empty(), 1);
-        true
+    }
+
+    /// Does what a producer has taken upon itself, which may have died before it did so (DB-6). For threads of the receiving
+    /// process; costs a load where nobody has.
+    pub fn remind(&self) {
+        match self.state().load(Ordering::Acquire) {
+            NOTIFIED => self.wake_poller(),
+            CALLED => self.rouse(),
+            _ => {}
+        }
     }
 
     /// The caller is awake and will drain: producers need not wake from here on.

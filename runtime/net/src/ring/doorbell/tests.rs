@@ -203,3 +203,60 @@ fn the_watcher_is_called_roused_or_out_of_time() {
     assert!(doorbell.ring());
     assert_eq!(watcher.join().unwrap(), [false, true]);
 }
+
+/// A producer that is killed at the worst moment: it has taken the wake upon itself, and so nobody else wakes.
+fn dies_ringing(bell: &Doorbell) {
+    let state = bell.state().load(Ordering::Relaxed);
+    let claimed = if state == SLEEPING { NOTIFIED } else { CALLED };
+    bell.state().compare_exchange(state, claimed, Ordering::AcqRel, Ordering::Relaxed).unwrap();
+    assert!(!bell.ring());
+}
+
+#[test]
+fn db6_a_producer_that_died_ringing_is_stood_in_for() {
+    let (bell, _fd) = Doorbell::create().unwrap();
+    let within = Duration::from_secs(20);
+    for leaves in [false, true] {
+        if leaves {
+            bell.leave()
+        } else {
+            bell.end_polling()
+        }
+        let (asleep, is_asleep) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let sleeper = bell.clone();
+            let slept = scope.spawn(move || {
+                let began = Instant::now();
+                asleep.send(rustix::thread::gettid()).unwrap();
+                let called = if leaves {
+                    sleeper.watch(|| Some(within))
+                } else {
+                    sleeper.wait(Some(within)) == Wake::Rung
+                };
+                (called, began.elapsed())
+            });
+            in_futex(is_asleep.recv().unwrap());
+            dies_ringing(&bell);
+            bell.remind();
+            let (called, slept) = slept.join().unwrap();
+            assert!(called && slept < within, "{leaves}: slept for {slept:?}");
+        });
+        bell.begin_polling();
+        bell.remind();
+        assert_eq!(bell.state().load(Ordering::Relaxed), POLLING);
+    }
+}
+
+/// Waits until a thread of this process sleeps in the kernel.
+fn in_futex(thread: rustix::thread::Pid) {
+    let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(&stat).unwrap();
+        if text[text.rfind(')').unwrap() + 2..].starts_with('S') {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the thread does not fall asleep");
+        std::thread::yield_now();
+    }
+}
