@@ -118,7 +118,7 @@ pub async fn serve(what: String) -> Result<()> {
         of = of.store_bytes(many::SHUFFLE_STORE_BYTES);
     }
     let cluster = of.start().await?;
-    let of = cluster.clone();
+    let (of, runtime) = (cluster.clone(), tokio::runtime::Handle::current());
     let measured = tokio::task::spawn_blocking(move || {
         let limit = if what == "shuffle" { SHUFFLE_LIMIT } else { PROGRAM_LIMIT };
         bounded(&what.clone(), limit, move || {
@@ -127,7 +127,7 @@ pub async fn serve(what: String) -> Result<()> {
                 "actors" => actors(ACTORS),
                 "many-actors" => actors(ACTORS_MANY),
                 "shuffle" => many::shuffle(),
-                "small" => many::small(&of),
+                "small" => many::small(&of, &runtime),
                 _ => Err(format!("{what} is nothing to measure").into()),
             })
         })

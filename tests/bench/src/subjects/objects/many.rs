@@ -8,6 +8,7 @@ use std::{
 };
 
 use mobula::{Cluster, blocking, prelude::*};
+use tokio::runtime::Handle;
 
 use crate::{
     measure::Result,
@@ -42,11 +43,11 @@ pub const PROBES: &[Probe] = &[
     Probe {
         rows: &[
             Row::less(
-                "memory of one of a million small objects that another host borrows, in its owner",
+                "memory of one of a million small stored objects that another host borrows, in its owner",
                 "bytes",
             )
             .targets(&[Target::AtMost(300.0)]),
-            Row::less("a million small objects, from being dropped to being gone", "s")
+            Row::less("a million small stored objects, from being dropped to being gone", "s")
                 .targets(&[Target::AtMost(2.0)]),
         ],
         stage: Stage::Alone,
@@ -153,27 +154,38 @@ impl Holder {
     }
 }
 
+/// How many objects the store has, as its agent says now.
+fn stored(cluster: &Cluster, runtime: &Handle) -> Result<u64> {
+    let snapshot = runtime.block_on(cluster.snapshot())?;
+    Ok(snapshot.nodes.iter().map(|node| node.usage.objects).sum())
+}
+
 /// Bytes each, and seconds.
-pub fn small(cluster: &Cluster) -> Result<Vec<f64>> {
+pub fn small(cluster: &Cluster, runtime: &Handle) -> Result<Vec<f64>> {
     let holder = Holder::spawn().start();
-    let object = mobula::put(&0u64)?;
+    let object = mobula::put_shared(&0u64)?;
     same(holder.hold(vec![object]).get()?, 1)?;
     holder.let_go().get()?;
     let own = std::process::id();
     let (before, objects_before) = (private_memory(own)?, cluster.leftovers().objects);
-    let objects = (0..SMALL as u64).map(|value| mobula::put(&value)).collect::<mobula::Result<Vec<_>>>()?;
+    let objects =
+        (0..SMALL as u64).map(|value| mobula::put_shared(&value)).collect::<mobula::Result<Vec<_>>>()?;
     // In portions: a list of refs travels inside a message.
     for portion in objects.chunks(50_000) {
         holder.hold(portion.to_vec()).get()?;
     }
     let each = (private_memory(own)? - before) / SMALL as f64;
     same(holder.look().get()?, 99 * 100 / 2)?;
+    same(stored(cluster, runtime)?, SMALL as u64)?;
     let begun = Instant::now();
     drop(objects);
     holder.let_go().get()?;
-    while cluster.leftovers().objects > objects_before {
+    while cluster.leftovers().objects > objects_before || stored(cluster, runtime)? > 0 {
         if begun.elapsed() > GOING {
-            return Err(format!("of {SMALL} objects {:?} are left", cluster.leftovers()).into());
+            let left = stored(cluster, runtime)?;
+            return Err(
+                format!("of {SMALL} objects {left} are in the store, {:?} left", cluster.leftovers()).into()
+            );
         }
         thread::sleep(Duration::from_millis(1));
     }
