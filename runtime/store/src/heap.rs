@@ -125,14 +125,11 @@ impl Heap {
         let offset = region.space_mut().allocate(reserved).ok_or(need)?;
         let mapping = Arc::clone(region.mapping());
         drop(regions);
-        // `offset` comes from a space as large as the mapping, whose length is a `usize`.
-        let start = mapping.at(offset as usize);
         Ok(Block {
             range: Allocation {
-                start,
+                region_seq: seq,
+                offset,
                 len: bytes,
-                reserved,
-                location: Location { region_seq: seq, offset, len },
                 heap: Arc::clone(&self.shared),
                 mapping,
             },
@@ -269,37 +266,46 @@ impl fmt::Debug for Heap {
     }
 }
 
-/// A range taken from a region, given back when dropped.
+/// A range taken from a region, given back when dropped. Processes hold them by the million: what follows from the rest
+/// is not kept.
 struct Allocation {
-    start: NonNull<u8>,
+    region_seq: u32,
+    /// Its first byte; with its length within the mapping.
+    offset: u64,
     len: usize,
-    /// What the free list was asked for.
-    reserved: u64,
-    location: Location,
     heap: Arc<Shared>,
     /// Keeps the memory mapped (ST-1).
     mapping: Arc<Mapping>,
 }
 
-// SAFETY: the range is plain mapped memory, nobody else's (ST-4); an allocation is written only through
-// `&mut Block` and read through shared references.
-unsafe impl Send for Allocation {}
-// SAFETY: as above.
-unsafe impl Sync for Allocation {}
-
 impl Allocation {
+    fn location(&self) -> Location {
+        Location { region_seq: self.region_seq, offset: self.offset, len: self.len as u64 }
+    }
+
+    /// What the free list was asked for.
+    fn reserved(&self) -> u64 {
+        // As it was found to be when it was allocated.
+        free::rounded(self.len as u64).unwrap_or(u64::MAX)
+    }
+
+    fn start(&self) -> NonNull<u8> {
+        // The offset comes from a space as large as the mapping, whose length is a `usize`.
+        self.mapping.at(self.offset as usize)
+    }
+
     fn as_slice(&self) -> &[u8] {
         // SAFETY: `len` bytes of `mapping` (a file's pages, so initialised), which nobody writes while this
         // borrow lasts: a block is borrowed, and of a sealed one there is no writer any more (ST-4).
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
         // The region is there: one with an allocation is never removed.
-        if let Some(region) = self.heap.regions.lock().get_mut(&self.location.region_seq) {
-            region.space_mut().free(self.location.offset, self.reserved);
+        if let Some(region) = self.heap.regions.lock().get_mut(&self.region_seq) {
+            region.space_mut().free(self.offset, self.reserved());
         }
     }
 }
@@ -314,18 +320,18 @@ pub struct Block {
 impl Block {
     /// Where it lies.
     pub fn location(&self) -> Location {
-        self.range.location
+        self.range.location()
     }
 
     /// What takes the page faults of its untouched part, here or on another thread while this one writes; `None`
     /// where all of it was touched before.
     pub fn warming(&self) -> Option<Warming> {
-        let Allocation { location, reserved, mapping, heap, .. } = &self.range;
-        let end = location.offset + reserved;
+        let Allocation { region_seq, offset, mapping, heap, .. } = &self.range;
+        let end = offset + self.range.reserved();
         (self.fresh < end).then(|| Warming {
             mapping: Arc::clone(mapping),
             heap: Arc::clone(heap),
-            seq: location.region_seq,
+            seq: *region_seq,
             at: self.fresh,
             end,
         })
@@ -335,7 +341,7 @@ impl Block {
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as in `Allocation::as_slice`, and `&mut self` is the only way to these bytes: ranges never
         // overlap and a block is not cloned (ST-4). Other processes may look, but not write.
-        unsafe { std::slice::from_raw_parts_mut(self.range.start.as_ptr(), self.range.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.range.start().as_ptr(), self.range.len) }
     }
 
     /// Disjoint parts of `chunk_bytes` each (the last one shorter), to be filled in any order or by several
@@ -433,7 +439,7 @@ pub struct Extent {
 impl Extent {
     /// Where it lies.
     pub fn location(&self) -> Location {
-        self.range.location
+        self.range.location()
     }
 
     /// Its bytes, keeping the memory as any clone does.

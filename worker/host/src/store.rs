@@ -14,7 +14,7 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, ObjectId, RegionId,
+    Failure, FailureKind, HostId, ObjectId, RegionId, SeqMap,
     host::{ToAgent, Welcome},
     peer::Copy,
 };
@@ -98,6 +98,36 @@ enum View {
 /// What the agent is asked to open: which copy, and whether nothing waits for it yet.
 type Asked = (ObjectId, Copy, bool);
 
+/// What lies in regions of this host, and the attempts that made it. Most are the first values of tasks of this host, or
+/// put by it, which count up.
+struct Kept {
+    me: HostId,
+    first: SeqMap<(u32, Extent)>,
+    others: HashMap<ObjectId, (u32, Extent)>,
+}
+
+impl Kept {
+    fn is_first(&self, object: &ObjectId) -> bool {
+        object.index == 0 && object.owner == self.me
+    }
+
+    fn get(&self, object: &ObjectId) -> Option<&(u32, Extent)> {
+        if self.is_first(object) { self.first.get(&object.seq) } else { self.others.get(object) }
+    }
+
+    fn insert(&mut self, object: ObjectId, kept: (u32, Extent)) {
+        if self.is_first(&object) {
+            self.first.insert(object.seq, kept);
+        } else {
+            self.others.insert(object, kept);
+        }
+    }
+
+    fn remove(&mut self, object: &ObjectId) -> Option<(u32, Extent)> {
+        if self.is_first(object) { self.first.remove(&object.seq) } else { self.others.remove(object) }
+    }
+}
+
 /// A region of another's, mapped to be read.
 struct Mapping {
     /// `None` while it is being unmapped.
@@ -116,7 +146,7 @@ pub struct Store {
     next_region: AtomicU32,
     next_request: AtomicU64,
     /// What lies in regions of this host, and the attempts that made it.
-    kept: Mutex<HashMap<ObjectId, (u32, Extent)>>,
+    kept: Mutex<Kept>,
     sites: Mutex<Sites>,
     /// What lay there, and that the agent has elsewhere by now, while it is still read in this process.
     left: Mutex<HashMap<ObjectId, WeakExtent>>,
@@ -165,7 +195,7 @@ impl Store {
             agent,
             next_region: AtomicU32::new(1),
             next_request: AtomicU64::new(1),
-            kept: Mutex::default(),
+            kept: Mutex::new(Kept { me: welcome.host, first: SeqMap::default(), others: HashMap::new() }),
             sites: Mutex::default(),
             left: Mutex::default(),
             views: Mutex::default(),

@@ -183,9 +183,11 @@ pub fn small(cluster: &Cluster, runtime: &Handle) -> Result<Vec<f64>> {
     while cluster.leftovers().objects > objects_before || stored(cluster, runtime)? > 0 {
         if begun.elapsed() > GOING {
             let left = stored(cluster, runtime)?;
-            return Err(
-                format!("of {SMALL} objects {left} are in the store, {:?} left", cluster.leftovers()).into()
-            );
+            return Err(format!(
+                "of {SMALL} objects {left} are in the store, {:?} left",
+                cluster.leftovers()
+            )
+            .into());
         }
         thread::sleep(Duration::from_millis(1));
     }
