@@ -1,5 +1,7 @@
 //! The borrower's side: refs that arrive, registrations, questions to owners.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use mobula_proto::{
     HostId, ObjectId,
     peer::{Message, State},
@@ -7,10 +9,10 @@ use mobula_proto::{
 
 use crate::{Effect, Ownership, Settled, Via, entry::Entry, freed, owner::change};
 
-/// A `Borrow` that its owner has not acknowledged.
+/// A `Borrow` that its owner has not acknowledged, or a claim that no agent has answered.
 #[derive(Debug)]
 pub(crate) struct Outstanding {
-    /// Whom it was sent to.
+    /// Whom it was sent to; this host for a claim.
     pub(crate) to: HostId,
     object: ObjectId,
     /// Whether it registers this host rather than one that a ref was lent to.
@@ -19,6 +21,16 @@ pub(crate) struct Outstanding {
     holds: Vec<ObjectId>,
     /// Tokens of settling tasks that wait for it.
     settles: Vec<u64>,
+    /// For what it still waits: itself, and the refs inside a claimed value.
+    pub(crate) left: u32,
+    /// The refs inside a claimed value, as far as they are named.
+    pub(crate) contains: Vec<ObjectId>,
+    /// Claims of values that this ref is inside of.
+    pub(crate) outer: Vec<u64>,
+    /// Deaths that are mourned once it is done.
+    pub(crate) mourns: Vec<HostId>,
+    /// Who may let go of the object once it is done, once for each occurrence.
+    pub(crate) took: Vec<(HostId, ObjectId)>,
 }
 
 impl Ownership {
@@ -29,24 +41,35 @@ impl Ownership {
         let owner_dead = self.dead.host(owner);
         let me = self.me;
         if self.objects.get(&object).is_none() {
-            let state = if owner == me {
-                State::failed(freed(object))
-            } else if owner_dead {
-                State::failed(crate::death::owner_died(object, None))
-            } else {
-                State::Pending
-            };
+            let state = if owner == me { State::failed(freed(object)) } else { State::Pending };
             let mut entry = Entry::new(state, 0);
             entry.stale = owner == me;
             self.objects.insert(object, entry);
         }
         let Some(entry) = self.objects.get_mut(&object) else { return };
         entry.local += 1;
-        if owner == me || owner_dead {
+        if owner == me {
+            return;
+        }
+        if owner_dead {
+            if self.is_unclaimed(object) {
+                self.register(object, fx);
+            }
+            if let Via::Container(container) = via
+                && let Some(token) = self.objects.get(&object).and_then(Entry::ack)
+            {
+                self.hold(token, container);
+            }
             return;
         }
         match via {
             Via::Argument => {}
+            // Who is said to be dead counts nobody; if it lives after all, it answers.
+            Via::Registered if self.suspected.host(owner) => {
+                if entry.registered == 0 {
+                    self.register(object, fx);
+                }
+            }
             Via::Registered => entry.registered += 1,
             Via::Container(container) => {
                 if entry.registered == 0 {
@@ -60,6 +83,12 @@ impl Ownership {
     /// Someone here waits for the object: asks its owner if that was not done yet.
     pub fn want(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
         let to = object.owner;
+        if self.dead.host(to) {
+            if self.is_unclaimed(object) {
+                self.register(object, fx);
+            }
+            return;
+        }
         if to != self.me
             && let Some(entry) = self.objects.get_mut(&object)
             && entry.is_pending()
@@ -84,11 +113,18 @@ impl Ownership {
         let mut settled = Settled::default();
         for object in arguments {
             let owner = object.owner;
-            if owner == self.me || self.dead.host(owner) {
+            if owner == self.me {
                 continue;
             }
             let Some(entry) = self.objects.get_mut(object) else { continue };
             if entry.local == 0 || entry.registered > 0 {
+                continue;
+            }
+            if self.dead.host(owner) {
+                if let Some(ack) = entry.ack() {
+                    self.wait_for(ack, token);
+                    settled.waiting = true;
+                }
                 continue;
             }
             if owner == caller {
@@ -105,29 +141,45 @@ impl Ownership {
 
     /// Before a value with these refs goes to `to`: sees to it that the owner of each counts `to`, once for each
     /// occurrence. True if the value must wait for [`Effect::Settled`]. This host holds a reference on each until
-    /// the value has left.
+    /// the value has left, and on those of third parties until `to` has taken them.
     pub fn lend(&mut self, to: HostId, contains: &[ObjectId], token: u64, fx: &mut Vec<Effect>) -> bool {
         let mut waiting = false;
+        if self.dead.host(to) {
+            return waiting;
+        }
+        let mut dead = BTreeSet::new();
         for object in contains {
             let owner = object.owner;
-            if owner == to || self.dead.host(owner) {
+            if owner == to {
                 continue;
             }
             if owner == self.me {
                 self.note(*object, to, 1);
-            } else {
+                continue;
+            }
+            if to != self.me {
+                self.keep_for(*object, to);
+            }
+            if !self.dead.host(owner) {
                 let ack = self.borrow(*object, to, false, fx);
                 self.wait_for(ack, token);
                 waiting = true;
+            } else if to != self.me && dead.insert(owner) {
+                fx.push(Effect::Send { to, message: Message::Suspect { owner } });
             }
         }
         waiting
     }
 
-    /// The token of our own registration under way; begins one if there is none.
-    fn register(&mut self, object: ObjectId, fx: &mut Vec<Effect>) -> u64 {
+    /// The token of our own registration under way, with the owner or, if that is dead, with whoever has the value;
+    /// begins one if there is none.
+    pub(crate) fn register(&mut self, object: ObjectId, fx: &mut Vec<Effect>) -> u64 {
         if let Some(token) = self.objects.get(&object).and_then(Entry::ack) {
             return token;
+        }
+        if self.dead.host(object.owner) {
+            fx.push(Effect::Claim { objects: vec![(object, self.hint(object))] });
+            return self.begin_claim(object);
         }
         let token = self.borrow(object, self.me, true, fx);
         if let Some(entry) = self.objects.get_mut(&object) {
@@ -136,12 +188,37 @@ impl Ownership {
         token
     }
 
-    fn borrow(&mut self, object: ObjectId, borrower: HostId, own: bool, fx: &mut Vec<Effect>) -> u64 {
+    /// A claim, which the caller makes.
+    pub(crate) fn begin_claim(&mut self, object: ObjectId) -> u64 {
+        let token = self.begin(self.me, object, true);
+        if let Some(entry) = self.objects.get_mut(&object) {
+            entry.rare().ack = Some(token);
+        }
+        token
+    }
+
+    fn begin(&mut self, to: HostId, object: ObjectId, own: bool) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        let to = object.owner;
-        let outstanding = Outstanding { to, object, own, holds: Vec::new(), settles: Vec::new() };
+        let outstanding = Outstanding {
+            to,
+            object,
+            own,
+            holds: Vec::new(),
+            settles: Vec::new(),
+            left: 1,
+            contains: Vec::new(),
+            outer: Vec::new(),
+            mourns: Vec::new(),
+            took: Vec::new(),
+        };
         self.outstanding.insert(token, outstanding);
+        token
+    }
+
+    fn borrow(&mut self, object: ObjectId, borrower: HostId, own: bool, fx: &mut Vec<Effect>) -> u64 {
+        let to = object.owner;
+        let token = self.begin(to, object, own);
         fx.push(Effect::Send { to, message: Message::Borrow { object, borrower, token } });
         token
     }
@@ -168,12 +245,46 @@ impl Ownership {
 
     /// An owner has noted what we asked for (`counted`), or died.
     pub(crate) fn acknowledge(&mut self, token: u64, counted: bool, fx: &mut Vec<Effect>) {
-        let Some(outstanding) = self.outstanding.remove(&token) else { return };
+        if counted
+            && let Some(outstanding) = self.outstanding.get(&token)
+            && outstanding.own
+            && let Some(entry) = self.objects.get_mut(&outstanding.object)
+        {
+            entry.registered += 1;
+        }
+        self.part_done(token, fx);
+    }
+
+    /// One thing less for which what was begun under this token waits; goes on with what waits for it in turn.
+    pub(crate) fn part_done(&mut self, token: u64, fx: &mut Vec<Effect>) {
+        let mut next = vec![token];
+        while let Some(token) = next.pop() {
+            let Some(outstanding) = self.outstanding.get_mut(&token) else { continue };
+            outstanding.left -= 1;
+            if outstanding.left > 0 {
+                continue;
+            }
+            if let Some(outstanding) = self.outstanding.remove(&token) {
+                next.append(&mut self.done(outstanding, fx));
+            }
+        }
+    }
+
+    /// All that was asked for is noted: says so to whoever waits. Returns the claims that wait for it.
+    fn done(&mut self, outstanding: Outstanding, fx: &mut Vec<Effect>) -> Vec<u64> {
+        let mut took: BTreeMap<HostId, Vec<ObjectId>> = BTreeMap::new();
+        for (from, object) in outstanding.took {
+            took.entry(from).or_default().push(object);
+        }
+        for (to, objects) in took {
+            if !self.dead.host(to) {
+                fx.push(Effect::Send { to, message: Message::Took { objects } });
+            }
+        }
         if outstanding.own
             && let Some(entry) = self.objects.get_mut(&outstanding.object)
         {
             entry.rare().ack = None;
-            entry.registered += u32::from(counted);
             self.collect(outstanding.object, fx);
         }
         for container in outstanding.holds {
@@ -189,6 +300,10 @@ impl Ownership {
                 fx.push(Effect::Settled { token });
             }
         }
+        for dead in outstanding.mourns {
+            self.mourned_one(dead, fx);
+        }
+        outstanding.outer
     }
 
     /// The owner's answer, or news of an actor.
@@ -199,6 +314,8 @@ impl Ownership {
         let wanted = match self.objects.get(&object) {
             None => false,
             Some(entry) => match &entry.state {
+                // What an actor becomes next is told only to who asked for this entry, not for one before it.
+                State::Pending if !entry.asked => !matches!(state, State::Pending | State::Actor { .. }),
                 State::Pending => !matches!(state, State::Pending),
                 State::Actor { .. } => entry.state != state,
                 State::Inline { .. } | State::Stored(_) | State::Failed(_) => false,
@@ -227,7 +344,7 @@ impl Ownership {
     /// Its owner counts us once more for a ref that we do not take.
     pub(crate) fn give_back(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
         let to = object.owner;
-        if to == self.me || self.dead.host(to) {
+        if to == self.me || self.dead.host(to) || self.suspected.host(to) {
             return;
         }
         match self.objects.get_mut(&object) {

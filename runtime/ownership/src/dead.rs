@@ -23,6 +23,11 @@ impl Dead {
         (!self.hosts.is_empty() && self.hosts.contains_key(&host)) || self.node(host.node)
     }
 
+    /// Whether that of the host was noted, whatever became of its node.
+    pub(crate) fn is_host(&self, host: HostId) -> bool {
+        self.hosts.contains_key(&host)
+    }
+
     /// Whether the node died.
     pub(crate) fn node(&self, node: NodeId) -> bool {
         !self.nodes.is_empty() && self.nodes.contains_key(&node)

@@ -8,23 +8,27 @@ use mobula_proto::{
 use crate::{Effect, Ownership, owner::change};
 
 impl Ownership {
-    /// A host died of `failure`. Its borrows end. What waits for one of its objects fails with `OwnerDied`, and so
-    /// do its actors; values stay readable, as their copies may outlive it. What it has not acknowledged counts as
-    /// acknowledged. Nothing from it is handled afterwards: hand in first what arrived before.
+    /// A host died of `failure`. What is held here of its objects is claimed from whoever has the values; what nobody
+    /// has fails with `OwnerDied`, and so do its actors. What it has not acknowledged counts as acknowledged. What it
+    /// borrowed stays until [`Ownership::buried`]. Nothing from it is handled afterwards: hand in first what arrived
+    /// before. Answered with [`Effect::Mourned`].
     pub fn host_died(&mut self, host: HostId, failure: &Failure, fx: &mut Vec<Effect>) {
         if !self.dead.host(host) {
             self.dead.add_host(host);
-            self.bury(|other| other == host, failure, fx);
+            self.bury(host, &|other| other == host, failure, fx);
+        } else if !self.mourning.contains_key(&host) {
+            fx.push(Effect::Mourned { host });
         }
     }
 
-    /// A node died of `failure`, and all its hosts with it. Owned objects stored there are lost.
+    /// A node died of `failure`, and all its hosts with it. Owned objects stored there are lost. Answered with
+    /// [`Effect::Mourned`] for the node's agent.
     pub fn node_died(&mut self, node: NodeId, failure: &Failure, fx: &mut Vec<Effect>) {
         if self.dead.node(node) {
             return;
         }
         self.dead.add_node(node);
-        self.bury(|host| host.node == node, failure, fx);
+        self.bury(node.agent(), &|host| host.node == node, failure, fx);
         let mut lost: Vec<(ObjectId, Copy)> = self
             .objects
             .iter()
@@ -41,25 +45,25 @@ impl Ownership {
         }
     }
 
-    fn bury(&mut self, gone: impl Fn(HostId) -> bool, failure: &Failure, fx: &mut Vec<Effect>) {
+    fn bury(&mut self, dead: HostId, gone: &dyn Fn(HostId) -> bool, failure: &Failure, fx: &mut Vec<Effect>) {
         let me = self.me;
-        let mut orphans = Vec::new();
-        let mut unheld = Vec::new();
+        let mut actors = Vec::new();
         for (object, entry) in self.objects.iter_mut() {
             if object.owner == me {
-                if entry.forget_hosts(&gone) && entry.is_idle() {
-                    unheld.push(object);
-                }
-            } else if gone(object.owner) && matches!(entry.state, State::Pending | State::Actor { .. }) {
-                orphans.push(object);
+                entry.forget_waiters(gone);
+            } else if gone(object.owner) && (entry.was_actor || matches!(entry.state, State::Actor { .. })) {
+                actors.push(object);
             }
         }
-        orphans.sort_unstable();
-        for object in orphans {
-            if let Some(entry) = self.objects.get_mut(&object) {
+        actors.sort_unstable();
+        for object in actors {
+            if let Some(entry) = self.objects.get_mut(&object)
+                && !matches!(entry.state, State::Failed(_))
+            {
                 change(entry, object, State::failed(owner_died(object, Some(failure))), fx);
             }
         }
+        self.mourn(dead, gone, failure, fx);
         let mut tokens: Vec<u64> = self
             .outstanding
             .iter()
@@ -70,18 +74,18 @@ impl Ownership {
         for token in tokens {
             self.acknowledge(token, false, fx);
         }
-        unheld.sort_unstable();
-        for object in unheld {
-            self.collect(object, fx);
-        }
+        self.take_back(gone, fx);
+        self.mourned_one(dead, fx);
     }
 }
 
-/// The failure of what a dead owner had not finished.
+/// The failure of what a dead owner left no value of.
 pub(crate) fn owner_died(object: ObjectId, cause: Option<&Failure>) -> Failure {
-    let mut failure =
-        Failure::new(FailureKind::OwnerDied, format!("its owner {} ended before it was final", object.owner))
-            .of(format!("object {object}"));
+    let mut failure = Failure::new(
+        FailureKind::OwnerDied,
+        format!("its owner {} ended, and no store has its value", object.owner),
+    )
+    .of(format!("object {object}"));
     if let Some(cause) = cause {
         failure.causes.push(cause.headline());
         failure.causes.extend(cause.causes.iter().cloned());

@@ -9,7 +9,7 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// Local references.
     pub(crate) local: u32,
-    /// Borrowed: how often the owner counts this host.
+    /// Borrowed: how often the owner counts this host; where that is dead, 1 if an agent keeps the object for this host.
     pub(crate) registered: u32,
     /// Owned: whether its task can be run again.
     pub(crate) rebuildable: bool,
@@ -30,11 +30,11 @@ pub(crate) struct Rare {
     borrowers: SmallVec<[(HostId, i64); 1]>,
     /// Owned: who waits for the state or, for an actor, follows it; sorted.
     waiters: Vec<HostId>,
-    /// Owned: the refs inside the stored value.
+    /// The refs inside the stored value, of an object that is owned, or claimed.
     contains: Vec<ObjectId>,
     /// Owned: the refs inside values that were lost since.
     lost: Vec<ObjectId>,
-    /// Borrowed: the token of our own `Borrow` under way.
+    /// Borrowed: the token of our own `Borrow`, or claim, under way.
     pub(crate) ack: Option<u64>,
 }
 
@@ -121,13 +121,19 @@ impl Entry {
         }
     }
 
-    /// Forgets hosts altogether. Whether there was anything to forget.
-    pub(crate) fn forget_hosts(&mut self, gone: impl Fn(HostId) -> bool) -> bool {
+    /// Forgets hosts that hold it. Whether there was any.
+    pub(crate) fn forget_borrowers(&mut self, gone: impl Fn(HostId) -> bool) -> bool {
         let Some(rare) = &mut self.rare else { return false };
-        let before = rare.borrowers.len() + rare.waiters.len();
+        let before = rare.borrowers.len();
         rare.borrowers.retain(|(host, _)| !gone(*host));
-        rare.waiters.retain(|host| !gone(*host));
-        before != rare.borrowers.len() + rare.waiters.len()
+        before != rare.borrowers.len()
+    }
+
+    /// Forgets hosts that want to be told of its state.
+    pub(crate) fn forget_waiters(&mut self, gone: impl Fn(HostId) -> bool) {
+        if let Some(rare) = &mut self.rare {
+            rare.waiters.retain(|host| !gone(*host));
+        }
     }
 
     pub(crate) fn waiters(&self) -> &[HostId] {

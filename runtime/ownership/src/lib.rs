@@ -32,13 +32,37 @@
 //!   keeps the object.
 //! - **O4.** The first accepted result wins. The copy that a later one brought is freed and its refs are given back.
 //! - **O5.** Nothing waits for ever: a `Resolve` for an unknown object is answered with `ObjectFreed`; when an owner
-//!   dies, whatever waits for its objects or its acknowledgements goes on.
+//!   dies, whatever waits for its objects or its acknowledgements goes on, as soon as the agents have answered.
 //! - **O6.** The dead stay dead: nothing is accepted from, counted for or sent to a host known to have died.
 //! - **O7.** Refs inside a value are held as long as the entry of the object exists, even after that value was lost.
 //! - **O8.** Effects come in a reproducible order; no hash order shows.
 //! - **O9.** When no ref is left and all messages have arrived, no entry is left. One exception: if an executor dies
 //!   between the `Borrow` by which it lent a ref of a third host and the `Done` that carried it, the submitter stays
 //!   registered until it ends itself: kept too long, never freed too early. Refs that form a cycle are never freed.
+//!
+//! - **O10.** A value in a store outlives its owner for as long as a living host holds a ref to it, or to what it is in.
+//!
+//! # When an owner dies
+//!
+//! The agent with the primary copy becomes the *owner of record* ([`Estate`]):
+//!
+//! 1. Every host is told of the death and *claims* what it holds of the dead host's objects ([`Effect::Claim`]). Its agent
+//!    asks the node where the copy was last, or all of them. Who has a primary copy keeps it for that host, and answers
+//!    with the place and the refs inside it, as the maker of the value named them when it sealed it. Those the host
+//!    registers for, or claims, in turn; only then is its claim made. Where nobody has a copy, the object fails with
+//!    `OwnerDied`.
+//! 2. A host says [`Effect::Mourned`] once its claims are made, its agent once all its hosts have, and the head, once all
+//!    living nodes have, that the dead is *buried*. Nothing is freed because of a death before that burial: owners count
+//!    the dead host until then, and so do the owners of record, for what it had claimed. Then what nobody has claimed goes.
+//! 3. From then on a claim is taken back with the last ref ([`Effect::Unclaim`]), and the copy goes with the last claim.
+//!
+//! Why nothing slips through between two hosts: who sends a ref of a third host on in a value keeps it until its receiver
+//! has said `Took`, and the receiver says so once somebody counts it: the owner, or, where that is known or said
+//! (`Suspect`) to be dead, the owner of record. So at the moment in which a host hears of the death, each ref that it has
+//! passed on is claimed by it, or has reached a host that claims it when it hears, or has claimed it already.
+//!
+//! If the node of the owner of record dies, the copy is lost; a claim asks once more whether another node has one. What
+//! was not in a store when its owner died (inline values, results not made yet, actors) is not inherited by anybody.
 //!
 //! If a caller dies, its arguments' refs that are not registered yet may go stale: using one gives `ObjectFreed`.
 
@@ -48,17 +72,22 @@ mod borrower;
 mod dead;
 mod death;
 mod entry;
+mod estate;
 mod objects;
+mod orphan;
 mod owner;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
-use crate::{borrower::Outstanding, dead::Dead, entry::Entry, objects::Objects};
+pub use crate::estate::{Act, Answers, Estate};
+use crate::{borrower::Outstanding, dead::Dead, entry::Entry, objects::Objects, orphan::Mourning};
 
 /// What the host must do after a call. Effects are meant to be carried out in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +128,25 @@ pub enum Effect {
         /// The actor's object.
         object: ObjectId,
     },
+    /// The owners of these are dead: have the agents say who has primary copies, which is then kept for this host.
+    /// Answered by [`Ownership::claimed`] for each.
+    Claim {
+        /// The objects, and where their primary copies were last; at most [`CLAIMS_MAX`](mobula_proto::peer::CLAIMS_MAX).
+        objects: Vec<(ObjectId, Option<NodeId>)>,
+    },
+    /// What was claimed is not held here any more.
+    Unclaim {
+        /// The object.
+        object: ObjectId,
+        /// Who keeps it.
+        node: NodeId,
+    },
+    /// All that is held here of what a dead host owned is claimed; [`Ownership::buried`] follows once all hosts have
+    /// said so. An agent stands for the hosts of its node.
+    Mourned {
+        /// The dead.
+        host: HostId,
+    },
     /// Every registration that [`Ownership::settle`] and [`Ownership::lend`] began under this token is noted.
     Settled {
         /// The caller's token.
@@ -137,7 +185,7 @@ pub struct Counts {
     pub pending: usize,
     /// Local references on both.
     pub references: u64,
-    /// Registrations begun here that no owner has acknowledged yet.
+    /// Registrations and claims begun here that are not acknowledged yet, and refs lent that are not taken.
     pub unacknowledged: usize,
 }
 
@@ -152,6 +200,12 @@ pub struct Ownership {
     settling: IdMap<u64, u32>,
     next_token: u64,
     dead: Dead,
+    /// Owners that others say are dead.
+    suspected: Dead,
+    /// Deaths of which something is still to be claimed; an agent stands for its node.
+    mourning: BTreeMap<HostId, Mourning>,
+    /// Third parties' objects that are kept for whom they were lent to, with a reference for each occurrence.
+    lent: BTreeMap<HostId, BTreeMap<ObjectId, u32>>,
 }
 
 impl Ownership {
@@ -164,6 +218,9 @@ impl Ownership {
             settling: IdMap::default(),
             next_token: 1,
             dead: Dead::default(),
+            suspected: Dead::default(),
+            mourning: BTreeMap::new(),
+            lent: BTreeMap::new(),
         }
     }
 
@@ -198,7 +255,8 @@ impl Ownership {
 
     /// How much there is. Walks the whole table.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts { unacknowledged: self.outstanding.len(), ..Counts::default() };
+        let mut counts =
+            Counts { unacknowledged: self.outstanding.len() + self.lent_count(), ..Counts::default() };
         for (object, entry) in self.objects.iter() {
             if object.owner == self.me {
                 counts.owned += 1;
@@ -211,7 +269,7 @@ impl Ownership {
         counts
     }
 
-    /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return` and `Lost`.
+    /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return`, `Took`, `Suspect` and `Lost`.
     ///
     /// # Errors
     /// Any other message is handed back.
@@ -228,6 +286,8 @@ impl Ownership {
             | Message::Borrow { .. }
             | Message::Borrowed { .. }
             | Message::Return { .. }
+            | Message::Took { .. }
+            | Message::Suspect { .. }
             | Message::Lost { .. }
                 if self.dead.host(from) => {}
             Message::Resolve { object } => self.on_resolve(from, object, fx),
@@ -238,6 +298,8 @@ impl Ownership {
             }
             Message::Borrowed { token } => self.acknowledge(token, true, fx),
             Message::Return { object, count } => self.on_return(from, object, count, fx),
+            Message::Took { objects } => self.on_took(from, &objects, fx),
+            Message::Suspect { owner } => self.suspected.add_host(owner),
             Message::Lost { object, copy } => {
                 if object.owner == self.me {
                     self.lost(object, &copy, fx);
@@ -292,6 +354,11 @@ impl Ownership {
             }
         } else if entry.registered > 0 && !self.dead.host(owner) {
             fx.push(Effect::Send { to: owner, message: Message::Return { object, count: entry.registered } });
+        } else if entry.registered > 0
+            && let State::Stored(copy) = entry.state
+            && !self.dead.node(copy.node)
+        {
+            fx.push(Effect::Unclaim { object, node: copy.node });
         }
         entry.into_held(next);
     }

@@ -132,13 +132,7 @@ impl Ownership {
                 self.finish(object, State::failed(failure), Vec::new(), fx);
             }
         } else if self.dead.host(owner) {
-            let failure = Failure::new(
-                FailureKind::OwnerDied,
-                format!("its owner {owner} ended, and its copy on {node} cannot be read"),
-            )
-            .of(format!("object {object}"));
-            entry.state = State::failed(failure);
-            fx.push(Effect::Ready { object });
+            self.claim_again(object, node, fx);
         } else {
             entry.asked = true;
             fx.push(Effect::Send { to: owner, message: Message::Lost { object, copy } });

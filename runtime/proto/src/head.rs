@@ -7,7 +7,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::{
     BinaryHash, Failure, HostId, JobId, LeaseId, NodeId, ObjectId, Resources, TaskId,
     host::{Answer, Explained, Question, Request, Revocation},
-    peer::Copy,
+    peer::{Copy, Record},
     resource::{Class, Device, DeviceGrant, Label},
     wire::Hello,
 };
@@ -117,6 +117,12 @@ pub enum ToHead {
         /// How.
         failure: Failure,
     },
+    /// Every host of this node has claimed what it holds of what a dead host owned. Where the dead is an agent, it stands
+    /// for the hosts of its node.
+    Mourned {
+        /// The dead.
+        host: HostId,
+    },
     /// A host's question.
     Ask {
         /// The host.
@@ -173,6 +179,7 @@ impl ToHead {
             Self::LeaseReady { .. } => "lease-ready",
             Self::LeaseFailed { .. } => "lease-failed",
             Self::HostEnded { .. } => "host-ended",
+            Self::Mourned { .. } => "mourned",
             Self::Ask { .. } => "ask",
             Self::StewardReady { .. } => "steward-ready",
             Self::Usage(_) => "usage",
@@ -380,6 +387,12 @@ pub enum ToAgent {
         /// How.
         failure: Failure,
     },
+    /// Every node has answered [`ToHead::Mourned`]: what nobody has claimed of what the dead owned may go, and what it
+    /// held is held by others now, or by nobody.
+    Buried {
+        /// The dead; an agent stands for the hosts of its node.
+        host: HostId,
+    },
     /// For a host here: the answer to its question.
     Answered {
         /// The host.
@@ -502,6 +515,52 @@ pub enum Between {
         /// The job in whose memory that lay.
         job: JobId,
     },
+    /// A message of `from`'s found no such host here.
+    NotHere {
+        /// Who sent it.
+        from: HostId,
+        /// Who is not here, any more.
+        host: HostId,
+    },
+    /// From the agent of a host that holds refs to objects of dead owners: who has primary copies of them is to keep them
+    /// for that host. Answered with [`Between::Claimed`].
+    Claim {
+        /// The host.
+        host: HostId,
+        /// Pairs with the answer.
+        number: u64,
+        /// The objects; at most [`crate::peer::CLAIMS_MAX`].
+        objects: Vec<ObjectId>,
+    },
+    /// Answer to [`Between::Claim`].
+    Claimed {
+        /// From the question.
+        host: HostId,
+        /// From the question.
+        number: u64,
+        /// Who answers.
+        by: NodeId,
+        /// What it keeps for the host, or `None` where it has no primary copy.
+        answers: Vec<(ObjectId, Option<Record>)>,
+    },
+    /// A host does not hold an object any more that is kept for it.
+    Unclaim {
+        /// The host.
+        host: HostId,
+        /// The object.
+        object: ObjectId,
+    },
+    /// In front of [`Between::Keep`]: refs inside that value, or some more of them.
+    Contains {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+        /// How many were named before.
+        at: u32,
+        /// At most [`crate::peer::RECORD_REFS_MAX`].
+        refs: Vec<ObjectId>,
+    },
     /// From a node that drains: pull this copy, let it be the primary one, and tell its owner. Answered with
     /// [`Between::Kept`].
     Keep {
@@ -509,6 +568,8 @@ pub enum Between {
         object: ObjectId,
         /// The copy.
         copy: Copy,
+        /// How many refs are inside it.
+        refs: u32,
     },
     /// From the node that has the primary copy now to the owner's: tell it. Answered with [`Between::Noted`].
     Moved {

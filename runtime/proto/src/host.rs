@@ -9,7 +9,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
     BinaryHash, Failure, Group, GroupId, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId,
-    peer::Copy,
+    peer::{Copy, Record},
     resource::{Class, DeviceGrant},
     wire::Hello,
 };
@@ -134,6 +134,35 @@ pub enum ToAgent {
         number: u32,
         /// Its name, at most [`crate::inventory::SITE_BYTES_MAX`].
         name: String,
+    },
+    /// In front of [`ToAgent::Sealed`], with no refs inside other values between them: refs inside that value, or some more
+    /// of them.
+    Contains {
+        /// The object.
+        object: ObjectId,
+        /// The attempt that made it.
+        attempt: u32,
+        /// The refs; at most [`crate::peer::CONTAINS_MAX`] in all.
+        refs: Vec<ObjectId>,
+    },
+    /// The owners of these are dead: whoever has a primary copy of one is to keep it for this host. Each is answered in
+    /// [`ToHost::Claimed`].
+    Claim {
+        /// The objects, and where their primary copies were last; at most [`crate::peer::CLAIMS_MAX`].
+        objects: Vec<(ObjectId, Option<NodeId>)>,
+    },
+    /// This host holds an object no more that it claimed.
+    Unclaim {
+        /// The object.
+        object: ObjectId,
+        /// Who keeps it for this host.
+        node: NodeId,
+    },
+    /// Answer to [`ToHost::HostDied`], and, with the node's agent for its hosts, to [`ToHost::NodeDied`]: all that this
+    /// host holds of what the dead owned is claimed.
+    Mourned {
+        /// The dead.
+        host: HostId,
     },
     /// From the owner: nobody can reach the object any more. `copy` says where its primary is. Or from a host of the job in
     /// whose memory a copy on this node lies, which was never told to the owner.
@@ -460,6 +489,17 @@ pub enum ToHost {
         host: HostId,
         /// Why.
         failure: Failure,
+    },
+    /// Answers to [`ToAgent::Claim`]: what is kept for this host, or `None` where no living node has a primary copy.
+    Claimed {
+        /// At most [`crate::peer::CLAIMS_MAX`].
+        answers: Vec<(ObjectId, Option<Record>)>,
+    },
+    /// Every host has claimed what it holds of what this one owned; what this one held is held by others now, or by
+    /// nobody. An agent stands for all hosts of its node.
+    Buried {
+        /// The dead.
+        host: HostId,
     },
     /// A node is gone, and all hosts and objects on it.
     NodeDied {

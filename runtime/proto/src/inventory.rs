@@ -30,6 +30,8 @@ pub const SITE_BYTES_MAX: usize = 200;
 pub enum Why {
     /// Its owner holds it: there are refs to it somewhere, or a task that uses it is unfinished.
     Held,
+    /// Its owner is dead; this node is its owner of record, as long as some host holds a ref to it.
+    Inherited,
     /// Nobody can reach it any more, but somebody still reads it, or copies it.
     Read,
     /// A copy of what lies on another node; it goes when room is needed and nobody reads it.
@@ -43,6 +45,7 @@ impl Why {
     pub fn text(self) -> &'static str {
         match self {
             Self::Held => "held by refs",
+            Self::Inherited => "held by refs, its owner is dead",
             Self::Read => "freed, still read",
             Self::Copy => "copy",
             Self::Coming => "coming in",
@@ -60,7 +63,7 @@ pub struct Group {
     pub site: String,
     /// Their job.
     pub job: String,
-    /// The host that owns them.
+    /// The host that owns them; the agent that is their owner of record, where that is dead.
     pub owner: String,
     /// Why they are there.
     pub why: Why,

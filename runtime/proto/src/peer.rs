@@ -114,6 +114,18 @@ pub enum Message {
         /// How many of its borrows end.
         count: u32,
     },
+    /// In front of a value with refs in it: this owner of some is said to be dead, and does not count the receiver for
+    /// them. The receiver registers itself, and so finds out.
+    Suspect {
+        /// The owner.
+        owner: HostId,
+    },
+    /// Receiver of a value to who sent it: these refs in it, which belong to third parties, are counted for the receiver
+    /// now. One for each occurrence.
+    Took {
+        /// The objects.
+        objects: Vec<ObjectId>,
+    },
     /// Borrower to owner: this copy cannot be read.
     Lost {
         /// The object.
@@ -307,6 +319,27 @@ pub enum Value {
     /// In a node's store.
     Stored(Copy),
 }
+
+/// What the owner of record of an object, the agent with its primary copy, knows of it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The copy.
+    pub copy: Copy,
+    /// How many of the refs inside it other records named before.
+    pub at: u32,
+    /// Those refs, or some more of them.
+    pub contains: Vec<ObjectId>,
+    /// Whether there are others, which another record names.
+    pub more: bool,
+}
+
+/// Most refs inside one value. For one in a store, its agent keeps 24 bytes for each, which is about what they take in the
+/// value.
+pub const CONTAINS_MAX: usize = 2 << 20;
+/// Most objects in one message about claims.
+pub const CLAIMS_MAX: usize = 1024;
+/// Most refs inside values in one message between agents, or to a host: 96 KiB. Others follow in further ones.
+pub const RECORD_REFS_MAX: usize = 4096;
 
 /// How a call ended.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -8,7 +8,7 @@
 use std::{cell::RefCell, sync::Arc};
 
 use mobula_ownership::Via;
-use mobula_proto::{Failure, FailureKind, ObjectId, wire};
+use mobula_proto::{Failure, FailureKind, ObjectId, peer::CONTAINS_MAX, wire};
 use mobula_store::{Bytes, Encoded, Object, layout};
 use rkyv::{
     Archive, Deserialize, Serialize,
@@ -61,7 +61,7 @@ mod private {
 }
 
 /// Most refs inside one value, and inside all that a call returns together; a stream's items are counted one by one.
-pub const REFS_MAX: usize = 2 << 20;
+pub const REFS_MAX: usize = CONTAINS_MAX;
 
 /// Fails where a value holds, or values hold together, more refs than [`REFS_MAX`].
 pub(crate) fn check_refs(count: usize) -> Result<(), Failure> {

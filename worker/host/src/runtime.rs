@@ -420,6 +420,14 @@ impl Runtime {
                 self.executor.forget(self, |other| other == host);
                 self.step(|core, out| core.host_died(host, &failure, out));
             }
+            ToHost::Claimed { answers } => self.step(|core, out| {
+                for (object, found) in answers {
+                    core.own(out, |objects, fx| objects.claimed(object, found, fx));
+                }
+            }),
+            ToHost::Buried { host } => {
+                self.step(|core, out| core.own(out, |objects, fx| objects.buried(host, fx)));
+            }
             ToHost::NodeDied { node, failure } => {
                 // Any of them may have had a part there.
                 self.placed.lock().clear();
@@ -700,7 +708,7 @@ impl Runtime {
         output: &Output,
         site: Site,
     ) -> Result<Value, Failure> {
-        let (attempt, pass) = self.store.keep(self, object, attempt, &output.encoded, site)?;
+        let (attempt, pass) = self.store.keep(self, object, attempt, output, site)?;
         let (node, bytes, job) = (self.me().node, output.encoded.len(), self.job());
         Ok(Value::Stored(Copy { node, bytes, attempt, job, pass }))
     }

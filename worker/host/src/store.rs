@@ -16,12 +16,13 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, RegionId, SeqMap,
     host::{ToAgent, Welcome},
-    peer::Copy,
+    peer::{CLAIMS_MAX, Copy},
 };
-use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer, heap::WeakExtent};
+use mobula_store::{Block, Bytes, Extent, Heap, HeapOptions, Reader, Writer, heap::WeakExtent};
 use parking_lot::Mutex;
 
 use crate::{
+    codec::Output,
     context,
     link::AgentSender,
     runtime::Runtime,
@@ -161,6 +162,8 @@ pub struct Store {
     /// The same for others' regions: when the agent said so last.
     asked: Mutex<Option<Instant>>,
     keep_bytes: u64,
+    /// Held while the agent is told of one value with refs inside.
+    naming: Mutex<()>,
     /// Makes numbers that nobody guesses who knows others: a keyed hash, whose key never leaves this process.
     passes: RandomState,
     /// Ticks until the first region is warmed; zero once that is done, or where it is not to be.
@@ -210,6 +213,7 @@ impl Store {
                 0
             }),
             keep_bytes: welcome.store_bytes / KEEP_SHARE,
+            naming: Mutex::default(),
             passes: RandomState::new(),
             written: Mutex::default(),
             answers: Mutex::new(Some(HashMap::new())),
@@ -225,9 +229,10 @@ impl Store {
         runtime: &Arc<Runtime>,
         object: ObjectId,
         attempt: u32,
-        encoded: &Encoded,
+        output: &Output,
         site: Site,
     ) -> Result<(u32, u64), Failure> {
+        let (encoded, refs) = (&output.encoded, output.refs.ids());
         if let Some((attempt, _)) = self.kept.lock().get(&object) {
             return Ok((*attempt, self.pass(object, *attempt)));
         }
@@ -252,6 +257,12 @@ impl Store {
             }
             number
         };
+        // No refs inside of another value come between these and what they are in.
+        let _one = (!refs.is_empty()).then(|| self.naming.lock());
+        for refs in refs.chunks(CLAIMS_MAX) {
+            runtime.tell(ToAgent::Contains { object, attempt, refs: refs.to_vec() });
+            runtime.peers().wait_for_agent(runtime);
+        }
         runtime.tell(ToAgent::Sealed {
             object,
             attempt,

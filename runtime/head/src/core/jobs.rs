@@ -142,6 +142,7 @@ impl Core {
 
     pub(super) fn host_ended(&mut self, host: HostId, job: JobId, failure: Failure) {
         self.broadcast(None, ToAgent::HostEnded { host, job, failure: failure.clone() });
+        self.begin_burial(host);
         self.leases.forget_owners(|owner| owner == host);
         self.schedule(scheduler::Event::OwnerGone { owner: host });
         self.lose_leases_on(host);

@@ -164,6 +164,7 @@ impl Core {
         self.jobs.values_mut().for_each(|entry| entry.left_by(node));
         info!(%node, %failure, "node gone");
         self.broadcast(Some(link), ToAgent::NodeDown { node, failure: failure.clone() });
+        self.bury_node(node);
         self.drop_questions_to(node);
         self.groups.forget_waiters(|waiter| waiter.node == node);
         self.leases.forget_owners(|owner| owner.node == node);

@@ -13,6 +13,7 @@
 //! - **H4** A record precedes, in the list of effects, every message that promises what it holds.
 //! - **H5** Each table has a limit with a name; reaching it is a typed failure to whoever asked.
 
+mod burials;
 mod drain;
 mod groups;
 mod jobs;
@@ -217,6 +218,7 @@ pub struct Core {
     queues: BTreeMap<String, Queue>,
     groups: groups::Groups,
     recovered: drain::Recovered,
+    burials: burials::Burials,
     tokens: BTreeMap<TokenId, Token>,
     questions: why::Questions,
     scaling: Option<ScalingSnapshot>,
@@ -281,6 +283,7 @@ impl Core {
             queues,
             groups,
             recovered,
+            burials: burials::Burials::default(),
             tokens,
             questions: why::Questions::default(),
             scaling: None,
@@ -373,6 +376,7 @@ impl Core {
                     self.host_ended(host, job, cut(failure));
                 }
             }
+            ToHead::Mourned { host } => self.mourned(from, host),
             ToHead::Ask { host, job, request, question } => {
                 if self.speaks_for(from, host) {
                     self.ask(Asker { link, host, job, request }, question);

@@ -2,7 +2,7 @@
 
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
-    peer::{Copy, Message, State},
+    peer::{Copy, Message, Record, State},
 };
 
 use crate::{Counts, Effect, Ownership, Settled, Via, entry::Entry};
@@ -126,9 +126,10 @@ fn o2_an_argument_of_a_third_owner_holds_done_back() {
     );
     assert_eq!(message(&mut own, O, Message::Borrowed { token: 1 }), []);
     assert_eq!(message(&mut own, O, Message::Borrowed { token: 2 }), [Effect::Settled { token: 5 }]);
-    // Only its own registration is given back.
+    // Only its own registration is given back, once the receiver has taken what was lent to it.
+    assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
     assert_eq!(
-        fx(&mut own, |own, fx| own.drop_ref(x, fx)),
+        message(&mut own, B, Message::Took { objects: vec![x] }),
         [sent(O, Message::Return { object: x, count: 1 })]
     );
 }
@@ -316,6 +317,24 @@ fn o5_waiters_are_told_when_it_is_ready_and_when_it_fails() {
 }
 
 #[test]
+fn an_actors_place_is_learned_only_by_who_asked_for_it() {
+    let mut own = Ownership::new(B);
+    let actor = object(O, 1);
+    let up = |incarnation| State::Actor { host: E, incarnation };
+    own.receive(actor, Via::Registered, &mut vec![]);
+    own.want(actor, &mut vec![]);
+    // Given back, it is told nothing more of what comes next; the answer was under way, and another ref, too.
+    own.drop_ref(actor, &mut vec![]);
+    own.receive(actor, Via::Registered, &mut vec![]);
+    message(&mut own, O, Message::Resolved { object: actor, state: up(4) });
+    assert_eq!(own.state(actor), Some(&State::Pending));
+    let asks = fx(&mut own, |own, fx| own.want(actor, fx));
+    assert_eq!(asks, [sent(O, Message::Resolve { object: actor })]);
+    message(&mut own, O, Message::Resolved { object: actor, state: up(6) });
+    assert_eq!(own.state(actor), Some(&up(6)));
+}
+
+#[test]
 fn o5_an_owners_death_ends_every_wait() {
     let mut own = Ownership::new(B);
     let (waiting, small, stored, actor) = (object(O, 4), object(O, 2), object(O, 3), object(O, 1));
@@ -323,6 +342,7 @@ fn o5_an_owners_death_ends_every_wait() {
     for x in [waiting, small, stored, actor, container] {
         own.receive(x, Via::Registered, &mut vec![]);
     }
+    own.want(actor, &mut vec![]);
     let up = State::Actor { host: E, incarnation: 1 };
     for (object, state) in [(small, inline(vec![])), (stored, State::Stored(copy(1))), (actor, up)] {
         message(&mut own, O, Message::Resolved { object, state });
@@ -333,26 +353,38 @@ fn o5_an_owners_death_ends_every_wait() {
     assert!(own.settle(E, &[object(O, 6)], 7, &mut vec![]).waiting);
     own.drop_ref(container, &mut vec![]);
     let effects = fx(&mut own, |own, fx| own.host_died(O, &killed(), fx));
+    let objects = vec![(stored, Some(AWAY)), (waiting, None), (object(O, 5), None), (object(O, 6), None)];
+    assert_eq!(effects, [Effect::ActorMoved { object: actor }, Effect::Claim { objects }]);
+    // O10: some agent has the one, and nobody the others.
+    let record = Record { copy: copy(1), at: 0, contains: vec![], more: false };
+    assert_eq!(fx(&mut own, |own, fx| own.claimed(stored, Some(record.clone()), fx)), []);
+    assert_eq!(fx(&mut own, |own, fx| own.claimed(waiting, None, fx)), [Effect::Ready { object: waiting }]);
     assert_eq!(
-        effects,
-        [
-            Effect::ActorMoved { object: actor },
-            Effect::Ready { object: waiting },
-            Effect::Ready { object: object(O, 5) },
-            Effect::Ready { object: object(O, 6) },
-            sent(E, Message::Return { object: container, count: 1 }),
-            Effect::Settled { token: 7 },
-        ]
+        fx(&mut own, |own, fx| own.claimed(object(O, 5), None, fx)),
+        [Effect::Ready { object: object(O, 5) }, sent(E, Message::Return { object: container, count: 1 })]
+    );
+    assert_eq!(
+        fx(&mut own, |own, fx| own.claimed(object(O, 6), None, fx)),
+        [Effect::Ready { object: object(O, 6) }, Effect::Settled { token: 7 }, Effect::Mourned { host: O }]
     );
     assert_eq!(kind(&own, waiting), FailureKind::OwnerDied);
     assert_eq!(own.state(small), Some(&inline(vec![])));
     assert_eq!(own.state(stored), Some(&State::Stored(copy(1))));
-    // Its copy is gone too: nobody is left to ask.
-    assert_eq!(fx(&mut own, |own, fx| own.lost(stored, &copy(1), fx)), [Effect::Ready { object: stored }]);
+    // Its copy is gone too: whoever has another may say so.
+    assert_eq!(
+        fx(&mut own, |own, fx| own.lost(stored, &copy(1), fx)),
+        [Effect::Unclaim { object: stored, node: AWAY }, Effect::Claim { objects: vec![(stored, None)] }]
+    );
+    assert_eq!(fx(&mut own, |own, fx| own.claimed(stored, None, fx)), [Effect::Ready { object: stored }]);
     assert_eq!(kind(&own, stored), FailureKind::OwnerDied);
-    // O6: a ref that arrives later is dead on arrival, and nothing goes back to the dead.
-    own.receive(object(O, 9), Via::Container(small), &mut vec![]);
-    assert_eq!(kind(&own, object(O, 9)), FailureKind::OwnerDied);
+    // O6: nothing goes back to the dead for a ref that arrives later.
+    let late = object(O, 9);
+    assert_eq!(
+        fx(&mut own, |own, fx| own.receive(late, Via::Container(small), fx)),
+        [Effect::Claim { objects: vec![(late, None)] }]
+    );
+    own.claimed(late, None, &mut vec![]);
+    assert_eq!(kind(&own, late), FailureKind::OwnerDied);
     for x in [waiting, small, stored, actor, object(O, 5), object(O, 6), object(O, 9)] {
         assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
     }
@@ -372,9 +404,18 @@ fn o6_a_borrowers_death_ends_its_borrows_for_good() {
     message(&mut own, B, Message::Resolve { object: object(O, 3) });
     assert_eq!(
         fx(&mut own, |own, fx| own.host_died(B, &killed(), fx)),
+        [Effect::Mourned { host: B }],
+        "what it held others may hold for it"
+    );
+    assert_eq!(
+        fx(&mut own, |own, fx| own.buried(B, fx)),
         [Effect::Forgotten { object: x }, Effect::Forgotten { object: y }]
     );
-    assert_eq!(fx(&mut own, |own, fx| own.host_died(B, &killed(), fx)), []);
+    assert_eq!(
+        fx(&mut own, |own, fx| own.host_died(B, &killed(), fx)),
+        [Effect::Mourned { host: B }],
+        "each time"
+    );
     // Late messages about it or from it change nothing.
     message(&mut own, E, Message::Borrow { object: object(O, 3), borrower: B, token: 1 });
     assert_eq!(message(&mut own, B, Message::Resolve { object: object(O, 3) }), []);
@@ -447,13 +488,80 @@ fn a_nodes_death_loses_what_it_stored() {
     own.retained(E, &[put]);
     assert_eq!(
         fx(&mut own, |own, fx| own.node_died(AWAY, &killed(), fx)),
-        [Effect::Ready { object: put }, Effect::Rebuild { task }]
+        [Effect::Mourned { host: AWAY.agent() }, Effect::Ready { object: put }, Effect::Rebuild { task }]
     );
     assert_eq!(kind(&own, put), FailureKind::ObjectLost);
     assert_eq!(own.counts().pending, 2);
     // Its hosts died with it.
     assert_eq!(message(&mut own, E, Message::Resolve { object: put }), []);
-    assert_eq!(fx(&mut own, |own, fx| own.drop_ref(put, fx)), [Effect::Forgotten { object: put }]);
+    assert_eq!(fx(&mut own, |own, fx| own.drop_ref(put, fx)), []);
+    assert_eq!(fx(&mut own, |own, fx| own.buried(AWAY.agent(), fx)), [Effect::Forgotten { object: put }]);
+}
+
+#[test]
+fn o10_a_claim_holds_what_is_inside_before_it_counts() {
+    let mut own = Ownership::new(B);
+    let (outer, inner, lost) = (object(O, 1), object(E, 1), object(O, 2));
+    own.receive(outer, Via::Argument, &mut vec![]);
+    own.host_died(O, &killed(), &mut vec![]);
+    let record = Record { copy: copy(1), at: 0, contains: vec![inner, lost], more: false };
+    let effects = fx(&mut own, |own, fx| own.claimed(outer, Some(record), fx));
+    let token = match &effects[..] {
+        [
+            Effect::Ready { object },
+            Effect::Send { to: E, message: Message::Borrow { object: borrowed, borrower: B, token } },
+            Effect::Claim { objects },
+        ] if *object == outer && *borrowed == inner && *objects == [(lost, None)] => *token,
+        other => panic!("{other:?}"),
+    };
+    // What it waits for is settled in any order; only then has it mourned, and may an executor's `Done` leave.
+    assert_eq!(own.counts().unacknowledged, 3);
+    assert_eq!(message(&mut own, E, Message::Borrowed { token }), []);
+    assert_eq!(
+        fx(&mut own, |own, fx| own.claimed(lost, None, fx)),
+        [Effect::Ready { object: lost }, Effect::Mourned { host: O }]
+    );
+    assert_eq!(
+        fx(&mut own, |own, fx| own.drop_ref(outer, fx)),
+        [Effect::Unclaim { object: outer, node: AWAY }, sent(E, Message::Return { object: inner, count: 1 })]
+    );
+    assert_eq!(own.counts(), Counts::default());
+}
+
+#[test]
+fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
+    let (mut own, mut caller) = (Ownership::new(E), Ownership::new(B));
+    let (x, result) = (object(O, 1), object(B, 1));
+    own.receive(x, Via::Registered, &mut vec![]);
+    own.host_died(O, &killed(), &mut vec![]);
+    let record = || Some(Record { copy: copy(1), at: 0, contains: vec![], more: false });
+    own.claimed(x, record(), &mut vec![]);
+    // The caller does not know yet that the owner is dead, and asks there.
+    let effects = fx(&mut own, |own, fx| assert!(!own.lend(B, &[x], 1, fx)));
+    assert_eq!(effects, [sent(B, Message::Suspect { owner: O })]);
+    assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), [], "kept until the caller has taken it");
+    caller.create(result, false);
+    message(&mut caller, E, Message::Suspect { owner: O });
+    let effects = fx(&mut caller, |own, fx| {
+        assert!(own.complete(result, inline(vec![]), vec![x], fx));
+        own.took(E, &[x], fx);
+    });
+    assert_eq!(
+        effects,
+        [sent(O, Message::Borrow { object: x, borrower: B, token: 1 }), Effect::Ready { object: result }]
+    );
+    caller.host_died(O, &killed(), &mut vec![]);
+    let took = Message::Took { objects: vec![x] };
+    assert_eq!(
+        fx(&mut caller, |own, fx| own.claimed(x, record(), fx)),
+        [Effect::Ready { object: x }, sent(E, took.clone()), Effect::Mourned { host: O }]
+    );
+    assert_eq!(message(&mut own, B, took), [Effect::Unclaim { object: x, node: AWAY }]);
+    assert_eq!(own.counts(), Counts::default());
+    assert_eq!(
+        fx(&mut caller, |own, fx| own.drop_ref(result, fx)),
+        [Effect::Forgotten { object: result }, Effect::Unclaim { object: x, node: AWAY }]
+    );
 }
 
 #[test]

@@ -41,7 +41,8 @@ fn network(rig: &Rig) -> Result<Builder, mobula_rig::Error> {
     Ok(Cluster::connect(&rig.address()).token(&rig.driver_token()?))
 }
 
-fn socket(rig: &Rig) -> Result<Builder, mobula_rig::Error> {
+/// Joins through the socket of the first node.
+pub fn socket(rig: &Rig) -> Result<Builder, mobula_rig::Error> {
     Ok(Cluster::connect(&rig.socket(0)?))
 }
 

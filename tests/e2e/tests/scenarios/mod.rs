@@ -11,6 +11,7 @@ mod dying;
 mod explaining;
 mod files;
 mod grouping;
+mod inheriting;
 mod inventory;
 pub mod isolation;
 mod joining;
@@ -161,6 +162,7 @@ pub fn cases() -> Vec<Case> {
         case!(cancelling::time_runs_out),
         case!(dying::a_task_is_tried_again),
         case!(dying::attempts_end),
+        case!(inheriting::values_outlive_their_owners).cpus(4.0),
         case!(dying::an_actor_starts_again),
         case!(dying::restarts_end),
         case!(dying::calls_allowed_at_least_once_are_tried_again),
@@ -230,6 +232,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(files::a_changed_file_is_refused),
     solo!(files::open_files_stay_with_their_opener),
     solo!(files::a_replaced_program_goes_on),
+    solo!(inheriting::a_detached_actor_keeps_what_a_driver_left),
     solo!(inventory::objects_are_shown_with_what_made_them),
     solo!(isolation::nobody_can_write_what_is_shared),
     solo!(isolation::a_stranger_gets_nothing),

@@ -16,7 +16,7 @@ use mobula_proto::{
     HostId, NodeId, ObjectId,
     head::{Between, Left, ToHead},
     host::{Noted, ToHost},
-    peer::Copy,
+    peer::{CONTAINS_MAX, Copy, RECORD_REFS_MAX},
 };
 
 use super::{Core, Effect, objects::Key, transfer::PULLS_MAX, transfer::Pull};
@@ -45,9 +45,18 @@ struct Keep {
 }
 
 impl Keep {
-    fn message(&self, me: NodeId, (object, attempt, job): Key) -> Between {
+    /// Says what is to be kept, with the refs inside.
+    fn say(&self, me: NodeId, (object, attempt, job): Key, contains: &[ObjectId], effects: &mut Vec<Effect>) {
         let Self { bytes, pass, .. } = *self;
-        Between::Keep { object, copy: Copy { node: me, bytes, attempt, job, pass } }
+        let copy = Copy { node: me, bytes, attempt, job, pass };
+        let count = |refs: usize| u32::try_from(refs).unwrap_or(u32::MAX);
+        let mut at = 0;
+        for refs in contains.chunks(RECORD_REFS_MAX) {
+            let message = Between::Contains { object, copy, at: count(at), refs: refs.to_vec() };
+            effects.push(Effect::Peer(self.to, message));
+            at += refs.len();
+        }
+        effects.push(Effect::Peer(self.to, Between::Keep { object, copy, refs: count(at) }));
     }
 }
 
@@ -68,6 +77,9 @@ pub(super) struct Draining {
 
 /// On a node that was given copies: from whom, until their owners have noted it.
 pub(super) type Noting = BTreeMap<Key, NodeId>;
+
+/// The same, of copies that are about to be given: the refs inside each, as far as they are named.
+pub(super) type Given = BTreeMap<Key, (NodeId, Vec<ObjectId>)>;
 
 impl Core {
     /// The node is to leave; its copies go to these others.
@@ -130,7 +142,7 @@ impl Core {
         }
         for (key, keep) in draining.keeps.iter_mut().filter(|(_, keep)| keep.again <= now) {
             keep.again = now + KEEP_AGAIN;
-            self.effects.push(Effect::Peer(keep.to, keep.message(me, *key)));
+            keep.say(me, *key, self.objects.contained(*key), &mut self.effects);
         }
         let mut bytes: u64 = draining.keeps.values().map(|keep| keep.bytes).sum();
         let mut last = None;
@@ -140,15 +152,16 @@ impl Core {
                 break;
             }
             last = Some(key);
-            // With an owner here the object ends with the node, wherever it lies.
-            if key.0.owner.node == me || draining.keeps.contains_key(&key) {
+            // With an owner here, or this node as owner of record, the object ends with the node, wherever it lies.
+            let ours = key.0.owner.node == me || self.estate.has(key.0);
+            if ours || draining.keeps.contains_key(&key) {
                 continue;
             }
             let to = draining.to[draining.turn % draining.to.len()];
             draining.turn = draining.turn.wrapping_add(1);
             bytes = bytes.saturating_add(copy_bytes);
             let keep = Keep { to, bytes: copy_bytes, pass, again: now + KEEP_AGAIN };
-            self.effects.push(Effect::Peer(to, keep.message(me, key)));
+            keep.say(me, key, self.objects.contained(key), &mut self.effects);
             draining.keeps.insert(key, keep);
         }
         // At the end it begins anew.
@@ -180,6 +193,12 @@ impl Core {
 
     fn say_left(&mut self) {
         let (objects, bytes) = self.objects.primaries();
+        // Nothing waits for what cannot move.
+        let inherited =
+            self.estate.kept().filter_map(|object| self.objects.primary(object, self.config.node));
+        let (objects, bytes) = inherited.fold((objects, bytes), |(objects, bytes), record| {
+            (objects.saturating_sub(1), bytes.saturating_sub(record.copy.bytes))
+        });
         let count = |launched| {
             let kind = self.hosts.iter().filter(|(_, host)| host.kind.is_launched() == launched);
             u32::try_from(kind.count()).unwrap_or(u32::MAX)
@@ -191,22 +210,41 @@ impl Core {
         }
     }
 
-    /// A node that drains gives a copy away to this one.
-    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy) {
+    /// The refs inside of what a node that drains is about to give to this one, or some more of them.
+    pub(super) fn given_contains(&mut self, object: ObjectId, copy: Copy, at: u32, refs: &[ObjectId]) {
         let key = (object, copy.attempt, copy.job);
+        let full = self.given.len() >= NOTING_MAX && !self.given.contains_key(&key);
+        if full || !self.nodes.contains_key(&copy.node) {
+            return;
+        }
+        let (from, known) = self.given.entry(key).or_insert((copy.node, Vec::new()));
+        if at == 0 {
+            (*from, *known) = (copy.node, Vec::new());
+        }
+        // Where some are missing, it is not kept: it is given again.
+        if *from == copy.node && at as usize == known.len() && known.len() + refs.len() <= CONTAINS_MAX {
+            known.extend_from_slice(refs);
+        }
+    }
+
+    /// A node that drains gives a copy away to this one.
+    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, refs: u32) {
+        let key = (object, copy.attempt, copy.job);
+        let (from, contains) = self.given.remove(&key).unwrap_or((copy.node, Vec::new()));
         let full = self.noting.len() >= NOTING_MAX && !self.noting.contains_key(&key);
-        if self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
+        let named = from == copy.node && contains.len() == refs as usize;
+        if !named || self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
             return self.not_kept(key, copy.node);
         }
         if self.objects.find(key).is_some() {
-            return self.keep_here(key, copy.node);
+            return self.keep_here(key, copy.node, contains);
         }
         let known = self.pulls.contains_key(&key);
         if !known && self.pulls.len() >= PULLS_MAX {
             return self.not_kept(key, copy.node);
         }
         let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy));
-        pull.keep = true;
+        pull.keep = Some(contains);
         if !known {
             self.queue.add((key, copy), true);
         }
@@ -214,10 +252,13 @@ impl Core {
     }
 
     /// There is a copy here, which is the primary one from now on; it came from `from`.
-    pub(super) fn keep_here(&mut self, key: Key, from: NodeId) {
+    pub(super) fn keep_here(&mut self, key: Key, from: NodeId, contains: Vec<ObjectId>) {
         let Some((bytes, pass)) = self.objects.promote(key) else {
             return self.not_kept(key, from);
         };
+        if self.objects.contained(key).is_empty() {
+            self.objects.set_contains(key, contains);
+        }
         self.noting.insert(key, from);
         let (object, attempt, job) = key;
         let copy = Copy { node: self.config.node, bytes, attempt, job, pass };
@@ -324,6 +365,7 @@ impl Core {
             draining.to.retain(|to| *to != node);
             draining.keeps.retain(|_, keep| keep.to != node);
         }
+        self.given.retain(|_, (from, _)| *from != node);
         let orphans: Vec<Key> =
             self.noting.keys().filter(|(object, ..)| object.owner.node == node).copied().collect();
         for (object, attempt, job) in orphans {

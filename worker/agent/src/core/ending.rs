@@ -50,6 +50,7 @@ impl Core {
         self.drop_pulls(job);
         let gone = self.objects.job_gone(job);
         self.gone(gone);
+        self.estate_without();
         self.restores_without();
         self.noting_without();
         self.effects.push(Effect::JobGone(job));

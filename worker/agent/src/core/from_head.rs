@@ -40,10 +40,11 @@ impl Core {
             ToAgent::Infeasible { owner, key, failure } => {
                 self.tell(owner, ToHost::Infeasible { key, failure });
             }
-            ToAgent::HostEnded { host, job, failure } => {
+            ToAgent::HostEnded { host, job: _, failure } => {
                 // Of its own hosts the agent knows first, and has told already.
                 if host.node != self.config.node {
-                    self.effects.push(Effect::Died(host, job, failure));
+                    // To hosts of other jobs, refs of this one's may have come by detached actors.
+                    self.host_died(host, &failure);
                 } else {
                     self.driver_dismissed(host, failure);
                 }
@@ -66,6 +67,7 @@ impl Core {
             ToAgent::Answered { host, request, answer } => {
                 self.tell(host, ToHost::Answered { request, answer });
             }
+            ToAgent::Buried { host } => self.buried(host),
             ToAgent::Drain { to } => self.drain(to, now),
             ToAgent::Resume => self.resume(),
             ToAgent::Registered { .. } | ToAgent::Refused(_) | ToAgent::Dismissed | ToAgent::Shutdown => {}
@@ -78,7 +80,7 @@ impl Core {
     }
 
     /// Tells a host that is here and ready; what comes for any other is late.
-    fn tell(&mut self, host: HostId, message: ToHost) {
+    pub(super) fn tell(&mut self, host: HostId, message: ToHost) {
         if self.hosts.get(host).is_some_and(|host| host.ready) {
             self.effects.push(Effect::Tell(host, message, Vec::new()));
         }
@@ -95,6 +97,7 @@ impl Core {
         for host in ready {
             self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });
         }
+        self.node_mourned(node, failure);
     }
 
     fn job_started(&mut self, request: Request, job: Job, now: Instant) {
@@ -117,10 +120,7 @@ impl Core {
             self.leases.host_attached(id, number);
             self.leases.host_ready(id, now);
         }
-        self.effects.push(Effect::Ready(id, number));
-        if let Some(welcome) = self.welcome(id) {
-            self.effects.push(Effect::Tell(id, ToHost::Welcome(welcome), Vec::new()));
-        }
+        self.welcomed(id, number);
     }
 
     fn know_job(&mut self, job: &Job) {

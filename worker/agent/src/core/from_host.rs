@@ -11,7 +11,7 @@ use mobula_proto::{
     head::{Between, ToHead},
     host::{Driver, Explained, Question, ToAgent, ToHost},
     inventory::SITE_BYTES_MAX,
-    peer::Copy,
+    peer::{CLAIMS_MAX, Copy},
     wire::{Hello, Role},
 };
 
@@ -36,10 +36,13 @@ impl Core {
             self.violation(id, &"it spoke before it was welcomed");
             return;
         }
+        if let ToAgent::Mourned { host } = message {
+            return self.host_mourned(id, host);
+        }
         // A job that ended takes its hosts' wishes along.
         let Some(job) = self.job_of(id) else { return };
         match message {
-            ToAgent::Hello { .. } | ToAgent::Relay { .. } => {}
+            ToAgent::Hello { .. } | ToAgent::Relay { .. } | ToAgent::Mourned { .. } => {}
             ToAgent::Doorbell => {
                 let Some(fd) = fds.into_iter().next() else {
                     self.violation(id, &"its doorbell came without a descriptor");
@@ -101,6 +104,7 @@ impl Core {
                 match self.objects.seal(object, attempt, region, offset, bytes, None) {
                     Ok(key) => {
                         self.objects.set_pass(key, pass);
+                        self.objects.set_contains(key, self.hosts.contained(id, (object, attempt)));
                         if let Some(site) = self.hosts.site(id, site) {
                             self.objects.made_at(key, site);
                         }
@@ -110,6 +114,19 @@ impl Core {
                     Err(error) => self.violation(id, &error),
                 }
             }
+            ToAgent::Contains { object, attempt, refs } => {
+                if !self.hosts.contain(id, (object, attempt), &refs) {
+                    self.violation(id, &"a value of it holds more refs than one may");
+                }
+            }
+            ToAgent::Claim { objects } => {
+                if objects.len() > CLAIMS_MAX {
+                    self.violation(id, &"it claims more at once than it may");
+                } else {
+                    self.claim(id, objects, now);
+                }
+            }
+            ToAgent::Unclaim { object, node } => self.release(id, object, node),
             ToAgent::Free { object, copy } => self.free((id, job), object, copy, now),
             ToAgent::Discard { object, .. } if object.owner != id => {
                 self.violation(id, &format!("it discarded {object}, which is not its own"));
@@ -244,10 +261,7 @@ impl Core {
         if let Some(host) = self.hosts.get_mut(id) {
             host.ready = true;
         }
-        self.effects.push(Effect::Ready(id, job));
-        if let Some(welcome) = self.welcome(id) {
-            self.effects.push(Effect::Tell(id, ToHost::Welcome(welcome), Vec::new()));
-        }
+        self.welcomed(id, job);
         for lease in self.leases.host_ready(id, now) {
             self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host: id }));
         }

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use mobula_proto::{HostId, JobId, inventory::SITES_MAX, resource::DeviceGrant};
+use mobula_proto::{
+    HostId, JobId, ObjectId, inventory::SITES_MAX, peer::CONTAINS_MAX, resource::DeviceGrant,
+};
 
 /// Most hosts on a node, drivers included: each costs the agent a link and some descriptors.
 pub const HOSTS_MAX: usize = 4096;
@@ -53,6 +55,8 @@ pub struct Host {
     pub doorbell: Option<Arc<OwnedFd>>,
     /// Names of places in its program.
     sites: Vec<Arc<str>>,
+    /// The value that it is about to seal, and the refs inside that.
+    contains: Option<((ObjectId, u32), Vec<ObjectId>)>,
     peers: BTreeSet<HostId>,
     wanted: BTreeSet<HostId>,
 }
@@ -96,6 +100,7 @@ impl Hosts {
             devices,
             doorbell: None,
             sites: Vec::new(),
+            contains: None,
             peers: BTreeSet::new(),
             wanted: BTreeSet::new(),
         };
@@ -121,6 +126,28 @@ impl Hosts {
             host.sites.push(name.into());
         }
         is_next
+    }
+
+    /// A host names refs inside a value that it is about to seal; `false` where there are too many.
+    pub fn contain(&mut self, id: HostId, value: (ObjectId, u32), refs: &[ObjectId]) -> bool {
+        let Some(host) = self.hosts.get_mut(&id) else { return true };
+        let (_, known) = match &mut host.contains {
+            Some(known) if known.0 == value => known,
+            other => other.insert((value, Vec::new())),
+        };
+        let fits = known.len() + refs.len() <= CONTAINS_MAX;
+        if fits {
+            known.extend_from_slice(refs);
+        }
+        fits
+    }
+
+    /// The refs inside a value that a host has sealed.
+    pub fn contained(&mut self, id: HostId, value: (ObjectId, u32)) -> Vec<ObjectId> {
+        let Some(host) = self.hosts.get_mut(&id) else { return Vec::new() };
+        // Others without refs may be sealed meanwhile.
+        let named = host.contains.take_if(|(of, _)| *of == value);
+        named.map(|(_, refs)| refs).unwrap_or_default()
     }
 
     /// The name of such a place.

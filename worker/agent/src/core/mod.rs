@@ -7,6 +7,7 @@
 //! | [`transfer`] | copies on their way between nodes |
 //! | [`leases`] | which host runs which lease |
 //! | [`hosts`] | who is here, and who has rings to whom |
+//! | `estate` | objects of dead owners |
 //! | [`drain`] | what moves off a node that is to leave |
 
 pub mod drain;
@@ -17,6 +18,7 @@ pub mod transfer;
 
 mod early;
 mod ending;
+mod estate;
 mod from_head;
 mod from_host;
 mod stock;
@@ -30,6 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mobula_ownership::Estate;
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId,
     head::{Between, Job, Node, ToHead, Usage},
@@ -92,8 +95,6 @@ pub enum Effect {
     Close(HostId),
     /// A host is ready to be talked to.
     Ready(HostId, JobId),
-    /// A host (here or elsewhere) is gone; tell the hosts here that are of its job or have talked to it.
-    Died(HostId, JobId, Failure),
     /// Make a pair of rings for these two, with their doorbells.
     Rings([(HostId, Arc<OwnedFd>); 2]),
     /// Pull this into the agent's own memory for this job; [`Core::pulled`] follows.
@@ -150,9 +151,15 @@ pub struct Core {
     restores: BTreeMap<Key, Vec<Reader>>,
     draining: Option<drain::Draining>,
     noting: drain::Noting,
+    given: drain::Given,
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
     early: early::Early,
+    estate: Estate,
+    /// How those died who are not buried yet; an agent stands for the hosts of its node.
+    deaths: BTreeMap<HostId, Failure>,
+    /// When claims that nobody answers are made again.
+    ask_again_at: Option<Instant>,
     pulled_bytes: u64,
     served_bytes: u64,
     /// What is to be done, in order; whoever called takes it.
@@ -175,9 +182,13 @@ impl Core {
             restores: BTreeMap::new(),
             draining: None,
             noting: BTreeMap::new(),
+            given: BTreeMap::new(),
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
             early: early::Early::default(),
+            estate: Estate::new(config.node),
+            deaths: BTreeMap::new(),
+            ask_again_at: None,
             pulled_bytes: 0,
             served_bytes: 0,
             effects: Vec::new(),
@@ -228,6 +239,7 @@ impl Core {
             self.leases.next_deadline(),
             self.early.next_deadline(),
             self.drain_deadline(),
+            self.ask_again_at,
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -241,6 +253,7 @@ impl Core {
             self.open_failed(open.host, open.request, object, self.no_copy(attempt));
         }
         self.look(now);
+        self.ask_again(now);
         self.objects.retry(now);
         let refused = self.objects.expire(now);
         for (writer, request, failure) in refused {
@@ -329,12 +342,13 @@ impl Core {
         }
         let gone = self.objects.host_gone(id);
         self.gone(gone);
+        self.mourns_no_more(id);
         if let Some(job) = host.job {
             if host.ready || steward {
                 let ended = ToHead::HostEnded { host: id, job, failure: failure.clone() };
                 self.effects.push(Effect::Head(ended));
+                self.host_died(id, &failure);
             }
-            self.effects.push(Effect::Died(id, job, failure.clone()));
             if host.kind.is_driver() && self.jobs.contains_key(&job) {
                 let why =
                     Failure::new(FailureKind::JobEnded, format!("its driver ended: {}", failure.message))
@@ -489,6 +503,9 @@ impl Core {
 
     /// An object is complete: whatever was wanted of it meanwhile.
     fn sealed(&mut self, key: Key, now: Instant) {
+        if self.estate.is_late(key.0) {
+            self.free_here(key.0, key.1, None);
+        }
         let Some(wish) = self.early.take(key) else { return };
         for open in wish.opens {
             self.open(open, key.0, now);
@@ -651,12 +668,19 @@ impl Core {
                 self.pump();
             }
             Between::OutputEnded { job, node } => self.output_ended(job, node),
-            Between::Keep { object, copy } => self.keep(object, copy),
+            Between::Claim { host, number, objects } => self.claimed_from_here(host, number, objects),
+            Between::Claimed { host, number, by, answers } => self.claims_answered(by, host, number, answers),
+            Between::Unclaim { host, object } => self.unclaimed(host, object),
+            Between::Contains { object, copy, at, refs } => self.given_contains(object, copy, at, &refs),
+            Between::Keep { object, copy, refs } => self.keep(object, copy, refs),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
             Between::Kept { object, attempt, job, kept, by } => self.kept((object, attempt, job), kept, by),
             Between::Held { object, attempt, job, nodes } => self.held((object, attempt, job), nodes),
-            Between::Hello { .. } | Between::Relay { .. } | Between::Output { .. } => {}
+            Between::Hello { .. }
+            | Between::Relay { .. }
+            | Between::NotHere { .. }
+            | Between::Output { .. } => {}
         }
     }
 

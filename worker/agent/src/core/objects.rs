@@ -20,8 +20,11 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId, host::Request, inventory::Why,
-    peer as wire, resource::bytes_text,
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
+    host::Request,
+    inventory::Why,
+    peer::{self as wire, Record},
+    resource::bytes_text,
 };
 
 use super::stock;
@@ -193,6 +196,8 @@ struct Entry {
     /// `None` for a primary.
     origin: Option<Origin>,
     holders: Holders,
+    /// The refs inside it.
+    contains: Vec<ObjectId>,
     /// The place in the program that made it; empty where that is not known.
     site: Arc<str>,
     used_at: u64,
@@ -263,16 +268,22 @@ impl Objects {
         self.waiting.len() as u64
     }
 
-    /// What is here, by what it has in common.
-    pub fn groups(&self) -> BTreeMap<stock::Key, stock::Amount> {
+    /// What is here, by what it has in common. This node is the owner of record of what is `inherited`.
+    pub fn groups(
+        &self,
+        node: NodeId,
+        inherited: impl Fn(ObjectId) -> bool,
+    ) -> BTreeMap<stock::Key, stock::Amount> {
         let mut groups: BTreeMap<stock::Key, stock::Amount> = BTreeMap::new();
         for ((object, _, job), entry) in &self.copies {
             let why = match (entry.freed, entry.origin) {
                 (true, _) => Why::Read,
                 (false, Some(_)) => Why::Copy,
+                (false, None) if inherited(*object) => Why::Inherited,
                 (false, None) => Why::Held,
             };
-            let amount = groups.entry((Arc::clone(&entry.site), *job, object.owner, why)).or_default();
+            let owner = if why == Why::Inherited { node.agent() } else { object.owner };
+            let amount = groups.entry((Arc::clone(&entry.site), *job, owner, why)).or_default();
             amount.objects += 1;
             amount.bytes += entry.bytes;
             amount.pinned += u64::from(!entry.pins.is_empty());
@@ -662,6 +673,7 @@ impl Objects {
             freed: false,
             origin,
             holders: Holders::default(),
+            contains: Vec::new(),
             site: Arc::clone(&self.nowhere),
             used_at: 0,
         };
@@ -683,6 +695,38 @@ impl Objects {
         if let Some(entry) = self.copies.get_mut(&key) {
             entry.site = site;
         }
+    }
+
+    /// Notes the refs inside a copy.
+    pub fn set_contains(&mut self, key: Key, refs: Vec<ObjectId>) {
+        if let Some(entry) = self.copies.get_mut(&key) {
+            entry.contains = refs;
+        }
+    }
+
+    /// The refs inside a copy, where it is a primary one.
+    pub fn contained(&self, key: Key) -> &[ObjectId] {
+        self.copies.get(&key).map_or(&[], |entry| &entry.contains)
+    }
+
+    /// The newest primary copy of an object, and the refs inside it.
+    pub fn primary(&self, object: ObjectId, node: NodeId) -> Option<Record> {
+        let all = self.copies.range(up_to(object, u32::MAX));
+        let mut primary = all.filter(|(_, entry)| entry.origin.is_none() && !entry.freed);
+        let ((_, attempt, job), entry) = primary.next_back()?;
+        let copy = wire::Copy { node, bytes: entry.bytes, attempt: *attempt, job: *job, pass: entry.pass };
+        Some(Record { copy, at: 0, contains: entry.contains.clone(), more: false })
+    }
+
+    /// What is here of what a host owned; with an agent, of what the hosts of its node owned. Copies of what lay on a node
+    /// that is not among `nodes` are among it, others' copies are not.
+    pub fn owned_by(&self, owner: HostId, nodes: impl Fn(NodeId) -> bool) -> BTreeSet<ObjectId> {
+        let last = if owner.is_agent() { HostId { seq: u32::MAX, ..owner } } else { owner };
+        let from = *up_to(ObjectId { owner, seq: 0, index: 0 }, 0).start();
+        let to = *up_to(ObjectId { owner: last, seq: u64::MAX, index: u32::MAX }, u32::MAX).end();
+        let all = self.copies.range(from..=to);
+        let here = all.filter(|(_, entry)| entry.origin.is_none_or(|origin| !nodes(origin.node)));
+        here.map(|((object, ..), _)| *object).collect()
     }
 
     /// A copy that is in the table lies in memory from now on.

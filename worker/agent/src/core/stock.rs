@@ -28,7 +28,8 @@ pub struct Amount {
 impl Core {
     /// What is in the store, and why. Looks at every object: about 100 ns each.
     pub fn stock(&self) -> Store {
-        let mut found: BTreeMap<Key, Amount> = self.objects.groups();
+        let mut found: BTreeMap<Key, Amount> =
+            self.objects.groups(self.config.node, |object| self.estate.has(object));
         for ((object, _, job), pull) in &self.pulls {
             let amount = found.entry((Arc::from(""), *job, object.owner, Why::Coming)).or_default();
             amount.objects += 1;

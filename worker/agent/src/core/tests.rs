@@ -12,6 +12,7 @@ use super::{
 };
 
 mod drain;
+mod estate;
 mod jobs;
 
 const JOB: JobId = JobId { number: 7 };
@@ -171,7 +172,6 @@ fn line(effect: &Effect) -> String {
         Effect::Kill(host) => format!("kill {}", short(host)),
         Effect::Close(host) => format!("close {}", short(host)),
         Effect::Ready(host, _) => format!("ready {}", short(host)),
-        Effect::Died(host, ..) => format!("died {}", short(host)),
         Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
         Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
         Effect::Spill(spill) => format!("spill {} into {}", spill.items.len(), spill.file),
@@ -224,9 +224,9 @@ fn a_lease_starts_the_shared_host_once() {
     assert_eq!(rig.head(reserve(3, Class::default())), ["head LeaseReady host-2"]);
     assert_eq!(rig.head(reserve(4, own())), ["launch host-3"]);
     rig.core.host_ended(id(3), Failure::new(FailureKind::HostDied, "exited with code 101"));
-    assert_eq!(rig.lines(), ["head LeaseFailed", "died host-3"]);
+    assert_eq!(rig.lines(), ["head LeaseFailed"]);
     rig.core.host_ended(id(2), Failure::new(FailureKind::HostDied, "killed by signal 9"));
-    assert_eq!(rig.lines(), ["head HostEnded", "died host-2"]);
+    assert_eq!(rig.lines(), ["head HostEnded", "host-1 < HostDied host-2"]);
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn the_job_ends_with_its_driver() {
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
-    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd"]);
+    assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     assert_eq!(rig.head(ended(vec![])), ["kill host-2", "gone job-7"]);
     assert_eq!(rig.host(host, ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 0 }), [""; 0]);
     rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"));
@@ -522,8 +522,8 @@ fn a_driver_hears_of_the_end_behind_the_last_output() {
         assert_eq!(rig.head(ended(nodes)), ["kill host-2", "gone job-7"]);
         (rig, host)
     };
-    let gone = ["head HostEnded", "died host-2"];
-    let last = ["head HostEnded", "died host-2", "host-1 < JobEnded"];
+    let gone = ["head HostEnded", "host-1 < HostDied host-2"];
+    let last = ["head HostEnded", "host-1 < HostDied host-2", "host-1 < JobEnded"];
     let said = || Between::OutputEnded { job: JOB, node: other };
     // The hosts here first, the other node first, and one that is lost.
     let (mut rig, host) = begin(vec![other]);
@@ -585,7 +585,7 @@ fn a_driver_goes_and_detached_actors_stay() {
     let dismissed = FromHead::HostEnded { host: id(1), job: JOB, failure };
     assert_eq!(rig.head(dismissed), ["host-1 < JobEnded"]);
     rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
-    assert_eq!(rig.lines(), ["head HostEnded", "died host-1", "head JobEnd"]);
+    assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     assert!(rig.core.has_job(JOB), "the head says when it ends");
 }
 

@@ -120,13 +120,13 @@ pub(super) struct Pull {
     serving: Vec<NodeId>,
     /// The object was freed meanwhile: it goes with its last pin.
     pub(super) dropped: bool,
-    /// The node that it comes from drains, and gives it to this one.
-    pub(super) keep: bool,
+    /// The node that it comes from drains, and gives it to this one, with these refs inside it.
+    pub(super) keep: Option<Vec<ObjectId>>,
 }
 
 impl Pull {
     pub(super) fn new(copy: Copy) -> Self {
-        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: false }
+        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: None }
     }
 }
 
@@ -217,8 +217,8 @@ impl Core {
                 for (host, request) in pull.waiting {
                     self.opened(host, request, key);
                 }
-                if pull.keep {
-                    self.keep_here(key, node);
+                if let Some(contains) = pull.keep {
+                    self.keep_here(key, node, contains);
                 }
                 // What came from this very node may have been freed there meanwhile.
                 if pull.dropped
@@ -230,7 +230,7 @@ impl Core {
                 true
             }
             Err(failure) => {
-                if pull.keep {
+                if pull.keep.is_some() {
                     self.not_kept(key, node);
                 }
                 let failure = failure.of(object.to_string());

@@ -470,7 +470,6 @@ impl State {
                     self.routes.add_host(host, job, outbox.clone());
                 }
             }
-            Effect::Died(host, job, failure) => self.routes.died(host, job, &failure),
             Effect::Rings(pair) => self.rings(pair),
             Effect::Pull(object, copy, job) => {
                 let Copy { bytes, attempt, .. } = copy;

@@ -36,7 +36,7 @@ use super::{
     provision::Provision,
     routes::{ForPeer, PeerOutbox, PeerQueue, Routes, receivers, unreachable},
 };
-use crate::core::transfer::Wish;
+use crate::core::{no_such_host, transfer::Wish};
 
 /// How long a connection to a peer may take, retries included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -304,20 +304,37 @@ impl Peers {
                 Between::Output { to, from: host, stderr, line } if host.node == from => {
                     self.routes.output(to, host, stderr, line).await;
                 }
+                Between::NotHere { host: HostId { node, .. }, .. }
+                | Between::Claim { host: HostId { node, .. }, .. }
+                | Between::Unclaim { host: HostId { node, .. }, .. }
+                | Between::Claimed { by: node, .. }
+                    if node != from =>
+                {
+                    warn!(peer = %from, "a node speaks for another");
+                }
                 Between::OutputEnded { node, .. } if node != from => {
                     warn!(peer = %from, "a node speaks for another");
                 }
-                Between::Keep { copy, .. } | Between::Moved { copy, .. } if copy.node != from => {
+                Between::Contains { copy, .. } | Between::Keep { copy, .. } | Between::Moved { copy, .. }
+                    if copy.node != from =>
+                {
                     warn!(peer = %from, "a node gives away what is another's");
                 }
                 Between::Kept { by, .. } if by != from => warn!(peer = %from, "a node speaks for another"),
                 Between::Noted { object, .. } if object.owner.node != from => {
                     warn!(peer = %from, "a node speaks for a host of another");
                 }
+                Between::NotHere { from: sender, host } => {
+                    self.routes.unreachable(sender, host, no_such_host(host));
+                }
                 // Handed on behind the lines that came before it.
                 message @ (Between::Free { .. }
                 | Between::Discard { .. }
                 | Between::Drop { .. }
+                | Between::Claim { .. }
+                | Between::Claimed { .. }
+                | Between::Unclaim { .. }
+                | Between::Contains { .. }
                 | Between::Keep { .. }
                 | Between::Moved { .. }
                 | Between::Noted { .. }

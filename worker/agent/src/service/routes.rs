@@ -8,13 +8,14 @@
 //! message then crosses an agent in one task, and is on its way before anybody else runs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc as std_mpsc,
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use mobula_proto::{
 use mobula_telemetry::task;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     garbage::Garbage,
@@ -45,8 +46,11 @@ pub const RECLAIM_OBJECTS_MAX: usize = 16_384;
 pub const ROOM_UNITS: usize = 8192;
 /// What a relayed message is charged at least, and in steps of, in bytes.
 pub const ROOM_UNIT_BYTES: usize = 4096;
-/// Most other hosts that a host's relays are remembered for; past that, the death of one is told by its silence.
-pub const TALKED_MAX: usize = 65_536;
+/// How long a host elsewhere whose message found nobody here is left to hear of the death in the usual way, which says why.
+/// Only one that began after that needs to be told.
+pub const ABSENT_WAIT: Duration = Duration::from_secs(1);
+/// Most pairs of hosts of which the one is to be told that the other is not here.
+pub const ABSENT_MAX: usize = 16_384;
 
 /// What one outbox carries to a host.
 pub(super) struct ForHost {
@@ -410,16 +414,6 @@ pub(super) fn receivers(batch: &[u8]) -> Vec<HostId> {
 struct Route {
     job: JobId,
     outbox: Outbox,
-    talked: Mutex<HashSet<HostId>>,
-}
-
-impl Route {
-    fn talked_to(&self, host: HostId) {
-        let mut talked = self.talked.lock();
-        if talked.len() < TALKED_MAX {
-            talked.insert(host);
-        }
-    }
 }
 
 /// What one outbox carries to another agent.
@@ -564,15 +558,17 @@ pub(super) struct Routes {
     node: NodeId,
     hosts: RwLock<BTreeMap<HostId, Arc<Route>>>,
     peers: RwLock<BTreeMap<NodeId, PeerOutbox>>,
+    /// Hosts elsewhere that are to be told that others are not here.
+    absent: Mutex<BTreeSet<(HostId, HostId)>>,
 }
 
 impl Routes {
     pub(super) fn new(node: NodeId) -> Self {
-        Self { node, hosts: RwLock::default(), peers: RwLock::default() }
+        Self { node, hosts: RwLock::default(), peers: RwLock::default(), absent: Mutex::default() }
     }
 
     pub(super) fn add_host(&self, host: HostId, job: JobId, outbox: Outbox) {
-        self.hosts.write().insert(host, Arc::new(Route { job, outbox, talked: Mutex::default() }));
+        self.hosts.write().insert(host, Arc::new(Route { job, outbox }));
     }
 
     pub(super) fn remove_host(&self, host: HostId) {
@@ -609,7 +605,6 @@ impl Routes {
         let mut unreached = BTreeSet::new();
         for (to, run) in runs(batch.into(), |to| to.node)? {
             let receivers = receivers(&run);
-            receivers.iter().for_each(|to| route.talked_to(*to));
             if to.node == self.node {
                 unreached.extend(self.hand_over(from, route.job, run).await?);
                 continue;
@@ -632,15 +627,34 @@ impl Routes {
 
     /// Messages from a host elsewhere to hosts here.
     pub(super) async fn relayed(
-        &self,
+        self: &Arc<Self>,
         from: HostId,
         job: JobId,
         batch: Bytes,
     ) -> Result<(), wire_relay::Malformed> {
         for to in self.hand_over(from, job, batch).await? {
             debug!(host = %from, %to, "relayed messages found nobody");
+            let mut absent = self.absent.lock();
+            if absent.len() < ABSENT_MAX && absent.insert((from, to)) {
+                drop(absent);
+                let routes = Arc::clone(self);
+                drop(task::spawn("not-here", async move {
+                    tokio::time::sleep(ABSENT_WAIT).await;
+                    routes.not_here(from, to);
+                }));
+            }
         }
         Ok(())
+    }
+
+    /// Tells a host elsewhere that another is not here.
+    fn not_here(&self, from: HostId, host: HostId) {
+        self.absent.lock().remove(&(from, host));
+        if let Some(peer) = self.peer(from.node)
+            && peer.tell(Between::NotHere { from, host }) == Err(Undelivered::Full)
+        {
+            warn!(host = %from, to = %host, "that a host is not there is not said: too many messages wait");
+        }
     }
 
     /// Hands messages to hosts here; returns which of those there are none of.
@@ -662,7 +676,6 @@ impl Routes {
     /// Hands messages to a host here; `false` where there is none such.
     async fn deliver(&self, from: HostId, job: JobId, to: HostId, run: Bytes) -> bool {
         let Some(route) = self.host(to) else { return false };
-        route.talked_to(from);
         route.outbox.relay(from, route.job == job, run).await.is_ok()
     }
 
@@ -684,18 +697,6 @@ impl Routes {
             }
         } else if let Some(peer) = self.peer(driver.node) {
             let _gone = peer.relay(Between::Output { to: driver, from, stderr, line }, bytes).await;
-        }
-    }
-
-    /// Tells the hosts here that are of a dead host's job, or have talked to it.
-    pub(super) fn died(&self, host: HostId, job: JobId, failure: &Failure) {
-        for (id, route) in self.hosts.read().iter() {
-            let concerned = route.job == job || route.talked.lock().remove(&host);
-            if concerned && *id != host {
-                let message = ToHost::HostDied { host, failure: failure.clone() };
-                // Full or closed, the host is about to end.
-                let _ending = route.outbox.tell(message, Vec::new());
-            }
         }
     }
 }

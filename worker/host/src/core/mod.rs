@@ -490,8 +490,21 @@ impl Core {
         out: &mut Vec<Action>,
     ) -> Result<(), Message> {
         match message {
-            Message::Done(done) => self.on_done(from, done, out),
-            Message::Item(item) => self.on_item(from, item, out),
+            Message::Done(done) => {
+                let lent = match &done.outcome {
+                    Outcome::Values(values) => {
+                        values.iter().flat_map(|value| &value.contains).copied().collect()
+                    }
+                    Outcome::Failed(_) => Vec::new(),
+                };
+                self.on_done(from, done, out);
+                self.objects.took(from, &lent, &mut self.effects);
+            }
+            Message::Item(item) => {
+                let lent = item.returned.contains.clone();
+                self.on_item(from, item, out);
+                self.objects.took(from, &lent, &mut self.effects);
+            }
             Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
             Message::Retired { actor, incarnation } => self.on_retired(from, actor, incarnation, out),
             Message::Kill { actor } => self.end_actor(actor, killed(), out),
@@ -713,6 +726,11 @@ impl Core {
                     Effect::Free { object, copy } => {
                         out.push(Action::Tell(ToAgent::Free { object, copy }));
                     }
+                    Effect::Claim { objects } => out.push(Action::Tell(ToAgent::Claim { objects })),
+                    Effect::Unclaim { object, node } => {
+                        out.push(Action::Tell(ToAgent::Unclaim { object, node }));
+                    }
+                    Effect::Mourned { host } => out.push(Action::Tell(ToAgent::Mourned { host })),
                     Effect::Ready { object } => self.on_ready(object, out),
                     Effect::ActorMoved { object } => {
                         self.on_actor(object, out);

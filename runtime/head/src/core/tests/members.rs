@@ -196,3 +196,38 @@ fn a_token_is_spent_once_in_time_and_for_its_role() {
     let effects = world.core.create_token(&other, agent, 900, 300).unwrap();
     assert!(matches!(effects[0], Effect::Persist(Record::TokenGone { id }) if id == token.id()));
 }
+
+#[test]
+fn the_dead_are_buried_once_every_living_node_has_mourned() {
+    let mut world = World::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| world.join(name, 2));
+    let job = world.start_job(a, 1).job;
+    let dead = b.host(1);
+    world.says(b.link, ToHead::HostEnded { host: dead, job, failure: died() });
+    for agent in [a, b, c] {
+        let heard = world.all(agent.link);
+        assert!(matches!(heard.last(), Some(ToAgent::HostEnded { .. })), "{heard:?}");
+    }
+    // Saying it twice counts once, and who joins only now has held nothing.
+    for agent in [a, b, a] {
+        world.says(agent.link, ToHead::Mourned { host: dead });
+    }
+    let d = world.join("d", 2);
+    let is_buried = |world: &mut World, agent: Agent, who: HostId| {
+        let heard = world.all(agent.link);
+        heard.iter().any(|message| matches!(message, ToAgent::Buried { host } if *host == who))
+    };
+    assert!(!is_buried(&mut world, a, dead), "one has not answered");
+    // Who is lost mourns nobody any more, and is mourned itself.
+    world.step(Event::Lost { link: c.link, why: "unreachable".to_owned() });
+    let node = c.node.agent();
+    for agent in [a, b, d] {
+        assert!(is_buried(&mut world, agent, dead));
+        world.says(agent.link, ToHead::Mourned { host: node });
+    }
+    for agent in [a, b, d] {
+        assert!(is_buried(&mut world, agent, node));
+    }
+    world.says(a.link, ToHead::Mourned { host: node });
+    assert!(!is_buried(&mut world, a, node), "it is long over");
+}

@@ -111,7 +111,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     let (mut rig, host) = with_copies(0);
     let there = other_node().node;
     let given = copy(there, 3);
-    let keep = || Between::Keep { object: theirs_of(5), copy: given };
+    let keep = || Between::Keep { object: theirs_of(5), copy: given, refs: 0 };
     rig.core.from_peer(keep());
     assert_eq!(rig.lines(), [format!("pull {} from node-2", theirs_of(5))]);
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
@@ -167,4 +167,41 @@ fn what_is_given_is_kept_and_the_owner_told() {
     rig.head(FromHead::Drain { to: vec![] });
     rig.core.from_peer(keep());
     assert_eq!(rig.lines(), ["node-2 Kept"]);
+}
+
+#[test]
+fn what_is_given_comes_with_the_refs_inside() {
+    let (mut rig, _) = with_copies(0);
+    let there = other_node().node;
+    let (object, given) = (theirs_of(5), copy(there, 3));
+    let part = |at, refs: &[u64]| {
+        let refs = refs.iter().map(|seq| theirs_of(*seq)).collect();
+        Between::Contains { object, copy: given, at, refs }
+    };
+    let keep = || Between::Keep { object, copy: given, refs: 3 };
+    // One part is lost with its connection: it is given again later.
+    rig.core.from_peer(part(0, &[1]));
+    rig.core.from_peer(part(2, &[3]));
+    rig.core.from_peer(keep());
+    assert_eq!(rig.lines(), ["node-2 Kept"]);
+    for (at, refs) in [(0, &[9][..]), (0, &[1]), (1, &[2, 3])] {
+        rig.core.from_peer(part(at, refs));
+    }
+    rig.core.from_peer(keep());
+    assert_eq!(rig.lines(), [format!("pull {object} from node-2")]);
+    let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
+    rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
+    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    assert!(rig.core.pulled((object, 3, JOB), Ok((region, 0, 100))));
+    assert_eq!(rig.core.objects.contained((object, 3, JOB)), [1, 2, 3].map(theirs_of));
+    rig.take();
+    // Given on, it says them too.
+    rig.core.node_up(Node { node: NodeId { number: 3, incarnation: 1 }, ..other_node() });
+    let here = Copy { node: NodeId::EMBEDDED, ..given };
+    rig.core.from_peer(Between::Noted { object, copy: here, noted: Noted::Yes });
+    rig.take();
+    let lines = rig.head(FromHead::Drain { to: vec![NodeId { number: 3, incarnation: 1 }] });
+    let said: Vec<&str> =
+        lines.iter().filter(|line| line.starts_with("node-3")).map(String::as_str).collect();
+    assert_eq!(said, ["node-3 Contains", "node-3 Keep"]);
 }

@@ -187,7 +187,8 @@ impl FakeHead {
     async fn recv(&mut self) -> ToHead {
         loop {
             match soon(self.from_agent.recv()).await.expect("a message, not the end") {
-                ToHead::Usage(_) => {}
+                // Each death is answered, in its own time.
+                ToHead::Usage(_) | ToHead::Mourned { .. } => {}
                 other => return other,
             }
         }

@@ -53,7 +53,11 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     assert_eq!(gone.reclaim[&host(2)], [(object(20), 1, JOB), (object(21), 1, JOB)]);
     assert!(objects.pin((object(20), 1, JOB), host(3)).is_none());
     assert_eq!(objects.on_disk((object(21), 1, JOB)), Some((Slot { file: 2, offset: 0 }, MIB)));
-    let amounts: Vec<_> = objects.groups().into_values().map(|of| (of.objects, of.on_disk)).collect();
+    let amounts: Vec<_> = objects
+        .groups(NodeId::EMBEDDED, |_| false)
+        .into_values()
+        .map(|of| (of.objects, of.on_disk))
+        .collect();
     assert_eq!(amounts, [(4, 2)], "people are told so");
     assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
     assert!(objects.make_room().spills.is_empty(), "its writer was asked for the region");

@@ -1,0 +1,368 @@
+//! Agents and the head, as far as the dead concern them: who hears of a death when, who mourns, who keeps what for whom.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mobula_ownership::{Act, Answers, Estate};
+use mobula_proto::{
+    Failure, FailureKind, HostId, NodeId, ObjectId,
+    peer::{Copy, Record, State},
+};
+
+use super::{Event, JOB, Time, Wire, World};
+
+/// The longest that the head takes to notice that a node is dead.
+const NOTICED_WITHIN: Time = 100_000;
+
+/// The agent of one node.
+pub struct Agent {
+    pub node: NodeId,
+    pub alive: bool,
+    estate: Estate,
+    /// The other nodes that live, as far as it knows.
+    nodes: BTreeSet<NodeId>,
+    /// Hosts here whose end it has seen.
+    gone: BTreeSet<HostId>,
+}
+
+impl Agent {
+    pub fn new(node: NodeId, nodes: &BTreeSet<NodeId>, part_refs: usize) -> Self {
+        let nodes = nodes.iter().copied().filter(|other| *other != node).collect();
+        Self { node, alive: true, estate: Estate::with_parts(node, part_refs), nodes, gone: BTreeSet::new() }
+    }
+}
+
+/// The head: for whom which nodes have not mourned yet.
+#[derive(Default)]
+pub struct Head {
+    nodes: BTreeSet<NodeId>,
+    burials: BTreeMap<HostId, BTreeSet<NodeId>>,
+}
+
+impl Head {
+    pub fn new(nodes: BTreeSet<NodeId>) -> Self {
+        Self { nodes, burials: BTreeMap::new() }
+    }
+}
+
+/// What travels between hosts, agents and the head.
+pub enum News {
+    // A host to its agent.
+    Claim(Vec<(ObjectId, Option<NodeId>)>),
+    Unclaim(ObjectId, NodeId),
+    Mourned(HostId),
+    // An agent to a host.
+    Claimed(Answers),
+    // An agent to another.
+    Ask(HostId, u64, Vec<ObjectId>),
+    Answer(HostId, u64, Answers),
+    Release(HostId, ObjectId),
+    // An agent to the head.
+    Ended(HostId),
+    AllMourned(HostId),
+    // The head to agents, and those to hosts. An agent stands for the hosts of its node.
+    Died(HostId),
+    Buried(HostId),
+}
+
+impl World {
+    /// The party that an agent is; the head comes behind the last.
+    pub fn agent_party(&self, node: NodeId) -> usize {
+        self.hosts.len() + self.agents.iter().position(|agent| agent.node == node).unwrap()
+    }
+
+    pub fn head_party(&self) -> usize {
+        self.hosts.len() + self.agents.len()
+    }
+
+    /// A host tells its agent something.
+    pub fn tell_agent(&mut self, at: usize, news: News) {
+        let agent = self.agent_party(self.hosts[at].id.node);
+        self.send(at, agent, Wire::News(news));
+    }
+
+    /// What the store of a node has of an object: the newest attempt's copy.
+    fn find(&self, node: NodeId, object: ObjectId) -> Option<Record> {
+        let here = |key: &&(ObjectId, u32)| self.hosts[self.places[key]].id.node == node;
+        let mut all = self.values.range((object, 0)..=(object, u32::MAX));
+        let ((_, attempt), contains) = all.rfind(|(key, _)| here(key))?;
+        Some(Record {
+            copy: Copy { node, bytes: 1, attempt: *attempt, job: JOB, pass: 0 },
+            at: 0,
+            contains: contains.clone(),
+            more: false,
+        })
+    }
+
+    fn with_estate(&mut self, agent: usize, call: impl FnOnce(&mut Estate, &Self, &mut Vec<Act>)) {
+        let (node, mut acts) = (self.agents[agent].node, Vec::new());
+        let mut estate = std::mem::replace(&mut self.agents[agent].estate, Estate::new(node));
+        call(&mut estate, self, &mut acts);
+        self.agents[agent].estate = estate;
+        self.act_on(agent, acts);
+    }
+
+    fn act_on(&mut self, agent: usize, acts: Vec<Act>) {
+        let (node, party) = (self.agents[agent].node, self.hosts.len() + agent);
+        for act in acts {
+            let (to, news) = match act {
+                Act::Ask { node, host, number, objects } => {
+                    (self.agent_party(node), News::Ask(host, number, objects))
+                }
+                Act::Answer { node, host, number, answers } => {
+                    (self.agent_party(node), News::Answer(host, number, answers))
+                }
+                Act::Tell { host, answers } => (self.number(host), News::Claimed(answers)),
+                Act::Unclaim { node, host, object } => (self.agent_party(node), News::Release(host, object)),
+                Act::Mourned { host } => (self.head_party(), News::AllMourned(host)),
+                Act::Free { object } => {
+                    self.free_orphan(node, object);
+                    continue;
+                }
+            };
+            self.send(party, to, Wire::News(news));
+        }
+    }
+
+    fn free_orphan(&mut self, node: NodeId, object: ObjectId) {
+        assert!(!self.hosts[self.number(object.owner)].alive, "the owner of {object} lives");
+        let is_here = |key: &(ObjectId, u32)| self.hosts[self.places[key]].id.node == node;
+        let all = self.values.range((object, 0)..=(object, u32::MAX));
+        let here: Vec<(ObjectId, u32)> = all.map(|(key, _)| *key).filter(is_here).collect();
+        // A result that its owner did not want may lie here, too.
+        let last = self.hosts[self.number(object.owner)].own.state(object);
+        if !here.is_empty() && !matches!(last, Some(State::Failed(_) | State::Inline { .. })) {
+            self.assert_unreachable(object);
+        }
+        self.inherited += here.len() as u64;
+        for key in here {
+            self.values.remove(&key);
+        }
+    }
+
+    /// Something was sealed in the store of a node.
+    pub fn sealed(&mut self, node: NodeId, object: ObjectId) {
+        let agent = self.agents.iter().position(|agent| agent.node == node).unwrap();
+        if self.agents[agent].estate.is_late(object) {
+            self.free_orphan(node, object);
+        }
+    }
+
+    fn hosts_at(&self, node: NodeId) -> Vec<HostId> {
+        self.hosts.iter().filter(|host| host.born && host.id.node == node).map(|host| host.id).collect()
+    }
+
+    /// An agent hears of a death, and tells its hosts.
+    fn agent_hears(&mut self, agent: usize, dead: HostId) {
+        let Agent { node, ref gone, .. } = self.agents[agent];
+        let hosts: Vec<HostId> =
+            self.hosts_at(node).into_iter().filter(|host| *host != dead && !gone.contains(host)).collect();
+        if dead.is_agent() {
+            self.agents[agent].nodes.remove(&dead.node);
+            let nodes = self.agents[agent].nodes.clone();
+            self.with_estate(agent, |estate, _, acts| estate.node_gone(dead.node, &nodes, acts));
+        }
+        for host in &hosts {
+            let to = self.number(*host);
+            self.send(self.hosts.len() + agent, to, Wire::News(News::Died(dead)));
+        }
+        self.with_estate(agent, |estate, _, acts| estate.died(dead, hosts, acts));
+    }
+
+    /// The agent of a host sees its end.
+    pub fn host_ended(&mut self, at: usize) {
+        let host = self.hosts[at].id;
+        let agent = self.agent_party(host.node) - self.hosts.len();
+        if !self.agents[agent].alive {
+            return;
+        }
+        self.agents[agent].gone.insert(host);
+        self.with_estate(agent, |estate, _, acts| estate.host_gone(host, acts));
+        self.send(self.hosts.len() + agent, self.head_party(), Wire::News(News::Ended(host)));
+        self.agent_hears(agent, host);
+    }
+
+    /// A host begins.
+    pub fn born(&mut self, at: usize) {
+        let agent = self.agent_party(self.hosts[at].id.node);
+        self.hosts[at].born = true;
+        // Before anything else: it is told in the same breath that welcomes it.
+        for dead in self.agents[agent - self.hosts.len()].estate.unburied().collect::<Vec<_>>() {
+            self.host_news(at, News::Died(dead));
+        }
+    }
+
+    /// A message found nobody: the sender is told, unless it hears of the death all the same.
+    pub fn nobody_there(&mut self, from: usize, to: usize) {
+        let node = self.hosts[to].id.node;
+        let agent = &self.agents[self.agent_party(node) - self.hosts.len()];
+        let known = agent.gone.contains(&self.hosts[to].id);
+        if known || !agent.alive && !self.head.nodes.contains(&node) {
+            let due = self.now + 1 + self.random.next() % self.latency[&(to, from)];
+            self.at(due, Event::HostMissed { host: to, to: from });
+        }
+    }
+
+    /// The node is gone; the head notices some time.
+    pub fn node_ended(&mut self, node: NodeId) {
+        let agent = self.agent_party(node) - self.hosts.len();
+        self.agents[agent].alive = false;
+        let due = self.now + 1 + self.random.next() % NOTICED_WITHIN;
+        self.at(due, Event::NodeMissed { node });
+    }
+
+    pub fn node_missed(&mut self, node: NodeId) {
+        self.head.nodes.remove(&node);
+        let waiting: Vec<HostId> = self.head.burials.keys().copied().collect();
+        for dead in waiting {
+            self.node_mourned(node, dead);
+        }
+        self.head_hears(node.agent());
+    }
+
+    fn head_hears(&mut self, dead: HostId) {
+        self.head.burials.insert(dead, self.head.nodes.clone());
+        self.broadcast(|| News::Died(dead));
+    }
+
+    fn node_mourned(&mut self, node: NodeId, dead: HostId) {
+        let Some(left) = self.head.burials.get_mut(&dead) else { return };
+        left.remove(&node);
+        if left.is_empty() {
+            self.head.burials.remove(&dead);
+            self.broadcast(|| News::Buried(dead));
+        }
+    }
+
+    fn broadcast(&mut self, news: impl Fn() -> News) {
+        for node in self.head.nodes.clone() {
+            let to = self.agent_party(node);
+            self.send(self.head_party(), to, Wire::News(news()));
+        }
+    }
+
+    /// Something arrives at a host, an agent or the head.
+    pub fn news(&mut self, from: usize, to: usize, news: News) {
+        if to < self.hosts.len() {
+            if self.hosts[to].alive {
+                self.host_news(to, news);
+            }
+            return;
+        }
+        if to == self.head_party() {
+            let node = self.agents[from - self.hosts.len()].node;
+            match news {
+                _ if !self.head.nodes.contains(&node) => {}
+                News::Ended(host) => self.head_hears(host),
+                News::AllMourned(dead) => self.node_mourned(node, dead),
+                _ => panic!("not for the head"),
+            }
+            return;
+        }
+        let agent = to - self.hosts.len();
+        if self.agents[agent].alive && !self.is_lost(from, &news) {
+            self.agent_news(from, agent, news);
+        }
+    }
+
+    /// A connection between agents may break. What is claimed in vain is kept for too long.
+    fn is_lost(&mut self, from: usize, news: &News) -> bool {
+        let between = (self.hosts.len()..self.head_party()).contains(&from);
+        if !between || !self.breaks || !self.random.one_in(4) {
+            return false;
+        }
+        match news {
+            News::Answer(_, _, answers) => {
+                let found = answers.iter().filter(|(_, record)| record.is_some());
+                self.leaky.extend(found.map(|(object, _)| *object));
+            }
+            News::Release(_, object) => drop(self.leaky.insert(*object)),
+            _ => {}
+        }
+        true
+    }
+
+    /// Claims that nobody answers are made again; whether there are any.
+    pub fn ask_again(&mut self) -> bool {
+        let mut any = false;
+        for agent in 0..self.agents.len() {
+            if self.agents[agent].alive && self.agents[agent].estate.is_asking() {
+                any = true;
+                self.with_estate(agent, |estate, _, acts| estate.ask_again(acts));
+            }
+        }
+        any
+    }
+
+    fn host_news(&mut self, at: usize, news: News) {
+        match news {
+            News::Claimed(answers) => {
+                for (object, found) in answers {
+                    if found.as_ref().is_some_and(|record| !record.more) {
+                        self.hosts[at].registered.insert(object);
+                        self.claims += 1;
+                    }
+                    self.with(at, |own, fx| own.claimed(object, found, fx));
+                }
+            }
+            News::Died(dead) if dead.is_agent() => self.hear_of_node(at, dead.node),
+            News::Died(dead) => self.hear_of_host(at, self.number(dead)),
+            News::Buried(dead) => self.with(at, |own, fx| own.buried(dead, fx)),
+            _ => panic!("not for a host"),
+        }
+    }
+
+    fn agent_news(&mut self, from: usize, agent: usize, news: News) {
+        let node = self.agents[agent].node;
+        let nodes = self.agents[agent].nodes.clone();
+        let host = self.hosts.get(from).map(|host| host.id);
+        if host.is_some_and(|host| self.agents[agent].gone.contains(&host)) {
+            return;
+        }
+        let peer = self.agents.get(from.wrapping_sub(self.hosts.len())).map(|agent| agent.node);
+        if peer.is_some_and(|peer| !nodes.contains(&peer)) {
+            return;
+        }
+        match news {
+            News::Claim(objects) => self.with_estate(agent, |estate, world, acts| {
+                estate.claim(host.unwrap(), objects, &nodes, |object| world.find(node, object), acts);
+            }),
+            News::Unclaim(object, at) => self.with_estate(agent, |estate, _, acts| {
+                if at == node || nodes.contains(&at) {
+                    estate.release(host.unwrap(), object, at, acts);
+                }
+            }),
+            News::Mourned(dead) => {
+                self.with_estate(agent, |estate, _, acts| estate.mourned(host.unwrap(), dead, acts));
+            }
+            News::Ask(host, number, objects) => self.with_estate(agent, |estate, world, acts| {
+                estate.on_claim(host, number, objects, |object| world.find(node, object), acts);
+            }),
+            News::Answer(host, number, answers) => self.with_estate(agent, |estate, _, acts| {
+                estate.on_claimed(peer.unwrap(), host, number, answers, &nodes, acts);
+            }),
+            News::Release(host, object) => {
+                self.with_estate(agent, |estate, _, acts| estate.unclaim(host, object, acts));
+            }
+            News::Died(dead) if dead.node == node => {}
+            News::Died(dead) => self.agent_hears(agent, dead),
+            News::Buried(dead) => {
+                for host in self.hosts_at(node) {
+                    let to = self.number(host);
+                    self.send(self.hosts.len() + agent, to, Wire::News(News::Buried(dead)));
+                }
+                self.with_estate(agent, |estate, world, acts| {
+                    let is_of = |owner: HostId| owner == dead || dead.is_agent() && owner.node == dead.node;
+                    let here = |key: &&(ObjectId, u32)| world.hosts[world.places[key]].id.node == node;
+                    let owned = world.values.keys().filter(here).map(|(object, _)| *object);
+                    estate.buried(dead, owned.filter(|object| is_of(object.owner)), acts);
+                });
+            }
+            News::Claimed(_) | News::Ended(_) | News::AllMourned(_) => panic!("not for an agent"),
+        }
+    }
+
+    /// What hosts fail with that heard of a death.
+    pub fn killed() -> Failure {
+        Failure::new(FailureKind::HostDied, "killed")
+    }
+}

@@ -1,0 +1,168 @@
+//! Objects of dead owners: what [`Estate`](mobula_ownership::Estate) decides, carried out. It says what is kept for whom;
+//! the head says when all living hosts have been heard ([`ToHead::Mourned`] of every node, then `Buried`).
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use mobula_ownership::{Act, Answers, Estate};
+use mobula_proto::{
+    Failure, HostId, JobId, NodeId, ObjectId,
+    head::{Between, ToHead},
+    host::ToHost,
+};
+
+use super::{Core, Effect};
+
+/// Claims that are not answered are made again at least so much later, and at most twice as much.
+const CLAIM_AGAIN: Duration = Duration::from_secs(2);
+
+impl Core {
+    fn with_estate(&mut self, step: impl FnOnce(&mut Estate, &mut Vec<Act>)) {
+        let mut acts = Vec::new();
+        step(&mut self.estate, &mut acts);
+        self.carry_out(acts);
+    }
+
+    fn carry_out(&mut self, acts: Vec<Act>) {
+        for act in acts {
+            let (to, message) = match act {
+                Act::Ask { node, host, number, objects } => (node, Between::Claim { host, number, objects }),
+                Act::Answer { node, host, number, answers } => {
+                    (node, Between::Claimed { host, number, by: self.config.node, answers })
+                }
+                Act::Unclaim { node, host, object } => (node, Between::Unclaim { host, object }),
+                Act::Tell { host, answers } => {
+                    self.tell(host, ToHost::Claimed { answers });
+                    continue;
+                }
+                Act::Mourned { host } => {
+                    self.effects.push(Effect::Head(ToHead::Mourned { host }));
+                    continue;
+                }
+                Act::Free { object } => {
+                    self.free_here(object, u32::MAX, None);
+                    continue;
+                }
+            };
+            if self.nodes.contains_key(&to) {
+                self.effects.push(Effect::Peer(to, message));
+            }
+        }
+    }
+
+    fn others(&self) -> BTreeSet<NodeId> {
+        self.nodes.keys().copied().filter(|node| *node != self.config.node).collect()
+    }
+
+    fn ready_hosts(&self) -> Vec<HostId> {
+        self.hosts.iter().filter(|(_, host)| host.ready).map(|(id, _)| id).collect()
+    }
+
+    /// A host is ready: it is welcomed, and told of the deaths that others still mourn, before anybody knows of it.
+    pub(super) fn welcomed(&mut self, id: HostId, job: JobId) {
+        self.effects.push(Effect::Ready(id, job));
+        if let Some(welcome) = self.welcome(id) {
+            self.effects.push(Effect::Tell(id, ToHost::Welcome(welcome), Vec::new()));
+        }
+        for dead in self.estate.unburied() {
+            let failure = self.deaths.get(&dead).cloned().unwrap_or_else(|| super::no_such_host(dead));
+            let message = if dead.is_agent() {
+                ToHost::NodeDied { node: dead.node, failure }
+            } else {
+                ToHost::HostDied { host: dead, failure }
+            };
+            self.effects.push(Effect::Tell(id, message, Vec::new()));
+        }
+    }
+
+    /// A host died, here or elsewhere: those here are told, and mourn.
+    pub(super) fn host_died(&mut self, dead: HostId, failure: &Failure) {
+        let hosts = self.ready_hosts();
+        for host in hosts.iter().filter(|host| **host != dead) {
+            self.tell(*host, ToHost::HostDied { host: dead, failure: failure.clone() });
+        }
+        self.deaths.insert(dead, failure.clone());
+        self.with_estate(|estate, acts| estate.died(dead, hosts, acts));
+    }
+
+    /// A node died, of which the hosts here were told.
+    pub(super) fn node_mourned(&mut self, node: NodeId, failure: Failure) {
+        self.deaths.insert(node.agent(), failure);
+        let (hosts, others) = (self.ready_hosts(), self.others());
+        self.with_estate(|estate, acts| {
+            estate.node_gone(node, &others, acts);
+            estate.died(node.agent(), hosts, acts);
+        });
+    }
+
+    /// A host here is gone, and mourns nobody any more.
+    pub(super) fn mourns_no_more(&mut self, host: HostId) {
+        self.with_estate(|estate, acts| estate.host_gone(host, acts));
+    }
+
+    /// A host here has claimed what it holds of what a dead one owned.
+    pub(super) fn host_mourned(&mut self, by: HostId, dead: HostId) {
+        self.with_estate(|estate, acts| estate.mourned(by, dead, acts));
+    }
+
+    /// A host here claims objects of dead owners.
+    pub(super) fn claim(&mut self, host: HostId, objects: Vec<(ObjectId, Option<NodeId>)>, now: Instant) {
+        let (nodes, mut acts) = (self.others(), Vec::new());
+        let (me, here) = (self.config.node, &self.objects);
+        self.estate.claim(host, objects, &nodes, |object| here.primary(object, me), &mut acts);
+        self.carry_out(acts);
+        if self.estate.is_asking() {
+            self.ask_again_at.get_or_insert(now + CLAIM_AGAIN);
+        }
+    }
+
+    /// Claims again what nobody has answered for a while: a message may have been lost with its connection.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        if self.ask_again_at.is_some_and(|at| at <= now) {
+            self.with_estate(Estate::ask_again);
+            self.ask_again_at = self.estate.is_asking().then(|| now + CLAIM_AGAIN);
+        }
+    }
+
+    /// Another agent claims objects for a host of its own.
+    pub(super) fn claimed_from_here(&mut self, host: HostId, number: u64, objects: Vec<ObjectId>) {
+        let (me, here, mut acts) = (self.config.node, &self.objects, Vec::new());
+        self.estate.on_claim(host, number, objects, |object| here.primary(object, me), &mut acts);
+        self.carry_out(acts);
+    }
+
+    /// The answer of another agent.
+    pub(super) fn claims_answered(&mut self, from: NodeId, host: HostId, number: u64, answers: Answers) {
+        let nodes = self.others();
+        self.with_estate(|estate, acts| estate.on_claimed(from, host, number, answers, &nodes, acts));
+    }
+
+    /// A host here holds an object no more that `node` keeps for it.
+    pub(super) fn release(&mut self, host: HostId, object: ObjectId, node: NodeId) {
+        self.with_estate(|estate, acts| estate.release(host, object, node, acts));
+    }
+
+    /// An object here need not be kept for a host elsewhere any more.
+    pub(super) fn unclaimed(&mut self, host: HostId, object: ObjectId) {
+        self.with_estate(|estate, acts| estate.unclaim(host, object, acts));
+    }
+
+    /// Every living host was heard: what nobody has claimed of what the dead owned goes.
+    pub(super) fn buried(&mut self, dead: HostId) {
+        self.deaths.remove(&dead);
+        for host in self.ready_hosts() {
+            self.tell(host, ToHost::Buried { host: dead });
+        }
+        let (nodes, me) = (&self.nodes, self.config.node);
+        let owned = self.objects.owned_by(dead, |node| node == me || nodes.contains_key(&node));
+        self.with_estate(|estate, acts| estate.buried(dead, owned, acts));
+    }
+
+    /// A job has ended, and its objects have gone.
+    pub(super) fn estate_without(&mut self) {
+        let (objects, me) = (&self.objects, self.config.node);
+        self.estate.retain(|object| objects.primary(object, me).is_some());
+    }
+}
