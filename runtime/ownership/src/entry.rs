@@ -28,14 +28,20 @@ pub(crate) struct Rare {
     /// Owned: other hosts and how often each is registered; sorted. Below zero while a `Return` is ahead of the
     /// `Done.retained` that it answers; never zero. Few objects have more than one.
     borrowers: SmallVec<[(HostId, i64); 1]>,
+    /// Borrowed: the token of our own `Borrow`, or claim, under way.
+    pub(crate) ack: Option<u64>,
+    /// What fewer still have.
+    lists: Option<Box<Lists>>,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
     /// Owned: who waits for the state or, for an actor, follows it; sorted.
     waiters: Vec<HostId>,
     /// The refs inside the stored value, of an object that is owned, or claimed.
     contains: Vec<ObjectId>,
     /// Owned: the refs inside values that were lost since.
     lost: Vec<ObjectId>,
-    /// Borrowed: the token of our own `Borrow`, or claim, under way.
-    pub(crate) ack: Option<u64>,
 }
 
 impl Entry {
@@ -60,6 +66,14 @@ impl Entry {
         self.rare.get_or_insert_default()
     }
 
+    fn lists(&mut self) -> &mut Lists {
+        self.rare().lists.get_or_insert_default()
+    }
+
+    fn some_lists(&mut self) -> Option<&mut Lists> {
+        self.rare.as_mut()?.lists.as_deref_mut()
+    }
+
     /// Whether nothing holds it: no reference, no borrower, no acknowledgement under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.local == 0
@@ -76,7 +90,7 @@ impl Entry {
     pub(crate) fn contains(&self) -> &[ObjectId] {
         match (&self.state, &self.rare) {
             (State::Inline { contains, .. }, _) => contains,
-            (State::Stored(_), Some(rare)) => &rare.contains,
+            (State::Stored(_), Some(rare)) => rare.lists.as_ref().map_or(&[], |lists| &lists.contains),
             _ => &[],
         }
     }
@@ -85,14 +99,14 @@ impl Entry {
         match &mut self.state {
             State::Inline { contains, .. } => *contains = refs,
             _ if refs.is_empty() => {}
-            _ => self.rare().contains = refs,
+            _ => self.lists().contains = refs,
         }
     }
 
     /// The stored value is gone; the refs inside it stay held (O7).
     pub(crate) fn value_lost(&mut self) {
-        if let Some(rare) = &mut self.rare {
-            rare.lost.append(&mut rare.contains);
+        if let Some(lists) = self.some_lists() {
+            lists.lost.append(&mut lists.contains);
         }
     }
 
@@ -101,9 +115,9 @@ impl Entry {
         if let State::Inline { contains, .. } = self.state {
             into.extend(contains);
         }
-        if let Some(rare) = self.rare {
-            into.extend(rare.contains);
-            into.extend(rare.lost);
+        if let Some(lists) = self.rare.and_then(|rare| rare.lists) {
+            into.extend(lists.contains);
+            into.extend(lists.lost);
         }
     }
 
@@ -131,37 +145,38 @@ impl Entry {
 
     /// Forgets hosts that want to be told of its state.
     pub(crate) fn forget_waiters(&mut self, gone: impl Fn(HostId) -> bool) {
-        if let Some(rare) = &mut self.rare {
-            rare.waiters.retain(|host| !gone(*host));
+        if let Some(lists) = self.some_lists() {
+            lists.waiters.retain(|host| !gone(*host));
         }
     }
 
     pub(crate) fn waiters(&self) -> &[HostId] {
-        self.rare.as_ref().map_or(&[], |rare| &rare.waiters)
+        let lists = self.rare.as_ref().and_then(|rare| rare.lists.as_ref());
+        lists.map_or(&[], |lists| &lists.waiters)
     }
 
     pub(crate) fn add_waiter(&mut self, host: HostId) {
-        let waiters = &mut self.rare().waiters;
+        let waiters = &mut self.lists().waiters;
         if let Err(at) = waiters.binary_search(&host) {
             waiters.insert(at, host);
         }
     }
 
     pub(crate) fn remove_waiter(&mut self, host: HostId) {
-        if let Some(rare) = &mut self.rare
-            && let Ok(at) = rare.waiters.binary_search(&host)
+        if let Some(lists) = self.some_lists()
+            && let Ok(at) = lists.waiters.binary_search(&host)
         {
-            rare.waiters.remove(at);
+            lists.waiters.remove(at);
         }
     }
 
     /// Those to be told of the present state. They stay on the list while an actor may change again.
     pub(crate) fn take_audience(&mut self) -> Vec<HostId> {
         let stay = matches!(self.state, State::Actor { .. } | State::Pending);
-        match &mut self.rare {
+        match self.some_lists() {
             None => Vec::new(),
-            Some(rare) if stay => rare.waiters.clone(),
-            Some(rare) => std::mem::take(&mut rare.waiters),
+            Some(lists) if stay => lists.waiters.clone(),
+            Some(lists) => std::mem::take(&mut lists.waiters),
         }
     }
 }
