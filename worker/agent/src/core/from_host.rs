@@ -293,7 +293,7 @@ impl Core {
         }
         if copy.node == self.config.node {
             let key = (object, copy.attempt, copy.job);
-            if self.objects.find(key).is_none() {
+            if !self.objects.has(key) {
                 // With too many early wishes already, the object goes with its job.
                 let _noted = self.early.free(key, now);
                 return;

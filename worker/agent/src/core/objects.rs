@@ -212,6 +212,13 @@ impl Entry {
     fn is_idle(&self) -> bool {
         self.pins.is_empty() && !self.spilling
     }
+
+    /// Nobody counts on it any more. Whether nothing holds it, so that it goes now.
+    fn free(&mut self, key: Key, gone: &mut Gone) -> bool {
+        self.freed = true;
+        gone.drop_at.extend(std::mem::take(&mut self.holders).nodes().map(|node| (node, key)));
+        self.is_idle()
+    }
 }
 
 #[derive(Debug)]
@@ -768,6 +775,11 @@ impl Objects {
         }
     }
 
+    /// Whether there is such a copy, which was not freed.
+    pub fn has(&self, key: Key) -> bool {
+        self.copies.get(&key).is_some_and(|entry| !entry.freed)
+    }
+
     /// Where a copy lies in memory, if it does; `None` where it is missing or freed.
     pub fn find(&self, key: Key) -> Option<Option<Place>> {
         let entry = self.copies.get(&key).filter(|entry| !entry.freed)?;
@@ -912,14 +924,14 @@ impl Objects {
     /// The object's copy by this attempt is freed, and so are those by earlier ones, which nobody counts on any more: they
     /// go at once or with their last pin. Only those of which the primary one lies in memory of `home`, if that is given.
     pub fn free(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) -> Gone {
-        self.free_where(object, attempt, |key, origin| {
+        self.free_all(up_to(object, attempt), |key, origin| {
             home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
         })
     }
 
     /// The primary copy, in memory of `home`, is gone, and those that were pulled of it go too.
     pub fn drop_pulled(&mut self, object: ObjectId, attempt: u32, home: JobId) -> Gone {
-        self.free_where(object, attempt, |_, origin| origin.is_some_and(|origin| origin.job == home))
+        self.free_all(up_to(object, attempt), |_, origin| origin.is_some_and(|origin| origin.job == home))
     }
 
     /// The values of a task from this one to that with index `last`, by this attempt alone, go as if each were freed.
@@ -932,40 +944,34 @@ impl Objects {
         self.free_all(range, |key, _| key.1 == attempt)
     }
 
-    fn free_where(
-        &mut self,
-        object: ObjectId,
-        attempt: u32,
-        which: impl Fn(&Key, Option<Origin>) -> bool,
-    ) -> Gone {
-        self.free_all(up_to(object, attempt), which)
-    }
-
     fn free_all(
         &mut self,
         range: std::ops::RangeInclusive<Key>,
         which: impl Fn(&Key, Option<Origin>) -> bool,
     ) -> Gone {
         let mut gone = Gone::default();
-        let all = self.copies.range(range);
-        let keys: Vec<_> = all.filter(|(key, entry)| which(key, entry.origin)).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.free_copy(key, &mut gone);
+        let goes = |key: &Key, entry: &mut Entry| which(key, entry.origin) && entry.free(*key, &mut gone);
+        let idle: Vec<_> = self.copies.extract_if(range, goes).collect();
+        for (key, entry) in idle {
+            self.removed(key, &entry, &mut gone);
         }
         gone
     }
 
     fn free_copy(&mut self, key: Key, gone: &mut Gone) {
-        let Some(entry) = self.copies.get_mut(&key) else { return };
-        entry.freed = true;
-        gone.drop_at.extend(std::mem::take(&mut entry.holders).nodes().map(|node| (node, key)));
-        if entry.is_idle() {
+        if self.copies.get_mut(&key).is_some_and(|entry| entry.free(key, gone)) {
             self.remove(key, gone);
         }
     }
 
     fn remove(&mut self, key: Key, gone: &mut Gone) {
-        let Some(entry) = self.copies.remove(&key) else { return };
+        if let Some(entry) = self.copies.remove(&key) {
+            self.removed(key, &entry, gone);
+        }
+    }
+
+    /// A copy is out of the table.
+    fn removed(&mut self, key: Key, entry: &Entry, gone: &mut Gone) {
         self.count_primary(entry.origin.is_none(), entry.bytes, false);
         if let Some(memory) = entry.memory {
             self.leave(key, memory, entry.bytes, entry.is_dirty(), entry.origin.is_none(), gone);
