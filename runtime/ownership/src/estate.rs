@@ -216,7 +216,7 @@ impl Estate {
     /// Asks, and takes another number for whatever comes next.
     fn ask(&mut self, host: HostId, ask: Questions, acts: &mut Vec<Act>) {
         let number = self.next_number;
-        self.next_number += 1;
+        self.next_number += u64::from(!ask.is_empty());
         for (node, objects) in ask {
             for objects in objects.chunks(CLAIMS_MAX) {
                 acts.push(Act::Ask { node, host, number, objects: objects.to_vec() });

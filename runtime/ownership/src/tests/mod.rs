@@ -1,1 +1,2 @@
+mod estate;
 mod scenarios;

@@ -137,7 +137,8 @@ impl World {
         }
         for key in self.values.keys() {
             assert!(
-                self.orphans.contains(key) || excused.contains(&key.0),
+                self.orphans.contains(key) && self.hosts[self.number(key.0.owner)].alive
+                    || excused.contains(&key.0),
                 "{} of attempt {} is stored and never freed",
                 key.0,
                 key.1

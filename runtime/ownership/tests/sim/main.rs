@@ -170,7 +170,7 @@ struct World {
     inside: BTreeMap<ObjectId, Vec<ObjectId>>,
     /// Lent by a host that crashed before the value arrived: may be kept too long (O9).
     leaky: BTreeSet<ObjectId>,
-    /// Sealed by a host whose message about it was lost: nobody frees them.
+    /// Sealed by a host whose message about it was lost: nobody frees them while their owner lives.
     orphans: BTreeSet<(ObjectId, u32)>,
     /// Copies that vanished with their node, or by themselves.
     vanished: BTreeSet<(ObjectId, u32)>,
