@@ -177,7 +177,6 @@ async fn job(
     let held = (0..HELD as u8)
         .map(|value| Ok((mobula::put(&filled(value)?)?, value)))
         .collect::<Result<Vec<_>>>()?;
-    let driver = held[0].0.id().owner.to_string();
     let mut here = 0;
     while here < KILLS {
         let doing = ALL[random.below(ALL.len() as u64) as usize];
@@ -186,7 +185,7 @@ async fn job(
             return Err(hung(cluster, rig, doing).await.into());
         };
         let count = count?;
-        only_held(rig, &driver).map_err(|error| format!("{doing:?}: {error}"))?;
+        only_held(rig).map_err(|error| format!("{doing:?}: {error}"))?;
         here += count;
         *killed.entry(doing).or_default() += count;
     }
@@ -206,10 +205,10 @@ async fn hung(cluster: &Cluster, rig: &Rig, doing: Doing) -> String {
 }
 
 /// Waits until there is nothing in the stores but what the driver holds, and copies of that, while its job goes on.
-fn only_held(rig: &mut Rig, driver: &str) -> Outcome<()> {
+fn only_held(rig: &mut Rig) -> Outcome<()> {
     let tidy = rig.wait("what killed hosts have made to go", TIDY_WAIT, |rig| {
         let stores = rig.memory()?.stores;
-        let groups = || stores.iter().flat_map(|store| &store.groups).filter(|group| group.owner == driver);
+        let groups = || stores.iter().flat_map(|store| &store.groups);
         let held: u64 = groups().filter(|group| group.why == Why::Held).map(|group| group.objects).sum();
         let idle = groups().all(|group| matches!(group.why, Why::Held | Why::Copy) && group.pinned == 0);
         Ok(held == HELD as u64 && idle)
