@@ -69,15 +69,7 @@ fn what_is_claimed_outlives_its_owner_and_goes_with_the_last_claim() {
     rig.core.from_peer(Between::Unclaim { host: theirs, object: object(1) });
     assert_eq!(rig.lines(), ["host-2 < Reclaim 1"]);
     // What is sealed only then is of no use to anybody.
-    let late = ToAgent::Sealed {
-        object: object(3),
-        attempt: 1,
-        region: 1,
-        offset: 512,
-        bytes: 100,
-        pass: PASS,
-        site: 0,
-    };
+    let late = sealed(3, 512, 100);
     assert_eq!(rig.host(host, late), ["host-2 < Reclaim 1"]);
     assert_eq!(rig.core.usage().objects, 0);
 }
@@ -163,15 +155,7 @@ fn refs_in_a_value_are_told_in_parts() {
             ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, pass: PASS, site: 0 };
         assert_eq!(rig.host(host, other), [""; 0]);
     }
-    let value = ToAgent::Sealed {
-        object: object(3),
-        attempt: 1,
-        region: 1,
-        offset: 512,
-        bytes: 100,
-        pass: PASS,
-        site: 0,
-    };
+    let value = sealed(3, 512, 100);
     rig.host(host, value);
     let there = other_node().node;
     let theirs = HostId { node: there, seq: 4 };
