@@ -82,7 +82,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, IdMap, Names, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
@@ -209,11 +209,11 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Nothing owned and nothing borrowed yet.
-    pub fn new(me: HostId) -> Self {
+    /// Nothing owned and nothing borrowed yet. What this host owns has these names.
+    pub fn new(names: Names) -> Self {
         Self {
-            me,
-            objects: Objects::new(me),
+            me: names.owner(),
+            objects: Objects::new(names),
             outstanding: IdMap::default(),
             settling: IdMap::default(),
             next_token: 1,
@@ -296,7 +296,11 @@ impl Ownership {
                 self.note(object, borrower, 1);
                 fx.push(Effect::Send { to: from, message: Message::Borrowed { token } });
             }
-            Message::Borrowed { token } => self.acknowledge(token, true, fx),
+            Message::Borrowed { token } => {
+                if self.outstanding.get(&token).is_some_and(|outstanding| outstanding.to == from) {
+                    self.acknowledge(token, true, fx);
+                }
+            }
             Message::Return { object, count } => self.on_return(from, object, count, fx),
             Message::Took { objects } => self.on_took(from, &objects, fx),
             Message::Suspect { owner } => self.suspected.add_host(owner),

@@ -1,25 +1,25 @@
 //! The table of objects.
 
-use mobula_proto::{HostId, IdMap, ObjectId, SeqMap, TaskId};
+use mobula_proto::{IdMap, Names, ObjectId, SeqMap};
 
 use crate::entry::Entry;
 
 /// Entries by object. Most are the first values of tasks of this host, which count up.
 #[derive(Debug)]
 pub(crate) struct Objects {
-    me: HostId,
+    names: Names,
     first: SeqMap<Entry>,
     others: IdMap<ObjectId, Entry>,
 }
 
 impl Objects {
-    pub(crate) fn new(me: HostId) -> Self {
-        Self { me, first: SeqMap::default(), others: IdMap::default() }
+    pub(crate) fn new(names: Names) -> Self {
+        Self { names, first: SeqMap::default(), others: IdMap::default() }
     }
 
     #[inline]
     fn is_first(&self, object: &ObjectId) -> bool {
-        object.index == 0 && object.owner == self.me
+        object.index == 0 && object.owner == self.names.owner()
     }
 
     #[inline]
@@ -46,15 +46,14 @@ impl Objects {
 
     /// In no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Entry)> {
-        let owner = self.me;
-        let first = self.first.iter().map(move |(seq, entry)| (TaskId { owner, seq }.object(0), entry));
+        let first = self.first.iter().map(|(seq, entry)| (self.names.task(seq).object(0), entry));
         first.chain(self.others.iter().map(|(object, entry)| (*object, entry)))
     }
 
     /// In no order.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ObjectId, &mut Entry)> {
-        let owner = self.me;
-        let first = self.first.iter_mut().map(move |(seq, entry)| (TaskId { owner, seq }.object(0), entry));
-        first.chain(self.others.iter_mut().map(|(object, entry)| (*object, entry)))
+        let Self { names, first, others } = self;
+        let first = first.iter_mut().map(|(seq, entry)| (names.task(seq).object(0), entry));
+        first.chain(others.iter_mut().map(|(object, entry)| (*object, entry)))
     }
 }

@@ -626,8 +626,6 @@ pub enum Pull {
         copy: Copy,
         /// Who pulls. At the node with the primary copy: will be told to drop its own.
         by: NodeId,
-        /// For hosts of which job.
-        job: JobId,
         /// So many bytes are there already, from the beginning.
         from: u64,
         /// Nodes from which it could not be had.

@@ -123,8 +123,6 @@ pub enum ToAgent {
         offset: u64,
         /// Its length.
         bytes: u64,
-        /// What hosts of other jobs must say to read it; see [`Copy::pass`].
-        pass: u64,
         /// The place in the program that made it, as [`ToAgent::Site`] named it; 0: it has no name.
         site: u32,
     },

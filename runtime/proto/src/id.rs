@@ -2,9 +2,9 @@
 //! incarnation, so whatever still carries the old one is recognised as stale and refused (invariant I6).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::RandomState},
     fmt,
-    hash::{BuildHasherDefault, Hasher},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
 };
 
 use rkyv::{Archive, Deserialize, Serialize};
@@ -43,26 +43,46 @@ id! {
         number: u64,
     }
 }
-id! {
-    /// A task, an actor (named by the task that constructs it) or a `put`, named by the host that owns it.
-    TaskId {
-        /// The host that submitted it and owns what it returns.
-        owner: HostId,
-        /// Counts what that host submitted, from 1.
-        seq: u64,
-    }
+/// A task, an actor (named by the task that constructs it) or a `put`, named by the host that owns it.
+///
+/// A name is a capability: hosts of other jobs are given what they can name, so its key is in no text, and only hosts
+/// that were given a ref know it. Text therefore names it without.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+)]
+pub struct TaskId {
+    /// The host that submitted it and owns what it returns.
+    pub owner: HostId,
+    /// Counts what that host submitted, from 1.
+    pub seq: u64,
+    /// A number that nobody can guess who knows others; from [`Names`].
+    #[serde(default)]
+    pub key: u64,
 }
-id! {
-    /// One value that a task returns, or that was `put`.
-    ObjectId {
-        /// The host that owns it, and the task that makes it.
-        owner: HostId,
-        /// That task's number.
-        seq: u64,
-        /// Which of the task's values, from 0.
-        index: u32,
-    }
+
+/// One value that a task returns, or that was `put`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// The host that owns it, and the task that makes it.
+    pub owner: HostId,
+    /// That task's number.
+    pub seq: u64,
+    /// That task's key.
+    pub key: u64,
+    /// Which of the task's values, from 0.
+    pub index: u32,
 }
+
 id! {
     /// A grant of slots on a node.
     LeaseId {
@@ -121,22 +141,82 @@ impl HostId {
     }
 }
 
+/// Names for what one host submits and puts.
+#[derive(Clone, Debug)]
+pub struct Names {
+    owner: HostId,
+    /// What keys are made with: a keyed hash, whose key never leaves this process.
+    secret: Option<RandomState>,
+}
+
+impl Names {
+    /// Names that nobody else can guess.
+    pub fn new(owner: HostId) -> Self {
+        Self { owner, secret: Some(RandomState::new()) }
+    }
+
+    /// Names with the key 0, where everything is to be the same each time, as in a simulation.
+    pub fn plain(owner: HostId) -> Self {
+        Self { owner, secret: None }
+    }
+
+    /// Whose names these are.
+    pub fn owner(&self) -> HostId {
+        self.owner
+    }
+
+    /// The name with this number.
+    #[inline]
+    pub fn task(&self, seq: u64) -> TaskId {
+        let key = self.secret.as_ref().map_or(0, |secret| secret.hash_one(seq));
+        TaskId { owner: self.owner, seq, key }
+    }
+
+    /// Whether a name is one of these, or somebody else's.
+    pub fn is_true(&self, name: TaskId) -> bool {
+        name.owner != self.owner || name == self.task(name.seq)
+    }
+}
+
 impl TaskId {
+    /// A name as text gives it, without its key.
+    pub fn numbered(owner: HostId, seq: u64) -> Self {
+        Self { owner, seq, key: 0 }
+    }
+
     /// The `index`-th value of this task.
     pub fn object(self, index: u32) -> ObjectId {
-        ObjectId { owner: self.owner, seq: self.seq, index }
+        ObjectId { owner: self.owner, seq: self.seq, key: self.key, index }
     }
 }
 
 impl ObjectId {
     /// The task that makes it.
     pub fn task(self) -> TaskId {
-        TaskId { owner: self.owner, seq: self.seq }
+        TaskId { owner: self.owner, seq: self.seq, key: self.key }
+    }
+}
+
+// Without keys, so that neighbours stay neighbours (see `IdHasher`).
+impl Hash for TaskId {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.owner.hash(state);
+        self.seq.hash(state);
+    }
+}
+
+impl Hash for ObjectId {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.owner.hash(state);
+        self.seq.hash(state);
+        self.index.hash(state);
     }
 }
 
 // Not of a `TaskId` and a number, which would be padded twice: processes hold them by the million.
-const _: () = assert!(size_of::<ObjectId>() == 24);
+const _: () = assert!(size_of::<ObjectId>() == 32);
 
 /// A hash table by identifier. Looked up, never iterated where the order could show.
 pub type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
@@ -216,7 +296,7 @@ impl std::str::FromStr for TaskId {
             let (number, index) = rest.split_once('.').unwrap_or((rest, "0"));
             index.parse::<u32>().ok()?;
             let owner = HostId { node: node.parse().ok()?, seq: seq.parse().ok().filter(|seq| *seq > 0)? };
-            Some(Self { owner, seq: number.parse().ok()? })
+            Some(Self::numbered(owner, number.parse().ok()?))
         };
         parsed().ok_or_else(|| TaskIdError(text.chars().take(64).collect()))
     }
@@ -257,6 +337,18 @@ impl fmt::Display for TaskId {
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.task(), self.index)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -305,6 +397,21 @@ mod tests {
         assert_eq!("node-3.2".parse(), Ok(again));
         assert!("node-x".parse::<NodeId>().is_err());
         assert_eq!(node.agent().to_string(), "node-3/agent");
-        assert_eq!(TaskId { owner: host, seq: 81 }.object(0).to_string(), "node-3/host-5#81.0");
+        assert_eq!(TaskId::numbered(host, 81).object(0).to_string(), "node-3/host-5#81.0");
+    }
+
+    #[test]
+    fn a_name_is_known_by_its_key_which_no_text_gives_away() {
+        let owner = HostId { node: NodeId::EMBEDDED, seq: 1 };
+        let (names, others) = (Names::new(owner), Names::new(owner));
+        let name = names.task(7);
+        assert_eq!(name, names.task(7));
+        assert!(names.is_true(name) && !others.is_true(name));
+        assert_ne!(name.key, names.task(8).key);
+        assert_eq!(name.object(3).task(), name);
+        assert_eq!(format!("{name:?} {:?}", name.object(3)), "node-1/host-1#7 node-1/host-1#7.3");
+        assert_eq!("node-1/host-1#7".parse(), Ok(TaskId::numbered(owner, 7)));
+        assert!(!names.is_true(TaskId::numbered(owner, 7)));
+        assert!(names.is_true(TaskId::numbered(HostId { seq: 2, ..owner }, 7)), "not its own");
     }
 }

@@ -38,7 +38,7 @@ pub mod wire;
 pub use blob::Blob;
 pub use failure::{Failure, Kind as FailureKind};
 pub use group::Group;
-pub use id::{BinaryHash, GroupId, HostId, IdMap, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId};
+pub use id::{BinaryHash, GroupId, HostId, IdMap, JobId, LeaseId, Names, NodeId, ObjectId, RegionId, TaskId};
 pub use queue::Queue;
 pub use resource::{Quantity, Resources};
 pub use seq::SeqMap;

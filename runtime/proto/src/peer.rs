@@ -296,9 +296,6 @@ pub struct Copy {
     pub attempt: u32,
     /// The job in whose memory it lies.
     pub job: JobId,
-    /// A number that nobody can guess. Hosts of another job are given the object only if they say it: then whoever
-    /// may told them of it.
-    pub pass: u64,
 }
 
 /// A value that a task returned.
@@ -333,12 +330,12 @@ pub struct Record {
     pub more: bool,
 }
 
-/// Most refs inside one value. For one in a store, its agent keeps 24 bytes for each, which is about what they take in the
+/// Most refs inside one value. For one in a store, its agent keeps 32 bytes for each, which is about what they take in the
 /// value.
 pub const CONTAINS_MAX: usize = 2 << 20;
 /// Most objects in one message about claims.
 pub const CLAIMS_MAX: usize = 1024;
-/// Most refs inside values in one message between agents, or to a host: 96 KiB. Others follow in further ones.
+/// Most refs inside values in one message between agents, or to a host: 128 KiB. Others follow in further ones.
 pub const RECORD_REFS_MAX: usize = 4096;
 
 /// How a call ended.

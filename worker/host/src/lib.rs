@@ -33,6 +33,7 @@ pub mod registry;
 pub mod runtime;
 pub mod site;
 pub mod store;
+mod strangers;
 pub mod stream;
 mod wait;
 

@@ -15,9 +15,9 @@ use std::{
 
 use mobula_ownership::{Counts, Ownership, Via};
 use mobula_proto::{
-    Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, ObjectId, TaskId,
+    Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, Names, ObjectId, TaskId,
     host::{Noted, ToAgent, ToHost, Welcome},
-    peer::{Copy, Done, Item, Message, State, Target, Value},
+    peer::{Copy, Done, Item, Message, State, Value},
     resource::DeviceGrant,
     wire,
 };
@@ -35,6 +35,7 @@ use crate::{
     registry::Registry,
     site::Site,
     store::Store,
+    strangers,
     stream::Producer,
     wait::{Parker, Waiter},
 };
@@ -75,25 +76,12 @@ fn on_core_message(core: &mut Core, from: HostId, message: Message, out: &mut Ve
     }
 }
 
-/// Messages from hosts of other jobs are cut off here: only what another job may ask is let through.
-fn allowed_across_jobs(message: &Message) -> bool {
-    match message {
-        Message::Run(call) => matches!(call.target, Target::Method { .. }),
-        Message::RunStream(stream) => matches!(stream.call.target, Target::Method { .. }),
-        Message::Terminate { .. }
-        | Message::Retire { .. }
-        | Message::Retired { .. }
-        | Message::Recall { .. }
-        | Message::Recalled { .. }
-        | Message::Limits { .. } => false,
-        _ => true,
-    }
-}
-
 /// A host; see the module's text.
 pub struct Runtime {
     welcome: Welcome,
     registry: Registry,
+    /// Of what this host owns.
+    names: Names,
     core: Mutex<Core>,
     /// The core's count of bytes in arguments.
     inline_bytes: Arc<AtomicU64>,
@@ -138,9 +126,11 @@ impl Runtime {
         peers: Peers,
         user: tokio::runtime::Handle,
     ) -> Arc<Self> {
-        let core = Core::new(welcome.host);
+        let names = Names::new(welcome.host);
+        let core = Core::new(names.clone());
         let runtime = Arc::new(Self {
             inline_bytes: core.inline_bytes(),
+            names,
             core: Mutex::new(core),
             room: Mutex::default(),
             executor: Executor::new(welcome.store_bytes),
@@ -340,8 +330,8 @@ impl Runtime {
     /// A message from a host, possibly this one.
     pub(crate) fn on_peer(self: &Arc<Self>, from: HostId, same_job: bool, message: Message) {
         let Some(message) = self.peers.whole(from, message) else { return };
-        if !same_job && !allowed_across_jobs(&message) {
-            tracing::warn!(%from, "refused a message that only a host of the same job may send");
+        if !same_job && !strangers::may(&self.names, &message) {
+            tracing::warn!(%from, "refused a message that a host of another job may not send");
             return;
         }
         if let Some(message) = self.execute(from, message) {
@@ -708,9 +698,9 @@ impl Runtime {
         output: &Output,
         site: Site,
     ) -> Result<Value, Failure> {
-        let (attempt, pass) = self.store.keep(self, object, attempt, output, site)?;
+        let attempt = self.store.keep(self, object, attempt, output, site)?;
         let (node, bytes, job) = (self.me().node, output.encoded.len(), self.job());
-        Ok(Value::Stored(Copy { node, bytes, attempt, job, pass }))
+        Ok(Value::Stored(Copy { node, bytes, attempt, job }))
     }
 
     /// Sends a result, once the owners of the refs that stay behind or travel along know about it.

@@ -2,8 +2,7 @@
 
 use std::{
     any::Any,
-    collections::{HashMap, hash_map::RandomState},
-    hash::BuildHasher,
+    collections::HashMap,
     os::fd::OwnedFd,
     sync::{
         Arc, Weak,
@@ -164,8 +163,6 @@ pub struct Store {
     keep_bytes: u64,
     /// Held while the agent is told of one value with refs inside.
     naming: Mutex<()>,
-    /// Makes numbers that nobody guesses who knows others: a keyed hash, whose key never leaves this process.
-    passes: RandomState,
     /// Ticks until the first region is warmed; zero once that is done, or where it is not to be.
     warm_in: AtomicU32,
     /// When something was written last; `None` once what only serves reuse is given back.
@@ -214,7 +211,6 @@ impl Store {
             }),
             keep_bytes: welcome.store_bytes / KEEP_SHARE,
             naming: Mutex::default(),
-            passes: RandomState::new(),
             written: Mutex::default(),
             answers: Mutex::new(Some(HashMap::new())),
         }
@@ -222,8 +218,7 @@ impl Store {
 
     /// Writes a value into shared memory, once, and tells the agent where it is. One that was built in place
     /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
-    /// here, since somebody holds it, is used again: gives the attempt that made the copy, and what readers of other jobs
-    /// must say.
+    /// here, since somebody holds it, is used again: gives the attempt that made the copy.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
@@ -231,10 +226,10 @@ impl Store {
         attempt: u32,
         output: &Output,
         site: Site,
-    ) -> Result<(u32, u64), Failure> {
+    ) -> Result<u32, Failure> {
         let (encoded, refs) = (&output.encoded, output.refs.ids());
         if let Some((attempt, _)) = self.kept.lock().get(&object) {
-            return Ok((*attempt, self.pass(object, *attempt)));
+            return Ok(*attempt);
         }
         let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
             Some(extent) => extent,
@@ -246,7 +241,7 @@ impl Store {
                 block.seal()
             }
         };
-        let (location, pass) = (extent.location(), self.pass(object, attempt));
+        let location = extent.location();
         self.kept.lock().insert(object, (attempt, extent));
         let site = {
             // Named before any other thread uses the number.
@@ -269,16 +264,10 @@ impl Store {
             region: location.region_seq,
             offset: location.offset,
             bytes: location.len,
-            pass,
             site,
         });
         runtime.peers().wait_for_agent(runtime);
-        Ok((attempt, pass))
-    }
-
-    /// What readers of other jobs must say; see [`Copy::pass`].
-    fn pass(&self, object: ObjectId, attempt: u32) -> u64 {
-        self.passes.hash_one((object, attempt))
+        Ok(attempt)
     }
 
     /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to

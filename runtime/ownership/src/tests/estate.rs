@@ -17,11 +17,11 @@ const HOST: HostId = HostId { node: HERE, seq: 1 };
 const DEAD: HostId = HostId { node: THIRD, seq: 9 };
 
 fn object(seq: u64) -> ObjectId {
-    TaskId { owner: DEAD, seq }.object(0)
+    TaskId::numbered(DEAD, seq).object(0)
 }
 
 fn record(at: u32, contains: &[u64], more: bool) -> Record {
-    let copy = Copy { node: THERE, bytes: 9, attempt: 1, job: JobId { number: 1 }, pass: 5 };
+    let copy = Copy { node: THERE, bytes: 9, attempt: 1, job: JobId { number: 1 } };
     Record { copy, at, contains: contains.iter().map(|seq| object(*seq)).collect(), more }
 }
 

@@ -1,7 +1,7 @@
 //! One rule each, between hosts whose messages the test carries by hand.
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, JobId, Names, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, Record, State},
 };
 
@@ -17,11 +17,11 @@ const B: HostId = HostId { node: NODE, seq: 2 };
 const E: HostId = HostId { node: AWAY, seq: 1 };
 
 fn object(owner: HostId, seq: u64) -> ObjectId {
-    TaskId { owner, seq }.object(0)
+    TaskId::numbered(owner, seq).object(0)
 }
 
 fn copy(attempt: u32) -> Copy {
-    Copy { node: AWAY, bytes: 9, attempt, job: JobId { number: 1 }, pass: 5 }
+    Copy { node: AWAY, bytes: 9, attempt, job: JobId { number: 1 } }
 }
 
 fn inline(contains: Vec<ObjectId>) -> State {
@@ -61,7 +61,7 @@ fn an_entry_is_small() {
 
 #[test]
 fn o1_an_owned_object_goes_with_its_last_reference() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let x = object(O, 1);
     own.create(x, true);
     own.add_ref(x);
@@ -79,7 +79,7 @@ fn o1_an_owned_object_goes_with_its_last_reference() {
 
 #[test]
 fn o1_a_borrower_keeps_an_object_and_gives_it_back_once() {
-    let (mut own, mut borrower) = (Ownership::new(O), Ownership::new(B));
+    let (mut own, mut borrower) = (Ownership::new(Names::plain(O)), Ownership::new(Names::plain(B)));
     let x = object(O, 1);
     own.create(x, false);
     // An argument that the executor keeps, twice held there.
@@ -99,7 +99,7 @@ fn o1_a_borrower_keeps_an_object_and_gives_it_back_once() {
 
 #[test]
 fn an_argument_dropped_before_the_end_costs_no_message() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let x = object(O, 1);
     own.receive(x, Via::Argument, &mut vec![]);
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
@@ -110,7 +110,7 @@ fn an_argument_dropped_before_the_end_costs_no_message() {
 
 #[test]
 fn o2_an_argument_of_a_third_owner_holds_done_back() {
-    let mut own = Ownership::new(E);
+    let mut own = Ownership::new(Names::plain(E));
     let x = object(O, 1);
     own.receive(x, Via::Argument, &mut vec![]);
     let mut effects = vec![];
@@ -136,7 +136,7 @@ fn o2_an_argument_of_a_third_owner_holds_done_back() {
 
 #[test]
 fn o2_lending_asks_nobody_where_caller_or_executor_is_the_owner() {
-    let mut own = Ownership::new(E);
+    let mut own = Ownership::new(Names::plain(E));
     let (mine, theirs) = (object(E, 1), object(B, 1));
     own.create(mine, false);
     own.receive(theirs, Via::Argument, &mut vec![]);
@@ -153,7 +153,7 @@ fn o2_lending_asks_nobody_where_caller_or_executor_is_the_owner() {
 
 #[test]
 fn o2_a_container_is_kept_until_what_was_read_from_it_is_registered() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let (container, x) = (object(E, 1), object(O, 1));
     own.receive(container, Via::Registered, &mut vec![]);
     assert_eq!(
@@ -177,7 +177,7 @@ fn o2_a_container_is_kept_until_what_was_read_from_it_is_registered() {
 
 #[test]
 fn o2_an_inline_answer_registers_the_asker_for_the_owners_refs() {
-    let (mut own, mut borrower) = (Ownership::new(O), Ownership::new(B));
+    let (mut own, mut borrower) = (Ownership::new(Names::plain(O)), Ownership::new(Names::plain(B)));
     let (outer, inner, third) = (object(O, 1), object(O, 2), object(E, 1));
     own.create(inner, false);
     own.receive(third, Via::Registered, &mut vec![]);
@@ -225,7 +225,7 @@ fn o2_an_inline_answer_registers_the_asker_for_the_owners_refs() {
 
 #[test]
 fn an_answer_that_nobody_wants_any_more_is_given_back() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let (outer, inner, third) = (object(O, 1), object(O, 2), object(E, 1));
     let answer = Message::Resolved { object: outer, state: inline(vec![inner, third]) };
     assert_eq!(message(&mut own, O, answer), [sent(O, Message::Return { object: inner, count: 1 })]);
@@ -233,7 +233,7 @@ fn an_answer_that_nobody_wants_any_more_is_given_back() {
 
 #[test]
 fn o3_a_return_does_not_end_a_registration_under_way() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let x = object(O, 1);
     own.create(x, false);
     own.retained(B, &[x]);
@@ -251,7 +251,7 @@ fn o3_a_return_does_not_end_a_registration_under_way() {
 
 #[test]
 fn o3_a_return_may_overtake_done() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let x = object(O, 1);
     own.create(x, false);
     assert_eq!(message(&mut own, B, Message::Return { object: x, count: 1 }), []);
@@ -261,7 +261,7 @@ fn o3_a_return_may_overtake_done() {
 
 #[test]
 fn o4_the_first_result_wins() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let (x, inner) = (object(O, 1), object(E, 1));
     own.create(x, true);
     own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
@@ -281,7 +281,7 @@ fn o4_the_first_result_wins() {
 
 #[test]
 fn o5_an_unknown_object_counts_as_freed() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let x = object(O, 1);
     let answers = message(&mut own, B, Message::Resolve { object: x });
     assert!(matches!(
@@ -297,7 +297,7 @@ fn o5_an_unknown_object_counts_as_freed() {
 
 #[test]
 fn o5_waiters_are_told_when_it_is_ready_and_when_it_fails() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     for (x, fails) in [(object(O, 1), false), (object(O, 2), true)] {
         own.create(x, false);
         assert_eq!(message(&mut own, E, Message::Resolve { object: x }), []);
@@ -318,7 +318,7 @@ fn o5_waiters_are_told_when_it_is_ready_and_when_it_fails() {
 
 #[test]
 fn an_actors_place_is_learned_only_by_who_asked_for_it() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let actor = object(O, 1);
     let up = |incarnation| State::Actor { host: E, incarnation };
     own.receive(actor, Via::Registered, &mut vec![]);
@@ -336,7 +336,7 @@ fn an_actors_place_is_learned_only_by_who_asked_for_it() {
 
 #[test]
 fn o5_an_owners_death_ends_every_wait() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let (waiting, small, stored, actor) = (object(O, 4), object(O, 2), object(O, 3), object(O, 1));
     let container = object(E, 1);
     for x in [waiting, small, stored, actor, container] {
@@ -393,7 +393,7 @@ fn o5_an_owners_death_ends_every_wait() {
 
 #[test]
 fn o6_a_borrowers_death_ends_its_borrows_for_good() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let (x, y) = (object(O, 1), object(O, 2));
     for object in [y, x] {
         own.create(object, false);
@@ -428,7 +428,7 @@ fn o6_a_borrowers_death_ends_its_borrows_for_good() {
 
 #[test]
 fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let (x, old, new) = (object(O, 1), object(E, 1), object(E, 2));
     own.create(x, true);
     own.complete(x, State::Stored(copy(1)), vec![old], &mut vec![]);
@@ -454,7 +454,7 @@ fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
 
 #[test]
 fn a_borrower_reports_a_lost_copy_and_asks_again() {
-    let (mut own, mut borrower) = (Ownership::new(O), Ownership::new(B));
+    let (mut own, mut borrower) = (Ownership::new(Names::plain(O)), Ownership::new(Names::plain(B)));
     let x = object(O, 1);
     own.create(x, true);
     own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
@@ -478,8 +478,8 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
 
 #[test]
 fn a_nodes_death_loses_what_it_stored() {
-    let mut own = Ownership::new(O);
-    let task = TaskId { owner: O, seq: 8 };
+    let mut own = Ownership::new(Names::plain(O));
+    let task = TaskId::numbered(O, 8);
     let put = object(O, 1);
     for (x, rebuildable) in [(task.object(1), true), (task.object(0), true), (put, false)] {
         own.create(x, rebuildable);
@@ -500,7 +500,7 @@ fn a_nodes_death_loses_what_it_stored() {
 
 #[test]
 fn o10_a_claim_holds_what_is_inside_before_it_counts() {
-    let mut own = Ownership::new(B);
+    let mut own = Ownership::new(Names::plain(B));
     let (outer, inner, lost) = (object(O, 1), object(E, 1), object(O, 2));
     own.receive(outer, Via::Argument, &mut vec![]);
     own.host_died(O, &killed(), &mut vec![]);
@@ -530,7 +530,7 @@ fn o10_a_claim_holds_what_is_inside_before_it_counts() {
 
 #[test]
 fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
-    let (mut own, mut caller) = (Ownership::new(E), Ownership::new(B));
+    let (mut own, mut caller) = (Ownership::new(Names::plain(E)), Ownership::new(Names::plain(B)));
     let (x, result) = (object(O, 1), object(B, 1));
     own.receive(x, Via::Registered, &mut vec![]);
     own.host_died(O, &killed(), &mut vec![]);
@@ -566,7 +566,7 @@ fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
 
 #[test]
 fn an_actors_borrowers_follow_it() {
-    let (mut own, mut borrower) = (Ownership::new(O), Ownership::new(B));
+    let (mut own, mut borrower) = (Ownership::new(Names::plain(O)), Ownership::new(Names::plain(B)));
     let x = object(O, 1);
     own.create(x, false);
     own.retained(B, &[x]);
@@ -595,14 +595,14 @@ fn an_actors_borrowers_follow_it() {
 
 #[test]
 fn other_messages_are_handed_back() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let kill = Message::Kill { actor: object(O, 1).task() };
     assert_eq!(own.on_message(B, kill.clone(), &mut vec![]), Err(kill));
 }
 
 #[test]
 fn a_long_chain_of_values_goes_at_once() {
-    let mut own = Ownership::new(O);
+    let mut own = Ownership::new(Names::plain(O));
     let mut effects = vec![];
     own.put(object(O, 0), inline(vec![]), vec![], &mut effects);
     for seq in 1..200_000 {

@@ -86,7 +86,7 @@ impl World {
         let mut all = self.values.range((object, 0)..=(object, u32::MAX));
         let ((_, attempt), contains) = all.rfind(|(key, _)| here(key))?;
         Some(Record {
-            copy: Copy { node, bytes: 1, attempt: *attempt, job: JOB, pass: 0 },
+            copy: Copy { node, bytes: 1, attempt: *attempt, job: JOB },
             at: 0,
             contains: contains.clone(),
             more: false,

@@ -124,7 +124,7 @@ impl World {
         let known: Vec<ObjectId> = self
             .hosts
             .iter()
-            .flat_map(|host| (1..=host.seq).map(|seq| TaskId { owner: host.id, seq }.object(0)))
+            .flat_map(|host| (1..=host.seq).map(|seq| TaskId::numbered(host.id, seq).object(0)))
             .collect();
         for host in self.hosts.iter().filter(|host| host.alive) {
             if !self.crashed {

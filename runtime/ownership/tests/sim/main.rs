@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_ownership::{Effect, Ownership, Via};
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, JobId, Names, NodeId, ObjectId, TaskId,
     peer::{Copy, Message, State},
 };
 
@@ -201,7 +201,7 @@ impl World {
                 let id = HostId { node, seq: u32::try_from(seq).unwrap() };
                 hosts.push(Host {
                     id,
-                    own: Ownership::new(id),
+                    own: Ownership::new(Names::plain(id)),
                     alive: true,
                     born: true,
                     told: BTreeSet::new(),
@@ -346,7 +346,7 @@ impl World {
     fn new_object(&mut self, at: usize) -> ObjectId {
         let host = &mut self.hosts[at];
         host.seq += 1;
-        TaskId { owner: host.id, seq: host.seq }.object(0)
+        TaskId::numbered(host.id, host.seq).object(0)
     }
 
     fn seal(&mut self, at: usize, object: ObjectId, attempt: u32, contains: Vec<ObjectId>) -> State {
@@ -355,7 +355,7 @@ impl World {
         let node = self.hosts[at].id.node;
         self.been.insert((object, attempt, node));
         self.sealed(node, object);
-        State::Stored(Copy { node, bytes: 1, attempt, job: JOB, pass: 0 })
+        State::Stored(Copy { node, bytes: 1, attempt, job: JOB })
     }
 
     fn value(&mut self, at: usize, object: ObjectId, contains: &[ObjectId]) -> State {
@@ -523,7 +523,7 @@ impl World {
             return;
         }
         let from = self.hosts[self.places[&(object, attempt)]].id.node;
-        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt, job: JOB, pass: 0 };
+        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt, job: JOB };
         // It does not come back while a message about its absence may be under way: that takes another drain.
         if !self.been.insert((object, attempt, copy.node)) {
             return;

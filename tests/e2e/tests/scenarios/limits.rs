@@ -47,7 +47,7 @@ pub async fn long_messages_arrive(env: Env) -> Result<()> {
     let one = mobula::put(&7u64)?;
     for node in env.nodes().await? {
         assert_eq!(bytes_of.options().strategy(on(node)).remote(&parts).await?, 18_000_000);
-        // Ids of 24 bytes each.
+        // Names of 32 bytes each.
         let refs = copies.options().strategy(on(node)).remote(vec![one.clone()], 720_000).await?;
         assert_eq!((refs.len(), refs[719_999].clone().await?), (720_000, 7));
         let error = complains.options().strategy(on(node)).remote(20_000_000).await.unwrap_err();

@@ -39,7 +39,6 @@ const LOOKED_AT_MAX: usize = 16_384;
 struct Keep {
     to: NodeId,
     bytes: u64,
-    pass: u64,
     /// When the node is asked again, since word of it may be lost; to be asked twice changes nothing.
     again: Instant,
 }
@@ -47,8 +46,7 @@ struct Keep {
 impl Keep {
     /// Says what is to be kept, with the refs inside.
     fn say(&self, me: NodeId, (object, attempt, job): Key, contains: &[ObjectId], effects: &mut Vec<Effect>) {
-        let Self { bytes, pass, .. } = *self;
-        let copy = Copy { node: me, bytes, attempt, job, pass };
+        let copy = Copy { node: me, bytes: self.bytes, attempt, job };
         let count = |refs: usize| u32::try_from(refs).unwrap_or(u32::MAX);
         let mut at = 0;
         for refs in contains.chunks(RECORD_REFS_MAX) {
@@ -146,7 +144,7 @@ impl Core {
         }
         let mut bytes: u64 = draining.keeps.values().map(|keep| keep.bytes).sum();
         let mut last = None;
-        for (key, copy_bytes, pass) in self.objects.primaries_after(draining.from).take(LOOKED_AT_MAX) {
+        for (key, copy_bytes) in self.objects.primaries_after(draining.from).take(LOOKED_AT_MAX) {
             let room = draining.keeps.is_empty() || bytes.saturating_add(copy_bytes) <= KEEP_BYTES_MAX;
             if draining.keeps.len() >= KEEPS_MAX || !room {
                 break;
@@ -160,7 +158,7 @@ impl Core {
             let to = draining.to[draining.turn % draining.to.len()];
             draining.turn = draining.turn.wrapping_add(1);
             bytes = bytes.saturating_add(copy_bytes);
-            let keep = Keep { to, bytes: copy_bytes, pass, again: now + KEEP_AGAIN };
+            let keep = Keep { to, bytes: copy_bytes, again: now + KEEP_AGAIN };
             keep.say(me, key, self.objects.contained(key), &mut self.effects);
             draining.keeps.insert(key, keep);
         }
@@ -253,7 +251,7 @@ impl Core {
 
     /// There is a copy here, which is the primary one from now on; it came from `from`.
     pub(super) fn keep_here(&mut self, key: Key, from: NodeId, contains: Vec<ObjectId>) {
-        let Some((bytes, pass)) = self.objects.promote(key) else {
+        let Some(bytes) = self.objects.promote(key) else {
             return self.not_kept(key, from);
         };
         if self.objects.contained(key).is_empty() {
@@ -261,7 +259,7 @@ impl Core {
         }
         self.noting.insert(key, from);
         let (object, attempt, job) = key;
-        let copy = Copy { node: self.config.node, bytes, attempt, job, pass };
+        let copy = Copy { node: self.config.node, bytes, attempt, job };
         self.tell_owner(object, from, copy);
     }
 
@@ -333,7 +331,7 @@ impl Core {
         }
         if self.objects.find(key).is_none() {
             // Its job ended here first, and there before the copy was.
-            let copy = Copy { node: by, bytes: 0, attempt, job, pass: 0 };
+            let copy = Copy { node: by, bytes: 0, attempt, job };
             self.effects.push(Effect::Peer(by, Between::Free { object, copy }));
             return;
         }
@@ -369,7 +367,7 @@ impl Core {
         let orphans: Vec<Key> =
             self.noting.keys().filter(|(object, ..)| object.owner.node == node).copied().collect();
         for (object, attempt, job) in orphans {
-            let copy = Copy { node: self.config.node, bytes: 0, attempt, job, pass: 0 };
+            let copy = Copy { node: self.config.node, bytes: 0, attempt, job };
             self.noted(object, copy, Noted::Gone);
         }
     }

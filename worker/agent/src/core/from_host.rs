@@ -99,11 +99,10 @@ impl Core {
                     self.violation(id, &"a place in its program has no proper name or number");
                 }
             }
-            ToAgent::Sealed { object, attempt, region, offset, bytes, pass, site } => {
+            ToAgent::Sealed { object, attempt, region, offset, bytes, site } => {
                 let region = RegionId { writer: id, seq: region };
                 match self.objects.seal(object, attempt, region, offset, bytes, None) {
                     Ok(key) => {
-                        self.objects.set_pass(key, pass);
                         self.objects.set_contains(key, self.hosts.contained(id, (object, attempt)));
                         if let Some(site) = self.hosts.site(id, site) {
                             self.objects.made_at(key, site);

@@ -534,7 +534,7 @@ impl Core {
         let home = (object, copy.attempt, copy.job);
         // With a copy of another job's here, a further one is made in memory of the reader's.
         let there = job != copy.job && self.objects.find(home).is_some();
-        if copy.node == me && there && self.objects.for_readers(object, &copy, job).is_none() {
+        if copy.node == me && there && self.objects.for_readers(object, &copy).is_none() {
             // It was not told of it.
             return self.open_failed(id, request, object, self.no_copy(copy.attempt));
         }

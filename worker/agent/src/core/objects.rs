@@ -6,7 +6,7 @@
 //! - **O-3** A writer is told to reuse an object's memory only once the object is freed and nobody has it pinned.
 //! - **O-4** A region outlives its writer while an object in it lives or a reader has it mapped, and no longer.
 //! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to. So a reader of another job
-//!   gets a copy in a region of its own job, and only if it was told of the object ([`wire::Copy::pass`]).
+//!   gets a copy in a region of its own job, and only if it knows the object's name with its key ([`ObjectId`]).
 //! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
 //!
 //! What lies on disk is in [`spill`].
@@ -183,8 +183,6 @@ pub struct Origin {
 #[derive(Debug)]
 struct Entry {
     bytes: u64,
-    /// What readers of other jobs must say.
-    pass: u64,
     /// Where in memory it lies.
     memory: Option<(RegionId, u64)>,
     /// Where on disk.
@@ -672,7 +670,6 @@ impl Objects {
         }
         let entry = Entry {
             bytes,
-            pass: 0,
             memory: None,
             disk: None,
             spilling: false,
@@ -688,13 +685,6 @@ impl Objects {
         self.count_primary(origin.is_none(), bytes, true);
         self.enter(key, region, offset);
         Ok(key)
-    }
-
-    /// Notes what readers of other jobs must say to get a copy.
-    pub fn set_pass(&mut self, key: Key, pass: u64) {
-        if let Some(entry) = self.copies.get_mut(&key) {
-            entry.pass = pass;
-        }
     }
 
     /// Notes which place in the program made a copy.
@@ -721,7 +711,7 @@ impl Objects {
         let all = self.copies.range(up_to(object, u32::MAX));
         let mut primary = all.filter(|(_, entry)| entry.origin.is_none() && !entry.freed);
         let ((_, attempt, job), entry) = primary.next_back()?;
-        let copy = wire::Copy { node, bytes: entry.bytes, attempt: *attempt, job: *job, pass: entry.pass };
+        let copy = wire::Copy { node, bytes: entry.bytes, attempt: *attempt, job: *job };
         Some(Record { copy, at: 0, contains: entry.contains.clone(), more: false })
     }
 
@@ -729,8 +719,9 @@ impl Objects {
     /// that is not among `nodes` are among it, others' copies are not.
     pub fn owned_by(&self, owner: HostId, nodes: impl Fn(NodeId) -> bool) -> BTreeSet<ObjectId> {
         let last = if owner.is_agent() { HostId { seq: u32::MAX, ..owner } } else { owner };
-        let from = *up_to(ObjectId { owner, seq: 0, index: 0 }, 0).start();
-        let to = *up_to(ObjectId { owner: last, seq: u64::MAX, index: u32::MAX }, u32::MAX).end();
+        let from = *up_to(ObjectId { owner, seq: 0, key: 0, index: 0 }, 0).start();
+        let to = ObjectId { owner: last, seq: u64::MAX, key: u64::MAX, index: u32::MAX };
+        let to = *up_to(to, u32::MAX).end();
         let all = self.copies.range(from..=to);
         let here = all.filter(|(_, entry)| entry.origin.is_none_or(|origin| !nodes(origin.node)));
         here.map(|((object, ..), _)| *object).collect()
@@ -789,12 +780,11 @@ impl Objects {
         }))
     }
 
-    /// The copy that readers of `job` are given who know of `copy`: one of the same bytes, if possible in memory. `None`
-    /// where there is none, or they may not have it.
-    pub fn for_readers(&self, object: ObjectId, copy: &wire::Copy, job: JobId) -> Option<Key> {
+    /// The copy that readers are given who know of `copy`: one of the same bytes, if possible in memory.
+    pub fn for_readers(&self, object: ObjectId, copy: &wire::Copy) -> Option<Key> {
         let may = |key: &Key, entry: &Entry| {
             let home = entry.origin.map_or(key.2, |origin| origin.job);
-            !entry.freed && home == copy.job && (job == home || entry.pass == copy.pass)
+            !entry.freed && home == copy.job
         };
         let all = self.copies.range(up_to(object, copy.attempt));
         all.filter(|(key, entry)| key.1 == copy.attempt && may(key, entry))
@@ -850,18 +840,18 @@ impl Objects {
         self.primaries
     }
 
-    /// The primary copies that are not freed, with their bytes and passes; in order, behind `after`.
-    pub fn primaries_after(&self, after: Option<Key>) -> impl Iterator<Item = (Key, u64, u64)> {
+    /// The primary copies that are not freed, with their bytes; in order, behind `after`.
+    pub fn primaries_after(&self, after: Option<Key>) -> impl Iterator<Item = (Key, u64)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let all = self.copies.range((from, Bound::Unbounded));
         let primary = |(_, entry): &(&Key, &Entry)| entry.origin.is_none() && !entry.freed;
-        all.filter(primary).map(|(key, entry)| (*key, entry.bytes, entry.pass))
+        all.filter(primary).map(|(key, entry)| (*key, entry.bytes))
     }
 
-    /// A copy that came from elsewhere is the primary one from now on. Its bytes and pass; `None` where there is none.
-    pub fn promote(&mut self, key: Key) -> Option<(u64, u64)> {
+    /// A copy that came from elsewhere is the primary one from now on. Its bytes; `None` where there is none.
+    pub fn promote(&mut self, key: Key) -> Option<u64> {
         let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed)?;
-        let (bytes, pass) = (entry.bytes, entry.pass);
+        let bytes = entry.bytes;
         if entry.origin.take().is_some() {
             let memory = entry.memory;
             self.count_primary(true, bytes, true);
@@ -872,7 +862,7 @@ impl Objects {
                 self.disk.dirty_bytes += bytes;
             }
         }
-        Some((bytes, pass))
+        Some(bytes)
     }
 
     /// Another node has the primary copy now: who copied this one, to be told by that node from now on.

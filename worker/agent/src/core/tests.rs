@@ -18,7 +18,6 @@ mod jobs;
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;
 const REGISTRY: u64 = 99;
-const PASS: u64 = 4321;
 
 fn other_node() -> Node {
     let node = NodeId { number: 2, incarnation: 1 };
@@ -188,16 +187,16 @@ fn line(effect: &Effect) -> String {
 }
 
 fn object(seq: u64) -> ObjectId {
-    TaskId { owner: id(1), seq }.object(0)
+    TaskId::numbered(id(1), seq).object(0)
 }
 
 fn copy(node: NodeId, attempt: u32) -> Copy {
-    Copy { node, bytes: 100, attempt, job: JOB, pass: PASS }
+    Copy { node, bytes: 100, attempt, job: JOB }
 }
 
 /// By its first attempt, in its writer's first region.
 fn sealed(seq: u64, offset: u64, bytes: u64) -> ToAgent {
-    ToAgent::Sealed { object: object(seq), attempt: 1, region: 1, offset, bytes, pass: PASS, site: 0 }
+    ToAgent::Sealed { object: object(seq), attempt: 1, region: 1, offset, bytes, site: 0 }
 }
 
 #[test]
@@ -259,7 +258,7 @@ fn what_a_host_made_before_it_died_is_discarded() {
     for (at, (index, attempt)) in [(0, 2), (1, 1), (1, 2), (2, 2), (3, 2)].into_iter().enumerate() {
         let offset = 64 * (at as u64 + 1);
         let (object, bytes) = (value(index), 10);
-        rig.host(host, ToAgent::Sealed { object, attempt, region: 1, offset, bytes, pass: PASS, site: 0 });
+        rig.host(host, ToAgent::Sealed { object, attempt, region: 1, offset, bytes, site: 0 });
     }
     rig.host(host, sealed(2, 640, 10));
     let discard = |node, object: ObjectId, last| ToAgent::Discard { node, object, last, attempt: 2 };
@@ -378,7 +377,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     let open = ToAgent::Open { ahead: false, request: 1, object: object(1), copy: there };
     rig.host(id(1), open);
     let third = NodeId { number: 3, incarnation: 1 };
-    let wish = |whole| Wish { object: object(1), copy: there, by: third, job: JOB, tried: vec![], whole };
+    let wish = |whole| Wish { object: object(1), copy: there, by: third, tried: vec![], whole };
     assert!(matches!(rig.core.serve(&wish(true)), Serve::No(_)), "there is only a part");
     assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
     assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
@@ -419,7 +418,6 @@ fn served_objects_are_dropped_where_they_were_pulled() {
         object: object(1),
         copy: copy(NodeId::EMBEDDED, attempt),
         by,
-        job: JOB,
         tried: vec![],
         whole: false,
     };
@@ -450,14 +448,8 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         rig.core.spilled(1, Ok(()), rig.now);
         assert_eq!(rig.lines()[0], "host-2 < Reclaim 1 and give back", "a part is for reading from now on");
         let by = other_node().node;
-        let wish = Wish {
-            object: object(1),
-            copy: copy(NodeId::EMBEDDED, 1),
-            by,
-            job: JOB,
-            tried: vec![],
-            whole: false,
-        };
+        let wish =
+            Wish { object: object(1), copy: copy(NodeId::EMBEDDED, 1), by, tried: vec![], whole: false };
         assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));
         assert_eq!(rig.lines(), [format!("restore {}", object(1))]);
         assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));

@@ -156,8 +156,6 @@ pub struct Wish {
     pub copy: Copy,
     /// Who wants it; this agent itself for readers of another job than that in whose memory it lies.
     pub by: NodeId,
-    /// For hosts of which job.
-    pub job: JobId,
     /// Nodes from which it could not be had.
     pub tried: Vec<NodeId>,
     /// Only a whole copy will do.
@@ -199,7 +197,7 @@ impl Core {
         self.queue.over(key);
         self.start_pulls();
         let Some(pull) = self.pulls.remove(&key) else { return false };
-        let Copy { node, job, pass, .. } = pull.copy;
+        let Copy { node, job, .. } = pull.copy;
         let sealed = result.and_then(|(region, offset, bytes)| {
             if node != self.config.node {
                 self.pulled_bytes += bytes;
@@ -210,7 +208,6 @@ impl Core {
         });
         match sealed {
             Ok(key) => {
-                self.objects.set_pass(key, pass);
                 for by in pull.serving {
                     self.objects.pin(key, by.agent());
                 }
@@ -245,8 +242,8 @@ impl Core {
 
     /// Another agent wants to copy an object from here.
     pub fn serve(&mut self, wish: &Wish) -> Serve {
-        let Wish { object, copy, by, job, .. } = *wish;
-        if let Some(key) = self.objects.for_readers(object, &copy, job) {
+        let Wish { object, copy, by, .. } = *wish;
+        if let Some(key) = self.objects.for_readers(object, &copy) {
             let mut others = Vec::new();
             if copy.node == self.config.node && by != copy.node {
                 let primary = (object, copy.attempt, copy.job);
@@ -270,10 +267,7 @@ impl Core {
             }
         } else if !wish.whole && by != self.config.node {
             let may = |key: &Key, pull: &Pull| {
-                key.1 == copy.attempt
-                    && pull.copy.job == copy.job
-                    && (job == copy.job || pull.copy.pass == copy.pass)
-                    && pull.serving.len() < PART_READERS_MAX
+                key.1 == copy.attempt && pull.copy.job == copy.job && pull.serving.len() < PART_READERS_MAX
             };
             let mut coming = self.pulls.range_mut(up_to(object, copy.attempt));
             if let Some((key, pull)) = coming.find(|(key, pull)| may(key, pull)) {
@@ -397,6 +391,8 @@ impl Search {
 
 #[cfg(test)]
 mod tests {
+    use mobula_proto::TaskId;
+
     use super::*;
 
     fn node(number: u32) -> NodeId {
@@ -425,8 +421,8 @@ mod tests {
 
     #[test]
     fn tr4_what_something_waits_for_comes_first() {
-        let key = |index| (ObjectId { owner: node(1).agent(), seq: 1, index }, 1, JobId { number: 1 });
-        let copy = |bytes| Copy { node: node(2), bytes, attempt: 1, job: JobId { number: 1 }, pass: 0 };
+        let key = |index| (TaskId::numbered(node(1).agent(), 1).object(index), 1, JobId { number: 1 });
+        let copy = |bytes| Copy { node: node(2), bytes, attempt: 1, job: JobId { number: 1 } };
         let mut queue = Queue::new(400, 0.25);
         queue.add((key(0), copy(90)), true);
         queue.add((key(1), copy(60)), true);

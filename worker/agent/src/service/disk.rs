@@ -42,13 +42,14 @@ pub(super) struct Disk {
 
 /// What a slot's hash covers beside the bytes: whose they are.
 fn name(object: ObjectId, attempt: u32) -> Vec<u8> {
-    let ObjectId { owner, seq, index } = object;
-    let mut name = Vec::with_capacity(32);
+    let ObjectId { owner, seq, key, index } = object;
+    let mut name = Vec::with_capacity(40);
     for number in [owner.node.number, owner.node.incarnation, owner.seq, attempt] {
         name.extend_from_slice(&number.to_le_bytes());
     }
-    name.extend_from_slice(&seq.to_le_bytes());
-    name.extend_from_slice(&u64::from(index).to_le_bytes());
+    for number in [seq, key, u64::from(index)] {
+        name.extend_from_slice(&number.to_le_bytes());
+    }
     name
 }
 

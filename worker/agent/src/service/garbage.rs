@@ -68,11 +68,11 @@ mod tests {
     const JOB: JobId = JobId { number: 1 };
 
     fn object(seq: u64) -> ObjectId {
-        TaskId { owner: HostId { node: NodeId::EMBEDDED, seq: 1 }, seq }.object(0)
+        TaskId::numbered(HostId { node: NodeId::EMBEDDED, seq: 1 }, seq).object(0)
     }
 
     fn free(seq: u64, attempt: u32) -> Between {
-        let copy = Copy { node: NodeId::EMBEDDED, bytes: 1, attempt, job: JOB, pass: 0 };
+        let copy = Copy { node: NodeId::EMBEDDED, bytes: 1, attempt, job: JOB };
         Between::Free { object: object(seq), copy }
     }
 

@@ -356,8 +356,8 @@ impl Peers {
         let asked = Mutex::new(None);
         let mut sent = 0;
         let answer = async |request: AlignedVec| match wire::decode::<Pull>(&request) {
-            Ok(Pull::Object { object, copy, by, job, from, tried, whole }) => {
-                let wish = Wish { object, copy, by, job, tried, whole };
+            Ok(Pull::Object { object, copy, by, from, tried, whole }) => {
+                let wish = Wish { object, copy, by, tried, whole };
                 let answer = self.post.serve(&wish, from).await?;
                 if let bulk::Answer::Range(..) = answer {
                     *asked.lock() = Some(wish);

@@ -159,8 +159,8 @@ impl Pulling<'_> {
         block: &mut Block,
         sink: &mut Filled<'_>,
     ) -> Result<Option<Ended>, Unpulled> {
-        let (object, _, job) = self.key;
-        let wish = Wish { object, copy: self.copy, by: self.me, job, tried: Vec::new(), whole: true };
+        let (object, ..) = self.key;
+        let wish = Wish { object, copy: self.copy, by: self.me, tried: Vec::new(), whole: true };
         let range = match self.post.serve(&wish, sink.bytes).await {
             Ok(bulk::Answer::Range(_, range)) => range,
             Ok(bulk::Answer::Elsewhere(_)) => {
@@ -176,7 +176,7 @@ impl Pulling<'_> {
 
     /// From whichever node has it, as far as one search goes.
     async fn search(&self, block: &mut Block, sink: &mut Filled<'_>) -> Result<Option<Ended>, Unpulled> {
-        let (object, _, job) = self.key;
+        let (object, ..) = self.key;
         let (me, copy) = (self.me, self.copy);
         let mut search = Search::new(copy.node);
         // What the node with the primary copy said last.
@@ -186,7 +186,6 @@ impl Pulling<'_> {
                 object,
                 copy,
                 by: me,
-                job,
                 from: sink.bytes,
                 tried: search.tried().to_vec(),
                 whole: search.whole(),

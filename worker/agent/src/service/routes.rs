@@ -741,7 +741,7 @@ mod tests {
     }
 
     fn object(index: u32) -> ObjectId {
-        mobula_proto::TaskId { owner: host(1, 1), seq: 1 }.object(index)
+        mobula_proto::TaskId::numbered(host(1, 1), 1).object(index)
     }
 
     fn reclaim(index: u32) -> ToHost {

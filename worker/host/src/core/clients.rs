@@ -135,7 +135,7 @@ impl Core {
                 break;
             }
             client.outbox.pop_front();
-            let id = TaskId { owner: self.me, seq };
+            let id = self.ids.task(seq);
             match self.arguments(&task.spec) {
                 Err(failure) => {
                     let title = task.spec.title(id);

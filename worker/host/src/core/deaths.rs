@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId, TaskId,
+    Failure, FailureKind, HostId, LeaseId, NodeId, ObjectId,
     host::{Eviction, ToAgent},
     peer::{Message, State},
 };
@@ -35,7 +35,7 @@ impl Core {
             .iter()
             .filter(|(_, task)| matches!(task.phase, Phase::Pushed { host: other, .. } if other == host))
             .flat_map(|(seq, task)| {
-                let missing = self.not_here(TaskId { owner: self.me, seq }, task.spec.template.returns);
+                let missing = self.not_here(self.ids.task(seq), task.spec.template.returns);
                 missing.into_iter().map(|(first, last)| (first, last, task.attempt))
             })
             .collect();
@@ -132,7 +132,7 @@ impl Core {
         }
         let mut actors = Vec::new();
         for seq in &seqs {
-            let id = TaskId { owner: self.me, seq: *seq };
+            let id = self.ids.task(*seq);
             let Some(task) = self.tasks.get_mut(seq) else { continue };
             let (stop, again) = match task.spec.kind {
                 Kind::Construct { restarts } => {
@@ -170,7 +170,7 @@ impl Core {
 
     fn retry_or_fail(&mut self, seq: u64, failure: &Failure, out: &mut Vec<Action>) {
         let Some(task) = self.tasks.get_mut(&seq) else { return };
-        let object = TaskId { owner: self.me, seq }.object(0);
+        let object = self.ids.task(seq).object(0);
         match task.spec.kind {
             // Decided with the actor: see `limbo`.
             Kind::Method { .. } => {}

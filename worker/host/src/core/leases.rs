@@ -152,7 +152,7 @@ impl Core {
     }
 
     pub(super) fn push(&mut self, seq: u64, lease: LeaseId, out: &mut Vec<Action>) {
-        let id = TaskId { owner: self.me, seq };
+        let id = self.ids.task(seq);
         let Some(task) = self.tasks.get(&seq) else { return };
         let arguments = match self.arguments(&task.spec) {
             Ok(arguments) => arguments,
@@ -350,7 +350,7 @@ impl Core {
         seqs.truncate(most as usize);
         for seq in seqs {
             let Some(task) = self.tasks.get(&seq) else { continue };
-            let actor = TaskId { owner: self.me, seq };
+            let actor = self.ids.task(seq);
             let message = Message::Retire { actor, incarnation: task.incarnation };
             out.push(Action::Send { to: held.host, message });
         }

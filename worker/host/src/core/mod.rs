@@ -32,7 +32,7 @@ use std::{
 
 use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, LeaseId, NodeId, ObjectId, SeqMap, TaskId,
+    Failure, FailureKind, HostId, IdMap, LeaseId, Names, NodeId, ObjectId, SeqMap, TaskId,
     host::ToAgent,
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
     resource::Class,
@@ -169,6 +169,7 @@ struct LeaseState {
 #[derive(Debug)]
 pub struct Core {
     me: HostId,
+    ids: Names,
     number: CoreNumber,
     /// The objects.
     pub objects: Ownership,
@@ -198,12 +199,13 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core for this host.
-    pub fn new(me: HostId) -> Self {
+    /// A core for the host whose names these are.
+    pub fn new(ids: Names) -> Self {
         Self {
-            me,
+            me: ids.owner(),
             number: CoreNumber::next(),
-            objects: Ownership::new(me),
+            objects: Ownership::new(ids.clone()),
+            ids,
             tasks: SeqMap::default(),
             several: IdMap::default(),
             last_seq: 0,
@@ -269,7 +271,7 @@ impl Core {
     /// A fresh name for something submitted here.
     pub fn next_task(&mut self) -> TaskId {
         self.last_seq += 1;
-        TaskId { owner: self.me, seq: self.last_seq }
+        self.ids.task(self.last_seq)
     }
 
     /// Tasks submitted and not yet done.
@@ -427,7 +429,7 @@ impl Core {
         let Some(task) = self.tasks.get(&seq) else { return };
         let template = &task.spec.template;
         let call = Call {
-            task: TaskId { owner: self.me, seq },
+            task: self.ids.task(seq),
             attempt: task.attempt,
             attempts_max: task.attempts_max(),
             function: template.function,
@@ -647,7 +649,7 @@ impl Core {
     /// The call failed for good.
     fn conclude(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) {
         self.give_slot_back(seq);
-        let id = TaskId { owner: self.me, seq };
+        let id = self.ids.task(seq);
         if !self.several.is_empty() && self.keeps(seq, false) {
             return self.keep_failed(id, failure, out);
         }

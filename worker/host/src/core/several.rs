@@ -155,7 +155,7 @@ impl Core {
         values: impl ExactSizeIterator<Item = Returned>,
         out: &mut Vec<Action>,
     ) {
-        let task = TaskId { owner: self.me, seq };
+        let task = self.ids.task(seq);
         let failure = Failure::new(
             FailureKind::ReturnCount,
             format!("it returned {} values where its caller asked for {wanted}", values.len()),
@@ -234,7 +234,7 @@ impl Core {
 
     /// All that is needed of a stream is there.
     fn stop_stream(&mut self, seq: u64, out: &mut Vec<Action>) {
-        let id = TaskId { owner: self.me, seq };
+        let id = self.ids.task(seq);
         if let Some(task) = self.tasks.get_mut(&seq)
             && let Phase::Pushed { host, .. } = task.phase
             && !std::mem::replace(&mut task.cancelled, true)
@@ -250,7 +250,7 @@ impl Core {
         if let Some(Several::Stream(stream)) = self.several.get_mut(&seq)
             && let Some(Progress { items, bytes }) = stream.report()
         {
-            let task = TaskId { owner: self.me, seq };
+            let task = self.ids.task(seq);
             out.push(Action::Send { to: host, message: Message::Consumed { task, attempt, items, bytes } });
         }
     }
@@ -283,7 +283,7 @@ impl Core {
         let Some(Several::Stream(stream)) = self.several.get_mut(&seq) else { return };
         let taken = stream.received - stream.unread.len() as u32;
         stream.fetched = stream.fetched.max(taken);
-        let task = TaskId { owner: self.me, seq };
+        let task = self.ids.task(seq);
         let mut bytes: u64 = stream.unread.iter().take((stream.fetched - taken) as usize).sum();
         while stream.fetched < stream.received.min(stream.ahead) && bytes < AHEAD_BYTES {
             bytes += stream.unread[(stream.fetched - taken) as usize];
@@ -377,9 +377,7 @@ impl Core {
         let Some(task) = self.tasks.get(&seq) else { return false };
         let again = task.spec.kind == Kind::Task && task.may_run_again();
         let wanted = || match task.spec.template.returns {
-            Returns::One => {
-                any_stored && self.objects.state(TaskId { owner: self.me, seq }.object(0)).is_some()
-            }
+            Returns::One => any_stored && self.objects.state(self.ids.task(seq).object(0)).is_some(),
             Returns::Many(_) => any_stored && self.several.contains_key(&seq),
             Returns::Stream(_) => {
                 matches!(self.several.get(&seq), Some(Several::Stream(stream)) if !stream.stored.is_empty())

@@ -2,7 +2,7 @@
 
 use mobula_ownership::Via;
 use mobula_proto::{
-    Blob, Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, TaskId,
+    Blob, Failure, FailureKind, HostId, JobId, LeaseId, Names, NodeId, ObjectId, TaskId,
     host::{Eviction, Grant, Revocation, ToAgent},
     peer::{Argument, Call, Copy, Done, Message, Outcome, Part, Returned, State, Target, Value},
     resource::Class,
@@ -57,7 +57,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self { core: Core::new(ME) }
+        Self { core: Core::new(Names::plain(ME)) }
     }
 
     fn submit(&mut self, kind: Kind, inputs: Vec<Input>) -> (ObjectId, Vec<Action>) {
@@ -184,7 +184,7 @@ fn a_restarted_actor_fails_only_what_was_on_its_way() {
 #[test]
 fn calls_of_an_actor_of_another_owner_fail_once_it_was_killed_here() {
     let mut bench = Bench::new();
-    let actor = TaskId { owner: THERE, seq: 7 };
+    let actor = TaskId::numbered(THERE, 7);
     let object = actor.object(0);
     bench.core.own(&mut Vec::new(), |objects, fx| objects.receive(object, Via::Container(object), fx));
     let (call, _) = bench.submit(Kind::Method { actor: object }, Vec::new());
@@ -455,8 +455,8 @@ fn refs_in_a_result_that_does_not_count_are_given_back() {
     let mut call = runs(&bench.granted(grant(1, 1)))[0].clone();
     call.attempt += 1;
     let third = HostId { node: NODE, seq: 3 };
-    let lent = TaskId { owner: third, seq: 1 }.object(0);
-    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt, job: JOB, pass: 0 };
+    let lent = TaskId::numbered(third, 1).object(0);
+    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt, job: JOB };
     let returned = Returned { value: Value::Stored(copy), contains: vec![lent] };
     let out = bench.message(done(&call, Outcome::Values(smallvec![returned])));
     let returns = out.iter().any(|action| {

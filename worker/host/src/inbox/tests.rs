@@ -10,7 +10,7 @@ const TWO: HostId = HostId { node: NODE, seq: 2 };
 const SHARED: Seat = Seat::Group(0);
 
 fn id(seq: u64) -> TaskId {
-    TaskId { owner: ONE, seq }
+    TaskId::numbered(ONE, seq)
 }
 
 fn inbox(change: impl FnOnce(&mut Limits)) -> Inbox<u64> {

@@ -1,7 +1,7 @@
 use super::*;
 
 fn actor(owner: HostId, seq: u64) -> TaskId {
-    TaskId { owner, seq }
+    TaskId::numbered(owner, seq)
 }
 
 fn claim(name: &str, actor: TaskId) -> Question {

@@ -60,7 +60,7 @@ impl Run {
 
     fn question(&mut self) -> Question {
         let name = format!("n{}", self.dice.roll(3));
-        let actor = TaskId { owner: self.host(), seq: self.dice.roll(3) };
+        let actor = TaskId::numbered(self.host(), self.dice.roll(3));
         let namespace = if self.dice.roll(2) == 0 { String::new() } else { "shared".to_owned() };
         match self.dice.roll(6) {
             0 | 1 => Question::NameClaim { namespace, name, actor, actor_type: "T".to_owned() },

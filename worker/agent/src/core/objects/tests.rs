@@ -12,7 +12,7 @@ fn host(seq: u32) -> HostId {
 }
 
 fn object(seq: u64) -> ObjectId {
-    TaskId { owner: host(1), seq }.object(0)
+    TaskId::numbered(host(1), seq).object(0)
 }
 
 fn fd() -> Arc<OwnedFd> {

@@ -24,17 +24,14 @@ fn with_copies(count: u64) -> (Rig, HostId) {
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
     for seq in 1..=count {
         let (object, offset) = (theirs_of(seq), seq * 128);
-        rig.host(
-            host,
-            ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, pass: PASS, site: 0 },
-        );
+        rig.host(host, ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 });
     }
     (rig, host)
 }
 
 /// An object of the other node's.
 fn theirs_of(seq: u64) -> ObjectId {
-    TaskId { owner: HostId { node: other_node().node, seq: 1 }, seq }.object(0)
+    TaskId::numbered(HostId { node: other_node().node, seq: 1 }, seq).object(0)
 }
 
 fn left(rig: &mut Rig) -> Option<Left> {
@@ -53,7 +50,6 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
         object: theirs_of(1),
         copy: copy(NodeId::EMBEDDED, 1),
         by: there,
-        job: JOB,
         tried: vec![],
         whole: false,
     };
@@ -151,7 +147,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
         assert!(rig.core.objects.is_empty());
     }
     // An owner here is asked itself.
-    let ours = TaskId { owner: host, seq: 9 }.object(0);
+    let ours = TaskId::numbered(host, 9).object(0);
     rig.core.from_peer(Between::Moved { object: ours, from: there, copy: Copy { node: third, ..given } });
     assert_eq!(rig.lines(), ["host-1 < Moved"]);
     let answer = |object| ToAgent::Noted { object, copy: Copy { node: third, ..given }, noted: Noted::Yes };

@@ -17,10 +17,7 @@ fn estate() -> (Rig, HostId) {
     rig.host(host, ToAgent::Contains { object: object(2), attempt: 1, refs: vec![object(1)] });
     for seq in [2, 1] {
         let (object, offset) = (object(seq), seq * 128);
-        rig.host(
-            host,
-            ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, pass: PASS, site: 0 },
-        );
+        rig.host(host, ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 });
     }
     (rig, host)
 }
@@ -151,8 +148,7 @@ fn refs_in_a_value_are_told_in_parts() {
         rig.host(host, ToAgent::Contains { object: object(3), attempt: 1, refs: refs.to_vec() });
         // Another thread seals something without refs meanwhile.
         let (object, offset) = (object(20_000 + at as u64), 1024 + 128 * at as u64);
-        let other =
-            ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, pass: PASS, site: 0 };
+        let other = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 };
         assert_eq!(rig.host(host, other), [""; 0]);
     }
     let value = sealed(3, 512, 100);

@@ -22,7 +22,7 @@ fn two_jobs() -> (Rig, HostId, HostId) {
 }
 
 fn sealed(attempt: u32) -> ToAgent {
-    ToAgent::Sealed { object: object(1), attempt, region: 1, offset: 0, bytes: 100, pass: PASS, site: 0 }
+    ToAgent::Sealed { object: object(1), attempt, region: 1, offset: 0, bytes: 100, site: 0 }
 }
 
 fn open(copy: Copy) -> ToAgent {
@@ -45,8 +45,7 @@ fn o5_a_reader_of_another_job_gets_a_copy_in_its_own_memory() {
     let here = copy(NodeId::EMBEDDED, 1);
     assert_eq!(rig.host(theirs, open(here)), ["pull node-1/host-1#1.0 from node-1"]);
     // The service asks like any other node.
-    let wish =
-        Wish { object: object(1), copy: here, by: NodeId::EMBEDDED, job: THEIRS, tried: vec![], whole: true };
+    let wish = Wish { object: object(1), copy: here, by: NodeId::EMBEDDED, tried: vec![], whole: true };
     let Serve::Whole(place, _, others) = rig.core.serve(&wish) else { panic!("not served") };
     assert_eq!((place.region, others), (REGION, vec![]));
     assert!(pulled(&mut rig, 1));
@@ -64,17 +63,37 @@ fn o5_a_reader_of_another_job_gets_a_copy_in_its_own_memory() {
 fn who_was_not_told_of_an_object_gets_nothing() {
     let (mut rig, ours, theirs) = two_jobs();
     let here = copy(NodeId::EMBEDDED, 1);
-    for guess in [Copy { pass: PASS + 1, ..here }, Copy { job: THEIRS, ..here }] {
-        let said = rig.host(theirs, open(guess));
+    let guessed = ObjectId { key: 77, ..object(1) };
+    let by = other_node().node;
+    for (object, copy) in [(guessed, here), (object(1), Copy { job: THEIRS, ..here })] {
+        let said = rig.host(theirs, ToAgent::Open { request: 1, object, copy, ahead: false });
         rig.core.tick(rig.now + Duration::from_secs(3));
-        assert_eq!([said, rig.lines()].concat(), ["host-2 < OpenFailed ObjectLost"], "{guess:?}");
-        // Nor over another node, whose agent says for whom it asks.
-        let by = other_node().node;
-        let wish = Wish { object: object(1), copy: guess, by, job: THEIRS, tried: vec![], whole: false };
-        assert!(matches!(rig.core.serve(&wish), Serve::No(_)), "{guess:?}");
+        assert_eq!([said, rig.lines()].concat(), ["host-2 < OpenFailed ObjectLost"], "{object} {copy:?}");
+        // Nor over another node.
+        let wish = Wish { object, copy, by, tried: vec![], whole: false };
+        assert!(matches!(rig.core.serve(&wish), Serve::No(_)), "{object} {copy:?}");
     }
-    // Hosts of its own job need no pass.
-    assert_eq!(rig.host(ours, open(Copy { pass: 0, ..here })), ["host-1 < Opened +1fd"]);
+    // Nor as if the owner were dead, here or from another node.
+    let objects = vec![(guessed, None)];
+    let mut answers = Vec::new();
+    rig.core.from_host(theirs, ToAgent::Claim { objects }, vec![], rig.now);
+    rig.core.from_peer(Between::Claim {
+        host: HostId { node: by, seq: 3 },
+        number: 7,
+        objects: vec![guessed],
+    });
+    for effect in rig.take() {
+        match effect {
+            Effect::Tell(_, ToHost::Claimed { answers: found }, _) => answers.extend(found),
+            Effect::Peer(_, Between::Claimed { answers: found, .. }) => answers.extend(found),
+            // It may be there.
+            Effect::Peer(_, Between::Claim { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answers, [(guessed, None)]);
+    assert!(rig.core.objects.primary(object(1), NodeId::EMBEDDED).is_some());
+    assert_eq!(rig.host(ours, open(here)), ["host-1 < Opened +1fd"]);
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn local(link: &LocalLink) -> (ToHost, Vec<OwnedFd>) {
 }
 
 fn object(owner: HostId, seq: u64) -> mobula_proto::ObjectId {
-    TaskId { owner, seq }.object(0)
+    TaskId::numbered(owner, seq).object(0)
 }
 
 impl Started {

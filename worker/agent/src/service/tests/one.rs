@@ -128,10 +128,9 @@ async fn what_a_host_relays_goes_through_its_rings() {
     let region = Writer::create(4 * MIB).unwrap().share().unwrap();
     link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![region]).unwrap();
     let made = object(job.driver, 1);
-    let sealed =
-        ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, pass: 0, site: 0 };
+    let sealed = ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, site: 0 };
     link.send(sealed, vec![]).unwrap();
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job };
     let open = |request| ToAgent::Open { ahead: false, request, object: made, copy };
     let mut say = |message: Option<ToAgent>| {
         let body = message.map_or_else(Vec::new, |message| wire::encode(&message).unwrap().to_vec());
@@ -165,8 +164,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     say(Some(ToAgent::Site { number: 1, name: "here".to_owned() }));
     say(None);
     let theirs = object(welcome.host, 1);
-    let sealed =
-        |object| ToAgent::Sealed { object, attempt: 1, region: 1, offset: 64, bytes: 32, pass: 0, site: 1 };
+    let sealed = |object| ToAgent::Sealed { object, attempt: 1, region: 1, offset: 64, bytes: 32, site: 1 };
     say(Some(sealed(theirs)));
     link.send(ToAgent::Open { ahead: false, request: 8, object: theirs, copy }, vec![]).unwrap();
     assert!(matches!(local(&link).0, ToHost::Opened { request: 8, .. }));
@@ -227,19 +225,11 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     let made = object(driver, 1);
     started
         .link
-        .send(ToAgent::Sealed {
-            object: made,
-            attempt: 1,
-            region: 1,
-            offset: 64,
-            bytes: 32,
-            pass: 0,
-            site: 0,
-        })
+        .send(ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, site: 0 })
         .await;
     started.link.send(ToAgent::Relay { to: driver, body: vec![4] }).await;
     assert!(matches!(local(&link).0, ToHost::Relayed { .. }), "sent after it was sealed");
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job };
     link.send(ToAgent::Open { ahead: false, request: 2, object: made, copy }, vec![]).unwrap();
     let (ToHost::Opened { request: 2, region_bytes, offset: 64, bytes: 32, .. }, mut fds) = local(&link)
     else {
@@ -366,10 +356,10 @@ async fn a_host_that_does_not_read_keeps_what_it_is_to_reclaim_and_lives() {
     started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
     for index in 0..OBJECTS {
         let (object, offset) = (object(job.driver, index.into()), 64 * u64::from(index));
-        let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 32, pass: 0, site: 0 };
+        let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 32, site: 0 };
         started.link.send(sealed).await;
     }
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 32, attempt: 1, job: job.job };
     let (driver, host_of) = (job.driver, host);
     // On a thread that may wait while the agent's queue is full.
     let frees = std::thread::spawn(move || {

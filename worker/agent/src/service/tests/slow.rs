@@ -95,11 +95,8 @@ fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
     let (fd, heap, extent) = made();
     link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
     let (object, offset) = (object(driver, 1), extent.location().offset);
-    link.send(
-        ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, pass: 0, site: 0 },
-        vec![],
-    )
-    .unwrap();
+    link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
+        .unwrap();
     (object, heap, extent)
 }
 
@@ -113,7 +110,7 @@ async fn full(disk: &Gated) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) 
     .await;
     let (link, job) = one.driver().await;
     let (object, heap, extent) = fill(&link, job.driver);
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job };
     (one, link, object, copy, (heap, extent))
 }
 
@@ -213,7 +210,7 @@ async fn a_disk_that_hangs_is_a_typed_error_at_its_limit() {
     let (ToHost::RegionRefused { request: 2, failure }, _) = local(&link) else { panic!("not refused") };
     assert_eq!(failure.kind, FailureKind::StoreFull, "{failure}");
     assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
-    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job };
     assert_eq!(open(&link, object, copy), Ok(()), "nothing is lost");
     disk.shut(false);
     drop(link);
@@ -272,11 +269,9 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
     let (fd, _heap, extent) = made();
     host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
     let object = object(job.driver, 1);
-    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1, job: job.job, pass: 0 };
+    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1, job: job.job };
     let offset = extent.location().offset;
-    host.link
-        .send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, pass: 0, site: 0 })
-        .await;
+    host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }).await;
     host.link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }).await;
     // Its object, and its region: in one message, if the second comes before the first is said.
     loop {

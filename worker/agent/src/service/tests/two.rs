@@ -122,17 +122,9 @@ async fn two_agents_relay_pull_and_ship_programs() {
     let extent = block.seal();
     let offset = extent.location().offset;
     let made = object(job.driver, 1);
-    let copy = Copy { node: worker_node.node, bytes: 5 * MIB, attempt: 2, job: job.job, pass: 0 };
+    let copy = Copy { node: worker_node.node, bytes: 5 * MIB, attempt: 2, job: job.job };
     host.link
-        .send(ToAgent::Sealed {
-            object: made,
-            attempt: 2,
-            region: 1,
-            offset,
-            bytes: 5 * MIB,
-            pass: 0,
-            site: 0,
-        })
+        .send(ToAgent::Sealed { object: made, attempt: 2, region: 1, offset, bytes: 5 * MIB, site: 0 })
         .await;
     host.link.send(ToAgent::Relay { to: job.driver, body: vec![9] }).await;
     assert!(matches!(local(&link).0, ToHost::Relayed { .. }));

@@ -23,7 +23,7 @@ fn submit(bench: &mut Bench, returns: Returns, attempts_max: u32) -> ObjectId {
 }
 
 fn stored(attempt: u32, node: NodeId) -> Value {
-    Value::Stored(Copy { node, bytes: 100, attempt, job: JOB, pass: 0 })
+    Value::Stored(Copy { node, bytes: 100, attempt, job: JOB })
 }
 
 fn returned(value: Value) -> Returned {
@@ -286,7 +286,7 @@ fn c7_what_is_out_of_turn_or_too_much_is_refused() {
     stranger.attempt = 9;
     let out = bench.message(item(&stranger, 0, stored(9, THERE.node)));
     assert_eq!(freed(&out), [object.task().object(1)]);
-    stranger.task = TaskId { owner: THERE, seq: 1 };
+    stranger.task = TaskId::numbered(THERE, 1);
     bench.message(item(&stranger, 0, stored(9, THERE.node)));
     for index in 0..4 {
         assert!(freed(&bench.message(item(&call.call, index, stored(1, THERE.node)))).is_empty());
