@@ -2,9 +2,13 @@
 
 use std::{
     error::Error,
-    sync::mpsc::{RecvTimeoutError, sync_channel},
+    sync::mpsc::{RecvTimeoutError, channel, sync_channel},
+    thread,
     time::{Duration, Instant},
 };
+
+/// How often [`watched`] looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Errors are told, not handled: the row that meets one shows its text.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -110,6 +114,33 @@ pub fn bounded<T: Send + 'static>(
     }
 }
 
+/// Does `work`, while another thread looks every [`LOOK`], and once more at its end; gives the most of each figure.
+pub fn watched<T, const N: usize>(
+    look: impl Fn() -> Result<[f64; N]> + Send,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, [f64; N])> {
+    let (working, done) = channel::<()>();
+    thread::scope(|scope| {
+        let watching = scope.spawn(move || -> Result<[f64; N]> {
+            let mut most = look()?;
+            loop {
+                // The other end goes when the work has ended, or has panicked.
+                let ended = !matches!(done.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout));
+                for (most, now) in most.iter_mut().zip(look()?) {
+                    *most = most.max(now);
+                }
+                if ended {
+                    return Ok(most);
+                }
+            }
+        });
+        let worked = work();
+        drop(working);
+        let most = watching.join().map_err(|_| "the thread that watches panicked")?;
+        Ok((worked?, most?))
+    })
+}
+
 /// Something did not end in its time.
 #[derive(Debug)]
 pub struct TimeUp(String);
@@ -124,6 +155,8 @@ impl Error for TimeUp {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
 
     #[test]
@@ -132,6 +165,31 @@ mod tests {
         assert_eq!(quantile(&[3.0], 0.99), 3.0);
         assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.5), 2.0);
         assert_eq!(quantile(&[1.0, 2.0, 3.0], 1.0), 3.0);
+    }
+
+    #[test]
+    fn the_most_that_was_seen_is_told() {
+        let now = std::sync::atomic::AtomicU32::new(1);
+        let seen = std::sync::atomic::AtomicU32::new(0);
+        let look = || {
+            seen.fetch_add(1, Relaxed);
+            Ok([f64::from(now.load(Relaxed)), -1.0])
+        };
+        let (result, most) = watched(look, || {
+            now.store(7, Relaxed);
+            let (before, begun) = (seen.load(Relaxed), Instant::now());
+            while seen.load(Relaxed) < before + 2 && begun.elapsed() < Duration::from_secs(10) {
+                thread::yield_now();
+            }
+            now.store(3, Relaxed);
+            Ok("done")
+        })
+        .unwrap();
+        assert_eq!((result, most), ("done", [7.0, -1.0]));
+        let error = watched(|| Ok([0.0]), || Err::<(), _>("no".into())).unwrap_err();
+        assert_eq!(error.to_string(), "no");
+        let error = watched::<_, 1>(|| Err("blind".into()), || Ok(())).unwrap_err();
+        assert_eq!(error.to_string(), "blind");
     }
 
     #[test]

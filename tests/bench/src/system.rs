@@ -1,6 +1,12 @@
 //! The machine, the source's version, and what processes use.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::PathBuf,
+    process::Command,
+};
 
 use serde_json::{Map, Value};
 
@@ -134,6 +140,70 @@ pub fn anonymous_memory(pid: u32) -> Result<f64> {
     kilobytes(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Anonymous")
 }
 
+/// How memory files are called in `/proc`.
+const MEMORY_FILE: &str = "/memfd:";
+/// What Linux counts a file's blocks in, in bytes.
+const BLOCK_BYTES: u64 = 512;
+
+/// Bytes of the memory files that these processes have open or mapped: the pages that there are of them, whoever has
+/// them mapped, each counted once.
+pub fn memory_files(pids: &[u32]) -> Result<f64> {
+    let mut files = BTreeMap::new();
+    for pid in pids {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let path = entry?.path();
+            // One that was closed meanwhile is none of the process's any more.
+            let Ok(name) = fs::read_link(&path) else { continue };
+            if name.as_os_str().as_bytes().starts_with(MEMORY_FILE.as_bytes())
+                && let Ok(file) = fs::metadata(&path)
+            {
+                files.insert(file.ino(), file.blocks() * BLOCK_BYTES);
+            }
+        }
+    }
+    // Of what is mapped and no longer open, Linux tells only what each process has touched: at least so much is there.
+    let mut mapped = BTreeMap::<u64, u64>::new();
+    for pid in pids {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        if maps.lines().filter_map(memory_file).any(|file| !files.contains_key(&file)) {
+            for (file, bytes) in touched(&fs::read_to_string(format!("/proc/{pid}/smaps"))?) {
+                let most = mapped.entry(file).or_default();
+                *most = bytes.max(*most);
+            }
+        }
+    }
+    let unopened = mapped.iter().filter(|(file, _)| !files.contains_key(file)).map(|(_, bytes)| bytes);
+    Ok((files.values().sum::<u64>() + unopened.sum::<u64>()) as f64)
+}
+
+/// The number of the memory file that a line of `/proc/PID/maps` shows a mapping of.
+fn memory_file(line: &str) -> Option<u64> {
+    let mut fields = line.split_ascii_whitespace();
+    let number = fields.nth(4)?.parse().ok()?;
+    fields.next()?.starts_with(MEMORY_FILE).then_some(number)
+}
+
+/// Bytes of each memory file that a process has touched, of its `/proc/PID/smaps`.
+fn touched(smaps: &str) -> BTreeMap<u64, u64> {
+    let mut files = BTreeMap::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            Some(("Rss", value)) => {
+                if let Some(file) = current
+                    && let Ok(kilobytes) = value.trim().trim_end_matches(" kB").parse::<u64>()
+                {
+                    *files.entry(file).or_default() += kilobytes * 1024;
+                }
+            }
+            // The first line of a mapping begins with its addresses.
+            Some((name, _)) if name.contains('-') && name.contains(' ') => current = memory_file(line),
+            _ => {}
+        }
+    }
+    files
+}
+
 /// A field of a file of Linux that is given in kB, in bytes.
 fn kilobytes(text: &str, name: &str) -> Result<f64> {
     let value = field(text, name).ok_or_else(|| format!("Linux tells no {name}"))?;
@@ -170,5 +240,42 @@ mod tests {
         assert!(private_memory(own).unwrap() > anonymous_memory(own).unwrap() / 2.0);
         assert!(anonymous_memory(own).unwrap() > 0.0);
         assert!(machine()["cores"].as_u64().unwrap() > 0);
+    }
+
+    /// As `/proc/PID/smaps` says it: a memory file mapped in two parts, a file, and memory without one.
+    const SMAPS: &str = "\
+7f00-7f01 rw-s 00000000 00:01 99                  /memfd:mobula-region (deleted)
+Size:                 64 kB
+Rss:                  48 kB
+Pss:                  24 kB
+VmFlags: rd wr sh mr mw me ms sd
+7f01-7f02 r--s 00010000 00:01 99                  /memfd:mobula-region (deleted)
+Rss:                   4 kB
+5500-5600 r-xp 00000000 fe:00 99                  /usr/bin/memfd:no
+Rss:                 400 kB
+7f09-7f0a rw-p 00000000 00:00 0
+Rss:                 800 kB
+7f0b-7f0c r--s 00000000 00:01 7                   /memfd:mobula-ring (deleted)
+Rss:                   0 kB
+";
+
+    #[test]
+    fn what_was_touched_of_memory_files_is_added_up_by_file() {
+        assert_eq!(touched(SMAPS), BTreeMap::from([(99, 52 * 1024), (7, 0)]));
+        assert_eq!(memory_file("7f09-7f0a rw-p 00000000 00:00 0"), None);
+    }
+
+    #[test]
+    fn memory_files_are_counted_by_their_pages_and_once() {
+        let own = std::process::id();
+        let before = memory_files(&[own]).unwrap();
+        let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let again = rustix::io::dup(&file).unwrap();
+        rustix::fs::ftruncate(&file, 64 << 20).unwrap();
+        rustix::io::pwrite(&file, &vec![1; 8 << 20], 0).unwrap();
+        let gained = memory_files(&[own, own]).unwrap() - before;
+        assert_eq!(gained, f64::from(8 << 20));
+        drop((file, again));
+        assert_eq!(memory_files(&[own]).unwrap(), before);
     }
 }

@@ -2,7 +2,6 @@
 //! is looked at.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use mobula::{Cluster, blocking, prelude::*};
 use tokio::runtime::Handle;
 
 use crate::{
-    measure::Result,
+    measure::{Result, watched},
     row::{Probe, Row, Stage, Target},
     subjects::scale::{in_new_program, same},
     system::private_memory,
@@ -23,8 +22,6 @@ const SIDE: u32 = 200;
 const ELEMENTS: usize = 6_250;
 /// The store's size in bytes.
 pub const SHUFFLE_STORE_BYTES: u64 = 512 << 20;
-/// How often the memory is looked at.
-const LOOK: Duration = Duration::from_millis(20);
 /// How many small objects there are.
 const SMALL: usize = 1_000_000;
 /// How long they may take to be gone.
@@ -85,29 +82,18 @@ fn merge(parts: Vec<Tensor>) -> mobula::Result<u64> {
 pub fn shuffle() -> Result<Vec<f64>> {
     let own = std::process::id();
     let before = private_memory(own)?;
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watching = scope.spawn(|| -> Result<f64> {
-            let mut most: f64 = 0.0;
-            while !done.load(Ordering::Relaxed) {
-                most = most.max(private_memory(own)? - before);
-                thread::sleep(LOOK);
-            }
-            Ok(most / 1e6)
-        });
+    let look = || Ok([private_memory(own)? - before]);
+    let ((sums, seconds), [most]) = watched(look, || {
         let begun = Instant::now();
-        let sums = shuffled();
-        let seconds = begun.elapsed().as_secs_f64();
-        done.store(true, Ordering::Relaxed);
-        let most = watching.join().map_err(|_| "the thread that watches the memory panicked")??;
-        let elements = ELEMENTS as u64;
-        for (to, found) in (0..SIDE).zip(sums?) {
-            let of =
-                |from| first(from, to).wrapping_mul(elements).wrapping_add(elements * (elements - 1) / 2);
-            same(found, sum((0..SIDE).map(of)))?;
-        }
-        Ok(vec![seconds, most])
-    })
+        let sums = shuffled()?;
+        Ok((sums, begun.elapsed().as_secs_f64()))
+    })?;
+    let elements = ELEMENTS as u64;
+    for (to, found) in (0..SIDE).zip(sums) {
+        let of = |from| first(from, to).wrapping_mul(elements).wrapping_add(elements * (elements - 1) / 2);
+        same(found, sum((0..SIDE).map(of)))?;
+    }
+    Ok(vec![seconds, most / 1e6])
 }
 
 fn shuffled() -> Result<Vec<u64>> {

@@ -12,8 +12,9 @@ use mobula::{Cluster, prelude::*};
 use rustix::fs::OFlags;
 
 use crate::{
-    measure::Result,
+    measure::{Result, watched},
     row::{Place, Probe, Row, Stage, Target},
+    system::{cluster_processes, memory_files, private_memory},
 };
 
 /// The store's size in bytes; the objects are four times that.
@@ -37,6 +38,10 @@ pub const PROBES: &[Probe] = &[Probe {
             .limit(DISK)
             .targets(&[Target::OfLimit(0.7)]),
         Row::more("putting a working set 4× the store", "GB/s"),
+        Row::less("memory that the store takes at most for a working set 4× the store", "times the store")
+            .targets(&[Target::AtMost(1.1)]),
+        Row::less("memory beside the store that the node's processes gain for it at most", "MB")
+            .targets(&[Target::AtMost(64.0)]),
     ],
     stage: Stage::Alone,
     run,
@@ -90,13 +95,35 @@ fn run(place: &Place) -> Result<Vec<f64>> {
     let total = sizes.iter().sum::<usize>() as f64 / 1e9;
     let disk = total / disk(&sizes)?;
     let cluster = place.runtime.block_on(Cluster::local().nodes(1).store_bytes(store).quiet().start())?;
+    let measured = pressed(&sizes);
+    cluster.shutdown();
+    let [read, put, most, gained] = measured?;
+    Ok(vec![disk, total / read, total / put, most / store as f64, gained / 1e6])
+}
+
+/// Seconds for reading and for putting, and bytes: the most in the store, and the most that was gained beside it.
+fn pressed(sizes: &[usize]) -> Result<[f64; 4]> {
+    let own = std::process::id();
+    let processes: Vec<u32> = cluster_processes()?.iter().map(|(pid, _)| *pid).chain([own]).collect();
+    let private = || processes.iter().map(|pid| private_memory(*pid)).sum::<Result<f64>>();
+    let before = private()?;
+    let look = || Ok([memory_files(&processes)?, private()?]);
+    let (seconds, [most, private]) = watched(look, || put_and_read(sizes))?;
+    if cluster_processes()?.iter().any(|(pid, _)| !processes.contains(pid)) {
+        return Err("a process has come that nobody watched".into());
+    }
+    Ok([seconds.0, seconds.1, most, private - before])
+}
+
+/// Seconds for reading and for putting.
+fn put_and_read(sizes: &[usize]) -> Result<(f64, f64)> {
     let begun = Instant::now();
-    let objects = sizes
-        .iter()
-        .zip(1u8..)
-        .map(|(size, fill)| mobula::put(&Tensor::from_vec(&[*size], vec![fill; *size])?))
-        .collect::<mobula::Result<Vec<_>>>()?;
-    let put = total / begun.elapsed().as_secs_f64();
+    // Of each all bytes are its number, counted from 1. Written in its place, no copy of it lies elsewhere.
+    let put = |(size, fill): (&usize, u8)| {
+        mobula::put(&Tensor::build(&[*size], |elements: &mut [u8]| elements.fill(fill))?)
+    };
+    let objects = sizes.iter().zip(1..).map(put).collect::<mobula::Result<Vec<_>>>()?;
+    let put_seconds = begun.elapsed().as_secs_f64();
     let read = |at: usize| -> Result<()> {
         let tensor = objects[at].get()?;
         let bytes = tensor.as_bytes()?;
@@ -109,10 +136,7 @@ fn run(place: &Place) -> Result<Vec<f64>> {
     };
     // Once so that all have been on disk, and once for the time.
     each(objects.len(), read)?;
-    let seconds = each(objects.len(), read)?;
-    drop(objects);
-    cluster.shutdown();
-    Ok(vec![disk, total / seconds, put])
+    Ok((each(objects.len(), read)?, put_seconds))
 }
 
 /// Seconds that the disk takes to read files of these sizes.

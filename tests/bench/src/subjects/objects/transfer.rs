@@ -2,20 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use mobula::{Cluster, NodeId, Strategy, blocking, prelude::*};
+use mobula::{Cluster, Error, ErrorKind, NodeId, Strategy, blocking, prelude::*};
 
 use crate::{
     limits::quic::{BROADCAST, BROADCAST_NODES, PLAIN, PLAIN_1_MIB, PLAIN_64_MIB},
     measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
     subjects::functions::make_tensor,
-    system::loopback_bytes,
+    system::{anonymous_memory, loopback_bytes},
 };
 
 /// Of the small objects so many are pulled one after the other.
 const SMALL: usize = 20;
 /// Tasks that read one object.
 const READERS: usize = 20;
+/// How long they may take.
+const READ: Duration = Duration::from_secs(60);
 /// How often a broadcast's counts are looked at, and how long at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(20));
 
@@ -40,8 +42,12 @@ pub const PROBES: &[Probe] = &[
         run: pulls,
     },
     Probe {
-        rows: &[Row::more("256 MiB on the wire for 20 tasks of a node that read one object", "times")
-            .targets(&[Target::AtMost(1.05)])],
+        rows: &[
+            Row::less("256 MiB on the wire for 20 tasks of a node that read one object", "times")
+                .targets(&[Target::AtMost(1.05)]),
+            Row::less("anonymous memory that those 20 tasks take together", "MB")
+                .targets(&[Target::AtMost(1.0)]),
+        ],
         stage: Stage::TwoNodes,
         run: shared,
     },
@@ -81,9 +87,25 @@ impl Reader {
     }
 }
 
-#[mobula::task]
-fn length(tensor: Tensor) -> mobula::Result<u64> {
-    Ok(tensor.as_bytes()?.len() as u64)
+/// What a task has seen while all of them had read the object and none had let go of it.
+#[mobula::data]
+struct Seen {
+    process: u32,
+    sum: i64,
+    /// Of its process, in bytes.
+    anonymous: f64,
+}
+
+#[mobula::task(cpu = 0.05)]
+async fn read_together(tensor: Tensor, barrier: mobula::Barrier) -> mobula::Result<Seen> {
+    let sum = tensor.as_slice::<i64>()?.iter().sum();
+    barrier.wait(READ).await?;
+    let process = std::process::id();
+    let anonymous =
+        anonymous_memory(process).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+    // Nobody lets go of it before everybody has looked.
+    barrier.wait(READ).await?;
+    Ok(Seen { process, sum, anonymous })
 }
 
 fn on(node: NodeId) -> Strategy {
@@ -126,18 +148,33 @@ fn pulls(place: &Place) -> Result<Vec<f64>> {
 
 fn shared(place: &Place) -> Result<Vec<f64>> {
     let node = far(place)?;
-    let bytes = place.scale.bulk_bytes / 4;
+    let barrier = place.runtime.block_on(mobula::Barrier::new(READERS as u32))?;
     // The driver's node has it; the other one reads.
-    let elements = vec![1i64; bytes / size_of::<i64>()];
-    let object = mobula::put(&Tensor::from_vec(&[elements.len()], elements)?)?;
-    length.options().strategy(on(node)).remote(Tensor::from_vec(&[1], vec![0u8])?).get()?;
-    let before = loopback_bytes()?;
-    let reads: Vec<_> =
-        (0..READERS).map(|_| length.options().cpu(0.05).strategy(on(node)).remote(&object)).collect();
-    if blocking::get_all(&reads)?.iter().any(|read| *read != bytes as u64) {
-        return Err("a task read something else".into());
+    let read_by_all = |elements: usize| -> Result<(f64, Vec<Seen>)> {
+        let object = mobula::put_shared(&Tensor::from_vec(&[elements], vec![1i64; elements])?)?;
+        let before = loopback_bytes()?;
+        let reads: Vec<_> = (0..READERS)
+            .map(|_| read_together.options().strategy(on(node)).remote(&object, barrier.clone()))
+            .collect();
+        let seen = blocking::get_all(&reads)?;
+        if seen.iter().any(|seen| seen.sum != elements as i64) {
+            return Err("a task read something else".into());
+        }
+        if seen.iter().any(|each| each.process != seen[0].process) {
+            return Err("the tasks are in several processes".into());
+        }
+        Ok((loopback_bytes()? - before, seen))
+    };
+    // Their process is there, and has had so many tasks.
+    let (_, before) = read_by_all(1)?;
+    let bytes = place.scale.bulk_bytes / 4;
+    let (on_wire, after) = read_by_all(bytes / size_of::<i64>())?;
+    if after[0].process != before[0].process {
+        return Err("the tasks are in another process than those before".into());
     }
-    Ok(vec![(loopback_bytes()? - before) / bytes as f64])
+    let most = |seen: &[Seen]| seen.iter().map(|seen| seen.anonymous).fold(0.0, f64::max);
+    let gained = (most(&after) - most(&before)).max(0.0);
+    Ok(vec![on_wire / bytes as f64, gained / 1e6])
 }
 
 fn broadcast(place: &Place) -> Result<Vec<f64>> {
