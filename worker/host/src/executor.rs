@@ -6,13 +6,14 @@
 //! itself.
 
 mod actors;
+mod arguments;
 mod asynchronous;
 mod ready;
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -28,10 +29,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use actors::{Actor, seat};
+use arguments::{Room, Share};
 use ready::{Ready, is_long};
 
 use crate::{
-    admission::Admission,
     codec::{Arguments, Results, Value},
     context::{self, Context},
     core::title,
@@ -75,32 +76,12 @@ struct Run {
     caller: HostId,
     function: &'static Function,
     arguments: SmallVec<[Value; 1]>,
+    /// Its arguments, where some lie in a store and are fetched when its turn has come.
+    unfetched: Option<fetch::Given>,
     context: Arc<Context>,
     actor: Option<Arc<Actor>>,
     /// Goes after the arguments.
-    admitted: Option<Admitted>,
-}
-
-/// A task whose stored arguments are to be made readable once there is room for all of them.
-struct Wish {
-    run: Box<Run>,
-    arguments: fetch::Given,
-    /// The call could not start yet if they were here.
-    ahead: bool,
-}
-
-/// Holds room for a task's arguments.
-struct Admitted {
-    runtime: Weak<Runtime>,
-    context: Arc<Context>,
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.upgrade() {
-            runtime.executor().release(&runtime, self.context.admitted.swap(0, Ordering::AcqRel));
-        }
-    }
+    share: Option<Share>,
 }
 
 /// What is left of a [`Call`] without its arguments.
@@ -151,17 +132,14 @@ pub struct Executor {
     stopping: AtomicBool,
     /// Actors at whose doors callers wait.
     pressed: Mutex<Vec<Arc<Actor>>>,
-    admission: Mutex<Admission<Wish>>,
+    room: Room,
 }
-
-/// Arguments of tasks that run or are about to may take one part in so many of the store.
-const ARGUMENTS_SHARE: u64 = 2;
 
 impl Executor {
     /// Nothing to run. `store_bytes` is the node's store's capacity.
     pub(crate) fn new(store_bytes: u64) -> Self {
         Self {
-            admission: Mutex::new(Admission::new(store_bytes / ARGUMENTS_SHARE)),
+            room: Room::new(store_bytes),
             state: Mutex::new(State::default()),
             work: Condvar::new(),
             ready: 0.into(),
@@ -245,7 +223,8 @@ impl Executor {
         };
         state.running.insert(call.task, context.clone());
         let run = |arguments| {
-            Box::new(Run { call: header, caller, function, arguments, context, actor, admitted: None })
+            let (unfetched, share) = (None, None);
+            Box::new(Run { call: header, caller, function, arguments, unfetched, context, actor, share })
         };
         match arguments {
             Ok(Ok(arguments)) => {
@@ -258,8 +237,7 @@ impl Executor {
                     }
                     Target::Method { .. } => {
                         drop(state);
-                        let Some(seat) = seat(function) else { return };
-                        let _taken = self.enter(runtime, run, seat, true);
+                        self.enter(runtime, run);
                     }
                 }
             }
@@ -275,101 +253,9 @@ impl Executor {
                     Target::Construct { .. } | Target::Method { .. } => false,
                 };
                 drop(state);
-                let mut run = run(SmallVec::new());
-                if let (Target::Method { .. }, Some(seat)) = (call.target, seat(function)) {
-                    // Its place in the caller's order.
-                    let Some(let_in) = self.enter(runtime, run, seat, false) else { return };
-                    run = let_in;
-                }
-                let wish = Wish { run, arguments, ahead };
-                match call.target {
-                    Target::Task { .. } => self.admit_arguments(runtime, wish),
-                    // Those of an actor come as they are: its calls run in an order of their own.
-                    Target::Construct { .. } | Target::Method { .. } => Self::fetch(runtime, wish),
-                }
+                self.fetch_for(runtime, run(SmallVec::new()), arguments, ahead);
             }
         }
-    }
-
-    /// Makes a task's stored arguments readable, once all of them may be.
-    fn admit_arguments(&self, runtime: &Arc<Runtime>, wish: Wish) {
-        let bytes = fetch::stored_bytes(&wish.arguments);
-        wish.run.context.admitted.store(bytes, Ordering::Release);
-        let admitted = self.admission.lock().ask(bytes, wish);
-        if let Some(wish) = admitted {
-            Self::fetch_admitted(runtime, wish);
-        }
-    }
-
-    fn fetch_admitted(runtime: &Arc<Runtime>, mut wish: Wish) {
-        let context = wish.run.context.clone();
-        wish.run.admitted = Some(Admitted { runtime: Arc::downgrade(runtime), context });
-        if wish.run.context.cancelled() {
-            return runtime.executor().fetched(runtime, wish.run, Ok(SmallVec::new()));
-        }
-        Self::fetch(runtime, wish);
-    }
-
-    fn fetch(runtime: &Arc<Runtime>, wish: Wish) {
-        let Wish { run, arguments, ahead } = wish;
-        fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
-            runtime.executor().fetched(runtime, run, arguments);
-        });
-    }
-
-    /// Arguments are not in use any more, or not while their task waits: others may come in. They are fetched on another
-    /// thread, since this one may hold any lock.
-    fn release(&self, runtime: &Arc<Runtime>, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        let admitted: Vec<_> = {
-            let mut admission = self.admission.lock();
-            admission.release(bytes);
-            std::iter::from_fn(|| admission.next()).collect()
-        };
-        if !admitted.is_empty() {
-            let again = runtime.clone();
-            runtime.user().spawn(async move {
-                admitted.into_iter().for_each(|wish| Self::fetch_admitted(&again, wish));
-            });
-        }
-    }
-
-    /// A call's stored arguments are here, or are not to be had.
-    fn fetched(
-        &self,
-        runtime: &Arc<Runtime>,
-        mut run: Box<Run>,
-        arguments: Result<SmallVec<[Value; 1]>, Failure>,
-    ) {
-        let early = match arguments {
-            Ok(_) if run.context.cancelled() => {
-                Failure::new(FailureKind::Cancelled, "it was cancelled before it started")
-            }
-            Err(failure) => failure.cause_of(&call_title(run.function, run.call)),
-            Ok(arguments) => {
-                run.arguments = arguments;
-                return match run.call.target {
-                    Target::Task { lease, slots } => {
-                        self.admit_task(runtime, self.state.lock(), run, lease, slots);
-                    }
-                    Target::Construct { .. } => self.start(runtime, run),
-                    Target::Method { .. } => {
-                        let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
-                        let task = run.call.task;
-                        actor.inner.lock().inbox.ready(seat, task, run);
-                        self.pump(runtime, &actor);
-                    }
-                };
-            }
-        };
-        if let (Some(seat), Some(actor)) = (run.context.seat, &run.actor) {
-            actor.inner.lock().inbox.leave(seat, run.call.task);
-            self.pump(runtime, actor);
-            self.end_if_retired(runtime, actor);
-        }
-        self.reply(runtime, run.caller, run.call, Err(early.of(call_title(run.function, run.call))));
     }
 
     /// Starts a task if its lease has a slot free.
@@ -568,7 +454,7 @@ impl Executor {
             return;
         }
         // What it waits for may have arguments as well.
-        self.release(runtime, context.admitted.load(Ordering::Acquire));
+        self.give_room(runtime, context.admitted.load(Ordering::Acquire));
         let Some(lease) = context.lease else { return self.give_turn(runtime, context) };
         let next = {
             let mut state = self.state.lock();
@@ -605,10 +491,7 @@ impl Executor {
         if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        let admitted = context.admitted.load(Ordering::Acquire);
-        if admitted > 0 {
-            self.admission.lock().resume(admitted);
-        }
+        self.room.resume(context.admitted.load(Ordering::Acquire));
         let Some(lease) = context.lease else { return self.take_turn(context) };
         let back = {
             let mut state = self.state.lock();
@@ -702,9 +585,9 @@ impl Executor {
         nanos: u64,
         result: Result<Results, Failure>,
     ) -> Option<Box<Run>> {
-        let Run { call, caller, function, context, actor, arguments, admitted } = *run;
+        let Run { call, caller, function, context, actor, arguments, unfetched: _, share } = *run;
         drop(arguments);
-        drop(admitted);
+        drop(share);
         note_time(function, nanos);
         let ended = || actor.as_ref().and_then(|actor| actor.inner.lock().ended.clone());
         let result = result.map_err(|failure| {

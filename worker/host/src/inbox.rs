@@ -233,6 +233,20 @@ impl<R> Inbox<R> {
         }
     }
 
+    /// Takes the first waiting call that is meant out, for its arguments, if it may go; it keeps its place, as one that
+    /// came without them.
+    pub fn take_out(&mut self, is_meant: impl Fn(&R) -> bool, may: impl FnOnce(&R) -> bool) -> Option<R> {
+        let all = self.groups.iter_mut().map(|group| &mut group.places).chain([&mut self.alone]);
+        let firsts = all
+            .filter_map(|places| places.iter_mut().find(|place| place.run.as_ref().is_some_and(&is_meant)));
+        let place = firsts.min_by_key(|place| place.number)?;
+        let run = place.run.take_if(|run| may(run))?;
+        let (caller, number) = (place.caller, place.number);
+        let at = self.unready.partition_point(|(_, other)| *other < number);
+        self.unready.insert(at, (caller, number));
+        Some(run)
+    }
+
     /// The arguments of a call are not to be had: it gives its place up.
     pub fn leave(&mut self, seat: Seat, task: TaskId) {
         let places = self.places(seat);

@@ -121,6 +121,8 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::results_outgrow_the_store).store_bytes(32 << 20),
         case!(pressure::a_host_killed_meanwhile_leaves_nothing).modes(RIG).store_bytes(32 << 20),
         case!(pressure::arguments_and_results_share_the_store).store_bytes(32 << 20),
+        case!(pressure::calls_that_wait_leave_room_for_results).store_bytes(32 << 20),
+        case!(pressure::processes_share_the_store).modes(RIG).store_bytes(32 << 20),
         case!(pressure::parents_let_their_children_in).store_bytes(32 << 20),
         case!(pressure::a_shuffle_outgrows_the_store).store_bytes(32 << 20),
         case!(disk::a_spoiled_disk_is_found_out).modes(RIG).store_bytes(32 << 20).fresh(),

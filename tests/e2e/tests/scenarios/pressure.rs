@@ -128,6 +128,63 @@ pub async fn arguments_and_results_share_the_store(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
+struct Mixer;
+
+#[mobula::actor]
+impl Mixer {
+    fn new() -> Self {
+        Self
+    }
+
+    fn mix(&mut self, one: Tensor, other: Tensor, seeds: (usize, usize)) -> Result<Tensor> {
+        mixed.local(one, other, seeds)
+    }
+}
+
+/// What waits in an actor's inbox does not take all room with its arguments: each call finds some for its result.
+pub async fn calls_that_wait_leave_room_for_results(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
+    mobula::wait(&made, COUNT, None).await?;
+    let pairs: Vec<_> = shuffled().zip(shuffled().skip(1)).collect();
+    let mixer = async || Mixer::spawn().options(|o| o.strategy(on(node)).cpu(0.5)).await;
+    let mixers = [mixer().await?, mixer().await?];
+    let results: Vec<_> = pairs
+        .iter()
+        .zip(mixers.iter().cycle())
+        .map(|((one, other), mixer)| mixer.mix(&made[*one], &made[*other], (*one, *other)))
+        .collect();
+    drop(made);
+    for (result, (one, other)) in results.into_iter().zip(pairs) {
+        let right = check.options().strategy(on(node)).remote(&result, one + other);
+        assert!(right.await?, "the result for {one} and {other} is another");
+    }
+    have_spilled(&env).await?;
+    drop(mixers);
+    env.stores_empty().await
+}
+
+/// As [`arguments_and_results_share_the_store`], with a process for each task, which all share one store.
+pub async fn processes_share_the_store(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
+    let pairs: Vec<_> = shuffled().zip(shuffled().skip(1)).collect();
+    let results: Vec<_> = pairs
+        .iter()
+        .map(|(one, other)| {
+            let options = mixed.options().strategy(on(node)).isolation("process").cpu(0.1);
+            options.remote(&made[*one], &made[*other], (*one, *other))
+        })
+        .collect();
+    drop(made);
+    for (result, (one, other)) in results.into_iter().zip(pairs) {
+        let right = check.options().strategy(on(node)).remote(&result, one + other);
+        assert!(right.await?, "the result for {one} and {other} is another");
+    }
+    have_spilled(&env).await?;
+    env.stores_empty().await
+}
+
 #[mobula::task]
 fn deeper(tensor: Tensor, seed: usize, depth: usize) -> Result<bool> {
     if !is_right(&tensor, seed) {

@@ -65,7 +65,7 @@ impl Executor {
     }
 
     /// The actor's next call, if it may start now.
-    pub(super) fn take_next(&self, runtime: &Arc<Runtime>, actor: &Actor) -> Option<Box<Run>> {
+    pub(super) fn take_next(&self, runtime: &Arc<Runtime>, actor: &Arc<Actor>) -> Option<Box<Run>> {
         loop {
             let (run, failure) = {
                 let mut inner = actor.inner.lock();
@@ -73,12 +73,16 @@ impl Executor {
                     None if inner.state.is_none() => return None,
                     None => {
                         let run = inner.inbox.start()?;
-                        if inner.inbox.has_door() {
-                            let room = inner.inbox.let_in();
-                            drop(inner);
+                        let room = inner.inbox.has_door().then(|| inner.inbox.let_in());
+                        drop(inner);
+                        if let Some(room) = room {
                             self.tell_room(runtime, actor, &room);
                         }
-                        return Some(run);
+                        match self.in_turn(runtime, actor, run) {
+                            Some(run) => return Some(run),
+                            // Its arguments come first; others may start beside it.
+                            None => continue,
+                        }
                     }
                     Some(failure) => (inner.inbox.take()?, failure),
                 }
@@ -120,28 +124,22 @@ impl Executor {
         self.state.lock().limits.insert(actor, (incarnation, limits));
     }
 
-    /// A call arrived. Without its arguments yet (`is_ready` is false) it comes back if it is let in.
-    pub(super) fn enter(
-        &self,
-        runtime: &Arc<Runtime>,
-        run: Box<Run>,
-        seat: Seat,
-        is_ready: bool,
-    ) -> Option<Box<Run>> {
-        let actor = run.actor.clone()?;
+    /// A call arrived.
+    pub(super) fn enter(&self, runtime: &Arc<Runtime>, run: Box<Run>) {
+        let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
         let (task, caller) = (run.call.task, run.caller);
         let (knock, inbox, watch) = {
             let mut inner = actor.inner.lock();
             match inner.inbox.knock(caller) {
-                Knock::In if is_ready => {
-                    inner.inbox.enter(seat, task, caller, Some(run));
-                    drop(inner);
-                    self.pump(runtime, &actor);
-                    return None;
-                }
                 Knock::In => {
-                    inner.inbox.enter(seat, task, caller, None);
-                    return Some(run);
+                    let unfetched = run.unfetched.is_some();
+                    inner.inbox.enter(seat, task, caller, Some(run));
+                    let ahead = if unfetched { self.next_ahead(&mut inner) } else { None };
+                    drop(inner);
+                    if let Some(run) = ahead {
+                        Self::fetch_ahead(runtime, run);
+                    }
+                    return self.pump(runtime, &actor);
                 }
                 knock => (knock, inner.inbox.most(), inner.watch()),
             }
@@ -163,7 +161,6 @@ impl Executor {
                 }
             }
         }
-        None
     }
 
     /// A caller has used up what room it was given, or wants none.

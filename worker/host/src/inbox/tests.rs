@@ -199,3 +199,24 @@ fn in2_so_many_wait_until_nothing_moves() {
     }
     assert_eq!(inbox.start(), Some(all - 2), "what it waits for may be among these");
 }
+
+#[test]
+fn in3_a_call_taken_out_for_its_arguments_keeps_its_place() {
+    let mut inbox = inbox(|limits| limits.concurrency = 1);
+    for (seq, seat, caller) in [(1, SHARED, ONE), (2, SHARED, ONE), (3, Seat::Alone, TWO), (4, SHARED, TWO)] {
+        comes(&mut inbox, seat, caller, seq);
+    }
+    assert_eq!(started(&mut inbox), [1]);
+    let meant = |seq: &u64| *seq > 1;
+    assert_eq!(inbox.take_out(meant, |_| false), None, "the first may not, so none does");
+    assert_eq!(inbox.take_out(meant, |seq| *seq == 2), Some(2));
+    assert_eq!(inbox.take_out(meant, |_| true), Some(3));
+    inbox.finished(SHARED);
+    assert_eq!(inbox.start(), None, "4 comes behind 3, whose caller is the same");
+    inbox.ready(SHARED, id(2), 2);
+    assert_eq!(started(&mut inbox), [2]);
+    inbox.finished(SHARED);
+    inbox.leave(Seat::Alone, id(3));
+    assert_eq!(started(&mut inbox), [4]);
+    assert_eq!(inbox.take_out(meant, |_| true), None);
+}

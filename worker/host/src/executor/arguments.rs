@@ -1,0 +1,251 @@
+//! Arguments that lie in a store: when they are made readable.
+//!
+//! Those of tasks and constructors all at once, when there is room for them among those of what runs
+//! ([`crate::admission`]). A call of an actor waits for its turn besides, and what waits must not keep room from what
+//! runs; so calls that wait have theirs fetched ahead within a small part of the store, and beyond that only when their
+//! turn has come, which they keep meanwhile.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU64, Ordering},
+};
+
+use mobula_proto::{Failure, FailureKind, peer::Target};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::{
+    Executor, Run,
+    actors::{Actor, Inner},
+    call_title,
+};
+use crate::{admission::Admission, codec::Value, context::Context, fetch, runtime::Runtime};
+
+/// Arguments of what runs or is about to may take one part in so many of the store.
+const ARGUMENTS_SHARE: u64 = 2;
+/// Arguments of calls that wait for their turn at an actor may take one part in so many of it.
+const AHEAD_SHARE: u64 = 8;
+
+/// A call whose stored arguments are to be made readable once there is room for all of them.
+struct Wish {
+    run: Box<Run>,
+    arguments: fetch::Given,
+    /// The call could not start yet if they were here.
+    ahead: bool,
+}
+
+/// Room for arguments.
+pub(super) struct Room {
+    admission: Mutex<Admission<Wish>>,
+    ahead: AtomicU64,
+    ahead_max: u64,
+}
+
+impl Room {
+    /// In a store of so many bytes.
+    pub(super) fn new(store_bytes: u64) -> Self {
+        Self {
+            admission: Mutex::new(Admission::new(store_bytes / ARGUMENTS_SHARE)),
+            ahead: 0.into(),
+            ahead_max: store_bytes / AHEAD_SHARE,
+        }
+    }
+
+    /// What had waited for others goes on.
+    pub(super) fn resume(&self, bytes: u64) {
+        if bytes > 0 {
+            self.admission.lock().resume(bytes);
+        }
+    }
+
+    /// Takes room for what waits, if there is enough.
+    fn take_ahead(&self, bytes: u64) -> bool {
+        let taken = |ahead: u64| ahead.checked_add(bytes).filter(|ahead| *ahead <= self.ahead_max);
+        self.ahead.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
+    }
+}
+
+/// Holds room for a call's arguments.
+pub(super) enum Share {
+    /// Among those of what runs.
+    Running(Weak<Runtime>, Arc<Context>),
+    /// Ahead of its turn: so many bytes.
+    Ahead(Weak<Runtime>, u64),
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        match self {
+            Self::Running(runtime, context) => {
+                if let Some(runtime) = runtime.upgrade() {
+                    let bytes = context.admitted.swap(0, Ordering::AcqRel);
+                    runtime.executor().give_room(&runtime, bytes);
+                }
+            }
+            Self::Ahead(runtime, bytes) => {
+                if let Some(runtime) = runtime.upgrade() {
+                    runtime.executor().room.ahead.fetch_sub(*bytes, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+}
+
+impl Executor {
+    /// A call arrived, some of whose arguments lie in a store. `ahead`: it could not start yet if they were here.
+    pub(super) fn fetch_for(
+        &self,
+        runtime: &Arc<Runtime>,
+        mut run: Box<Run>,
+        arguments: fetch::Given,
+        ahead: bool,
+    ) {
+        match run.call.target {
+            Target::Task { .. } | Target::Construct { .. } => {
+                self.admit(runtime, Wish { run, arguments, ahead });
+            }
+            Target::Method { .. } => {
+                run.unfetched = Some(arguments);
+                self.enter(runtime, run);
+            }
+        }
+    }
+
+    /// Makes stored arguments readable, once all of them may be.
+    fn admit(&self, runtime: &Arc<Runtime>, wish: Wish) {
+        let bytes = fetch::stored_bytes(&wish.arguments);
+        wish.run.context.admitted.store(bytes, Ordering::Release);
+        let admitted = self.room.admission.lock().ask(bytes, wish);
+        if let Some(wish) = admitted {
+            Self::fetch_admitted(runtime, wish);
+        }
+    }
+
+    fn fetch_admitted(runtime: &Arc<Runtime>, mut wish: Wish) {
+        wish.run.share = Some(Share::Running(Arc::downgrade(runtime), wish.run.context.clone()));
+        if wish.run.context.cancelled() {
+            return runtime.executor().fetched(runtime, wish.run, Ok(SmallVec::new()));
+        }
+        Self::fetch(runtime, wish);
+    }
+
+    fn fetch(runtime: &Arc<Runtime>, wish: Wish) {
+        let Wish { run, arguments, ahead } = wish;
+        fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
+            runtime.executor().fetched(runtime, run, arguments);
+        });
+    }
+
+    /// Arguments are not in use any more, or not while their call waits: others may come in. They are fetched on another
+    /// thread, since this one may hold any lock.
+    pub(super) fn give_room(&self, runtime: &Arc<Runtime>, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let admitted: Vec<_> = {
+            let mut admission = self.room.admission.lock();
+            admission.release(bytes);
+            std::iter::from_fn(|| admission.next()).collect()
+        };
+        if !admitted.is_empty() {
+            let again = runtime.clone();
+            runtime.user().spawn(async move {
+                admitted.into_iter().for_each(|wish| Self::fetch_admitted(&again, wish));
+            });
+        }
+    }
+
+    /// The first of an actor's waiting calls whose arguments are not fetched, if there is room for them ahead of its turn,
+    /// which is taken. The call keeps its place; [`Self::fetch_ahead`] is next.
+    pub(super) fn next_ahead(&self, inner: &mut Inner) -> Option<Box<Run>> {
+        inner.inbox.take_out(
+            |run| run.unfetched.is_some(),
+            |run| {
+                run.unfetched.as_ref().is_some_and(|given| self.room.take_ahead(fetch::stored_bytes(given)))
+            },
+        )
+    }
+
+    pub(super) fn fetch_ahead(runtime: &Arc<Runtime>, mut run: Box<Run>) {
+        let Some(arguments) = run.unfetched.take() else { return };
+        run.share = Some(Share::Ahead(Arc::downgrade(runtime), fetch::stored_bytes(&arguments)));
+        Self::fetch(runtime, Wish { run, arguments, ahead: true });
+    }
+
+    /// A call's turn has come. It comes back if its arguments are here; else they are fetched, and it starts with them.
+    pub(super) fn in_turn(
+        &self,
+        runtime: &Arc<Runtime>,
+        actor: &Arc<Actor>,
+        mut run: Box<Run>,
+    ) -> Option<Box<Run>> {
+        if let Some(Share::Ahead(_, bytes)) = run.share {
+            // What runs has them from now on, and others that wait may have theirs.
+            run.context.admitted.store(bytes, Ordering::Release);
+            self.room.resume(bytes);
+            run.share = Some(Share::Running(Arc::downgrade(runtime), run.context.clone()));
+            let more: Vec<_> = {
+                let mut inner = actor.inner.lock();
+                std::iter::from_fn(|| self.next_ahead(&mut inner)).collect()
+            };
+            if !more.is_empty() {
+                let again = runtime.clone();
+                // Not below whoever starts this one, who may be deep down already.
+                runtime.user().spawn(async move {
+                    more.into_iter().for_each(|run| Self::fetch_ahead(&again, run));
+                });
+            }
+        }
+        if run.context.cancelled() {
+            run.unfetched = None;
+        }
+        let Some(arguments) = run.unfetched.take() else { return Some(run) };
+        let again = runtime.clone();
+        runtime.user().spawn(async move {
+            again.executor().admit(&again, Wish { run, arguments, ahead: false });
+        });
+        None
+    }
+
+    /// A call's stored arguments are here, or are not to be had.
+    fn fetched(
+        &self,
+        runtime: &Arc<Runtime>,
+        mut run: Box<Run>,
+        arguments: Result<SmallVec<[Value; 1]>, Failure>,
+    ) {
+        // It has taken its turn already.
+        let starts = matches!(run.share, Some(Share::Running(..)));
+        let early = match arguments {
+            Ok(_) if run.context.cancelled() => {
+                Failure::new(FailureKind::Cancelled, "it was cancelled before it started")
+            }
+            Err(failure) => failure.cause_of(&call_title(run.function, run.call)),
+            Ok(arguments) => {
+                run.arguments = arguments;
+                return match run.call.target {
+                    Target::Task { lease, slots } => {
+                        self.admit_task(runtime, self.state.lock(), run, lease, slots);
+                    }
+                    Target::Method { .. } if !starts => {
+                        let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
+                        let task = run.call.task;
+                        actor.inner.lock().inbox.ready(seat, task, run);
+                        self.pump(runtime, &actor);
+                    }
+                    Target::Construct { .. } | Target::Method { .. } => self.start(runtime, run),
+                };
+            }
+        };
+        let early = early.of(call_title(run.function, run.call));
+        if let (Some(seat), Some(actor)) = (run.context.seat, run.actor.clone()) {
+            if starts {
+                return self.finish(runtime, run, 0, Err(early));
+            }
+            actor.inner.lock().inbox.leave(seat, run.call.task);
+            self.pump(runtime, &actor);
+            self.end_if_retired(runtime, &actor);
+        }
+        self.reply(runtime, run.caller, run.call, Err(early));
+    }
+}
