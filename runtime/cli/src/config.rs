@@ -235,7 +235,7 @@ mod tests {
             }
         }
         // As many as `tests/cli/settings.rs` tries.
-        assert_eq!(count, 30);
+        assert_eq!(count, 31);
         assert_eq!(variable("--cpus <N>").as_deref(), Some("MOBULA_OFFER_CPUS"));
         assert_eq!(variable("--ttl <TIME>"), None);
     }

@@ -15,7 +15,7 @@ use mobula_agent::{
 };
 use mobula_net::{
     identity::{Identity, JoinToken, NAME_BYTES_MAX, Role},
-    quic,
+    quic::{self, Mtu},
 };
 use mobula_store::spill::Place;
 use mobula_telemetry::log::LEVEL_VARIABLE;
@@ -25,7 +25,7 @@ use crate::{
     error::{self, Error, taken},
     home::{Home, quoted},
     ready::{Ready, say},
-    settings::{Offer, Spill},
+    settings::{Offer, Spill, Transfer},
     signals::Signals,
 };
 
@@ -105,7 +105,7 @@ async fn start(
         Some(path) => std::path::absolute(path).map_err(error::file("find", path))?,
         None => folder.join("agent.sock"),
     };
-    let link = HeadLink::Quic { address: head, identity, network: quic::Options::default() };
+    let link = HeadLink::Quic { address: head, identity, network: network(&args.transfer) };
     let mut options =
         mobula_agent::Options::new(name.clone(), folder, link, resources, Arc::new(ProcessLauncher));
     options.listen = Some(listen);
@@ -114,6 +114,12 @@ async fn start(
     options.spill_to = spill_to;
     let agent = Agent::start(options).await.map_err(|error| failed(error, listen))?;
     Ok((agent, name, socket))
+}
+
+/// The network's knobs.
+fn network(transfer: &Transfer) -> quic::Options {
+    let mtu = transfer.mtu.map_or(Mtu::Auto, Mtu::Fixed);
+    quic::Options { mtu, ..quic::Options::default() }
 }
 
 /// Where spilled objects go. A place that cannot be used is found out here.
@@ -286,7 +292,7 @@ mod tests {
         let args = args(
             "--advertise 10.0.0.1:5 --job-uids 3000-4000 --cpus 3 --memory 1GiB --resource licence=2 --label zone=a --store 64MiB \
              --disk 2GiB --spill-folder /s --spill-disk 3GiB --spill-file 1MiB --spill-above 0.5 --spill-below 0.25 \
-             --spill-stall 5s --restore-share 0.1 --pull-share 0.2 --pull-stall 6s --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
+             --spill-stall 5s --restore-share 0.1 --pull-share 0.2 --pull-stall 6s --mtu 1452 --host-idle 3s --head-lost 4s --ring 64KiB --log warn,mobula_agent=debug",
         );
         let options = options(&args);
         assert_eq!(options.advertise.as_deref(), Some("10.0.0.1:5"));
@@ -312,12 +318,14 @@ mod tests {
             (Duration::from_secs(3), Duration::from_secs(4))
         );
         assert_eq!(options.ring_bytes, 64 << 10);
+        assert_eq!(network(&args.transfer).mtu, Mtu::Fixed(1452));
         assert_eq!(options.env, [("MOBULA_LOG".to_owned(), "warn,mobula_agent=debug".to_owned())]);
     }
 
     #[test]
     fn the_defaults_are_those_that_the_settings_state() {
         let options = options(&args(""));
+        assert_eq!(network(&args("").transfer).mtu, Mtu::Auto);
         assert_eq!(options.job_uids, None);
         assert_eq!((options.binaries_bytes, options.ring_bytes), (20 << 30, 1 << 20));
         let spill = Limits {

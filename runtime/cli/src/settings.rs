@@ -414,6 +414,21 @@ pub struct Transfer {
     )]
     #[serde(deserialize_with = "wait")]
     pub pull_stall: Option<Duration>,
+    /// Bytes of UDP payload in each packet that this node sends to others, such as 1452
+    ///
+    /// Unit: bytes, 1200 to 65000; 1452 is what Ethernet carries, 8952 with jumbo frames. Default: what is found for each
+    /// path: 65000 to this machine, else 1200 and, by probing, up to 6500. Cost: each packet costs processor time: with
+    /// 1452, a pull on this machine has less than half of its rate. If wrong: larger than a path carries, and what is sent
+    /// is lost until the connection goes on by 1200; smaller, and pulls are slow.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "MOBULA_TRANSFER_MTU",
+        hide_env_values = true,
+        value_parser = values::mtu
+    )]
+    #[serde(deserialize_with = "mtu")]
+    pub mtu: Option<u16>,
 }
 
 /// `[log]`: of the head, the node and its hosts.
@@ -548,7 +563,7 @@ layers! {
     Node: head name listen advertise socket job_uids;
     Offer: cpus memory resource label store disk;
     Spill: spill_folder spill_disk spill_file spill_above spill_below spill_stall restore_share;
-    Transfer: pull_share pull_stall;
+    Transfer: pull_share pull_stall mtu;
     Hosts: host_idle head_lost ring;
     Log: level;
 }
@@ -604,6 +619,7 @@ macro_rules! listed {
 written! {
     bytes: u64, values::bytes;
     level: String, values::level;
+    mtu: u16, values::mtu;
     name: String, values::peer_name;
     node_timeout: Duration, values::node_timeout;
     quantity: Quantity, values::quantity;

@@ -418,6 +418,9 @@ fn transfer(command: &mut std::process::Command, transfer: &Transfer) {
     if let Some(time) = transfer.pull_stall {
         command.arg("--pull-stall").arg(seconds(time));
     }
+    if let Some(bytes) = transfer.mtu {
+        command.arg("--mtu").arg(bytes.to_string());
+    }
 }
 
 fn hosts(command: &mut std::process::Command, hosts: &Hosts) {

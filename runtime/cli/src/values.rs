@@ -6,6 +6,7 @@ use mobula_agent::users::{self, Uids};
 use mobula_head::{core::DRAIN_MS_MAX, service::TOKEN_TTL_MAX};
 use mobula_net::{
     identity::{PeerName, Role},
+    quic::MTU_BYTES,
     ring,
 };
 use mobula_proto::{NodeId, Quantity, Queue, Resources, resource};
@@ -196,6 +197,18 @@ pub fn ring_bytes(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Bytes of UDP payload in a packet.
+pub fn mtu(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(bytes) if MTU_BYTES.contains(&bytes) => Ok(bytes),
+        _ => Err(format!(
+            "{text:?} is no packet size: write a number of bytes from {} to {}, for example 1452",
+            MTU_BYTES.start(),
+            MTU_BYTES.end()
+        )),
+    }
+}
+
 /// How long a token may be good.
 pub fn ttl(text: &str) -> Result<Duration, String> {
     time(text, SECOND..=TOKEN_TTL_MAX)
@@ -267,6 +280,10 @@ mod tests {
         assert_eq!(ring_bytes("1MiB"), Ok(1 << 20));
         for bad in ["3MiB", "1KiB", "8GiB", "-1"] {
             assert!(ring_bytes(bad).is_err(), "{bad:?} was taken for a ring's size");
+        }
+        assert_eq!((mtu("1200"), mtu("1452"), mtu("65000")), (Ok(1200), Ok(1452), Ok(65_000)));
+        for bad in ["1199", "65001", "1452B", "-1", ""] {
+            assert!(mtu(bad).unwrap_err().contains("1200 to 65000"), "{bad:?} was taken for a packet size");
         }
         assert!(level("info").is_ok() && level("mobula=loud=er").is_err());
         assert_eq!(self::resource("licence=2"), Ok(("licence".to_owned(), Quantity::whole(2))));

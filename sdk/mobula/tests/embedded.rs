@@ -152,3 +152,12 @@ async fn many_arguments_lie_in_the_store(cluster: Cluster) -> mobula::Result<()>
     assert_eq!(mobula::get_all(&sizes).await?, vec![Some(BYTES); CALLS]);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_packet_size_that_no_path_carries_is_refused() {
+    for (start, bytes) in [(Cluster::embedded(), 1199), (Cluster::local().nodes(2), 65_001)] {
+        let error = start.mtu(bytes).start().await.err().unwrap();
+        assert_eq!(error.kind(), mobula::ErrorKind::Limit, "{error}");
+        assert!(error.to_string().contains("1200 to 65000 bytes, not"), "{error}");
+    }
+}

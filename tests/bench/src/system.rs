@@ -224,9 +224,21 @@ pub fn available_memory() -> Result<u64> {
     Ok(kilobytes(&fs::read_to_string("/proc/meminfo")?, "MemAvailable")? as u64)
 }
 
-/// Bytes received over the loopback interface since it came up, by anybody.
-pub fn loopback_bytes() -> Result<f64> {
-    Ok(fs::read_to_string("/sys/class/net/lo/statistics/rx_bytes")?.trim().parse()?)
+/// What came over the loopback interface since it came up, for anybody.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    /// Headers included.
+    pub bytes: f64,
+    /// Those that were sent together, to be taken apart by the interface, count as one.
+    pub packets: f64,
+}
+
+/// What has come so far.
+pub fn loopback_traffic() -> Result<Traffic> {
+    let count = |name| -> Result<f64> {
+        Ok(fs::read_to_string(format!("/sys/class/net/lo/statistics/{name}"))?.trim().parse()?)
+    };
+    Ok(Traffic { bytes: count("rx_bytes")?, packets: count("rx_packets")? })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::harness::{Home, Said, node, said};
 
 /// Every setting: section, key, a value for the file, one for the variable, one for the option.
-const SETTINGS: [(&str, &str, &str, &str, &str); 30] = [
+const SETTINGS: [(&str, &str, &str, &str, &str); 31] = [
     ("head", "quic", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "http", "\"127.0.0.1:1\"", "127.0.0.1:2", "127.0.0.1:3"),
     ("head", "name", "\"a\"", "b", "c"),
@@ -30,6 +30,7 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 30] = [
     ("spill", "restore_share", "0.5", "0.4", "0.3"),
     ("transfer", "pull_share", "0.5", "0.4", "0.3"),
     ("transfer", "pull_stall", "\"1s\"", "2s", "3s"),
+    ("transfer", "mtu", "1200", "1452", "65000"),
     ("hosts", "host_idle", "\"1s\"", "2s", "3s"),
     ("hosts", "head_lost", "\"1s\"", "2s", "3s"),
     ("hosts", "ring", "\"1MiB\"", "2MiB", "4MiB"),
@@ -152,7 +153,7 @@ fn up_passes_its_settings_on() {
         "[head]\nname = \"lab\"\n[node]\nname = \"not-for-up\"\nadvertise = \"10.0.0.1:1\"\n\
          [offer]\ncpus = 1\nstore = \"16MiB\"\nresource = [\"licence=2\"]\n[hosts]\nhost_idle = \"3s\"\n\
          [spill]\nspill_disk = \"1GiB\"\nspill_file = \"1MiB\"\nspill_above = 0.5\nspill_below = 0.25\n\
-         spill_stall = \"5s\"\nrestore_share = 0.2\n[transfer]\npull_share = 0.3\npull_stall = \"6s\"\n",
+         spill_stall = \"5s\"\nrestore_share = 0.2\n[transfer]\npull_share = 0.3\npull_stall = \"6s\"\nmtu = 1452\n",
     );
     let folder = home.path().join("spilled");
     home.say(&["up", "--detach", "--nodes", "2", "--spill-folder", folder.to_str().unwrap()]).ok();
@@ -176,6 +177,7 @@ fn up_passes_its_settings_on() {
             "--restore-share 0.2 ",
             "--pull-share 0.3 ",
             "--pull-stall 6s ",
+            "--mtu 1452 ",
         ] {
             assert!(line.contains(part), "no {part:?} in {line:?}");
         }
@@ -203,6 +205,7 @@ fn a_bad_setting_is_refused_before_anything_starts() {
     for (text, parts) in [
         ("[offer]\n\ncpu = 1\n", &[":3:", "cpu = 1", "expected one of `cpus`"][..]),
         ("[hosts]\nring = -1", &[":2:", "ring = -1"]),
+        ("[transfer]\nmtu = 576", &[":2:", "mtu = 576", "1200 to 65000"]),
         ("x = [", &[":1:"]),
     ] {
         write(&home, text);

@@ -29,7 +29,7 @@ pub use endpoint::{Endpoint, Incoming};
 pub use error::{Closed, Error, Malformed};
 pub use framing::{COALESCE_BYTES_MAX, Receiver, Sender};
 pub use join::{Join, JoinRequest, Joined, join};
-pub use options::{Buffers, Mtu, Options};
+pub use options::{Buffers, MTU_BYTES, Mtu, Options};
 
 /// ALPN of connections between members.
 pub const ALPN: &[u8] = b"mobula/1";

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -23,11 +24,14 @@ const UDP_PAYLOAD_MAX: u16 = 65_507;
 /// UDP and IPv6 headers.
 const HEADERS_BYTES: u32 = 48;
 /// Smallest UDP payload that QUIC can live with.
-const MTU_MIN: u16 = 1200;
+const MTU_MIN: u16 = *MTU_BYTES.start();
 /// What discovery looks for on a network: above it ten segments no longer fit 64 KiB.
 const MTU_NETWORK_MAX: u16 = 6500;
 /// What loopback carries at once, where its MTU is the usual 65,536.
-const MTU_LOOPBACK_MAX: u16 = 65_000;
+const MTU_LOOPBACK_MAX: u16 = *MTU_BYTES.end();
+
+/// What [`Mtu::Fixed`] may say, in bytes of UDP payload: from what every path of QUIC carries to what loopback does.
+pub const MTU_BYTES: RangeInclusive<u16> = 1200..=65_000;
 
 /// The first packets of a handshake are padded to the least MTU, and their length field holds 14 bits.
 const MTU_HANDSHAKE_MAX: u16 = 16_000;
@@ -38,7 +42,7 @@ const MTU_HANDSHAKE_MAX: u16 = 16_000;
 pub enum Mtu {
     /// On loopback what the interface carries (65,000); elsewhere 1200 and then, by probing, up to 6500.
     Auto,
-    /// This much from the start, 1200 to 65,000, with no probing. On a path that does not carry it the handshake
+    /// This much from the start, of [`MTU_BYTES`], with no probing. On a path that does not carry it the handshake
     /// works and then data is lost until quinn falls back to 1200.
     Fixed(u16),
 }
@@ -129,7 +133,7 @@ impl Options {
             return wrong("idle_timeout", "over a day a dead peer is as good as never noticed");
         }
         if let Mtu::Fixed(bytes) = self.mtu
-            && !(MTU_MIN..=MTU_LOOPBACK_MAX).contains(&bytes)
+            && !MTU_BYTES.contains(&bytes)
         {
             return wrong("mtu", "must be 1200 to 65000");
         }

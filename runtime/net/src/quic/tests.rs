@@ -78,6 +78,9 @@ async fn every_packet_size_works_on_loopback() {
         let (mut to, _) = dialled.unwrap().open(StreamKind::Relay).await.unwrap();
         let Some(Incoming::Peer(accepted)) = accepted else { panic!("{accepted:?}") };
         let (_, _, mut there) = Pair::soon(accepted.accept_stream()).await.unwrap();
+        if let Mtu::Fixed(bytes) = mtu {
+            assert_eq!(accepted.stats().path.current_mtu, bytes);
+        }
         let body = vec![3; 4 << 20];
         let (sent, got) = Pair::soon(async { tokio::join!(to.send(&body), there.recv()) }).await;
         sent.unwrap();

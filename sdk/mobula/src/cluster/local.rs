@@ -50,6 +50,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         resources: builder.resources.clone(),
         labels: builder.labels.clone(),
         store_bytes: builder.store_bytes,
+        mtu: builder.mtu,
         spill_to: builder.spill_to.clone(),
         // Its jobs run as the person who started it.
         job_uids: None,

@@ -19,6 +19,7 @@ use mobula_host::{
     registry::Registry,
     runtime::Runtime,
 };
+use mobula_net::quic::MTU_BYTES;
 use mobula_proto::{
     BinaryHash, Failure, FailureKind,
     head::{Explanation, Snapshot},
@@ -65,6 +66,7 @@ pub struct Builder {
     resources: Vec<(String, f64)>,
     labels: Vec<(String, String)>,
     store_bytes: Option<u64>,
+    mtu: Option<u16>,
     spill_to: Option<std::path::PathBuf>,
     namespace: String,
     queue: Option<String>,
@@ -265,6 +267,14 @@ impl Builder {
         self
     }
 
+    /// Bytes of UDP payload in each packet between nodes, 1200 to 65,000; what the path carries unless set. To see on one
+    /// machine what a network allows: 1452 is what Ethernet carries. For local clusters, and for what this program sends
+    /// to a cluster that it connects to; an embedded one sends nothing. Others are an error of [`Builder::start`].
+    pub fn mtu(mut self, bytes: u16) -> Self {
+        self.mtu = Some(bytes);
+        self
+    }
+
     /// The namespace of this job's named actors; one of its own unless set.
     pub fn namespace(mut self, namespace: &str) -> Self {
         namespace.clone_into(&mut self.namespace);
@@ -351,6 +361,13 @@ impl Builder {
     }
 
     pub(crate) fn start_blocking(self, user: &tokio::runtime::Handle) -> Result<Cluster> {
+        if let Some(bytes) = self.mtu.filter(|bytes| !MTU_BYTES.contains(bytes)) {
+            let (least, most) = (MTU_BYTES.start(), MTU_BYTES.end());
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("a packet (mtu) has {least} to {most} bytes, not {bytes}"),
+            ));
+        }
         let mode = match &self.mode {
             Mode::Auto => match std::env::var(ADDRESS_VARIABLE) {
                 Ok(address) if !address.is_empty() => Mode::Remote { address, token: None },

@@ -94,6 +94,7 @@ pub(super) fn start(
             network.keep_alive_loopback = Some(SILENCE_MAX / 4);
             network.idle_timeout_loopback = Some(SILENCE_MAX);
         }
+        roles::set_mtu(&mut options, builder.mtu);
         let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
         let link = agent.attach();
         Ok::<_, Error>((agent, link))

@@ -63,6 +63,8 @@ pub struct Offer {
     pub labels: Vec<(String, String)>,
     /// Bytes of its store.
     pub store_bytes: Option<u64>,
+    /// Bytes of UDP payload in its packets, as [`Builder::mtu`] takes them.
+    pub mtu: Option<u16>,
     /// Where it spills to, as [`Builder::spill_to`] takes it.
     pub spill_to: Option<PathBuf>,
     /// Users for its jobs, as `mobula node --job-uids` takes them; its home and what is above that let them pass.
@@ -277,6 +279,7 @@ async fn run(task: Task) -> Result<()> {
                 detected,
                 offer.store_bytes,
             );
+            set_mtu(&mut options, offer.mtu);
             options.spill_to = spill_to;
             options.job_uids = match offer.job_uids.as_deref().map(str::parse) {
                 None => None,
@@ -314,6 +317,13 @@ pub fn node_options(
     options
 }
 
+/// Has its packets carry so many bytes of UDP payload; what the path carries where none is said.
+pub fn set_mtu(options: &mut mobula_agent::Options, bytes: Option<u16>) {
+    if let (HeadLink::Quic { network, .. }, Some(bytes)) = (&mut options.head, bytes) {
+        network.mtu = quic::Mtu::Fixed(bytes);
+    }
+}
+
 /// Returns when standard input ends, which it does when the process that started this one does.
 async fn input_ended() {
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
@@ -324,4 +334,27 @@ async fn input_ended() {
     });
     // An error means that the sender was dropped, which is the news.
     let _ended = receiver.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use mobula_net::identity::Authority;
+
+    use super::*;
+
+    #[test]
+    fn a_packet_size_reaches_the_network() {
+        let home = super::super::home::Home::new().unwrap();
+        let authority = Authority::create(&home.path().join("ca"), "test").unwrap();
+        let resources = embedded::detected(&Builder::default()).unwrap();
+        let network = |mtu| {
+            let identity = authority.identity(Role::Agent, "one").unwrap();
+            let head = (std::net::Ipv4Addr::LOCALHOST, 1).into();
+            let mut options = node_options(home.path(), head, identity, None, None, resources.clone(), None);
+            set_mtu(&mut options, mtu);
+            let HeadLink::Quic { network, .. } = options.head else { panic!("not over the network") };
+            network.mtu
+        };
+        assert_eq!((network(None), network(Some(1452))), (quic::Mtu::Auto, quic::Mtu::Fixed(1452)));
+    }
 }

@@ -38,23 +38,25 @@ use crate::{
 /// What the child is to be; takes a folder and a number of bytes.
 pub const ROLE: &str = "peer-quic";
 /// Names of the limits: a stream of 1 GiB, 64 MiB and 1 MiB, with the largest packets that loopback carries.
-pub const PLAIN: &str = "quinn stream 1 GiB, tuned by hand";
+pub const PLAIN: &str = "quinn stream 1 GiB, tuned by hand, MTU 65000";
 /// Names of the limits.
-pub const PLAIN_64_MIB: &str = "quinn stream 64 MiB, tuned by hand";
+pub const PLAIN_64_MIB: &str = "quinn stream 64 MiB, tuned by hand, MTU 65000";
 /// Names of the limits.
-pub const PLAIN_1_MIB: &str = "quinn stream 1 MiB, tuned by hand";
+pub const PLAIN_1_MIB: &str = "quinn stream 1 MiB, tuned by hand, MTU 65000";
 /// Names of the limits: the same with packets as on Ethernet.
-pub const ETHERNET: &str = "quinn stream 1 GiB, MTU 1452";
+pub const ETHERNET: &str = "quinn stream 1 GiB, tuned by hand, MTU 1452";
 /// Names of the limits.
-pub const ETHERNET_64_MIB: &str = "quinn stream 64 MiB, MTU 1452";
+pub const ETHERNET_64_MIB: &str = "quinn stream 64 MiB, tuned by hand, MTU 1452";
 /// Names of the limits.
-pub const ETHERNET_1_MIB: &str = "quinn stream 1 MiB, MTU 1452";
+pub const ETHERNET_1_MIB: &str = "quinn stream 1 MiB, tuned by hand, MTU 1452";
 /// Names of the limits: all that a broadcast to [`BROADCAST_NODES`] has to move.
-pub const BROADCAST: &str = "1 GiB eight times through a quinn stream, tuned by hand";
+pub const BROADCAST: &str = "1 GiB eight times through a quinn stream, tuned by hand, MTU 65000";
 /// How many nodes a broadcast goes to.
 pub const BROADCAST_NODES: usize = 8;
-/// UDP payload in bytes: an Ethernet packet without the headers of IPv6 and UDP.
-const ETHERNET_MTU: u16 = 1452;
+/// UDP payload in bytes, as rows' names say it: an Ethernet packet without the headers of IPv6 and UDP.
+pub const ETHERNET_MTU: u16 = 1452;
+/// The same for what loopback carries.
+const LOOPBACK_MTU: u16 = 65_000;
 /// Small transfers of one measurement are so many bytes together.
 const TOGETHER_BYTES: usize = 64 << 20;
 
@@ -83,7 +85,9 @@ const CERTIFICATE: &str = "plain.der";
 /// GB/s, the two in turns.
 pub const PROBE: Probe = Probe {
     rows: &[
-        Row::more("agent to agent 1 GiB pull", "GB/s").limit(PLAIN).targets(&[Target::OfLimit(0.8)]),
+        Row::more("agent to agent 1 GiB pull, MTU 65000", "GB/s")
+            .limit(PLAIN)
+            .targets(&[Target::OfLimit(0.8)]),
         Row::more(PLAIN, "GB/s").is_limit(),
     ],
     stage: Stage::Alone,
@@ -173,6 +177,13 @@ impl Lines {
         let identity = server.authority.identity(Role::Agent, "client")?;
         let endpoint = Endpoint::client(identity, options(mtu))?;
         let ours = endpoint.connect(server.bulk, Role::Agent).await?;
+        let named = mtu.unwrap_or(LOOPBACK_MTU);
+        for (whose, used) in [("our", ours.stats()), ("the plain", plain.stats())] {
+            let used = used.path.current_mtu;
+            if used != named {
+                return Err(format!("{whose} connection has an MTU of {used}, not {named}").into());
+            }
+        }
         Ok(Self { _endpoints: (endpoint, plain_endpoint), ours, plain })
     }
 

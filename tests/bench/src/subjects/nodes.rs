@@ -7,7 +7,7 @@ use crate::{
     limits::quic::{MESSAGE_BATCH, MESSAGES},
     measure::{Result, latencies, quantile, rate},
     row::{Place, Probe, Row, Stage, Target},
-    system::{cluster_processes, cpu_seconds, loopback_bytes},
+    system::{cluster_processes, cpu_seconds, loopback_traffic},
 };
 
 /// What a call costs at least: the way over the network, and those between the processes of either node.
@@ -57,11 +57,11 @@ fn many(place: &Place) -> Result<Vec<f64>> {
     let processes: Vec<u32> =
         cluster_processes()?.iter().map(|(pid, _)| *pid).chain([std::process::id()]).collect();
     let used = || processes.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
-    let (mut calls, bytes, cpu) = (0.0, loopback_bytes()?, used());
+    let (mut calls, bytes, cpu) = (0.0, loopback_traffic()?.bytes, used());
     let rate = rate(place.scale, MESSAGE_BATCH as f64, || {
         calls += MESSAGE_BATCH as f64;
         let batch: Vec<_> = (0..MESSAGE_BATCH).map(|_| actor.small_value()).collect();
         Ok(blocking::get_all(&batch).map(drop)?)
     })?;
-    Ok(vec![rate, (loopback_bytes()? - bytes) / calls * 1e3, (used() - cpu) * 1e3 / calls * 1e3])
+    Ok(vec![rate, (loopback_traffic()?.bytes - bytes) / calls * 1e3, (used() - cpu) * 1e3 / calls * 1e3])
 }

@@ -49,7 +49,7 @@ pub const PROBES: &[Probe] = &[
         run: puts,
     },
     Probe {
-        rows: &[Row::more("1 GiB tensor from node 2 read on node 1", "GB/s")
+        rows: &[Row::more("1 GiB tensor from node 2 read on node 1, MTU 65000", "GB/s")
             .limit(PLAIN)
             .targets(&[Target::OfLimit(0.8)])],
         stage: Stage::TwoNodes,

@@ -80,10 +80,15 @@ async fn placed(rig: &Rig, cluster: &Cluster) -> Result<Vec<NodeId>> {
 }
 
 /// Eight readers of one object on as many nodes: the node where it is sends a few copies and the readers the others. And
-/// twenty more readers on one of the nodes cost nothing.
+/// twenty more readers on one of the nodes cost nothing. Some of the nodes send packets of sizes of their own.
 pub fn a_broadcast_is_shared_by_its_readers() -> Outcome {
     const BYTES: u64 = 16 * MIB;
-    let mut rig = Rig::nodes(9).cpus(1.0).store_bytes(128 * MIB).start()?;
+    let mut rig = Rig::nodes(9)
+        .cpus(1.0)
+        .store_bytes(128 * MIB)
+        .node(0, |offer| offer.mtu = Some(1452))
+        .node(3, |offer| offer.mtu = Some(9000))
+        .start()?;
     drive(Cluster::connect(&rig.socket(0)?), async |cluster| {
         let nodes = placed(&rig, &cluster).await?;
         let object = make.options().strategy(on(nodes[0])).remote(BYTES);

@@ -5,15 +5,21 @@ use std::time::{Duration, Instant};
 use mobula::{Cluster, Error, ErrorKind, NodeId, Strategy, blocking, prelude::*};
 
 use crate::{
-    limits::quic::{BROADCAST, BROADCAST_NODES, PLAIN, PLAIN_1_MIB, PLAIN_64_MIB},
+    limits::quic::{
+        BROADCAST, BROADCAST_NODES, ETHERNET, ETHERNET_1_MIB, ETHERNET_64_MIB, ETHERNET_MTU, PLAIN,
+        PLAIN_1_MIB, PLAIN_64_MIB,
+    },
     measure::{Result, quantile},
     row::{Place, Probe, Row, Stage, Target},
     subjects::functions::make_tensor,
-    system::{anonymous_memory, loopback_bytes},
+    system::{anonymous_memory, loopback_traffic},
 };
 
 /// Of the small objects so many are pulled one after the other.
 const SMALL: usize = 20;
+/// Ten packets as on Ethernet, which loopback counts as one where they were sent together, are smaller; packets as on
+/// loopback are larger, the acknowledgements between them included. In bytes.
+const APART_BYTES: f64 = 20_000.0;
 /// Tasks that read one object.
 const READERS: usize = 20;
 /// How long they may take.
@@ -25,21 +31,36 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 pub const PROBES: &[Probe] = &[
     Probe {
         rows: &[
-            Row::more("pull of 1 GiB between two nodes", "GB/s")
+            Row::more("pull of 1 GiB between two nodes, MTU 65000", "GB/s")
                 .limit(PLAIN)
                 .peer("transfer of 1 GiB")
                 .targets(&[Target::OfLimit(0.8), Target::OfPeer(1.0)]),
-            Row::more("pull of 64 MiB between two nodes", "GB/s")
+            Row::more("pull of 64 MiB between two nodes, MTU 65000", "GB/s")
                 .limit(PLAIN_64_MIB)
                 .peer("transfer of 64 MiB")
                 .targets(&[Target::OfLimit(0.8), Target::OfPeer(1.0)]),
-            Row::more("pull of 1 MiB between two nodes", "GB/s")
+            Row::more("pull of 1 MiB between two nodes, MTU 65000", "GB/s")
                 .limit(PLAIN_1_MIB)
                 .peer("transfer of 1 MiB")
                 .targets(&[Target::OfLimit(0.8), Target::OfPeer(3.0)]),
         ],
         stage: Stage::TwoNodes,
-        run: pulls,
+        run: |place| pulls(place, far(place)?, false),
+    },
+    Probe {
+        rows: &[
+            Row::more("pull of 1 GiB between two nodes, MTU 1452", "GB/s")
+                .limit(ETHERNET)
+                .targets(&[Target::OfLimit(0.8)]),
+            Row::more("pull of 64 MiB between two nodes, MTU 1452", "GB/s")
+                .limit(ETHERNET_64_MIB)
+                .targets(&[Target::OfLimit(0.8)]),
+            Row::more("pull of 1 MiB between two nodes, MTU 1452", "GB/s")
+                .limit(ETHERNET_1_MIB)
+                .targets(&[Target::OfLimit(0.8)]),
+        ],
+        stage: Stage::Alone,
+        run: small_packets,
     },
     Probe {
         rows: &[
@@ -53,7 +74,7 @@ pub const PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::less("broadcast of 1 GiB to 8 nodes", "s")
+            Row::less("broadcast of 1 GiB to 8 nodes, MTU 65000", "s")
                 .limit(BROADCAST)
                 .peer("broadcast of 1 GiB to 8 nodes")
                 .targets(&[Target::WithinLimit(1.8)]),
@@ -122,12 +143,26 @@ fn made(bytes: usize, node: NodeId) -> Result<ObjectRef<Tensor>> {
     Ok(made)
 }
 
-fn pulls(place: &Place) -> Result<Vec<f64>> {
-    let node = far(place)?;
+fn small_packets(place: &Place) -> Result<Vec<f64>> {
+    let start = Cluster::local().nodes(2).mtu(ETHERNET_MTU).quiet().start();
+    let cluster = place.runtime.block_on(start)?;
+    let measured = || {
+        let own = mobula::put(&0u64)?.id().owner.node;
+        let far = place.runtime.block_on(cluster.nodes())?.into_iter().find(|node| *node != own);
+        pulls(place, far.ok_or("the cluster has no second node")?, true)
+    };
+    let rates = measured();
+    cluster.shutdown();
+    rates
+}
+
+/// GB/s of a large object, of a sixteenth of that and of a thousandth. Whether packets were small, as rows' names say, is
+/// held against what the loopback interface counts.
+fn pulls(place: &Place, node: NodeId, small_packets: bool) -> Result<Vec<f64>> {
     let bytes = place.scale.bulk_bytes;
     // Once for the hosts, the connection, and memory that the next ones find warm.
     made(bytes, node)?.get()?;
-    let mut rates = Vec::new();
+    let (before, mut rates) = (loopback_traffic()?, Vec::new());
     for (bytes, times) in [(bytes, 2), (bytes / 16, 5), (bytes / 1024, SMALL)] {
         let mut taken = Vec::new();
         for _ in 0..times {
@@ -143,6 +178,11 @@ fn pulls(place: &Place) -> Result<Vec<f64>> {
         taken.sort_by(f64::total_cmp);
         rates.push(quantile(&taken, 0.5));
     }
+    let after = loopback_traffic()?;
+    let mean = (after.bytes - before.bytes) / (after.packets - before.packets);
+    if (mean < APART_BYTES) != small_packets {
+        return Err(format!("packets had {mean:.0} bytes on average, unlike what the row's name says").into());
+    }
     Ok(rates)
 }
 
@@ -152,7 +192,7 @@ fn shared(place: &Place) -> Result<Vec<f64>> {
     // The driver's node has it; the other one reads.
     let read_by_all = |elements: usize| -> Result<(f64, Vec<Seen>)> {
         let object = mobula::put_shared(&Tensor::from_vec(&[elements], vec![1i64; elements])?)?;
-        let before = loopback_bytes()?;
+        let before = loopback_traffic()?.bytes;
         let reads: Vec<_> = (0..READERS)
             .map(|_| read_together.options().strategy(on(node)).remote(&object, barrier.clone()))
             .collect();
@@ -163,7 +203,7 @@ fn shared(place: &Place) -> Result<Vec<f64>> {
         if seen.iter().any(|each| each.process != seen[0].process) {
             return Err("the tasks are in several processes".into());
         }
-        Ok((loopback_bytes()? - before, seen))
+        Ok((loopback_traffic()?.bytes - before, seen))
     };
     // Their process is there, and has had so many tasks.
     let (_, before) = read_by_all(1)?;
