@@ -39,6 +39,8 @@ pub use spill::{Limits, Slot, Spill, SpillItem};
 pub const WAITING_MAX: usize = 4096;
 /// Most regions on a node: each costs the agent a descriptor.
 pub const REGIONS_MAX: usize = 65_536;
+/// Most regions of one writer, made or granted.
+const REGIONS_OF_ONE_MAX: usize = 16_384;
 /// Most objects on a node: each costs the agent about 300 bytes.
 pub const OBJECTS_MAX: usize = 8 * 1024 * 1024;
 
@@ -341,11 +343,14 @@ impl Objects {
                 ),
             ));
         }
-        if self.regions.len() >= REGIONS_MAX {
-            return Want::Refused(Failure::new(
-                FailureKind::Limit,
-                format!("this node has {REGIONS_MAX} regions already, the most it may"),
-            ));
+        let granted = |writer| self.granted.get(&writer).map_or(0, Vec::len);
+        let of_writer = self.regions_of(writer).len() + granted(writer);
+        if self.regions.len() >= REGIONS_MAX || of_writer >= REGIONS_OF_ONE_MAX {
+            let all = self.regions.len();
+            let text = format!(
+                "its regions are {of_writer} of {REGIONS_OF_ONE_MAX}, the node's {all} of {REGIONS_MAX}"
+            );
+            return Want::Refused(Failure::new(FailureKind::Limit, text));
         }
         if self.is_next(writer, bytes, self.waiting.is_empty()) {
             self.grant(writer, bytes);

@@ -28,6 +28,18 @@ fn with_region(capacity: u64, bytes: u64) -> (Objects, RegionId) {
 }
 
 #[test]
+fn no_writer_has_all_regions_that_a_node_may_have() {
+    let mut objects = Objects::new(MIB, Limits::default());
+    let mut want = |writer| objects.want(writer, 1, 1, Instant::now(), 0);
+    for _ in 0..REGIONS_OF_ONE_MAX {
+        assert_eq!(want(host(2)), Want::Granted);
+    }
+    let Want::Refused(failure) = want(host(2)) else { panic!("one more") };
+    assert_eq!(failure.kind, FailureKind::Limit);
+    assert_eq!(want(host(3)), Want::Granted);
+}
+
+#[test]
 fn o1_o2_room_is_granted_in_order_and_refused_at_the_deadline() {
     let (mut objects, region) = with_region(4 * MIB, 3 * MIB);
     let now = Instant::now();
