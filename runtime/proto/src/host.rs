@@ -79,6 +79,19 @@ pub enum ToAgent {
         /// How many.
         slots: u32,
     },
+    /// This host's share of the budget for arguments of what runs does not do for the next call, which waits for
+    /// [`ToHost::Budget`]. Once more before that: it wants so much instead.
+    BudgetWanted {
+        /// So much more, in bytes.
+        more: u64,
+        /// Nothing of the share is in use.
+        alone: bool,
+    },
+    /// This host's share is lower from now on.
+    BudgetBack {
+        /// By so many bytes.
+        bytes: u64,
+    },
     /// May this host have a region of so many bytes? Answered when there is room.
     RegionWanted {
         /// Pairs with the answer.
@@ -506,6 +519,14 @@ pub enum ToHost {
         /// Why.
         failure: Failure,
     },
+    /// Arguments of what runs in this host may take more of the store from now on.
+    Budget {
+        /// By so many bytes.
+        more: u64,
+    },
+    /// Others wait for the budget: what this host does not need goes back ([`ToAgent::BudgetBack`]), now and until it is
+    /// given something again.
+    BudgetWanted,
     /// Answer to [`ToAgent::Ask`].
     Answered {
         /// From the request.

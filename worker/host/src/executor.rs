@@ -136,10 +136,10 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Nothing to run. `store_bytes` is the node's store's capacity.
-    pub(crate) fn new(store_bytes: u64) -> Self {
+    /// Nothing to run. `store_bytes` is the node's store's capacity; `shared`: a job's tasks and actors share the host.
+    pub(crate) fn new(store_bytes: u64, shared: bool) -> Self {
         Self {
-            room: Room::new(store_bytes),
+            room: Room::new(store_bytes, shared),
             state: Mutex::new(State::default()),
             work: Condvar::new(),
             ready: 0.into(),

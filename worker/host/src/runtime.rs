@@ -133,7 +133,7 @@ impl Runtime {
             names,
             core: Mutex::new(core),
             room: Mutex::default(),
-            executor: Executor::new(welcome.store_bytes),
+            executor: Executor::new(welcome.store_bytes, welcome.shared),
             store: Store::new(&welcome, agent.clone()),
             peers,
             registry,
@@ -441,6 +441,8 @@ impl Runtime {
                 let noted = if known { Noted::Yes } else { Noted::Unknown };
                 self.tell(ToAgent::Noted { object, copy, noted });
             }
+            ToHost::Budget { more } => self.executor.give_budget(self, more),
+            ToHost::BudgetWanted => self.executor.press_budget(self),
             ToHost::AreYouIdle => {
                 let (running, actors) = self.executor.load();
                 let idle = running + actors == 0 && self.unsettled.lock().is_empty();

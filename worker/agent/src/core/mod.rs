@@ -16,6 +16,7 @@ pub mod leases;
 pub mod objects;
 pub mod transfer;
 
+mod budget;
 mod early;
 mod ending;
 mod estate;
@@ -41,6 +42,7 @@ use mobula_proto::{
     resource::DeviceGrant,
 };
 
+use budget::Budget;
 use early::Open;
 pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
@@ -155,6 +157,7 @@ pub struct Core {
     stewards: BTreeSet<HostId>,
     drivers: BTreeMap<HostId, u64>,
     early: early::Early,
+    budget: Budget,
     estate: Estate,
     /// How those died who are not buried yet; an agent stands for the hosts of its node.
     deaths: BTreeMap<HostId, Failure>,
@@ -186,6 +189,7 @@ impl Core {
             stewards: BTreeSet::new(),
             drivers: BTreeMap::new(),
             early: early::Early::default(),
+            budget: Budget::new(config.store_bytes),
             estate: Estate::new(config.node),
             deaths: BTreeMap::new(),
             ask_again_at: None,
@@ -343,6 +347,7 @@ impl Core {
         let gone = self.objects.host_gone(id);
         self.gone(gone);
         self.mourns_no_more(id);
+        self.budget_without(id);
         if let Some(job) = host.job {
             if host.ready || steward {
                 let ended = ToHead::HostEnded { host: id, job, failure: failure.clone() };

@@ -1,6 +1,6 @@
 //! Arguments that lie in a store: when they are made readable.
 //!
-//! Those of tasks and constructors all at once, when there is room for them among those of what runs
+//! Those of tasks and constructors all at once, when there is room for them among those of what runs on the node
 //! ([`crate::admission`]). A call of an actor waits for its turn besides, and what waits must not keep room from what
 //! runs; so calls that wait have theirs fetched ahead within a small part of the store, and beyond that only when their
 //! turn has come, which they keep meanwhile.
@@ -10,7 +10,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mobula_proto::{Failure, FailureKind, peer::Target};
+use mobula_proto::{Failure, FailureKind, host::ToAgent, peer::Target};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -19,12 +19,19 @@ use super::{
     actors::{Actor, Inner},
     call_title,
 };
-use crate::{admission::Admission, codec::Value, context::Context, fetch, runtime::Runtime};
+use crate::{
+    admission::{Admission, Word},
+    codec::Value,
+    context::Context,
+    fetch,
+    runtime::Runtime,
+};
 
-/// Arguments of what runs or is about to may take one part in so many of the store.
-const ARGUMENTS_SHARE: u64 = 2;
-/// Arguments of calls that wait for their turn at an actor may take one part in so many of it.
+/// Arguments of calls that wait for their turn at an actor may take one part in so many of the store, in a host that a
+/// job's tasks and actors share.
 const AHEAD_SHARE: u64 = 8;
+/// The same in hosts of one actor each, of which there may be many.
+const AHEAD_SHARE_OWN: u64 = 64;
 
 /// A call whose stored arguments are to be made readable once there is room for all of them.
 struct Wish {
@@ -42,13 +49,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// In a store of so many bytes.
-    pub(super) fn new(store_bytes: u64) -> Self {
-        Self {
-            admission: Mutex::new(Admission::new(store_bytes / ARGUMENTS_SHARE)),
-            ahead: 0.into(),
-            ahead_max: store_bytes / AHEAD_SHARE,
-        }
+    /// In a store of so many bytes, for a host that is `shared` by a job's tasks and actors, or one actor's own.
+    pub(super) fn new(store_bytes: u64, shared: bool) -> Self {
+        let ahead_max = store_bytes / if shared { AHEAD_SHARE } else { AHEAD_SHARE_OWN };
+        Self { admission: Mutex::default(), ahead: 0.into(), ahead_max }
     }
 
     /// What had waited for others goes on.
@@ -56,6 +60,21 @@ impl Room {
         if bytes > 0 {
             self.admission.lock().resume(bytes);
         }
+    }
+
+    /// Changes something; returns who is admitted because of that. The agent is told under the lock, so that its last word
+    /// is what is true.
+    fn change<R>(&self, runtime: &Runtime, change: impl FnOnce(&mut Admission<Wish>) -> R) -> (R, Vec<Wish>) {
+        let mut admission = self.admission.lock();
+        let changed = change(&mut admission);
+        let admitted = std::iter::from_fn(|| admission.next()).collect();
+        while let Some(word) = admission.word() {
+            runtime.tell(match word {
+                Word::Want(more, alone) => ToAgent::BudgetWanted { more, alone },
+                Word::Back(bytes) => ToAgent::BudgetBack { bytes },
+            });
+        }
+        (changed, admitted)
     }
 
     /// Takes room for what waits, if there is enough.
@@ -115,8 +134,8 @@ impl Executor {
     fn admit(&self, runtime: &Arc<Runtime>, wish: Wish) {
         let bytes = fetch::stored_bytes(&wish.arguments);
         wish.run.context.admitted.store(bytes, Ordering::Release);
-        let admitted = self.room.admission.lock().ask(bytes, wish);
-        if let Some(wish) = admitted {
+        let (admitted, others) = self.room.change(runtime, |admission| admission.ask(bytes, wish));
+        for wish in admitted.into_iter().chain(others) {
             Self::fetch_admitted(runtime, wish);
         }
     }
@@ -139,14 +158,23 @@ impl Executor {
     /// Arguments are not in use any more, or not while their call waits: others may come in. They are fetched on another
     /// thread, since this one may hold any lock.
     pub(super) fn give_room(&self, runtime: &Arc<Runtime>, bytes: u64) {
-        if bytes == 0 {
-            return;
+        if bytes > 0 {
+            self.change_room(runtime, |admission| admission.release(bytes));
         }
-        let admitted: Vec<_> = {
-            let mut admission = self.room.admission.lock();
-            admission.release(bytes);
-            std::iter::from_fn(|| admission.next()).collect()
-        };
+    }
+
+    /// The agent gives this host more of the budget for arguments.
+    pub(crate) fn give_budget(&self, runtime: &Arc<Runtime>, more: u64) {
+        self.change_room(runtime, |admission| admission.give(more));
+    }
+
+    /// Other hosts wait for the budget.
+    pub(crate) fn press_budget(&self, runtime: &Arc<Runtime>) {
+        self.change_room(runtime, Admission::press);
+    }
+
+    fn change_room(&self, runtime: &Arc<Runtime>, change: impl FnOnce(&mut Admission<Wish>)) {
+        let ((), admitted) = self.room.change(runtime, change);
         if !admitted.is_empty() {
             let again = runtime.clone();
             runtime.user().spawn(async move {
