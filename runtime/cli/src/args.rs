@@ -318,11 +318,7 @@ pub struct WhyArgs {
 
 /// `mobula memory`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Objects are grouped by the place in the program that made them, with their job, their owner \
-        (the host that counts the references) and why they are there. A copy of another node's object goes by itself \
-        when room is needed; what is held by refs stays until the last of them is dropped."
-)]
+#[command(after_help = crate::memory::COLUMNS)]
 pub struct MemoryArgs {
     /// Print everything, for programs
     #[arg(long)]

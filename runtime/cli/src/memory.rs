@@ -7,6 +7,40 @@ use mobula_proto::{
 
 use crate::{api::Api, args::MemoryArgs, error::Error, home::Home, ready::say, status::table};
 
+/// What the columns mean, and each reason why an object is there.
+pub const COLUMNS: &str = "\
+The first table has a line for each node:
+  STORE USED      memory given out to programs, what lies free in it included
+  OBJECTS         bytes of the objects there, in memory and on disk
+  WAIT FOR ROOM   requests for memory that wait until there is some
+  ON DISK         bytes of the files of objects that memory had no room for
+  SPILLED, READ BACK, PULLED, SERVED
+                  bytes written to such files, read from them, fetched from
+                  other nodes, sent to them, since the node's start
+
+The second has a line for all objects that have this in common:
+  MADE BY         FILE:LINE that put them, `results of` the function that made
+                  them, or `arguments of calls` too large for a message; - where
+                  the node does not know it, as of copies
+  JOB, NODE       whose they are, and where they lie
+  OWNER           the host that counts their refs; where it is dead, the node
+                  that does
+  WHY             held by refs: somebody has one, in a variable, an actor or
+                    another object, or a task that uses them is unfinished
+                  held by refs, its owner is dead: the same, counted by the node
+                  copy: of another node's, read here; goes when room is needed
+                  coming in: such a copy, on its way
+                  freed, still read: no ref is left; goes with its last reader
+  OBJECTS, BYTES  how many there are, and their size
+  READ NOW        how many of them a process has open, or copies: until it lets
+                  go, they cannot leave memory
+  ON DISK         how many lie on disk alone; who reads one has it read back";
+
+const STORES: [&str; 9] =
+    ["NODE", "STORE USED", "OBJECTS", "WAIT FOR ROOM", "ON DISK", "SPILLED", "READ BACK", "PULLED", "SERVED"];
+const GROUPS: [&str; 9] =
+    ["MADE BY", "JOB", "OWNER", "NODE", "WHY", "OBJECTS", "BYTES", "READ NOW", "ON DISK"];
+
 /// Shows what is in the stores.
 pub fn run(args: &MemoryArgs) -> Result<(), Error> {
     let (json, inventory) = Api::open(&Home::of(&args.home)?)?.memory()?;
@@ -29,18 +63,7 @@ fn text(inventory: &Inventory) -> String {
             bytes_text(store.served_bytes),
         ]
     });
-    let header = [
-        "NODE",
-        "STORE USED",
-        "OBJECTS",
-        "WAIT FOR ROOM",
-        "ON DISK",
-        "SPILLED",
-        "READ BACK",
-        "PULLED",
-        "SERVED",
-    ];
-    let mut text = table(&header, stores);
+    let mut text = table(&STORES, stores);
     let mut groups: Vec<(&Store, &Group)> = inventory
         .stores
         .iter()
@@ -63,8 +86,7 @@ fn text(inventory: &Inventory) -> String {
                 group.on_disk.to_string(),
             ]
         });
-        let header = ["MADE BY", "JOB", "OWNER", "NODE", "WHY", "OBJECTS", "BYTES", "READ NOW", "ON DISK"];
-        text.push_str(&format!("\n{}", table(&header, rows)));
+        text.push_str(&format!("\n{}", table(&GROUPS, rows)));
     }
     let more: u64 = inventory.stores.iter().map(|store| store.more_groups).sum();
     if more > 0 {
@@ -81,6 +103,22 @@ mod tests {
     use mobula_proto::inventory::Why;
 
     use super::*;
+
+    #[test]
+    fn the_help_has_each_column_and_each_reason() {
+        let (stores, groups) = COLUMNS.split_once("\n\n").unwrap();
+        for (columns, help) in [(&STORES[1..], stores), (&GROUPS[..], groups)] {
+            for column in columns {
+                let told = help.lines().filter(|line| line.starts_with("  ") && line.contains(column));
+                assert_eq!(told.count(), 1, "{column} in\n{help}");
+            }
+        }
+        for why in [Why::Held, Why::Inherited, Why::Read, Why::Copy, Why::Coming] {
+            assert!(groups.contains(&format!(" {}: ", why.text())), "{why:?} in\n{groups}");
+        }
+        // Of a narrow terminal.
+        assert!(COLUMNS.lines().all(|line| line.chars().count() <= 80));
+    }
 
     #[test]
     fn a_person_can_read_it() {
