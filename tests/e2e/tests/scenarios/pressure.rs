@@ -147,8 +147,8 @@ pub async fn calls_that_wait_leave_room_for_results(env: Env) -> Result<()> {
     let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
     mobula::wait(&made, COUNT, None).await?;
     let pairs: Vec<_> = shuffled().zip(shuffled().skip(1)).collect();
-    let mixer = async || Mixer::spawn().options(|o| o.strategy(on(node)).cpu(0.5)).await;
-    let mixers = [mixer().await?, mixer().await?];
+    let mixer = async |node| Mixer::spawn().options(|o| o.strategy(on(node)).cpu(0.5)).await;
+    let mixers = [mixer(node).await?, mixer(*env.nodes().await?.last().unwrap()).await?];
     let results: Vec<_> = pairs
         .iter()
         .zip(mixers.iter().cycle())
@@ -247,19 +247,31 @@ fn merge(parts: Vec<Tensor>, to: usize) -> bool {
 /// keep what others wait for from coming back.
 pub async fn a_shuffle_outgrows_the_store(env: Env) -> Result<()> {
     let node: NodeId = env.nodes().await?[0];
+    shuffle(&env, &[node]).await
+}
+
+/// Where each task needs pieces from two stores, both too small.
+pub async fn a_shuffle_outgrows_two_stores(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    shuffle(&env, &nodes).await
+}
+
+/// Its tasks in turn on these nodes.
+async fn shuffle(env: &Env, nodes: &[NodeId]) -> Result<()> {
+    let at = |number: usize| on(nodes[number % nodes.len()]);
     let parts: Vec<Vec<ObjectRef<Tensor>>> =
-        (0..SIDE).map(|from| split.options().strategy(on(node)).returns(SIDE as u32).remote(from)).collect();
+        (0..SIDE).map(|from| split.options().strategy(at(from)).returns(SIDE as u32).remote(from)).collect();
     for of_one in &parts {
         mobula::wait(of_one, SIDE, None).await?;
     }
     let merged: Vec<_> = (0..SIDE)
         .map(|to| {
             let of_all: Vec<_> = parts.iter().map(|of_one| of_one[to].clone()).collect();
-            merge.options().strategy(on(node)).remote(&of_all[..], to)
+            merge.options().strategy(at(to)).remote(&of_all[..], to)
         })
         .collect();
     drop(parts);
     assert!(mobula::get_all(&merged).await?.into_iter().all(|right| right));
-    have_spilled(&env).await?;
+    have_spilled(env).await?;
     env.stores_empty().await
 }
