@@ -170,4 +170,13 @@ mod tests {
             assert!(rows.contains(name), "why.md has a text for {name:?}, which is no row");
         }
     }
+    #[test]
+    fn each_row_about_objects_is_described() {
+        let page = include_str!("../README.md");
+        let described =
+            |name| page.lines().any(|line| line.split(['|', ';']).any(|part| part.trim() == name));
+        for row in (crate::subjects::objects::SUBJECT.probes)().iter().flat_map(|probe| probe.rows) {
+            assert!(described(row.name), "README.md does not describe {:?}", row.name);
+        }
+    }
 }
