@@ -18,6 +18,9 @@ use crate::Error;
 /// A huge page, in bytes: what a page table's second level maps at once on the machines in use.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
+/// How much of a spare is warmed at once, in bytes: up to 20 ms, after which a thread sees that it is no longer wanted.
+pub(crate) const STEP_BYTES: u64 = 8 * 1024 * 1024;
+
 /// Whether the kernel makes huge pages of shared memory on request: not before Linux 6.1, nor where it is told not to.
 static COLLAPSES: AtomicU8 = AtomicU8::new(UNTRIED);
 const UNTRIED: u8 = 0;

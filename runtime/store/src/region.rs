@@ -10,7 +10,7 @@
 use std::{
     any::Any,
     ops::Range,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -117,8 +117,13 @@ pub(crate) fn file(bytes: u64) -> Result<(OwnedFd, usize), Error> {
     let bytes = bytes.next_multiple_of(rustix::param::page_size() as u64);
     let len = usize::try_from(bytes).map_err(|_| Error::RegionSize { bytes })?;
     let fd = memory_file(bytes)?;
-    rustix::fs::ftruncate(&fd, bytes).map_err(|errno| Error::os("sizing a region", bytes, errno))?;
+    size(fd.as_fd(), bytes)?;
     Ok((fd, len))
+}
+
+/// Gives a memory file without seals another size; what lies past that goes back to the system.
+pub(crate) fn size(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), Error> {
+    rustix::fs::ftruncate(fd, bytes).map_err(|errno| Error::os("sizing a region", bytes, errno))
 }
 
 /// A memory file that may be sealed and not executed.

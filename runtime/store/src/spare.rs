@@ -4,22 +4,15 @@
 //! takes its page faults; when a region is needed, it is cut to size, sealed, and becomes one, with all that was warmed
 //! until then.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
     Error,
-    map::Mapping,
+    map::{Mapping, STEP_BYTES},
     region::{self, Writer},
+    sync::{Arc, AtomicU64, Ordering},
 };
 
-/// How much is warmed at once, in bytes: up to 20 ms, after which a thread sees that it is no longer wanted.
-const STEP_BYTES: u64 = 8 * 1024 * 1024;
 /// Nobody needs the rest.
 const ENDED: u64 = u64::MAX;
 
@@ -77,7 +70,7 @@ impl Spare {
         let bytes = bytes.max(1).checked_next_multiple_of(page).ok_or(Error::RegionSize { bytes })?;
         let len = region::check("spare", 0, bytes, self.mapping.len()).map(|_| bytes as usize)?;
         let warmed = self.warmed.swap(ENDED, Ordering::AcqRel).min(bytes);
-        rustix::fs::ftruncate(&self.fd, bytes).map_err(|errno| Error::os("sizing a region", bytes, errno))?;
+        region::size(self.fd.as_fd(), bytes)?;
         // From here on no access goes past the file's new end: the mapping that stays is as long as the file.
         let mapping = Mapping::part(Arc::clone(&self.mapping), len);
         let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)

@@ -1,5 +1,5 @@
 //! Models of what several threads or processes do at once without a lock: the rings and doorbells of `mobula-net`, and
-//! the heap of `mobula-store` with its blocks, seals and pins.
+//! the heap of `mobula-store` with its blocks, seals, pins and spares, and a host's views into regions of others.
 //!
 //! The code is the real one, compiled here a second time: only its `sync` module is another, and the mapped memory under
 //! it. Both are the model checker's (loom), which runs a test once for each order in which its threads can meet, and for
@@ -14,6 +14,7 @@
     reason = "the sources are used in part, and the memory under them is without unsafe code here"
 )]
 
+pub mod host;
 mod memory;
 pub mod ring;
 
@@ -28,6 +29,8 @@ mod free;
 pub mod heap;
 mod map;
 pub mod region;
+#[path = "../../../runtime/store/src/spare.rs"]
+pub mod spare;
 mod sync;
 
 /// What the store's errors name.

@@ -1,11 +1,14 @@
 //! In place of the store's `sync`.
 
 use std::{
+    fmt,
     ops::Deref,
     sync::{Mutex as Plain, PoisonError},
 };
 
-use loom::sync::atomic::{AtomicUsize, Ordering, fence};
+use loom::sync::atomic::{AtomicUsize, fence};
+
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts as the standard one does, in atomics of the model checker, whose own has no weak handles.
 pub struct Arc<T: ?Sized> {
@@ -48,6 +51,10 @@ impl<T: ?Sized> Arc<T> {
         std::sync::Arc::ptr_eq(&this.shared, &other.shared)
     }
 
+    pub(crate) fn strong_count(this: &Self) -> usize {
+        this.shared.strong.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn downgrade(this: &Self) -> Weak<T> {
         Weak(std::sync::Arc::clone(&this.shared))
     }
@@ -57,6 +64,12 @@ impl<T: ?Sized> Clone for Arc<T> {
     fn clone(&self) -> Self {
         self.shared.strong.fetch_add(1, Ordering::Relaxed);
         Self { shared: std::sync::Arc::clone(&self.shared), value: self.value.clone() }
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Arc<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 
@@ -109,6 +122,10 @@ impl<T: Default> Default for Mutex<T> {
 }
 
 impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
     pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

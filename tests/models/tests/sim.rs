@@ -10,10 +10,14 @@ use mobula_models::{
     bytes::Pin,
     heap::{Heap, Options},
     read,
-    region::Writer,
+    region::{Reader, Writer},
     ring::{CAPACITY_BYTES_MIN, Consumer, Error, Producer, create, doorbell::Doorbell},
+    spare::Spare,
     write,
 };
+
+#[path = "sim/views.rs"]
+mod views;
 
 /// Runs a model in every order with at most so many preemptions, of which there are at least `orders_min`: a model whose
 /// threads do not meet would show nothing.
@@ -327,14 +331,15 @@ fn a_pin_outlasts_every_reader() {
     model(None, 5_000, || {
         let heap = Heap::new(Options { region_bytes_min: 64 });
         let region = Writer::create(64);
-        let reader = region.reader();
+        let reader = Reader::map(region.share().unwrap(), 64).unwrap();
         heap.add_region(0, region).unwrap();
         let mut block = heap.allocate(64).unwrap();
         write(&mut block, 1);
         let extent = block.seal();
         let (told, unpinned) = loom::sync::mpsc::channel();
         let pin = Pin::from_std(std::sync::Arc::new(Told(told)));
-        let bytes = reader.bytes(0, 64, Some(pin));
+        let bytes = reader.bytes(0, 64, Some(pin)).unwrap();
+        drop(reader);
         let part = bytes.slice(16..32).unwrap();
         let readers = [(bytes, 64), (part, 16)].map(|(bytes, len)| {
             thread::spawn(move || {
@@ -351,4 +356,41 @@ fn a_pin_outlasts_every_reader() {
         }
         assert!(unpinned.try_recv().is_err(), "it went twice");
     });
+}
+
+/// A spare is cut while a thread warms it: what its region counts as warm is warm, no warming fails since the file has
+/// ended meanwhile, and memory stays as it was written. Dropped instead, it ends the warming as well.
+#[test]
+fn a_spare_is_cut_while_it_is_warmed() {
+    const PAGE: u64 = 4096;
+    for cut in [Some(1), Some(2), Some(3), None] {
+        model(None, 200, move || {
+            let spare = Spare::create(3 * PAGE).unwrap();
+            let mut warming = spare.warming();
+            let warmer = thread::spawn(move || {
+                let mut steps = 0;
+                while warming.step().unwrap() {
+                    steps += 1;
+                    assert!(steps < 3, "it has three steps");
+                }
+                assert!(!warming.step().unwrap(), "what is over goes on");
+            });
+            let Some(pages) = cut else {
+                drop(spare);
+                return warmer.join().unwrap();
+            };
+            let seen = spare.warmed();
+            let writer = spare.into_writer(pages * PAGE).unwrap();
+            assert_eq!(writer.len(), pages * PAGE);
+            let touched = writer.touched();
+            assert!((seen.min(pages * PAGE)..=pages * PAGE).contains(&touched), "{seen}, then {touched}");
+            let heap = Heap::new(Options { region_bytes_min: PAGE });
+            heap.add_region(1, writer).unwrap();
+            let mut block = heap.allocate(pages * PAGE).unwrap();
+            write(&mut block, 1);
+            let bytes = block.seal().bytes();
+            warmer.join().unwrap();
+            assert!(read(&bytes).iter().all(|byte| *byte == 1));
+        });
+    }
 }

@@ -69,6 +69,11 @@ impl AgentSender {
         }
     }
 
+    /// Sends a message without descriptors.
+    pub fn tell(&self, message: ToAgent) {
+        self.send(Parcel { message, descriptors: Vec::new() });
+    }
+
     /// Sends; a closed connection is noticed by the receiving side.
     pub fn send(&self, parcel: Parcel) {
         let socket = match &*self.0 {

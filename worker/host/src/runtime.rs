@@ -224,7 +224,7 @@ impl Runtime {
 
     /// Sends to the agent. A lost agent is noticed by whoever reads from it.
     pub(crate) fn tell(&self, message: ToAgent) {
-        self.agent.send(Parcel { message, descriptors: Vec::new() });
+        self.agent.tell(message);
     }
 
     pub(crate) fn tell_with(&self, message: ToAgent, descriptors: Vec<std::os::fd::OwnedFd>) {
@@ -398,7 +398,7 @@ impl Runtime {
             ToHost::Opened { .. } | ToHost::OpenFailed { .. } | ToHost::Reclaim { .. } => {
                 self.on_answer(message, descriptors);
             }
-            ToHost::Unmap { region } => self.store.unmap(self, region),
+            ToHost::Unmap { region } => self.store.views().unmap(region),
             ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),
             ToHost::Relayed { from, same_job, body } => match wire::decode::<Message>(&body) {
                 Ok(message) => self.on_peer(from, same_job, message),
@@ -463,9 +463,10 @@ impl Runtime {
         match message {
             ToHost::Opened { request, region, region_bytes, offset, bytes } => {
                 let place = crate::store::Place { region, region_bytes, offset, bytes };
-                self.store.opened(self, request, place, descriptors);
+                let now = std::time::Instant::now();
+                self.store.views().opened(request, place, descriptors, now);
             }
-            ToHost::OpenFailed { request, failure } => self.store.open_failed(request, failure),
+            ToHost::OpenFailed { request, failure } => self.store.views().open_failed(request, failure),
             ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),
             _ => tracing::warn!("an unexpected message from the agent"),
         }
@@ -864,7 +865,7 @@ impl Runtime {
                         }
                         (result, _) => done(result),
                     };
-                self.store.open(self, (object, false), copy, Box::new(opened));
+                self.store.open(object, copy, false, Box::new(opened));
             }
             Some(State::Failed(failure)) => done(Err(*failure)),
             Some(State::Actor { .. }) => {
@@ -916,7 +917,7 @@ impl Runtime {
         ahead: bool,
         done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
     ) {
-        self.store.open_all(self, wanted, ahead, done);
+        self.store.open_all(wanted, ahead, done);
     }
 
     /// Tells the agent that `main` has ended.

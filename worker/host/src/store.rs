@@ -1,11 +1,9 @@
 //! The host's side of the object store: the regions that it writes, and views into those that others wrote.
 
 use std::{
-    any::Any,
     collections::HashMap,
-    os::fd::OwnedFd,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
@@ -13,7 +11,7 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, ObjectId, RegionId, SeqMap,
+    Failure, FailureKind, HostId, ObjectId, SeqMap,
     host::{ToAgent, Welcome},
     peer::{CLAIMS_MAX, Copy},
 };
@@ -27,6 +25,11 @@ use crate::{
     runtime::Runtime,
     site::{Site, Sites},
 };
+
+mod sync;
+mod views;
+
+pub(crate) use views::{Callback, Place, Views};
 
 /// How long a writer waits for room before the store counts as full; longer while the agent writes objects to disk.
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
@@ -47,56 +50,10 @@ const PRESSURE_TIME: Duration = Duration::from_secs(5);
 const WARM_AFTER_TICKS: u32 = 2;
 /// The thread that does it yields to what has work to do: it gets about a quarter of a busy core.
 const WARM_NICE: i32 = 5;
-/// How long a region without views stays mapped after something was opened in it: what is opened there meanwhile comes
-/// without a descriptor, and is not mapped again.
-const MAPPED_TIME: Duration = Duration::from_secs(1);
 /// Smallest region, unless the store itself is small.
 const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.
 const REGIONS_MIN: u64 = 8;
-
-/// Where an opened object lies.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// Its region.
-    pub region: RegionId,
-    /// That region's size.
-    pub region_bytes: u64,
-    /// Where in it.
-    pub offset: u64,
-    /// Its length.
-    pub bytes: u64,
-}
-
-/// Keeps an object pinned at the agent; gives the pin back when dropped.
-struct Pinned {
-    object: ObjectId,
-    agent: AgentSender,
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.agent.send(crate::link::Parcel {
-            message: ToAgent::Unpin { object: self.object },
-            descriptors: Vec::new(),
-        });
-    }
-}
-
-pub(crate) type Callback = Box<dyn FnOnce(Result<Bytes, Failure>) + Send>;
-
-enum View {
-    /// Whether nothing waits for it yet, as far as the agent knows.
-    Opening(Vec<Callback>, bool),
-    Open {
-        pin: Weak<Pinned>,
-        reader: Weak<Reader>,
-        place: Place,
-    },
-}
-
-/// What the agent is asked to open: which copy, and whether nothing waits for it yet.
-type Asked = (ObjectId, Copy, bool);
 
 /// What lies in regions of this host, and the attempts that made it. Most are the first values of tasks of this host, or
 /// put by it, which count up.
@@ -128,21 +85,10 @@ impl Kept {
     }
 }
 
-/// A region of another's, mapped to be read.
-struct Mapping {
-    /// `None` while it is being unmapped.
-    reader: Option<Arc<Reader>>,
-    /// When something was opened in it last.
-    opened: Instant,
-    /// Requests that the agent answered without a descriptor meanwhile, to be sent again when it knows better.
-    again: Vec<u64>,
-}
-
 /// See the module's text.
 pub struct Store {
     me: HostId,
     heap: Heap,
-    agent: AgentSender,
     next_region: AtomicU32,
     next_request: AtomicU64,
     /// What lies in regions of this host, and the attempts that made it.
@@ -150,11 +96,8 @@ pub struct Store {
     sites: Mutex<Sites>,
     /// What lay there, and that the agent has elsewhere by now, while it is still read in this process.
     left: Mutex<HashMap<ObjectId, WeakExtent>>,
-    views: Mutex<HashMap<ObjectId, View>>,
-    /// What the agent was asked to open; `None` once nothing is answered any more.
-    requests: Mutex<Option<HashMap<u64, Asked>>>,
-    /// The agent knows of each.
-    readers: Mutex<HashMap<RegionId, Mapping>>,
+    /// What lies in regions of others.
+    views: Views,
     growing: Mutex<()>,
     /// The agent has no room for a region that was asked for, so none is kept empty.
     pressed: AtomicBool,
@@ -192,15 +135,12 @@ impl Store {
         Self {
             me: welcome.host,
             heap: Heap::new(HeapOptions { region_bytes_min }),
-            agent,
+            views: Views::new(agent),
             next_region: AtomicU32::new(1),
             next_request: AtomicU64::new(1),
             kept: Mutex::new(Kept { me: welcome.host, first: SeqMap::default(), others: HashMap::new() }),
             sites: Mutex::default(),
             left: Mutex::default(),
-            views: Mutex::default(),
-            requests: Mutex::new(Some(HashMap::new())),
-            readers: Mutex::default(),
             growing: Mutex::default(),
             pressed: AtomicBool::new(false),
             asked: Mutex::default(),
@@ -439,35 +379,7 @@ impl Store {
         if nothing_left {
             self.asked.lock().take_if(|at| at.elapsed() >= PRESSURE_TIME);
         }
-        self.views.lock().retain(|_, view| match view {
-            View::Opening(..) => true,
-            View::Open { pin, .. } => pin.strong_count() > 0,
-        });
-        let idle = |mapping: &mut Mapping| {
-            mapping
-                .reader
-                .take_if(|reader| Arc::strong_count(reader) == 1 && mapping.opened.elapsed() >= MAPPED_TIME)
-        };
-        let idle: Vec<_> = {
-            let mut readers = self.readers.lock();
-            readers.iter_mut().filter_map(|(region, mapping)| Some((*region, idle(mapping)?))).collect()
-        };
-        for (region, reader) in idle {
-            self.unmapped(runtime, region, Some(reader));
-        }
-    }
-
-    /// Unmaps a region, without a lock since that takes its time where it is large, and says so.
-    fn unmapped(&self, runtime: &Arc<Runtime>, region: RegionId, reader: Option<Arc<Reader>>) {
-        drop(reader);
-        let again = {
-            let mut readers = self.readers.lock();
-            runtime.tell(ToAgent::Unmapped { region });
-            readers.remove(&region).map(|mapping| mapping.again).unwrap_or_default()
-        };
-        for request in again {
-            self.ask(runtime, request);
-        }
+        self.views.tidy(Instant::now());
     }
 
     /// Makes the first region, if there is none yet and room for one, and takes its page faults, on a thread of its own.
@@ -503,7 +415,6 @@ impl Store {
     /// Makes all of these readable, then calls `done` once. `ahead`: nothing waits for them yet.
     pub(crate) fn open_all(
         &self,
-        runtime: &Arc<Runtime>,
         wanted: Vec<(ObjectId, Copy)>,
         ahead: bool,
         done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
@@ -539,167 +450,29 @@ impl Store {
                     done(Ok(found));
                 }
             });
-            self.open(runtime, (object, ahead), copy, one);
+            self.open(object, copy, ahead, one);
         }
     }
 
     /// Makes one readable, then calls `done` once; see [`Self::open_all`].
-    pub(crate) fn open(
-        &self,
-        runtime: &Arc<Runtime>,
-        (object, ahead): (ObjectId, bool),
-        copy: Copy,
-        done: Callback,
-    ) {
+    pub(crate) fn open(&self, object: ObjectId, copy: Copy, ahead: bool, done: Callback) {
         let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
         let left = || self.left.lock().get(&object)?.upgrade().map(|extent| extent.bytes());
         if let Some(bytes) = own.or_else(left) {
             return done(Ok(bytes));
         }
-        let mut views = self.views.lock();
-        match views.get_mut(&object) {
-            Some(View::Opening(callbacks, was_ahead)) => {
-                callbacks.push(done);
-                if *was_ahead && !ahead {
-                    *was_ahead = false;
-                    drop(views);
-                    runtime.tell(ToAgent::Hurry { object });
-                }
-                return;
-            }
-            Some(View::Open { pin, reader, place }) => {
-                if let (Some(pin), Some(reader)) = (pin.upgrade(), reader.upgrade()) {
-                    let place = *place;
-                    drop(views);
-                    return done(view(&reader, place, pin));
-                }
-            }
-            None => {}
-        }
-        views.insert(object, View::Opening(vec![done], ahead));
-        drop(views);
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let noted =
-            self.requests.lock().as_mut().map(|requests| requests.insert(request, (object, copy, ahead)));
-        if noted.is_none() {
-            return self.answer(object, &Err(ended(runtime)));
-        }
-        self.ask(runtime, request);
+        self.views.open(object, copy, ahead, done);
     }
 
-    /// Sends a request that was noted, for the first time or again.
-    fn ask(&self, runtime: &Arc<Runtime>, request: u64) {
-        if let Some((object, copy, ahead)) = self.request(request) {
-            runtime.tell(ToAgent::Open { request, object, copy, ahead });
-        }
-    }
-
-    fn request(&self, request: u64) -> Option<Asked> {
-        self.requests.lock().as_ref()?.get(&request).copied()
-    }
-
-    fn take_request(&self, request: u64) -> Option<Asked> {
-        self.requests.lock().as_mut()?.remove(&request)
-    }
-
-    pub(crate) fn opened(
-        &self,
-        runtime: &Arc<Runtime>,
-        request: u64,
-        place: Place,
-        descriptors: Vec<OwnedFd>,
-    ) {
-        let Some((object, ..)) = self.request(request) else { return };
-        let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
-        let reader = match self.reader(runtime, request, place, descriptors) {
-            Ok(Some(reader)) => reader,
-            // It is asked for again, and pinned again.
-            Ok(None) => return,
-            Err(failure) => {
-                self.take_request(request);
-                return self.answer(object, &Err(failure));
-            }
-        };
-        if self.take_request(request).is_none() {
-            return;
-        }
-        let callbacks = {
-            let open = View::Open { pin: Arc::downgrade(&pin), reader: Arc::downgrade(&reader), place };
-            match self.views.lock().insert(object, open) {
-                Some(View::Opening(callbacks, _)) => callbacks,
-                _ => Vec::new(),
-            }
-        };
-        for callback in callbacks {
-            callback(view(&reader, place, pin.clone()));
-        }
-    }
-
-    /// The region of an object, mapped. `None` where it was unmapped while the agent answered without a descriptor; then
-    /// the agent is asked again as soon as it knows.
-    fn reader(
-        &self,
-        runtime: &Arc<Runtime>,
-        request: u64,
-        place: Place,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Option<Arc<Reader>>, Failure> {
-        let mut readers = self.readers.lock();
-        if let Some(mapping) = readers.get_mut(&place.region) {
-            mapping.opened = Instant::now();
-            if mapping.reader.is_none() {
-                mapping.again.push(request);
-            }
-            return Ok(mapping.reader.clone());
-        }
-        let Some(descriptor) = descriptors.into_iter().next() else {
-            drop(readers);
-            self.ask(runtime, request);
-            return Ok(None);
-        };
-        let reader = Reader::map(descriptor, place.region_bytes).map_err(|error| unmappable(&error))?;
-        let mapping = Mapping { reader: Some(reader.clone()), opened: Instant::now(), again: Vec::new() };
-        readers.insert(place.region, mapping);
-        runtime.tell(ToAgent::Mapped { region: place.region });
-        Ok(Some(reader))
-    }
-
-    /// The agent wants the memory of a region in which nothing lies any more.
-    pub(crate) fn unmap(&self, runtime: &Arc<Runtime>, region: RegionId) {
-        let reader = {
-            let mut readers = self.readers.lock();
-            match readers.get_mut(&region) {
-                Some(Mapping { reader: None, .. }) => return,
-                Some(mapping) => mapping.reader.take(),
-                None => None,
-            }
-        };
-        self.unmapped(runtime, region, reader);
-    }
-
-    pub(crate) fn open_failed(&self, request: u64, failure: Failure) {
-        if let Some((object, ..)) = self.take_request(request) {
-            self.answer(object, &Err(failure));
-        }
-    }
-
-    fn answer(&self, object: ObjectId, result: &Result<Bytes, Failure>) {
-        let callbacks = match self.views.lock().remove(&object) {
-            Some(View::Opening(callbacks, _)) => callbacks,
-            _ => Vec::new(),
-        };
-        for callback in callbacks {
-            callback(result.clone());
-        }
+    /// What lies in regions of others, and is read here.
+    pub(crate) fn views(&self) -> &Views {
+        &self.views
     }
 
     /// The connection to the agent is gone: nothing will be answered any more.
     pub(crate) fn end(&self, failure: &Failure) {
         *self.answers.lock() = None;
-        let waiting = self.requests.lock().take().unwrap_or_default();
-        for (object, ..) in waiting.into_values() {
-            self.answer(object, &Err(failure.clone()));
-        }
+        self.views.end(failure);
     }
 
     /// This host's regions.
@@ -710,16 +483,6 @@ impl Store {
 
 fn ended(runtime: &Runtime) -> Failure {
     runtime.ended().unwrap_or_else(|| Failure::new(FailureKind::JobEnded, "the job is over"))
-}
-
-fn view(reader: &Arc<Reader>, place: Place, pin: Arc<Pinned>) -> Result<Bytes, Failure> {
-    let pin: Arc<dyn Any + Send + Sync> = pin;
-    reader.bytes(place.offset, place.bytes, Some(pin)).map_err(|error| unmappable(&error))
-}
-
-/// What this process cannot map is no lost object: others may, and so may this one later.
-fn unmappable(error: &mobula_store::Error) -> Failure {
-    Failure::new(error.kind(), format!("this process cannot map it: {error}"))
 }
 
 #[cfg(test)]

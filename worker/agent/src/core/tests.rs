@@ -406,6 +406,44 @@ fn tr3_a_part_stays_until_it_was_served() {
 }
 
 #[test]
+fn tr4_what_is_waited_for_is_pulled_before_what_is_fetched_ahead() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    // As much as may be pulled at once.
+    let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
+    let begun = |rig: &mut Rig| {
+        let pulls = rig.take().into_iter().filter_map(|effect| match effect {
+            Effect::Pull(object, ..) => Some(object.seq),
+            _ => None,
+        });
+        pulls.collect::<Vec<_>>()
+    };
+    let hurry = |rig: &mut Rig, seq| {
+        rig.core.from_host(id(1), ToAgent::Hurry { object: object(seq) }, vec![], rig.now);
+        begun(rig)
+    };
+    let asked = [(1, true), (2, true), (3, true), (6, true), (4, false), (5, false), (3, false)];
+    assert_eq!(hurry(&mut rig, 7), [0; 0], "nothing of that name was asked for");
+    for (request, (seq, ahead)) in (1..).zip(asked) {
+        let open = ToAgent::Open { ahead, request, object: object(seq), copy: there };
+        rig.core.from_host(id(1), open, vec![], rig.now);
+        assert_eq!(begun(&mut rig), if request == 1 { vec![1] } else { vec![] }, "one at a time");
+    }
+    assert_eq!(hurry(&mut rig, 6), [0; 0]);
+    let mut order = vec![1];
+    while let Some(seq) = order.last().filter(|_| order.len() < asked.len()) {
+        let gone = Failure::new(FailureKind::ObjectLost, "gone");
+        rig.core.pulled((object(*seq), 3, JOB), Err(gone));
+        let next = begun(&mut rig);
+        if next.is_empty() {
+            break;
+        }
+        order.extend(next);
+    }
+    assert_eq!(order, [1, 4, 5, 3, 6, 2]);
+}
+
+#[test]
 fn served_objects_are_dropped_where_they_were_pulled() {
     let mut rig = Rig::new(false);
     rig.driver(false);
