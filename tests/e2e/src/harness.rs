@@ -126,11 +126,8 @@ impl Case {
                 Ok(result) => result.map_err(|error| error.to_string())?,
                 Err(_) => return Err(format!("it took longer than {SCENARIO_WAIT:?}")),
             }
-            // Of a rig its agents are asked, once the job has ended.
-            match env.rig {
-                None => env.stores_empty().await.map_err(|error| format!("afterwards: {error}")),
-                Some(_) => Ok(()),
-            }
+            // While the job goes on: with it, what nobody holds any more would go as well.
+            env.stores_empty().await.map_err(|error| format!("afterwards: {error}"))
         })?;
         outcome?;
         if left != private::Leftovers::default() {

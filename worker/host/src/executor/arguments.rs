@@ -197,7 +197,8 @@ impl Executor {
     pub(super) fn fetch_ahead(runtime: &Arc<Runtime>, mut run: Box<Run>) {
         let Some(arguments) = run.unfetched.take() else { return };
         run.share = Some(Share::Ahead(Arc::downgrade(runtime), fetch::stored_bytes(&arguments)));
-        Self::fetch(runtime, Wish { run, arguments, ahead: true });
+        // Soon its turn, for all that is known: not behind what others wait for.
+        Self::fetch(runtime, Wish { run, arguments, ahead: false });
     }
 
     /// A call's turn has come. It comes back if its arguments are here; else they are fetched, and it starts with them.
