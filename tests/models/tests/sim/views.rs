@@ -317,8 +317,8 @@ fn memory_that_counts_as_free_is_free() {
             let here = here.clone();
             move || {
                 assert_eq!(read(&held), ONES);
-                here.agent.say(Said::Free);
                 drop(held);
+                here.agent.say(Said::Free);
             }
         });
         let reader = thread::spawn({
