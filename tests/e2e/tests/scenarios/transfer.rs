@@ -27,6 +27,12 @@ fn right(tensor: Tensor) -> Result<bool> {
     Ok(tensor.as_slice::<u8>()?.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8))
 }
 
+/// Over at once.
+#[mobula::task]
+fn length(tensor: Tensor) -> Result<u64> {
+    Ok(tensor.as_slice::<u8>()?.len() as u64)
+}
+
 /// Reads on the node where it is.
 struct Reader;
 
@@ -148,6 +154,34 @@ pub fn a_transfer_outlives_its_source() -> Outcome {
     })?;
     let rest = counted(&rig, 4)?[2].1;
     assert!(rest < BYTES, "what had come in was kept: only {rest} bytes were sent again");
+    rig.finish()?;
+    Ok(())
+}
+
+/// A call whose argument does not come holds up no other on the only CPU of its node.
+pub fn what_is_fetched_takes_no_slot() -> Outcome {
+    const BYTES: u64 = 16 * MIB;
+    let mut rig = Rig::nodes(3).cpus(1.0).store_bytes(128 * MIB).start()?;
+    let builder = Cluster::connect(&rig.socket(0)?);
+    let rig_there = &mut rig;
+    drive(builder, async |cluster| {
+        let nodes = placed(rig_there, &cluster).await?;
+        let far = make.options().strategy(on(nodes[1])).remote(BYTES);
+        let near = make.options().strategy(on(nodes[2])).remote(MIB);
+        mobula::wait(&[far.clone(), near.clone()], 2, None).await?;
+        let of = |object: &ObjectRef<Tensor>| length.options().strategy(on(nodes[2])).remote(object);
+        // Known to be short, so that several are sent at once.
+        for _ in 0..8 {
+            assert_eq!(of(&near).await?, MIB);
+        }
+        rig_there.stop(Part::Node(1)).unwrap();
+        let (waits, goes) = (of(&far), of(&near));
+        assert_eq!(goes.await?, MIB);
+        assert!(!waits.is_ready(), "it was the argument of the other that came");
+        rig_there.resume(Part::Node(1)).unwrap();
+        assert_eq!(waits.await?, BYTES);
+        Ok(())
+    })?;
     rig.finish()?;
     Ok(())
 }
