@@ -1,6 +1,6 @@
 //! The author's experience in an embedded cluster.
 
-use mobula::prelude::*;
+use mobula::{prelude::*, rkyv::rancor};
 
 #[mobula::task]
 fn square(x: u64) -> u64 {
@@ -115,6 +115,72 @@ async fn tensors_share_memory() -> mobula::Result<()> {
 async fn blocking_in_async_code_is_refused() -> mobula::Result<()> {
     let error = square.remote(2).get().unwrap_err();
     assert_eq!(error.kind(), mobula::ErrorKind::BlockingInAsync);
+    Ok(())
+}
+
+/// What a ref's own encoding answers, with its type.
+#[derive(Clone, Debug)]
+struct Caught {
+    outside: bool,
+    text: String,
+}
+
+impl std::fmt::Display for Caught {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Caught {}
+
+impl rancor::Trace for Caught {
+    fn trace<R: std::fmt::Debug + std::fmt::Display + Send + Sync + 'static>(self, _trace: R) -> Self {
+        self
+    }
+}
+
+impl rancor::Source for Caught {
+    fn new<T: std::error::Error + Send + Sync + 'static>(source: T) -> Self {
+        let found = (&source as &dyn std::any::Any).downcast_ref();
+        let outside = matches!(found, Some(mobula_host::codec::Error::OutsideContext));
+        Self { outside, text: source.to_string() }
+    }
+}
+
+#[mobula::data]
+struct Holder(ObjectRef<u64>);
+
+/// Encodes and decodes what holds a ref, a handle or a tensor, and neither as an argument nor as a result: four errors.
+fn refused(held: &Holder, counter: &CounterHandle, tensor: &Tensor) -> Vec<Caught> {
+    use mobula::rkyv::{from_bytes, to_bytes};
+    // A ref's archive is its name.
+    let Ok(name) = to_bytes::<rancor::Error>(&held.0.id()) else { return Vec::new() };
+    let encoded = [to_bytes::<Caught>(held), to_bytes(counter), to_bytes(tensor)];
+    let decoded = from_bytes::<Holder, Caught>(&name);
+    encoded.into_iter().filter_map(Result::err).chain(decoded.err()).collect()
+}
+
+#[mobula::task]
+fn refused_in_a_task(held: Holder, counter: CounterHandle, tensor: Tensor) -> u64 {
+    let all = refused(&held, &counter, &tensor);
+    all.iter().filter(|error| error.outside).count() as u64
+}
+
+#[mobula::test]
+async fn refs_outside_of_calls_are_a_typed_error() -> mobula::Result<()> {
+    let (held, counter) = (Holder(mobula::put(&7u64)?), Counter::spawn(1).await?);
+    let tensor = Tensor::from_vec(&[4], vec![1u8; 4])?;
+    // On a thread of the cluster, on one that has none, and in a task.
+    let elsewhere = std::thread::scope(|scope| scope.spawn(|| refused(&held, &counter, &tensor)).join());
+    let all = [refused(&held, &counter, &tensor), elsewhere.unwrap_or_default()].concat();
+    assert_eq!(all.len(), 8);
+    for error in all {
+        assert!(error.outside, "{error}");
+        assert!(error.text.contains("[MOB1002]") && error.text.contains("`put`"), "{error}");
+    }
+    assert_eq!(refused_in_a_task.remote(Holder(held.0.clone()), counter.clone(), tensor).await?, 4);
+    // None of that counts as a holder, and nothing was given back that was not taken: the value is there, and goes.
+    assert_eq!((&held.0).await?, 7);
     Ok(())
 }
 

@@ -201,8 +201,12 @@ fn codec_failure<T>(what: &str, detail: &str) -> Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A ref or tensor is encoded by something other than [`encode`], or decoded by something other than
-    /// [`decode`].
-    #[error("refs, actor handles and tensors travel only as arguments, results or objects of a cluster")]
+    /// [`decode`]. Nobody would count who holds it; so it is refused, and nothing is counted.
+    #[error(
+        "refs, actor handles and tensors travel only as arguments, results or objects of a cluster: pass the value \
+         that holds them, or its `Packed` form, to a task or to `put`, rather than encode it [{}]",
+        FailureKind::Codec.code()
+    )]
     OutsideContext,
     /// There is no cluster.
     #[error("there is no cluster on this thread: start one, or use `#[mobula::main]`")]
