@@ -246,6 +246,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(memory::a_killed_agents_groups_are_removed),
     solo!(transfer::a_broadcast_is_shared_by_its_readers),
     solo!(transfer::a_transfer_outlives_its_source),
+    solo!(transfer::a_transfer_outlives_a_source_that_has_a_part),
     solo!(transfer::what_is_fetched_takes_no_slot),
     solo!(grouping::detached_groups_outlive_their_job),
     solo!(sharing::a_job_belongs_to_a_queue),

@@ -158,6 +158,54 @@ pub fn a_transfer_outlives_its_source() -> Outcome {
     Ok(())
 }
 
+/// A node that has only a part so far, and that another copies from, dies midway: both it and the reader began while the
+/// source was sending, and the reader has the rest from others.
+pub fn a_transfer_outlives_a_source_that_has_a_part() -> Outcome {
+    const BYTES: u64 = 256 * MIB;
+    let mut rig = Rig::nodes(5).cpus(1.0).store_bytes(768 * MIB).start()?;
+    let builder = Cluster::connect(&rig.socket(0)?);
+    let rig_there = &mut rig;
+    drive(builder, async |cluster| {
+        let nodes = placed(rig_there, &cluster).await?;
+        let object = make.options().strategy(on(nodes[1])).remote(BYTES);
+        mobula::wait(std::slice::from_ref(&object), 1, None).await?;
+        let mut readers = Vec::new();
+        for node in &nodes[2..] {
+            readers.push(reader(*node).await?);
+        }
+        // The first two are served by the source, the third one by the first.
+        let mut reads = Vec::new();
+        for (at, reader) in (2..).zip(&readers) {
+            let resident = |rig: &Rig| rig.pid(Part::Node(at)).map(processes::resident_bytes).unwrap();
+            let before = resident(rig_there);
+            reads.push(reader.read(Holding(object.clone())));
+            let begun = |rig: &mut Rig| Ok(resident(rig) > before + 16 * MIB);
+            rig_there.wait("some of it to come in", COUNTED_WAIT, begun).unwrap();
+        }
+        // From here on the first has no more than a part.
+        rig_there.stop(Part::Node(1)).unwrap();
+        assert!(
+            reads.iter().all(|read| !read.is_ready()),
+            "a copy was complete before its source was stopped"
+        );
+        rig_there.kill(Part::Node(2)).unwrap();
+        rig_there.resume(Part::Node(1)).unwrap();
+        let third = reads.pop().unwrap();
+        let second = reads.pop().unwrap();
+        assert!(third.await?);
+        assert!(second.await?);
+        let first = reads.pop().unwrap();
+        assert!(first.await.is_err(), "the first has died");
+        Ok(())
+    })?;
+    rig.wait("both copies to be counted", COUNTED_WAIT, |rig| {
+        let counted = counted(rig, 5)?;
+        Ok(counted[3].0 / BYTES == 1 && counted[4].0 / BYTES == 1)
+    })?;
+    rig.finish()?;
+    Ok(())
+}
+
 /// A call whose argument does not come holds up no other on the only CPU of its node.
 pub fn what_is_fetched_takes_no_slot() -> Outcome {
     const BYTES: u64 = 16 * MIB;
