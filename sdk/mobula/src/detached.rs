@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use mobula_host::{
-    core::{Input, Kind, Spec, Template},
+    core::{Input, Kind, Nested, Spec, Template},
     registry::Function,
 };
 use mobula_proto::{
@@ -112,8 +112,7 @@ async fn construct_here(wish: Wish) -> Result<Made> {
         template: Arc::new(template),
         kind: Kind::Construct { restarts: wish.restarts },
         inputs: wish.inputs.iter().map(|bytes| Input::Value(Blob::from_slice(bytes))).collect(),
-        nested: Box::default(),
-        is_child: false,
+        nested: Nested::default(),
     };
     let id = runtime.submit(spec);
     let actor = id.task();

@@ -31,6 +31,11 @@ pub struct Call<H> {
     kind: PhantomData<fn() -> H>,
 }
 
+/// A task, submitted by whoever runs here.
+fn as_task() -> Kind {
+    Kind::Task { is_child: context::is_task() }
+}
+
 impl<H: Handle> Call<H> {
     /// A call of this function.
     pub fn new(function: &'static Function, options: Options) -> Self {
@@ -47,13 +52,13 @@ impl<H: Handle> Call<H> {
 
     /// Submits it as a task. Returns at once; a mistake becomes the failure of the ref.
     pub fn submit(self) -> H {
-        self.submit_as(Kind::Task)
+        self.submit_as(as_task())
     }
 
     /// Submits it as a task, or hands it back where the budget of unfinished calls is full.
     pub fn try_submit(self) -> Result<H, Refused<H>> {
         let runtime = crate::cluster::current_or_stray();
-        match self.spec(Kind::Task) {
+        match self.spec(as_task()) {
             Ok((spec, holds)) => Refused { runtime, spec, holds, kind: PhantomData }.try_again(),
             Err(failure) => Ok(H::failed(&runtime, failure)),
         }
@@ -110,8 +115,7 @@ impl<H: Handle> Call<H> {
         };
         let template = template.map_err(|failure| failure.of(function.name))?;
         let Builder { inputs, nested, holds, .. } = arguments;
-        let is_child = kind == Kind::Task && context::is_task();
-        Ok((Spec { template, kind, inputs, nested: nested.into(), is_child }, holds))
+        Ok((Spec { template, kind, inputs, nested: nested.into() }, holds))
     }
 }
 

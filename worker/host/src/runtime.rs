@@ -936,7 +936,9 @@ fn maker(kind: Kind) -> Maker {
                 Maker::Call
             }
         }
-        Kind::Method { .. } | Kind::Task | Kind::Construct { .. } | Kind::Direct { .. } => Maker::Outside,
+        Kind::Method { .. } | Kind::Task { .. } | Kind::Construct { .. } | Kind::Direct { .. } => {
+            Maker::Outside
+        }
     }
 }
 

@@ -197,7 +197,7 @@ impl Core {
                     self.conclude(seq, failure, out);
                 }
             }
-            Kind::Task => {
+            Kind::Task { .. } => {
                 if task.may_run_again() && !task.cancelled {
                     task.attempt += 1;
                     self.enqueue(seq, true, out);

@@ -112,7 +112,7 @@ impl Core {
         let actor = match self.tasks.get(&id.seq).filter(|task| id.owner == self.me && sent(task.phase)) {
             Some(task) => match task.spec.kind {
                 Kind::Method { actor } => actor,
-                Kind::Task | Kind::Construct { .. } | Kind::Direct { .. } => return,
+                Kind::Task { .. } | Kind::Construct { .. } | Kind::Direct { .. } => return,
             },
             // It came back with one that was sent before it.
             None => return,

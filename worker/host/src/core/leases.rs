@@ -99,7 +99,7 @@ impl Core {
                 0 => 1,
                 nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
             };
-            let is_actor = self.tasks.get(&seq).is_some_and(|task| task.spec.kind != Kind::Task);
+            let is_actor = self.tasks.get(&seq).is_some_and(|task| !task.spec.kind.is_task());
             let depth = if is_actor { 1 } else { depth };
             let near = if class.open.len() > 1 { self.near(seq) } else { None };
             let mut best = None;
@@ -173,7 +173,7 @@ impl Core {
                 task.holds = lease;
                 Target::Construct { lease, incarnation: task.incarnation }
             }
-            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => {
+            Kind::Task { .. } | Kind::Method { .. } | Kind::Direct { .. } => {
                 held.in_flight += 1;
                 Target::Task { lease, slots: held.keep }
             }

@@ -47,7 +47,7 @@ use queue::Queue;
 use several::Several;
 pub use several::Taken;
 use spec::CoreNumber;
-pub use spec::{Input, Kind, Returns, Spec, Template, title};
+pub use spec::{Input, Kind, Nested, Returns, Spec, Template, title};
 
 /// The lease of calls that need none.
 const NO_LEASE: LeaseId = LeaseId { number: 0 };
@@ -116,6 +116,9 @@ struct Task {
     /// For an actor's call: another call made it.
     inside: bool,
 }
+
+// Drivers have them by the million.
+const _: () = assert!(size_of::<Task>() <= 160);
 
 impl Task {
     /// How many times it may start.
@@ -305,7 +308,7 @@ impl Core {
     pub fn submit_from(&mut self, spec: Spec, maker: Maker, out: &mut Vec<Action>) -> ObjectId {
         let task = self.next_task();
         let object = task.object(0);
-        let rebuildable = spec.kind == Kind::Task && spec.template.attempts_max > 1;
+        let rebuildable = spec.kind.is_task() && spec.template.attempts_max > 1;
         match spec.template.returns {
             Returns::One => self.objects.create(object, rebuildable),
             several => self.create_results(task, several, rebuildable),
@@ -315,7 +318,7 @@ impl Core {
         }
         let key = match spec.kind {
             Kind::Method { .. } | Kind::Direct { .. } => 0,
-            Kind::Task | Kind::Construct { .. } => self.key(&spec.template),
+            Kind::Task { .. } | Kind::Construct { .. } => self.key(&spec.template),
         };
         let mut missing = 0;
         for dependency in spec.dependencies() {
@@ -398,7 +401,7 @@ impl Core {
         task.phase = Phase::Queued;
         let key = task.key;
         let queue = &mut self.classes[key as usize].queue;
-        if first || task.spec.is_child {
+        if first || matches!(task.spec.kind, Kind::Task { is_child: true }) {
             queue.push_front(seq);
         } else {
             queue.push_back(seq);
@@ -552,7 +555,7 @@ impl Core {
                     client.in_flight.remove(at);
                 }
             }
-            Kind::Task => {
+            Kind::Task { .. } => {
                 if let Some(held) = self.leases.get_mut(&lease) {
                     held.in_flight = held.in_flight.saturating_sub(1);
                     held.quiet_ticks = 0;
@@ -626,7 +629,7 @@ impl Core {
         match kind {
             Kind::Method { actor } => self.arrived(actor, out),
             Kind::Direct { .. } => {}
-            Kind::Task | Kind::Construct { .. } => {
+            Kind::Task { .. } | Kind::Construct { .. } => {
                 self.pump(key, out);
                 self.maybe_release(lease, out);
             }
@@ -681,7 +684,7 @@ impl Core {
                 self.give_name_up(object, out);
                 self.objects.set_actor(object, State::failed(failure), &mut self.effects);
             }
-            Kind::Task | Kind::Method { .. } | Kind::Direct { .. } => match returns {
+            Kind::Task { .. } | Kind::Method { .. } | Kind::Direct { .. } => match returns {
                 Returns::One => self.objects.fail(object, failure, &mut self.effects),
                 several => self.fail_results(id, several, &failure),
             },
@@ -765,7 +768,7 @@ impl Core {
                     }
                     self.pump_client(actor, out);
                 }
-                Kind::Task | Kind::Construct { .. } => self.enqueue(seq, false, out),
+                Kind::Task { .. } | Kind::Construct { .. } => self.enqueue(seq, false, out),
                 Kind::Direct { host } => self.push_direct(seq, host, out),
             }
         }

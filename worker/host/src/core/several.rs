@@ -14,7 +14,7 @@ use mobula_proto::{
     peer::{Call, Item, Message, Returned, State, StreamCall, Window},
 };
 
-use super::{Action, Core, Kind, Phase, Returns, is_final};
+use super::{Action, Core, Phase, Returns, is_final};
 
 /// So many items are brought from other nodes ahead of a reader that looks at each.
 const AHEAD_ITEMS: u32 = 4;
@@ -213,7 +213,7 @@ impl Core {
                 if matches!(state, State::Stored(_)) {
                     stream.stored.insert(object.index);
                 }
-                let rebuildable = self.tasks.get(&seq).is_some_and(|task| task.spec.kind == Kind::Task);
+                let rebuildable = self.tasks.get(&seq).is_some_and(|task| task.spec.kind.is_task());
                 self.objects.create(object, rebuildable);
                 out.push(Action::Wake(item.task.object(0)));
             } else {
@@ -375,7 +375,7 @@ impl Core {
     /// Whether a task that has ended is kept since some of its values may have to be made again (C-8).
     pub(super) fn keeps(&self, seq: u64, any_stored: bool) -> bool {
         let Some(task) = self.tasks.get(&seq) else { return false };
-        let again = task.spec.kind == Kind::Task && task.may_run_again();
+        let again = task.spec.kind.is_task() && task.may_run_again();
         let wanted = || match task.spec.template.returns {
             Returns::One => any_stored && self.objects.state(self.ids.task(seq).object(0)).is_some(),
             Returns::Many(_) => any_stored && self.several.contains_key(&seq),

@@ -23,7 +23,11 @@ pub enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A task.
-    Task,
+    Task {
+        /// Whether a task submits it. The newest of such run first, so that a tree of tasks is worked off in depth, with
+        /// few of them waiting at any time, rather than in breadth.
+        is_child: bool,
+    },
     /// An actor's construction; the actor is restarted so many times.
     Construct {
         /// Restarts after the death of its host.
@@ -131,10 +135,25 @@ pub struct Spec {
     /// Its inputs.
     pub inputs: SmallVec<[Input; 1]>,
     /// Refs inside the encoded inputs.
-    pub nested: Box<[ObjectId]>,
-    /// Whether a task submits it. The newest of such run first, so that a tree of tasks is worked off in depth, with few
-    /// of them waiting at any time, rather than in breadth.
-    pub is_child: bool,
+    pub nested: Nested,
+}
+
+/// Refs inside encoded inputs. Most calls have none, and there may be millions of calls.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::box_collection, reason = "it takes half of the place where it is empty")]
+pub struct Nested(Option<Box<Vec<ObjectId>>>);
+
+impl From<Vec<ObjectId>> for Nested {
+    fn from(refs: Vec<ObjectId>) -> Self {
+        Self((!refs.is_empty()).then(|| Box::new(refs)))
+    }
+}
+
+impl Kind {
+    /// Whether it is a task.
+    pub fn is_task(self) -> bool {
+        matches!(self, Self::Task { .. })
+    }
 }
 
 impl Spec {
@@ -147,9 +166,10 @@ impl Spec {
         });
         let actor = match self.kind {
             Kind::Method { actor } => Some(actor),
-            Kind::Task | Kind::Construct { .. } | Kind::Direct { .. } => None,
+            Kind::Task { .. } | Kind::Construct { .. } | Kind::Direct { .. } => None,
         };
-        tops.chain(self.nested.iter()).copied().chain(actor)
+        let nested = self.nested.0.iter().flat_map(|refs| refs.iter());
+        tops.chain(nested).copied().chain(actor)
     }
 
     /// Bytes of its encoded values.
@@ -179,7 +199,7 @@ impl Spec {
 
     fn kind_word(&self) -> &'static str {
         match self.kind {
-            Kind::Task | Kind::Direct { .. } => "task",
+            Kind::Task { .. } | Kind::Direct { .. } => "task",
             Kind::Construct { .. } => "actor",
             Kind::Method { .. } => "call",
         }

@@ -12,18 +12,19 @@ use smallvec::smallvec;
 
 mod several;
 
-use super::{Action, Core, Input, Kind, Maker, Returns, Spec, Template};
+use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};
 
 const NODE: NodeId = NodeId { number: 1, incarnation: 1 };
 const JOB: JobId = JobId { number: 1 };
 const ME: HostId = HostId { node: NODE, seq: 1 };
 const THERE: HostId = HostId { node: NODE, seq: 2 };
+const TASK: Kind = Kind::Task { is_child: false };
 
 fn spec(kind: Kind, inputs: Vec<Input>) -> Spec {
     let mut template = Template::new(1, "test::f");
     template.class = Class { function: "test::f".to_owned(), ..Class::default() };
     template.attempts_max = if matches!(kind, Kind::Method { .. }) { 1 } else { 2 };
-    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Box::default(), is_child: false }
+    Spec { template: template.into(), kind, inputs: inputs.into(), nested: Nested::default() }
 }
 
 fn grant(lease: u64, slots: u32) -> Grant {
@@ -95,9 +96,9 @@ impl Bench {
 #[test]
 fn c1_a_task_waits_for_its_arguments() {
     let mut bench = Bench::new();
-    let (first, out) = bench.submit(Kind::Task, Vec::new());
+    let (first, out) = bench.submit(TASK, Vec::new());
     assert!(matches!(&out[..], [Action::Tell(ToAgent::Demand { backlog: 1, .. })]), "{out:?}");
-    let (second, out) = bench.submit(Kind::Task, vec![Input::Ref(first)]);
+    let (second, out) = bench.submit(TASK, vec![Input::Ref(first)]);
     assert!(runs(&out).is_empty());
     let calls = runs(&bench.granted(grant(1, 4)));
     assert_eq!(calls.len(), 1, "the second waits for the first");
@@ -110,8 +111,8 @@ fn c1_a_task_waits_for_its_arguments() {
 #[test]
 fn c3_arguments_live_until_the_task_is_done() {
     let mut bench = Bench::new();
-    let (first, _) = bench.submit(Kind::Task, Vec::new());
-    let (second, _) = bench.submit(Kind::Task, vec![Input::List(vec![first])]);
+    let (first, _) = bench.submit(TASK, Vec::new());
+    let (second, _) = bench.submit(TASK, vec![Input::List(vec![first])]);
     let mut out = Vec::new();
     bench.core.drop_ref(first, &mut out);
     let calls = runs(&bench.granted(grant(1, 1)));
@@ -127,7 +128,7 @@ fn c3_arguments_live_until_the_task_is_done() {
 #[test]
 fn c4_what_was_pushed_to_a_dead_host_is_retried_then_failed() {
     let mut bench = Bench::new();
-    let (object, _) = bench.submit(Kind::Task, Vec::new());
+    let (object, _) = bench.submit(TASK, Vec::new());
     assert_eq!(runs(&bench.granted(grant(1, 1)))[0].attempt, 1);
     let out = bench.died();
     assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
@@ -145,7 +146,7 @@ fn c4_what_was_pushed_to_a_dead_host_is_retried_then_failed() {
 fn c2_calls_of_an_actor_leave_in_order_and_its_end_fails_them() {
     let mut bench = Bench::new();
     let (actor, _) = bench.submit(Kind::Construct { restarts: 0 }, Vec::new());
-    let (late, _) = bench.submit(Kind::Task, Vec::new());
+    let (late, _) = bench.submit(TASK, Vec::new());
     let method = Kind::Method { actor };
     let (one, _) = bench.submit(method, vec![Input::Ref(late)]);
     let (two, _) = bench.submit(method, Vec::new());
@@ -205,7 +206,7 @@ fn calls_of_an_actor_of_another_owner_fail_once_it_was_killed_here() {
 #[test]
 fn an_idle_lease_goes_back_when_asked_for_or_after_a_while() {
     let mut bench = Bench::new();
-    let (_, _) = bench.submit(Kind::Task, Vec::new());
+    let (_, _) = bench.submit(TASK, Vec::new());
     let calls = runs(&bench.granted(grant(1, 1)));
     let mut out = Vec::new();
     bench.core.revoked(LeaseId { number: 1 }, Revocation::Idle, &mut out);
@@ -227,8 +228,8 @@ fn an_idle_lease_goes_back_when_asked_for_or_after_a_while() {
 #[test]
 fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
     let mut bench = Bench::new();
-    let (running, _) = bench.submit(Kind::Task, Vec::new());
-    let (queued, _) = bench.submit(Kind::Task, Vec::new());
+    let (running, _) = bench.submit(TASK, Vec::new());
+    let (queued, _) = bench.submit(TASK, Vec::new());
     let calls = runs(&bench.granted(grant(1, 1)));
     assert_eq!(calls.len(), 1);
     let mut out = Vec::new();
@@ -237,7 +238,7 @@ fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
     assert!(out.iter().any(|a| matches!(a, Action::Send { message: Message::Cancel { .. }, .. })));
     assert_eq!(bench.failure(queued).kind, FailureKind::Cancelled);
     assert_eq!(bench.failure(running).kind, FailureKind::Cancelled);
-    let (_, out) = bench.submit(Kind::Task, Vec::new());
+    let (_, out) = bench.submit(TASK, Vec::new());
     assert!(runs(&out).is_empty(), "the slot is still charged");
     let out = bench.message(done(&calls[0], Outcome::failed(Failure::new(FailureKind::Cancelled, ""))));
     assert_eq!(runs(&out).len(), 1);
@@ -250,10 +251,10 @@ fn recalls(actions: &[Action]) -> usize {
 
 /// A class whose tasks were short, and a lease with one that is not: what is behind it.
 fn behind_slow_work(bench: &mut Bench, tasks: usize) -> Vec<Call> {
-    bench.submit(Kind::Task, Vec::new());
+    bench.submit(TASK, Vec::new());
     let calls = runs(&bench.granted(grant(1, 1)));
     bench.message(done(&calls[0], value(0)));
-    (0..tasks).flat_map(|_| runs(&bench.submit(Kind::Task, Vec::new()).1)).collect()
+    (0..tasks).flat_map(|_| runs(&bench.submit(TASK, Vec::new()).1)).collect()
 }
 
 #[test]
@@ -329,7 +330,7 @@ fn cancels(actions: &[Action]) -> Vec<TaskId> {
 #[test]
 fn a_lease_that_is_to_make_room_gives_back_only_so_many_slots() {
     let mut bench = Bench::new();
-    (0..6).for_each(|_| drop(bench.submit(Kind::Task, Vec::new())));
+    (0..6).for_each(|_| drop(bench.submit(TASK, Vec::new())));
     let calls = runs(&bench.granted(grant(1, 4)));
     assert_eq!(calls.len(), 4);
     let mut out = Vec::new();
@@ -349,7 +350,7 @@ fn a_lease_that_is_to_make_room_gives_back_only_so_many_slots() {
 #[test]
 fn only_as_many_slots_as_are_asked_for_are_taken_away() {
     let mut bench = Bench::new();
-    let objects: Vec<ObjectId> = (0..4).map(|_| bench.submit(Kind::Task, Vec::new()).0).collect();
+    let objects: Vec<ObjectId> = (0..4).map(|_| bench.submit(TASK, Vec::new()).0).collect();
     let calls = runs(&bench.granted(grant(1, 4)));
     let lease = LeaseId { number: 1 };
     let mut out = Vec::new();
@@ -395,7 +396,7 @@ fn what_may_not_run_twice_is_told_why_it_was_stopped() {
         (Eviction::NodeLeaves, "its node is to leave, and node-1 had no more time for what still ran there"),
     ] {
         let mut bench = Bench::new();
-        let mut once = spec(Kind::Task, Vec::new());
+        let mut once = spec(TASK, Vec::new());
         std::sync::Arc::get_mut(&mut once.template).unwrap().attempts_max = 1;
         let mut out = Vec::new();
         let object = bench.core.submit(once, &mut out);
@@ -410,9 +411,9 @@ fn what_may_not_run_twice_is_told_why_it_was_stopped() {
 fn a_full_budget_says_when_there_is_room() {
     let mut bench = Bench::new();
     bench.core.set_unfinished_max(2);
-    bench.submit(Kind::Task, Vec::new());
+    bench.submit(TASK, Vec::new());
     assert!(bench.core.has_room());
-    bench.submit(Kind::Task, Vec::new());
+    bench.submit(TASK, Vec::new());
     assert!(!bench.core.has_room());
     bench.core.want_room();
     let calls = runs(&bench.granted(grant(1, 2)));
@@ -451,7 +452,7 @@ fn wants(actions: &[Action]) -> Vec<bool> {
 #[test]
 fn refs_in_a_result_that_does_not_count_are_given_back() {
     let mut bench = Bench::new();
-    let (object, _) = bench.submit(Kind::Task, Vec::new());
+    let (object, _) = bench.submit(TASK, Vec::new());
     let mut call = runs(&bench.granted(grant(1, 1)))[0].clone();
     call.attempt += 1;
     let third = HostId { node: NODE, seq: 3 };
@@ -484,7 +485,7 @@ fn c6_calls_that_find_no_room_leave_later_in_order() {
     assert!(!has_room(&bench, Maker::Outside), "three wait, as many as the inbox holds");
     assert!(!has_room(&bench, Maker::Call));
     assert!(has_room(&bench, Maker::AsyncCall), "it waits for the result");
-    assert!(bench.core.has_room_for(Kind::Task, Maker::Outside, |_| true));
+    assert!(bench.core.has_room_for(TASK, Maker::Outside, |_| true));
     let (last, out) = method(&mut bench, actor, Maker::Outside);
     assert!(out.is_empty(), "{out:?}");
     let room = |calls| Message::Room { actor: actor.task(), incarnation: 1, calls };
@@ -557,7 +558,7 @@ fn a_refused_call_is_forgotten_with_its_failure() {
 fn unordered_calls_overtake_what_waits_for_arguments() {
     let mut bench = Bench::new();
     let actor = actor(&mut bench);
-    let (argument, _) = bench.submit(Kind::Task, Vec::new());
+    let (argument, _) = bench.submit(TASK, Vec::new());
     let mut unordered = spec(Kind::Method { actor }, vec![Input::Ref(argument)]);
     let mut template = Template::new(1, "test::f");
     template.unordered = true;

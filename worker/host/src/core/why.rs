@@ -31,7 +31,7 @@ impl Core {
             Phase::Waiting | Phase::Queued => match task.spec.kind {
                 Kind::Method { actor } => self.waits_for_actor(actor, id.seq),
                 Kind::Direct { host } => (format!("is about to be sent to {host}"), None),
-                Kind::Task | Kind::Construct { .. } => self.waits_for_lease(task.key, id.seq),
+                Kind::Task { .. } | Kind::Construct { .. } => self.waits_for_lease(task.key, id.seq),
             },
             Phase::Pushed { host, lease } => {
                 let others = self

@@ -9,13 +9,13 @@ use mobula_proto::{
 };
 use smallvec::smallvec;
 
-use super::{Bench, JOB, THERE, actor, any, done, grant, runs, spec, value};
+use super::{Bench, JOB, TASK, THERE, actor, any, done, grant, runs, spec, value};
 use crate::core::{Action, Kind, Maker, Returns, Taken};
 
 const WINDOW: Window = Window { items: 4, bytes: 1000 };
 
 fn submit(bench: &mut Bench, returns: Returns, attempts_max: u32) -> ObjectId {
-    let mut spec = spec(Kind::Task, Vec::new());
+    let mut spec = spec(TASK, Vec::new());
     let template = std::sync::Arc::get_mut(&mut spec.template).unwrap();
     template.returns = returns;
     template.attempts_max = attempts_max;
