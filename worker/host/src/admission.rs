@@ -6,7 +6,7 @@
 //! store to results. The agent has the budget, and gives each host more of it when it asks.
 //!
 //! - **AD-1** What is admitted fits into the host's share, unless calls that waited go on.
-//! - **AD-2** Nobody is overtaken by whoever asked later.
+//! - **AD-2** Nobody is overtaken by whoever asked later in this host.
 //! - **AD-3** Somebody waits only while the agent knows: what is missing, and whether anything is in use.
 //! - **AD-4** While others wait for the budget, what is not in use is not kept.
 

@@ -73,8 +73,8 @@ impl Core {
             ToAgent::Unblock { lease, slots } => {
                 self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
             }
-            ToAgent::BudgetWanted { more, alone } => self.budget_wanted(id, more, alone),
-            ToAgent::BudgetBack { bytes } => self.budget_back(id, bytes),
+            ToAgent::BudgetWanted { more, alone } => self.budget_wanted(id, more, alone, now),
+            ToAgent::BudgetBack { bytes } => self.budget_back(id, bytes, now),
             ToAgent::RegionWanted { request, bytes, wait_ms } => {
                 let wait = Duration::from_millis(wait_ms).min(REGION_WAIT_MAX);
                 self.want_region(id, request, bytes, wait, now);

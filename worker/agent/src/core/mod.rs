@@ -242,6 +242,7 @@ impl Core {
             self.objects.next_deadline(),
             self.leases.next_deadline(),
             self.early.next_deadline(),
+            self.budget.next_deadline(),
             self.drain_deadline(),
             self.ask_again_at,
         ];
@@ -255,6 +256,9 @@ impl Core {
         }
         for ((object, attempt, _), open) in self.early.expire(now) {
             self.open_failed(open.host, open.request, object, self.no_copy(attempt));
+        }
+        if self.budget.next_deadline().is_some_and(|at| at <= now) {
+            self.share_budget(now);
         }
         self.look(now);
         self.ask_again(now);
