@@ -145,7 +145,8 @@ impl HostId {
 #[derive(Clone, Debug)]
 pub struct Names {
     owner: HostId,
-    /// What keys are made with: a keyed hash, whose key never leaves this process.
+    /// What keys are made with: a keyed hash (SipHash-1-3, as the standard library has it), whose 128 random bits never
+    /// leave this process.
     secret: Option<RandomState>,
 }
 

@@ -7,6 +7,7 @@
 //! | [`core`] | pure: what was submitted, and what it waits for |
 //! | [`executor`] | where calls run |
 //! | `admission` | pure: whose arguments are made readable |
+//! | `strangers` | pure: what hosts of other jobs may say |
 //! | `inbox` | pure: which calls of an actor may start, and which are let in |
 //! | [`runtime`] | ties these to the agent's link and to other hosts |
 //! | [`store`] | the host's side of the object store |

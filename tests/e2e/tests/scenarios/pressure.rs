@@ -108,6 +108,15 @@ fn mixed(one: Tensor, other: Tensor, seeds: (usize, usize)) -> Result<Tensor> {
     Tensor::from_vec(&[BYTES], bytes(seeds.0 + seeds.1))
 }
 
+/// Each is what [`mixed`] makes of its pair, as tasks on this node see it.
+async fn are_right(node: NodeId, results: Vec<ObjectRef<Tensor>>, pairs: Vec<(usize, usize)>) -> Result<()> {
+    for (result, (one, other)) in results.into_iter().zip(pairs) {
+        let right = check.options().strategy(on(node)).remote(&result, one + other);
+        assert!(right.await?, "the result for {one} and {other} is another");
+    }
+    Ok(())
+}
+
 /// Each task needs two arguments and room for a result: none waits for ever for what the others hold.
 pub async fn arguments_and_results_share_the_store(env: Env) -> Result<()> {
     let node: NodeId = env.nodes().await?[0];
@@ -120,10 +129,7 @@ pub async fn arguments_and_results_share_the_store(env: Env) -> Result<()> {
         })
         .collect();
     drop(made);
-    for (result, (one, other)) in results.into_iter().zip(pairs) {
-        let right = check.options().strategy(on(node)).remote(&result, one + other);
-        assert!(right.await?, "the result for {one} and {other} is another");
-    }
+    are_right(node, results, pairs).await?;
     have_spilled(&env).await?;
     env.stores_empty().await
 }
@@ -155,10 +161,7 @@ pub async fn calls_that_wait_leave_room_for_results(env: Env) -> Result<()> {
         .map(|((one, other), mixer)| mixer.mix(&made[*one], &made[*other], (*one, *other)))
         .collect();
     drop(made);
-    for (result, (one, other)) in results.into_iter().zip(pairs) {
-        let right = check.options().strategy(on(node)).remote(&result, one + other);
-        assert!(right.await?, "the result for {one} and {other} is another");
-    }
+    are_right(node, results, pairs).await?;
     have_spilled(&env).await?;
     drop(mixers);
     env.stores_empty().await

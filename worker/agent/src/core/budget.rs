@@ -1,8 +1,8 @@
 //! How much of the store the arguments of calls may take that run here, or are about to.
 //!
 //! What a call reads is pinned, and what is pinned cannot make room for what others still need. Each host admits calls
-//! within what it has of the node's budget, and asks for more when that is not enough; so no two processes hold what
-//! both wait for.
+//! within what it has of the node's budget, and asks for more when that is not enough; so what they hold together leaves
+//! room for the rest of what each of them waits for.
 //!
 //! - **BU-1** What hosts have together fits into half of the store, unless all of it is one host's, for one call; for who
 //!   has waited for a while into three quarters, and in the end into all of it. For what runs may do so for hours, and

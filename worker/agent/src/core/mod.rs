@@ -7,6 +7,7 @@
 //! | [`transfer`] | copies on their way between nodes |
 //! | [`leases`] | which host runs which lease |
 //! | [`hosts`] | who is here, and who has rings to whom |
+//! | `budget` | how much of the store arguments of what runs may take |
 //! | `estate` | objects of dead owners |
 //! | [`drain`] | what moves off a node that is to leave |
 
