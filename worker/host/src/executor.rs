@@ -9,9 +9,9 @@ mod actors;
 mod arguments;
 mod asynchronous;
 mod ready;
+mod slots;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -31,11 +31,12 @@ use smallvec::SmallVec;
 use actors::{Actor, seat};
 use arguments::{Room, Share};
 use ready::{Ready, is_long};
+use slots::{Left, Slots};
 
 use crate::{
     codec::{Arguments, Results, Value},
     context::{self, Context},
-    core::title,
+    core::{NO_LEASE, title},
     fetch, guarded,
     inbox::Seat,
     registry::{Entry, Function, Invocation},
@@ -95,20 +96,9 @@ struct Header {
 }
 
 #[derive(Default)]
-struct Lease {
-    slots: u32,
-    running: u32,
-    /// Calls that have started and wait; none of them is among `running`.
-    waiting: u32,
-    /// Slots that the agent was told to lend out, since calls that wait leave them unused.
-    lent: u32,
-    queue: VecDeque<Box<Run>>,
-}
-
-#[derive(Default)]
 struct State {
     ready: Ready,
-    leases: IdMap<LeaseId, Lease>,
+    leases: IdMap<LeaseId, Slots<Box<Run>>>,
     actors: IdMap<TaskId, Arc<Actor>>,
     /// Actors that have moved, for calls that are still on their way here.
     retired: IdMap<TaskId, Arc<Actor>>,
@@ -247,9 +237,7 @@ impl Executor {
             }
             Err(arguments) => {
                 let ahead = match call.target {
-                    Target::Task { lease, slots } => {
-                        state.leases.get(&lease).is_some_and(|held| held.running >= slots)
-                    }
+                    Target::Task { lease, slots } => state.leases.entry(lease).or_default().fetch(slots),
                     Target::Construct { .. } | Target::Method { .. } => false,
                 };
                 drop(state);
@@ -267,13 +255,12 @@ impl Executor {
         lease: LeaseId,
         slots: u32,
     ) {
-        let held = state.leases.entry(lease).or_default();
-        held.slots = slots;
-        if held.running < held.slots {
-            held.running += 1;
+        let (starts, back) = state.leases.entry(lease).or_default().offer(run, slots);
+        if back {
+            runtime.tell(ToAgent::Unblock { lease, slots: 1 });
+        }
+        if let Some(run) = starts {
             self.start_locked(runtime, state, run);
-        } else {
-            held.queue.push_back(run);
         }
     }
 
@@ -436,8 +423,28 @@ impl Executor {
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
         }
+        Self::lend_slots(runtime, &mut state);
         drop(state);
         self.tick_actors(runtime);
+    }
+
+    /// Lends slots that are free because arguments come slowly. Those who get them will not have ended when the arguments
+    /// are here, so that more may run then than there are processors for: at most half as many again as have slots.
+    fn lend_slots(runtime: &Arc<Runtime>, state: &mut State) {
+        let slots = |held: &Slots<_>| u64::from(held.count());
+        // What needs no lease has none to lend.
+        let mut leases: SmallVec<[_; 8]> =
+            state.leases.iter_mut().filter(|(lease, _)| **lease != NO_LEASE).collect();
+        let all: u64 = leases.iter().map(|(_, held)| slots(held)).sum();
+        let lent: u64 = leases.iter().map(|(_, held)| u64::from(held.lent_for_arguments())).sum();
+        let mut most = (all / 2).max(1).saturating_sub(lent);
+        for (lease, held) in &mut leases {
+            let slots = held.tick(u32::try_from(most).unwrap_or(u32::MAX));
+            most -= u64::from(slots);
+            if slots > 0 {
+                runtime.tell(ToAgent::Block { lease: **lease, slots });
+            }
+        }
     }
 
     /// A call waits for an object: its slot may serve others.
@@ -456,30 +463,13 @@ impl Executor {
         // What it waits for may have arguments as well.
         self.give_room(runtime, context.admitted.load(Ordering::Acquire));
         let Some(lease) = context.lease else { return self.give_turn(runtime, context) };
-        let next = {
-            let mut state = self.state.lock();
-            let Some(held) = state.leases.get_mut(&lease) else { return };
-            held.running = held.running.saturating_sub(1);
-            held.waiting += 1;
-            // Others may run already in the place of calls that waited before and went on.
-            let next = if held.running < held.slots { held.queue.pop_back() } else { None };
-            match next {
-                // Newest first: children before further parents.
-                Some(run) => {
-                    held.running += 1;
-                    Some(run)
-                }
-                None if held.running + held.lent < held.slots => {
-                    held.lent += 1;
-                    None
-                }
-                // More ran than there are slots, since one had just gone on.
-                None => return,
-            }
-        };
-        match next {
-            Some(run) => self.start(runtime, run),
-            None => runtime.tell(ToAgent::Block { lease, slots: 1 }),
+        let mut state = self.state.lock();
+        let Some(held) = state.leases.get_mut(&lease) else { return };
+        match held.wait() {
+            Left::To(run) => self.start_locked(runtime, state, run),
+            // Under the lock, here and where it comes back: the agent hears of it in the order in which it was decided.
+            Left::Lent => runtime.tell(ToAgent::Block { lease, slots: 1 }),
+            Left::Free => {}
         }
     }
 
@@ -493,16 +483,8 @@ impl Executor {
         }
         self.room.resume(context.admitted.load(Ordering::Acquire));
         let Some(lease) = context.lease else { return self.take_turn(context) };
-        let back = {
-            let mut state = self.state.lock();
-            let Some(held) = state.leases.get_mut(&lease) else { return };
-            held.running += 1;
-            held.waiting = held.waiting.saturating_sub(1);
-            let back = held.lent > 0;
-            held.lent = held.lent.saturating_sub(1);
-            back
-        };
-        if back {
+        let mut state = self.state.lock();
+        if state.leases.get_mut(&lease).is_some_and(Slots::go_on) {
             runtime.tell(ToAgent::Unblock { lease, slots: 1 });
         }
     }
@@ -512,14 +494,8 @@ impl Executor {
         let (context, unstarted) = {
             let mut state = self.state.lock();
             let Some(context) = state.running.get(&task).cloned() else { return };
-            let mut unstarted = None;
-            if let Some(held) = context.lease.and_then(|lease| state.leases.get_mut(&lease))
-                && let Some(at) = held.queue.iter().position(|run| run.call.task == task)
-            {
-                unstarted = held.queue.remove(at);
-                // It never took a slot; `finish` gives one back.
-                held.running += 1;
-            }
+            let held = context.lease.and_then(|lease| state.leases.get_mut(&lease));
+            let unstarted = held.and_then(|held| held.take_out(|run| run.call.task == task));
             (context, unstarted)
         };
         context.stop(runtime);
@@ -556,9 +532,7 @@ impl Executor {
     pub(crate) fn recall(&self, caller: HostId, lease: LeaseId) -> Vec<TaskId> {
         let mut state = self.state.lock();
         let Some(held) = state.leases.get_mut(&lease) else { return Vec::new() };
-        let (back, stay): (VecDeque<_>, _) =
-            std::mem::take(&mut held.queue).into_iter().partition(|run| run.caller == caller);
-        held.queue = stay;
+        let back = held.take_all(|run| run.caller == caller);
         let tasks: Vec<TaskId> = back.iter().map(|run| run.call.task).collect();
         for task in &tasks {
             state.running.remove(task);
@@ -607,7 +581,6 @@ impl Executor {
         });
         let refs = std::mem::take(&mut *context.refs.lock());
         let mut next = None;
-        let mut lend = None;
         {
             let mut state = self.state.lock();
             // A later attempt may have taken its place.
@@ -617,26 +590,16 @@ impl Executor {
             if let Target::Task { lease, .. } = call.target
                 && let Some(held) = state.leases.get_mut(&lease)
             {
-                held.running = held.running.saturating_sub(1);
-                if held.running < held.slots {
-                    next = held.queue.pop_front();
-                }
-                if next.is_some() {
-                    held.running += 1;
-                } else if held.lent < held.waiting && held.running + held.lent < held.slots {
-                    // It had taken over the slot of a call that still waits, and nothing is here to take it next.
-                    held.lent += 1;
-                    lend = Some(lease);
-                } else if held.running == 0 && held.waiting == 0 {
-                    state.leases.remove(&lease);
+                match held.end() {
+                    Left::To(run) => next = Some(run),
+                    Left::Lent => runtime.tell(ToAgent::Block { lease, slots: 1 }),
+                    Left::Free if held.is_unused() => _ = state.leases.remove(&lease),
+                    Left::Free => {}
                 }
             }
         }
         if !context.finished.swap(true, Ordering::AcqRel) {
             self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
-        }
-        if let Some(lease) = lend {
-            runtime.tell(ToAgent::Block { lease, slots: 1 });
         }
         if let (Some(seat), Some(actor)) = (context.seat, actor) {
             actor.inner.lock().inbox.finished(seat);

@@ -33,6 +33,13 @@ fn length(tensor: Tensor) -> Result<u64> {
     Ok(tensor.as_slice::<u8>()?.len() as u64)
 }
 
+/// Takes long enough for a slot to have one at a time.
+#[mobula::task]
+fn long(tensor: Tensor) -> Result<u64> {
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(tensor.as_slice::<u8>()?.len() as u64)
+}
+
 /// Reads on the node where it is.
 struct Reader;
 
@@ -206,28 +213,38 @@ pub fn a_transfer_outlives_a_source_that_has_a_part() -> Outcome {
     Ok(())
 }
 
-/// A call whose argument does not come holds up no other on the only CPU of its node.
+/// A call whose argument does not come holds up no other on the only CPU of its node: of those known to be short several
+/// are sent at once; of long ones the next is sent ahead for what it is given, and gets the slot first; and other functions
+/// have the slot lent.
 pub fn what_is_fetched_takes_no_slot() -> Outcome {
     const BYTES: u64 = 16 * MIB;
-    let mut rig = Rig::nodes(3).cpus(1.0).store_bytes(128 * MIB).start()?;
+    let mut rig = Rig::nodes(3).cpus(1.0).resource("seat", 1.0).store_bytes(128 * MIB).start()?;
     let builder = Cluster::connect(&rig.socket(0)?);
     let rig_there = &mut rig;
     drive(builder, async |cluster| {
         let nodes = placed(rig_there, &cluster).await?;
-        let far = make.options().strategy(on(nodes[1])).remote(BYTES);
-        let near = make.options().strategy(on(nodes[2])).remote(MIB);
-        mobula::wait(&[far.clone(), near.clone()], 2, None).await?;
-        let of = |object: &ObjectRef<Tensor>| length.options().strategy(on(nodes[2])).remote(object);
-        // Known to be short, so that several are sent at once.
+        let made = |at: usize, bytes| make.options().strategy(on(nodes[at])).remote(bytes);
+        let (far, other, near) = (made(1, BYTES), made(0, MIB), made(2, MIB));
+        mobula::wait(&[far.clone(), other.clone(), near.clone()], 3, None).await?;
+        let short = |object: &ObjectRef<Tensor>| length.options().strategy(on(nodes[2])).remote(object);
+        // What this one waits for cannot be lent, unlike a CPU.
+        let seated = |object: &ObjectRef<Tensor>| {
+            long.options().strategy(on(nodes[2])).resource("seat", 1.0).remote(object)
+        };
         for _ in 0..8 {
-            assert_eq!(of(&near).await?, MIB);
+            assert_eq!(short(&near).await?, MIB);
         }
+        assert_eq!(seated(&near).await?, MIB);
         rig_there.stop(Part::Node(1)).unwrap();
-        let (waits, goes) = (of(&far), of(&near));
-        assert_eq!(goes.await?, MIB);
+        let waits = short(&far);
+        assert_eq!(short(&near).await?, MIB);
         assert!(!waits.is_ready(), "it was the argument of the other that came");
+        assert_eq!(long.options().strategy(on(nodes[2])).remote(&near).await?, MIB);
+        let seated_waits = seated(&far);
+        assert_eq!(seated(&other).await?, MIB);
+        assert!(!seated_waits.is_ready() && !waits.is_ready(), "neither has what it is given");
         rig_there.resume(Part::Node(1)).unwrap();
-        assert_eq!(waits.await?, BYTES);
+        assert_eq!((waits.await?, seated_waits.await?), (BYTES, BYTES));
         Ok(())
     })?;
     rig.finish()?;

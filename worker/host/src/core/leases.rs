@@ -32,6 +32,9 @@ const QUANTUM_NANOS: u64 = 20_000_000;
 const NEAR_BYTES_MIN: u64 = 1 << 20;
 /// Ticks without a result after which what waits behind a lease's running tasks is recalled.
 const QUIET_TICKS_MAX: u32 = 2;
+/// Ticks for which more slots of a class are wanted and none comes, after which its leases' next tasks are sent ahead
+/// where that lets them fetch what they are given (C-9).
+const UNSERVED_TICKS_MAX: u32 = 2;
 
 impl LeaseState {
     /// How many more tasks it takes, if each slot has up to `depth` pushed to it.
@@ -42,11 +45,37 @@ impl LeaseState {
         (slots * depth).saturating_sub(u64::from(self.in_flight))
     }
 
+    /// How many calls run, or wait behind those that do, beyond its slots.
+    fn behind(&self) -> u32 {
+        self.in_flight.saturating_sub(self.keep)
+    }
+
+    /// How many more calls it takes whose arguments are to be fetched while those before them run: one for each slot.
+    fn room_ahead(&self) -> u64 {
+        let goes_on = !self.wanted_back && self.pushes_left.is_none() && self.keep == self.slots;
+        if goes_on { self.room(2) } else { 0 }
+    }
+
     /// [`Core::open_lease`].
     pub(super) fn reopen(&mut self, id: LeaseId, classes: &mut [ClassState]) {
         if !std::mem::replace(&mut self.open, true) {
             classes[self.key as usize].open.push(id);
         }
+    }
+}
+
+impl ClassState {
+    /// How many tasks each slot may have pushed to it: as many as are over soon.
+    fn depth(&self) -> u64 {
+        match self.nanos {
+            0 => 1,
+            nanos => (PIPELINE_NANOS / nanos).clamp(1, PIPELINE_TASKS_MAX),
+        }
+    }
+
+    /// More slots were wanted for some time, and there are none.
+    fn is_unserved(&self) -> bool {
+        self.unserved_ticks >= UNSERVED_TICKS_MAX
     }
 }
 
@@ -95,12 +124,8 @@ impl Core {
         loop {
             let class = &self.classes[key as usize];
             let Some(seq) = class.queue.front() else { break };
-            let depth = match class.nanos {
-                0 => 1,
-                nanos => (PIPELINE_NANOS / nanos.max(1)).clamp(1, PIPELINE_TASKS_MAX),
-            };
             let is_actor = self.tasks.get(&seq).is_some_and(|task| !task.spec.kind.is_task());
-            let depth = if is_actor { 1 } else { depth };
+            let depth = if is_actor { 1 } else { class.depth() };
             let near = if class.open.len() > 1 { self.near(seq) } else { None };
             let mut best = None;
             let mut full: SmallVec<[LeaseId; 4]> = SmallVec::new();
@@ -118,12 +143,21 @@ impl Core {
             for id in full {
                 self.close_lease(id);
             }
-            let Some((.., Reverse(lease))) = best else { break };
+            let lease = match best {
+                Some((.., Reverse(lease))) => lease,
+                None if depth == 1 && !is_actor => {
+                    let Some(lease) = self.lease_ahead(key, seq) else { break };
+                    self.classes[key as usize].ahead = true;
+                    lease
+                }
+                None => break,
+            };
             self.classes[key as usize].queue.pop_front();
             self.push(seq, lease, out);
         }
+        let behind = self.sent_ahead(key, out);
         let class = &mut self.classes[key as usize];
-        let mut wanted = class.queue.len().min(BACKLOG_SLOTS_MAX) as u32;
+        let mut wanted = (class.queue.len() + behind).min(BACKLOG_SLOTS_MAX) as u32;
         if wanted > 0 && class.class.resources.is_empty() && class.class.isolation == Isolation::Shared {
             // Slots that cost nothing: as many again as there are, or a million actors would hold leases by the thousand.
             wanted = wanted.max(class.slots.min(BACKLOG_SLOTS_MAX as u64) as u32);
@@ -134,6 +168,57 @@ impl Core {
             class.asked = wanted;
             self.ask(key, out);
         }
+    }
+
+    /// The lease under which a task may be sent ahead, where no slot is free and none is to be had: those of its
+    /// arguments that lie on other nodes than the lease are fetched before a slot is free for it.
+    fn lease_ahead(&self, key: u32, seq: u64) -> Option<LeaseId> {
+        let class = &self.classes[key as usize];
+        if !class.is_unserved() {
+            return None;
+        }
+        let spec = &self.tasks.get(&seq)?.spec;
+        let at = |object| match self.objects.state(object) {
+            Some(State::Stored(copy)) => Some(copy.node),
+            _ => None,
+        };
+        let nodes: SmallVec<[NodeId; 4]> = spec.dependencies().filter_map(at).collect();
+        let room = |id: &LeaseId| {
+            let held = self.leases.get(id)?;
+            let is_far = nodes.iter().any(|node| *node != held.host.node);
+            let room = if is_far { held.room_ahead() } else { 0 };
+            (room > 0).then_some((room, Reverse(*id)))
+        };
+        if nodes.is_empty() {
+            return None;
+        }
+        class.leases.iter().filter_map(room).max().map(|(_, Reverse(id))| id)
+    }
+
+    /// How many tasks of a class were sent ahead and have no slot yet: slots are wanted for them still. Where one is free
+    /// elsewhere, they are recalled, as far as they have not started.
+    fn sent_ahead(&mut self, key: u32, out: &mut Vec<Action>) -> usize {
+        let class = &mut self.classes[key as usize];
+        if !class.ahead {
+            return 0;
+        }
+        let mut behind: SmallVec<[LeaseId; 4]> = SmallVec::new();
+        let (mut tasks, mut is_free) = (0, false);
+        for id in &class.leases {
+            let Some(held) = self.leases.get(id) else { continue };
+            is_free |= held.room(1) > 0 && !held.wanted_back;
+            if held.behind() > 0 {
+                tasks += held.behind() as usize;
+                behind.push(*id);
+            }
+        }
+        class.ahead = tasks > 0;
+        if is_free && class.queue.is_empty() {
+            for id in behind {
+                self.recall(id, out);
+            }
+        }
+        tasks
     }
 
     /// It has no room until [`Self::open_lease`] says otherwise, and need not be looked at.
@@ -204,6 +289,7 @@ impl Core {
         class.open.push(grant.lease);
         class.slots += u64::from(grant.slots);
         class.asked = class.asked.saturating_sub(grant.slots);
+        class.unserved_ticks = 0;
         self.leases.insert(
             grant.lease,
             LeaseState {
@@ -414,9 +500,11 @@ impl Core {
             if held.in_flight > 0 || held.actors > 0 {
                 renew.push(*id);
                 held.quiet_ticks += 1;
-                if held.in_flight > held.slots && held.quiet_ticks > QUIET_TICKS_MAX {
+                let class = &mut self.classes[held.key as usize];
+                // Beside those that were sent ahead because nothing is to be had elsewhere.
+                let most = if class.ahead { held.slots.saturating_mul(2) } else { held.slots };
+                if held.in_flight > most && held.quiet_ticks > QUIET_TICKS_MAX {
                     // Its tasks take longer than the last ones did: none ahead until that is known better.
-                    let class = &mut self.classes[held.key as usize];
                     class.nanos = class.nanos.max(TICK.as_nanos() as u64);
                     stuck.push(*id);
                 }
@@ -438,6 +526,13 @@ impl Core {
         for lease in idle {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
+        }
+        for key in 0..self.classes.len() as u32 {
+            let class = &mut self.classes[key as usize];
+            class.unserved_ticks = if class.asked > 0 { class.unserved_ticks.saturating_add(1) } else { 0 };
+            if class.unserved_ticks == UNSERVED_TICKS_MAX {
+                self.pump(key, out);
+            }
         }
         let gone: Vec<_> =
             self.clients.keys().copied().filter(|actor| self.objects.state(*actor).is_none()).collect();

@@ -10,6 +10,8 @@
 //! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
 //! - **C-5** What waits behind slow work is recalled and pushed anew; no task runs in two places because of it.
 //! - **C-6** Calls that find their actor's inbox full wait here, as many as fit into it; submitters of more wait.
+//! - **C-9** Where no slot is free and none is to be had, a slot's next task is sent ahead if its arguments lie elsewhere,
+//!   so that it has them when the slot is free; a slot that comes free in another place takes it from there.
 
 mod clients;
 mod deaths;
@@ -50,7 +52,7 @@ use spec::CoreNumber;
 pub use spec::{Input, Kind, Nested, Returns, Spec, Template, title};
 
 /// The lease of calls that need none.
-const NO_LEASE: LeaseId = LeaseId { number: 0 };
+pub(crate) const NO_LEASE: LeaseId = LeaseId { number: 0 };
 /// The number of a question whose answer nobody waits for.
 pub(crate) const UNASKED: u64 = 0;
 /// Most calls submitted and not yet done, in one host.
@@ -144,6 +146,10 @@ struct ClassState {
     /// Slots of all its leases.
     slots: u64,
     asked: u32,
+    /// Ticks since slots were wanted and none came.
+    unserved_ticks: u32,
+    /// Tasks were sent ahead of their slots, and some may wait for them still.
+    ahead: bool,
     nanos: u64,
 }
 
@@ -390,6 +396,8 @@ impl Core {
             open: Vec::new(),
             slots: 0,
             asked: 0,
+            unserved_ticks: 0,
+            ahead: false,
             nanos: 0,
         });
         self.classes.len() as u32 - 1

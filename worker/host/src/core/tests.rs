@@ -10,6 +10,7 @@ use mobula_proto::{
 
 use smallvec::smallvec;
 
+mod ahead;
 mod several;
 
 use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};

@@ -10,14 +10,15 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mobula_proto::{Failure, FailureKind, host::ToAgent, peer::Target};
+use mobula_proto::{Failure, FailureKind, LeaseId, host::ToAgent, peer::Target};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::{
-    Executor, Run,
+    Executor, Run, State,
     actors::{Actor, Inner},
     call_title,
+    slots::Slots,
 };
 use crate::{
     admission::{Admission, Word},
@@ -236,6 +237,13 @@ impl Executor {
         None
     }
 
+    /// A task's arguments come no more or are here: its slot may have been lent meanwhile.
+    fn end_fetch(runtime: &Runtime, state: &mut State, lease: LeaseId) {
+        if state.leases.get_mut(&lease).is_some_and(Slots::fetched) {
+            runtime.tell(ToAgent::Unblock { lease, slots: 1 });
+        }
+    }
+
     /// A call's stored arguments are here, or are not to be had.
     fn fetched(
         &self,
@@ -254,7 +262,9 @@ impl Executor {
                 run.arguments = arguments;
                 return match run.call.target {
                     Target::Task { lease, slots } => {
-                        self.admit_task(runtime, self.state.lock(), run, lease, slots);
+                        let mut state = self.state.lock();
+                        Self::end_fetch(runtime, &mut state, lease);
+                        self.admit_task(runtime, state, run, lease, slots);
                     }
                     Target::Method { .. } if !starts => {
                         let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
@@ -267,6 +277,13 @@ impl Executor {
             }
         };
         let early = early.of(call_title(run.function, run.call));
+        if let Target::Task { lease, .. } = run.call.target {
+            let mut state = self.state.lock();
+            Self::end_fetch(runtime, &mut state, lease);
+            if state.leases.get(&lease).is_some_and(Slots::is_unused) {
+                state.leases.remove(&lease);
+            }
+        }
         if let (Some(seat), Some(actor)) = (run.context.seat, run.actor.clone()) {
             if starts {
                 return self.finish(runtime, run, 0, Err(early));
