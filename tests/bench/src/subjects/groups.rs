@@ -1,10 +1,12 @@
 //! Placement groups: made, reserved and given back.
 
+use std::io::Write;
+
 use mobula::{GroupBuilder, PlacementGroup};
 use tokio::task::JoinSet;
 
 use crate::{
-    measure::{Result, rate},
+    measure::{Result, latencies, quantile, rate},
     row::{
         Place, Probe, Row, Stage,
         Target::{self, OfPeer},
@@ -13,6 +15,8 @@ use crate::{
 
 /// Groups in one go, as in Ray's loop.
 const GROUPS: usize = 100;
+/// What the store writes at a time.
+const PAGE_BYTES: usize = 4096;
 /// Ray's name for it.
 const RAY: &str = "placement group create/removal";
 
@@ -32,6 +36,7 @@ pub const PROBES: &[Probe] = &[
         rows: &[
             Row::more("detached placement group create/removal, pipelined", "1/s"),
             Row::more("detached placement group create/removal, one by one", "1/s"),
+            Row::less("a page written and synced where the head's store is", "µs").is_limit(),
         ],
         stage: Stage::OneNode,
         run: detached,
@@ -85,10 +90,18 @@ fn pipelined(place: &Place) -> Result<Vec<f64>> {
     Ok(vec![rate(place.scale, GROUPS as f64, each)?])
 }
 
-/// What is on disk before it is promised: the second number is one over the time that the disk takes twice.
+/// What is on disk before it is promised: the second number is one over the time that the disk takes twice, and the third
+/// what one sync of it takes.
 fn detached(place: &Place) -> Result<Vec<f64>> {
     let named = |at: usize| one().name(&format!("bench-{at}")).namespace("bench").detached().reserve();
     let many = || place.runtime.block_on(async { give_up(all((0..GROUPS).map(named)).await?).await });
     let single = || place.runtime.block_on(async { Ok(named(0).await?.remove().await?) });
-    Ok(vec![rate(place.scale, GROUPS as f64, many)?, rate(place.scale, 1.0, single)?])
+    // The cluster's home is a temporary folder, too.
+    let mut file = tempfile::tempfile()?;
+    let synced = || {
+        file.write_all(&[1; PAGE_BYTES])?;
+        Ok(file.sync_data()?)
+    };
+    let (many, single) = (rate(place.scale, GROUPS as f64, many)?, rate(place.scale, 1.0, single)?);
+    Ok(vec![many, single, quantile(&latencies(place.scale, synced)?, 0.5) * 1e6])
 }

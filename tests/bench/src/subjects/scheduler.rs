@@ -23,6 +23,8 @@ use crate::{
 pub const ROLE: &str = "measure-scheduler-memory";
 
 const SEED: u64 = 1;
+/// How many clusters are packed.
+const SEEDS: u64 = 20;
 /// When all of it happens.
 const NOW: Millis = Millis(1);
 const QUEUES: usize = 50;
@@ -35,7 +37,7 @@ pub const SUBJECT: Subject = Subject {
     probes: || [PROBES, agents::PROBES, fairness::PROBES].concat(),
     sums: &[],
     loops: include_str!("../peer/scheduler.py"),
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
 };
 
 const FEW: &str = "placements, 2,000 nodes, 5,000 classes, 50 queues";
@@ -72,16 +74,20 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::more("work placed on 200 nodes, of what best-fit-decreasing places", "of 1")
-                .targets(&[Target::AtLeast(0.95)]),
-            Row::more("the same, of what it places as work comes, if it may move all anew each time", "of 1")
-                .targets(&[Target::AtLeast(0.95)]),
+            Row::more(
+                "work placed on 200 nodes, of what best-fit-decreasing places, mean of 20 seeds",
+                "of 1",
+            )
+            .targets(&[Target::AtLeast(0.95)]),
+            Row::more("the same, the least of 20 seeds", "of 1"),
+            Row::more(
+                "the same, of what it places if work comes one by one and it may move all each time",
+                "of 1",
+            )
+            .targets(&[Target::AtLeast(0.95)]),
         ],
         stage: Stage::Alone,
-        run: |_| {
-            let Packing { ours, oracle, moving } = packing(SEED, 200);
-            Ok(vec![ours / oracle, ours / moving])
-        },
+        run: |_| Ok(packed()),
     },
     Probe {
         rows: &[
@@ -146,6 +152,19 @@ fn groups() -> Result<Vec<f64>> {
         return Err(format!("only {placed} of {GROUPS} groups found a place").into());
     }
     Ok(vec![took])
+}
+
+/// Work that was placed, of what an oracle places that sees all of it first: on average, and for the worst seed; and for
+/// the worst seed of what one places that takes work as it comes.
+fn packed() -> Vec<f64> {
+    let (mut sum, mut least, mut least_moving) = (0.0, f64::INFINITY, f64::INFINITY);
+    for seed in 0..SEEDS {
+        let Packing { ours, oracle, moving } = packing(seed, 200);
+        sum += ours / oracle;
+        least = least.min(ours / oracle);
+        least_moving = least_moving.min(ours / moving);
+    }
+    vec![sum / SEEDS as f64, least, least_moving]
 }
 
 /// The values that the new program prints.

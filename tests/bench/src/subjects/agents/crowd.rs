@@ -22,9 +22,9 @@ use mobula_net::{
     quic,
 };
 use mobula_proto::{
-    BinaryHash, HostId, LeaseId, Quantity, Resources,
+    BinaryHash, HostId, LeaseId, NodeId, Quantity, Resources,
     host::{Driver, ToAgent, ToHost},
-    resource::{Class, Strategy},
+    resource::{Class, LabelRule, Strategy},
     wire::{self, Hello, Role},
 };
 use mobula_telemetry::task;
@@ -52,39 +52,73 @@ const REGISTRY: u64 = 1;
 /// What every node has already, so that none fetches it.
 const PROGRAM: BinaryHash = BinaryHash([7; 32]);
 
-/// Joins with the tokens that standard input gives, one a line up to an empty one; says so; works when told to; says how
-/// that went; ends with its input.
+/// The label of the nodes that work is held to.
+const LABEL: &str = "bench/works";
+/// How many have it; the owners are among them.
+const WORKING: usize = 10;
+/// Longest that a host that was named may take to be welcome.
+const WELCOME: Duration = Duration::from_secs(10);
+
+/// Work that stays on ten nodes, however many there are.
+pub const HELD: &str = "held";
+/// Work that goes where least is going on.
+pub const SPREAD: &str = "spread";
+
+/// Joins with the tokens that standard input gives, one a line up to an empty one; says so; works whenever told how,
+/// so many tasks, and says how that went; ends with its input.
 pub async fn serve(head: SocketAddr, tasks: u64) -> Result<()> {
     let tokens = line_by_line().await?;
     let home = tempfile::tempdir()?;
     let hosts = Hosts::default();
     let agents = join(head, &tokens, home.path(), &hosts).await?;
     println!("{} have joined", agents.len());
-    line_by_line().await?;
+    loop {
+        match line_by_line().await?.first().map(String::as_str) {
+            Some(HELD) => work(&agents, &hosts, tasks, vec![LabelRule::exists(LABEL)]).await?,
+            Some(SPREAD) => work(&agents, &hosts, tasks, Vec::new()).await?,
+            Some(other) => return Err(format!("nobody knows how to work {other}").into()),
+            None => break,
+        }
+    }
+    let mut ending = JoinSet::new();
+    for agent in agents {
+        ending.spawn(async move { drop(agent.shutdown().await) });
+    }
+    ending.join_all().await;
+    Ok(())
+}
+
+/// So many tasks, on nodes for which `rules` hold.
+async fn work(agents: &[Handle], hosts: &Hosts, tasks: u64, rules: Vec<LabelRule>) -> Result<()> {
+    let before = hosts.ran().await?;
     let begun = Instant::now();
     let mut owners = JoinSet::new();
     for (at, agent) in agents.iter().take(OWNERS as usize).enumerate() {
-        let (link, hosts) = (agent.attach(), hosts.clone());
-        owners.spawn_blocking(move || own(&link, &hosts, at, tasks / OWNERS));
+        let owner = Owner {
+            at,
+            link: agent.attach(),
+            hosts: hosts.clone(),
+            rules: rules.clone(),
+            tasks: tasks / OWNERS,
+        };
+        owners.spawn_blocking(move || owner.own());
     }
     let mut waits = Vec::new();
     while let Some(waited) = owners.join_next().await {
         waits.extend(waited??);
     }
     let rate = waits.len() as f64 / begun.elapsed().as_secs_f64();
-    let (ran, nodes) = hosts.ran()?;
-    if ran != waits.len() as u64 || ran != tasks / OWNERS * OWNERS {
-        return Err(format!("{ran} tasks ran under {} leases", waits.len()).into());
+    let after = hosts.ran().await?;
+    let ran = after.values().sum::<u64>() - before.values().sum::<u64>();
+    if ran != waits.len() as u64 || ran != tasks {
+        return Err(format!("{ran} tasks ran under {} leases, of {tasks}", waits.len()).into());
     }
-    eprintln!("    {ran} tasks on {nodes} nodes of {}", agents.len());
+    let nodes = after.iter().filter(|(node, ran)| before.get(node) != Some(ran)).count();
+    if !rules.is_empty() && nodes > WORKING {
+        return Err(format!("{nodes} nodes had work, not {WORKING}").into());
+    }
     waits.sort_by(f64::total_cmp);
     println!("{} {} {rate}", quantile(&waits, 0.5), quantile(&waits, 0.99));
-    line_by_line().await?;
-    let mut ending = JoinSet::new();
-    for agent in agents {
-        ending.spawn(async move { drop(agent.shutdown().await) });
-    }
-    ending.join_all().await;
     Ok(())
 }
 
@@ -117,94 +151,117 @@ async fn join(head: SocketAddr, tokens: &[String], home: &Path, hosts: &Hosts) -
             std::fs::create_dir_all(&binaries)?;
             std::fs::write(binaries.join(PROGRAM.to_string()), "simulated")?;
             let total = Resources::cpu(Quantity::whole(CPUS));
-            let offer = Detected { total, devices: vec![], labels: vec![], hostname: format!("agent-{at}") };
+            let labels = match at < WORKING {
+                true => vec![(LABEL.to_owned(), "yes".to_owned())],
+                false => Vec::new(),
+            };
+            let offer = Detected { total, devices: vec![], labels, hostname: format!("agent-{at}") };
             let mut options = Options::new(offer.hostname.clone(), home, link, offer, Arc::new(hosts));
             options.listen = Some((Ipv4Addr::LOCALHOST, 0).into());
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Agent::start(options).await?)
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((at, Agent::start(options).await?))
         });
     }
-    let mut agents = Vec::with_capacity(tokens.len());
+    // By number, so that those with the label come first.
+    let mut agents = BTreeMap::new();
     while let Some(agent) = joining.join_next().await {
-        agents.push(agent??);
+        let (at, agent) = agent??;
+        agents.insert(at, agent);
     }
-    Ok(agents)
+    Ok(agents.into_values().collect())
 }
 
-/// What an owner does: for each class, one demand, one lease, one task in the host that it names, again and again. Gives
-/// the seconds from each demand to its lease.
-fn own(link: &LocalLink, hosts: &Hosts, at: usize, tasks: u64) -> Result<Vec<f64>> {
-    let say = |message| link.sender.send(message, Vec::new()).map_err(|error| error.to_string());
-    let driver = Driver {
-        name: format!("owner-{at}"),
-        namespace: String::new(),
-        queue: String::new(),
-        program: "/simulated".to_owned(),
-        binary: PROGRAM,
-        arguments: Vec::new(),
-        files: Vec::new(),
-    };
-    say(ToAgent::Hello {
-        hello: Hello::new(Role::Driver),
-        pid: 1,
-        driver: Some(driver),
-        registry: REGISTRY,
-    })?;
-    let first = link.receiver.recv_timeout(WAIT)?.0;
-    let ToHost::Welcome(_) = first else { return Err(format!("the agent said {first:?}").into()) };
+/// Who asks for leases, and runs a task under each.
+struct Owner {
+    at: usize,
+    link: LocalLink,
+    hosts: Hosts,
+    /// Of its classes.
+    rules: Vec<LabelRule>,
+    /// How many it is to run.
+    tasks: u64,
+}
 
-    let mut asked: BTreeMap<u32, Instant> = BTreeMap::new();
-    let mut running: BinaryHeap<Reverse<(Instant, u32, LeaseId)>> = BinaryHeap::new();
-    let mut waits = Vec::with_capacity(usize::try_from(tasks)?);
-    let mut wanted = 0;
-    let mut ask = |key: u32, asked: &mut BTreeMap<u32, Instant>| {
-        if wanted == tasks {
-            return Ok(());
-        }
-        wanted += 1;
-        asked.insert(key, Instant::now());
-        let class = Class {
-            function: format!("task-{key}"),
-            resources: Resources::cpu(Quantity::ONE),
-            strategy: Strategy::Spread,
-            ..Class::default()
+impl Owner {
+    /// What it does: for each class, one demand, one lease, one task in the host that it names, again and again. Gives
+    /// the seconds from each demand to its lease.
+    fn own(&self) -> Result<Vec<f64>> {
+        let Self { at, link, hosts, tasks, .. } = self;
+        let say = |message| link.sender.send(message, Vec::new()).map_err(|error| error.to_string());
+        let driver = Driver {
+            name: format!("owner-{at}"),
+            namespace: String::new(),
+            queue: String::new(),
+            program: "/simulated".to_owned(),
+            binary: PROGRAM,
+            arguments: Vec::new(),
+            files: Vec::new(),
         };
-        say(ToAgent::Demand { key, class, backlog: 1, locality: Vec::new() })
-    };
-    for key in 0..CLASSES {
-        ask(key, &mut asked)?;
-    }
-    loop {
-        let now = Instant::now();
-        while let Some(Reverse((until, key, lease))) = running.peek().copied()
-            && until <= now
-        {
-            running.pop();
-            say(ToAgent::Release { lease })?;
+        say(ToAgent::Hello {
+            hello: Hello::new(Role::Driver),
+            pid: 1,
+            driver: Some(driver),
+            registry: REGISTRY,
+        })?;
+        let first = link.receiver.recv_timeout(WAIT)?.0;
+        let ToHost::Welcome(_) = first else { return Err(format!("the agent said {first:?}").into()) };
+
+        let mut asked: BTreeMap<u32, Instant> = BTreeMap::new();
+        let mut running: BinaryHeap<Reverse<(Instant, u32, LeaseId)>> = BinaryHeap::new();
+        let mut waits = Vec::with_capacity(usize::try_from(*tasks)?);
+        let mut wanted = 0;
+        let mut ask = |key: u32, asked: &mut BTreeMap<u32, Instant>| {
+            if wanted == *tasks {
+                return Ok(());
+            }
+            wanted += 1;
+            asked.insert(key, Instant::now());
+            let class = Class {
+                function: format!("task-{key}"),
+                resources: Resources::cpu(Quantity::ONE),
+                strategy: Strategy::Spread,
+                labels: self.rules.clone(),
+                ..Class::default()
+            };
+            say(ToAgent::Demand { key, class, backlog: 1, locality: Vec::new() })
+        };
+        for key in 0..CLASSES {
             ask(key, &mut asked)?;
         }
-        if asked.is_empty() && running.is_empty() {
-            return Ok(waits);
-        }
-        let next = running.peek().map(|Reverse((until, ..))| until.saturating_duration_since(now));
-        match link.receiver.recv_timeout(next.unwrap_or(WAIT)) {
-            Ok((ToHost::Granted(grant), _)) => {
-                let Some(since) = asked.remove(&grant.key) else {
-                    return Err(format!("{:?} was granted, and not asked for", grant.lease).into());
-                };
-                waits.push(since.elapsed().as_secs_f64());
-                hosts.run(grant.host);
-                running.push(Reverse((Instant::now() + TASK, grant.key, grant.lease)));
+        loop {
+            let now = Instant::now();
+            while let Some(Reverse((until, key, lease))) = running.peek().copied()
+                && until <= now
+            {
+                running.pop();
+                say(ToAgent::Release { lease })?;
+                ask(key, &mut asked)?;
             }
-            Ok((ToHost::Infeasible { failure, .. } | ToHost::JobEnded(failure), _)) => {
-                return Err(failure.to_string().into());
+            if asked.is_empty() && running.is_empty() {
+                return Ok(waits);
             }
-            Err(RecvTimeoutError::Timeout) if next.is_some() => {}
-            Err(error) => {
-                let (left, got) = (asked.len(), waits.len());
-                return Err(format!("{left} classes wait after {got} leases, and none came: {error}").into());
+            let next = running.peek().map(|Reverse((until, ..))| until.saturating_duration_since(now));
+            match link.receiver.recv_timeout(next.unwrap_or(WAIT)) {
+                Ok((ToHost::Granted(grant), _)) => {
+                    let Some(since) = asked.remove(&grant.key) else {
+                        return Err(format!("{:?} was granted, and not asked for", grant.lease).into());
+                    };
+                    waits.push(since.elapsed().as_secs_f64());
+                    hosts.run(grant.host);
+                    running.push(Reverse((Instant::now() + TASK, grant.key, grant.lease)));
+                }
+                Ok((ToHost::Infeasible { failure, .. } | ToHost::JobEnded(failure), _)) => {
+                    return Err(failure.to_string().into());
+                }
+                Err(RecvTimeoutError::Timeout) if next.is_some() => {}
+                Err(error) => {
+                    let (left, got) = (asked.len(), waits.len());
+                    return Err(
+                        format!("{left} classes wait after {got} leases, and none came: {error}").into()
+                    );
+                }
+                // Of hosts and nodes that come and go, and of leases that others would take: they go back soon anyway.
+                Ok(_) => {}
             }
-            // Of hosts and nodes that come and go, and of leases that others would take: they go back soon anyway.
-            Ok(_) => {}
         }
     }
 }
@@ -232,16 +289,27 @@ impl Hosts {
         change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(host).or_default());
     }
 
-    /// How many tasks all of them ran, and on how many nodes.
-    fn ran(&self) -> Result<(u64, usize)> {
-        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((host, _)) = hosts.iter().find(|(_, host)| !host.welcome) {
-            return Err(format!("{host} was named, and there is none").into());
+    /// How many tasks they ran on each node; once all that were named have been welcome, which may take longer than their
+    /// tasks did.
+    async fn ran(&self) -> Result<BTreeMap<NodeId, u64>> {
+        let begun = Instant::now();
+        while let Some(host) = self.unwelcome() {
+            if begun.elapsed() > WELCOME {
+                return Err(format!("{host} was named, and there is none").into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let mut nodes: Vec<_> =
-            hosts.iter().filter(|(_, host)| host.ran > 0).map(|(id, _)| id.node).collect();
-        nodes.dedup();
-        Ok((hosts.values().map(|host| host.ran).sum(), nodes.len()))
+        let mut ran = BTreeMap::new();
+        for (id, host) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            *ran.entry(id.node).or_default() += host.ran;
+        }
+        ran.retain(|_, ran| *ran > 0);
+        Ok(ran)
+    }
+
+    fn unwelcome(&self) -> Option<HostId> {
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.iter().find(|(_, host)| !host.welcome).map(|(id, _)| *id)
     }
 
     /// A host's life: says hello, and listens until its agent ends it.
