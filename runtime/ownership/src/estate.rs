@@ -282,6 +282,7 @@ impl Estate {
         number: u64,
         answers: Answers,
         nodes: &BTreeSet<NodeId>,
+        find: impl Fn(ObjectId) -> Option<Record>,
         acts: &mut Vec<Act>,
     ) {
         let (mut known, mut ask) = (Vec::new(), Questions::new());
@@ -305,7 +306,7 @@ impl Estate {
                 (Some(Record { more: false, .. }), None) => {
                     acts.push(Act::Unclaim { node: from, host, object });
                 }
-                (None, Some(_)) => self.not_there(from, host, object, nodes, &mut known, &mut ask),
+                (None, Some(_)) => self.not_there(from, (host, object), nodes, &find, &mut known, &mut ask),
                 (Some(_) | None, None) => {}
             }
         }
@@ -317,9 +318,9 @@ impl Estate {
     fn not_there(
         &mut self,
         node: NodeId,
-        host: HostId,
-        object: ObjectId,
+        (host, object): (HostId, ObjectId),
         nodes: &BTreeSet<NodeId>,
+        find: impl Fn(ObjectId) -> Option<Record>,
         answers: &mut Answers,
         ask: &mut Questions,
     ) {
@@ -339,11 +340,20 @@ impl Estate {
             }
         }
         self.seeks.remove(&(host, object));
-        answers.push((object, None));
+        // It may have been given to this node meanwhile.
+        let found = self.keep(host, object, find);
+        answers.push((object, found));
     }
 
-    /// A node is gone, and is not among `nodes` any more: it answers nothing.
-    pub fn node_gone(&mut self, node: NodeId, nodes: &BTreeSet<NodeId>, acts: &mut Vec<Act>) {
+    /// A node is gone, and is not among `nodes` any more: it answers nothing, and may have given what is claimed to
+    /// any other, or to this one.
+    pub fn node_gone(
+        &mut self,
+        node: NodeId,
+        nodes: &BTreeSet<NodeId>,
+        find: impl Fn(ObjectId) -> Option<Record>,
+        acts: &mut Vec<Act>,
+    ) {
         let waiting: Vec<(HostId, ObjectId)> = self
             .seeks
             .iter()
@@ -352,7 +362,10 @@ impl Estate {
             .collect();
         for (host, object) in waiting {
             let (mut answers, mut ask) = (Vec::new(), Questions::new());
-            self.not_there(node, host, object, nodes, &mut answers, &mut ask);
+            if let Some(seek) = self.seeks.get_mut(&(host, object)) {
+                seek.everywhere = false;
+            }
+            self.not_there(node, (host, object), nodes, &find, &mut answers, &mut ask);
             self.ask(host, ask, acts);
             tell(answers, self.part_refs, |answers| acts.push(Act::Tell { host, answers }));
         }
@@ -418,9 +431,10 @@ impl Estate {
         self.claims.contains_key(&object)
     }
 
-    /// What this agent keeps for others, where it is here, in order.
-    pub fn kept(&self) -> impl Iterator<Item = ObjectId> {
-        self.claims.keys().copied()
+    /// An object, which is here, is kept for the agent of a node that has it too, and is to leave: until that takes it
+    /// back ([`Estate::unclaim`]) or is buried. To say so twice changes nothing.
+    pub fn claim_for_agent(&mut self, node: NodeId, object: ObjectId) {
+        self.claims.entry(object).or_default().insert(node.agent(), 1);
     }
 
     /// A job has ended, and its objects have gone: these are still here.

@@ -61,7 +61,9 @@
 //! (`Suspect`) to be dead, the owner of record. So at the moment in which a host hears of the death, each ref that it has
 //! passed on is claimed by it, or has reached a host that claims it when it hears, or has claimed it already.
 //!
-//! If the node of the owner of record dies, the copy is lost; a claim asks once more whether another node has one. What
+//! If the node of the owner of record dies, all that was claimed there is claimed anew, and the copy is lost unless another
+//! node has one. One that leaves gave it to another, which keeps it for that agent ([`Estate::claim_for_agent`]) until it is
+//! buried: by then whoever holds the object has claimed it. What
 //! was not in a store when its owner died (inline values, results not made yet, actors) is not inherited by anybody.
 //!
 //! If a caller dies, its arguments' refs that are not registered yet may go stale: using one gives `ObjectFreed`.

@@ -119,22 +119,34 @@ impl Ownership {
         failure: &Failure,
         fx: &mut Vec<Effect>,
     ) {
-        // With a node, hosts may die of which that was heard before: what they owned is claimed, or being claimed.
-        let mut held: Vec<(ObjectId, bool)> = self
-            .objects
-            .iter()
-            .filter(|(object, _)| object.owner != self.me && gone(object.owner))
-            .map(|(object, _)| (object, dead.is_agent() && self.dead.is_host(object.owner)))
-            .collect();
+        // With a node, hosts may die of which that was heard before: what they owned is claimed, or being claimed. But what
+        // the agent of that node kept it may have given to another before it left.
+        let was_there =
+            |state: &State| dead.is_agent() && matches!(state, State::Stored(copy) if copy.node == dead.node);
+        let mut held = Vec::new();
+        for (object, entry) in self.objects.iter().filter(|(object, _)| object.owner != self.me) {
+            let (is_gone, was_there) = (gone(object.owner), was_there(&entry.state));
+            let heard = match is_gone {
+                true => dead.is_agent() && self.dead.is_host(object.owner),
+                false => was_there && self.dead.host(object.owner),
+            };
+            if is_gone || heard {
+                // Where a claim is not answered yet, it asks others if that node does not.
+                let asks = entry.ack().is_some() && entry.registered == 0;
+                held.push((object, heard, heard && (asks || !was_there)));
+            }
+        }
         held.sort_unstable();
         self.mourning.insert(dead, Mourning { left: 1, failure: failure.clone() });
         let mut wanted = Vec::new();
-        for (object, known) in held {
+        for (object, heard, known) in held {
             let Some(entry) = self.objects.get_mut(&object) else { continue };
             let under_way = entry.ack();
             if known && under_way.is_none() {
                 continue;
             }
+            // An answer counts no more; its claim waits for what is inside the value.
+            let answered = heard && !known && under_way.is_some();
             if !known {
                 entry.registered = 0;
             }
@@ -144,9 +156,11 @@ impl Ownership {
                 (Some(token), true) => {
                     if let Some(outstanding) = self.outstanding.get_mut(&token) {
                         outstanding.to = self.me;
+                        outstanding.left += u32::from(answered);
                     }
                     token
                 }
+                (Some(_), false) if answered => continue,
                 (Some(token), false) => {
                     self.acknowledge(token, false, fx);
                     continue;

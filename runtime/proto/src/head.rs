@@ -452,6 +452,17 @@ pub struct Job {
     pub files: Vec<(String, BinaryHash)>,
 }
 
+/// What became of a copy that a node that drains gives to another.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is not there.
+    No,
+    /// It may go where it was: its owner knows of the other.
+    Yes,
+    /// It is there, and claimed for the agent of the node that drains.
+    Inherited,
+}
+
 /// What one agent tells another, on the relay stream between them.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum Between {
@@ -570,6 +581,9 @@ pub enum Between {
         copy: Copy,
         /// How many refs are inside it.
         refs: u32,
+        /// Its owner is dead, and the node that drains is owner of record: the copy is claimed for that node's agent, until
+        /// it takes that back or is buried.
+        inherited: bool,
     },
     /// From the node that has the primary copy now to the owner's: tell it. Answered with [`Between::Noted`].
     Moved {
@@ -597,8 +611,8 @@ pub enum Between {
         attempt: u32,
         /// From the question.
         job: JobId,
-        /// Whether the copy on the node that drains may go.
-        kept: bool,
+        /// What became of it.
+        taken: Taken,
         /// Who answers.
         by: NodeId,
     },

@@ -91,7 +91,9 @@ fn a_record_that_lacks_a_part_is_asked_for_again() {
     let (mut estate, nodes, asked) = claims(Some(THERE));
     assert_eq!(asked, [(THERE, 1)], "the likeliest alone");
     let say = |estate: &mut Estate, number, record| {
-        acts(|acts| estate.on_claimed(THERE, HOST, number, vec![(object(1), Some(record))], &nodes, acts))
+        acts(|acts| {
+            estate.on_claimed(THERE, HOST, number, vec![(object(1), Some(record))], &nodes, |_| None, acts)
+        })
     };
     assert_eq!(say(&mut estate, 1, record(0, &[2, 3], true)), []);
     // The next part was lost with its connection: the last stands for the claim, and is of no use.
@@ -118,19 +120,65 @@ fn who_is_gone_has_no_answer_and_all_others_are_asked() {
     let (mut estate, mut nodes, asked) = claims(Some(THERE));
     assert_eq!(asked, [(THERE, 1)]);
     nodes.remove(&THERE);
-    assert_eq!(asks(&acts(|acts| estate.node_gone(THERE, &nodes, acts))), [(THIRD, 2)]);
+    assert_eq!(asks(&acts(|acts| estate.node_gone(THERE, &nodes, |_| None, acts))), [(THIRD, 2)]);
     let none = vec![(object(1), None)];
     assert_eq!(
-        acts(|acts| estate.on_claimed(THIRD, HOST, 1, none.clone(), &nodes, acts)),
+        acts(|acts| estate.on_claimed(THIRD, HOST, 1, none.clone(), &nodes, |_| None, acts)),
         [],
         "not to this question"
     );
-    assert_eq!(acts(|acts| estate.on_claimed(THIRD, HOST, 2, none.clone(), &nodes, acts)), [told(none)]);
+    assert_eq!(
+        acts(|acts| estate.on_claimed(THIRD, HOST, 2, none.clone(), &nodes, |_| None, acts)),
+        [told(none)]
+    );
     assert!(!estate.is_asking());
     // Of two that have it, the slower one keeps it for nothing.
     let (mut estate, nodes, asked) = claims(None);
     assert_eq!(asked, [(THERE, 1), (THIRD, 1)]);
     let found = || vec![(object(1), Some(record(0, &[], false)))];
-    assert_eq!(acts(|acts| estate.on_claimed(THERE, HOST, 1, found(), &nodes, acts)), [told(found())]);
-    assert_eq!(acts(|acts| estate.on_claimed(THIRD, HOST, 1, found(), &nodes, acts)), [unclaim(THIRD)]);
+    assert_eq!(
+        acts(|acts| estate.on_claimed(THERE, HOST, 1, found(), &nodes, |_| None, acts)),
+        [told(found())]
+    );
+    assert_eq!(
+        acts(|acts| estate.on_claimed(THIRD, HOST, 1, found(), &nodes, |_| None, acts)),
+        [unclaim(THIRD)]
+    );
+}
+
+#[test]
+fn a_node_that_is_gone_may_have_given_what_it_had_to_any_other() {
+    let (mut estate, mut nodes, asked) = claims(None);
+    assert_eq!(asked, [(THERE, 1), (THIRD, 1)]);
+    let none = vec![(object(1), None)];
+    assert_eq!(acts(|acts| estate.on_claimed(THIRD, HOST, 1, none, &nodes, |_| None, acts)), []);
+    nodes.remove(&THERE);
+    let gone = |estate: &mut Estate, node, nodes: &BTreeSet<NodeId>, here: Option<Record>| {
+        acts(|acts| estate.node_gone(node, nodes, |_| here.clone(), acts))
+    };
+    assert_eq!(asks(&gone(&mut estate, THERE, &nodes, None)), [(THIRD, 2)], "it had none before");
+    nodes.remove(&THIRD);
+    let here = record(0, &[], false);
+    assert_eq!(
+        gone(&mut estate, THIRD, &nodes, Some(here.clone())),
+        [told(vec![(object(1), Some(here))])],
+        "to this one"
+    );
+    assert!(estate.has(object(1)) && !estate.is_asking());
+}
+
+#[test]
+fn what_is_kept_for_an_agent_goes_when_it_says_so_or_is_buried() {
+    for says in [true, false] {
+        let mut estate = Estate::new(HERE);
+        acts(|acts| estate.buried(DEAD, [], acts));
+        estate.claim_for_agent(THERE, object(1));
+        estate.claim_for_agent(THERE, object(1));
+        let freed = if says {
+            acts(|acts| estate.unclaim(THERE.agent(), object(1), acts))
+        } else {
+            acts(|acts| estate.buried(THERE.agent(), [], acts))
+        };
+        assert_eq!(freed, [Act::Free { object: object(1) }]);
+    }
 }

@@ -612,3 +612,43 @@ fn a_long_chain_of_values_goes_at_once() {
     own.drop_ref(object(O, 199_999), &mut effects);
     assert_eq!(own.counts(), Counts::default());
 }
+
+#[test]
+fn o10_what_lay_on_a_node_that_is_gone_is_claimed_anew_before_that_is_mourned() {
+    let mut own = Ownership::new(Names::plain(B));
+    let far = HostId { node: NodeId { number: 5, incarnation: 1 }, seq: 1 };
+    let (outer, inner) = (object(O, 1), object(far, 1));
+    own.receive(outer, Via::Argument, &mut vec![]);
+    own.host_died(O, &killed(), &mut vec![]);
+    let record = |copy| Some(Record { copy, at: 0, contains: vec![inner], more: false });
+    let effects = fx(&mut own, |own, fx| own.claimed(outer, record(copy(1)), fx));
+    let Some(Effect::Send { message: Message::Borrow { token, .. }, .. }) = effects.last().cloned() else {
+        panic!("{effects:?}");
+    };
+    // Its claim was answered, and waits for what is inside.
+    let gone = fx(&mut own, |own, fx| own.node_died(AWAY, &killed(), fx));
+    assert_eq!(gone, [Effect::Claim { objects: vec![(outer, None)] }]);
+    let third = Copy { node: NodeId { number: 3, incarnation: 1 }, ..copy(1) };
+    assert_eq!(fx(&mut own, |own, fx| own.claimed(outer, record(third), fx)), [], "not before that");
+    assert!(matches!(own.state(outer), Some(State::Stored(copy)) if *copy == third));
+    let mut mourned = message(&mut own, far, Message::Borrowed { token });
+    mourned.sort_by_key(|effect| format!("{effect:?}"));
+    assert_eq!(mourned, [O, AWAY.agent()].map(|host| Effect::Mourned { host }));
+    // With nothing under way it is the same.
+    let there = third.node;
+    let gone = fx(&mut own, |own, fx| own.node_died(there, &killed(), fx));
+    assert_eq!(gone, [Effect::Claim { objects: vec![(outer, None)] }]);
+    let last = Copy { node: NodeId { number: 4, incarnation: 1 }, ..copy(1) };
+    assert_eq!(
+        fx(&mut own, |own, fx| own.claimed(outer, record(last), fx)),
+        [Effect::Mourned { host: there.agent() }]
+    );
+    assert_eq!(
+        fx(&mut own, |own, fx| own.drop_ref(outer, fx)),
+        [
+            Effect::Unclaim { object: outer, node: last.node },
+            sent(far, Message::Return { object: inner, count: 1 })
+        ]
+    );
+    assert_eq!(own.counts(), Counts::default());
+}

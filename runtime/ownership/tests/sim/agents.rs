@@ -22,12 +22,21 @@ pub struct Agent {
     nodes: BTreeSet<NodeId>,
     /// Hosts here whose end it has seen.
     gone: BTreeSet<HostId>,
+    /// What it inherited and others keep for it.
+    willed: BTreeSet<(ObjectId, u32)>,
 }
 
 impl Agent {
     pub fn new(node: NodeId, nodes: &BTreeSet<NodeId>, part_refs: usize) -> Self {
         let nodes = nodes.iter().copied().filter(|other| *other != node).collect();
-        Self { node, alive: true, estate: Estate::with_parts(node, part_refs), nodes, gone: BTreeSet::new() }
+        Self {
+            node,
+            alive: true,
+            estate: Estate::with_parts(node, part_refs),
+            nodes,
+            gone: BTreeSet::new(),
+            willed: BTreeSet::new(),
+        }
     }
 }
 
@@ -56,6 +65,8 @@ pub enum News {
     Ask(HostId, u64, Vec<ObjectId>),
     Answer(HostId, u64, Answers),
     Release(HostId, ObjectId),
+    Give((ObjectId, u32)),
+    Given((ObjectId, u32)),
     // An agent to the head.
     Ended(HostId),
     AllMourned(HostId),
@@ -82,7 +93,7 @@ impl World {
 
     /// What the store of a node has of an object: the newest attempt's copy.
     fn find(&self, node: NodeId, object: ObjectId) -> Option<Record> {
-        let here = |key: &&(ObjectId, u32)| self.hosts[self.places[key]].id.node == node;
+        let here = |key: &&(ObjectId, u32)| self.is_at(**key, node);
         let mut all = self.values.range((object, 0)..=(object, u32::MAX));
         let ((_, attempt), contains) = all.rfind(|(key, _)| here(key))?;
         Some(Record {
@@ -125,18 +136,34 @@ impl World {
 
     fn free_orphan(&mut self, node: NodeId, object: ObjectId) {
         assert!(!self.hosts[self.number(object.owner)].alive, "the owner of {object} lives");
-        let is_here = |key: &(ObjectId, u32)| self.hosts[self.places[key]].id.node == node;
+        let is_here = |key: &(ObjectId, u32)| self.is_at(*key, node);
         let all = self.values.range((object, 0)..=(object, u32::MAX));
         let here: Vec<(ObjectId, u32)> = all.map(|(key, _)| *key).filter(is_here).collect();
         // A result that its owner did not want may lie here, too.
         let last = self.hosts[self.number(object.owner)].own.state(object);
-        if !here.is_empty() && !matches!(last, Some(State::Failed(_) | State::Inline { .. })) {
+        let elsewhere = here.iter().any(|key| self.given.contains_key(key));
+        if !here.is_empty() && !elsewhere && !matches!(last, Some(State::Failed(_) | State::Inline { .. })) {
             self.assert_unreachable(object);
         }
         self.inherited += here.len() as u64;
         for key in here {
-            self.values.remove(&key);
+            let heir = self.given.get(&key).copied();
+            if heir == Some(node) {
+                self.given.remove(&key);
+            } else if !self.succeed(key) {
+                self.values.remove(&key);
+            } else if let Some(heir) = heir {
+                let agent = self.agent_party(node);
+                if self.agents[agent - self.hosts.len()].willed.remove(&key) {
+                    self.send(agent, self.agent_party(heir), Wire::News(News::Release(node.agent(), object)));
+                }
+            }
         }
+    }
+
+    /// Whether an agent is the owner of record.
+    pub fn has(&self, agent: usize, object: ObjectId) -> bool {
+        self.agents[agent].estate.has(object)
     }
 
     /// Something was sealed in the store of a node.
@@ -159,7 +186,9 @@ impl World {
         if dead.is_agent() {
             self.agents[agent].nodes.remove(&dead.node);
             let nodes = self.agents[agent].nodes.clone();
-            self.with_estate(agent, |estate, _, acts| estate.node_gone(dead.node, &nodes, acts));
+            self.with_estate(agent, |estate, world, acts| {
+                estate.node_gone(dead.node, &nodes, |object| world.find(node, object), acts);
+            });
         }
         for host in &hosts {
             let to = self.number(*host);
@@ -276,6 +305,7 @@ impl World {
                 self.leaky.extend(found.map(|(object, _)| *object));
             }
             News::Release(_, object) => drop(self.leaky.insert(*object)),
+            News::Give((object, _)) | News::Given((object, _)) => drop(self.leaky.insert(*object)),
             _ => {}
         }
         true
@@ -337,11 +367,30 @@ impl World {
             News::Ask(host, number, objects) => self.with_estate(agent, |estate, world, acts| {
                 estate.on_claim(host, number, objects, |object| world.find(node, object), acts);
             }),
-            News::Answer(host, number, answers) => self.with_estate(agent, |estate, _, acts| {
-                estate.on_claimed(peer.unwrap(), host, number, answers, &nodes, acts);
+            News::Answer(host, number, answers) => self.with_estate(agent, |estate, world, acts| {
+                let find = |object| world.find(node, object);
+                estate.on_claimed(peer.unwrap(), host, number, answers, &nodes, find, acts);
             }),
             News::Release(host, object) => {
                 self.with_estate(agent, |estate, _, acts| estate.unclaim(host, object, acts));
+            }
+            News::Give(key) => {
+                let from = peer.unwrap();
+                let is_there = self.values.contains_key(&key) && self.is_at(key, from);
+                if is_there && !self.given.contains_key(&key) && !self.is_at(key, node) {
+                    self.given.insert(key, node);
+                    self.agents[agent].estate.claim_for_agent(from, key.0);
+                    let to = self.agent_party(from);
+                    self.send(self.hosts.len() + agent, to, Wire::News(News::Given(key)));
+                }
+            }
+            News::Given(key) => {
+                if self.agents[agent].estate.has(key.0) && self.given.contains_key(&key) {
+                    self.agents[agent].willed.insert(key);
+                } else {
+                    let release = News::Release(node.agent(), key.0);
+                    self.send(self.hosts.len() + agent, from, Wire::News(release));
+                }
             }
             News::Died(dead) if dead.node == node => {}
             News::Died(dead) => self.agent_hears(agent, dead),
@@ -352,7 +401,7 @@ impl World {
                 }
                 self.with_estate(agent, |estate, world, acts| {
                     let is_of = |owner: HostId| owner == dead || dead.is_agent() && owner.node == dead.node;
-                    let here = |key: &&(ObjectId, u32)| world.hosts[world.places[key]].id.node == node;
+                    let here = |key: &&(ObjectId, u32)| world.is_at(**key, node);
                     let owned = world.values.keys().filter(here).map(|(object, _)| *object);
                     estate.buried(dead, owned.filter(|object| is_of(object.owner)), acts);
                 });

@@ -20,6 +20,7 @@
 
 mod agents;
 mod checks;
+mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -166,6 +167,11 @@ struct World {
     values: BTreeMap<(ObjectId, u32), Vec<ObjectId>>,
     /// Which host made a stored value.
     places: BTreeMap<(ObjectId, u32), usize>,
+    /// Where a stored value lies besides, since its node is to leave.
+    given: BTreeMap<(ObjectId, u32), NodeId>,
+    leaving: Option<NodeId>,
+    /// How many values outlived their node in that way.
+    willed: u64,
     /// Refs that were ever inside an object's value.
     inside: BTreeMap<ObjectId, Vec<ObjectId>>,
     /// Lent by a host that crashed before the value arrived: may be kept too long (O9).
@@ -177,7 +183,7 @@ struct World {
     /// How many of 100 actions drop a handle.
     drops: usize,
     crashed: bool,
-    /// Only one host or node dies, and nobody loses a caller: all refs are checked.
+    /// Only one host or node dies, and those that leave, and nobody loses a caller: all refs are checked.
     strict: bool,
     /// Claims that were granted, and copies freed by owners of record.
     claims: u64,
@@ -240,6 +246,9 @@ impl World {
             head: Head::new(nodes),
             values: BTreeMap::new(),
             places: BTreeMap::new(),
+            given: BTreeMap::new(),
+            leaving: None,
+            willed: 0,
             inside: BTreeMap::new(),
             leaky: BTreeSet::new(),
             orphans: BTreeSet::new(),
@@ -508,7 +517,7 @@ impl World {
     /// Whether the copy exists, but not where it is looked for.
     fn is_elsewhere(&self, object: ObjectId, copy: Copy) -> bool {
         let key = (object, copy.attempt);
-        self.values.contains_key(&key) && self.hosts[self.places[&key]].id.node != copy.node
+        self.values.contains_key(&key) && !self.is_at(key, copy.node)
     }
 
     /// A stored value goes to the node of `to`, and its owner hears of it.
@@ -708,7 +717,12 @@ impl World {
         let hosts = &self.hosts;
         let gone = |key: &(ObjectId, u32)| hosts[self.places[key]].id.node == node;
         let gone: Vec<(ObjectId, u32)> = self.values.keys().filter(|key| gone(key)).copied().collect();
-        gone.into_iter().for_each(|key| self.vanish(key));
+        self.given.retain(|_, to| *to != node);
+        for key in gone {
+            if !self.succeed(key) {
+                self.vanish(key);
+            }
+        }
         self.node_ended(node);
     }
 
@@ -733,6 +747,7 @@ impl World {
 
     fn vanish(&mut self, key: (ObjectId, u32)) {
         self.values.remove(&key);
+        self.given.remove(&key);
         self.vanished.insert(key);
     }
 
@@ -813,7 +828,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 7]) {
+    fn run(seed: u64, counts: &mut [u64; 8]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         world.strict = world.random.one_in(2);
@@ -853,6 +868,11 @@ impl World {
                     world.kill_host(victim);
                 }
             }
+            if world.crashed && world.random.one_in(4) {
+                world.leave();
+            } else if world.leaving.is_some() && world.random.one_in(60) {
+                world.left();
+            }
             if losses && !world.values.is_empty() && world.random.one_in(40) {
                 let which = world.random.below(world.values.len());
                 let key = *world.values.keys().nth(which).unwrap();
@@ -884,6 +904,7 @@ impl World {
         counts[4] += world.relocated;
         counts[5] += world.claims;
         counts[6] += world.inherited;
+        counts[7] += world.willed;
     }
 }
 
@@ -899,7 +920,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0; 7];
+    let mut counts = [0; 8];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -907,9 +928,9 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time, relocated, claims, inherited] = counts;
+    let [objects, crashed, leaky, time, relocated, claims, inherited, willed] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain; {claims} claims, {inherited} copies freed by owners of record",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left",
         time / 1_000_000
     );
 }

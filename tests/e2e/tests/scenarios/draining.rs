@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use mobula::{ErrorKind, NodeId, ObjectRef, Result, Strategy};
+use mobula::{ErrorKind, NodeId, ObjectRef, Result, Strategy, Tensor};
 use mobula_e2e::{
     Env, Witness,
     env::{WAIT, on, witness},
@@ -187,6 +187,59 @@ pub async fn a_node_that_drains_loses_nothing(env: Env) -> Result<()> {
         assert_eq!(witness.count(&format!("made {i}")), 1, "nothing is made again");
     }
     drop((made, again));
+    env.stores_empty().await
+}
+
+#[mobula::data]
+struct Held(Vec<ObjectRef<Tensor>>);
+
+/// Ends before others do who hold what it made.
+struct Ancestor;
+
+#[mobula::actor]
+impl Ancestor {
+    fn new() -> Self {
+        Self
+    }
+
+    /// Of its own node, and made by a task on another.
+    fn make(&self, other: NodeId) -> Result<Held> {
+        let bytes = Tensor::from_vec(&[MADE_BYTES], vec![7u8; MADE_BYTES])?;
+        let far = tensor.options().strategy(on(other)).remote(7);
+        mobula::blocking::wait(std::slice::from_ref(&far), 1, Some(WAIT))?;
+        Ok(Held(vec![mobula::put(&bytes)?, far]))
+    }
+
+    fn crash(&self) {
+        std::process::abort();
+    }
+}
+
+#[mobula::task]
+fn tensor(fill: u8) -> Result<Tensor> {
+    Tensor::from_vec(&[MADE_BYTES], vec![fill; MADE_BYTES])
+}
+
+/// What a node keeps for owners that died is elsewhere before it leaves, for as long as anybody holds it.
+pub async fn what_was_inherited_moves_too(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (stays, leaves) = (nodes[0], nodes[1]);
+    let place = place_of(&env, leaves);
+    let mut held = Vec::new();
+    for (node, other) in [(leaves, stays), (stays, leaves)] {
+        let ancestor = Ancestor::spawn().options(|o| o.strategy(on(node)).isolation("process")).await?;
+        held.extend(ancestor.make(other).await?.0);
+        assert!(ancestor.crash().await.is_err());
+    }
+    env.rig().unwrap().drain(place, Duration::from_secs(60)).unwrap();
+    env.rig().unwrap().left(place, WAIT).unwrap();
+    eventually("the node to be gone", async || Ok(env.nodes().await? == [stays])).await?;
+    for object in &held {
+        let value = object.await?;
+        let bytes = value.view::<u8>()?;
+        assert_eq!((bytes.len(), bytes.iter().all(|byte| *byte == 7)), (MADE_BYTES, true));
+    }
+    drop(held);
     env.stores_empty().await
 }
 

@@ -4,8 +4,14 @@
 //! primary one and tells the owner ([`Between::Moved`]), which looks for the object there from then on. Only when the
 //! owner has said so is the old copy freed ([`Between::Kept`]): whatever dies in between, the owner knows of a copy.
 //!
-//! - **DR-1** A copy that drains is freed only once its owner has noted another as the primary one, or is gone itself.
-//! - **DR-2** At most [`KEEPS_MAX`] copies, or [`KEEP_BYTES_MAX`] bytes, are on their way at once.
+//! Of what it inherited a node that drains is the owner of record, and stays so. The copy that it gives away is claimed for
+//! its agent; when it leaves, all hosts claim anew what they hold of what lay there, and find that copy, before the agent
+//! is buried and its own claims end.
+//!
+//! - **DR-1** A copy that drains is freed only once its owner has noted another as the primary one.
+//! - **DR-2** What a node that drains has inherited is kept elsewhere for as long as it is kept there, and until that node
+//!   is buried.
+//! - **DR-3** At most [`KEEPS_MAX`] copies, or [`KEEP_BYTES_MAX`] bytes, are on their way at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,12 +20,16 @@ use std::{
 
 use mobula_proto::{
     HostId, NodeId, ObjectId,
-    head::{Between, Left, ToHead},
+    head::{Between, Left, Taken, ToHead},
     host::{Noted, ToHost},
     peer::{CONTAINS_MAX, Copy, RECORD_REFS_MAX},
 };
 
-use super::{Core, Effect, objects::Key, transfer::PULLS_MAX, transfer::Pull};
+use super::{
+    Core, Effect,
+    objects::{Key, up_to},
+    transfer::{PULLS_MAX, Pull},
+};
 
 /// Most copies that are on their way to other nodes at once.
 pub const KEEPS_MAX: usize = 64;
@@ -39,6 +49,8 @@ const LOOKED_AT_MAX: usize = 16_384;
 struct Keep {
     to: NodeId,
     bytes: u64,
+    /// This node is owner of record.
+    inherited: bool,
     /// When the node is asked again, since word of it may be lost; to be asked twice changes nothing.
     again: Instant,
 }
@@ -46,7 +58,7 @@ struct Keep {
 impl Keep {
     /// Says what is to be kept, with the refs inside.
     fn say(&self, me: NodeId, (object, attempt, job): Key, contains: &[ObjectId], effects: &mut Vec<Effect>) {
-        let copy = Copy { node: me, bytes: self.bytes, attempt, job };
+        let (copy, inherited) = (Copy { node: me, bytes: self.bytes, attempt, job }, self.inherited);
         let count = |refs: usize| u32::try_from(refs).unwrap_or(u32::MAX);
         let mut at = 0;
         for refs in contains.chunks(RECORD_REFS_MAX) {
@@ -54,7 +66,7 @@ impl Keep {
             effects.push(Effect::Peer(self.to, message));
             at += refs.len();
         }
-        effects.push(Effect::Peer(self.to, Between::Keep { object, copy, refs: count(at) }));
+        effects.push(Effect::Peer(self.to, Between::Keep { object, copy, refs: count(at), inherited }));
     }
 }
 
@@ -65,12 +77,22 @@ pub(super) struct Draining {
     /// Whose turn it is among them.
     turn: usize,
     keeps: BTreeMap<Key, Keep>,
+    /// What was inherited and is claimed elsewhere for this node: where.
+    willed: BTreeMap<Key, NodeId>,
     /// Where the next look goes on.
     from: Option<Key>,
     look_at: Instant,
     /// Hosts that were asked whether anything would be lost with them.
     asked: BTreeSet<HostId>,
     said: Option<Left>,
+}
+
+/// What is known of a copy that is to be kept here.
+#[derive(Debug)]
+pub(super) struct Gift {
+    contains: Vec<ObjectId>,
+    /// For the agent of the node that gives it.
+    inherited: bool,
 }
 
 /// On a node that was given copies: from whom, until their owners have noted it.
@@ -89,6 +111,7 @@ impl Core {
                     to,
                     turn: 0,
                     keeps: BTreeMap::new(),
+                    willed: BTreeMap::new(),
                     from: None,
                     look_at: now,
                     asked: BTreeSet::new(),
@@ -104,7 +127,36 @@ impl Core {
 
     /// It is to stay after all. What is on its way arrives.
     pub(super) fn resume(&mut self) {
-        self.draining = None;
+        let Some(draining) = self.draining.take() else { return };
+        for (key, by) in draining.willed {
+            self.unclaim_at(by, key.0);
+        }
+    }
+
+    /// What was inherited, and is claimed elsewhere for this node, need not be there.
+    fn unclaim_at(&mut self, by: NodeId, object: ObjectId) {
+        let host = self.config.node.agent();
+        self.effects.push(Effect::Peer(by, Between::Unclaim { host, object }));
+    }
+
+    /// Nobody claims here any more what was inherited.
+    pub(super) fn unwill(&mut self, object: ObjectId) {
+        let Some(draining) = &mut self.draining else { return };
+        let all = draining.willed.range(up_to(object, u32::MAX));
+        let gone: Vec<(Key, NodeId)> = all.map(|(key, by)| (*key, *by)).collect();
+        for (key, by) in gone {
+            if let Some(draining) = &mut self.draining {
+                draining.willed.remove(&key);
+            }
+            self.unclaim_at(by, object);
+        }
+    }
+
+    /// Objects have gone with their job, here and elsewhere.
+    pub(super) fn will_without(&mut self) {
+        if let Some(draining) = &mut self.draining {
+            draining.willed.retain(|key, _| self.objects.find(*key).is_some());
+        }
     }
 
     /// The next look is due.
@@ -150,15 +202,23 @@ impl Core {
                 break;
             }
             last = Some(key);
-            // With an owner here, or this node as owner of record, the object ends with the node, wherever it lies.
-            let ours = key.0.owner.node == me || self.estate.has(key.0);
-            if ours || draining.keeps.contains_key(&key) {
+            // With an owner here the object ends with the node, wherever it lies.
+            let inherited = self.estate.has(key.0);
+            let ours = key.0.owner.node == me && !inherited;
+            // Of a dead owner's, who claims it is not known yet.
+            let owner = key.0.owner;
+            let died = self.deaths.contains_key(&owner) || self.deaths.contains_key(&owner.node.agent());
+            if ours
+                || died && !inherited
+                || draining.keeps.contains_key(&key)
+                || draining.willed.contains_key(&key)
+            {
                 continue;
             }
             let to = draining.to[draining.turn % draining.to.len()];
             draining.turn = draining.turn.wrapping_add(1);
             bytes = bytes.saturating_add(copy_bytes);
-            let keep = Keep { to, bytes: copy_bytes, again: now + KEEP_AGAIN };
+            let keep = Keep { to, bytes: copy_bytes, inherited, again: now + KEEP_AGAIN };
             keep.say(me, key, self.objects.contained(key), &mut self.effects);
             draining.keeps.insert(key, keep);
         }
@@ -191,10 +251,10 @@ impl Core {
 
     fn say_left(&mut self) {
         let (objects, bytes) = self.objects.primaries();
-        // Nothing waits for what cannot move.
-        let inherited =
-            self.estate.kept().filter_map(|object| self.objects.primary(object, self.config.node));
-        let (objects, bytes) = inherited.fold((objects, bytes), |(objects, bytes), record| {
+        // What lies elsewhere too is not left behind.
+        let willed = self.draining.iter().flat_map(|draining| draining.willed.keys());
+        let willed = willed.filter_map(|key| self.objects.primary(key.0, self.config.node));
+        let (objects, bytes) = willed.fold((objects, bytes), |(objects, bytes), record| {
             (objects.saturating_sub(1), bytes.saturating_sub(record.copy.bytes))
         });
         let count = |launched| {
@@ -226,7 +286,7 @@ impl Core {
     }
 
     /// A node that drains gives a copy away to this one.
-    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, refs: u32) {
+    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, refs: u32, inherited: bool) {
         let key = (object, copy.attempt, copy.job);
         let (from, contains) = self.given.remove(&key).unwrap_or((copy.node, Vec::new()));
         let full = self.noting.len() >= NOTING_MAX && !self.noting.contains_key(&key);
@@ -234,15 +294,16 @@ impl Core {
         if !named || self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
             return self.not_kept(key, copy.node);
         }
+        let gift = Gift { contains, inherited };
         if self.objects.find(key).is_some() {
-            return self.keep_here(key, copy.node, contains);
+            return self.keep_here(key, copy.node, gift);
         }
         let known = self.pulls.contains_key(&key);
         if !known && self.pulls.len() >= PULLS_MAX {
             return self.not_kept(key, copy.node);
         }
         let pull = self.pulls.entry(key).or_insert_with(|| Pull::new(copy));
-        pull.keep = Some(contains);
+        pull.keep = Some(gift);
         if !known {
             self.queue.add((key, copy), true);
         }
@@ -250,22 +311,35 @@ impl Core {
     }
 
     /// There is a copy here, which is the primary one from now on; it came from `from`.
-    pub(super) fn keep_here(&mut self, key: Key, from: NodeId, contains: Vec<ObjectId>) {
+    pub(super) fn keep_here(&mut self, key: Key, from: NodeId, gift: Gift) {
+        let (object, attempt, job) = key;
+        if gift.inherited && !self.nodes.contains_key(&from) {
+            // It was buried before it could be kept for it.
+            let gone = self.objects.drop_pulled(object, attempt, job);
+            return self.gone(gone);
+        }
         let Some(bytes) = self.objects.promote(key) else {
             return self.not_kept(key, from);
         };
         if self.objects.contained(key).is_empty() {
-            self.objects.set_contains(key, contains);
+            self.objects.set_contains(key, gift.contains);
+        }
+        if gift.inherited {
+            self.estate.claim_for_agent(from, object);
+            return self.say_taken(key, from, Taken::Inherited);
         }
         self.noting.insert(key, from);
-        let (object, attempt, job) = key;
         let copy = Copy { node: self.config.node, bytes, attempt, job };
         self.tell_owner(object, from, copy);
     }
 
-    pub(super) fn not_kept(&mut self, (object, attempt, job): Key, from: NodeId) {
+    pub(super) fn not_kept(&mut self, key: Key, from: NodeId) {
+        self.say_taken(key, from, Taken::No);
+    }
+
+    fn say_taken(&mut self, (object, attempt, job): Key, from: NodeId, taken: Taken) {
         let by = self.config.node;
-        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, job, kept: false, by }));
+        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, job, taken, by }));
     }
 
     fn tell_owner(&mut self, object: ObjectId, from: NodeId, copy: Copy) {
@@ -302,10 +376,10 @@ impl Core {
     pub(super) fn noted(&mut self, object: ObjectId, copy: Copy, noted: Noted) {
         let Copy { attempt, job, .. } = copy;
         let Some(from) = self.noting.remove(&(object, attempt, job)) else { return };
-        let (kept, by) = (noted != Noted::Unknown, self.config.node);
-        self.effects.push(Effect::Peer(from, Between::Kept { object, attempt, job, kept, by }));
+        // Of a dead owner's the node that drains may be the owner of record, by now or soon.
+        let taken = if noted == Noted::Yes { Taken::Yes } else { Taken::No };
+        self.say_taken((object, attempt, job), from, taken);
         if noted != Noted::Yes {
-            // What it owned may still be read where it was, for as long as that is there.
             let gone = self.objects.free(object, attempt, Some(job));
             self.gone(gone);
             self.pump();
@@ -313,21 +387,22 @@ impl Core {
     }
 
     /// Another node has a copy now whose owner knows of it, or could not take it.
-    pub(super) fn kept(&mut self, key: Key, kept: bool, by: NodeId) {
+    pub(super) fn kept(&mut self, key: Key, taken: Taken, by: NodeId) {
         let (object, attempt, job) = key;
         if let Some(draining) = &mut self.draining {
             draining.keeps.remove(&key);
-            if !kept {
+            if taken == Taken::No {
                 // The next look begins anew, and comes to it again.
                 draining.from = None;
+            } else {
+                // There is room for more: the next look is due.
+                draining.look_at = draining.look_at.checked_sub(LOOK).unwrap_or(draining.look_at);
             }
         }
-        if !kept {
-            return;
-        }
-        if let Some(draining) = &mut self.draining {
-            // There is room for more: the next look is due.
-            draining.look_at = draining.look_at.checked_sub(LOOK).unwrap_or(draining.look_at);
+        match taken {
+            Taken::No => return,
+            Taken::Inherited => return self.willed(key, by),
+            Taken::Yes => {}
         }
         if self.objects.find(key).is_none() {
             // Its job ended here first, and there before the copy was.
@@ -335,13 +410,31 @@ impl Core {
             self.effects.push(Effect::Peer(by, Between::Free { object, copy }));
             return;
         }
+        self.give_holders(key, by);
+        let gone = self.objects.free(object, attempt, Some(job));
+        self.gone(gone);
+        self.pump();
+    }
+
+    /// Another node has a copy now of what was inherited, and keeps it for this one.
+    fn willed(&mut self, key: Key, by: NodeId) {
+        let is_kept = self.estate.has(key.0) && self.objects.find(key).is_some();
+        match &mut self.draining {
+            Some(draining) if is_kept => {
+                draining.willed.insert(key, by);
+                self.give_holders(key, by);
+            }
+            _ => self.unclaim_at(by, key.0),
+        }
+    }
+
+    /// Says who has copies to whom a copy was given.
+    fn give_holders(&mut self, key: Key, by: NodeId) {
+        let (object, attempt, job) = key;
         let nodes = self.objects.give_away(key);
         if !nodes.is_empty() {
             self.effects.push(Effect::Peer(by, Between::Held { object, attempt, job, nodes }));
         }
-        let gone = self.objects.free(object, attempt, Some(job));
-        self.gone(gone);
-        self.pump();
     }
 
     /// Others have copies of what was given to this node.
@@ -362,6 +455,7 @@ impl Core {
         if let Some(draining) = &mut self.draining {
             draining.to.retain(|to| *to != node);
             draining.keeps.retain(|_, keep| keep.to != node);
+            draining.willed.retain(|_, by| *by != node);
         }
         self.given.retain(|_, (from, _)| *from != node);
         let orphans: Vec<Key> =

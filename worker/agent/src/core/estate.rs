@@ -42,6 +42,7 @@ impl Core {
                     continue;
                 }
                 Act::Free { object } => {
+                    self.unwill(object);
                     self.free_here(object, u32::MAX, None);
                     continue;
                 }
@@ -90,11 +91,11 @@ impl Core {
     /// A node died, of which the hosts here were told.
     pub(super) fn node_mourned(&mut self, node: NodeId, failure: Failure) {
         self.deaths.insert(node.agent(), failure);
-        let (hosts, others) = (self.ready_hosts(), self.others());
-        self.with_estate(|estate, acts| {
-            estate.node_gone(node, &others, acts);
-            estate.died(node.agent(), hosts, acts);
-        });
+        let (hosts, others, mut acts) = (self.ready_hosts(), self.others(), Vec::new());
+        let (me, here) = (self.config.node, &self.objects);
+        self.estate.node_gone(node, &others, |object| here.primary(object, me), &mut acts);
+        self.estate.died(node.agent(), hosts, &mut acts);
+        self.carry_out(acts);
     }
 
     /// A host here is gone, and mourns nobody any more.
@@ -135,8 +136,11 @@ impl Core {
 
     /// The answer of another agent.
     pub(super) fn claims_answered(&mut self, from: NodeId, host: HostId, number: u64, answers: Answers) {
-        let nodes = self.others();
-        self.with_estate(|estate, acts| estate.on_claimed(from, host, number, answers, &nodes, acts));
+        let (nodes, mut acts) = (self.others(), Vec::new());
+        let (me, here) = (self.config.node, &self.objects);
+        let find = |object| here.primary(object, me);
+        self.estate.on_claimed(from, host, number, answers, &nodes, find, &mut acts);
+        self.carry_out(acts);
     }
 
     /// A host here holds an object no more that `node` keeps for it.
@@ -164,5 +168,6 @@ impl Core {
     pub(super) fn estate_without(&mut self) {
         let (objects, me) = (&self.objects, self.config.node);
         self.estate.retain(|object| objects.primary(object, me).is_some());
+        self.will_without();
     }
 }

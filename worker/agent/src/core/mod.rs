@@ -682,10 +682,10 @@ impl Core {
             Between::Claimed { host, number, by, answers } => self.claims_answered(by, host, number, answers),
             Between::Unclaim { host, object } => self.unclaimed(host, object),
             Between::Contains { object, copy, at, refs } => self.given_contains(object, copy, at, &refs),
-            Between::Keep { object, copy, refs } => self.keep(object, copy, refs),
+            Between::Keep { object, copy, refs, inherited } => self.keep(object, copy, refs, inherited),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
-            Between::Kept { object, attempt, job, kept, by } => self.kept((object, attempt, job), kept, by),
+            Between::Kept { object, attempt, job, taken, by } => self.kept((object, attempt, job), taken, by),
             Between::Held { object, attempt, job, nodes } => self.held((object, attempt, job), nodes),
             Between::Hello { .. }
             | Between::Relay { .. }

@@ -21,6 +21,7 @@ use mobula_proto::{
 
 use super::{
     Core, Effect, Reader,
+    drain::Gift,
     objects::{Key, Origin, Place, up_to},
 };
 
@@ -121,7 +122,7 @@ pub(super) struct Pull {
     /// The object was freed meanwhile: it goes with its last pin.
     pub(super) dropped: bool,
     /// The node that it comes from drains, and gives it to this one, with these refs inside it.
-    pub(super) keep: Option<Vec<ObjectId>>,
+    pub(super) keep: Option<Gift>,
 }
 
 impl Pull {
@@ -214,8 +215,8 @@ impl Core {
                 for (host, request) in pull.waiting {
                     self.opened(host, request, key);
                 }
-                if let Some(contains) = pull.keep {
-                    self.keep_here(key, node, contains);
+                if let Some(gift) = pull.keep {
+                    self.keep_here(key, node, gift);
                 }
                 // What came from this very node may have been freed there meanwhile.
                 if pull.dropped
