@@ -68,7 +68,7 @@ const SPREAD_10: Option<&str> = Some("10 agents: the head's processor time for 1
 /// Where there is a cluster without idle agents to hold it against, it is to cost what that costs.
 const fn flat(limit: Option<&str>) -> &'static [Target] {
     match limit {
-        Some(_) => &[Target::WithinLimit(1.15)],
+        Some(_) => &[Target::WithinLimit(1.25)],
         None => &[],
     }
 }
