@@ -208,6 +208,8 @@ pub fn cases() -> Vec<Case> {
         case!(grouping::a_lost_bundle_is_reserved_again).modes(RIG).fresh(),
         case!(sharing::queues_bound_and_are_shown).queues(sharing::queues),
         case!(sharing::what_matters_more_takes_room).cpus(1.0),
+        case!(sharing::what_matters_more_takes_no_more_than_it_needs).cpus(4.0).modes(EVERYWHERE),
+        case!(sharing::what_was_borrowed_is_given_back).cpus(2.0).queues(sharing::guaranteed),
         case!(sharing::an_unknown_queue_is_named).queues(sharing::queues),
         case!(pinning::spread_and_affinity).modes(PROCESSES),
         case!(pinning::kin_stay_apart),

@@ -1,7 +1,11 @@
 //! Queues, between which a cluster is shared.
 
-use mobula::{Cluster, ErrorKind, JobQueue, Quantity, ResourceKind, Result, private};
-use mobula_e2e::{Env, Witness, env::witness, eventually};
+use mobula::{Cluster, ErrorKind, JobQueue, Quantity, ResourceKind, Resources, Result, private};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+    eventually,
+};
 use mobula_rig::Rig;
 
 use super::driver::Outcome;
@@ -92,6 +96,101 @@ pub async fn what_matters_more_takes_room(env: Env) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Ends once somebody says so, and gives the attempt that this was.
+#[mobula::task(retries = 0)]
+async fn told_to_end(begun: String, end: String) -> Result<u32> {
+    witness::note(&begun);
+    while !witness::noted(&end) {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    Ok(mobula::context::current()?.attempt)
+}
+
+pub async fn what_matters_more_takes_no_more_than_it_needs(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    // All of it waits until whole nodes come free at once, so that each of them has one lease for as much as it can hold.
+    let nodes = env.nodes().await?;
+    let count = nodes.len() * 4;
+    let task = told_to_end.options();
+    let first: Vec<_> = nodes
+        .iter()
+        .map(|node| task.clone().cpu(4.0).strategy(on(*node)))
+        .map(|task| task.remote(witness.place("first"), witness.place("first-may-end")))
+        .collect();
+    eventually("every CPU to be taken", async || Ok(witness.count("first") == nodes.len())).await?;
+    let task = task.restartable(true);
+    let low: Vec<_> =
+        (0..count).map(|_| task.clone().remote(witness.place("low"), witness.place("low-may-end"))).collect();
+    eventually("all of it to wait", async || {
+        Ok(env.cluster.snapshot().await?.waiting.iter().any(|class| class.backlog as usize == count))
+    })
+    .await?;
+    witness.say("first-may-end");
+    mobula::get_all(&first).await?;
+    eventually("each node to have one lease for all that it runs", async || {
+        let leases = env.cluster.snapshot().await?.leases;
+        Ok(witness.count("low") == count && leases == nodes.len() as u64)
+    })
+    .await?;
+    let asked = std::time::Instant::now();
+    let high =
+        told_to_end.options().priority(10).remote(witness.place("high"), witness.place("high-may-end"));
+    witness.sees("high").await?;
+    let waited = asked.elapsed();
+    assert!(waited < std::time::Duration::from_secs(6), "it waited {waited:?}");
+    // One had to stop, for which there is no room now; of the others, none began anew.
+    eventually("that which made room to wait", async || {
+        let waiting = env.cluster.snapshot().await?.waiting;
+        Ok(waiting.iter().any(|class| class.backlog == 1))
+    })
+    .await?;
+    assert_eq!(witness.count("low"), count);
+    witness.say("high-may-end");
+    assert_eq!(high.await?, 1);
+    eventually("what made room to run again", async || Ok(witness.count("low") > count)).await?;
+    witness.say("low-may-end");
+    let mut attempts = mobula::get_all(&low).await?;
+    attempts.sort_unstable();
+    let mut expected = vec![1; count - 1];
+    expected.push(2);
+    assert_eq!(attempts, expected);
+    assert_eq!(witness.count("low"), count + 1);
+    Ok(())
+}
+
+/// Service is due one CPU, whoever uses it meanwhile.
+pub fn guaranteed() -> Vec<JobQueue> {
+    vec![
+        JobQueue { guaranteed: Resources::cpu(Quantity::ONE), ..JobQueue::new("service") },
+        JobQueue::new("research"),
+    ]
+}
+
+pub async fn what_was_borrowed_is_given_back(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let count = env.nodes().await?.len() * 2;
+    // While service wants nothing, research has all of it.
+    let options = told_to_end.options().queue("research").restartable(true);
+    let borrowed: Vec<_> = (0..count)
+        .map(|_| options.clone().remote(witness.place("research"), witness.place("research-may-end")))
+        .collect();
+    eventually("all of it to run", async || Ok(witness.count("research") == count)).await?;
+    let asked = std::time::Instant::now();
+    let service = told_to_end.options().queue("service");
+    let due = service.clone().remote(witness.place("due"), witness.place("service-may-end"));
+    witness.sees("due").await?;
+    let waited = asked.elapsed();
+    assert!(waited < std::time::Duration::from_secs(6), "it waited {waited:?}");
+    witness.say("service-may-end");
+    assert_eq!(due.await?, 1);
+    eventually("what gave it back to run again", async || Ok(witness.count("research") > count)).await?;
+    witness.say("research-may-end");
+    let mut attempts = mobula::get_all(&borrowed).await?;
+    attempts.sort_unstable();
+    assert_eq!((attempts.len(), attempts[count - 2], attempts[count - 1]), (count, 1, 2), "{attempts:?}");
     Ok(())
 }
 
