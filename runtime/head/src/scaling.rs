@@ -13,15 +13,12 @@ use std::{
 };
 
 use mobula_net::identity::Role;
-use mobula_proto::{
-    head::{NodeTypeSnapshot, ScalingSnapshot, UnmetSnapshot},
-    resource::LabelRule,
-};
+use mobula_proto::head::{NodeTypeSnapshot, ScalingSnapshot};
 use mobula_scheduler::autoscale::{self, NodeType, Plan};
 use tracing::{info, warn};
 
 use crate::{
-    core::{amounts, scaling::Scene},
+    core::{amounts, scaling::Scene, shape},
     service::{Error, Poster},
 };
 
@@ -263,15 +260,8 @@ fn told(
             paused: memory.is_paused(&of.name, now),
         }
     });
-    let rules = |list: &[LabelRule]| list.iter().map(ToString::to_string).collect();
-    let left = plan.left.iter().map(|unmet| UnmetSnapshot {
-        resources: amounts(&unmet.resources),
-        labels: rules(&unmet.labels),
-        fallbacks: unmet.fallbacks.iter().map(|list| rules(list)).collect(),
-        count: unmet.count,
-        group: unmet.gang.as_ref().map(|gang| gang.group.to_string()).unwrap_or_default(),
-    });
-    ScalingSnapshot { types: types.collect(), left: left.take(UNMET_TOLD_MAX).collect() }
+    let left = plan.left.iter().take(UNMET_TOLD_MAX).map(shape);
+    ScalingSnapshot { types: types.collect(), left: left.collect() }
 }
 
 /// Most shapes for which no node could be started that are told to people.

@@ -684,6 +684,10 @@ pub struct Snapshot {
     pub names: Vec<NameSnapshot>,
     /// Placement groups.
     pub groups: Vec<GroupSnapshot>,
+    /// The shapes of what waits and finds no room, as an autoscaler outside of the cluster needs them, whether the head
+    /// starts nodes itself or not.
+    #[serde(default)]
+    pub unmet: Vec<UnmetSnapshot>,
     /// Nodes that may be started by themselves; `None` where none may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingSnapshot>,
@@ -717,7 +721,7 @@ pub struct NodeTypeSnapshot {
     pub paused: bool,
 }
 
-/// What waits, in a [`ScalingSnapshot`].
+/// What waits, in a [`Snapshot`] or a [`ScalingSnapshot`].
 #[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct UnmetSnapshot {
     /// What each needs: amounts by resource name.

@@ -42,7 +42,7 @@ use tracing::warn;
 use crate::state::{Record, TokenId};
 
 pub use drain::{DRAIN_GRACE_MS, DRAIN_MS_MAX};
-pub(crate) use snapshot::amounts;
+pub(crate) use snapshot::{amounts, shape};
 pub use tokens::{Redeemed, Token};
 
 /// Most living nodes, drivers' own included.

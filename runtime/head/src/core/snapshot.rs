@@ -4,20 +4,34 @@ use std::collections::BTreeMap;
 
 use mobula_proto::{
     Resources,
-    head::{JobSnapshot, NameSnapshot, NodeSnapshot, Snapshot, WaitingSnapshot},
+    head::{JobSnapshot, NameSnapshot, NodeSnapshot, Snapshot, UnmetSnapshot, WaitingSnapshot},
+    resource::LabelRule,
 };
+use mobula_scheduler::Unmet;
 
 use super::Core;
 
-/// Most waiting classes, names and groups that a snapshot lists; the first ones by owner and name.
+/// Most waiting classes, shapes, names and groups that a snapshot lists; the first ones by owner and name.
 pub const ROWS_MAX: usize = 1000;
 
 pub(crate) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
     resources.iter().map(|(kind, amount)| (kind.to_string(), amount.as_f64())).collect()
 }
 
+/// What waits, for who starts nodes.
+pub(crate) fn shape(unmet: &Unmet) -> UnmetSnapshot {
+    let rules = |list: &[LabelRule]| list.iter().map(ToString::to_string).collect();
+    UnmetSnapshot {
+        resources: amounts(&unmet.resources),
+        labels: rules(&unmet.labels),
+        fallbacks: unmet.fallbacks.iter().map(|list| rules(list)).collect(),
+        count: unmet.count,
+        group: unmet.gang.as_ref().map(|gang| gang.group.to_string()).unwrap_or_default(),
+    }
+}
+
 impl Core {
-    /// The cluster now. Lists at most [`ROWS_MAX`] waiting classes and names.
+    /// The cluster now. Lists at most [`ROWS_MAX`] of what there may be many of.
     pub fn snapshot(&self) -> Snapshot {
         let available: BTreeMap<_, _> =
             self.scheduler.nodes().map(|view| (view.node, amounts(&view.available))).collect();
@@ -69,6 +83,7 @@ impl Core {
             waiting: waiting.collect(),
             names: names.collect(),
             groups: self.group_snapshots(ROWS_MAX),
+            unmet: self.scheduler.unmet().iter().take(ROWS_MAX).map(shape).collect(),
             scaling: self.scaling.clone(),
         }
     }

@@ -57,6 +57,17 @@ fn a_demand_becomes_a_reservation_then_a_grant() {
 }
 
 #[test]
+fn the_shapes_of_what_waits_are_shown() {
+    let mut world = World::new();
+    let a = world.join("a", 2);
+    let job = world.start_job(a, 1);
+    world.demand(a, a.host(1), job.job, 1, 5);
+    let told = world.core.snapshot().unmet;
+    let cpus = told.iter().map(|shape| (shape.resources.get("CPU").copied(), shape.count));
+    assert_eq!(cpus.collect::<Vec<_>>(), [(Some(1.0), 3)], "two of five run: {told:?}");
+}
+
+#[test]
 fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
     let mut world = World::new();
     let a = world.join("a", 1);
