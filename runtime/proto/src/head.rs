@@ -473,6 +473,25 @@ pub enum Between {
         /// The sender's incarnation.
         node: NodeId,
     },
+    /// Behind [`Between::Hello`] on a relay stream that carries more: what follows is numbered, from `first` on. A message
+    /// of no bytes stands for one that was given up, or need not come again.
+    Begin {
+        /// Which of the sender's streams to the receiver, from 1.
+        stream: u64,
+        /// The number of the message behind this one.
+        first: u64,
+    },
+    /// Back on such a stream: all messages before this number were handed on.
+    Received {
+        /// The number.
+        next: u64,
+    },
+    /// For each of these pairs, the sender's agent has told the first host that it counts the second, a host of the
+    /// receiver's, as dead, since messages for it could not be delivered: the second is to be told the same of the first.
+    Severed {
+        /// At most [`SEVERED_MAX`].
+        pairs: Vec<(HostId, HostId)>,
+    },
     /// Messages of one host to others, in order.
     Relay {
         /// The sending host.
@@ -628,6 +647,9 @@ pub enum Between {
         nodes: Vec<NodeId>,
     },
 }
+
+/// Most pairs in [`Between::Severed`].
+pub const SEVERED_MAX: usize = 4096;
 
 /// First message on a bulk stream: what is wanted. The answer is a note, a length and the bytes.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]

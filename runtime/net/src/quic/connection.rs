@@ -55,6 +55,11 @@ impl Connection {
         Self { inner, peer: Arc::new(peer), unnamed: Arc::default() }
     }
 
+    /// Whether both are one connection.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.unnamed, &other.unnamed)
+    }
+
     /// Who the peer is, by its certificate.
     pub fn peer(&self) -> &PeerName {
         &self.peer

@@ -85,7 +85,18 @@ impl Sender {
     /// Buffers one message; writes only once [`COALESCE_BYTES_MAX`] have gathered. [`Sender::flush`] must follow.
     pub async fn feed(&mut self, body: &[u8]) -> Result<(), Error> {
         self.gather(body)?;
-        if self.gathered.len() >= COALESCE_BYTES_MAX { self.flush().await } else { Ok(()) }
+        if self.is_full() { self.flush().await } else { Ok(()) }
+    }
+
+    /// As [`Sender::feed`], but leaves all writing to [`Sender::flush`], which must follow, at the latest once this
+    /// [is full](Sender::is_full).
+    pub fn buffer(&mut self, body: &[u8]) -> Result<(), Error> {
+        self.gather(body)
+    }
+
+    /// Whether [`COALESCE_BYTES_MAX`] have gathered.
+    pub fn is_full(&self) -> bool {
+        self.gathered.len() >= COALESCE_BYTES_MAX
     }
 
     /// Writes everything buffered. Cancel-safe.

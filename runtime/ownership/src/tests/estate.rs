@@ -96,7 +96,7 @@ fn a_record_that_lacks_a_part_is_asked_for_again() {
         })
     };
     assert_eq!(say(&mut estate, 1, record(0, &[2, 3], true)), []);
-    // The next part was lost with its connection: the last stands for the claim, and is of no use.
+    // The next part was lost: the last stands for the claim, and is of no use.
     assert_eq!(say(&mut estate, 1, record(4, &[6], false)), [unclaim(THERE)]);
     assert_eq!(acts(|acts| estate.ask_again(acts)), [], "it was asked a moment ago");
     assert_eq!(asks(&acts(|acts| estate.ask_again(acts))), [(THERE, 2)]);

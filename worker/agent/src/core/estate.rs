@@ -119,7 +119,7 @@ impl Core {
         }
     }
 
-    /// Claims again what nobody has answered for a while: a message may have been lost with its connection.
+    /// Claims again what nobody has answered for a while: where too many messages wait for a node, further ones are lost.
     pub(super) fn ask_again(&mut self, now: Instant) {
         if self.ask_again_at.is_some_and(|at| at <= now) {
             self.with_estate(Estate::ask_again);

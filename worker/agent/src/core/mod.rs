@@ -10,7 +10,9 @@
 //! | `budget` | how much of the store arguments of what runs may take |
 //! | `estate` | objects of dead owners |
 //! | [`drain`] | what moves off a node that is to leave |
+//! | [`delivery`] | what must be sent to another agent again, and what came before |
 
+pub mod delivery;
 pub mod drain;
 pub mod hosts;
 pub mod leases;
@@ -492,6 +494,14 @@ impl Core {
         self.hosts.get(id)?.job.filter(|job| self.jobs.contains_key(job))
     }
 
+    /// Whether a host here runs what a driver gives to it: one that this agent started, for that driver's job. A steward
+    /// needs no driver.
+    pub fn is_of_driver(&self, host: HostId, driver: HostId) -> bool {
+        let job = self.job_of(host).and_then(|job| self.jobs.get(&job));
+        let kind = self.hosts.get(host).map(|host| host.kind);
+        matches!(kind, Some(Kind::Shared | Kind::Own)) && job.is_some_and(|state| state.job.driver == driver)
+    }
+
     /// Whether the job still runs here.
     pub fn has_job(&self, job: JobId) -> bool {
         self.jobs.contains_key(&job)
@@ -688,6 +698,9 @@ impl Core {
             Between::Kept { object, attempt, job, taken, by } => self.kept((object, attempt, job), taken, by),
             Between::Held { object, attempt, job, nodes } => self.held((object, attempt, job), nodes),
             Between::Hello { .. }
+            | Between::Begin { .. }
+            | Between::Received { .. }
+            | Between::Severed { .. }
             | Between::Relay { .. }
             | Between::NotHere { .. }
             | Between::Output { .. } => {}

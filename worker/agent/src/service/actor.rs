@@ -52,6 +52,11 @@ pub(super) enum Message {
     Host(HostId, Vec<ToAgent>, Vec<OwnedFd>, Permit),
     Head(Box<head::ToAgent>, Permit),
     Peer(Between, Permit),
+    /// A host here and one elsewhere count each other as dead. Said once for each pair.
+    Severed {
+        here: HostId,
+        there: HostId,
+    },
     DriverArrived(Outbox, Arc<Notify>, bool, oneshot::Sender<Result<HostId, Failure>>),
     /// With what limits its memory.
     Linked(HostId, Outbox, Option<Arc<Group>>),
@@ -170,6 +175,14 @@ impl Post {
         self.cast(Message::Stop(failure, reply));
         // An actor that is gone has nobody left.
         let _gone = answer.await;
+    }
+
+    /// The other agents, once the actor has started.
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> Option<Arc<Peers>> {
+        let desk = self.desk.get().and_then(Weak::upgrade)?;
+        let peers = Arc::clone(&desk.lock().peers);
+        Some(peers)
     }
 
     /// Ends the actor itself.
@@ -307,6 +320,7 @@ impl State {
             Message::Head(said, _permit) => {
                 match &*said {
                     head::ToAgent::NodeUp(node) => self.peers.node_up(node.clone()),
+                    head::ToAgent::HostEnded { host, .. } => self.routes.host_gone(*host),
                     head::ToAgent::NodeDown { node, .. } => {
                         self.peers.node_down(*node);
                         for wanted in self.memory.without(*node) {
@@ -319,6 +333,12 @@ impl State {
                 self.core.from_head(*said, now);
             }
             Message::Peer(said, _permit) => self.core.from_peer(said),
+            Message::Severed { here, there } => {
+                if self.core.is_of_driver(here, there) {
+                    warn!(host = %here, driver = %there, "a host is ended: its driver is not reached, and counts it as dead");
+                    self.end(here);
+                }
+            }
             Message::DriverArrived(outbox, close, in_process, reply) => {
                 let arrived = if self.stopping.is_some() {
                     Err(Failure::new(FailureKind::Unreachable, "the agent is ending"))
@@ -505,7 +525,7 @@ impl State {
         }
     }
 
-    fn peers_outbox(&self, node: NodeId) -> Option<super::routes::PeerOutbox> {
+    fn peers_outbox(&self, node: NodeId) -> Option<super::delivery::PeerOutbox> {
         self.routes.peer(node)
     }
 

@@ -5,10 +5,11 @@
 //! | `actor` | messages in, [`crate::core`]'s effects out |
 //! | `head` | the link to the head |
 //! | `link`, `local`, `launch` | links to hosts: sockets, memory, and processes with their output |
-//! | `routes`, `peers` | bounded ways out, to hosts and to other agents |
+//! | `routes`, `peers`, `delivery` | bounded ways out, to hosts and to other agents |
 //! | `memory`, `disk`, `provision` | copies pulled from elsewhere or read back; spilled ones; programs and files of jobs |
 
 mod actor;
+mod delivery;
 mod disk;
 mod garbage;
 mod head;

@@ -2,12 +2,15 @@
 //!
 //! Whoever dials says who it is on the first stream: a relay stream marks a connection for relays, a control
 //! stream one for bulk. Each side then opens streams on whichever connection there is; a node that only dials
-//! outward therefore dials every node that it learns of. A relay stream carries messages one way.
+//! outward therefore dials every node that it learns of, and again whenever a connection ends: the other may have
+//! something to say. A relay stream carries messages one way; what comes back says which of them were handed on
+//! ([`delivery`]). Where several connections to a node live, the newest is used for what begins.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -15,10 +18,10 @@ use futures_util::future::BoxFuture;
 use mobula_net::{
     bulk,
     identity::Role,
-    quic::{Connection, Endpoint, Incoming, Receiver, Sender, StreamKind},
+    quic::{self, Connection, Endpoint, Receiver, Sender, StreamKind},
 };
 use mobula_proto::{
-    FailureKind, HostId, NodeId,
+    Failure, HostId, NodeId,
     head::{Between, Node, Pull},
     wire::{self, Hello},
 };
@@ -27,16 +30,21 @@ use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::{
     sync::{Notify, Semaphore},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
 
 use super::{
     actor::{Message, Post},
+    delivery::{self, PeerOutbox},
     provision::Provision,
-    routes::{ForPeer, PeerOutbox, PeerQueue, Routes, receivers, unreachable},
+    routes::Routes,
 };
-use crate::core::{no_such_host, transfer::Wish};
+use crate::core::{
+    delivery::{Begin, Incoming, SAY_DELAY, Say, Taken, Violation},
+    no_such_host,
+    transfer::Wish,
+};
 
 /// How long a connection to a peer may take, retries included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,7 +52,11 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const SERVED_MAX: usize = 64;
 /// How long a peer's first message may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How long whoever only dials outward waits after a connection that ended, or did not come about, before it dials again.
+const REDIAL_PAUSE: Duration = Duration::from_millis(500);
+/// Most connections of one kind to one node that are known at once. Older ones are there for what they carry.
+const CONNECTIONS_MAX: usize = 4;
 
 /// Which of a peer's two connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +74,17 @@ pub(super) enum Error {
     #[error("this agent has no network")]
     NoNetwork,
     #[error(transparent)]
-    Net(#[from] mobula_net::quic::Error),
+    Net(#[from] quic::Error),
     #[error(transparent)]
     Wire(#[from] wire::Error),
     #[error(transparent)]
     Relay(#[from] mobula_proto::relay::Malformed),
     #[error("the peer's first message is not who it is")]
     NoHello,
+    #[error("the peer says on a relay stream what does not belong there")]
+    NoBegin,
+    #[error(transparent)]
+    Delivery(#[from] Violation),
     #[error("the peer calls itself {claimed}, but its certificate names {certified:?}")]
     Imposter { claimed: NodeId, certified: String },
 }
@@ -76,11 +92,22 @@ pub(super) enum Error {
 #[derive(Debug)]
 struct Peer {
     node: Node,
-    relay: Option<Connection>,
-    bulk: Option<Connection>,
+    relay: Vec<Connection>,
+    bulk: Vec<Connection>,
+    /// Held while a message is handed on.
+    incoming: Arc<tokio::sync::Mutex<Incoming>>,
     dialling: Arc<tokio::sync::Mutex<()>>,
     _task: task::Guard,
-    _dial: Option<task::Guard>,
+    _dial: Vec<task::Guard>,
+}
+
+impl Peer {
+    fn connections(&mut self, line: Line) -> &mut Vec<Connection> {
+        match line {
+            Line::Relay => &mut self.relay,
+            Line::Bulk => &mut self.bulk,
+        }
+    }
 }
 
 /// All other agents.
@@ -125,23 +152,28 @@ impl Peers {
             return;
         }
         let id = node.node;
-        let (outbox, queue) = PeerOutbox::new();
         // Held until the peer is in the table, where the tasks look for it.
         let mut peers = self.peers.lock();
-        let sending = task::scoped("peer-relay", send_all(Arc::downgrade(self), id, queue));
-        let dial = (!self.listens && !node.address.is_empty() && self.endpoint.is_some()).then(|| {
-            let weak = Arc::downgrade(self);
-            task::scoped("peer-dial", async move {
-                let Some(peers) = weak.upgrade() else { return };
-                for line in [Line::Relay, Line::Bulk] {
-                    if let Err(error) = peers.connection(id, line).await {
-                        warn!(peer = %id, %error, "a node cannot be reached from here");
-                    }
-                }
-            })
-        });
-        let peer =
-            Peer { node, relay: None, bulk: None, dialling: Arc::default(), _task: sending, _dial: dial };
+        if let Some(known) = peers.get_mut(&id) {
+            // What was numbered goes on.
+            known.node = node;
+            return;
+        }
+        let (outbox, queue) = PeerOutbox::new(Arc::clone(self.routes.severed()));
+        let sending = task::scoped("peer-relay", delivery::send_all(Arc::downgrade(self), id, queue));
+        let dials = !self.listens && !node.address.is_empty() && self.endpoint.is_some();
+        let lines = [Line::Relay, Line::Bulk].into_iter().filter(|_| dials);
+        let dial =
+            lines.map(|line| task::scoped("peer-dial", keep_up(Arc::downgrade(self), id, line))).collect();
+        let peer = Peer {
+            node,
+            relay: Vec::new(),
+            bulk: Vec::new(),
+            incoming: Arc::default(),
+            dialling: Arc::default(),
+            _task: sending,
+            _dial: dial,
+        };
         peers.insert(id, peer);
         drop(peers);
         self.routes.add_peer(id, outbox);
@@ -156,8 +188,9 @@ impl Peers {
             *last = node.incarnation.max(*last);
         }
         self.routes.remove_peer(node);
-        if let Some(peer) = self.peers.lock().remove(&node) {
-            for connection in [peer.relay, peer.bulk].into_iter().flatten() {
+        let removed = self.peers.lock().remove(&node);
+        if let Some(peer) = removed {
+            for connection in peer.relay.into_iter().chain(peer.bulk) {
                 connection.close("the head says that this node is gone");
             }
         }
@@ -174,23 +207,52 @@ impl Peers {
         let Some(endpoint) = self.endpoint.clone() else { return };
         while let Some(incoming) = endpoint.accept().await {
             match incoming {
-                Incoming::Peer(connection) if connection.peer().role != Role::Head => {
+                quic::Incoming::Peer(connection) if connection.peer().role != Role::Head => {
                     drop(task::spawn("peer-streams", streams(Arc::clone(&self), connection, None)));
                 }
-                Incoming::Peer(connection) => connection.close("a head has no business here"),
-                Incoming::Join(_) => {}
+                quic::Incoming::Peer(connection) => connection.close("a head has no business here"),
+                quic::Incoming::Join(_) => {}
             }
         }
     }
 
     fn existing(&self, node: NodeId, line: Line) -> Result<Option<Connection>, Error> {
+        let mut peers = self.peers.lock();
+        let connections = peers.get_mut(&node).ok_or(Error::Gone(node))?.connections(line);
+        connections.retain(|connection| connection.close_reason().is_none());
+        Ok(connections.last().cloned())
+    }
+
+    /// Where delivery from a node stands.
+    fn incoming(&self, node: NodeId) -> Result<Arc<tokio::sync::Mutex<Incoming>>, Error> {
         let peers = self.peers.lock();
-        let peer = peers.get(&node).ok_or(Error::Gone(node))?;
-        let connection = match line {
-            Line::Relay => &peer.relay,
-            Line::Bulk => &peer.bulk,
-        };
-        Ok(connection.clone().filter(|connection| connection.close_reason().is_none()))
+        peers.get(&node).map(|peer| Arc::clone(&peer.incoming)).ok_or(Error::Gone(node))
+    }
+
+    /// From now on a host here and one elsewhere count each other as dead.
+    pub(super) fn sever(&self, here: HostId, there: HostId, failure: Failure) {
+        if self.routes.sever(here, there, failure) {
+            self.post.cast(Message::Severed { here, there });
+        }
+    }
+
+    pub(super) fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// How many connections for relays there are.
+    #[cfg(test)]
+    pub(super) fn relays(&self) -> usize {
+        let peers = self.peers.lock();
+        peers.values().flat_map(|peer| &peer.relay).filter(|relay| relay.close_reason().is_none()).count()
+    }
+
+    /// Closes the connections for relays to all nodes.
+    #[cfg(test)]
+    pub(super) fn break_relays(&self) {
+        for peer in self.peers.lock().values() {
+            peer.relay.iter().for_each(|connection| connection.close("a test breaks it"));
+        }
     }
 
     /// The connection to a node, made now if need be and the node can be dialled, else waited for.
@@ -248,20 +310,19 @@ impl Peers {
         Ok(connection)
     }
 
-    fn hello(&self) -> Result<AlignedVec, wire::Error> {
+    pub(super) fn hello(&self) -> Result<AlignedVec, wire::Error> {
         wire::encode(&Between::Hello { hello: Hello::new(wire::Role::Agent), node: self.me })
     }
 
-    /// The first established is used; a second one (both dialled at once) is there for what it carries.
+    /// There may be several: both sides dial at once, or one of them knows sooner that the first is broken.
     fn keep(&self, node: NodeId, line: Line, connection: &Connection) {
         if let Some(peer) = self.peers.lock().get_mut(&node) {
-            let slot = match line {
-                Line::Relay => &mut peer.relay,
-                Line::Bulk => &mut peer.bulk,
-            };
-            if slot.as_ref().is_none_or(|old| old.close_reason().is_some()) {
-                *slot = Some(connection.clone());
+            let connections = peer.connections(line);
+            connections.retain(|old| old.close_reason().is_none() && !old.is(connection));
+            if connections.len() == CONNECTIONS_MAX {
+                connections.remove(0);
             }
+            connections.push(connection.clone());
         }
         self.changed.notify_waiters();
     }
@@ -294,59 +355,126 @@ impl Peers {
         }
     }
 
-    async fn relay_stream(self: &Arc<Self>, from: NodeId, mut receiver: Receiver) -> Result<(), Error> {
+    /// Hands on what comes on a relay stream, each message once and in order, however many streams it comes on.
+    async fn relay_stream(
+        self: &Arc<Self>,
+        from: NodeId,
+        mut back: Sender,
+        mut receiver: Receiver,
+    ) -> Result<(), Error> {
+        // Who dials says only who it is.
+        let Some(begin) = receiver.recv().await? else { return Ok(()) };
+        let Between::Begin { stream, first } = wire::decode(&begin)? else { return Err(Error::NoBegin) };
+        let incoming = self.incoming(from)?;
+        // What another stream is handing on is handed on before.
+        let begun = incoming.lock().await.begin(Begin { stream, first })?;
+        let Some(mut stream) = begun else { return Ok(()) };
         let permits = self.post.permits();
-        while let Some(bytes) = receiver.recv().await? {
-            match wire::decode(&bytes)? {
-                Between::Relay { from: host, job, batch } if host.node == from => {
-                    self.routes.relayed(host, job, batch.into()).await?;
+        let mut later = pin!(sleep(SAY_DELAY));
+        let mut waits = false;
+        let mut next = incoming.lock().await.say(&stream);
+        loop {
+            // Who does not hear it has another stream, or will.
+            if let Some(next) = next.take()
+                && back.send(&wire::encode(&Between::Received { next })?).await.is_err()
+            {
+                break;
+            }
+            let bytes = tokio::select! {
+                biased;
+                bytes = receiver.recv() => bytes?,
+                () = &mut later, if waits => {
+                    waits = false;
+                    next = incoming.lock().await.say(&stream);
+                    continue;
                 }
-                Between::Output { to, from: host, stderr, line } if host.node == from => {
-                    self.routes.output(to, host, stderr, line).await;
+            };
+            let Some(bytes) = bytes else { break };
+            let mut incoming = incoming.lock().await;
+            match incoming.take(&mut stream, bytes.len()) {
+                Taken::Next if bytes.is_empty() => {}
+                Taken::Next => self.hand_on(from, &bytes, &permits).await?,
+                Taken::Again => continue,
+                Taken::Over => break,
+            }
+            match incoming.due() {
+                Say::Now => {
+                    waits = false;
+                    next = incoming.say(&stream);
                 }
-                Between::NotHere { host: HostId { node, .. }, .. }
-                | Between::Claim { host: HostId { node, .. }, .. }
-                | Between::Unclaim { host: HostId { node, .. }, .. }
-                | Between::Claimed { by: node, .. }
-                    if node != from =>
-                {
-                    warn!(peer = %from, "a node speaks for another");
+                Say::Later if !waits => {
+                    waits = true;
+                    later.as_mut().reset(Instant::now() + SAY_DELAY);
                 }
-                Between::OutputEnded { node, .. } if node != from => {
-                    warn!(peer = %from, "a node speaks for another");
+                Say::Later | Say::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_on(
+        self: &Arc<Self>,
+        from: NodeId,
+        bytes: &[u8],
+        permits: &Arc<Semaphore>,
+    ) -> Result<(), Error> {
+        match wire::decode(bytes)? {
+            Between::Relay { from: host, job, batch } if host.node == from => {
+                self.routes.relayed(host, job, batch.into()).await?;
+            }
+            Between::Output { to, from: host, stderr, line } if host.node == from => {
+                self.routes.output(to, host, stderr, line).await;
+            }
+            Between::NotHere { host: HostId { node, .. }, .. }
+            | Between::Claim { host: HostId { node, .. }, .. }
+            | Between::Unclaim { host: HostId { node, .. }, .. }
+            | Between::Claimed { by: node, .. }
+                if node != from =>
+            {
+                warn!(peer = %from, "a node speaks for another");
+            }
+            Between::OutputEnded { node, .. } if node != from => {
+                warn!(peer = %from, "a node speaks for another");
+            }
+            Between::Contains { copy, .. } | Between::Keep { copy, .. } | Between::Moved { copy, .. }
+                if copy.node != from =>
+            {
+                warn!(peer = %from, "a node gives away what is another's");
+            }
+            Between::Kept { by, .. } if by != from => warn!(peer = %from, "a node speaks for another"),
+            Between::Noted { object, .. } if object.owner.node != from => {
+                warn!(peer = %from, "a node speaks for a host of another");
+            }
+            Between::NotHere { from: sender, host } => {
+                self.routes.unreachable(sender, host, no_such_host(host));
+            }
+            // Handed on behind the lines that came before it.
+            message @ (Between::Free { .. }
+            | Between::Discard { .. }
+            | Between::Drop { .. }
+            | Between::Claim { .. }
+            | Between::Claimed { .. }
+            | Between::Unclaim { .. }
+            | Between::Contains { .. }
+            | Between::Keep { .. }
+            | Between::Moved { .. }
+            | Between::Noted { .. }
+            | Between::Kept { .. }
+            | Between::Held { .. }
+            | Between::OutputEnded { .. }) => {
+                self.post.send(permits, |permit| Message::Peer(message, permit)).await;
+            }
+            Between::Severed { pairs } => {
+                for (there, here) in pairs.into_iter().filter(|(there, _)| there.node == from) {
+                    let why = format!("it did not reach {} within {CONNECT_TIMEOUT:?}", self.me);
+                    self.sever(here, there, delivery::unreached(from, there, &why));
                 }
-                Between::Contains { copy, .. } | Between::Keep { copy, .. } | Between::Moved { copy, .. }
-                    if copy.node != from =>
-                {
-                    warn!(peer = %from, "a node gives away what is another's");
-                }
-                Between::Kept { by, .. } if by != from => warn!(peer = %from, "a node speaks for another"),
-                Between::Noted { object, .. } if object.owner.node != from => {
-                    warn!(peer = %from, "a node speaks for a host of another");
-                }
-                Between::NotHere { from: sender, host } => {
-                    self.routes.unreachable(sender, host, no_such_host(host));
-                }
-                // Handed on behind the lines that came before it.
-                message @ (Between::Free { .. }
-                | Between::Discard { .. }
-                | Between::Drop { .. }
-                | Between::Claim { .. }
-                | Between::Claimed { .. }
-                | Between::Unclaim { .. }
-                | Between::Contains { .. }
-                | Between::Keep { .. }
-                | Between::Moved { .. }
-                | Between::Noted { .. }
-                | Between::Kept { .. }
-                | Between::Held { .. }
-                | Between::OutputEnded { .. }) => {
-                    self.post.send(&permits, |permit| Message::Peer(message, permit)).await;
-                }
-                Between::Hello { .. } => {}
-                Between::Relay { .. } | Between::Output { .. } => {
-                    warn!(peer = %from, "a node speaks for a host of another");
-                }
+            }
+            Between::Hello { .. } | Between::Begin { .. } | Between::Received { .. } => {
+                return Err(Error::NoBegin);
+            }
+            Between::Relay { .. } | Between::Output { .. } => {
+                warn!(peer = %from, "a node speaks for a host of another");
             }
         }
         Ok(())
@@ -376,6 +504,30 @@ impl Peers {
         if let Some(wish) = asked.into_inner() {
             self.post.served(wish, sent).await;
         }
+    }
+}
+
+/// Keeps a connection to a node that cannot dial this one.
+async fn keep_up(peers: Weak<Peers>, node: NodeId, line: Line) {
+    let mut told = false;
+    loop {
+        let connection = match peers.upgrade() {
+            Some(peers) => peers.connection(node, line).await,
+            None => return,
+        };
+        match connection {
+            Ok(connection) => {
+                told = false;
+                let ended = connection.closed().await;
+                debug!(peer = %node, %ended, "a connection ended");
+            }
+            Err(Error::Gone(_)) => return,
+            Err(error) if !std::mem::replace(&mut told, true) => {
+                warn!(peer = %node, %error, "a node cannot be reached from here");
+            }
+            Err(_) => {}
+        }
+        sleep(REDIAL_PAUSE).await;
     }
 }
 
@@ -420,7 +572,7 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
                             peers.keep(from, line, &connection);
                         }
                         if kind == StreamKind::Relay {
-                            peers.relay_stream(from, receiver).await
+                            peers.relay_stream(from, sender, receiver).await
                         } else {
                             Ok(())
                         }
@@ -431,91 +583,8 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
                         warn!(%error, peer = %connection.peer(), "a peer is turned away");
                         connection.close(&error.to_string());
                     }
-                    drop(sender);
                 }));
             }
         }
     }
-}
-
-/// Sends what is queued for one node, until it is gone.
-async fn send_all(peers: std::sync::Weak<Peers>, node: NodeId, mut queue: PeerQueue) {
-    let stream = Arc::clone(&queue.stream);
-    while let Some((batch, queued)) = queue.next().await {
-        let Some(peers) = peers.upgrade() else { return };
-        let bodies: Result<Vec<_>, _> = batch.iter().map(|item| wire::encode(&item.message)).collect();
-        let sent = match bodies {
-            Ok(bodies) => {
-                let mut sender = stream.sender.lock().await;
-                let sent = send_batch(&peers, node, &mut sender, &bodies).await;
-                if sent.is_err() {
-                    *sender = None;
-                }
-                sent
-            }
-            Err(error) => Err(error.into()),
-        };
-        stream.done(queued);
-        if let Err(error) = sent {
-            warn!(peer = %node, %error, messages = queued, "messages to a node are lost");
-            for (from, to) in losers(&batch) {
-                peers.routes.unreachable(from, to, lost(node, to, &error));
-            }
-            drop(peers);
-            // Objects must not stay for ever because word of them was lost: it is sent again for as long as the node lives.
-            if queue.put_back(batch) {
-                sleep(GARBAGE_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// How long it waits to say again what may go at a node that could not be reached.
-const GARBAGE_PAUSE: Duration = Duration::from_secs(1);
-
-/// Whose messages to whom are lost with a batch, each pair once.
-fn losers(batch: &[ForPeer]) -> BTreeSet<(HostId, HostId)> {
-    let mut all = BTreeSet::new();
-    for item in batch {
-        if let Between::Relay { from, batch, .. } = &item.message {
-            all.extend(receivers(batch).into_iter().map(|to| (*from, to)));
-        }
-    }
-    all
-}
-
-fn lost(node: NodeId, to: HostId, error: &Error) -> mobula_proto::Failure {
-    let mut failure = unreachable(node, &error.to_string()).of(to.to_string());
-    failure.kind = FailureKind::Unreachable;
-    failure
-}
-
-async fn send_bodies(sender: &mut Sender, bodies: &[AlignedVec]) -> Result<(), mobula_net::quic::Error> {
-    for body in bodies {
-        sender.feed(body).await?;
-    }
-    sender.flush().await
-}
-
-async fn send_batch(
-    peers: &Arc<Peers>,
-    node: NodeId,
-    stream: &mut Option<Sender>,
-    bodies: &[AlignedVec],
-) -> Result<(), Error> {
-    if let Some(sender) = stream
-        && send_bodies(sender, bodies).await.is_ok()
-    {
-        return Ok(());
-    }
-    // A stream that broke may have delivered some of the batch: hosts drop what they have seen.
-    let connection = peers.connection(node, Line::Relay).await?;
-    let hello = peers.hello()?;
-    let (mut sender, _) = timeout(CONNECT_TIMEOUT, connection.open(StreamKind::Relay))
-        .await
-        .map_err(|_| Error::Timeout(node))??;
-    sender.send(&hello).await?;
-    send_bodies(&mut sender, bodies).await?;
-    *stream = Some(sender);
-    Ok(())
 }

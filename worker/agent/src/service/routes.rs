@@ -19,7 +19,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use mobula_net::quic;
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, head::Between, host::ToHost, relay as wire_relay,
     wire,
@@ -30,7 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use super::{
-    garbage::Garbage,
+    delivery::{PeerOutbox, Severed},
     local::{TO_HOST_MAX, ToLocal},
     relay,
 };
@@ -208,7 +207,7 @@ async fn say_reclaims(sender: ToLocal, reclaims: Arc<Mutex<Reclaims>>) {
     }
 }
 
-fn units(bytes: usize) -> u32 {
+pub(super) fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES).clamp(1, ROOM_UNITS)).unwrap_or(u32::MAX)
 }
 
@@ -416,155 +415,71 @@ struct Route {
     outbox: Outbox,
 }
 
-/// What one outbox carries to another agent.
-pub(super) struct ForPeer {
-    pub(super) message: Between,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-/// The stream to another agent, into which whoever has a message for it writes while none waits in the queue.
-#[derive(Default)]
-pub(super) struct Stream {
-    pub(super) sender: tokio::sync::Mutex<Option<quic::Sender>>,
-    /// Messages of the queue that are not in the stream yet.
-    queued: AtomicUsize,
-}
-
-impl Stream {
-    /// So many messages of the queue are in the stream, or lost.
-    pub(super) fn done(&self, messages: usize) {
-        self.queued.fetch_sub(messages, Ordering::Release);
-    }
-
-    /// Writes a message past the queue; `false` where that is not possible. While the peer takes nothing, who writes
-    /// waits, and everybody else's messages gather behind.
-    async fn write(&self, message: &Between) -> bool {
-        if self.queued.load(Ordering::Acquire) > 0 {
-            return false;
-        }
-        let Ok(mut sender) = self.sender.try_lock() else { return false };
-        let (Some(stream), Ok(body)) = (&mut *sender, wire::encode(message)) else { return false };
-        let written = stream.send(&body).await.is_ok();
-        if !written {
-            *sender = None;
-        }
-        written
-    }
-}
-
-/// The way to one other agent.
-#[derive(Clone)]
-pub(super) struct PeerOutbox {
-    sender: mpsc::Sender<ForPeer>,
-    stream: Arc<Stream>,
-    garbage: Arc<Pending>,
-    room: Arc<Semaphore>,
-}
-
-/// What there is for one other agent.
-pub(super) struct PeerQueue {
-    messages: mpsc::Receiver<ForPeer>,
-    garbage: Arc<Pending>,
-    pub(super) stream: Arc<Stream>,
-}
-
-/// What may go at the other agent's node, and whoever waits to say so.
-#[derive(Default)]
-struct Pending {
-    garbage: Mutex<Garbage>,
-    more: Notify,
-}
-
-/// Most messages to another agent that are sent together, and as many again about garbage.
-const BATCH_MAX: usize = 64;
-
-impl PeerQueue {
-    /// The next ones to be sent together, once there are any, and how many of them were queued; `None` at the end.
-    pub(super) async fn next(&mut self) -> Option<(Vec<ForPeer>, usize)> {
-        let mut batch = Vec::new();
-        loop {
-            while batch.len() < BATCH_MAX
-                && let Ok(next) = self.messages.try_recv()
-            {
-                batch.push(next);
-            }
-            let queued = batch.len();
-            {
-                let mut garbage = self.garbage.garbage.lock();
-                let told = std::iter::from_fn(|| garbage.next()).take(BATCH_MAX);
-                batch.extend(told.map(|message| ForPeer { message, _room: None }));
-            }
-            if !batch.is_empty() {
-                return Some((batch, queued));
-            }
-            tokio::select! {
-                first = self.messages.recv() => batch.push(first?),
-                () = self.garbage.more.notified() => {}
-            }
-        }
-    }
-
-    /// These could not be sent. What says that objects may go is sent later; whether there is any of that.
-    pub(super) fn put_back(&mut self, batch: Vec<ForPeer>) -> bool {
-        let mut garbage = self.garbage.garbage.lock();
-        for item in batch {
-            // Whoever waits for the others is told by the caller.
-            let _lost = garbage.add(item.message);
-        }
-        !garbage.is_empty()
-    }
-}
-
-impl PeerOutbox {
-    pub(super) fn new() -> (Self, PeerQueue) {
-        let (sender, messages) = mpsc::channel(CONTROL_MAX + ROOM_UNITS);
-        let (stream, garbage) = (Arc::<Stream>::default(), Arc::<Pending>::default());
-        let queue = PeerQueue { messages, garbage: Arc::clone(&garbage), stream: Arc::clone(&stream) };
-        (Self { sender, stream, garbage, room: Arc::new(Semaphore::new(ROOM_UNITS)) }, queue)
-    }
-
-    pub(super) fn tell(&self, message: Between) -> Result<(), Undelivered> {
-        let message = match self.garbage.garbage.lock().add(message) {
-            Ok(()) => {
-                self.garbage.more.notify_one();
-                return Ok(());
-            }
-            Err(message) => message,
-        };
-        self.stream.queued.fetch_add(1, Ordering::Relaxed);
-        self.sender.try_send(ForPeer { message, _room: None }).map_err(|error| {
-            self.stream.done(1);
-            match error {
-                mpsc::error::TrySendError::Full(_) => Undelivered::Full,
-                mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
-            }
-        })
-    }
-
-    async fn relay(&self, message: Between, bytes: usize) -> Result<(), Undelivered> {
-        if self.stream.write(&message).await {
-            return Ok(());
-        }
-        let room = Arc::clone(&self.room);
-        let room = room.acquire_many_owned(units(bytes)).await.map_err(|_| Undelivered::Closed)?;
-        self.stream.queued.fetch_add(1, Ordering::Relaxed);
-        let sent = self.sender.send(ForPeer { message, _room: Some(room) }).await;
-        sent.map_err(|_| Undelivered::Closed)
-    }
-}
-
 /// All ways out.
 pub(super) struct Routes {
     node: NodeId,
     hosts: RwLock<BTreeMap<HostId, Arc<Route>>>,
     peers: RwLock<BTreeMap<NodeId, PeerOutbox>>,
-    /// Hosts elsewhere that are to be told that others are not here.
+    /// Hosts that are to be told, after [`ABSENT_WAIT`], that nobody hears them: others are not here, or count them as dead.
     absent: Mutex<BTreeSet<(HostId, HostId)>>,
+    severed: Arc<Severed>,
 }
 
 impl Routes {
     pub(super) fn new(node: NodeId) -> Self {
-        Self { node, hosts: RwLock::default(), peers: RwLock::default(), absent: Mutex::default() }
+        Self {
+            node,
+            hosts: RwLock::default(),
+            peers: RwLock::default(),
+            absent: Mutex::default(),
+            severed: Arc::default(),
+        }
+    }
+
+    /// Which pairs of hosts count each other as dead.
+    pub(super) fn severed(&self) -> &Arc<Severed> {
+        &self.severed
+    }
+
+    /// From now on a host here and one elsewhere count each other as dead; the one here is told so. Whether that is news.
+    pub(super) fn sever(&self, here: HostId, there: HostId, failure: Failure) -> bool {
+        let news = {
+            // While this is held, the host does not go: what is noted of it is forgotten then.
+            let hosts = self.hosts.read();
+            hosts.contains_key(&here) && self.severed.add(here, there)
+        };
+        if news {
+            self.unreachable(here, there, failure);
+        }
+        news
+    }
+
+    /// A host here still says something to one of which it was told that it died. It hears so again, lest it wait for
+    /// an answer.
+    pub(super) fn still_severed(self: &Arc<Self>, here: HostId, there: HostId) {
+        self.after_a_while((here, there), move |routes| {
+            let why = "messages to it were given up before";
+            routes.unreachable(here, there, unreachable(there.node, why).of(there.to_string()));
+        });
+    }
+
+    /// Says something to the first that concerns the second, unless that is about to be said.
+    fn after_a_while(self: &Arc<Self>, pair: (HostId, HostId), say: impl FnOnce(&Self) + Send + 'static) {
+        let mut absent = self.absent.lock();
+        if absent.len() < ABSENT_MAX && absent.insert(pair) {
+            drop(absent);
+            let routes = Arc::clone(self);
+            drop(task::spawn("not-here", async move {
+                tokio::time::sleep(ABSENT_WAIT).await;
+                routes.absent.lock().remove(&pair);
+                say(&routes);
+            }));
+        }
+    }
+
+    /// A host elsewhere is gone.
+    pub(super) fn host_gone(&self, host: HostId) {
+        self.severed.forget(|other| other == host);
     }
 
     pub(super) fn add_host(&self, host: HostId, job: JobId, outbox: Outbox) {
@@ -572,9 +487,11 @@ impl Routes {
     }
 
     pub(super) fn remove_host(&self, host: HostId) {
-        if let Some(route) = self.hosts.write().remove(&host) {
+        let removed = self.hosts.write().remove(&host);
+        if let Some(route) = removed {
             route.outbox.close();
         }
+        self.host_gone(host);
     }
 
     pub(super) fn add_peer(&self, node: NodeId, outbox: PeerOutbox) {
@@ -583,8 +500,9 @@ impl Routes {
 
     pub(super) fn remove_peer(&self, node: NodeId) {
         if let Some(outbox) = self.peers.write().remove(&node) {
-            outbox.room.close();
+            outbox.close();
         }
+        self.severed.forget(|host| host.node == node);
     }
 
     pub(super) fn peer(&self, node: NodeId) -> Option<PeerOutbox> {
@@ -634,22 +552,13 @@ impl Routes {
     ) -> Result<(), wire_relay::Malformed> {
         for to in self.hand_over(from, job, batch).await? {
             debug!(host = %from, %to, "relayed messages found nobody");
-            let mut absent = self.absent.lock();
-            if absent.len() < ABSENT_MAX && absent.insert((from, to)) {
-                drop(absent);
-                let routes = Arc::clone(self);
-                drop(task::spawn("not-here", async move {
-                    tokio::time::sleep(ABSENT_WAIT).await;
-                    routes.not_here(from, to);
-                }));
-            }
+            self.after_a_while((from, to), move |routes| routes.not_here(from, to));
         }
         Ok(())
     }
 
     /// Tells a host elsewhere that another is not here.
     fn not_here(&self, from: HostId, host: HostId) {
-        self.absent.lock().remove(&(from, host));
         if let Some(peer) = self.peer(from.node)
             && peer.tell(Between::NotHere { from, host }) == Err(Undelivered::Full)
         {
@@ -676,6 +585,9 @@ impl Routes {
     /// Hands messages to a host here; `false` where there is none such.
     async fn deliver(&self, from: HostId, job: JobId, to: HostId, run: Bytes) -> bool {
         let Some(route) = self.host(to) else { return false };
+        if self.severed.has(to, from) {
+            return true;
+        }
         route.outbox.relay(from, route.job == job, run).await.is_ok()
     }
 

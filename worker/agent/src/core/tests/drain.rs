@@ -175,7 +175,7 @@ fn what_is_given_comes_with_the_refs_inside() {
         Between::Contains { object, copy: given, at, refs }
     };
     let keep = || Between::Keep { object, copy: given, refs: 3, inherited: false };
-    // One part is lost with its connection: it is given again later.
+    // One part is lost, since too many waited: it is given again later.
     rig.core.from_peer(part(0, &[1]));
     rig.core.from_peer(part(2, &[3]));
     rig.core.from_peer(keep());

@@ -1,5 +1,6 @@
 //! Whole agents, with a head and hosts that the tests play themselves.
 
+mod broken;
 mod one;
 mod slow;
 mod two;
