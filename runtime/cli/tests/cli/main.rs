@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics, and so do its helpers")]
 
 mod cluster;
+mod explaining;
 mod harness;
 mod jobs;
 mod nodes;
