@@ -274,12 +274,11 @@ impl Estate {
         });
     }
 
-    /// The answer of another agent, or a part of it.
+    /// The answer of another agent, or a part of it, to the question of that number for a host here.
     pub fn on_claimed(
         &mut self,
         from: NodeId,
-        host: HostId,
-        number: u64,
+        (host, number): (HostId, u64),
         answers: Answers,
         nodes: &BTreeSet<NodeId>,
         find: impl Fn(ObjectId) -> Option<Record>,

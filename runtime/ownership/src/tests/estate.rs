@@ -92,7 +92,7 @@ fn a_record_that_lacks_a_part_is_asked_for_again() {
     assert_eq!(asked, [(THERE, 1)], "the likeliest alone");
     let say = |estate: &mut Estate, number, record| {
         acts(|acts| {
-            estate.on_claimed(THERE, HOST, number, vec![(object(1), Some(record))], &nodes, |_| None, acts)
+            estate.on_claimed(THERE, (HOST, number), vec![(object(1), Some(record))], &nodes, |_| None, acts)
         })
     };
     assert_eq!(say(&mut estate, 1, record(0, &[2, 3], true)), []);
@@ -123,12 +123,12 @@ fn who_is_gone_has_no_answer_and_all_others_are_asked() {
     assert_eq!(asks(&acts(|acts| estate.node_gone(THERE, &nodes, |_| None, acts))), [(THIRD, 2)]);
     let none = vec![(object(1), None)];
     assert_eq!(
-        acts(|acts| estate.on_claimed(THIRD, HOST, 1, none.clone(), &nodes, |_| None, acts)),
+        acts(|acts| estate.on_claimed(THIRD, (HOST, 1), none.clone(), &nodes, |_| None, acts)),
         [],
         "not to this question"
     );
     assert_eq!(
-        acts(|acts| estate.on_claimed(THIRD, HOST, 2, none.clone(), &nodes, |_| None, acts)),
+        acts(|acts| estate.on_claimed(THIRD, (HOST, 2), none.clone(), &nodes, |_| None, acts)),
         [told(none)]
     );
     assert!(!estate.is_asking());
@@ -137,11 +137,11 @@ fn who_is_gone_has_no_answer_and_all_others_are_asked() {
     assert_eq!(asked, [(THERE, 1), (THIRD, 1)]);
     let found = || vec![(object(1), Some(record(0, &[], false)))];
     assert_eq!(
-        acts(|acts| estate.on_claimed(THERE, HOST, 1, found(), &nodes, |_| None, acts)),
+        acts(|acts| estate.on_claimed(THERE, (HOST, 1), found(), &nodes, |_| None, acts)),
         [told(found())]
     );
     assert_eq!(
-        acts(|acts| estate.on_claimed(THIRD, HOST, 1, found(), &nodes, |_| None, acts)),
+        acts(|acts| estate.on_claimed(THIRD, (HOST, 1), found(), &nodes, |_| None, acts)),
         [unclaim(THIRD)]
     );
 }
@@ -151,7 +151,7 @@ fn a_node_that_is_gone_may_have_given_what_it_had_to_any_other() {
     let (mut estate, mut nodes, asked) = claims(None);
     assert_eq!(asked, [(THERE, 1), (THIRD, 1)]);
     let none = vec![(object(1), None)];
-    assert_eq!(acts(|acts| estate.on_claimed(THIRD, HOST, 1, none, &nodes, |_| None, acts)), []);
+    assert_eq!(acts(|acts| estate.on_claimed(THIRD, (HOST, 1), none, &nodes, |_| None, acts)), []);
     nodes.remove(&THERE);
     let gone = |estate: &mut Estate, node, nodes: &BTreeSet<NodeId>, here: Option<Record>| {
         acts(|acts| estate.node_gone(node, nodes, |_| here.clone(), acts))

@@ -369,7 +369,7 @@ impl World {
             }),
             News::Answer(host, number, answers) => self.with_estate(agent, |estate, world, acts| {
                 let find = |object| world.find(node, object);
-                estate.on_claimed(peer.unwrap(), host, number, answers, &nodes, find, acts);
+                estate.on_claimed(peer.unwrap(), (host, number), answers, &nodes, find, acts);
             }),
             News::Release(host, object) => {
                 self.with_estate(agent, |estate, _, acts| estate.unclaim(host, object, acts));

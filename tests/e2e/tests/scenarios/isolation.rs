@@ -182,7 +182,11 @@ pub fn is_stranger() -> bool {
     for word in words.split(' ') {
         let got = match word.parse() {
             Ok(pid) => got_of_process(pid),
-            Err(_) => got_of_socket(Path::new(word)),
+            Err(_) => {
+                let mut got = got_of_socket(Path::new(word));
+                got.extend(got_as_driver(word));
+                got
+            }
         };
         for got in got {
             println!("{word}: {got}");
@@ -239,6 +243,17 @@ fn got_of_socket(path: &Path) -> Vec<String> {
         Ok(read) => vec![format!("the agent said {read} bytes")],
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
         Err(error) => vec![format!("the agent listens: {error}")],
+    }
+}
+
+/// What an agent gives to a stranger who talks as drivers do.
+fn got_as_driver(path: &str) -> Option<String> {
+    let builder = Cluster::connect(&format!("unix:{path}")).quiet();
+    match private::drive(builder, async |_: Cluster| ()) {
+        Ok(_) => Some("a driver's place".to_owned()),
+        // Turned away before it has said anything, or while it does.
+        Err(error) if error.to_string().contains("the agent ") => None,
+        Err(error) => Some(format!("something else: {error}")),
     }
 }
 

@@ -139,7 +139,7 @@ impl Core {
         let (nodes, mut acts) = (self.others(), Vec::new());
         let (me, here) = (self.config.node, &self.objects);
         let find = |object| here.primary(object, me);
-        self.estate.on_claimed(from, host, number, answers, &nodes, find, &mut acts);
+        self.estate.on_claimed(from, (host, number), answers, &nodes, find, &mut acts);
         self.carry_out(acts);
     }
 
