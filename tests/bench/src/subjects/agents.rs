@@ -44,7 +44,7 @@ macro_rules! rows {
             Row::less(concat!($count, " agents, 10 with work: the same for the first fifth of leases"), "ms"),
             Row::less(concat!($count, " agents, 10 with work: the same for the last fifth of leases"), "ms")
                 .limit(concat!($count, " agents, 10 with work: the same for the first fifth of leases"))
-                .targets(&[Target::WithinLimit(1.25)]),
+                .targets(&[Target::WithinLimit(1.15)]),
             Row::less(concat!($count, " agents, 10 with work: from a demand to its lease, p50"), "ms"),
             Row::less(concat!($count, " agents, 10 with work: from a demand to its lease, p99"), "ms"),
             Row::more(concat!($count, " agents, 10 with work: leases"), "1/s"),
@@ -68,7 +68,7 @@ const SPREAD_10: Option<&str> = Some("10 agents: the head's processor time for 1
 /// Where there is a cluster without idle agents to hold it against, it is to cost what that costs.
 const fn flat(limit: Option<&str>) -> &'static [Target] {
     match limit {
-        Some(_) => &[Target::WithinLimit(1.25)],
+        Some(_) => &[Target::WithinLimit(1.15)],
         None => &[],
     }
 }
