@@ -111,7 +111,15 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     const MESSAGES: u32 = 3000;
     /// Of those that came, on either side.
     const BREAK_EVERY: u32 = 150;
-    let pair = pair(Network::default(), async |node| node).await;
+    /// Several times what it takes to find out by silence.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    // Word of a connection's end may be lost itself: who is not told finds out by silence.
+    let network = Network {
+        keep_alive: Duration::from_millis(500),
+        idle_timeout: Duration::from_secs(3),
+        ..Network::default()
+    };
+    let pair = pair(network, async |node| node).await;
     let Pair { host, host_id, link, driver_id, .. } = pair;
     let LocalLink { sender, receiver } = link;
     let relay = |to, number| ToAgent::Relay { to, body: body(number) };
@@ -130,7 +138,8 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     let (break_there, break_here) = (pair.worker.post.peers().unwrap(), pair.driver.post.peers().unwrap());
     let hearing = async {
         for number in 0..MESSAGES {
-            let message = soon(hear.recv()).await.unwrap().expect("a message, not the end");
+            let message = timeout(PATIENCE, hear.recv()).await.expect("a message in time").unwrap();
+            let message = message.expect("a message, not the end");
             let message = wire::decode(&message.body).unwrap();
             let ToHost::Relayed { from, body: came, .. } = message else { panic!("{message:?}") };
             assert!(from == driver_id && came == body(number), "{number}: {:?} came", &came[..4]);
@@ -142,7 +151,7 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     };
     let receiving = tokio::task::spawn_blocking(move || {
         for number in 0..MESSAGES {
-            let (message, _) = receiver.recv_timeout(SOON).expect("a message in time");
+            let (message, _) = receiver.recv_timeout(PATIENCE).expect("a message in time");
             let ToHost::Relayed { from, body: came, .. } = message else { panic!("{message:?}") };
             assert!(from == host_id && came == body(number), "{number}: {:?} came", &came[..4]);
             if number % BREAK_EVERY == BREAK_EVERY / 2 {
