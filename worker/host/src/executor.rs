@@ -13,7 +13,7 @@ mod slots;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use smallvec::SmallVec;
 use actors::{Actor, seat};
 use arguments::{Room, Share};
 use ready::{Ready, is_long};
-use slots::{Left, Slots};
+use slots::{LEND_TICK, Left, Slots};
 
 use crate::{
     codec::{Arguments, Results, Value},
@@ -110,6 +110,8 @@ struct State {
     blocked: usize,
     /// Threads that run what may take long.
     long: usize,
+    /// [`Executor::lend_while_fetching`] runs.
+    fetches: bool,
     stopping: bool,
 }
 
@@ -240,7 +242,12 @@ impl Executor {
                     Target::Task { lease, slots } => state.leases.entry(lease).or_default().fetch(slots),
                     Target::Construct { .. } | Target::Method { .. } => false,
                 };
+                let begins = matches!(call.target, Target::Task { .. })
+                    && !std::mem::replace(&mut state.fetches, true);
                 drop(state);
+                if begins {
+                    runtime.user().spawn(Self::lend_while_fetching(Arc::downgrade(runtime)));
+                }
                 self.fetch_for(runtime, run(SmallVec::new()), arguments, ahead);
             }
         }
@@ -423,9 +430,22 @@ impl Executor {
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
         }
-        Self::lend_slots(runtime, &mut state);
         drop(state);
         self.tick_actors(runtime);
+    }
+
+    /// For as long as arguments of tasks are fetched: lends the slots that are free because they come slowly.
+    async fn lend_while_fetching(runtime: Weak<Runtime>) {
+        loop {
+            tokio::time::sleep(LEND_TICK).await;
+            let Some(runtime) = runtime.upgrade() else { return };
+            let mut state = runtime.executor().state.lock();
+            Self::lend_slots(&runtime, &mut state);
+            if !state.leases.values().any(Slots::is_fetching) {
+                state.fetches = false;
+                return;
+            }
+        }
     }
 
     /// Lends slots that are free because arguments come slowly. Those who get them will not have ended when the arguments

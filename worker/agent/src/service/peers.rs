@@ -5,6 +5,9 @@
 //! outward therefore dials every node that it learns of, and again whenever a connection ends: the other may have
 //! something to say. A relay stream carries messages one way; what comes back says which of them were handed on
 //! ([`delivery`]). Where several connections to a node live, the newest is used for what begins.
+//!
+//! Nobody dials while it knows of a living connection. So whoever accepts a further one of the same kind learns that those
+//! before it are over, though word of that was lost: without this it would write into them until silence told it.
 
 use std::{
     collections::BTreeMap,
@@ -57,6 +60,8 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const REDIAL_PAUSE: Duration = Duration::from_millis(500);
 /// Most connections of one kind to one node that are known at once. Older ones are there for what they carry.
 const CONNECTIONS_MAX: usize = 4;
+/// Why a connection is closed that whoever dialled it has given up.
+const OVER: &str = "its dialler has dialled again";
 
 /// Which of a peer's two connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +94,39 @@ pub(super) enum Error {
     Imposter { claimed: NodeId, certified: String },
 }
 
+/// Who dialled.
+#[derive(Clone, Copy, Debug)]
+enum Dialled {
+    /// This side, to reach this node.
+    Here(NodeId),
+    /// The peer. Counts up in the order in which they came.
+    There(u64),
+}
+
+impl Dialled {
+    /// Whether the peer had given up this one when it dialled the other.
+    fn is_over(self, other: Self) -> bool {
+        matches!((self, other), (Self::There(this), Self::There(other)) if this < other)
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    connection: Connection,
+    dialled: Dialled,
+}
+
+impl Known {
+    fn lives(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+}
+
 #[derive(Debug)]
 struct Peer {
     node: Node,
-    relay: Vec<Connection>,
-    bulk: Vec<Connection>,
+    relay: Vec<Known>,
+    bulk: Vec<Known>,
     /// Held while a message is handed on.
     incoming: Arc<tokio::sync::Mutex<Incoming>>,
     dialling: Arc<tokio::sync::Mutex<()>>,
@@ -102,7 +135,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn connections(&mut self, line: Line) -> &mut Vec<Connection> {
+    fn connections(&mut self, line: Line) -> &mut Vec<Known> {
         match line {
             Line::Relay => &mut self.relay,
             Line::Bulk => &mut self.bulk,
@@ -190,8 +223,8 @@ impl Peers {
         self.routes.remove_peer(node);
         let removed = self.peers.lock().remove(&node);
         if let Some(peer) = removed {
-            for connection in peer.relay.into_iter().chain(peer.bulk) {
-                connection.close("the head says that this node is gone");
+            for known in peer.relay.into_iter().chain(peer.bulk) {
+                known.connection.close("the head says that this node is gone");
             }
         }
         self.changed.notify_waiters();
@@ -205,10 +238,13 @@ impl Peers {
     /// Takes what arrives at the endpoint until it closes.
     pub(super) async fn accept(self: Arc<Self>) {
         let Some(endpoint) = self.endpoint.clone() else { return };
+        let mut accepted = 0;
         while let Some(incoming) = endpoint.accept().await {
             match incoming {
                 quic::Incoming::Peer(connection) if connection.peer().role != Role::Head => {
-                    drop(task::spawn("peer-streams", streams(Arc::clone(&self), connection, None)));
+                    accepted += 1;
+                    let streams = streams(Arc::clone(&self), connection, Dialled::There(accepted));
+                    drop(task::spawn("peer-streams", streams));
                 }
                 quic::Incoming::Peer(connection) => connection.close("a head has no business here"),
                 quic::Incoming::Join(_) => {}
@@ -219,8 +255,8 @@ impl Peers {
     fn existing(&self, node: NodeId, line: Line) -> Result<Option<Connection>, Error> {
         let mut peers = self.peers.lock();
         let connections = peers.get_mut(&node).ok_or(Error::Gone(node))?.connections(line);
-        connections.retain(|connection| connection.close_reason().is_none());
-        Ok(connections.last().cloned())
+        connections.retain(Known::lives);
+        Ok(connections.last().map(|known| known.connection.clone()))
     }
 
     /// Where delivery from a node stands.
@@ -244,14 +280,14 @@ impl Peers {
     #[cfg(test)]
     pub(super) fn relays(&self) -> usize {
         let peers = self.peers.lock();
-        peers.values().flat_map(|peer| &peer.relay).filter(|relay| relay.close_reason().is_none()).count()
+        peers.values().flat_map(|peer| &peer.relay).filter(|relay| relay.lives()).count()
     }
 
     /// Closes the connections for relays to all nodes.
     #[cfg(test)]
     pub(super) fn break_relays(&self) {
         for peer in self.peers.lock().values() {
-            peer.relay.iter().for_each(|connection| connection.close("a test breaks it"));
+            peer.relay.iter().for_each(|known| known.connection.close("a test breaks it"));
         }
     }
 
@@ -305,8 +341,9 @@ impl Peers {
         let (mut sender, _) = connection.open(kind).await?;
         sender.send(&self.hello()?).await?;
         sender.finish().await?;
-        self.keep(node, line, &connection);
-        drop(task::spawn("peer-streams", streams(Arc::clone(self), connection.clone(), Some(node))));
+        self.keep(node, line, &connection, Dialled::Here(node));
+        let streams = streams(Arc::clone(self), connection.clone(), Dialled::Here(node));
+        drop(task::spawn("peer-streams", streams));
         Ok(connection)
     }
 
@@ -315,14 +352,23 @@ impl Peers {
     }
 
     /// There may be several: both sides dial at once, or one of them knows sooner that the first is broken.
-    fn keep(&self, node: NodeId, line: Line, connection: &Connection) {
+    fn keep(&self, node: NodeId, line: Line, connection: &Connection, dialled: Dialled) {
         if let Some(peer) = self.peers.lock().get_mut(&node) {
             let connections = peer.connections(line);
-            connections.retain(|old| old.close_reason().is_none() && !old.is(connection));
+            if connections.iter().any(|known| dialled.is_over(known.dialled)) {
+                connection.close(OVER);
+                return;
+            }
+            connections.retain(|known| {
+                if known.dialled.is_over(dialled) {
+                    known.connection.close(OVER);
+                }
+                known.lives() && !known.connection.is(connection)
+            });
             if connections.len() == CONNECTIONS_MAX {
                 connections.remove(0);
             }
-            connections.push(connection.clone());
+            connections.push(Known { connection: connection.clone(), dialled });
         }
         self.changed.notify_waiters();
     }
@@ -532,13 +578,12 @@ async fn keep_up(peers: Weak<Peers>, node: NodeId, line: Line) {
 }
 
 /// [`serve_streams`] as a boxed future: serving may dial, and dialling serves.
-fn streams(peers: Arc<Peers>, connection: Connection, node: Option<NodeId>) -> BoxFuture<'static, ()> {
-    Box::pin(serve_streams(peers, connection, node))
+fn streams(peers: Arc<Peers>, connection: Connection, dialled: Dialled) -> BoxFuture<'static, ()> {
+    Box::pin(serve_streams(peers, connection, dialled))
 }
 
-/// Serves the streams that the peer of one connection opens, until it closes. `node` is who that is, where this
-/// side dialled.
-async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<NodeId>) {
+/// Serves the streams that the peer of one connection opens, until it closes.
+async fn serve_streams(peers: Arc<Peers>, connection: Connection, dialled: Dialled) {
     let serving = Arc::new(Semaphore::new(SERVED_MAX));
     // The tasks of a connection end with it.
     loop {
@@ -564,12 +609,13 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, node: Option<N
                 drop(task::spawn("peer-stream", async move {
                     let result = async {
                         let from = peers.expect_hello(&connection, &mut receiver).await?;
-                        if node.is_some_and(|node| node != from) {
-                            return Err(Error::NoHello);
-                        }
-                        if node.is_none() {
-                            let line = if kind == StreamKind::Relay { Line::Relay } else { Line::Bulk };
-                            peers.keep(from, line, &connection);
+                        match dialled {
+                            Dialled::Here(node) if node != from => return Err(Error::NoHello),
+                            Dialled::Here(_) => {}
+                            Dialled::There(_) => {
+                                let line = if kind == StreamKind::Relay { Line::Relay } else { Line::Bulk };
+                                peers.keep(from, line, &connection, dialled);
+                            }
                         }
                         if kind == StreamKind::Relay {
                             peers.relay_stream(from, sender, receiver).await

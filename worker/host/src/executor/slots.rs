@@ -4,10 +4,14 @@
 //! - **SL-2** A slot that a call leaves unused while it waits serves the next call here; with none here it is lent to
 //!   whoever the head chooses. It comes back, whether or not it is free, when that call goes on.
 //! - **SL-3** A slot that is free since arguments are fetched for the call that is to have it is lent likewise, once that
-//!   has taken some time. It comes back when they are here, or when another call has a use for it.
+//!   has taken one or two of the [`LEND_TICK`]s. It comes back when they are here, or when another call has a use for it.
 //! - **SL-4** No more slots are lent than calls wait, or have arguments fetched for them.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
+
+/// How often it is looked for slots that may be lent while arguments are fetched. What is here already, or small, comes in
+/// much less; what the head needs to find another use for a slot is a small part of it.
+pub(super) const LEND_TICK: Duration = Duration::from_millis(5);
 
 /// A lease that calls came with.
 #[derive(Debug)]
@@ -149,12 +153,17 @@ impl<R> Slots<R> {
         self.running == 0 && self.waiting == 0 && self.fetching == 0 && self.queue.is_empty()
     }
 
+    /// Whether arguments are being fetched.
+    pub(super) fn is_fetching(&self) -> bool {
+        self.fetching > 0
+    }
+
     /// How many of its slots are lent because arguments are fetched.
     pub(super) fn lent_for_arguments(&self) -> u32 {
         self.lent.saturating_sub(self.waiting)
     }
 
-    /// Now and then: lends slots that were free all the time since the last tick because arguments are fetched, at most so
+    /// Every [`LEND_TICK`]: lends slots that were free all the time since the last tick because arguments are fetched, at most so
     /// many more. How many that are.
     pub(super) fn tick(&mut self, most: u32) -> u32 {
         let free = self.slots.saturating_sub(self.running + self.lent);

@@ -221,6 +221,36 @@ async fn lost(handle: &Handle) {
     }
 }
 
+/// Who accepts connections cannot tell by itself that one is over if word of its end is lost: what says so is that the
+/// other dials again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_end_was_not_heard_of_is_over_when_its_dialler_dials_again() {
+    // Nobody finds out by silence within the test.
+    let network = Network { idle_timeout: SOON * 10, keep_alive: SOON * 4, ..Network::default() };
+    let mut cut = None;
+    let mut pair = pair(network, async |mut node| {
+        cut = Some(Cut::to(&mut node).await);
+        node
+    })
+    .await;
+    let (cut, host_id, driver_id) = (cut.unwrap(), pair.host_id, pair.driver_id);
+    // There is a stream each way.
+    pair.link.send(ToAgent::Relay { to: host_id, body: vec![1] }, vec![]).unwrap();
+    assert!(matches!(pair.host.link.recv().await.0, ToHost::Relayed { body, .. } if body == [1]));
+    pair.host.link.send(ToAgent::Relay { to: driver_id, body: vec![2] }).await;
+    assert!(matches!(local(&pair.link).0, ToHost::Relayed { body, .. } if body == [2]));
+
+    cut.set(true);
+    pair.driver.post.peers().unwrap().break_relays();
+    // It is dropped by the network, as the word that the connection is over.
+    pair.host.link.send(ToAgent::Relay { to: driver_id, body: vec![3] }).await;
+    lost(&pair.driver).await;
+    assert_eq!(pair.worker.post.peers().unwrap().relays(), 1, "it has not heard of it");
+    cut.set(false);
+    assert!(matches!(local(&pair.link).0, ToHost::Relayed { body, .. } if body == [3]));
+    pair.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pair_of_hosts_outlives_a_short_break_and_is_severed_by_a_long_one() {
     let network = Network {
