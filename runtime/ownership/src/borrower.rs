@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::{
     HostId, ObjectId,
-    peer::{Message, State},
+    peer::{Copy, Message, State},
 };
 
 use crate::{Effect, Ownership, Settled, Via, entry::Entry, freed, owner::change};
@@ -77,6 +77,21 @@ impl Ownership {
                     self.hold(token, container);
                 }
             }
+        }
+    }
+
+    /// Whoever gave a ref, just received, says where its value lies. It counts as an answer of the owner's, which would
+    /// have to be asked else, and may be out of date as such an answer may be later: then [`Self::lost`] asks. Nothing for
+    /// an object of which more is known, or whose owner or place is dead.
+    pub fn placed(&mut self, object: ObjectId, copy: Copy) {
+        if object.owner == self.me || self.dead.host(object.owner) || self.dead.node(copy.node) {
+            return;
+        }
+        if let Some(entry) = self.objects.get_mut(&object)
+            && entry.is_pending()
+            && !entry.asked
+        {
+            entry.state = State::Stored(copy);
         }
     }
 

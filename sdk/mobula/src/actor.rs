@@ -171,7 +171,7 @@ where
     D::Error: Source,
 {
     fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ActorHandle, D::Error> {
-        Ok(ActorHandle::of(self.receive(deserializer)?))
+        Ok(ActorHandle::of(self.receive(None, deserializer)?))
     }
 }
 

@@ -17,7 +17,7 @@ use mobula_host::{
     runtime::{Blocked, Runtime},
     site::Site,
 };
-use mobula_proto::{Failure, ObjectId};
+use mobula_proto::{Failure, ObjectId, peer::Copy};
 use mobula_store::Object;
 use rkyv::{
     Archive, Deserialize, Place, Resolver, Serialize,
@@ -175,6 +175,14 @@ impl<T> fmt::Debug for ObjectRef<T> {
 #[derive(Archive, Serialize, Deserialize)]
 pub struct RefName(ObjectId);
 
+/// How a ref to a value lies in an archive: with the place of the value, if it lies in a store and whoever wrote the ref
+/// knew. So whoever reads it need not ask the owner first.
+#[derive(Archive, Serialize, Deserialize)]
+pub struct PlacedRef {
+    name: RefName,
+    place: Option<Copy>,
+}
+
 impl Raw {
     pub(crate) fn name(&self) -> RefName {
         RefName(self.id)
@@ -183,23 +191,28 @@ impl Raw {
 
 impl ArchivedRefName {
     /// Takes a reference for this process.
-    pub(crate) fn receive<D>(&self, deserializer: &mut D) -> std::result::Result<Raw, D::Error>
+    pub(crate) fn receive<D>(
+        &self,
+        place: Option<Copy>,
+        deserializer: &mut D,
+    ) -> std::result::Result<Raw, D::Error>
     where
         D: Fallible + ?Sized,
         D::Error: Source,
     {
         let id: ObjectId = self.0.deserialize(deserializer)?;
-        let runtime = codec::receive_ref(id).map_err(D::Error::new)?;
+        let runtime = codec::receive_ref(id, place).map_err(D::Error::new)?;
         Ok(Raw { id, runtime })
     }
 }
 
 impl<T> Archive for ObjectRef<T> {
-    type Archived = ArchivedRefName;
-    type Resolver = Resolver<RefName>;
+    type Archived = ArchivedPlacedRef;
+    /// As it was when it was serialized: where the value lies may change meanwhile.
+    type Resolver = (PlacedRef, Resolver<PlacedRef>);
 
-    fn resolve(&self, resolver: Self::Resolver, out: Place<Self::Archived>) {
-        self.raw.name().resolve(resolver, out);
+    fn resolve(&self, (placed, resolver): Self::Resolver, out: Place<Self::Archived>) {
+        placed.resolve(resolver, out);
     }
 }
 
@@ -209,18 +222,21 @@ where
     S::Error: Source,
 {
     fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
-        codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
-        self.raw.name().serialize(serializer)
+        let place = codec::collect_ref(&self.raw.runtime, self.raw.id).map_err(S::Error::new)?;
+        let placed = PlacedRef { name: self.raw.name(), place };
+        let resolver = placed.serialize(serializer)?;
+        Ok((placed, resolver))
     }
 }
 
-impl<T, D> Deserialize<ObjectRef<T>, D> for ArchivedRefName
+impl<T, D> Deserialize<ObjectRef<T>, D> for ArchivedPlacedRef
 where
     D: Fallible + ?Sized,
     D::Error: Source,
 {
     fn deserialize(&self, deserializer: &mut D) -> std::result::Result<ObjectRef<T>, D::Error> {
-        Ok(ObjectRef { raw: self.receive(deserializer)?, kind: PhantomData })
+        let place = self.place.deserialize(deserializer)?;
+        Ok(ObjectRef { raw: self.name.receive(place, deserializer)?, kind: PhantomData })
     }
 }
 

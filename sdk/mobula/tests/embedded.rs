@@ -153,8 +153,9 @@ struct Holder(ObjectRef<u64>);
 /// Encodes and decodes what holds a ref, a handle or a tensor, and neither as an argument nor as a result: four errors.
 fn refused(held: &Holder, counter: &CounterHandle, tensor: &Tensor) -> Vec<Caught> {
     use mobula::rkyv::{from_bytes, to_bytes};
-    // A ref's archive is its name.
-    let Ok(name) = to_bytes::<rancor::Error>(&held.0.id()) else { return Vec::new() };
+    // A ref's archive is its name, and the place of its value if that is in a store.
+    let placed = (held.0.id(), None::<mobula_proto::peer::Copy>);
+    let Ok(name) = to_bytes::<rancor::Error>(&placed) else { return Vec::new() };
     let encoded = [to_bytes::<Caught>(held), to_bytes(counter), to_bytes(tensor)];
     let decoded = from_bytes::<Holder, Caught>(&name);
     encoded.into_iter().filter_map(Result::err).chain(decoded.err()).collect()

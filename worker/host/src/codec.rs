@@ -8,7 +8,11 @@
 use std::{cell::RefCell, sync::Arc};
 
 use mobula_ownership::Via;
-use mobula_proto::{Failure, FailureKind, ObjectId, peer::CONTAINS_MAX, wire};
+use mobula_proto::{
+    Failure, FailureKind, ObjectId,
+    peer::{CONTAINS_MAX, Copy},
+    wire,
+};
 use mobula_store::{Bytes, Encoded, Object, layout};
 use rkyv::{
     Archive, Deserialize, Serialize,
@@ -216,14 +220,15 @@ pub enum Error {
     NoBuffer(u32),
 }
 
-/// Called while a ref is encoded: takes a reference for as long as the encoded value lives.
-pub fn collect_ref(runtime: &Arc<Runtime>, object: ObjectId) -> Result<(), Error> {
+/// Called while a ref is encoded: takes a reference for as long as the encoded value lives. Where the ref's own value lies,
+/// if it is known to lie in a store.
+pub fn collect_ref(runtime: &Arc<Runtime>, object: ObjectId) -> Result<Option<Copy>, Error> {
     COLLECTORS.with_borrow_mut(|stack| {
         let collector = stack.last_mut().ok_or(Error::OutsideContext)?;
-        runtime.add_ref(object);
+        let place = runtime.add_ref(object);
         collector.held.runtime.get_or_insert_with(|| runtime.clone());
         collector.held.ids.push(object);
-        Ok(())
+        Ok(place)
     })
 }
 
@@ -237,11 +242,12 @@ pub fn collect_buffer(bytes: Bytes) -> Result<u32, Error> {
 }
 
 /// Called while a ref is decoded: this process holds one more reference to it, which the caller must give back.
-pub fn receive_ref(object: ObjectId) -> Result<Arc<Runtime>, Error> {
+/// `place`: where its value lies, as far as whoever wrote the ref knew.
+pub fn receive_ref(object: ObjectId, place: Option<Copy>) -> Result<Arc<Runtime>, Error> {
     let via =
         SOURCES.with_borrow(|stack| stack.last().map(|source| source.via)).ok_or(Error::OutsideContext)?;
     let runtime = context::runtime().ok_or(Error::NoCluster)?;
-    runtime.receive(object, via);
+    runtime.receive(object, via, place);
     if matches!(via, Via::Argument)
         && let Some(task) = context::task()
     {

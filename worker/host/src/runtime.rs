@@ -784,9 +784,12 @@ impl Runtime {
 
     // ---- references ----
 
-    /// One more reference to an object that this process holds already.
-    pub fn add_ref(&self, object: ObjectId) {
-        self.core.lock().objects.add_ref(object);
+    /// One more reference to an object that this process holds already. Where its value lies, if it is known to lie in a
+    /// store.
+    pub fn add_ref(&self, object: ObjectId) -> Option<Copy> {
+        let mut core = self.core.lock();
+        core.objects.add_ref(object);
+        core.copy(object)
     }
 
     /// One reference less.
@@ -794,14 +797,20 @@ impl Runtime {
         self.step(|core, out| core.drop_ref(object, out));
     }
 
-    pub(crate) fn receive(self: &Arc<Self>, object: ObjectId, via: Via) {
-        self.step(|core, out| core.own(out, |objects, fx| objects.receive(object, via, fx)));
+    /// A ref was read: one more reference. `place`: where its value lies, as far as whoever wrote the ref knew.
+    pub(crate) fn receive(self: &Arc<Self>, object: ObjectId, via: Via, place: Option<Copy>) {
+        self.step(|core, out| {
+            core.own(out, |objects, fx| {
+                objects.receive(object, via, fx);
+                place.into_iter().for_each(|place| objects.placed(object, place));
+            });
+        });
     }
 
     /// Takes a reference to an object of another host whose name came from elsewhere than a value.
     pub fn borrow(self: &Arc<Self>, object: ObjectId) {
         // It keeps itself alive until its owner has noted this host.
-        self.receive(object, Via::Container(object));
+        self.receive(object, Via::Container(object), None);
     }
 
     /// What this host owns and borrows.

@@ -195,6 +195,10 @@ struct World {
     been: BTreeSet<(ObjectId, u32, NodeId)>,
     /// How often one went to another node.
     relocated: u64,
+    /// Where anybody ever knew a stored value to be.
+    known: BTreeSet<(ObjectId, u32, NodeId)>,
+    /// How often a ref told where its value lies, or lay.
+    placed: u64,
 }
 
 impl World {
@@ -262,6 +266,8 @@ impl World {
             token: 0,
             been: BTreeSet::new(),
             relocated: 0,
+            known: BTreeSet::new(),
+            placed: 0,
         }
     }
 
@@ -509,9 +515,26 @@ impl World {
             }
         };
         for inner in &refs {
-            self.with(at, |own, fx| own.receive(*inner, Via::Container(object), fx));
+            self.receive(at, *inner, Via::Container(object));
         }
         refs
+    }
+
+    /// Reads a ref, with what anybody knows or at some time knew of its value's place, or without.
+    fn receive(&mut self, at: usize, object: ObjectId, via: Via) {
+        for host in &self.hosts {
+            if let Some(State::Stored(Copy { node, attempt, .. })) = host.own.state(object) {
+                self.known.insert((object, *attempt, *node));
+            }
+        }
+        self.with(at, |own, fx| own.receive(object, via, fx));
+        let places: Vec<_> = self.known.iter().filter(|(known, ..)| *known == object).copied().collect();
+        if !places.is_empty() && self.random.one_in(2) {
+            let (_, attempt, node) = places[self.random.below(places.len())];
+            let pending = self.hosts[at].own.state(object) == Some(&State::Pending);
+            self.with(at, |own, _| own.placed(object, Copy { node, bytes: 1, attempt, job: JOB }));
+            self.placed += u64::from(pending && self.hosts[at].own.state(object) != Some(&State::Pending));
+        }
     }
 
     /// Whether the copy exists, but not where it is looked for.
@@ -615,7 +638,7 @@ impl World {
             }
             Wire::Run { result, arguments } => {
                 for argument in &arguments {
-                    self.with(to, |own, fx| own.receive(*argument, Via::Argument, fx));
+                    self.receive(to, *argument, Via::Argument);
                 }
                 self.token += 1;
                 let handles = arguments.clone();
@@ -828,7 +851,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 8]) {
+    fn run(seed: u64, counts: &mut [u64; 9]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         world.strict = world.random.one_in(2);
@@ -905,6 +928,7 @@ impl World {
         counts[5] += world.claims;
         counts[6] += world.inherited;
         counts[7] += world.willed;
+        counts[8] += world.placed;
     }
 }
 
@@ -920,7 +944,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0; 8];
+    let mut counts = [0; 9];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -928,9 +952,9 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time, relocated, claims, inherited, willed] = counts;
+    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies",
         time / 1_000_000
     );
 }
