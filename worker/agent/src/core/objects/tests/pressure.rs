@@ -84,6 +84,48 @@ fn a_file_stays_for_the_others_where_what_lies_first_was_freed_while_it_was_writ
 }
 
 #[test]
+fn copies_of_others_go_before_older_primaries_and_those_on_disk_before_those_that_are_not() {
+    let mut objects = Objects::new(6 * MIB, Limits { above: 0.01, below: 0.0, ..limits() });
+    let now = Instant::now();
+    let origin = Some(Origin { node: NodeId { number: 2, incarnation: 1 }, job: JOB });
+    let fill = |objects: &mut Objects, writer, seq: u32, origin| {
+        let region = RegionId { writer, seq };
+        assert_eq!(objects.want(writer, u64::from(seq), 2 * MIB, now, 0), Want::Granted);
+        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        objects.seal(object(u64::from(seq)), 1, region, 0, MIB, origin).unwrap();
+    };
+    // The one that is in no file was used first, the copy last.
+    fill(&mut objects, host(2), 1, None);
+    objects.pin((object(1), 1, JOB), host(3)).unwrap();
+    fill(&mut objects, host(2), 2, None);
+    for spill in objects.make_room().spills {
+        assert_eq!(objects.spilled(spill.file, Ok(()), now), Gone::default());
+    }
+    objects.unpin(object(1), host(3));
+    assert_eq!(names(&objects.make_room().spills), [(2, vec![1])]);
+    objects.spilled(2, Err("no space".to_owned()), now);
+    for number in [2, 3] {
+        if number == 3 {
+            fill(&mut objects, AGENT, 3, origin);
+        }
+        objects.pin((object(number), 1, JOB), host(3)).unwrap();
+        objects.unpin(object(number), host(3));
+    }
+
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    let gone = objects.make_room().gone.reclaim;
+    assert_eq!(gone, BTreeMap::from([(AGENT, vec![(object(3), 1, JOB)])]), "it can be had elsewhere");
+    objects.remove_region(RegionId { writer: AGENT, seq: 3 }).unwrap();
+    assert_eq!(objects.grants(), [(host(4), 1)]);
+    assert_eq!(objects.want(host(4), 2, 2 * MIB, now, 0), Want::Waiting);
+    let room = objects.make_room();
+    let gone = room.gone.reclaim;
+    assert_eq!(gone, BTreeMap::from([(host(2), vec![(object(2), 1, JOB)])]), "it lies in a file");
+    assert_eq!(objects.on_disk((object(2), 1, JOB)), Some((Slot { file: 1, offset: 0 }, MIB)));
+    assert!(objects.find((object(1), 1, JOB)).is_some_and(|place| place.is_some()));
+}
+
+#[test]
 fn what_comes_back_from_disk_leaves_memory_again_for_nothing() {
     let mut objects = full(Limits { above: 1.0, ..limits() });
     let now = Instant::now();
