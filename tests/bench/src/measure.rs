@@ -89,11 +89,14 @@ pub fn latencies(scale: Scale, mut call: impl FnMut() -> Result<()>) -> Result<V
     Ok(all)
 }
 
-/// The value below which this share of the ascending samples lies; 0 without samples.
+/// The value below which this share of the ascending samples lies, between two of them by its distance to either; 0 without
+/// samples.
 pub fn quantile(ascending: &[f64], share: f64) -> f64 {
-    let last = ascending.len().saturating_sub(1);
+    let Some(last) = ascending.len().checked_sub(1) else { return 0.0 };
     // In range: a share is from 0 to 1.
-    ascending.get((share * last as f64).round() as usize).copied().unwrap_or(0.0)
+    let place = share * last as f64;
+    let (below, above) = (ascending[place.floor() as usize], ascending[place.ceil() as usize]);
+    below + (above - below) * place.fract()
 }
 
 /// Runs it on a thread of its own and gives up after `limit`. The thread is then left behind.
@@ -165,6 +168,7 @@ mod tests {
         assert_eq!(quantile(&[3.0], 0.99), 3.0);
         assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.5), 2.0);
         assert_eq!(quantile(&[1.0, 2.0, 3.0], 1.0), 3.0);
+        assert_eq!(quantile(&[1.0, 2.0], 0.5), 1.5);
     }
 
     #[test]

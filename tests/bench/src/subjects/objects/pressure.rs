@@ -9,6 +9,7 @@ use std::{
 };
 
 use mobula::{Cluster, prelude::*};
+use mobula_scheduler::sim::Random;
 use rustix::fs::OFlags;
 
 use crate::{
@@ -27,6 +28,8 @@ const READERS: usize = 4;
 const CHUNK_BYTES: usize = 4 << 20;
 /// What direct IO asks for.
 const BLOCK_BYTES: usize = 4096;
+/// Of the order in which they are read.
+const SEED: u64 = 1;
 /// Name of the limit.
 const DISK: &str = "disk, direct reads of 16–64 MiB in random order, four at once";
 
@@ -63,10 +66,15 @@ fn sizes(store: u64) -> Vec<usize> {
     sizes
 }
 
-/// Does `read` for each of `count`, in an order that never comes near itself, by four threads; gives the seconds.
+/// Does `read` for each of `count`, in a random order that is always the same, by four threads; gives the seconds. So
+/// whatever is read again was last read as long ago as can be.
 fn each(count: usize, read: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> {
     let next = AtomicUsize::new(0);
-    let step = (1..count).rev().find(|step| !count.is_multiple_of(*step)).unwrap_or(1);
+    let mut order: Vec<usize> = (0..count).collect();
+    let mut random = Random::new(SEED);
+    for at in (1..count).rev() {
+        order.swap(at, random.below(at + 1));
+    }
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..READERS)
@@ -74,10 +82,8 @@ fn each(count: usize, read: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> 
                 scope.spawn(|| -> std::result::Result<(), String> {
                     loop {
                         let at = next.fetch_add(1, Ordering::Relaxed);
-                        if at >= count {
-                            return Ok(());
-                        }
-                        read(at * step % count).map_err(|error| error.to_string())?;
+                        let Some(at) = order.get(at) else { return Ok(()) };
+                        read(*at).map_err(|error| error.to_string())?;
                     }
                 })
             })
