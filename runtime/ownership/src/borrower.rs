@@ -1,6 +1,6 @@
 //! The borrower's side: refs that arrive, registrations, questions to owners.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mobula_proto::{
     HostId, ObjectId,
@@ -15,8 +15,6 @@ pub(crate) struct Outstanding {
     /// Whom it was sent to; this host for a claim.
     pub(crate) to: HostId,
     object: ObjectId,
-    /// Whether it registers this host rather than one that a ref was lent to.
-    own: bool,
     /// Objects that are kept, by a local reference each, until it is acknowledged.
     holds: Vec<ObjectId>,
     /// Tokens of settling tasks that wait for it.
@@ -64,13 +62,12 @@ impl Ownership {
         }
         match via {
             Via::Argument => {}
-            // Who is said to be dead counts nobody; if it lives after all, it answers.
-            Via::Registered if self.suspected.host(owner) => {
+            Via::Registered => entry.registered += 1,
+            Via::Lent => {
                 if entry.registered == 0 {
                     self.register(object, fx);
                 }
             }
-            Via::Registered => entry.registered += 1,
             Via::Container(container) => {
                 if entry.registered == 0 {
                     let token = self.register(object, fx);
@@ -154,36 +151,19 @@ impl Ownership {
         settled
     }
 
-    /// Before a value with these refs goes to `to`: sees to it that the owner of each counts `to`, once for each
-    /// occurrence. True if the value must wait for [`Effect::Settled`]. This host holds a reference on each until
-    /// the value has left, and on those of third parties until `to` has taken them.
-    pub fn lend(&mut self, to: HostId, contains: &[ObjectId], token: u64, fx: &mut Vec<Effect>) -> bool {
-        let mut waiting = false;
-        if self.dead.host(to) {
-            return waiting;
+    /// Before a value with these refs goes to `to`: counts `to` for those that this host owns, once for each occurrence, and
+    /// keeps those of third parties until `to` has taken them. This host holds a reference on each until the value has left.
+    pub fn lend(&mut self, to: HostId, contains: &[ObjectId]) {
+        if to == self.me || self.dead.host(to) {
+            return;
         }
-        let mut dead = BTreeSet::new();
         for object in contains {
-            let owner = object.owner;
-            if owner == to {
-                continue;
-            }
-            if owner == self.me {
+            if object.owner == self.me {
                 self.note(*object, to, 1);
-                continue;
-            }
-            if to != self.me {
+            } else if object.owner != to {
                 self.keep_for(*object, to);
             }
-            if !self.dead.host(owner) {
-                let ack = self.borrow(*object, to, false, fx);
-                self.wait_for(ack, token);
-                waiting = true;
-            } else if to != self.me && dead.insert(owner) {
-                fx.push(Effect::Send { to, message: Message::Suspect { owner } });
-            }
         }
-        waiting
     }
 
     /// The token of our own registration under way, with the owner or, if that is dead, with whoever has the value;
@@ -196,29 +176,23 @@ impl Ownership {
             fx.push(Effect::Claim { objects: vec![(object, self.hint(object))] });
             return self.begin_claim(object);
         }
-        let token = self.borrow(object, self.me, true, fx);
-        if let Some(entry) = self.objects.get_mut(&object) {
-            entry.rare().ack = Some(token);
-        }
+        let to = object.owner;
+        let token = self.begin(to, object);
+        fx.push(Effect::Send { to, message: Message::Borrow { object, token } });
         token
     }
 
     /// A claim, which the caller makes.
     pub(crate) fn begin_claim(&mut self, object: ObjectId) -> u64 {
-        let token = self.begin(self.me, object, true);
-        if let Some(entry) = self.objects.get_mut(&object) {
-            entry.rare().ack = Some(token);
-        }
-        token
+        self.begin(self.me, object)
     }
 
-    fn begin(&mut self, to: HostId, object: ObjectId, own: bool) -> u64 {
+    fn begin(&mut self, to: HostId, object: ObjectId) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         let outstanding = Outstanding {
             to,
             object,
-            own,
             holds: Vec::new(),
             settles: Vec::new(),
             left: 1,
@@ -228,13 +202,9 @@ impl Ownership {
             took: Vec::new(),
         };
         self.outstanding.insert(token, outstanding);
-        token
-    }
-
-    fn borrow(&mut self, object: ObjectId, borrower: HostId, own: bool, fx: &mut Vec<Effect>) -> u64 {
-        let to = object.owner;
-        let token = self.begin(to, object, own);
-        fx.push(Effect::Send { to, message: Message::Borrow { object, borrower, token } });
+        if let Some(entry) = self.objects.get_mut(&object) {
+            entry.rare().ack = Some(token);
+        }
         token
     }
 
@@ -262,7 +232,6 @@ impl Ownership {
     pub(crate) fn acknowledge(&mut self, token: u64, counted: bool, fx: &mut Vec<Effect>) {
         if counted
             && let Some(outstanding) = self.outstanding.get(&token)
-            && outstanding.own
             && let Some(entry) = self.objects.get_mut(&outstanding.object)
         {
             entry.registered += 1;
@@ -296,9 +265,7 @@ impl Ownership {
                 fx.push(Effect::Send { to, message: Message::Took { objects } });
             }
         }
-        if outstanding.own
-            && let Some(entry) = self.objects.get_mut(&outstanding.object)
-        {
+        if let Some(entry) = self.objects.get_mut(&outstanding.object) {
             entry.rare().ack = None;
             self.collect(outstanding.object, fx);
         }
@@ -359,7 +326,7 @@ impl Ownership {
     /// Its owner counts us once more for a ref that we do not take.
     pub(crate) fn give_back(&mut self, object: ObjectId, fx: &mut Vec<Effect>) {
         let to = object.owner;
-        if to == self.me || self.dead.host(to) || self.suspected.host(to) {
+        if to == self.me || self.dead.host(to) {
             return;
         }
         match self.objects.get_mut(&object) {

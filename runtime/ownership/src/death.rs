@@ -74,7 +74,6 @@ impl Ownership {
         for token in tokens {
             self.acknowledge(token, false, fx);
         }
-        self.take_back(gone, fx);
         self.mourned_one(dead, fx);
     }
 }

@@ -16,7 +16,8 @@
 //! | how a ref reaches a host | what keeps the object alive | how the host gets registered |
 //! |---|---|---|
 //! | in an argument | the caller, until the call's `Done` | [`Ownership::settle`] at the task's end: by `Done.retained` where the caller is the owner, else by `Borrow`, and `Done` waits for `Borrowed` |
-//! | in a value returned by a task | the executor, until `Done` has left | [`Ownership::lend`] by the executor, before `Done` |
+//! | in a value returned by a task, owned by the executor | the executor, until `Done` has left | [`Ownership::lend`] by the executor, before `Done` |
+//! | the same, owned by a third host | the executor, until the receiver has said `Took` | `Borrow` by the receiver |
 //! | in an `Inline` value that an owner sent, owned by that owner | the owner | by the owner, before it answers |
 //! | in any other value read here | the object it was read out of, of which the reader keeps a reference | `Borrow` by the reader; the kept reference goes with `Borrowed` |
 //!
@@ -36,10 +37,8 @@
 //! - **O6.** The dead stay dead: nothing is accepted from, counted for or sent to a host known to have died.
 //! - **O7.** Refs inside a value are held as long as the entry of the object exists, even after that value was lost.
 //! - **O8.** Effects come in a reproducible order; no hash order shows.
-//! - **O9.** When no ref is left and all messages have arrived, no entry is left. One exception: if an executor dies
-//!   between the `Borrow` by which it lent a ref of a third host and the `Done` that carried it, the submitter stays
-//!   registered until it ends itself: kept too long, never freed too early. Refs that form a cycle are never freed.
-//!
+//! - **O9.** When no ref is left and all messages have arrived, no entry is left, whoever dies. Refs that form a cycle are
+//!   never freed.
 //! - **O10.** A value in a store outlives its owner for as long as a living host holds a ref to it, or to what it is in.
 //!
 //! # When an owner dies
@@ -51,14 +50,15 @@
 //!    with the place and the refs inside it, as the maker of the value named them when it sealed it. Those the host
 //!    registers for, or claims, in turn; only then is its claim made. Where nobody has a copy, the object fails with
 //!    `OwnerDied`.
-//! 2. A host says [`Effect::Mourned`] once its claims are made, its agent once all its hosts have, and the head, once all
-//!    living nodes have, that the dead is *buried*. Nothing is freed because of a death before that burial: owners count
-//!    the dead host until then, and so do the owners of record, for what it had claimed. Then what nobody has claimed goes.
+//! 2. A host says [`Effect::Mourned`] once its claims are made, and what it took from the dead host is counted for it, its
+//!    agent once all its hosts have, and the head, once all living nodes have, that the dead is *buried*. Nothing is freed
+//!    because of a death before that burial: owners count the dead host until then, and so do the owners of record, for
+//!    what it had claimed; and what was lent to it is kept. Then what nobody has claimed goes.
 //! 3. From then on a claim is taken back with the last ref ([`Effect::Unclaim`]), and the copy goes with the last claim.
 //!
 //! Why nothing slips through between two hosts: who sends a ref of a third host on in a value keeps it until its receiver
-//! has said `Took`, and the receiver says so once somebody counts it: the owner, or, where that is known or said
-//! (`Suspect`) to be dead, the owner of record. So at the moment in which a host hears of the death, each ref that it has
+//! has said `Took`, and the receiver says so once somebody counts it: the owner, or, where that is dead, the owner of
+//! record. So at the moment in which a host hears of the death, each ref that it has
 //! passed on is claimed by it, or has reached a host that claims it when it hears, or has claimed it already.
 //!
 //! If the node of the owner of record dies, all that was claimed there is claimed anew, and the copy is lost unless another
@@ -149,7 +149,7 @@ pub enum Effect {
         /// The dead.
         host: HostId,
     },
-    /// Every registration that [`Ownership::settle`] and [`Ownership::lend`] began under this token is noted.
+    /// Every registration that [`Ownership::settle`] began under this token is noted.
     Settled {
         /// The caller's token.
         token: u64,
@@ -165,6 +165,9 @@ pub enum Via {
     Container(ObjectId),
     /// The object's owner has counted this host once more for it.
     Registered,
+    /// In a value from a host that does not own it, and keeps the object until this one says that it [took](Ownership::took)
+    /// it.
+    Lent,
 }
 
 /// What [`Ownership::settle`] found.
@@ -202,8 +205,6 @@ pub struct Ownership {
     settling: IdMap<u64, u32>,
     next_token: u64,
     dead: Dead,
-    /// Owners that others say are dead.
-    suspected: Dead,
     /// Deaths of which something is still to be claimed; an agent stands for its node.
     mourning: BTreeMap<HostId, Mourning>,
     /// Third parties' objects that are kept for whom they were lent to, with a reference for each occurrence.
@@ -220,7 +221,6 @@ impl Ownership {
             settling: IdMap::default(),
             next_token: 1,
             dead: Dead::default(),
-            suspected: Dead::default(),
             mourning: BTreeMap::new(),
             lent: BTreeMap::new(),
         }
@@ -271,7 +271,7 @@ impl Ownership {
         counts
     }
 
-    /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return`, `Took`, `Suspect` and `Lost`.
+    /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return`, `Took` and `Lost`.
     ///
     /// # Errors
     /// Any other message is handed back.
@@ -289,13 +289,12 @@ impl Ownership {
             | Message::Borrowed { .. }
             | Message::Return { .. }
             | Message::Took { .. }
-            | Message::Suspect { .. }
             | Message::Lost { .. }
                 if self.dead.host(from) => {}
             Message::Resolve { object } => self.on_resolve(from, object, fx),
             Message::Resolved { object, state } => self.on_resolved(from, object, state, fx),
-            Message::Borrow { object, borrower, token } => {
-                self.note(object, borrower, 1);
+            Message::Borrow { object, token } => {
+                self.note(object, from, 1);
                 fx.push(Effect::Send { to: from, message: Message::Borrowed { token } });
             }
             Message::Borrowed { token } => {
@@ -305,7 +304,6 @@ impl Ownership {
             }
             Message::Return { object, count } => self.on_return(from, object, count, fx),
             Message::Took { objects } => self.on_took(from, &objects, fx),
-            Message::Suspect { owner } => self.suspected.add_host(owner),
             Message::Lost { object, copy } => {
                 if object.owner == self.me {
                     self.lost(object, &copy, fx);

@@ -137,7 +137,15 @@ impl Ownership {
             }
         }
         held.sort_unstable();
-        self.mourning.insert(dead, Mourning { left: 1, failure: failure.clone() });
+        let mut mourning = Mourning { left: 1, failure: failure.clone() };
+        // What it lent is counted for this host before it is not counted for the dead any more.
+        for outstanding in self.outstanding.values_mut() {
+            if outstanding.took.iter().any(|(from, _)| gone(*from)) {
+                outstanding.mourns.push(dead);
+                mourning.left += 1;
+            }
+        }
+        self.mourning.insert(dead, mourning);
         let mut wanted = Vec::new();
         for (object, heard, known) in held {
             let Some(entry) = self.objects.get_mut(&object) else { continue };
@@ -199,6 +207,7 @@ impl Ownership {
     pub fn buried(&mut self, dead: HostId, fx: &mut Vec<Effect>) {
         let gone = |host: HostId| host == dead || dead.is_agent() && host.node == dead.node;
         let me = self.me;
+        self.take_back(&gone, fx);
         let mut unheld: Vec<ObjectId> = self
             .objects
             .iter_mut()
@@ -222,21 +231,19 @@ impl Ownership {
         }
     }
 
-    /// A value came from `from` with these refs of third parties in it, and is dealt with: `from` may let go of each that
-    /// is counted for this host, now or as soon as its claim is answered.
+    /// A value came from `from` with these refs in it, and is dealt with: `from` may let go of each of a third party as soon
+    /// as it is counted for this host, or not held here.
     pub fn took(&mut self, from: HostId, objects: &[ObjectId], fx: &mut Vec<Effect>) {
         if from == self.me || self.dead.host(from) {
             return;
         }
         let mut now = Vec::new();
         for object in objects {
-            let (owner, me) = (object.owner, self.me);
-            if owner == me || owner == from {
+            if object.owner == self.me || object.owner == from {
                 continue;
             }
             let under_way = self.objects.get(object).and_then(|entry| entry.ack());
-            let uncounted = self.dead.host(owner) || self.suspected.host(owner);
-            match under_way.filter(|_| uncounted).and_then(|token| self.outstanding.get_mut(&token)) {
+            match under_way.and_then(|token| self.outstanding.get_mut(&token)) {
                 Some(outstanding) => outstanding.took.push((from, *object)),
                 None => now.push(*object),
             }
@@ -267,8 +274,9 @@ impl Ownership {
         }
     }
 
-    /// What was lent to hosts that are gone is taken by nobody any more.
-    pub(crate) fn take_back(&mut self, gone: &dyn Fn(HostId) -> bool, fx: &mut Vec<Effect>) {
+    /// What was lent to hosts that are buried is taken by nobody any more. Not before: one that only this host counts as dead
+    /// may have taken it, and not be counted for it yet.
+    fn take_back(&mut self, gone: &dyn Fn(HostId) -> bool, fx: &mut Vec<Effect>) {
         let to: Vec<HostId> = self.lent.keys().filter(|to| gone(**to)).copied().collect();
         for lent in to.into_iter().filter_map(|to| self.lent.remove(&to)).collect::<Vec<_>>() {
             for (object, count) in lent {

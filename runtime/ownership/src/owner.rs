@@ -28,13 +28,14 @@ impl Ownership {
         self.finish(object, state, contains, fx);
     }
 
-    /// The result of a task: the first accepted wins (O4). `contains` are the refs inside the value, one for each
-    /// occurrence that the executor lent; the executor has registered this host with the owner of each (unless that
-    /// is this host). The object holds a local reference on each as long as it exists.
+    /// The result of a task that `from` ran: the first accepted wins (O4). `contains` are the refs inside the value, one for
+    /// each occurrence that the executor lent; [`Self::took`] follows. The object holds a local reference on each as long as
+    /// it exists.
     ///
     /// False if the object is final already or unknown: then its refs were given back, and its stored copy freed.
     pub fn complete(
         &mut self,
+        from: HostId,
         object: ObjectId,
         state: State,
         contains: Vec<ObjectId>,
@@ -43,26 +44,34 @@ impl Ownership {
         let contains = refs_of(&state, contains);
         let known = self.objects.get(&object).map(|entry| &entry.state);
         if !matches!(known, Some(State::Pending)) || matches!(state, State::Pending) {
-            self.decline(object, state, contains, fx);
+            self.decline(from, object, state, contains, fx);
             return false;
         }
         for inner in &contains {
-            self.receive(*inner, Via::Registered, fx);
+            let via = if inner.owner == from { Via::Registered } else { Via::Lent };
+            self.receive(*inner, via, fx);
         }
         self.finish(object, state, contains, fx);
         true
     }
 
-    /// A task's result that does not count, since its attempt was given up or another one was faster: the stored copy
-    /// is freed, unless it is the one that the object has, and the refs that were lent with it are given back.
-    pub fn decline(&mut self, object: ObjectId, state: State, contains: Vec<ObjectId>, fx: &mut Vec<Effect>) {
+    /// A result of a task that `from` ran which does not count, since its attempt was given up or another one was faster:
+    /// the stored copy is freed, unless it is the one that the object has, and the refs of `from` in it are given back.
+    pub fn decline(
+        &mut self,
+        from: HostId,
+        object: ObjectId,
+        state: State,
+        contains: Vec<ObjectId>,
+        fx: &mut Vec<Effect>,
+    ) {
         let contains = refs_of(&state, contains);
         if let State::Stored(copy) = state
             && self.state(object) != Some(&state)
         {
             fx.push(Effect::Free { object, copy });
         }
-        for inner in contains {
+        for inner in contains.into_iter().filter(|inner| inner.owner == from) {
             self.give_back(inner, fx);
         }
     }

@@ -93,12 +93,10 @@ pub enum Message {
         /// Its state.
         state: State,
     },
-    /// Anyone to owner: `borrower` holds this object from now on.
+    /// Borrower to owner: I hold this object from now on.
     Borrow {
         /// The object.
         object: ObjectId,
-        /// Who holds it.
-        borrower: HostId,
         /// Comes back in [`Message::Borrowed`].
         token: u64,
     },
@@ -113,12 +111,6 @@ pub enum Message {
         object: ObjectId,
         /// How many of its borrows end.
         count: u32,
-    },
-    /// In front of a value with refs in it: this owner of some is said to be dead, and does not count the receiver for
-    /// them. The receiver registers itself, and so finds out.
-    Suspect {
-        /// The owner.
-        owner: HostId,
     },
     /// Receiver of a value to who sent it: these refs in it, which belong to third parties, are counted for the receiver
     /// now. One for each occurrence.

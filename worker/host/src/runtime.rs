@@ -98,7 +98,7 @@ pub struct Runtime {
     loopback_waiting: AtomicUsize,
     loopback_turn: Mutex<()>,
     waiters: Mutex<IdMap<ObjectId, SmallVec<[Waiter; 1]>>>,
-    unsettled: Mutex<HashMap<u64, (HostId, Message, Held)>>,
+    unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
     questions: Mutex<HashMap<u64, asking::Asker>>,
     placed: Mutex<BTreeSet<GroupId>>,
     next_number: AtomicU64,
@@ -706,7 +706,7 @@ impl Runtime {
         Ok(Value::Stored(Copy { node, bytes, attempt, job }))
     }
 
-    /// Sends a result, once the owners of the refs that stay behind or travel along know about it.
+    /// Sends a result, once the owners of the refs that stay behind know about it.
     pub(crate) fn reply(
         self: &Arc<Self>,
         caller: HostId,
@@ -719,14 +719,14 @@ impl Runtime {
         }
         let token = self.number();
         let ready = self.step(|core, out| {
-            let waiting = core.own(out, |objects, fx| {
+            let settled = core.own(out, |objects, fx| {
                 let settled = objects.settle(caller, received, token, fx);
-                done.retained = settled.retained;
-                let lent = objects.lend(caller, contains.ids(), token, fx);
-                settled.waiting || lent
+                objects.lend(caller, contains.ids());
+                settled
             });
-            if waiting {
-                self.unsettled.lock().insert(token, (caller, Message::Done(done), contains));
+            done.retained = settled.retained;
+            if settled.waiting {
+                self.unsettled.lock().insert(token, (caller, done, contains));
                 None
             } else {
                 Some((done, contains))
@@ -737,38 +737,18 @@ impl Runtime {
         }
     }
 
-    /// Sends an item of a stream, once the owners of the refs in it know about it: `true` where it has left at once,
-    /// else its producer is told.
-    pub(crate) fn send_item(self: &Arc<Self>, caller: HostId, item: Item, contains: Held) -> bool {
+    /// Sends an item of a stream.
+    pub(crate) fn send_item(self: &Arc<Self>, caller: HostId, item: Item, contains: Held) {
         if !contains.ids().is_empty() {
-            let token = self.number();
-            let waits = self.step(|core, out| {
-                let waits = core.own(out, |objects, fx| objects.lend(caller, contains.ids(), token, fx));
-                if !waits {
-                    return Err((item, contains));
-                }
-                self.unsettled.lock().insert(token, (caller, Message::Item(item), contains));
-                Ok(())
-            });
-            let Err((item, contains)) = waits else { return false };
-            self.send(caller, Message::Item(item), contains);
-        } else {
-            self.send(caller, Message::Item(item), contains);
+            self.core.lock().objects.lend(caller, contains.ids());
         }
-        true
+        self.send(caller, Message::Item(item), contains);
     }
 
     fn settled(self: &Arc<Self>, token: u64) {
         let found = self.unsettled.lock().remove(&token);
-        if let Some((caller, message, contains)) = found {
-            let producer = match &message {
-                Message::Item(item) => self.executor.producer(caller, item.task, item.attempt),
-                _ => None,
-            };
-            self.send(caller, message, contains);
-            if let Some(producer) = producer {
-                producer.has_left(self);
-            }
+        if let Some((caller, done, contains)) = found {
+            self.send(caller, Message::Done(done), contains);
         }
     }
 

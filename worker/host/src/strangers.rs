@@ -24,7 +24,6 @@ pub(crate) fn may(names: &Names, message: &Message) -> bool {
         | Message::Cancel { .. }
         | Message::Resolved { .. }
         | Message::Borrowed { .. }
-        | Message::Suspect { .. }
         | Message::Took { .. }
         | Message::WantRoom { .. }
         | Message::Piece { .. } => true,
@@ -49,7 +48,7 @@ mod tests {
     #[test]
     fn strangers_are_heard_only_of_what_they_can_name() {
         let me = HostId { node: NodeId::EMBEDDED, seq: 1 };
-        let (names, them) = (Names::new(me), HostId { seq: 2, ..me });
+        let names = Names::new(me);
         let copy = Copy { node: me.node, bytes: 1, attempt: 1, job: JobId { number: 1 } };
         let failure = mobula_proto::Failure::new(FailureKind::Cancelled, "made up");
         let done = |task: TaskId, retained| {
@@ -60,7 +59,7 @@ mod tests {
             let object = task.object(0);
             [
                 Message::Resolve { object },
-                Message::Borrow { object, borrower: them, token: 1 },
+                Message::Borrow { object, token: 1 },
                 Message::Return { object, count: 1 },
                 Message::Lost { object, copy },
                 Message::Kill { actor: task },

@@ -31,15 +31,6 @@ use crate::{
 /// After so many items async code that never waits lets other async code run.
 const ITEMS_BETWEEN_YIELDS: u32 = 64;
 
-/// What a producer waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// The next item may be made.
-    Room,
-    /// The last item has left. Before user code goes on, whose failure would overtake it.
-    Left,
-}
-
 /// What a call that produces a stream has sent, and may send.
 #[derive(Debug)]
 pub struct Producer {
@@ -63,8 +54,6 @@ struct Progress {
     /// What was read since.
     read_items: u64,
     read_bytes: u64,
-    /// The last item has not left yet: the owners of the refs in it have to be told first.
-    leaving: bool,
     waiter: Option<Waiter>,
 }
 
@@ -99,12 +88,6 @@ impl Producer {
         self.wake(runtime);
     }
 
-    /// The last item has left.
-    pub(crate) fn has_left(&self, runtime: &Runtime) {
-        self.state.lock().leaving = false;
-        self.wake(runtime);
-    }
-
     /// Whoever waits looks at what has changed.
     pub(crate) fn wake(&self, runtime: &Runtime) {
         let waiter = self.state.lock().waiter.take();
@@ -113,17 +96,13 @@ impl Producer {
         }
     }
 
-    /// Whether it has what it needs; else `waiter` is woken when that may have changed.
-    fn has(&self, need: Need, context: &Context, waiter: impl FnOnce() -> Waiter) -> Result<bool, Failure> {
+    /// Whether the next item may be made; else `waiter` is woken when that may have changed.
+    fn has_room(&self, context: &Context, waiter: impl FnOnce() -> Waiter) -> Result<bool, Failure> {
         let mut state = self.state.lock();
         if context.cancelled() {
             return Err(Failure::new(FailureKind::Cancelled, "it was cancelled"));
         }
-        let has = match need {
-            Need::Left => !state.leaving,
-            Need::Room => state.has_room(self.window),
-        };
-        if has {
+        if state.has_room(self.window) {
             return Ok(true);
         }
         state.waiter = Some(waiter());
@@ -159,20 +138,16 @@ impl Producer {
             let mut state = self.state.lock();
             state.items += 1;
             state.bytes += value.bytes();
-            state.leaving = !output.refs.ids().is_empty();
         }
         let returned = Returned { value, contains: output.refs.ids().to_vec() };
         let item = Item { task: context.task, attempt: context.attempt, index, returned };
-        if runtime.send_item(context.caller, item, output.refs) {
-            self.state.lock().leaving = false;
-        }
+        runtime.send_item(context.caller, item, output.refs);
         Ok(())
     }
 }
 
-/// Resolves when a producer has what it needs.
+/// Resolves when a producer may make the next item.
 struct Waiting<'a> {
-    need: Need,
     of: &'a Producing,
     blocked: Option<Blocked>,
 }
@@ -183,7 +158,7 @@ impl Future for Waiting<'_> {
     fn poll(self: Pin<&mut Self>, poller: &mut Poller<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let Producing { runtime, context, producer } = this.of;
-        let has = producer.has(this.need, context, || Waiter::Task(poller.waker().clone()));
+        let has = producer.has_room(context, || Waiter::Task(poller.waker().clone()));
         if matches!(has, Ok(false)) {
             if this.blocked.is_none() {
                 this.blocked = Blocked::enter(runtime, false);
@@ -219,11 +194,11 @@ impl Producing {
     }
 
     /// Waits on this thread. The call's slot serves others meanwhile.
-    fn wait(&self, need: Need) -> Result<(), Failure> {
+    fn wait(&self) -> Result<(), Failure> {
         let mut blocked = None;
         loop {
             let parker = Parker::new(1);
-            if self.producer.has(need, &self.context, || Waiter::Thread(parker.clone()))? {
+            if self.producer.has_room(&self.context, || Waiter::Thread(parker.clone()))? {
                 return Ok(());
             }
             self.runtime.park(&parker, &mut blocked, None);
@@ -231,8 +206,8 @@ impl Producing {
     }
 
     /// [`Self::wait`] for async code.
-    fn waiting(&self, need: Need) -> Waiting<'_> {
-        Waiting { need, of: self, blocked: None }
+    fn waiting(&self) -> Waiting<'_> {
+        Waiting { of: self, blocked: None }
     }
 }
 
@@ -248,10 +223,9 @@ pub fn produce<I, T: Data>(
     context::refuse_async()?;
     let call = Producing::current()?;
     loop {
-        call.wait(Need::Room)?;
+        call.wait()?;
         let Some(item) = items.next() else { return ended() };
         call.give(&check(item)?)?;
-        call.wait(Need::Left)?;
     }
 }
 
@@ -264,11 +238,10 @@ pub async fn produce_async<I, T: Data>(
     let mut items = pin!(items);
     let mut since_yield = 0;
     loop {
-        call.waiting(Need::Room).await?;
+        call.waiting().await?;
         let next = std::future::poll_fn(|poller| items.as_mut().poll_next(poller)).await;
         let Some(item) = next else { return ended() };
         call.give(&check(item)?)?;
-        call.waiting(Need::Left).await?;
         since_yield += 1;
         if since_yield == ITEMS_BETWEEN_YIELDS {
             since_yield = 0;

@@ -65,7 +65,7 @@ fn o1_an_owned_object_goes_with_its_last_reference() {
     let x = object(O, 1);
     own.create(x, true);
     own.add_ref(x);
-    let ready = fx(&mut own, |own, fx| assert!(own.complete(x, State::Stored(copy(1)), vec![], fx)));
+    let ready = fx(&mut own, |own, fx| assert!(own.complete(E, x, State::Stored(copy(1)), vec![], fx)));
     assert_eq!(ready, [Effect::Ready { object: x }]);
     assert_eq!(own.counts(), Counts { owned: 1, references: 2, ..Counts::default() });
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
@@ -114,19 +114,11 @@ fn o2_an_argument_of_a_third_owner_holds_done_back() {
     let x = object(O, 1);
     own.receive(x, Via::Argument, &mut vec![]);
     let mut effects = vec![];
-    // Both the argument and the returned ref are of a third host: one token, two acknowledgements.
     assert!(own.settle(B, &[x], 5, &mut effects).waiting);
-    assert!(own.lend(B, &[x], 5, &mut effects));
-    assert_eq!(
-        effects,
-        [
-            sent(O, Message::Borrow { object: x, borrower: E, token: 1 }),
-            sent(O, Message::Borrow { object: x, borrower: B, token: 2 }),
-        ]
-    );
-    assert_eq!(message(&mut own, O, Message::Borrowed { token: 1 }), []);
-    assert_eq!(message(&mut own, O, Message::Borrowed { token: 2 }), [Effect::Settled { token: 5 }]);
-    // Only its own registration is given back, once the receiver has taken what was lent to it.
+    own.lend(B, &[x]);
+    assert_eq!(effects, [sent(O, Message::Borrow { object: x, token: 1 })]);
+    assert_eq!(message(&mut own, O, Message::Borrowed { token: 1 }), [Effect::Settled { token: 5 }]);
+    // It is given back once the receiver has taken what was lent to it.
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
     assert_eq!(
         message(&mut own, B, Message::Took { objects: vec![x] }),
@@ -140,9 +132,7 @@ fn o2_lending_asks_nobody_where_caller_or_executor_is_the_owner() {
     let (mine, theirs) = (object(E, 1), object(B, 1));
     own.create(mine, false);
     own.receive(theirs, Via::Argument, &mut vec![]);
-    let mut effects = vec![];
-    assert!(!own.lend(B, &[mine, theirs], 1, &mut effects));
-    assert_eq!(effects, []);
+    own.lend(B, &[mine, theirs]);
     // The borrower keeps it from now on.
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(mine, fx)), []);
     assert_eq!(
@@ -158,7 +148,7 @@ fn o2_a_container_is_kept_until_what_was_read_from_it_is_registered() {
     own.receive(container, Via::Registered, &mut vec![]);
     assert_eq!(
         fx(&mut own, |own, fx| own.receive(x, Via::Container(container), fx)),
-        [sent(O, Message::Borrow { object: x, borrower: B, token: 1 })]
+        [sent(O, Message::Borrow { object: x, token: 1 })]
     );
     // Read again meanwhile: registered once.
     assert_eq!(fx(&mut own, |own, fx| own.receive(x, Via::Container(container), fx)), []);
@@ -197,7 +187,7 @@ fn o2_an_inline_answer_registers_the_asker_for_the_owners_refs() {
     assert_eq!(message(&mut own, B, ask), [sent(B, answer.clone())]);
     assert_eq!(
         message(&mut borrower, O, answer.clone()),
-        [sent(E, Message::Borrow { object: third, borrower: B, token: 1 }), Effect::Ready { object: outer },]
+        [sent(E, Message::Borrow { object: third, token: 1 }), Effect::Ready { object: outer },]
     );
     assert_eq!(borrower.contains(outer), [inner, third]);
     // A second answer brings a second registration, which is given back with the first.
@@ -238,8 +228,8 @@ fn o3_a_return_does_not_end_a_registration_under_way() {
     own.create(x, false);
     own.retained(B, &[x]);
     assert_eq!(
-        message(&mut own, E, Message::Borrow { object: x, borrower: B, token: 3 }),
-        [sent(E, Message::Borrowed { token: 3 })]
+        message(&mut own, B, Message::Borrow { object: x, token: 3 }),
+        [sent(B, Message::Borrowed { token: 3 })]
     );
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), []);
     assert_eq!(message(&mut own, B, Message::Return { object: x, count: 1 }), []);
@@ -264,17 +254,17 @@ fn o4_the_first_result_wins() {
     let mut own = Ownership::new(Names::plain(O));
     let (x, inner) = (object(O, 1), object(E, 1));
     own.create(x, true);
-    own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
-    let late = fx(&mut own, |own, fx| assert!(!own.complete(x, State::Stored(copy(2)), vec![inner], fx)));
+    own.complete(E, x, State::Stored(copy(1)), vec![], &mut vec![]);
+    let late = fx(&mut own, |own, fx| assert!(!own.complete(E, x, State::Stored(copy(2)), vec![inner], fx)));
     assert_eq!(
         late,
         [Effect::Free { object: x, copy: copy(2) }, sent(E, Message::Return { object: inner, count: 1 }),]
     );
     // The same result twice frees nothing, and a result for a forgotten object everything.
-    assert_eq!(fx(&mut own, |own, fx| own.complete(x, State::Stored(copy(1)), vec![], fx)), []);
+    assert_eq!(fx(&mut own, |own, fx| own.complete(E, x, State::Stored(copy(1)), vec![], fx)), []);
     own.drop_ref(x, &mut vec![]);
     assert_eq!(
-        fx(&mut own, |own, fx| own.complete(x, State::Stored(copy(3)), vec![], fx)),
+        fx(&mut own, |own, fx| own.complete(E, x, State::Stored(copy(3)), vec![], fx)),
         [Effect::Free { object: x, copy: copy(3) }]
     );
 }
@@ -307,7 +297,7 @@ fn o5_waiters_are_told_when_it_is_ready_and_when_it_fails() {
             if fails {
                 own.fail(x, killed(), fx)
             } else {
-                assert!(own.complete(x, inline(vec![]), vec![], fx))
+                assert!(own.complete(E, x, inline(vec![]), vec![], fx))
             }
         });
         let answer = Message::Resolved { object: x, state };
@@ -417,7 +407,7 @@ fn o6_a_borrowers_death_ends_its_borrows_for_good() {
         "each time"
     );
     // Late messages about it or from it change nothing.
-    message(&mut own, E, Message::Borrow { object: object(O, 3), borrower: B, token: 1 });
+    message(&mut own, B, Message::Borrow { object: object(O, 3), token: 1 });
     assert_eq!(message(&mut own, B, Message::Resolve { object: object(O, 3) }), []);
     own.retained(B, &[object(O, 3)]);
     assert_eq!(
@@ -431,14 +421,14 @@ fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
     let mut own = Ownership::new(Names::plain(O));
     let (x, old, new) = (object(O, 1), object(E, 1), object(E, 2));
     own.create(x, true);
-    own.complete(x, State::Stored(copy(1)), vec![old], &mut vec![]);
+    own.complete(E, x, State::Stored(copy(1)), vec![old], &mut vec![]);
     assert_eq!(
         fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)),
         [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
     assert_eq!(own.state(x), Some(&State::Pending));
     assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [], "known already");
-    assert!(own.complete(x, State::Stored(copy(2)), vec![new], &mut vec![]));
+    assert!(own.complete(E, x, State::Stored(copy(2)), vec![new], &mut vec![]));
     assert_eq!(own.contains(x), [new]);
     assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [], "another attempt's copy");
     assert_eq!(
@@ -457,7 +447,7 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
     let (mut own, mut borrower) = (Ownership::new(Names::plain(O)), Ownership::new(Names::plain(B)));
     let x = object(O, 1);
     own.create(x, true);
-    own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
+    own.complete(E, x, State::Stored(copy(1)), vec![], &mut vec![]);
     borrower.receive(x, Via::Argument, &mut vec![]);
     message(&mut borrower, O, Message::Resolved { object: x, state: State::Stored(copy(1)) });
     let (lost, ask) = (Message::Lost { object: x, copy: copy(1) }, Message::Resolve { object: x });
@@ -471,7 +461,7 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
     );
     assert_eq!(message(&mut own, B, ask), []);
     let answer = Message::Resolved { object: x, state: State::Stored(copy(2)) };
-    let rebuilt = fx(&mut own, |own, fx| assert!(own.complete(x, State::Stored(copy(2)), vec![], fx)));
+    let rebuilt = fx(&mut own, |own, fx| assert!(own.complete(E, x, State::Stored(copy(2)), vec![], fx)));
     assert_eq!(rebuilt, [Effect::Ready { object: x }, sent(B, answer.clone())]);
     assert_eq!(message(&mut borrower, O, answer), [Effect::Ready { object: x }]);
 }
@@ -483,7 +473,7 @@ fn a_nodes_death_loses_what_it_stored() {
     let put = object(O, 1);
     for (x, rebuildable) in [(task.object(1), true), (task.object(0), true), (put, false)] {
         own.create(x, rebuildable);
-        own.complete(x, State::Stored(copy(1)), vec![], &mut vec![]);
+        own.complete(E, x, State::Stored(copy(1)), vec![], &mut vec![]);
     }
     own.retained(E, &[put]);
     assert_eq!(
@@ -509,7 +499,7 @@ fn o10_a_claim_holds_what_is_inside_before_it_counts() {
     let token = match &effects[..] {
         [
             Effect::Ready { object },
-            Effect::Send { to: E, message: Message::Borrow { object: borrowed, borrower: B, token } },
+            Effect::Send { to: E, message: Message::Borrow { object: borrowed, token } },
             Effect::Claim { objects },
         ] if *object == outer && *borrowed == inner && *objects == [(lost, None)] => *token,
         other => panic!("{other:?}"),
@@ -537,19 +527,14 @@ fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
     let record = || Some(Record { copy: copy(1), at: 0, contains: vec![], more: false });
     own.claimed(x, record(), &mut vec![]);
     // The caller does not know yet that the owner is dead, and asks there.
-    let effects = fx(&mut own, |own, fx| assert!(!own.lend(B, &[x], 1, fx)));
-    assert_eq!(effects, [sent(B, Message::Suspect { owner: O })]);
+    own.lend(B, &[x]);
     assert_eq!(fx(&mut own, |own, fx| own.drop_ref(x, fx)), [], "kept until the caller has taken it");
     caller.create(result, false);
-    message(&mut caller, E, Message::Suspect { owner: O });
     let effects = fx(&mut caller, |own, fx| {
-        assert!(own.complete(result, inline(vec![]), vec![x], fx));
+        assert!(own.complete(E, result, inline(vec![]), vec![x], fx));
         own.took(E, &[x], fx);
     });
-    assert_eq!(
-        effects,
-        [sent(O, Message::Borrow { object: x, borrower: B, token: 1 }), Effect::Ready { object: result }]
-    );
+    assert_eq!(effects, [sent(O, Message::Borrow { object: x, token: 1 }), Effect::Ready { object: result }]);
     caller.host_died(O, &killed(), &mut vec![]);
     let took = Message::Took { objects: vec![x] };
     assert_eq!(
@@ -562,6 +547,44 @@ fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
         fx(&mut caller, |own, fx| own.drop_ref(result, fx)),
         [Effect::Forgotten { object: result }, Effect::Unclaim { object: x, node: AWAY }]
     );
+}
+
+#[test]
+fn o9_what_a_dead_executor_lent_is_counted_for_its_caller_before_the_burial() {
+    let mut caller = Ownership::new(Names::plain(B));
+    let (x, y, result) = (object(O, 1), object(O, 2), object(B, 1));
+    caller.create(result, false);
+    // Of two refs it keeps one.
+    caller.receive(y, Via::Argument, &mut vec![]);
+    let effects = fx(&mut caller, |own, fx| {
+        assert!(own.complete(E, result, inline(vec![]), vec![x, y], fx));
+        own.took(E, &[x, y], fx);
+    });
+    let borrow = |object, token| sent(O, Message::Borrow { object, token });
+    assert_eq!(effects, [borrow(x, 1), borrow(y, 2), Effect::Ready { object: result }]);
+    assert_eq!(fx(&mut caller, |own, fx| own.host_died(E, &killed(), fx)), [], "not before it is counted");
+    assert_eq!(message(&mut caller, O, Message::Borrowed { token: 1 }), []);
+    assert_eq!(message(&mut caller, O, Message::Borrowed { token: 2 }), [Effect::Mourned { host: E }]);
+    let gone = fx(&mut caller, |own, fx| own.drop_ref(result, fx));
+    assert_eq!(
+        gone,
+        [Effect::Forgotten { object: result }, sent(O, Message::Return { object: x, count: 1 })]
+    );
+    caller.drop_ref(y, &mut vec![]);
+    assert_eq!(caller.counts(), Counts::default());
+}
+
+#[test]
+fn o9_what_was_lent_to_the_dead_is_kept_until_the_burial() {
+    let mut own = Ownership::new(Names::plain(E));
+    let x = object(O, 1);
+    own.receive(x, Via::Registered, &mut vec![]);
+    own.lend(B, &[x]);
+    own.drop_ref(x, &mut vec![]);
+    // It may only be this host that counts it as dead.
+    assert_eq!(fx(&mut own, |own, fx| own.host_died(B, &killed(), fx)), [Effect::Mourned { host: B }]);
+    assert_eq!(fx(&mut own, |own, fx| own.buried(B, fx)), [sent(O, Message::Return { object: x, count: 1 })]);
+    assert_eq!(own.counts(), Counts::default());
 }
 
 #[test]

@@ -174,7 +174,7 @@ struct World {
     willed: u64,
     /// Refs that were ever inside an object's value.
     inside: BTreeMap<ObjectId, Vec<ObjectId>>,
-    /// Lent by a host that crashed before the value arrived: may be kept too long (O9).
+    /// Of what agents said about it something was lost: may be kept too long.
     leaky: BTreeSet<ObjectId>,
     /// Sealed by a host whose message about it was lost: nobody frees them while their owner lives.
     orphans: BTreeSet<(ObjectId, u32)>,
@@ -290,11 +290,10 @@ impl World {
 
     /// A message is lost with its sender or receiver, and with it the news of what it was about.
     fn lost(&mut self, wire: Wire) {
-        if let Wire::Done(done) = wire {
-            self.leaky.extend(done.contains);
-            if let State::Stored(copy) = done.state {
-                self.orphans.insert((done.result, copy.attempt));
-            }
+        if let Wire::Done(done) = wire
+            && let State::Stored(copy) = done.state
+        {
+            self.orphans.insert((done.result, copy.attempt));
         }
     }
 
@@ -316,7 +315,7 @@ impl World {
                     assert_ne!(to, at, "a message to itself");
                     assert!(!host.told.contains(&to), "a message to the dead");
                     match &message {
-                        Message::Borrow { object, borrower, token } if *borrower == host.id => {
+                        Message::Borrow { object, token } => {
                             host.borrowing.insert(*token, *object);
                         }
                         Message::Return { object, .. } => drop(host.registered.remove(object)),
@@ -347,8 +346,8 @@ impl World {
         for object in rebuild {
             self.token += 1;
             let state = self.seal(at, object, 10 + self.token as u32, Vec::new());
-            let mut fx = Vec::new();
-            self.hosts[at].own.complete(object, state, Vec::new(), &mut fx);
+            let (id, mut fx) = (self.hosts[at].id, Vec::new());
+            self.hosts[at].own.complete(id, object, state, Vec::new(), &mut fx);
             self.carry_out(at, fx);
         }
         for token in settled {
@@ -450,14 +449,14 @@ impl World {
         }
         let state = self.value(at, result, &contains);
         let to = self.hosts[caller].id;
-        let (settled, waiting) = self.with(at, |own, fx| {
+        let settled = self.with(at, |own, fx| {
             let settled = own.settle(to, &arguments, token, fx);
-            let waiting = own.lend(to, &contains, token, fx);
-            (settled, waiting)
+            own.lend(to, &contains);
+            settled
         });
         self.hosts[at].registered.extend(&settled.retained);
         let done = Done { result, state, contains, retained: settled.retained };
-        if settled.waiting || waiting {
+        if settled.waiting {
             self.hosts[at].endings.push(Ending { token, caller, done });
         } else {
             self.done(at, caller, done);
@@ -655,17 +654,13 @@ impl World {
                 // Those of the dead are claimed first.
                 let counted: Vec<ObjectId> = contains
                     .iter()
-                    .filter(|inner| {
-                        inner.owner != self.hosts[to].id
-                            && self.hosts[to].calls.contains_key(&result)
-                            && !self.hosts[to].told.contains(&self.number(inner.owner))
-                    })
+                    .filter(|inner| inner.owner == sender && self.hosts[to].calls.contains_key(&result))
                     .copied()
                     .collect();
                 let lent = contains.clone();
                 if self.hosts[to].given_up.contains(&result) {
-                    self.with(to, |own, fx| own.decline(result, state, contains, fx));
-                } else if self.with(to, |own, fx| own.complete(result, state, contains, fx)) {
+                    self.with(to, |own, fx| own.decline(sender, result, state, contains, fx));
+                } else if self.with(to, |own, fx| own.complete(sender, result, state, contains, fx)) {
                     self.hosts[to].registered.extend(counted);
                 }
                 self.with(to, |own, fx| own.took(sender, &lent, fx));
@@ -881,9 +876,10 @@ impl World {
                 let others = alive.iter().any(|at| world.hosts[*at].id.node != node);
                 let whole = others && world.random.one_in(4);
                 let dies = |at: &usize| *at == victim || whole && world.hosts[*at].id.node == node;
+                let lends = |at: usize| world.hosts[at].own.counts().unacknowledged > 0;
                 let may = !world.strict
                     || !world.crashed
-                        && (world.leaves_something(victim) || world.random.one_in(40))
+                        && (world.leaves_something(victim) || lends(victim) || world.random.one_in(40))
                         && alive.iter().filter(|at| dies(at)).all(|at| world.calls_nobody(*at));
                 if may && whole {
                     world.kill_node(node);
@@ -954,7 +950,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
     }
     let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} refs lent in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies",
         time / 1_000_000
     );
 }

@@ -546,7 +546,13 @@ impl Core {
             if let Outcome::Values(values) = done.outcome {
                 for (index, returned) in values.into_iter().enumerate() {
                     let (state, contains) = returned.into_state();
-                    self.objects.decline(done.task.object(index as u32), state, contains, &mut self.effects);
+                    self.objects.decline(
+                        from,
+                        done.task.object(index as u32),
+                        state,
+                        contains,
+                        &mut self.effects,
+                    );
                 }
             }
             return;
@@ -587,7 +593,7 @@ impl Core {
                 } else if let Returns::Many(wanted) = task.spec.template.returns
                     && wanted as usize != values.len()
                 {
-                    self.wrong_count(seq, wanted, values.into_iter(), out);
+                    self.wrong_count(from, seq, wanted, values.into_iter(), out);
                 } else {
                     let stored = values.iter().any(|v| matches!(v.value, Value::Stored(_)));
                     let is_stream = matches!(task.spec.template.returns, Returns::Stream(_));
@@ -603,7 +609,7 @@ impl Core {
                     for (index, returned) in values.into_iter().enumerate() {
                         let (state, contains) = returned.into_state();
                         let object = done.task.object(index as u32);
-                        self.objects.complete(object, state, contains, &mut self.effects);
+                        self.objects.complete(from, object, state, contains, &mut self.effects);
                     }
                     // Only now: the arguments kept alive what the result may contain.
                     if let Some(task) = finished {

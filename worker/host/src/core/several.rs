@@ -147,9 +147,10 @@ impl Core {
         }
     }
 
-    /// Values arrived that are not as many as were asked for: they go, and every ref says why.
+    /// Values of `from` arrived that are not as many as were asked for: they go, and every ref says why.
     pub(super) fn wrong_count(
         &mut self,
+        from: HostId,
         seq: u64,
         wanted: u32,
         values: impl ExactSizeIterator<Item = Returned>,
@@ -163,7 +164,7 @@ impl Core {
         self.conclude(seq, failure, out);
         for (index, returned) in values.enumerate() {
             let (state, contains) = returned.into_state();
-            self.objects.complete(task.object(index as u32), state, contains, &mut self.effects);
+            self.objects.complete(from, task.object(index as u32), state, contains, &mut self.effects);
         }
     }
 
@@ -201,7 +202,7 @@ impl Core {
         let (state, contains) = item.returned.into_state();
         if !current && matches!(self.objects.state(object), Some(State::Pending)) {
             // An earlier attempt's, whose place is kept for this one's.
-            self.objects.decline(object, state, contains, &mut self.effects);
+            self.objects.decline(from, object, state, contains, &mut self.effects);
             return;
         }
         if let Some(Several::Stream(stream)) = self.several.get_mut(&seq).filter(|_| current) {
@@ -228,7 +229,7 @@ impl Core {
             }
         }
         // Frees it where nobody waits for it.
-        self.objects.complete(object, state, contains, &mut self.effects);
+        self.objects.complete(from, object, state, contains, &mut self.effects);
         self.fetch_items(seq, out);
     }
 
