@@ -7,11 +7,16 @@
 //! | spread | for each bundle the least full place that has none yet; else the least full |
 //! | strict spread | the same without the last |
 //!
-//! Bundles are taken from the nodes as they are found, and given back where one of them finds none.
+//! Bundles are taken from the nodes as they are found, and given back where one of them finds none. Where they are of
+//! different sizes, another order may find places even so: those are looked for by [`search`].
+
+pub mod search;
 
 use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{GroupId, JobId, group, group::Arrange, resource::DeviceGrant};
+
+use search::{Found, Places};
 
 use crate::{
     Millis,
@@ -61,6 +66,21 @@ impl Gang {
         (0..).zip(&self.bundles).filter(|(_, bundle)| bundle.is_none()).map(|(number, _)| number).collect()
     }
 
+    /// Whether all that is missing is alike: then it does not matter in which order it is placed.
+    pub fn is_alike(&self) -> bool {
+        let mut missing =
+            self.needs.iter().zip(&self.bundles).filter(|(_, b)| b.is_none()).map(|(need, _)| need);
+        let first = missing.next();
+        missing.all(|need| Some(need) == first)
+    }
+
+    /// Whether anything of it may be placed on a node, if it has room.
+    pub fn may_use(&self, node: &Node) -> bool {
+        let own = |kept: &Kept| kept.oldest == Some(Oldest::Gang(self.id));
+        let may = !node.is_kept_from(self.shape) || node.kept.as_ref().is_some_and(own);
+        !node.draining && node.works() && may
+    }
+
     pub fn turn(&self, at: u32, ageing: Millis) -> queues::Turn {
         let signed = |span: Millis| i64::try_from(span.0).unwrap_or(i64::MAX);
         let lead = i64::from(self.spec.priority).saturating_mul(signed(ageing));
@@ -75,12 +95,32 @@ pub(crate) fn sum<'a>(needs: impl Iterator<Item = &'a Arc<Need>>) -> Need {
     all
 }
 
+/// How much of the cluster's scarcest a bundle needs, in millionths.
+pub(crate) fn size(cluster: &Cluster, need: &Need) -> u64 {
+    let part = |(kind, each): &(usize, i64)| {
+        *each as f64 / cluster.totals.get(*kind).copied().unwrap_or(0).max(1) as f64
+    };
+    (need.amounts.iter().map(part).fold(0.0, f64::max) * 1e6) as u64
+}
+
+/// The place of a node, as a group counts them.
+fn place_of(cluster: &Cluster, gang: &Gang, at: u32) -> Option<Area> {
+    match &gang.spec.place {
+        key if key.is_empty() => Some(Area::Node(at)),
+        key => {
+            let labels = &cluster.nodes.get(at)?.labels;
+            let (_, value) = labels.iter().find(|(k, _)| k == key)?;
+            Some(Area::Label(key.clone(), value.clone()))
+        }
+    }
+}
+
 /// Finds places for the missing bundles of a group and takes them, or changes nothing.
 pub(crate) struct Placing<'a> {
     cluster: &'a mut Cluster,
     gang: &'a Gang,
     /// Bundles that were found a node, and what was taken there.
-    taken: Vec<(u32, u32, Vec<DeviceGrant>)>,
+    taken: Places,
 }
 
 impl<'a> Placing<'a> {
@@ -88,11 +128,12 @@ impl<'a> Placing<'a> {
         Self { cluster, gang, taken: Vec::new() }
     }
 
-    /// Bundles with their node and what was taken there, by number.
-    pub fn place(mut self) -> Option<Vec<(u32, u32, Vec<DeviceGrant>)>> {
+    /// Bundles with their node and what was taken there, by number. Where they must be searched for, that takes from
+    /// `looks`, and is put off where there are too few.
+    pub fn place(mut self, looks: &mut u32) -> Option<Places> {
         let mut left = self.gang.missing();
         // The largest first: where they fit the others may, too.
-        left.sort_by_key(|number| (Reverse(self.size(*number)), *number));
+        left.sort_by_key(|number| (Reverse(size(self.cluster, self.need(*number))), *number));
         let fine = match self.gang.spec.arrange {
             Arrange::StrictPack => self.pack_all(&left),
             Arrange::Pack => self.pack_all(&left) || self.pack(left),
@@ -101,28 +142,34 @@ impl<'a> Placing<'a> {
         };
         if !fine {
             self.give_back(0);
-            return None;
+            if self.gang.is_alike() || !self.search(looks) {
+                return None;
+            }
         }
         self.taken.sort_by_key(|(number, ..)| *number);
         Some(self.taken)
     }
 
-    /// How much of the cluster's scarcest a bundle needs, in millionths.
-    fn size(&self, number: u32) -> u64 {
-        let part = |(kind, each): &(usize, i64)| {
-            *each as f64 / self.cluster.totals.get(*kind).copied().unwrap_or(0).max(1) as f64
+    /// Looks for places in earnest.
+    fn search(&mut self, looks: &mut u32) -> bool {
+        self.cluster.refresh();
+        let (arrange, nodes) = (self.gang.spec.arrange, search::Nodes::Indexed);
+        let Found::Places(found) = search::find(self.cluster, self.gang, arrange, nodes, looks) else {
+            return false;
         };
-        (self.need(number).amounts.iter().map(part).fold(0.0, f64::max) * 1e6) as u64
+        for (number, at, devices) in found {
+            let need = Arc::clone(self.need(number));
+            if let Some(node) = self.cluster.nodes.get_mut(at) {
+                node.stock.take_these(&need, &devices);
+            }
+            self.cluster.touch(at);
+            self.taken.push((number, at, devices));
+        }
+        true
     }
 
     fn need(&self, number: u32) -> &Arc<Need> {
         &self.gang.needs[number as usize]
-    }
-
-    fn open(&self, node: &Node) -> bool {
-        let own = |kept: &Kept| kept.oldest == Some(Oldest::Gang(self.gang.id));
-        let may = !node.is_kept_from(self.gang.shape) || node.kept.as_ref().is_some_and(own);
-        !node.draining && node.works() && may
     }
 
     fn take(&mut self, number: u32, at: u32) {
@@ -145,16 +192,8 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// The place of a node.
     fn place_of(&self, at: u32) -> Option<Area> {
-        match &self.gang.spec.place {
-            key if key.is_empty() => Some(Area::Node(at)),
-            key => {
-                let labels = &self.cluster.nodes.get(at)?.labels;
-                let (_, value) = labels.iter().find(|(k, _)| k == key)?;
-                Some(Area::Label(key.clone(), value.clone()))
-            }
-        }
+        place_of(self.cluster, self.gang, at)
     }
 
     /// Places that hold some of it.
@@ -169,7 +208,7 @@ impl<'a> Placing<'a> {
         let (need, cluster) = (self.need(number), &*self.cluster);
         let labelled = !self.gang.spec.place.is_empty();
         let fullness = |at: u32| {
-            let node = cluster.nodes.get(at).filter(|n| self.open(n) && n.stock.fits(need))?;
+            let node = cluster.nodes.get(at).filter(|n| self.gang.may_use(n) && n.stock.fits(need))?;
             let out = outside.is_empty() || self.place_of(at).is_some_and(|place| !outside.contains(&place));
             let label = !labelled || cluster.index.admits(self.gang.rules[1], node.spot);
             (out && label).then(|| node.stock.fullness(need))
@@ -219,7 +258,7 @@ impl<'a> Placing<'a> {
         let alike = |need: &Arc<Need>| numbers.iter().all(|number| Arc::ptr_eq(self.need(*number), need));
         let alike = first.filter(|need| !need.devices && alike(need));
         let mut holds = |at: u32| {
-            let node = cluster.nodes.get(at).filter(|n| self.open(n) && n.stock.has(&most))?;
+            let node = cluster.nodes.get(at).filter(|n| self.gang.may_use(n) && n.stock.has(&most))?;
             let fits = match alike {
                 Some(need) => node.stock.room(need) as usize >= numbers.len(),
                 None => {

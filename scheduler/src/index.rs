@@ -377,7 +377,8 @@ impl Index {
         self.emptiest_of(area, from, need, 1, fullness).first().copied()
     }
 
-    fn emptiest_of(
+    /// The same of one part of the cluster, as [`Index::emptiest_in`].
+    pub fn emptiest_of(
         &self,
         area: Option<&Area>,
         (rules, which): (u32, Which),

@@ -32,7 +32,8 @@
 //!    kept for it alone, and gets its first slot there whatever the shares of others (`scheduler/starve.rs`).
 //!
 //! A placement group waits in its queue like a class, as one shape that is all it lacks. When its turn is due, `gang` finds
-//! places for all its bundles or takes none, so two groups never hold what the other lacks. What runs inside of a group
+//! places for all its bundles or takes none, so two groups never hold what the other lacks. Where taking them one by one
+//! finds none, `gang/search.rs` looks for another way, and says how far. What runs inside of a group
 //! is granted from its bundles, which are charged already.
 //!
 //! # Invariants
@@ -41,7 +42,8 @@
 //! - **S2** Grants never exceed what is available. Only a task that resumes after [`Event::Block`] may put a node
 //!   over its CPU, by at most what was given back; until that is paid off, nothing that needs CPU is granted.
 //! - **S3** After a step, nothing waits that would fit, and that the limits of its queue allow, but beside what a node is
-//!   kept for.
+//!   kept for, and groups of bundles of different sizes for which a search of bounded length found no places
+//!   (`gang/search.rs`).
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
 //! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost or drains.
 //! - **S6** What carries a stale incarnation changes nothing.
@@ -58,7 +60,7 @@
 //! | [`scheduler`] | the state, and the step |
 //! | `queues` | whose turn it is |
 //! | `shapes`, `fit` | what waits, by what it needs, and where there may be room for it |
-//! | `gang` | where the bundles of a group go |
+//! | `gang` | where the bundles of a group go, in order or by a search |
 //! | `strategy`, `index` | the order of the nodes, and how the first is found |
 //! | [`lease`], [`demand`], [`node`], `cluster` | the tables |
 //! | `stock` | amounts, whole and in use, and single devices |

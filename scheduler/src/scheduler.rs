@@ -22,7 +22,7 @@ use crate::{
     Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind, Unmet,
     cluster::Cluster,
     demand::{self, PER_OWNER_MAX},
-    gang::{Bundle, Gang},
+    gang::{Bundle, Gang, search::Allowance},
     lease::{Entry, Leases},
     node::Node,
     queues::{DEFAULT, Queues},
@@ -108,6 +108,7 @@ pub struct Scheduler {
     preempting: preempt::Preempting,
     /// Groups that lack bundles.
     waiting_gangs: usize,
+    searching: Allowance,
 }
 
 impl Scheduler {
@@ -137,6 +138,7 @@ impl Scheduler {
             asking: ask::Asking::default(),
             preempting: preempt::Preempting::default(),
             waiting_gangs: 0,
+            searching: Allowance::default(),
         }
     }
 
@@ -209,6 +211,7 @@ impl Scheduler {
             Event::Unblock { lease, slots } => self.unblock(lease, slots),
             Event::OwnerGone { owner } => self.owner_gone(owner, out),
             Event::Tick => {
+                self.search_again();
                 self.expire(out);
                 self.evict(out);
                 // Ask only for those who wait even after that.
@@ -224,7 +227,8 @@ impl Scheduler {
     /// When [`Event::Tick`] is next of use: when a term ends, or holders may be asked again for those who wait.
     pub fn next_tick(&self) -> Option<Millis> {
         let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
-        expiry.into_iter().chain(self.next_ask()).chain(self.next_preempt()).min()
+        let search = self.searching.next();
+        expiry.into_iter().chain(self.next_ask()).chain(self.next_preempt()).chain(search).min()
     }
 
     /// What a demand waits for, in a sentence; `None` when nothing of it waits.

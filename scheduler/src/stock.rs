@@ -405,6 +405,68 @@ impl Stock {
         grants
     }
 
+    /// The ways to pick devices for one slot, which must fit, that differ in what they leave; what [`Stock::take`] picks
+    /// is the first.
+    pub fn picks(&self, need: &Need, kinds: &Kinds) -> Vec<Vec<DeviceGrant>> {
+        let mut all = vec![Vec::new()];
+        for (kind, each) in need.amounts.iter().filter(|(kind, _)| matches!(*kind, GPU | TPU)) {
+            let (share, count) = if *each < ONE { (*each, 1) } else { (ONE, each / ONE) };
+            let grant = |device: &Device| DeviceGrant {
+                kind: kinds.names[*kind].clone(),
+                index: device.index,
+                share: Quantity::from_units(share).unwrap_or_default(),
+            };
+            let fitting = self.devices.iter().filter(|d| d.kind == *kind && d.free >= share);
+            let ways: Vec<Vec<DeviceGrant>> = if *each < ONE {
+                // Of those with as much free, the first.
+                let mut by_free: BTreeMap<i64, &Device> = BTreeMap::new();
+                for device in fitting {
+                    by_free.entry(device.free).or_insert(device);
+                }
+                by_free.values().map(|device| vec![grant(device)]).collect()
+            } else {
+                vec![fitting.take(usize::try_from(count).unwrap_or(usize::MAX)).map(grant).collect()]
+            };
+            let before = std::mem::take(&mut all);
+            all.extend(before.iter().flat_map(|b| ways.iter().map(|way| [&b[..], way].concat())));
+        }
+        all
+    }
+
+    /// Takes one slot on these devices, as [`Stock::picks`] says them.
+    pub fn take_these(&mut self, need: &Need, devices: &[DeviceGrant]) {
+        for (kind, each) in &need.amounts {
+            self.add(*kind, -each);
+        }
+        for grant in devices {
+            let kind = if grant.kind == Kind::Gpu { GPU } else { TPU };
+            let same = |d: &&mut Device| d.kind == kind && d.index == grant.index;
+            if let Some(device) = self.devices.iter_mut().find(same) {
+                device.free -= grant.share.units();
+            }
+        }
+        if need.devices {
+            self.count_devices();
+        }
+    }
+
+    /// Whether exactly the same fits into both.
+    pub fn has_same_left(&self, other: &Self) -> bool {
+        let custom = |stock: &Self| {
+            let all = stock.custom.iter().filter(|c| c.free > 0).map(|c| (c.kind, c.free));
+            all.collect::<Vec<(usize, i64)>>()
+        };
+        let devices = |stock: &Self| {
+            let mut all: Vec<(usize, i64)> = stock.devices.iter().map(|d| (d.kind, d.free)).collect();
+            all.sort_unstable();
+            all
+        };
+        self.free == other.free
+            && (self.whole, self.most) == (other.whole, other.most)
+            && custom(self) == custom(other)
+            && devices(self) == devices(other)
+    }
+
     /// Fractions go to the fullest device that has room, so that whole ones stay whole.
     fn take_devices(&mut self, kind: usize, each: i64, kinds: &Kinds, grants: &mut Vec<DeviceGrant>) {
         let (share, count) = if each < ONE { (each, 1) } else { (ONE, each / ONE) };

@@ -1,5 +1,6 @@
 //! Scenarios read like tables: a world, what happens, and which grants or texts follow.
 
+mod arrange;
 mod groups;
 mod lifecycle;
 mod preempt;

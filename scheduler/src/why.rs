@@ -1,5 +1,7 @@
 //! Sentences for people: what is missing, and what a demand or a group waits for.
 
+use std::cmp::Reverse;
+
 use mobula_proto::{
     Group, JobId, Quantity, Resources,
     group::Arrange,
@@ -9,7 +11,10 @@ use mobula_proto::{
 use crate::{
     Demand,
     cluster::Cluster,
-    gang::Gang,
+    gang::{
+        self, Gang,
+        search::{self, Found, Nodes},
+    },
     lease::Leases,
     node::Node,
     queues::Queues,
@@ -68,39 +73,67 @@ impl Told<'_> {
             return format!("{head}; {limit}; {position}");
         }
         // The largest is what is hardest to find room for.
-        let size = |number: &&u32| {
-            let part = |(kind, each): &(usize, i64)| {
-                *each as f64 / self.cluster.totals.get(*kind).copied().unwrap_or(0).max(1) as f64
-            };
-            gang.needs[**number as usize].amounts.iter().map(part).fold(0.0, f64::max)
+        let mut sizes = missing.clone();
+        sizes.sort_by_key(|number| Reverse(gang::size(self.cluster, &gang.needs[*number as usize])));
+        let admitted = |n: &&Node| gang.rules.iter().all(|rules| self.cluster.index.admits(*rules, n.spot));
+        let open: Vec<&Node> = nodes(self.cluster).filter(|n| gang.may_use(n)).filter(admitted).collect();
+        let room = |number: &u32| -> u64 {
+            let need = &gang.needs[*number as usize];
+            open.iter().map(|n| u64::from(n.stock.room(need))).sum()
         };
-        let Some(largest) = missing.iter().max_by(|a, b| size(a).total_cmp(&size(b))) else { return head };
-        let need = &*gang.needs[*largest as usize];
+        let without = sizes.iter().find(|number| room(number) == 0);
+        let Some(wanted) = without.or(sizes.first()).copied() else { return head };
         let class = Class {
-            resources: spec.bundles[*largest as usize].clone(),
+            resources: spec.bundles[wanted as usize].clone(),
             labels: spec.labels.clone(),
             ..Class::default()
         };
+        let need = &*gang.needs[wanted as usize];
         let wish = Wish { class: &class, need, shape, queue: gang.queue, priority: spec.priority };
-        let fitting = nodes(self.cluster).filter(|n| self.cluster.admits(shape, n) && !n.draining);
-        let room: u64 = fitting.map(|n| u64::from(n.stock.room(need))).sum();
-        let wanted = missing.len() as u64;
-        let text = match self.lacks(&wish) {
-            Err(text) => return text,
-            Ok(_) if room >= wanted => {
-                let place = if spec.place.is_empty() { "node" } else { &spec.place };
-                match spec.arrange {
-                    Arrange::StrictPack => format!("there is room for that, but not in one {place}"),
-                    Arrange::StrictSpread => {
-                        format!("there is room for that, but not each in a {place} of its own")
-                    }
-                    _ => "there is room for some of them".to_owned(),
-                }
-            }
-            Ok(text) if room == 0 => text,
-            Ok(_) => format!("there is room for {room} of them now"),
+        let of = if gang.is_alike() {
+            String::new()
+        } else {
+            format!("its bundle of {} finds no node: ", class.resources)
+        };
+        let text = match (self.lacks(&wish), self.arrangement(gang)) {
+            (Err(text), _) => return text,
+            (_, Some(text)) => text,
+            (Ok(text), _) if without.is_some() => format!("{of}{text}"),
+            _ if gang.is_alike() => format!("there is room for {} of them now", room(&wanted)),
+            _ => "there is room for each of them, but not for all at once".to_owned(),
         };
         format!("{head}; {text}; {position}")
+    }
+
+    /// What keeps a group waiting that has to do with all its bundles together, if anything.
+    fn arrangement(&self, gang: &Gang) -> Option<String> {
+        let spec = &*gang.spec;
+        let find =
+            |arrange, nodes| search::find(self.cluster, gang, arrange, nodes, &mut search::LOOKS_MAX.clone());
+        match find(spec.arrange, Nodes::Listed) {
+            // Its search was put off, or others are due before it.
+            Found::Places(_) => return Some("there is room for it, and it is looked for soon".to_owned()),
+            Found::GaveUp => {
+                return Some(format!(
+                    "no way to place all of it was found in {} looks, and it is looked for again when something comes \
+                     free",
+                    search::LOOKS_MAX
+                ));
+            }
+            Found::Nowhere => {}
+        }
+        if find(spec.arrange, Nodes::Emptied) == Found::Nowhere {
+            let drains = nodes(self.cluster).any(|n| n.draining);
+            let but = if drains { ", but for those that drain," } else { "" };
+            return Some(format!("the nodes{but} have no room for all of it even with nothing else on them"));
+        }
+        let place = if spec.place.is_empty() { "node" } else { &spec.place };
+        let strict = match spec.arrange {
+            Arrange::StrictPack => format!("there is room for that, but not in one {place}"),
+            Arrange::StrictSpread => format!("there is room for that, but not each in a {place} of its own"),
+            Arrange::Pack | Arrange::Spread => return None,
+        };
+        matches!(find(Arrange::Pack, Nodes::Listed), Found::Places(_)).then_some(strict)
     }
 
     /// The limit that allows no slot more, if one does.
@@ -226,10 +259,8 @@ impl Told<'_> {
                 held.2 |= gang.until.is_some();
             }
         }
-        let most = all
-            .into_iter()
-            .filter(|(_, held)| held.0 > 0)
-            .max_by_key(|(who, held)| (held.0, std::cmp::Reverse(*who)));
+        let most =
+            all.into_iter().filter(|(_, held)| held.0 > 0).max_by_key(|(who, held)| (held.0, Reverse(*who)));
         let ((queue, job), (_, priority, leaves)) = most?;
         let right = match priority.cmp(&wish.priority) {
             _ if queue != wish.queue => format!("of {}", queue_name(&self.queues.get(queue).name)),

@@ -6,7 +6,7 @@ use mobula_proto::{HostId, JobId, LeaseId, Quantity, resource::Kind};
 
 use super::Scheduler;
 use crate::{
-    gang::{Bundle, Gang, Placing},
+    gang::{Bundle, Gang, Placing, search::LOOKS_MAX},
     lease::Entry,
     node::Node,
     queues::TOP,
@@ -28,10 +28,10 @@ impl Scheduler {
 
     /// Checks that nothing that waits would fit anywhere. For tests and debugging: it looks at everything.
     pub fn settled(&mut self) -> Result<(), String> {
-        for (_, gang) in self.gangs.iter() {
-            let Some(shape) = gang.shape else { continue };
+        for (at, gang) in self.gangs.iter() {
+            let Some(shape) = gang.shape.filter(|_| !self.searching.put_off.contains(&at)) else { continue };
             if self.queues.headroom(gang.queue, self.shapes.need(shape)) > 0
-                && let Some(found) = Placing::new(&mut self.cluster, gang).place()
+                && let Some(found) = Placing::new(&mut self.cluster, gang).place(&mut LOOKS_MAX.clone())
             {
                 return Err(format!("{} waits, but there is room: {found:?}", gang.id));
             }

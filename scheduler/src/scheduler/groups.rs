@@ -118,6 +118,7 @@ impl Scheduler {
     }
 
     fn stop_gang(&mut self, at: u32) {
+        self.searching.put_off.remove(&at);
         let Some(gang) = self.gangs.get_mut(at) else { return };
         if let Some(shape) = gang.shape.take() {
             self.queues.stop_waiting(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
@@ -128,11 +129,28 @@ impl Scheduler {
         }
     }
 
+    /// Places are looked for again for groups whose search was put off, when it may be.
+    pub(super) fn search_again(&mut self) {
+        if self.searching.next().is_some_and(|at| at <= self.now) {
+            let gangs = std::mem::take(&mut self.searching.put_off);
+            let shapes = gangs.iter().filter_map(|at| self.gangs.get(*at)?.shape);
+            shapes.for_each(|shape| self.shapes.reopen(shape));
+        }
+    }
+
     /// Reserves all that a group lacks, or finds that there is no room for it.
     pub(super) fn place_gang(&mut self, pick: Pick, round: &mut Round) {
-        let found =
-            self.gangs.get(pick.demand).and_then(|gang| Placing::new(&mut self.cluster, gang).place());
-        let Some(found) = found else { return self.shapes.close(pick.shape) };
+        let Some(gang) = self.gangs.get(pick.demand) else { return self.shapes.close(pick.shape) };
+        let allowed = self.searching.left(self.now);
+        let mut looks = allowed;
+        let found = Placing::new(&mut self.cluster, gang).place(&mut looks);
+        self.searching.take(allowed - looks);
+        let Some(found) = found else {
+            if looks == 0 && !gang.is_alike() {
+                self.searching.put_off.insert(pick.demand);
+            }
+            return self.shapes.close(pick.shape);
+        };
         self.stop_gang(pick.demand);
         let Some(gang) = self.gangs.get_mut(pick.demand) else { return };
         let mut places = Vec::with_capacity(found.len());

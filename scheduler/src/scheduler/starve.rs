@@ -205,7 +205,13 @@ impl Scheduler {
         before: Vec<(u32, crate::stock::Stock)>,
     ) -> Option<Vec<(u32, u32)>> {
         let found = match self.gangs.get(at) {
-            Some(gang) if !before.is_empty() => Placing::new(&mut self.cluster, gang).place(),
+            Some(gang) if !before.is_empty() => {
+                let allowed = self.searching.left(self.now);
+                let mut looks = allowed;
+                let found = Placing::new(&mut self.cluster, gang).place(&mut looks);
+                self.searching.take(allowed - looks);
+                found
+            }
             _ => None,
         };
         let gang = self.gangs.get(at)?;

@@ -273,7 +273,8 @@ fn bundles_move_while_their_node_drains() {
     assert_eq!(show(&world.release(1)), "ended lease-1, group-1 lost [0]");
     assert_eq!(
         world.scheduler.why_group(GroupId { number: 1 }).unwrap(),
-        "needs 2 bundles of 1 CPU each (strict pack); there is room for 1 of them now; position 1 of the default queue"
+        "needs 2 bundles of 1 CPU each (strict pack); the nodes, but for those that drain, have no room for all of it even \
+         with nothing else on them; position 1 of the default queue"
     );
     assert_eq!(show(&world.step(resume(1))), "group-1 0:node-1+1:node-1", "it stays after all");
     world.step(drain(1));

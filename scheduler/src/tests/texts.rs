@@ -252,7 +252,7 @@ fn why_says_what_a_group_waits_for() {
         &["3 gpu"],
         &class("2 gpu"),
         &group(Arrange::Pack, "", &["2 gpu", "1 gpu"]),
-        "needs 2 bundles of 3 GPU together (pack); node-1 alone could hold it, 1 of its 3 GPU free beside job-1 at the \
+        "needs 2 bundles of 3 GPU together (pack); its bundle of 2 GPU finds no node: node-1 alone could hold it, 1 of its 3 GPU free beside job-1 at the \
          same priority; position 1 of the default queue",
     );
     let patient = Group { wait_for_node: true, ..group(Arrange::Pack, "", &["9 cpu"]) };

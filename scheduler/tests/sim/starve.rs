@@ -133,10 +133,17 @@ impl World {
     }
 
     fn group(&mut self) {
-        let bundle = amounts(self.random.pick::<&str>(&BUNDLES));
+        let alike = self.random.chance(50);
+        let mut bundles = vec![amounts(self.random.pick::<&str>(&BUNDLES))];
+        for _ in 0..self.random.below(4) {
+            bundles.push(match bundles.first() {
+                Some(first) if alike => first.clone(),
+                _ => amounts(self.random.pick::<&str>(&BUNDLES)),
+            });
+        }
         let arranges = [Arrange::Pack, Arrange::Spread, Arrange::StrictPack, Arrange::StrictSpread];
         let spec = Arc::new(Group {
-            bundles: vec![bundle; 1 + self.random.below(4)],
+            bundles,
             arrange: *self.random.pick(&arranges),
             place: String::new(),
             labels: Vec::new(),
