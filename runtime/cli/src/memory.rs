@@ -56,7 +56,12 @@ fn text(inventory: &Inventory) -> String {
             format!("{} of {}", bytes_text(store.used_bytes), bytes_text(store.store_bytes)),
             bytes_text(store.object_bytes),
             store.waiting.to_string(),
-            bytes_text(store.spill_used_bytes),
+            match store.undeleted_bytes {
+                0 => bytes_text(store.spill_used_bytes),
+                left => {
+                    format!("{}, {} to be deleted", bytes_text(store.spill_used_bytes), bytes_text(left))
+                }
+            },
             bytes_text(store.spilled_bytes),
             bytes_text(store.restored_bytes),
             bytes_text(store.pulled_bytes),
@@ -136,6 +141,8 @@ mod tests {
             node: "node-1".to_owned(),
             store_bytes: 1 << 30,
             used_bytes: 64 << 20,
+            spill_used_bytes: 48 << 20,
+            undeleted_bytes: 16 << 20,
             spilled_bytes: 5 << 30,
             groups: vec![group("results of crawl::fetch", Why::Held, 1 << 20), group("", Why::Copy, 2 << 20)],
             more_groups: 4,
@@ -144,6 +151,7 @@ mod tests {
         let text = text(&Inventory { stores: vec![store], silent: vec!["node-2".to_owned()] });
         for part in [
             "64.0 MiB of 1.0 GiB",
+            "48.0 MiB, 16.0 MiB to be deleted",
             "5.0 GiB",
             "results of crawl::fetch",
             "held by refs",

@@ -101,6 +101,8 @@ pub struct Store {
     pub object_bytes: u64,
     /// Bytes of the files of spilled objects.
     pub spill_used_bytes: u64,
+    /// Bytes of those of them in which nothing lives any more, and which could not be deleted yet.
+    pub undeleted_bytes: u64,
     /// Bytes of objects written to such files since the agent started.
     pub spilled_bytes: u64,
     /// Bytes of objects read back from them since the agent started.

@@ -471,6 +471,12 @@ impl Core {
         self.pump();
     }
 
+    /// A file was deleted: others may take its place.
+    pub fn file_deleted(&mut self, file: u64) {
+        self.objects.deleted(file);
+        self.pump();
+    }
+
     /// The agent dropped an empty region of its own.
     pub fn own_region_removed(&mut self, region: RegionId) {
         match self.objects.remove_region(region) {

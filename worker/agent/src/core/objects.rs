@@ -8,6 +8,8 @@
 //! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to. So a reader of another job
 //!   gets a copy in a region of its own job, and only if it knows the object's name with its key ([`ObjectId`]).
 //! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
+//! - **O-7** The bytes of all files never exceed what they may take: those of a file count from before it is begun until the
+//!   disk has deleted it.
 //!
 //! What lies on disk is in [`spill`].
 
@@ -129,7 +131,7 @@ pub struct Gone {
     pub drop_at: Vec<(NodeId, Key)>,
     /// Hosts that shall unmap regions, which go with their last mapping.
     pub unmap: Vec<(HostId, RegionId)>,
-    /// Files of spilled objects in which nothing lives any more.
+    /// Files of spilled objects in which nothing lives any more; [`Objects::deleted`] follows for each.
     pub delete: Vec<u64>,
 }
 

@@ -58,6 +58,7 @@ impl Core {
             used_bytes: self.objects.used(),
             object_bytes,
             spill_used_bytes: self.objects.disk_bytes(),
+            undeleted_bytes: self.objects.undeleted_bytes(),
             spilled_bytes: counters.spilled_bytes,
             restored_bytes: counters.restored_bytes,
             waiting: self.objects.waiting(),

@@ -64,6 +64,8 @@ pub(super) enum Message {
     Pulled(Key, Copy, Result<Block, Failure>),
     Restored(Wanted, Result<Block, Failure>),
     Spilled(u64, Result<(), String>),
+    /// A file of spilled objects is gone.
+    Deleted(u64),
     /// From an offset on.
     Serve(Box<Wish>, u64, oneshot::Sender<transfer::Answer>),
     Served(Box<Wish>, u64, Permit),
@@ -360,6 +362,7 @@ impl State {
             Message::Pulled(key, copy, result) => self.pulled(key, copy, result),
             Message::Restored(wanted, result) => self.restored(wanted, result),
             Message::Spilled(file, result) => self.core.spilled(file, result, now),
+            Message::Deleted(file) => self.core.file_deleted(file),
             Message::Serve(wish, from, reply) => self.serve(*wish, from, reply),
             Message::Served(wish, bytes, _permit) => {
                 self.core.served(wish.object, wish.copy.attempt, wish.by, bytes);

@@ -33,10 +33,18 @@ pub const READ_TRIES: u32 = 5;
 /// Between the first two tries; twice as long between the next two, and so on.
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
+/// Most files that are deleted at once. A place that answers late must not take the threads that others are read with.
+const DELETES_MAX: usize = 4;
+/// Between the first two tries to delete a file; twice as long between the next two, and so on up to
+/// [`DELETE_PAUSE_MAX`]: then the disk is full of what nobody needs for no longer than that once it answers again.
+const DELETE_PAUSE: Duration = Duration::from_millis(100);
+const DELETE_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 /// See the module's text.
 pub(super) struct Disk {
     target: Option<Arc<dyn Target>>,
     reading: Arc<Semaphore>,
+    deleting: Arc<Semaphore>,
     post: Post,
 }
 
@@ -56,7 +64,8 @@ fn name(object: ObjectId, attempt: u32) -> Vec<u8> {
 impl Disk {
     /// Spills nothing where there is no target.
     pub(super) fn new(target: Option<Arc<dyn Target>>, post: Post) -> Self {
-        Self { target, reading: Arc::new(Semaphore::new(READS_MAX)), post }
+        let most = |count| Arc::new(Semaphore::new(count));
+        Self { target, reading: most(READS_MAX), deleting: most(DELETES_MAX), post }
     }
 
     /// Writes a file; [`Message::Spilled`] follows.
@@ -119,14 +128,36 @@ impl Disk {
         }));
     }
 
-    /// Removes a file.
+    /// Removes a file, trying until that succeeds; [`Message::Deleted`] follows.
     pub(super) fn delete(&self, file: u64) {
-        let Some(target) = self.target.clone() else { return };
-        // Where the runtime ends, the folder goes as a whole.
-        drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = target.delete(file) {
-                debug!(%error, "a file of spilled objects stays until the agent ends");
+        let Some(target) = &self.target else { return self.post.cast(Message::Deleted(file)) };
+        // Whoever waits here must not keep the target: it goes with the agent, and all its files with it.
+        let (target, post) = (Arc::downgrade(target), self.post.clone());
+        let deleting = Arc::clone(&self.deleting);
+        drop(task::spawn("delete", async move {
+            let mut pause = DELETE_PAUSE;
+            let mut warned = false;
+            loop {
+                let Ok(permit) = Arc::clone(&deleting).acquire_owned().await else { return };
+                let Some(target) = target.upgrade() else { return };
+                let deleted = tokio::task::spawn_blocking(move || {
+                    let deleted = target.delete(file);
+                    drop(permit);
+                    deleted
+                });
+                // Not even started where the runtime ends.
+                let Ok(deleted) = deleted.await else { return };
+                let Err(error) = deleted else { break };
+                if warned {
+                    debug!(%error, file, "a file of spilled objects cannot be deleted yet");
+                } else {
+                    warn!(%error, file, "a file of spilled objects cannot be deleted, counts as used, and is tried again");
+                    warned = true;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(DELETE_PAUSE_MAX);
             }
+            post.cast(Message::Deleted(file));
         }));
     }
 }

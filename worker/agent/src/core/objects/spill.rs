@@ -116,10 +116,13 @@ pub(super) struct Disk {
     /// Bytes of primaries in memory that are in no file, those on their way there included.
     pub(super) dirty_bytes: u64,
     files: BTreeMap<u64, File>,
+    /// Bytes of each file in which nothing lives any more, and which the disk still has; and of all of them.
+    leaving: BTreeMap<u64, u64>,
+    leaving_bytes: u64,
     spills: BTreeMap<u64, Spill>,
     /// Bytes of the objects in `spills`.
     spilling_bytes: u64,
-    /// Bytes of all files, complete or not.
+    /// Bytes of all files, complete or not, those that are still to be deleted included.
     bytes: u64,
     next_file: u64,
     /// When a file was complete last.
@@ -139,6 +142,8 @@ impl Disk {
             limits,
             dirty_bytes: 0,
             files: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            leaving_bytes: 0,
             spills: BTreeMap::new(),
             spilling_bytes: 0,
             bytes: 0,
@@ -151,7 +156,7 @@ impl Disk {
 
     /// Bytes of the store that are for what is read back: none while nothing lies there, or is on its way.
     pub(super) fn for_reading(&self) -> u64 {
-        if self.bytes == 0 { 0 } else { self.restore_bytes }
+        if self.bytes == self.leaving_bytes { 0 } else { self.restore_bytes }
     }
 
     /// A copy that lies there is gone.
@@ -165,9 +170,15 @@ impl Disk {
 
     fn remove(&mut self, file: u64, gone: &mut Gone) {
         if let Some(removed) = self.files.remove(&file) {
-            self.bytes -= removed.bytes;
-            gone.delete.push(file);
+            self.deleting(file, removed.bytes, gone);
         }
+    }
+
+    /// Nothing is in this file any more. Its bytes count until the disk has them back ([`Objects::deleted`]).
+    fn deleting(&mut self, file: u64, bytes: u64, gone: &mut Gone) {
+        self.leaving.insert(file, bytes);
+        self.leaving_bytes += bytes;
+        gone.delete.push(file);
     }
 
     /// Until when a wait that should have ended at `deadline` goes on, because the disk is making room.
@@ -305,8 +316,12 @@ impl Objects {
         if self.disk.bytes.saturating_add(size) > self.disk.limits.disk_bytes {
             if self.disk.limits.disk_bytes > 0 {
                 let (used, most) = (bytes_text(self.disk.bytes), bytes_text(self.disk.limits.disk_bytes));
+                let leaving = match self.disk.leaving_bytes {
+                    0 => String::new(),
+                    bytes => format!(", {} of that by files yet to be deleted", bytes_text(bytes)),
+                };
                 self.disk.trouble =
-                    Some((None, format!("{used} of the {most} that files may take are used")));
+                    Some((None, format!("{used} of the {most} that files may take are used{leaving}")));
             }
             return false;
         }
@@ -377,7 +392,8 @@ impl Objects {
                 (self.disk.progress, self.disk.trouble) = (Some(now), None);
             }
             Err(why) => {
-                self.disk.bytes -= size;
+                // Who wrote it has tried to remove what there is of it, and cannot say whether that is gone.
+                self.disk.deleting(file, size, &mut gone);
                 self.disk.trouble = Some((Some(now + PAUSE), why.clone()));
             }
         }
@@ -410,6 +426,13 @@ impl Objects {
             self.disk.leave(Slot { file, offset: 0 }, &mut gone);
         }
         gone
+    }
+
+    /// The disk has the bytes of this file back, which [`Gone::delete`] named.
+    pub fn deleted(&mut self, file: u64) {
+        let Some(bytes) = self.disk.leaving.remove(&file) else { return };
+        self.disk.leaving_bytes -= bytes;
+        self.disk.bytes -= bytes;
     }
 
     /// Time has passed: what the disk refused is tried again.
@@ -451,8 +474,13 @@ impl Objects {
         self.disk.counters
     }
 
-    /// Bytes of files of spilled objects.
+    /// Bytes of files of spilled objects, those that are still to be deleted included.
     pub fn disk_bytes(&self) -> u64 {
         self.disk.bytes
+    }
+
+    /// Bytes of those files in which nothing lives any more, and which the disk still has.
+    pub fn undeleted_bytes(&self) -> u64 {
+        self.disk.leaving_bytes
     }
 }

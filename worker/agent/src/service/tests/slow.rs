@@ -31,7 +31,9 @@ struct Gated {
     shut: Arc<(Mutex<bool>, Condvar)>,
     /// So many files cannot be opened that are there.
     trouble: Arc<AtomicU32>,
-    /// Hears of each file that is to be written or read.
+    /// So many files cannot be deleted.
+    stuck: Arc<AtomicU32>,
+    /// Hears of each file that is to be written or read, or could not be deleted.
     asked: mpsc::UnboundedSender<u64>,
 }
 
@@ -39,7 +41,7 @@ impl Gated {
     fn new(path: PathBuf) -> (Self, mpsc::UnboundedReceiver<u64>) {
         let (asked, hears) = mpsc::unbounded_channel();
         let folder = Arc::new(Folder::new(path).unwrap());
-        (Self { folder, shut: Arc::default(), trouble: Arc::default(), asked }, hears)
+        (Self { folder, shut: Arc::default(), trouble: Arc::default(), stuck: Arc::default(), asked }, hears)
     }
 
     fn shut(&self, shut: bool) {
@@ -71,6 +73,11 @@ impl Target for Gated {
     }
 
     fn delete(&self, file: u64) -> Result<(), StoreError> {
+        if self.stuck.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+            self.asked.send(file).ok();
+            let detail = "503 Slow Down".to_owned();
+            return Err(StoreError::Target { what: "removing", target: "a disk".to_owned(), detail });
+        }
         self.folder.delete(file)
     }
 }
@@ -162,19 +169,75 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     soon(one.handle.shutdown()).await.unwrap();
 }
 
+/// An agent and its driver, whose one object lies on this disk alone.
+async fn spilled(
+    disk: &Gated,
+    asked: &mut mpsc::UnboundedReceiver<u64>,
+) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
+    let full = full(disk).await;
+    let link = &full.1;
+    link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }, vec![]).unwrap();
+    assert_eq!(soon(asked.recv()).await, Some(1));
+    assert!(matches!(local(link).0, ToHost::Reclaim { .. }));
+    link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
+    assert!(matches!(local(link).0, ToHost::Reclaim { .. }));
+    assert!(matches!(local(link).0, ToHost::RegionGranted { request: 2 }));
+    full
+}
+
+/// What the disk does not let go of counts as used, and is tried again for as long as that takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_deleted_counts_until_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let (one, link, object, copy, _lies_there) = spilled(&disk, &mut asked).await;
+    let there = one.handle.usage().await.spill_used_bytes;
+    assert!(there > BYTES);
+    disk.stuck.store(u32::MAX, Relaxed);
+    link.send(ToAgent::Free { object, copy }, vec![]).unwrap();
+    for _ in 0..3 {
+        assert_eq!(soon(asked.recv()).await, Some(1), "it is tried again");
+        let usage = one.handle.usage().await;
+        assert_eq!((usage.objects, usage.spill_used_bytes), (0, there), "it is still there");
+    }
+    disk.stuck.store(0, Relaxed);
+    soon(async {
+        while one.handle.usage().await.spill_used_bytes > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(std::fs::read_dir(home.path().join("disk")).unwrap().count(), 0);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+/// What cannot be deleted holds nobody up at the end, and the place with all that lies there goes with the agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_deleted_goes_with_its_agent() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let (one, link, object, copy, _lies_there) = spilled(&disk, &mut asked).await;
+    disk.stuck.store(u32::MAX, Relaxed);
+    link.send(ToAgent::Free { object, copy }, vec![]).unwrap();
+    // From the third on the pauses are long enough to end in one.
+    for _ in 0..3 {
+        assert_eq!(soon(asked.recv()).await, Some(1));
+    }
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+    drop(disk);
+    // The last hears of it when nobody has the disk any more: neither the agent, nor who waits to try again.
+    soon(async { while asked.recv().await.is_some() {} }).await;
+    assert!(!home.path().join("disk").exists());
+}
+
 /// A place that cannot be reached for a while says nothing about what lies there: that is kept, whoever asks for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_cannot_be_reached_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let (disk, mut asked) = Gated::new(home.path().join("disk"));
-    let (one, link, object, copy, _lies_there) = full(&disk).await;
-    link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }, vec![]).unwrap();
-    assert_eq!(soon(asked.recv()).await, Some(1));
-    assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
-    link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
-    assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));
-    assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 2 }));
-
+    let (one, link, object, copy, _lies_there) = spilled(&disk, &mut asked).await;
     disk.trouble.store(u32::MAX, Relaxed);
     let failure = open(&link, object, copy).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");

@@ -2,9 +2,13 @@
 
 use std::collections::HashSet;
 
+use mobula_store::spill::slot_bytes;
 use proptest::prelude::*;
 
-use super::{super::spill::SPILLS_MAX, *};
+use super::{
+    super::spill::{PAUSE, SPILLS_MAX},
+    *,
+};
 
 const AGENT: HostId = HostId { node: NodeId::EMBEDDED, seq: 0 };
 
@@ -66,6 +70,8 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     assert_eq!((objects.counters().spilled_bytes, objects.len()), (2 * MIB, 4));
     assert_eq!(objects.free(object(20), 1, None).delete, [1]);
     assert_eq!(objects.job_gone(JOB).delete, [2]);
+    objects.deleted(1);
+    objects.deleted(2);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 0));
 }
 
@@ -80,6 +86,7 @@ fn a_file_stays_for_the_others_where_what_lies_first_was_freed_while_it_was_writ
     objects.make_room();
     assert!(objects.on_disk((object(11), 1, JOB)).is_some());
     assert_eq!(objects.free(object(11), 1, None).delete, [1]);
+    objects.deleted(1);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 2));
 }
 
@@ -172,8 +179,12 @@ fn a_disk_in_trouble_is_tried_again_and_named() {
     let deadline = now + Duration::from_secs(2);
     assert_eq!(objects.want(host(4), 1, MIB, deadline, 2000), Want::Waiting);
     assert_eq!(objects.make_room().spills.len(), SPILLS_MAX);
-    assert_eq!(objects.spilled(1, Err("no space".to_owned()), now), Gone::default());
-    assert_eq!(objects.spilled(2, Err("no space".to_owned()), now), Gone::default());
+    for file in 1..=2 {
+        let gone = objects.spilled(file, Err("no space".to_owned()), now);
+        assert_eq!(gone, Gone { delete: vec![file], ..Gone::default() }, "a part of it may be there");
+        assert!(objects.disk_bytes() > MIB);
+        objects.deleted(file);
+    }
     assert!(objects.make_room().spills.is_empty(), "not at once");
     assert_eq!((objects.disk_bytes(), objects.counters().spilled), (0, 0));
     let again = objects.next_deadline().unwrap();
@@ -266,6 +277,38 @@ fn files_have_a_bound_and_spilling_can_be_off() {
 }
 
 #[test]
+fn o7_a_file_counts_until_the_disk_has_deleted_it() {
+    let disk_bytes = slot_bytes(MIB).unwrap() + MIB;
+    let mut objects = full(Limits { above: 1.0, disk_bytes, ..limits() });
+    let now = Instant::now();
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![10])]);
+    assert_eq!(objects.free(object(10), 1, None), Gone::default());
+    assert_eq!(objects.spilled(1, Ok(()), now).delete, [1]);
+    let one = slot_bytes(MIB).unwrap();
+    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
+    assert!(objects.make_room().spills.is_empty(), "there is room for one");
+    let text = objects.expire(now + PAUSE * 2)[0].2.to_string();
+    assert!(text.contains("2.0 MiB that files may take are used, 1.0 MiB of that by files yet"), "{text}");
+    objects.deleted(1);
+    objects.deleted(1);
+    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (0, 0));
+    assert_eq!(objects.want(host(4), 2, 2 * MIB, now, 0), Want::Waiting);
+    assert_eq!(names(&objects.make_room().spills), [(2, vec![11])]);
+    objects.spilled(2, Ok(()), now);
+    // Nothing is left that might be read back, though the file is there: no room is kept for that.
+    for number in [11, 20, 21] {
+        objects.free(object(number), 1, None);
+    }
+    for seq in 1..=2 {
+        objects.remove_region(RegionId { writer: host(2), seq }).unwrap();
+    }
+    assert_eq!(objects.grants(), [(host(4), 2)]);
+    assert_eq!(objects.want(host(4), 3, 2 * MIB, now, 0), Want::Granted);
+    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
+}
+
+#[test]
 fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
     let mut objects = full(Limits { above: 1.0, ..limits() });
     let now = Instant::now();
@@ -277,6 +320,8 @@ fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
     assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1, JOB)], vec![1]));
     objects.job_gone(JOB);
     assert_eq!(objects.spilled(2, Ok(()), now).delete, [2]);
+    objects.deleted(1);
+    objects.deleted(2);
     assert_eq!((objects.disk_bytes(), objects.used()), (0, 0));
 }
 
@@ -295,6 +340,8 @@ fn a_writer_that_reads_what_it_wrote_is_not_waited_for() {
     assert_eq!(names(&objects.make_room().spills), [(3, vec![20]), (4, vec![21])], "it did not");
 }
 
+const DISK_BYTES: u64 = 24 * MIB;
+
 /// One thing that happens, chosen by numbers.
 type Step = (u8, u8, u8);
 
@@ -310,12 +357,18 @@ struct Model {
     next_object: u64,
     spills: BTreeMap<u64, Spill>,
     files: HashSet<u64>,
+    /// Files that are to be deleted, and how large every file is.
+    deleting: Vec<u64>,
+    sizes: BTreeMap<u64, u64>,
 }
 
 impl Model {
     fn new() -> Self {
         Self {
-            objects: Objects::new(8 * MIB, Limits { file_bytes: 2 * MIB, disk_bytes: 24 * MIB, ..limits() }),
+            objects: Objects::new(
+                8 * MIB,
+                Limits { file_bytes: 2 * MIB, disk_bytes: DISK_BYTES, ..limits() },
+            ),
             now: Instant::now(),
             live: BTreeMap::new(),
             pinned: Vec::new(),
@@ -324,12 +377,15 @@ impl Model {
             next_object: 1,
             spills: BTreeMap::new(),
             files: HashSet::new(),
+            deleting: Vec::new(),
+            sizes: BTreeMap::new(),
         }
     }
 
     fn gone(&mut self, gone: Gone) {
         for file in gone.delete {
             assert!(self.files.remove(&file), "file {file} was never written, or is deleted twice");
+            self.deleting.push(file);
         }
         for copy in gone.reclaim.into_values().flatten() {
             let pinned = self.pinned.iter().any(|(object, _)| *object == copy.0);
@@ -341,9 +397,14 @@ impl Model {
         let room = self.objects.make_room();
         self.gone(room.gone);
         for spill in room.spills {
+            let size = spill.items.iter().map(|item| slot_bytes(item.place.bytes).unwrap()).sum();
+            self.sizes.insert(spill.file, size);
             self.spills.insert(spill.file, spill);
         }
         assert!(self.spills.len() <= SPILLS_MAX);
+        let there = self.spills.keys().chain(&self.files).chain(&self.deleting);
+        let there: u64 = there.map(|file| self.sizes[file]).sum();
+        assert!(there == self.objects.disk_bytes() && there <= DISK_BYTES, "{there} bytes of files");
         for writer in self.objects.idle_writers() {
             self.objects.trimmed(writer);
             self.give_back(writer);
@@ -433,9 +494,8 @@ impl Model {
                 if let Some(file) = self.spills.keys().nth(nth % SPILLS_MAX).copied() {
                     self.spills.remove(&file);
                     let result = if which % 4 == 0 { Err("full".to_owned()) } else { Ok(()) };
-                    if result.is_ok() {
-                        self.files.insert(file);
-                    }
+                    // A part of one that was not written may be there.
+                    self.files.insert(file);
                     let gone = self.objects.spilled(file, result, self.now);
                     self.gone(gone);
                 }
@@ -453,6 +513,9 @@ impl Model {
                         assert!(self.objects.restored((object, 1, JOB), *region, *at));
                         *at += bytes;
                     }
+                }
+                if !self.deleting.is_empty() {
+                    self.objects.deleted(self.deleting.swap_remove(nth % self.deleting.len()));
                 }
                 self.now += Duration::from_millis(200);
                 self.objects.retry(self.now);
@@ -476,6 +539,9 @@ impl Model {
             self.files.insert(file);
             let gone = self.objects.spilled(file, Ok(()), self.now);
             self.gone(gone);
+        }
+        for file in std::mem::take(&mut self.deleting) {
+            self.objects.deleted(file);
         }
         assert_eq!((self.objects.disk_bytes(), self.files.len(), self.objects.pinned()), (0, 0, 0));
         for writer in [host(1), host(2)] {
