@@ -184,7 +184,7 @@ pub enum Effect {
         /// [`RevokeKind::NodeLost`], [`RevokeKind::Evicted`] or [`RevokeKind::Draining`].
         kind: RevokeKind,
     },
-    /// No living nodes could ever hold the group, or it is malformed. It is forgotten.
+    /// No living nodes could ever hold the group, which was never placed, or it is malformed. It is forgotten.
     GroupInfeasible {
         /// The group.
         group: GroupId,

@@ -57,6 +57,8 @@ pub(crate) struct Gang {
     pub shape: Option<ShapeId>,
     /// Classes that wait for room inside.
     pub waiting: BTreeSet<queues::Turn>,
+    /// Whether all of it was reserved once: then it waits for what it lost, and is refused no more.
+    pub placed: bool,
     /// When it is taken away, if it is.
     pub until: Option<Millis>,
 }

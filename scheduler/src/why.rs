@@ -67,7 +67,11 @@ impl Told<'_> {
     pub fn gang_waits(&self, gang: &Gang, shape: &Shape, turn: crate::queues::Turn) -> String {
         let spec = &*gang.spec;
         let missing = gang.missing();
-        let head = format!("needs {}", bundles(spec, &missing));
+        let mut head = format!("needs {}", bundles(spec, &missing));
+        let keeps = spec.bundles.len() - missing.len();
+        if keeps > 0 {
+            head += &format!(" beside the {keeps} that it has");
+        }
         let position = self.position(gang.queue, turn);
         if let Some(limit) = self.limit(gang.queue, &shape.need) {
             return format!("{head}; {limit}; {position}");
@@ -96,6 +100,7 @@ impl Told<'_> {
             format!("its bundle of {} finds no node: ", class.resources)
         };
         let text = match (self.lacks(&wish), self.arrangement(gang)) {
+            (Err(text), _) if keeps > 0 => return format!("{head}; {text}"),
             (Err(text), _) => return text,
             (_, Some(text)) => text,
             (Ok(text), _) if without.is_some() => format!("{of}{text}"),

@@ -80,7 +80,8 @@ pub struct Group {
     pub priority: i32,
     /// The queue that is charged; empty for the default one.
     pub queue: String,
-    /// Whether it waits for nodes where those that there are could never hold it, instead of failing.
+    /// Whether it waits for nodes where those that there are could never hold it, instead of failing. What was reserved once waits
+    /// for others in any case.
     pub wait_for_node: bool,
     /// Whether what runs in it may be stopped and run again: it is preempted before what may not.
     pub restartable: bool,

@@ -62,6 +62,7 @@ impl Scheduler {
             since: self.now,
             shape: None,
             waiting: BTreeSet::new(),
+            placed: false,
             until: None,
         };
         self.next_arrival += 1;
@@ -153,6 +154,7 @@ impl Scheduler {
         };
         self.stop_gang(pick.demand);
         let Some(gang) = self.gangs.get_mut(pick.demand) else { return };
+        gang.placed = true;
         let mut places = Vec::with_capacity(found.len());
         for (number, at, devices) in found {
             let slot = number as usize;
@@ -379,11 +381,12 @@ impl Scheduler {
         }
     }
 
-    /// Reports and forgets a group that no living nodes could ever hold.
+    /// Reports and forgets a group that no living nodes could ever hold. One that was placed before keeps what it has left,
+    /// with the work in it, and waits for nodes that can hold the rest.
     pub(super) fn judge_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
         self.cluster.refresh();
         let Some(gang) = self.gangs.get(at) else { return };
-        if self.cluster.workers == 0 || gang.spec.wait_for_node || gang.shape.is_none() {
+        if self.cluster.workers == 0 || gang.spec.wait_for_node || gang.placed || gang.shape.is_none() {
             return;
         }
         if let Err(error) = self.could_hold(gang) {

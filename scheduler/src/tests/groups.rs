@@ -230,24 +230,43 @@ fn a_removed_group_takes_all_with_it() {
 
 #[test]
 fn what_a_dead_node_held_is_placed_again() {
+    // The node that is left cannot hold the rest: what is there goes on, and the rest waits for another node.
     let mut world = World::new(&["2 cpu", "2 cpu"]);
     ask(&mut world, 1, &group(Arrange::StrictSpread, &["1 cpu", "1 cpu"]));
     world.ask(host(9), 0, &inside(1, Some(1), "1 cpu"), 2);
+    assert_eq!(show(&world.ask(host(9), 1, &inside(1, Some(0), "1 cpu"), 1)), "node-1 x1");
+    let down = |number| Event::NodeDown { node: node(number) };
+    assert_eq!(show(&world.step(down(2))), "lost lease-1, ended lease-1, group-1 lost [1]");
+    let why = |world: &World| world.scheduler.why_group(GroupId { number: 1 }).unwrap();
     assert_eq!(
-        show(&world.step(Event::NodeDown { node: node(2) })),
-        "lost lease-1, ended lease-1, group-1 lost [1], \
-         group-1 infeasible: 2 bundles need as many places, and there are 1, \
-         infeasible: group-1 is unknown: it was removed, or refused"
+        why(&world),
+        "needs 1 bundle of 1 CPU (strict spread) beside the 1 that it has; the nodes have no room for all of it even \
+         with nothing else on them; position 1 of the default queue"
     );
-    let mut world = World::new(&["2 cpu", "2 cpu"]);
-    let patient = Group { wait_for_node: true, ..group(Arrange::StrictSpread, &["1 cpu", "1 cpu"]) };
-    ask(&mut world, 1, &patient);
-    world.ask(host(9), 0, &inside(1, Some(1), "1 cpu"), 2);
+    let unmet = world.scheduler.unmet();
+    let told: Vec<_> = unmet.iter().map(|u| (u.resources.to_string(), u.count, u.gang.is_some())).collect();
+    assert_eq!(told, [("1 CPU".to_owned(), 1, true)]);
+    // Nor is it refused later, whatever else comes and goes.
+    assert_eq!(show(&world.up(node(3), "1 gpu")), "");
+    assert_eq!(show(&world.step(down(3))), "");
+    assert_eq!(show(&world.up(node(4), "2 cpu")), "group-1 1:node-4, node-4 x1");
+    // Even where nothing of it is left, and no node is of a size for it.
+    let mut world = World::new(&["4 cpu", "2 cpu"]);
+    ask(&mut world, 1, &group(Arrange::Pack, &["3 cpu"]));
+    assert_eq!(show(&world.step(down(1))), "group-1 lost [0]");
     assert_eq!(
-        show(&world.step(Event::NodeDown { node: node(2) })),
-        "lost lease-1, ended lease-1, group-1 lost [1]"
+        why(&world),
+        "waits for a node that fits: no node has 3 CPU: the most any node has is 2 (node-2)"
     );
-    assert_eq!(show(&world.up(node(3), "2 cpu")), "group-1 1:node-3, node-3 x1");
+    assert_eq!(show(&world.up(node(3), "4 cpu")), "group-1 0:node-3");
+    // One that never was there is impossible.
+    let mut world = World::new(&["2 cpu", "2 cpu", "1 cpu"]);
+    world.ask(host(9), 0, &on(3, false, "1 cpu"), 1);
+    assert_eq!(show(&ask(&mut world, 1, &group(Arrange::StrictSpread, &["1 cpu"; 3]))), "");
+    assert_eq!(
+        show(&world.step(down(2))),
+        "group-1 infeasible: 3 bundles need as many places, and there are 2"
+    );
 }
 
 #[test]

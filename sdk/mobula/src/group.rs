@@ -184,7 +184,8 @@ impl GroupBuilder {
         self
     }
 
-    /// Waits for nodes that could hold it instead of failing when there are none.
+    /// Waits for nodes that could hold it instead of failing when there are none. What was reserved once waits for others
+    /// in any case.
     pub fn wait_for_node(mut self, yes: bool) -> Self {
         self.group.wait_for_node = yes;
         self
