@@ -153,7 +153,7 @@ impl Told<'_> {
         let before = self.queues.before(queue, turn, POSITION_MAX);
         let name = queue_name(&self.queues.get(queue).name);
         if before >= POSITION_MAX {
-            return format!("more than {POSITION_MAX} others before it in {name}");
+            return format!("{POSITION_MAX} others or more before it in {name}");
         }
         format!("position {} of {name}", before + 1)
     }

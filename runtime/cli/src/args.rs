@@ -22,7 +22,7 @@ use crate::{
         mobula up --detach           a head and a node, in the background\n  \
         mobula status                what there is, what is free, what waits and why\n  \
         mobula memory                what is in the object stores, and why\n  \
-        mobula why ID                why a task, an actor, a job or a queue waits\n  \
+        mobula why ID                why a task, an actor, a group, a job or a queue waits\n  \
         mobula queue list            how the cluster is shared\n  \
         mobula drain NODE            have a node move what it has to others, and leave\n  \
         mobula down                  end it\n\n\

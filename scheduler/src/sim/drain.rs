@@ -1,6 +1,6 @@
 //! A backlog that is worked off: the load of the benchmark of placements.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{HostId, JobId, LeaseId, NodeId};
 
@@ -18,6 +18,10 @@ pub struct Drain {
     random: Random,
     asks: std::vec::IntoIter<Event>,
     running: Vec<LeaseId>,
+    /// The last that was released here.
+    released: Option<LeaseId>,
+    /// Those in `running` that ended otherwise.
+    ended: BTreeSet<LeaseId>,
     /// Slots granted so far.
     pub placed: u64,
     /// Leases granted so far.
@@ -44,7 +48,15 @@ impl Drain {
     pub fn new(seed: u64, classes: usize, each: u32, queues: usize, nodes: u32) -> Self {
         let mut random = Random::new(seed);
         let asks: Vec<Event> = (0..classes).map(|at| ask(&mut random, at, queues, nodes, each)).collect();
-        Self { random, asks: asks.into_iter(), running: Vec::new(), placed: 0, leases: 0 }
+        Self {
+            random,
+            asks: asks.into_iter(),
+            running: Vec::new(),
+            released: None,
+            ended: BTreeSet::new(),
+            placed: 0,
+            leases: 0,
+        }
     }
 
     /// What happens next; `None` where nothing waits to ask and nothing runs.
@@ -52,19 +64,27 @@ impl Drain {
         if let Some(ask) = self.asks.next() {
             return Some(ask);
         }
-        if self.running.is_empty() {
-            return None;
+        while !self.running.is_empty() {
+            let at = self.random.below(self.running.len());
+            let lease = self.running.swap_remove(at);
+            if !self.ended.remove(&lease) {
+                self.released = Some(lease);
+                return Some(Event::Release { lease });
+            }
         }
-        let at = self.random.below(self.running.len());
-        Some(Event::Release { lease: self.running.swap_remove(at) })
+        None
     }
 
     /// What followed from it.
     pub fn learn(&mut self, effect: &Effect) {
-        if let Effect::Grant(lease) = effect {
-            self.placed += u64::from(lease.slots);
-            self.leases += 1;
-            self.running.push(lease.id);
+        match effect {
+            Effect::Grant(lease) => {
+                self.placed += u64::from(lease.slots);
+                self.leases += 1;
+                self.running.push(lease.id);
+            }
+            Effect::Ended { lease, .. } if self.released != Some(*lease) => drop(self.ended.insert(*lease)),
+            _ => {}
         }
     }
 }

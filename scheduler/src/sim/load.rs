@@ -25,6 +25,10 @@ const KINDS: [(u64, u64, u64, &str); 8] = [
 ];
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
+fn zone(at: usize) -> &'static str {
+    ZONES[at % ZONES.len()]
+}
+
 fn amounts(list: &[(Kind, u64)]) -> Resources {
     let mut all = Resources::none();
     for (kind, amount) in list {
@@ -37,13 +41,16 @@ fn amounts(list: &[(Kind, u64)]) -> Resources {
 pub fn nodes(count: u32) -> impl Iterator<Item = Event> {
     (1..=count).map(|number| {
         let (cpu, memory, gpu, kind) = KINDS[number as usize % KINDS.len()];
-        let zone = ZONES[(number / 8) as usize % ZONES.len()];
+        let zone = zone((number / 8) as usize);
         let label = |key: &str, value: &str| -> Label { (key.to_owned(), value.to_owned()) };
         Event::NodeUp {
             node: NodeId { number, incarnation: 1 },
             total: amounts(&[(Kind::Cpu, cpu), (Kind::Memory, memory * GIB), (Kind::Gpu, gpu)]),
             devices: Vec::new(),
-            labels: vec![label("kind", kind), label("zone", zone)],
+            labels: vec![label("kind", kind), label("zone", zone)]
+                .into_iter()
+                .chain((number % 5 == 0).then(|| label("nvme", "2")))
+                .collect(),
         }
     })
 }
@@ -59,8 +66,9 @@ pub fn queues(count: usize) -> Vec<Queue> {
     (0..count).map(queue).collect()
 }
 
-/// The `at`-th class of a seed, in one of so many queues: three quarters hybrid, the others spread, pinned to a kind or a
-/// zone, or preferring a node.
+/// The `at`-th class of a seed, in one of so many queues: a quarter hybrid, and a twelfth for each of these: spread, preferring a
+/// node, pinned to one, never two on a node, in a kind of node, in a zone, out of one, where a label is, and in a zone with
+/// others to fall back on.
 pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class {
     let cpu = *random.pick(&[1, 1, 1, 2, 2, 4, 8]);
     let memory = *random.pick(&[0, 1, 2, 4, 8]) * cpu;
@@ -74,7 +82,7 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
         ]);
         resources.set(Kind::Gpu, Quantity::from_units(units).unwrap_or_default());
     }
-    let (mut strategy, mut labels) = (Strategy::Hybrid, Vec::new());
+    let (mut strategy, mut labels, mut fallbacks) = (Strategy::Hybrid, Vec::new(), Vec::new());
     match random.below(12) {
         0 => strategy = Strategy::Spread,
         1 => {
@@ -85,7 +93,18 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
             let kind = *random.pick(&["large", "memory", "spot"]);
             labels = vec![LabelRule::In("kind".to_owned(), vec![kind.to_owned()])];
         }
-        3 => labels = vec![LabelRule::In("zone".to_owned(), vec![(*random.pick(&ZONES)).to_owned()])],
+        3 => labels = vec![LabelRule::one_of("zone", [*random.pick(&ZONES)])],
+        4 => strategy = Strategy::Apart,
+        5 if resources.get(&Kind::Gpu).is_zero() => {
+            let number = 1 + (at as u32).wrapping_mul(7) % nodes;
+            strategy = Strategy::Node { node: NodeId { number, incarnation: 1 }, soft: false };
+        }
+        6 => labels = vec![LabelRule::NotIn("zone".to_owned(), vec![zone(at).to_owned()])],
+        7 => labels = vec![LabelRule::Exists("nvme".to_owned())],
+        8 => {
+            labels = vec![LabelRule::one_of("zone", [zone(at)])];
+            fallbacks = vec![vec![LabelRule::one_of("zone", [zone(at + 1)])], Vec::new()];
+        }
         _ => {}
     }
     let priority = if random.chance(10) { 1 } else { 0 };
@@ -94,6 +113,7 @@ pub fn class(random: &mut Random, at: usize, queues: usize, nodes: u32) -> Class
         resources,
         strategy,
         labels,
+        fallbacks,
         priority,
         queue: if queues == 0 { String::new() } else { format!("q{}", random.below(queues)) },
         ..Class::default()

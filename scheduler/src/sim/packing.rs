@@ -37,7 +37,13 @@ pub fn packing(seed: u64, nodes: u32) -> Packing {
     while sum < 3.0 {
         let class = load::class(&mut random, wanted.len(), 0, nodes);
         // Each on its own, so that all may put it anywhere.
-        let class = Class { labels: Vec::new(), strategy: Strategy::Hybrid, priority: 0, ..class };
+        let class = Class {
+            labels: Vec::new(),
+            fallbacks: Vec::new(),
+            strategy: Strategy::Hybrid,
+            priority: 0,
+            ..class
+        };
         sum += bins.part(&amounts(&class.resources));
         wanted.push(class);
     }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use mobula::{Cluster, PlacementGroup};
+
 use crate::harness::{Home, digits, run, wait_for};
 
 #[test]
@@ -41,5 +43,46 @@ fn what_waits_is_explained_to_people_and_programs() {
     let unmet = &home.status()["unmet"][0];
     assert!(unmet["resources"]["CPU"] == 1.0 && unmet["count"].as_u64().unwrap() > 0, "{unmet}");
     drop(driver);
+    head.end();
+}
+
+struct Idler;
+
+#[mobula::actor]
+impl Idler {
+    fn new() -> Self {
+        Self
+    }
+}
+
+/// This process is the driver.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_actor_and_a_group_that_wait_are_explained() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let token = home.say(&["token", "create", "--role", "driver"]).ok();
+    let cluster = Cluster::connect(&address.to_string()).token(token.trim()).quiet().start().await.unwrap();
+    let actor = Idler::spawn().options(|options| options.cpu(2.0)).start();
+    let group = PlacementGroup::strict_spread().bundles(2, &[("cpu", 3.0)]).create().await.unwrap();
+
+    let id = actor.id().to_string();
+    let said = wait_for("the scheduler to have a reason for the actor", || {
+        let said = home.say(&["why", &id]).ok();
+        said.contains("first node").then_some(said)
+    });
+    assert!(said.starts_with("actor ") && said.contains("explaining::Idler#"), "{said}");
+    assert!(said.contains("waits for a lease"), "{said}");
+    let json: serde_json::Value = serde_json::from_str(&home.say(&["why", &id, "--json"]).ok()).unwrap();
+    assert_eq!(json["reasons"].as_array().unwrap().len(), 2, "{json}");
+
+    let said = home.say(&["why", &group.id().to_string()]).ok();
+    assert!(said.starts_with(&format!("placement group {}", group.id())), "{said}");
+    assert!(said.contains("first node"), "{said}");
+    let unmet = home.status()["unmet"].clone();
+    let counts: Vec<u64> =
+        unmet.as_array().unwrap().iter().map(|unmet| unmet["count"].as_u64().unwrap()).collect();
+    assert_eq!(counts.iter().sum::<u64>(), 3, "the actor and two bundles: {unmet}");
+    drop((actor, group));
+    cluster.shutdown();
     head.end();
 }

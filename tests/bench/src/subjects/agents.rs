@@ -57,7 +57,9 @@ macro_rules! rows {
             Row::more(concat!($count, " agents: leases, of 64 that want one all the time"), "1/s"),
             Row::less(concat!($count, " idle agents: the head's processor time"), "ms a second"),
             Row::less(concat!($count, " idle agents: the head's memory for each"), "kB"),
-            Row::less(concat!($count, " agents: the head's memory that 1,000 leases leave behind"), "kB"),
+            Row::less(concat!($count, " agents: what the head's memory gained for each when all had worked"), "kB"),
+            Row::less(concat!($count, " agents: the head's memory that 1,000 further leases leave behind"), "kB")
+                .targets(&[Target::AtMost(10.0)]),
         )*]
     };
 }
@@ -96,8 +98,13 @@ fn measure(place: &Place) -> Result<Vec<f64>> {
         cluster.memory = private_memory(cluster.head.id())?;
     }
     for how in [crowd::HELD, crowd::SPREAD] {
-        for _ in 0..PARTS {
-            clusters.iter_mut().try_for_each(|cluster| cluster.work(how))?;
+        for part in 0..PARTS {
+            for cluster in &mut clusters {
+                cluster.work(how)?;
+                if how == crowd::SPREAD && part == 0 {
+                    cluster.worked = private_memory(cluster.head.id())?;
+                }
+            }
         }
     }
     let mut values = Vec::new();
@@ -116,9 +123,11 @@ struct Cluster {
     count: u32,
     /// Leases in all, of each way to work.
     tasks: u64,
-    /// Bytes of the head before there were agents; then before they worked.
+    /// Bytes of the head before there were agents; then before they worked; then after the first part of the work that
+    /// goes to all of them.
     alone: f64,
     memory: f64,
+    worked: f64,
     /// Processor time that the head takes of each second while nobody works.
     idle: f64,
     /// Of each way to work.
@@ -148,7 +157,7 @@ impl Cluster {
         let mut crowd = Crowd::start(&quic.to_string(), tasks / PARTS, &tokens)?;
         crowd.hear()?;
         let parts = BTreeMap::new();
-        Ok(Self { crowd, head, _home: home, count, tasks, alone, memory: 0.0, idle: 0.0, parts })
+        Ok(Self { crowd, head, _home: home, count, tasks, alone, memory: 0.0, worked: 0.0, idle: 0.0, parts })
     }
 
     /// Processor time of the head until now, in seconds.
@@ -172,7 +181,9 @@ impl Cluster {
     /// The values of its rows.
     fn end(mut self) -> Result<Vec<f64>> {
         let thousands = self.tasks as f64 / 1e3;
-        let left = (private_memory(self.head.id())? - self.memory) / (2.0 * thousands);
+        let gained = (self.worked - self.memory) / f64::from(self.count);
+        let further = thousands * (PARTS - 1) as f64 / PARTS as f64;
+        let left = (private_memory(self.head.id())? - self.worked) / further;
         let mut values = Vec::new();
         for (how, parts) in [crowd::HELD, crowd::SPREAD].map(|how| (how, self.parts.remove(how))) {
             let parts = parts.unwrap_or_default();
@@ -189,7 +200,7 @@ impl Cluster {
             values.push(middle(parts.iter().map(|part| part.rate)));
         }
         let each = (self.memory - self.alone) / f64::from(self.count);
-        values.extend([self.idle * 1e3, each / 1e3, left / 1e3]);
+        values.extend([self.idle * 1e3, each / 1e3, gained / 1e3, left / 1e3]);
         self.crowd.end()?;
         Ok(values)
     }

@@ -65,6 +65,18 @@ pub async fn owner_and_scheduler_both_say(env: Env) -> Result<()> {
     let call = why(called.id().to_string()).await?;
     assert!(call.what.starts_with("call ") && call.reasons[0].starts_with("waits for actor "), "{call}");
 
+    // An actor of its own CPU waits for one as a task does.
+    let wants = Idler::spawn(0).options(|options| options.cpu(1.0)).start();
+    eventually("the scheduler to say why the actor waits", async || {
+        let said = why(wants.id().to_string()).await?;
+        assert!(said.what.starts_with("actor "), "{said}");
+        Ok(matches!(&said.reasons[..], [by_owner, by_scheduler]
+            if by_owner.starts_with("waits for a lease")
+                && by_scheduler.starts_with("needs 1 CPU") && by_scheduler.contains("full with job-")))
+    })
+    .await?;
+    wants.kill();
+
     let snapshot = env.cluster.snapshot().await?;
     let function = snapshot.waiting[0].function.clone();
     assert!(function.ends_with("explaining::pass"), "{function}");
