@@ -5,7 +5,8 @@
 //!
 //! 1. Each type is brought up to its minimum.
 //! 2. Groups go first, each whole or not at all: half a group is of no use, and its room may be another's.
-//! 3. Single slots follow, the largest first, since small ones fit into what large ones leave.
+//! 3. Single slots follow, the largest first, since small ones fit into what large ones leave. Each that keeps apart from
+//!    its own kind goes to a node of its own.
 //! 4. Each goes where there is room, else to a new node of the type of which it would use the largest part; so work
 //!    without a GPU does not start nodes that have some.
 //! 5. A node that nothing was packed onto, and that has been idle for its type's time, is drained, down to the minimum.
@@ -205,7 +206,14 @@ pub fn plan(
         }
     }
     for shape in singles {
-        let count = packing.place(shape, Where::Any, &mut BTreeSet::new());
+        let count = match &shape.apart {
+            None => packing.place(shape, Where::Any, &mut BTreeSet::new()),
+            Some(apart) => {
+                let on = Where::Apart("");
+                let mut taken = packing.places(&apart.on, on);
+                packing.place(shape, on, &mut taken)
+            }
+        };
         if count > 0 {
             left.push(Unmet { count, ..shape.clone() });
         }
@@ -249,6 +257,11 @@ impl<'a> Bin<'a> {
             member: Some(member),
             used: false,
         }
+    }
+
+    /// Whether it is this node.
+    fn is(&self, node: NodeId) -> bool {
+        self.member.is_some_and(|member| member.node == node)
     }
 
     /// How many of a shape fit.
@@ -361,6 +374,8 @@ struct Packing<'a> {
     /// The nodes that were packed onto since [`Packing::begin`], as they were before, and the types of those opened.
     before: Vec<(usize, Bin<'a>)>,
     opened: Vec<&'a str>,
+    /// The labels of all members, those that drain among them.
+    labels: BTreeMap<NodeId, &'a [Label]>,
 }
 
 impl<'a> Packing<'a> {
@@ -368,7 +383,9 @@ impl<'a> Packing<'a> {
         let mut types: Vec<&NodeType> = types.iter().collect();
         types.sort_by(|a, b| a.name.cmp(&b.name));
         let counts = types.iter().map(|of| (of.name.as_str(), Count::default())).collect();
-        let mut packing = Self { types, counts, bins: Vec::new(), before: Vec::new(), opened: Vec::new() };
+        let labels = members.iter().map(|member| (member.node, member.labels.as_slice())).collect();
+        let (bins, before, opened) = (Vec::new(), Vec::new(), Vec::new());
+        let mut packing = Self { types, counts, bins, before, opened, labels };
         let mut members: Vec<&Member> = members.iter().collect();
         members.sort_by_key(|member| member.node);
         for member in members {
@@ -449,6 +466,16 @@ impl<'a> Packing<'a> {
         here
     }
 
+    /// The places of nodes, as far as they are known.
+    fn places(&self, nodes: &[NodeId], on: Where<'_>) -> BTreeSet<Place> {
+        let bin = |node: NodeId| self.bins.iter().position(|bin| bin.is(node));
+        let place = |node: &NodeId| match on {
+            Where::Apart(key) if !key.is_empty() => on.place(self.labels.get(node)?, 0),
+            _ => Some(Ok(bin(*node)?)),
+        };
+        nodes.iter().filter_map(place).collect()
+    }
+
     /// How much of the largest node a shape is, by the resource of which it needs the largest part.
     fn size(&self, need: &Resources) -> u128 {
         let largest =
@@ -519,8 +546,12 @@ impl<'a> Packing<'a> {
     fn place_group(&mut self, gang: &Gang, shapes: &[&Unmet]) -> bool {
         match gang.arrange {
             Arrange::StrictPack if gang.place.is_empty() => {
-                let at = self.bins.iter().position(|bin| all_in(bin, shapes));
-                let open = |of: &&&'a NodeType| self.may(of) && all_in(&Bin::empty(of), shapes);
+                // Beside those that it has, if it has any.
+                let may = |bin: &Bin<'_>| gang.on.iter().all(|node| bin.is(*node));
+                let at = self.bins.iter().position(|bin| may(bin) && all_in(bin, shapes));
+                let open = |of: &&&'a NodeType| {
+                    gang.on.is_empty() && self.may(of) && all_in(&Bin::empty(of), shapes)
+                };
                 let at = match (at, self.types.iter().find(open).copied()) {
                     (Some(at), _) => at,
                     (None, Some(of)) => self.open(of),
@@ -533,14 +564,17 @@ impl<'a> Packing<'a> {
                 let labels = labels.chain(self.types.iter().flat_map(|of| &of.labels));
                 let values: BTreeSet<&'a str> =
                     labels.filter(|(key, _)| *key == gang.place).map(|(_, value)| value.as_str()).collect();
-                values.into_iter().any(|value| {
+                let beside = self.places(&gang.on, Where::Apart(&gang.place));
+                let may = |value: &&str| beside.iter().all(|place| *place == Err((*value).to_owned()));
+                values.into_iter().filter(may).any(|value| {
                     self.undo();
                     let on = Where::In(&gang.place, value);
                     shapes.iter().all(|shape| self.place(shape, on, &mut BTreeSet::new()) == 0)
                 })
             }
             Arrange::StrictSpread => {
-                let (on, mut taken) = (Where::Apart(&gang.place), BTreeSet::new());
+                let on = Where::Apart(&gang.place);
+                let mut taken = self.places(&gang.on, on);
                 shapes.iter().all(|shape| self.place(shape, on, &mut taken) == 0)
             }
             Arrange::Pack | Arrange::Spread => {

@@ -149,6 +149,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the index knows of all changes.
+    pub fn is_fresh(&self) -> bool {
+        self.stale.is_empty()
+    }
+
     /// The living node of this name.
     pub fn find(&self, id: NodeId) -> Option<u32> {
         let at = *self.by_number.get(&id.number)?;

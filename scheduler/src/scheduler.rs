@@ -257,37 +257,62 @@ impl Scheduler {
     }
 
     /// What waits, as shapes for which nodes could be added, groups by group; what waits for its turn in a queue that has
-    /// a limit is counted only up to that.
+    /// a limit is counted only up to that, and what waits for one certain node is left out: no other is of use to it.
     pub fn unmet(&self) -> Vec<Unmet> {
-        type Shape<'a> = (&'a Resources, &'a [LabelRule], &'a [Vec<LabelRule>], Option<unmet::Gang>);
+        type Shape<'a> = (
+            &'a Resources,
+            &'a [LabelRule],
+            &'a [Vec<LabelRule>],
+            Option<unmet::Gang>,
+            // A kind that keeps apart.
+            Option<u32>,
+        );
         let mut shapes: BTreeMap<Shape<'_>, u64> = BTreeMap::new();
         for demand in self.demands() {
             let Some(at) = demand.shape else { continue };
-            let shape = {
-                let class = &demand.class;
-                (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), None)
+            let class = &demand.class;
+            let apart = match class.strategy {
+                Strategy::Node { soft: false, .. } => continue,
+                Strategy::Apart => demand.kin,
+                _ => None,
             };
+            let shape = (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), None, apart);
             let allowed = self.queues.headroom(demand.queue, self.shapes.need(at));
             *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
         }
+        let ids = |nodes: &mut dyn Iterator<Item = u32>| -> Vec<NodeId> {
+            let ids = nodes.filter_map(|at| Some(self.cluster.nodes.get(at)?.id));
+            ids.collect::<BTreeSet<NodeId>>().into_iter().collect()
+        };
         for (_, gang) in self.gangs.iter() {
             let Some(at) = gang.shape else { continue };
             if self.queues.headroom(gang.queue, self.shapes.need(at)) == 0 {
                 continue;
             }
             let spec = &gang.spec;
+            let of = unmet::Gang {
+                group: gang.id,
+                arrange: spec.arrange,
+                place: spec.place.clone(),
+                on: ids(&mut gang.bundles.iter().flatten().map(|bundle| bundle.at)),
+            };
             for number in gang.missing() {
-                let of = unmet::Gang { group: gang.id, arrange: spec.arrange, place: spec.place.clone() };
-                let shape = (&spec.bundles[number as usize], spec.labels.as_slice(), [].as_slice(), Some(of));
+                let bundle = &spec.bundles[number as usize];
+                let shape = (bundle, spec.labels.as_slice(), [].as_slice(), Some(of.clone()), None);
                 *shapes.entry(shape).or_default() += 1;
             }
         }
-        let shape = |((resources, labels, fallbacks, gang), count): (Shape<'_>, u64)| Unmet {
+        let apart = |kind: u32| {
+            let nodes = self.cluster.kins.get(kind).map(|kin| ids(&mut kin.on.keys().copied()));
+            unmet::Apart { kind, on: nodes.unwrap_or_default() }
+        };
+        let shape = |((resources, labels, fallbacks, gang, kind), count): (Shape<'_>, u64)| Unmet {
             resources: resources.clone(),
             labels: labels.to_vec(),
             fallbacks: fallbacks.to_vec(),
             count,
             gang,
+            apart: kind.map(apart),
         };
         shapes.into_iter().filter(|(_, count)| *count > 0).map(shape).collect()
     }

@@ -373,6 +373,12 @@ impl Stock {
         most
     }
 
+    /// The same of a stock of which nothing is taken.
+    pub fn fullness_emptied(&self, need: &Need) -> f64 {
+        let part = |(kind, each): &(usize, i64)| *each as f64 / self.total_of(*kind).max(1) as f64;
+        need.amounts.iter().map(part).fold(0.0, f64::max)
+    }
+
     fn part_used(&self, kind: usize, more: i64) -> f64 {
         let over = if kind == CPU { self.overdraft } else { 0 };
         let (total, used) = (self.total_of(kind), self.total_of(kind) - self.free_of(kind) + over + more);

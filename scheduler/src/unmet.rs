@@ -1,7 +1,7 @@
 //! What waits, as an autoscaler needs to know it: shapes and counts.
 
 use mobula_proto::{
-    GroupId, Resources,
+    GroupId, NodeId, Resources,
     group::Arrange,
     resource::{Label, LabelRule},
 };
@@ -19,6 +19,17 @@ pub struct Unmet {
     pub count: u64,
     /// The group of which they are bundles: useless unless there is room for all of the group's shapes.
     pub gang: Option<Gang>,
+    /// Of which kind they are, where each must be on a node without another of its kind.
+    pub apart: Option<Apart>,
+}
+
+/// Slots that keep apart from their own kind.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Apart {
+    /// Tells kinds apart; that of one kind stays the same while some of it waits.
+    pub kind: u32,
+    /// Nodes that have one, in ascending order.
+    pub on: Vec<NodeId>,
 }
 
 impl Unmet {
@@ -38,4 +49,7 @@ pub struct Gang {
     pub arrange: Arrange,
     /// The label whose values are the places for that; empty where each node is one.
     pub place: String,
+    /// The nodes of the bundles that it has, in ascending order, each once: those that wait must lie to them as all do to
+    /// each other.
+    pub on: Vec<NodeId>,
 }

@@ -115,7 +115,9 @@ impl Told<'_> {
         let spec = &*gang.spec;
         let find =
             |arrange, nodes| search::find(self.cluster, gang, arrange, nodes, &mut search::LOOKS_MAX.clone());
-        match find(spec.arrange, Nodes::Listed) {
+        // Many groups may be asked about at once.
+        let now = if self.cluster.is_fresh() { Nodes::Indexed } else { Nodes::Listed };
+        match find(spec.arrange, now) {
             // Its search was put off, or others are due before it.
             Found::Places(_) => return Some("there is room for it, and it is looked for soon".to_owned()),
             Found::GaveUp => {
@@ -138,7 +140,7 @@ impl Told<'_> {
             Arrange::StrictSpread => format!("there is room for that, but not each in a {place} of its own"),
             Arrange::Pack | Arrange::Spread => return None,
         };
-        matches!(find(Arrange::Pack, Nodes::Listed), Found::Places(_)).then_some(strict)
+        matches!(find(Arrange::Pack, now), Found::Places(_)).then_some(strict)
     }
 
     /// The limit that allows no slot more, if one does.

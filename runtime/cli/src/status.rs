@@ -93,7 +93,12 @@ fn started(scaling: &ScalingSnapshot) -> String {
     let mut text = table(&["NODE TYPE", "OFFERS", "MAY BE", "THERE", "COMING"], rows);
     for unmet in &scaling.left {
         let (needs, group) = (groups::amounts(&unmet.resources), &unmet.group);
-        let of = if group.is_empty() { String::new() } else { format!(" of {group}") };
+        let of = match (group.is_empty(), unmet.apart) {
+            (true, false) => String::new(),
+            (true, true) => ", each on a node of its own".to_owned(),
+            (false, _) if unmet.arrange.is_empty() => format!(" of {group}"),
+            (false, _) => format!(" of {group} ({})", unmet.arrange),
+        };
         let labels = unmet.labels.iter().map(|rule| format!(", {rule}")).collect::<String>();
         let labels = unmet.fallbacks.iter().fold(labels, |labels, other| match other.join(", ") {
             rules if rules.is_empty() => labels + ", or any labels",
@@ -254,9 +259,19 @@ mod tests {
             labels: vec!["zone in [a]".to_owned()],
             fallbacks: vec![vec!["zone in [b]".to_owned(), "rack exists".to_owned()], vec![]],
             count: 3,
-            group: String::new(),
+            ..UnmetSnapshot::default()
         };
-        let told = started(&ScalingSnapshot { left: vec![unmet], ..ScalingSnapshot::default() });
+        let apart = UnmetSnapshot { apart: true, ..unmet.clone() };
+        let (group, arrange) = ("group-4".to_owned(), "strict spread by rack".to_owned());
+        let bundles =
+            UnmetSnapshot { labels: Vec::new(), fallbacks: Vec::new(), group, arrange, ..unmet.clone() };
+        let left = vec![unmet, apart, bundles];
+        let told = started(&ScalingSnapshot { left, ..ScalingSnapshot::default() });
+        for want in
+            ["or any labels, each on a node of its own.", "for 3 x 1 GPU of group-4 (strict spread by rack)."]
+        {
+            assert!(told.contains(want), "{told}");
+        }
         assert!(
             told.contains("for 3 x 1 GPU, zone in [a], or zone in [b], rack exists, or any labels."),
             "{told}"

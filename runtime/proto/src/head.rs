@@ -757,6 +757,12 @@ pub struct UnmetSnapshot {
     pub count: u64,
     /// The placement group of which they are bundles; empty for single slots.
     pub group: String,
+    /// How the bundles of that group lie to each other, as in `strict spread by rack`; empty for single slots.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub arrange: String,
+    /// Whether each must be on a node without another of its kind.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
 }
 
 /// One node in a [`Snapshot`].

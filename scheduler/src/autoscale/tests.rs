@@ -4,6 +4,7 @@ use mobula_proto::{GroupId, resource::LabelRule};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Apart;
 
 fn resources(text: &str) -> Resources {
     let list = text.split_whitespace().map(|part| {
@@ -25,12 +26,13 @@ fn of(name: &str, offers: &str, min: u32, max: u32) -> NodeType {
 }
 
 fn shape(count: u64, needs: &str) -> Unmet {
-    Unmet { resources: resources(needs), labels: Vec::new(), fallbacks: Vec::new(), count, gang: None }
+    let (labels, fallbacks) = (Vec::new(), Vec::new());
+    Unmet { resources: resources(needs), labels, fallbacks, count, gang: None, apart: None }
 }
 
 fn in_group(number: u64, arrange: Arrange, mut shape: Unmet) -> Unmet {
     let group = GroupId { number };
-    shape.gang = Some(Gang { group, arrange, place: String::new() });
+    shape.gang = Some(Gang { group, arrange, place: String::new(), on: Vec::new() });
     shape
 }
 
@@ -159,6 +161,70 @@ fn room_that_is_there_or_coming_comes_first() {
     assert_eq!(go(&[in_pool("small", shape(100, "cpu=4"))]), "small=8 left 91");
 }
 
+fn nodes(numbers: &[u32]) -> Vec<NodeId> {
+    numbers.iter().map(|number| NodeId { number: *number, incarnation: 1 }).collect()
+}
+
+#[test]
+fn what_keeps_apart_gets_nodes_of_its_own() {
+    let apart = |kind, on: &[u32], shape| Unmet { apart: Some(Apart { kind, on: nodes(on) }), ..shape };
+    // Three nodes with room for many, the first of which has one of the kind.
+    let members = [1, 2, 3].map(|number| member(number, None, "cpu=8", None));
+    let go = |unmet: &[Unmet]| text(&plan(&types(), &members, &BTreeMap::new(), unmet, Millis(0)).unwrap());
+    for (unmet, want) in [
+        (vec![shape(3, "cpu=1")], ""),
+        (vec![apart(1, &[1], shape(2, "cpu=1"))], ""),
+        (vec![apart(1, &[1], shape(3, "cpu=1"))], "small=1"),
+        (vec![apart(1, &[1, 2, 3], shape(2, "cpu=1"))], "small=2"),
+        // Two kinds do not mind each other, nor what has none.
+        (vec![apart(1, &[1], shape(3, "cpu=1")), apart(2, &[], shape(4, "cpu=1"))], "small=1"),
+        (vec![apart(1, &[], shape(4, "cpu=1")), shape(23, "cpu=1")], "small=1"),
+        // Where nodes run out, the rest is left.
+        (vec![in_pool("large", apart(1, &[], shape(3, "cpu=1")))], "large=2 left 1"),
+        // A node that nobody here knows of is none that could be used.
+        (vec![apart(1, &[7], shape(3, "cpu=1"))], ""),
+    ] {
+        assert_eq!(go(&unmet), want, "{unmet:?}");
+    }
+}
+
+#[test]
+fn what_a_group_lost_lies_as_it_should_to_what_it_has() {
+    let rack = |name: &str, max, rack: &str| NodeType {
+        labels: vec![("rack".to_owned(), rack.to_owned())],
+        ..of(name, "cpu=4", 0, max)
+    };
+    let types = [rack("a", 2, "r1"), rack("b", 3, "r2"), of("c", "cpu=4", 0, 9)];
+    let mut members = [1, 2].map(|number| member(number, None, "cpu=4", None));
+    members[0].labels = vec![("rack".to_owned(), "r1".to_owned())];
+    // The node that drains is no longer counted upon, but what is there is.
+    let mut draining = member(3, None, "cpu=4", None);
+    (draining.labels, draining.draining) = (vec![("rack".to_owned(), "r2".to_owned())], true);
+    let members = [&members[..], &[draining]].concat();
+    let group = |arrange, place: &str, on: &[u32], count| {
+        let mut shape = in_group(1, arrange, shape(count, "cpu=4"));
+        let gang = shape.gang.as_mut().unwrap();
+        (gang.place, gang.on) = (place.to_owned(), nodes(on));
+        shape
+    };
+    for (unmet, want) in [
+        (group(Arrange::StrictSpread, "", &[], 2), ""),
+        (group(Arrange::StrictSpread, "", &[1], 1), ""),
+        (group(Arrange::StrictSpread, "", &[1, 2], 1), "a=1"),
+        (group(Arrange::StrictSpread, "rack", &[1], 1), "b=1"),
+        (group(Arrange::StrictSpread, "rack", &[3], 1), ""),
+        (group(Arrange::StrictSpread, "rack", &[1, 3], 1), "left 1"),
+        // Beside what it has, or not at all: a new node is never the same one.
+        (group(Arrange::StrictPack, "", &[2], 1), ""),
+        (group(Arrange::StrictPack, "", &[2], 2), "left 2"),
+        (group(Arrange::StrictPack, "rack", &[1], 3), "a=2"),
+        (group(Arrange::StrictPack, "rack", &[3], 3), "b=3"),
+    ] {
+        let plan = plan(&types, &members, &BTreeMap::new(), std::slice::from_ref(&unmet), Millis(0)).unwrap();
+        assert_eq!(text(&plan), want, "{unmet:?}");
+    }
+}
+
 #[test]
 fn idle_nodes_are_drained_down_to_the_minimum() {
     let types = [of("small", "cpu=4", 1, 10)];
@@ -228,7 +294,7 @@ fn any_shape() -> impl Strategy<Value = Unmet> {
             if let Some(units) = part {
                 resources.set(Kind::Gpu, Quantity::from_units(units).unwrap());
             }
-            let shape = Unmet { resources, labels: Vec::new(), fallbacks: Vec::new(), count, gang: None };
+            let shape = Unmet { resources, ..shape(count, "") };
             let shape = if pool < 2 { in_pool(&format!("t{pool}"), shape) } else { shape };
             match gang {
                 Some((number, arrange)) => in_group(number, arrange, shape),

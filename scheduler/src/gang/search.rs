@@ -192,6 +192,9 @@ impl Search<'_> {
             if self.nodes != Nodes::Emptied {
                 return node.stock.fits(need).then(|| node.stock.fullness(need));
             }
+            if !self.gang.bundles.iter().flatten().any(|bundle| bundle.at == at) {
+                return node.stock.could_ever(need).then(|| node.stock.fullness_emptied(need));
+            }
             let stock = self.stock(at, node);
             stock.fits(need).then(|| stock.fullness(need))
         };

@@ -283,8 +283,12 @@ fn what_nodes_could_be_added_for_is_told() {
         fallbacks: Vec::new(),
         count,
         gang,
+        apart: None,
     };
-    let gang = || Some(unmet::Gang { group: id, arrange: Arrange::StrictPack, place: "rack".to_owned() });
+    let gang = || {
+        let (arrange, place) = (Arrange::StrictPack, "rack".to_owned());
+        Some(unmet::Gang { group: id, arrange, place, on: Vec::new() })
+    };
     let mut want = vec![
         // Three of the first, and as many of the queue as its limit allows.
         of("1 cpu", &[], 5, None),
@@ -296,4 +300,28 @@ fn what_nodes_could_be_added_for_is_told() {
     let mut told = world.scheduler.unmet();
     told.sort();
     assert_eq!(told, want);
+}
+
+#[test]
+fn what_keeps_apart_is_told_with_where_it_is_and_what_is_pinned_is_not() {
+    let mut world = World::new(&["4 cpu", "4 cpu", "1 gpu"]);
+    let apart = Class { strategy: Strategy::Apart, ..class("1 cpu") };
+    assert_eq!(show(&world.ask(host(9), 0, &apart, 5)), "node-1 x1, node-2 x1");
+    // Others of the same kind count with it; another job's are another kind.
+    world.ask(host(8), 0, &apart, 1);
+    world.ask_as(2, host(7), 0, &apart, 3, &[]);
+    // No other node is of use to the one, any is to the other.
+    world.ask(host(9), 1, &on(1, false, "1.5 cpu"), 3);
+    world.ask(host(9), 2, &on(1, true, "2 cpu"), 7);
+    let told: Vec<_> = world
+        .scheduler
+        .unmet()
+        .into_iter()
+        .map(|u| (u.resources.to_string(), u.count, u.apart.map(|apart| apart.on)))
+        .collect();
+    let both = Some(vec![node(1), node(2)]);
+    assert_eq!(
+        told,
+        [("1 CPU".to_owned(), 4, both.clone()), ("1 CPU".to_owned(), 1, both), ("2 CPU".to_owned(), 6, None),]
+    );
 }

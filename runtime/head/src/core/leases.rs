@@ -10,7 +10,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
     head::ToAgent,
     host::{Eviction, Grant, Revocation},
-    resource::{Class, Isolation},
+    resource::{Class, Isolation, Strategy},
 };
 use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
@@ -208,7 +208,9 @@ impl Core {
         if let Some(failure) = refused {
             return self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
         }
-        class.wait_for_node |= self.may_come(&class.resources, &class.labels, &class.fallbacks);
+        // A node that is started is never the one that it is pinned to.
+        let pinned = matches!(class.strategy, Strategy::Node { soft: false, .. });
+        class.wait_for_node |= !pinned && self.may_come(&class.resources, &class.labels, &class.fallbacks);
         let class = match self.leases.wanted.get(&at) {
             Some(known) if *known.class == class => Arc::clone(&known.class),
             _ => Arc::new(class),

@@ -80,6 +80,7 @@ impl Core {
             fallbacks: fallbacks.to_vec(),
             count: 1,
             gang: None,
+            apart: None,
         };
         types.any(|of| autoscale::could_hold(of, &shape))
     }

@@ -18,6 +18,13 @@ pub(crate) fn amounts(resources: &Resources) -> BTreeMap<String, f64> {
     resources.iter().map(|(kind, amount)| (kind.to_string(), amount.as_f64())).collect()
 }
 
+fn arrange(gang: &mobula_scheduler::Gang) -> String {
+    match gang.place.as_str() {
+        "" => gang.arrange.to_string(),
+        place => format!("{} by {place}", gang.arrange),
+    }
+}
+
 /// What waits, for who starts nodes.
 pub(crate) fn shape(unmet: &Unmet) -> UnmetSnapshot {
     let rules = |list: &[LabelRule]| list.iter().map(ToString::to_string).collect();
@@ -27,6 +34,8 @@ pub(crate) fn shape(unmet: &Unmet) -> UnmetSnapshot {
         fallbacks: unmet.fallbacks.iter().map(|list| rules(list)).collect(),
         count: unmet.count,
         group: unmet.gang.as_ref().map(|gang| gang.group.to_string()).unwrap_or_default(),
+        arrange: unmet.gang.as_ref().map(arrange).unwrap_or_default(),
+        apart: unmet.apart.is_some(),
     }
 }
 

@@ -68,6 +68,34 @@ fn the_shapes_of_what_waits_are_shown() {
 }
 
 #[test]
+fn who_is_pinned_to_a_node_waits_for_no_other() {
+    let mut world = World::new();
+    world.core.options.node_types = vec![mobula_scheduler::autoscale::NodeType {
+        name: "small".to_owned(),
+        resources: Resources::cpu(Quantity::whole(4)),
+        labels: Vec::new(),
+        min: 0,
+        max: 1,
+        idle_timeout: Millis(1000),
+    }];
+    let a = world.join("a", 1);
+    let job = world.start_job(a, 1).job;
+    // Nodes that may be started could hold it.
+    world.demand(a, a.host(1), job, 2, 1);
+    assert!(world.first(a.link).is_none());
+    let class = Class {
+        function: "f".to_owned(),
+        resources: Resources::cpu(Quantity::whole(2)),
+        strategy: mobula_proto::resource::Strategy::Node { node: a.node, soft: false },
+        ..Class::default()
+    };
+    let (owner, locality) = (a.host(1), Vec::new());
+    world.says(a.link, ToHead::Demand { owner, job, key: 2, class, backlog: 1, locality });
+    let heard = world.first(a.link);
+    assert!(matches!(heard, Some(ToAgent::Infeasible { key: 2, .. })), "{heard:?}");
+}
+
+#[test]
 fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
     let mut world = World::new();
     let a = world.join("a", 1);
