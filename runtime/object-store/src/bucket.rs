@@ -380,8 +380,22 @@ impl Source for Download {
     fn read_at(&mut self, offset: u64, chunk: &mut [u8]) -> Result<(), StoreError> {
         let (store, path) = (Arc::clone(&self.inner.store), self.inner.path(self.file));
         let range = offset..offset.saturating_add(chunk.len() as u64);
-        let reading = async move { store.get_range(&path, range).await };
-        let read = self.inner.wait("reading", Some(self.file), reading)?;
+        let reading = async move {
+            match store.get_range(&path, range.clone()).await {
+                // Each store says in a way of its own that the file ends before that.
+                Err(error) if !matches!(error, object_store::Error::NotFound { .. }) => {
+                    match store.head(&path).await {
+                        Ok(there) if there.size < range.end => Ok(Err(there.size)),
+                        _ => Err(error),
+                    }
+                }
+                read => read.map(Ok),
+            }
+        };
+        let read = self.inner.wait("reading", Some(self.file), reading)?.map_err(|size| {
+            let detail = format!("it ends at {size}, before {} bytes at {offset}", chunk.len());
+            self.inner.missing("reading", Some(self.file), detail)
+        })?;
         // A store may give less where the file ends before.
         if read.len() != chunk.len() {
             let detail = format!("{} bytes are at {offset} where {} were asked for", read.len(), chunk.len());

@@ -5,7 +5,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -58,12 +58,75 @@ fn check(bucket: &Bucket) {
             offset += slot_bytes(bytes.len() as u64).unwrap();
         }
         let beyond = spill::read(bucket, file, offset, b"x", &mut [0; 9]).unwrap_err();
-        assert!(matches!(beyond, StoreError::Target { .. }), "{beyond:?}");
+        assert!(matches!(beyond, StoreError::Missing { .. }), "{beyond:?}");
     }
     bucket.delete(2).unwrap();
     bucket.delete(2).unwrap();
     let error = spill::read(bucket, 2, 0, b"gone", &mut [0; 4]).unwrap_err();
     assert!(error.to_string().contains("reading file 2 at "), "{error}");
+}
+
+/// Damages a file of two objects, which lies below `folder`, in every way: what is left is read, and the rest is an error
+/// that says it is lost.
+fn damage(bucket: &Bucket, folder: &Path) {
+    const FILE: u64 = 77;
+    let objects = [(vec![1], filled(5000, 1)), (vec![2], filled(PART_BYTES + 7, 2))];
+    spill::write(bucket, FILE, &objects).unwrap();
+    let path = find(folder, &format!("{FILE}.spill")).expect("the file");
+    let whole = std::fs::read(&path).unwrap();
+    let slots = objects.each_ref().map(|(_, bytes)| slot_bytes(bytes.len() as u64).unwrap());
+    assert_eq!(whole.len() as u64, slots.iter().sum::<u64>());
+    let begin = [0, slots[0]];
+    let read = |of: usize| {
+        let (name, bytes) = &objects[of];
+        let mut into = vec![0xEE; bytes.len()];
+        spill::read(bucket, FILE, begin[of], name, &mut into).map(|()| assert!(into == *bytes, "other bytes"))
+    };
+
+    for of in 0..2 {
+        let (start, len) = (begin[of] as usize, objects[of].1.len());
+        // Its first and last byte, and its length and hash behind them.
+        for at in [start, start + len / 2, start + len - 1, start + len + 9, start + len + 30] {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            std::fs::write(&path, flipped).unwrap();
+            let error = read(of).unwrap_err();
+            assert!(matches!(error, StoreError::Damaged { file: FILE, .. }), "byte {at}: {error:?}");
+            assert!(error.is_loss());
+            read(1 - of).unwrap();
+        }
+    }
+    // Within the second object, within its last block, at its start, and before that: the first is whole in all but the last.
+    let second = slots[0] as usize;
+    for (cut, first) in [
+        (whole.len() - 1, true),
+        (second + PART_BYTES, true),
+        (second, true),
+        (second - 1, false),
+        (0, false),
+    ] {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let error = read(1).unwrap_err();
+        assert!(matches!(error, StoreError::Missing { .. }), "cut at {cut}: {error:?}");
+        assert!(error.is_loss());
+        match (first, read(0)) {
+            (true, Ok(())) | (false, Err(StoreError::Missing { .. })) => {}
+            (_, other) => panic!("cut at {cut}: {other:?}"),
+        }
+    }
+    std::fs::write(&path, &whole).unwrap();
+    for of in 0..2 {
+        read(of).unwrap();
+    }
+    bucket.delete(FILE).unwrap();
+}
+
+/// A file of that name, in the folder or below it.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find_map(|path| if path.is_dir() { find(&path, name) } else { path.ends_with(name).then_some(path) })
 }
 
 fn files(folder: &Path) -> usize {
@@ -90,6 +153,7 @@ fn a_folder_is_for_one_node_and_leaves_nothing() {
     let url = format!("file://{}/spilled", folder.path().display());
     let bucket = open(&url, home.path(), &[]).unwrap();
     check(&bucket);
+    damage(&bucket, folder.path());
     let own = std::fs::read_dir(folder.path().join("spilled")).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(files(&own), 2);
@@ -171,6 +235,7 @@ fn a_server_that_speaks_s3_holds_what_is_written() {
     let mut server = Server::start();
     let bucket = server.open(home.path(), SECRET).unwrap();
     check(&bucket);
+    damage(&bucket, server.folder.path());
     assert_eq!(server.files(), 2);
     // As after a kill: nobody removed them.
     std::mem::forget(bucket);

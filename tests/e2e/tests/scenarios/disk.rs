@@ -39,23 +39,48 @@ fn give(seed: usize) -> Result<Holding> {
     Ok(Holding(mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?)?))
 }
 
-/// Flips a bit in each page of each spill file in the folder; says how many files there were.
-fn spoil(folder: &Path) -> std::io::Result<usize> {
-    let mut spoiled = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(entry?.path())?;
-        for at in (0..file.metadata()?.len()).step_by(4096) {
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, at)?;
-            file.write_all_at(&[byte[0] ^ 1], at)?;
-        }
-        spoiled += 1;
+/// Does this to each spill file in the folder; says how many there were.
+fn spoil(folder: &Path, how: fn(&Path) -> std::io::Result<()>) -> std::io::Result<usize> {
+    let files: Vec<_> = std::fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
+    for file in &files {
+        how(&file.path())?;
     }
-    Ok(spoiled)
+    Ok(files.len())
 }
 
-/// Wrong bytes are never handed out: results are made again, and what cannot be is lost.
+/// Flips a bit in each page.
+fn flip(path: &Path) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    for at in (0..file.metadata()?.len()).step_by(4096) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 1], at)?;
+    }
+    Ok(())
+}
+
+/// Leaves a file of which nothing can be read.
+fn empty(path: &Path) -> std::io::Result<()> {
+    std::fs::OpenOptions::new().write(true).truncate(true).open(path).map(drop)
+}
+
+/// Wrong bytes are never handed out.
 pub async fn a_spoiled_disk_is_found_out(env: Env) -> Result<()> {
+    is_found_out(env, flip).await
+}
+
+/// Files that somebody removed are no loss but of what is nowhere else.
+pub async fn missing_files_are_found_out(env: Env) -> Result<()> {
+    is_found_out(env, |path| std::fs::remove_file(path)).await
+}
+
+/// Nor are those that end before what should lie there.
+pub async fn files_that_were_cut_are_found_out(env: Env) -> Result<()> {
+    is_found_out(env, empty).await
+}
+
+/// When all that was spilled is spoiled like this, results are made again, and what cannot be is lost.
+async fn is_found_out(env: Env, how: fn(&Path) -> std::io::Result<()>) -> Result<()> {
     let witness = Witness::new()?;
     let node: NodeId = env.nodes().await?[0];
     let given: Vec<Holding> = {
@@ -67,7 +92,7 @@ pub async fn a_spoiled_disk_is_found_out(env: Env) -> Result<()> {
         .collect();
     mobula::wait(&made, COUNT, None).await?;
     let before = witness.count("made");
-    assert!(spoil(&spill_folder(&env, node)).unwrap() > 0, "nothing was spilled");
+    assert!(spoil(&spill_folder(&env, node), how).unwrap() > 0, "nothing was spilled");
     let mut lost = 0;
     for (seed, held) in given.iter().enumerate() {
         match check.options().strategy(on(node)).remote(&held.0, seed).await {

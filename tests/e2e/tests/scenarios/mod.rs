@@ -127,6 +127,8 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::a_shuffle_outgrows_the_store).store_bytes(32 << 20),
         case!(pressure::a_shuffle_outgrows_two_stores).modes(RIG).store_bytes(32 << 20),
         case!(disk::a_spoiled_disk_is_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
+        case!(disk::missing_files_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
+        case!(disk::files_that_were_cut_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(tables::batches_are_read_where_they_lie).modes(EVERYWHERE),
         case!(pressure::an_object_store_takes_the_rest).store_bytes(32 << 20).spill_to("memory:///"),
         case!(disk::a_full_disk_says_so).modes(RIG).store_bytes(32 << 20).fresh(),
