@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use mobula::{ErrorKind, Result, prelude::*, private};
-use mobula_e2e::{Env, eventually};
-use mobula_rig::{Rig, Why};
+use mobula::{ErrorKind, NodeId, Result, prelude::*, private};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+    eventually,
+};
+use mobula_rig::{Part, Rig, Why};
 
 use super::{
     detaching::{drive, socket},
@@ -39,8 +43,32 @@ fn make() -> Result<Tensor> {
 }
 
 #[mobula::task]
+fn make_when(started: String, go: String) -> Result<Tensor> {
+    witness::note(&started);
+    witness::pass(&go);
+    filled()
+}
+
+#[mobula::task]
 fn pass_on(held: Held) -> Held {
     held
+}
+
+/// Reads in its own host; returns which node that is on.
+#[mobula::task]
+fn reads(held: Held) -> Result<NodeId> {
+    check(&held.0.get()?)?;
+    Ok(mobula::context::current()?.node())
+}
+
+/// What reading this is, where it fails.
+fn failure(held: &Held) -> String {
+    held.0.get().map_or_else(|error| format!("{:?}", error.kind()), |_| "nothing".to_owned())
+}
+
+#[mobula::task]
+fn fails(held: Held) -> String {
+    failure(&held)
 }
 
 struct Owner;
@@ -63,6 +91,16 @@ impl Owner {
         let made = make.remote();
         mobula::wait(std::slice::from_ref(&made), 1, None).await?;
         Ok(Held(made))
+    }
+
+    async fn submit_to(&self, node: NodeId) -> Result<Held> {
+        let made = make.options().strategy(on(node)).remote();
+        mobula::wait(std::slice::from_ref(&made), 1, None).await?;
+        Ok(Held(made))
+    }
+
+    fn begin(&self, started: String, go: String) -> Held {
+        Held(make_when.remote(started, go))
     }
 
     fn small(&self) -> Result<Small> {
@@ -93,6 +131,14 @@ impl Keeper {
             check(&held.0.get()?)?;
         }
         Ok(self.held.len())
+    }
+
+    fn fails(&self) -> Vec<String> {
+        self.held.iter().map(failure).collect()
+    }
+
+    fn lend(&self) -> Vec<Held> {
+        self.held.iter().map(|held| Held(held.0.clone())).collect()
     }
 
     fn drop_all(&mut self) {
@@ -130,6 +176,70 @@ pub async fn values_outlive_their_owners(env: Env) -> Result<()> {
     env.stores_empty().await
 }
 
+/// With its node an owner is dead, too: who borrows what lies on another node reads it there, and lends it on.
+pub async fn values_outlive_the_nodes_of_their_owners(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let place = usize::from(env.rig().unwrap().number(1).unwrap() == nodes[1].number);
+    let owner = Owner::spawn().options(|options| options.strategy(on(nodes[1]))).await?;
+    let keeper = Keeper::spawn().options(|options| options.strategy(on(nodes[0]))).await?;
+    let made = owner.submit_to(nodes[0]).await?;
+    keeper.keep(Held(made.0.clone())).await?;
+    keeper.keep(owner.submit_to(nodes[0]).await?).await?;
+    let lost = owner.put().await?;
+    env.rig().unwrap().kill(Part::Node(place)).unwrap();
+    eventually("the loss of a node", async || Ok(env.nodes().await?.len() == 1)).await?;
+
+    assert_eq!(keeper.read().await?, 2);
+    assert_eq!(reads.remote(Held(made.0.clone())).await?, nodes[0]);
+    check(&(&made.0).await?)?;
+    // What lay there alone is lost, and says whose it was.
+    let error = within("a lost value to be an error", async { (&lost.0).await.unwrap_err() }).await;
+    assert!(matches!(error.kind(), ErrorKind::OwnerDied | ErrorKind::ObjectLost), "{error}");
+    keeper.drop_all().await?;
+    drop((made, lost, owner));
+    env.stores_empty().await
+}
+
+/// Awaits it for [`WAIT`] at most.
+async fn within<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
+    match tokio::time::timeout(WAIT, future.into_future()).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {WAIT:?} for {what}"),
+    }
+}
+
+/// Nobody waits for a result whose owner is gone before there is one: neither who has asked already, nor who asks then.
+pub async fn a_result_to_come_is_lost_with_its_owner(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let go = witness.gate("go")?;
+    let owner = Owner::spawn().options(|options| options.isolation("process")).await?;
+    let keeper = Keeper::spawn().await?;
+    let pending = owner.begin(witness.place("started"), go.place()).await?;
+    witness.sees("started").await?;
+    keeper.keep(Held(pending.0.clone())).await?;
+    let asked = fails.options().cpu(0.0).remote(Held(pending.0.clone()));
+    let crash = async {
+        let error = owner.crash().await.unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::HostDied | ErrorKind::ActorDied | ErrorKind::MaybeExecuted),
+            "{error}"
+        );
+    };
+    let waits = within("the owner's end to reach who waits", async { (&pending.0).await.unwrap_err() });
+    let (waited, ()) = tokio::join!(waits, crash);
+    let later = within("an error for who asks then", async { (&pending.0).await.unwrap_err() }).await;
+    for error in [waited, later] {
+        assert_eq!(error.kind(), ErrorKind::OwnerDied, "{error}");
+    }
+    let died = format!("{:?}", ErrorKind::OwnerDied);
+    assert_eq!(within("the owner's end to reach a task", &asked).await?, died);
+    assert_eq!(within("the owner's end to reach an actor", keeper.fails()).await?, [died]);
+    go.open()?;
+    keeper.drop_all().await?;
+    drop((pending, asked));
+    env.stores_empty().await
+}
+
 /// The driver that made a value has ended; the next one reads it by way of the actor that keeps it.
 pub fn a_detached_actor_keeps_what_a_driver_left() -> Outcome {
     const NAME: &str = "keeper";
@@ -152,6 +262,22 @@ pub fn a_detached_actor_keeps_what_a_driver_left() -> Outcome {
     drive(socket(&rig)?, async |_| {
         let keeper = mobula::find_actor::<Keeper>(NAME, SPACE).await?;
         assert_eq!(keeper.read().await?, 2);
+        Ok(())
+    })?;
+    // This job's own hosts read them, on each node, and so does its driver; none of them ever heard of the owner.
+    drive(socket(&rig)?, async |cluster| {
+        let keeper = mobula::find_actor::<Keeper>(NAME, SPACE).await?;
+        let lent = keeper.lend().await?;
+        assert_eq!(lent.len(), 2);
+        for node in cluster.nodes().await? {
+            for held in &lent {
+                let read = reads.options().strategy(on(node)).remote(Held(held.0.clone()));
+                assert_eq!(read.await?, node);
+            }
+        }
+        for held in &lent {
+            check(&(&held.0).await?)?;
+        }
         keeper.drop_all().await
     })?;
     rig.wait("the values to go", WAIT, |rig| Ok(held(rig)? == 0))?;

@@ -168,6 +168,8 @@ pub fn cases() -> Vec<Case> {
         case!(dying::a_task_is_tried_again),
         case!(dying::attempts_end),
         case!(inheriting::values_outlive_their_owners).cpus(4.0),
+        case!(inheriting::values_outlive_the_nodes_of_their_owners).modes(RIG).cpus(4.0).fresh(),
+        case!(inheriting::a_result_to_come_is_lost_with_its_owner).cpus(4.0),
         case!(dying::an_actor_starts_again),
         case!(dying::restarts_end),
         case!(dying::calls_allowed_at_least_once_are_tried_again),
