@@ -2,6 +2,8 @@
 
 use std::{
     future::Future,
+    io::Write,
+    panic::Location,
     path::Path,
     pin::Pin,
     process::ExitCode,
@@ -270,6 +272,32 @@ pub fn run(cases: &[Case], solos: &[Solo], known: &'static [Known]) -> ExitCode 
 /// The first async runtime of a process opens descriptors that it never closes. From here on they are there.
 fn keep_what_runtimes_share() -> bool {
     tokio::runtime::Builder::new_current_thread().enable_all().build().is_ok()
+}
+
+/// Where `tests/run` gathers what was not run; see [`skipped`].
+pub const SKIPPED: &str = "MOBULA_SKIPPED";
+
+/// A scenario looks at nothing, because of what this machine lacks: says so in the output, which is shown for what fails
+/// only, and in the file that [`SKIPPED`] names, so that whoever ran all of them hears of it.
+#[track_caller]
+pub fn skipped(why: &str) {
+    let place = Location::caller();
+    let line = format!("{}:{}: {why}", place.file(), place.line());
+    eprintln!("not run: {line}");
+    if let Some(file) = std::env::var_os(SKIPPED)
+        && let Err(error) = note(Path::new(&file), &line)
+    {
+        eprintln!("{SKIPPED}={}: {error}", file.display());
+    }
+}
+
+fn note(file: &Path, line: &str) -> std::io::Result<()> {
+    // In one piece, among others that do the same.
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)?
+        .write_all(format!("{line}\n").as_bytes())
 }
 
 /// A trial that is known to fail is reported as ignored.

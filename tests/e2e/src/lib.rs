@@ -9,5 +9,5 @@ pub mod env;
 mod harness;
 
 pub use env::{Env, Mode, eventually, witness::Witness};
-pub use harness::{Case, Known, Solo, run};
+pub use harness::{Case, Known, SKIPPED, Solo, run, skipped};
 pub use mobula_rig::{Part, Rig};

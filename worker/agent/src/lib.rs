@@ -17,6 +17,8 @@ pub mod core;
 pub mod detect;
 pub mod launcher;
 pub mod service;
+#[cfg(test)]
+mod skipped;
 pub mod users;
 
 pub use service::{Agent, Error, Handle, HeadLink, LocalLink, Options, SendError};

@@ -10,6 +10,7 @@ use mobula::{ErrorKind, NodeId, Result, prelude::*};
 use mobula_e2e::{
     Env, Witness,
     env::{on, witness},
+    skipped,
 };
 
 use super::pressure::{BYTES, bytes, check, is_right, make};
@@ -138,7 +139,7 @@ pub async fn a_full_disk_says_so(env: Env) -> Result<()> {
     let node: NodeId = env.nodes().await?[0];
     let Some(small) = Small::over(spill_folder(&env, node), DISK_MIB) else {
         // Without the right to mount there is no small disk to be had.
-        eprintln!("skipped: this process may not mount a file system");
+        skipped("this process may not mount a file system");
         return Ok(());
     };
     let mut held = Vec::new();

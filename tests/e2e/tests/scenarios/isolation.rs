@@ -14,7 +14,7 @@ use std::{
 };
 
 use mobula::{Cluster, Result, View, prelude::*, private};
-use mobula_e2e::env::on;
+use mobula_e2e::{env::on, skipped};
 use mobula_rig::{Part, Rig};
 use rustix::{
     fs::SealFlags,
@@ -343,7 +343,7 @@ fn attack(pids: Vec<u32>, folders: Vec<String>, sockets: Vec<String>) -> Result<
 /// descriptors, regions and folders, nor what is the agents'. Each has all of its own.
 pub fn a_job_gets_nothing_of_another() -> Outcome {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: it takes root to give jobs users of their own");
+        skipped("it takes root to give jobs users of their own");
         return Ok(());
     }
     let (first, each) = JOB_UIDS;

@@ -1,7 +1,7 @@
 //! Memory limits of processes, where the machine lets agents set them.
 
 use mobula::{Cluster, ErrorKind, ObjectRef, Result, Tensor, private};
-use mobula_e2e::{Env, Witness, env::witness, eventually};
+use mobula_e2e::{Env, Witness, env::witness, eventually, skipped};
 use mobula_rig::{Offer, Part, Rig, groups_of};
 
 use super::driver::Outcome;
@@ -17,7 +17,7 @@ async fn is_enforced(cluster: &Cluster) -> Result<bool> {
     let enforced = found.map(|node| node.labels.get(LABEL).map(String::as_str));
     let all = enforced.collect::<Vec<_>>().iter().all(|said| *said == Some("enforced"));
     if !all {
-        println!("skipped: this machine's control groups let no agent limit memory (see the agents' logs)");
+        skipped("this machine's control groups let no agent limit memory (see the agents' logs)");
     }
     Ok(all)
 }

@@ -234,7 +234,7 @@ fn hosts_see_only_the_devices_they_were_granted() {
 #[tokio::test]
 async fn a_host_of_another_user_has_no_rights_of_roots() {
     if !rustix::process::geteuid().is_root() {
-        return eprintln!("not run: it takes root to become another user");
+        return crate::skipped::skipped("it takes root to become another user");
     }
     const USER: u32 = 1_900_000_040;
     let (mut spec, _ours) = shell(

@@ -8,6 +8,7 @@ use std::{
 use mobula_proto::JobId;
 
 use super::*;
+use crate::skipped::skipped;
 
 /// How long anything here may take before it has hung.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -16,10 +17,11 @@ fn job(number: u64) -> JobId {
     JobId { number }
 }
 
+#[track_caller]
 fn is_root() -> bool {
     let is = rustix::process::geteuid().is_root();
     if !is {
-        eprintln!("not run: it takes root to give jobs users of their own");
+        skipped("it takes root to give jobs users of their own");
     }
     is
 }
@@ -51,7 +53,7 @@ fn ranges_are_read_and_refused() {
 #[tokio::test]
 async fn without_root_it_is_refused() {
     if rustix::process::geteuid().is_root() {
-        return eprintln!("not run: this is root");
+        return skipped("this is root");
     }
     let (uids, home) = home(1_900_000_000);
     assert!(matches!(Users::new(uids, home.path()), Err(Error::NotRoot)));

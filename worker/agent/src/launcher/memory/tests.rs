@@ -150,8 +150,15 @@ fn groups_of_agents_that_are_gone_are_removed() {
 }
 
 /// This machine's, or why there are none.
+#[track_caller]
 fn real() -> Option<Limits> {
-    ProcessLauncher.memory_limits().inspect_err(|why| println!("skipped: {why}")).ok()
+    match ProcessLauncher.memory_limits() {
+        Ok(limits) => Some(limits),
+        Err(why) => {
+            crate::skipped::skipped(&why.to_string());
+            None
+        }
+    }
 }
 
 async fn run(script: &str, memory: Arc<Group>) -> Exit {
