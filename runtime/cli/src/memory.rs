@@ -13,7 +13,9 @@ The first table has a line for each node:
   STORE USED      memory given out to programs, what lies free in it included
   OBJECTS         bytes of the objects there, in memory and on disk
   WAIT FOR ROOM   requests for memory that wait until there is some
-  ON DISK         bytes of the files of objects that memory had no room for
+  ON DISK         bytes of the files of objects that memory had no room for, and
+                  of those in which nothing is any more, and which the place
+                  they lie at would not delete yet
   SPILLED, READ BACK, PULLED, SERVED
                   bytes written to such files, read from them, fetched from
                   other nodes, sent to them, since the node's start

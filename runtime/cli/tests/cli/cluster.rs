@@ -1,6 +1,8 @@
 //! Clusters that come up, and go.
 
+use mobula::{Cluster, Result, Tensor, private};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::harness::{Home, gone, node, private, run, said, wait_for};
 
@@ -74,6 +76,46 @@ fn a_node_joins_is_shown_leaves_and_comes_back_without_a_token() {
     assert!(!here.path().join("head.json").exists());
     let (status, errors) = third.wait("the node to end with its head");
     assert!(status.success(), "{status}: {errors}");
+}
+
+#[test]
+fn memory_shows_what_a_driver_put_whose_it_is_and_where_it_was_made() {
+    let (here, there) = (Home::new(), Home::new());
+    let (head, address) = here.head();
+    let node = there.run(&node(&address.to_string(), &["--join", &here.token()]));
+    let socket = there.path().join("node/agent.sock");
+    wait_for("the node's socket", || socket.exists().then_some(()));
+    let driver = Cluster::connect(&format!("unix:{}", socket.display())).quiet();
+    let (outcome, left) = private::drive(driver, async |_: Cluster| -> Result<()> {
+        let value = Tensor::from_vec(&[1 << 20], vec![7u8; 1 << 20])?;
+        let place = format!("{}:{}", file!(), line!() + 1);
+        let held = mobula::put(&value)?;
+        let text = wait_for("the object to be shown", || {
+            let text = here.say(&["memory"]).ok();
+            text.contains(&place).then_some(text)
+        });
+        let status = here.status();
+        let [job, owner] = ["job", "driver"].map(|key| status["jobs"][0][key].as_str().unwrap().to_owned());
+        let line = text.lines().find(|line| line.starts_with(&place)).unwrap();
+        for part in [job.as_str(), &owner, "node-1", "held by refs", "1.0 MiB"] {
+            assert!(line.contains(part), "no {part:?} in {line:?}");
+        }
+        let json: Value = serde_json::from_str(&here.say(&["memory", "--json"]).ok()).unwrap();
+        let groups = &json["stores"][0]["groups"];
+        let group = &groups[0];
+        for (key, told) in [("site", &place), ("job", &job), ("owner", &owner)] {
+            assert_eq!(group[key], told.as_str(), "{groups}");
+        }
+        assert!(group["objects"] == 1 && group["why"] == "held" && groups[1].is_null(), "{groups}");
+        drop(held);
+        wait_for("it to be gone", || here.say(&["memory"]).ok().contains("No objects.").then_some(()));
+        Ok(())
+    })
+    .unwrap();
+    outcome.unwrap();
+    assert_eq!(left, private::Leftovers::default());
+    node.end();
+    head.end();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What `mobula memory` shows.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mobula::{Cluster, NodeId, Result, prelude::*, private};
 use mobula_e2e::env::on;
@@ -19,14 +19,23 @@ fn filled(bytes: usize) -> Result<Tensor> {
     Tensor::from_vec(&[bytes], vec![1u8; bytes])
 }
 
+/// An object of a MiB, and the place that makes it as people are shown it.
+fn put() -> Result<(ObjectRef<Tensor>, String)> {
+    let value = Tensor::from_vec(&[MIB], vec![0u8; MIB])?;
+    let place = format!("{}:{}", file!(), line!() + 1);
+    let object = mobula::put(&value)?;
+    Ok((object, place))
+}
+
 struct Shelf {
     read: Vec<Tensor>,
+    own: Option<ObjectRef<Tensor>>,
 }
 
 #[mobula::actor]
 impl Shelf {
     fn new() -> Self {
-        Self { read: Vec::new() }
+        Self { read: Vec::new(), own: None }
     }
 
     fn read(&mut self, held: Holding) -> Result<usize> {
@@ -36,8 +45,15 @@ impl Shelf {
         Ok(bytes)
     }
 
+    /// Keeps an object of its own; returns which host that is.
+    fn put(&mut self) -> Result<String> {
+        self.own = Some(put()?.0);
+        Ok(mobula::context::current()?.host.to_string())
+    }
+
     fn clear(&mut self) {
         self.read.clear();
+        self.own = None;
     }
 }
 
@@ -49,33 +65,65 @@ fn amounts(rig: &Rig, site: &str, why: Why) -> mobula_rig::Result<(u64, u64, u64
     Ok(found.fold((0, 0, 0), |sum, group| (sum.0 + group.objects, sum.1 + group.bytes, sum.2 + group.pinned)))
 }
 
+/// What people are told of objects: what made them, whose they are (job and owner), why they are there, and how many.
+type Line = (String, String, String, Why, u64);
+
+fn line(site: &str, job: &str, owner: &str, why: Why, objects: u64) -> Line {
+    (site.to_owned(), job.to_owned(), owner.to_owned(), why, objects)
+}
+
+fn lines(rig: &Rig, node: NodeId) -> mobula_rig::Result<BTreeSet<Line>> {
+    let inventory = rig.memory()?;
+    let here = inventory.stores.iter().filter(|store| store.node == node.to_string());
+    let groups = here.flat_map(|store| &store.groups);
+    Ok(groups.map(|of| line(&of.site, &of.job, &of.owner, of.why, of.objects)).collect())
+}
+
 /// Objects are shown with the place that made them and the reason why they are there, and are gone when they are.
 pub fn objects_are_shown_with_what_made_them() -> Outcome {
     let mut rig = Rig::nodes(2).cpus(1.0).store_bytes(128 << 20).start()?;
+    // So that the job is not the first there is.
+    let ((), _) = private::drive(Cluster::connect(&rig.socket(0)?).quiet(), async |_| ())?;
     let builder = Cluster::connect(&rig.socket(0)?).quiet();
     let numbers = [rig.number(0)?, rig.number(1)?];
     let seen = &mut rig;
     let (outcome, left) = private::drive(builder, async move |cluster: Cluster| -> Result<()> {
         let nodes = cluster.nodes().await?;
         let other = *nodes.iter().find(|node: &&NodeId| node.number == numbers[1]).unwrap();
-        let put: Vec<_> =
-            (0..2).map(|_| mobula::put(&Tensor::from_vec(&[MIB], vec![0u8; MIB])?)).collect::<Result<_>>()?;
+        let here = *nodes.iter().find(|node: &&NodeId| node.number == numbers[0]).unwrap();
+        let jobs = cluster.snapshot().await?.jobs;
+        let [job] = &jobs[..] else { panic!("one job: {jobs:?}") };
+        let (job, driver) = (job.job.as_str(), job.driver.as_str());
+        let (put, place): (Vec<_>, Vec<_>) = [put()?, put()?].into_iter().unzip();
         let made = filled.options().strategy(on(other)).remote(2 * MIB);
         mobula::wait(std::slice::from_ref(&made), 1, None).await?;
         let shelf = Shelf::spawn().options(|options| options.strategy(on(other))).await?;
         assert_eq!(shelf.read(Holding(put[0].clone())).await?, MIB);
+        let host = shelf.put().await?;
+        assert!(host != driver, "{host}");
+        let all = [
+            BTreeSet::from([line(&place[0], job, driver, Why::Held, 2)]),
+            BTreeSet::from([
+                line(&place[0], job, &host, Why::Held, 1),
+                line(&format!("results of {}::filled", module_path!()), job, driver, Why::Held, 1),
+                line("", job, driver, Why::Copy, 1),
+            ]),
+        ];
+        let mut last = Default::default();
         seen.wait("all of it to be shown", WAIT, |rig| {
-            let (objects, bytes, _) = amounts(rig, "inventory.rs:", Why::Held)?;
-            let results = amounts(rig, "results of", Why::Held)?;
-            let (copies, _, read) = amounts(rig, "", Why::Copy)?;
-            Ok(objects == 2 && bytes >= 2 * MIB as u64 && results.0 == 1 && (copies, read) == (1, 1))
+            last = [lines(rig, here)?, lines(rig, other)?];
+            Ok(last == all)
         })
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{error}: {last:#?}, not {all:#?}"));
+        let (objects, bytes, _) = amounts(seen, "inventory.rs:", Why::Held).unwrap();
+        assert!(objects == 3 && bytes >= 3 * MIB as u64, "{bytes} bytes of {objects} objects");
+        let (copies, _, read) = amounts(seen, "", Why::Copy).unwrap();
+        assert_eq!((copies, read), (1, 1));
         // Freed, but still read where it was copied to.
         drop(put);
         seen.wait("the copy to be all that is left of them", WAIT, |rig| {
             let read = amounts(rig, "", Why::Read)?;
-            Ok(amounts(rig, "inventory.rs:", Why::Held)?.0 == 0 && (read.0, read.2) == (1, 1))
+            Ok(lines(rig, here)?.is_empty() && (read.0, read.2) == (1, 1))
         })
         .unwrap();
         shelf.clear().await?;
