@@ -131,6 +131,50 @@ fn what_is_restartable_makes_room_and_runs_again() {
     assert!(summary.preemptions >= 1 && summary.lost >= Millis(20_000), "{summary:?}");
 }
 
+#[test]
+fn what_runs_on_a_node_that_is_lost_runs_again() {
+    let lost = |node| NodeId { number: node, incarnation: 1 };
+    // Both nodes are full; one is lost after four seconds, and its task goes behind the other.
+    let text = format!("{HEAD}\n0,10,2 cpu,a,0\n0,10,2 cpu,b,0\n");
+    let tasks = trace::parse(&text).unwrap();
+    let run = |losses: &[(u32, u64)]| {
+        let mut replay = Replay::new(&tasks, [cpus(1, 2), cpus(2, 2)], Vec::new(), Options::default());
+        losses.iter().for_each(|(node, at)| replay.lose(lost(*node), Millis(*at)));
+        replay.run()
+    };
+    let whole = run(&[]);
+    assert_eq!((whole.finished, whole.span, whole.nodes_lost, whole.stopped), (2, Millis(10_000), 0, 0));
+    let summary = run(&[(2, 4000)]);
+    assert_eq!((summary.finished, summary.span, summary.nodes_lost), (2, Millis(20_000), 1));
+    assert_eq!((summary.stopped, summary.lost, summary.preemptions), (1, Millis(4000), 0));
+    // Two CPUs for twenty seconds, two for four: all of it in use.
+    assert_eq!(summary.utilisation, [(Kind::Cpu, 1.0)]);
+    assert_ne!(summary.hash, whole.hash);
+    assert_eq!(summary, run(&[(2, 4000)]), "the same each time");
+    // One that is not there is not lost, nor is one twice.
+    assert_eq!(run(&[(3, 1000), (2, 4000), (2, 5000)]).nodes_lost, 1);
+    // Without any node everything waits.
+    assert_eq!(run(&[(1, 1000), (2, 1000)]).finished, 0);
+}
+
+#[test]
+fn invariants_hold_while_nodes_are_lost() {
+    for seed in 0..10 {
+        let tasks = trace::parse(&made(seed, 400, 3)).unwrap();
+        let mut replay = Replay::new(&tasks, load::nodes(6), load::queues(3), Options::default());
+        replay.check_each_step();
+        let mut random = Random::new(seed);
+        for _ in 0..2 {
+            let node = NodeId { number: 1 + random.below(6) as u32, incarnation: 1 };
+            replay.lose(node, Millis(random.between(1000, 20_000)));
+        }
+        let summary = replay.run();
+        assert_eq!(summary.broken, None, "seed {seed}");
+        assert!((1..=2).contains(&summary.nodes_lost), "seed {seed}: {summary:?}");
+        assert_eq!(summary.finished + summary.refused, 400, "seed {seed}: {:?}", summary.reason);
+    }
+}
+
 /// A trace made from a seed.
 fn made(seed: u64, count: usize, queues: usize) -> String {
     let mut random = Random::new(seed);
@@ -160,6 +204,7 @@ fn the_same_trace_gives_the_same_hash_on_every_machine() {
     let summary = run();
     assert_eq!((summary.finished, summary.refused), (1500, 0), "{:?}", summary.reason);
     assert_eq!(summary, run());
+    assert_eq!(summary.broken, None);
     assert_eq!(summary.hash, HASH, "what the scheduler does has changed: if it should have, so must this");
 }
 
@@ -210,8 +255,10 @@ fn what_matters_most_starts_within_two_seconds() {
 fn nothing_waits_for_ever_and_little_is_stopped() {
     for seed in 0..10 {
         let tasks = trace::parse(&made(seed, 400, 3)).unwrap();
-        let summary = Replay::new(&tasks, load::nodes(6), load::queues(3), Options::default()).run();
-        assert_eq!(summary.finished, 400, "seed {seed}: {:?}", summary.reason);
+        let mut replay = Replay::new(&tasks, load::nodes(6), load::queues(3), Options::default());
+        replay.check_each_step();
+        let summary = replay.run();
+        assert_eq!((summary.finished, &summary.broken), (400, &None), "seed {seed}: {:?}", summary.reason);
         // A quarter of the cluster in a second, of which each takes at most what it had run.
         let allowed = summary.span.0 / 1000 * 64;
         assert!(summary.stopped <= allowed, "seed {seed}: {} of {allowed} stopped", summary.stopped);

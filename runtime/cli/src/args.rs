@@ -4,12 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mobula_proto::Queue;
+use mobula_scheduler::Millis;
 
 use crate::{
     error::Error,
     home::Home,
     settings::{File, Head, Hosts, Log, Node, Offer, Spill, Transfer},
-    values::{Amounts, Nodes, amounts, drain_time, nodes, queue, ttl},
+    values::{Amounts, Nodes, amounts, drain_time, loss, nodes, queue, ttl},
 };
 
 /// The whole command line.
@@ -443,7 +444,8 @@ pub struct DrainArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         mobula simulate trace.csv --nodes '10x 16 cpu 64GiB memory' --nodes '2x 96 cpu 512GiB memory 8 gpu'\n  \
-        mobula simulate trace.csv --nodes '4x 8 cpu' --queue research=2 --queue prod=1 --json\n\n\
+        mobula simulate trace.csv --nodes '4x 8 cpu' --queue research=2 --queue prod=1 --json\n  \
+        mobula simulate trace.csv --nodes '4x 8 cpu' --lose 2@3600\n\n\
         The trace is a file of comma-separated values. Its first line names the columns: arrival and duration in \
         seconds, resources (such as 2 cpu 4GiB memory), job, priority; and, where wanted, queue and restartable \
         (true or false). The scheduler is the one of the head, its time is virtual: a day takes seconds, and the same \
@@ -458,6 +460,9 @@ pub struct SimulateArgs {
     /// A queue that the trace names, with its weight; once for each
     #[arg(long, value_name = "NAME[=WEIGHT]", value_parser = queue)]
     pub queue: Vec<Queue>,
+    /// A node that is lost with what runs on it, by its number in the order of --nodes, from 1; once for each
+    #[arg(long, value_name = "NODE@SECONDS", value_parser = loss)]
+    pub lose: Vec<(u32, Millis)>,
     /// Print everything, for programs
     #[arg(long)]
     pub json: bool,

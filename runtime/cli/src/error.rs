@@ -184,6 +184,14 @@ pub enum Error {
         /// What is wrong with it, and how to correct that.
         error: mobula_scheduler::sim::trace::Error,
     },
+    /// A node that is to be lost in a simulation is not there.
+    #[error("--lose names node {node}, but --nodes gives {count}: they count from 1")]
+    NoSuchNode {
+        /// Its number.
+        node: u32,
+        /// How many there are.
+        count: u64,
+    },
     /// The queues do not go together.
     #[error(transparent)]
     Queues(mobula_proto::queue::Error),
@@ -208,6 +216,7 @@ impl Error {
             | Self::Token(_)
             | Self::Setting { .. }
             | Self::Trace { .. }
+            | Self::NoSuchNode { .. }
             | Self::SpillTo { setting: true, .. }
             | Self::Queues(_)
             | Self::Arguments(_)
@@ -235,6 +244,7 @@ impl Error {
             | Self::Setting { .. }
             | Self::SpillTo { setting: true, .. }
             | Self::Trace { .. }
+            | Self::NoSuchNode { .. }
             | Self::Queues(_)
             | Self::Arguments(_)
             | Self::NoHeadNamed => code::SETTING,
@@ -335,7 +345,7 @@ impl Error {
             Self::SpillTo { .. } => {
                 "correct the URL or what it needs, or name a folder with --spill-folder PATH; `mobula config node` says more".to_owned()
             }
-            Self::Trace { .. } | Self::Queues(_) => "`mobula simulate --help` says what a trace and a queue are".to_owned(),
+            Self::Trace { .. } | Self::Queues(_) | Self::NoSuchNode { .. } => "`mobula simulate --help` says what a trace, a node and a queue are".to_owned(),
             Self::Arguments(_) => "`mobula config` without options shows all that can be set".to_owned(),
             Self::NoHeadNamed => {
                 "say --head HOST:PORT, or set MOBULA_NODE_HEAD, or `head` under [node] in mobula.toml".to_owned()

@@ -24,6 +24,10 @@ pub fn run(args: &SimulateArgs) -> Result<(), Error> {
     file.take(trace::TEXT_MAX as u64 + 1)
         .read_to_string(&mut text)
         .map_err(error::file("read", &args.file))?;
+    let count = args.nodes.iter().map(|nodes| u64::from(nodes.count)).sum();
+    if let Some((node, _)) = args.lose.iter().find(|(node, _)| !(1..=count).contains(&u64::from(*node))) {
+        return Err(Error::NoSuchNode { node: *node, count });
+    }
     let tasks = trace::parse(&text).map_err(|error| Error::Trace { file: args.file.clone(), error })?;
     drop(text);
     let totals = args.nodes.iter().flat_map(|nodes| std::iter::repeat_n(&nodes.total, nodes.count as usize));
@@ -33,7 +37,11 @@ pub fn run(args: &SimulateArgs) -> Result<(), Error> {
         devices: Vec::new(),
         labels: Vec::new(),
     });
-    let summary = Replay::new(&tasks, nodes, args.queue.clone(), Options::default()).run();
+    let mut replay = Replay::new(&tasks, nodes, args.queue.clone(), Options::default());
+    for (number, at) in &args.lose {
+        replay.lose(NodeId { number: *number, incarnation: 1 }, *at);
+    }
+    let summary = replay.run();
     say(if args.json { json(&summary) } else { people(&summary) }.trim_end());
     Ok(())
 }
@@ -67,9 +75,11 @@ fn json(summary: &Summary) -> String {
         "queueing_delay": delays.collect::<Vec<_>>(),
         "fairness": summary.fairness,
         "preemptions": summary.preemptions,
+        "nodes_lost": summary.nodes_lost,
         "stopped": summary.stopped,
         "lost_s": seconds(summary.lost),
         "hash": format!("{:016x}", summary.hash),
+        "broken": summary.broken,
     });
     format!("{all:#}")
 }
@@ -93,6 +103,12 @@ fn people(summary: &Summary) -> String {
         "{preemptions} leases had to make room; {stopped} tasks were stopped, which had run {:.1} s\n",
         seconds(summary.lost)
     ));
+    if summary.nodes_lost > 0 {
+        line(format_args!("{} nodes were lost\n", summary.nodes_lost));
+    }
+    if let Some(what) = &summary.broken {
+        line(format_args!("This is a mistake in Mobula; please report it: {what}\n"));
+    }
     line(format_args!("hash {:016x}\n\n", summary.hash));
     let rows = summary.delays.iter().map(|delay| {
         let time = |time| format!("{:.1} s", seconds(time));

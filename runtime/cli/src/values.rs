@@ -57,6 +57,20 @@ pub fn nodes(text: &str) -> Result<Nodes, String> {
     Ok(Nodes { count, total })
 }
 
+/// `NODE@SECONDS`: a node of a simulated cluster, and when it is lost.
+pub fn loss(text: &str) -> Result<(u32, Millis), String> {
+    let wrong =
+        || format!("{text:?} is no loss of a node: write for example \"3@600\", node 3 after 600 seconds");
+    let (node, at) = text.split_once('@').ok_or_else(wrong)?;
+    let node = node.trim().parse().map_err(|_| wrong())?;
+    let at: f64 = at.trim().parse().map_err(|_| wrong())?;
+    let most = trace::TIME_MAX.0 as f64 / 1000.0;
+    if !(0.0..=most).contains(&at) {
+        return Err(wrong());
+    }
+    Ok((node, Millis((at * 1000.0).round() as u64)))
+}
+
 /// How long a node that was started by itself runs nothing before it is drained, unless said.
 const IDLE: Duration = Duration::from_secs(60);
 

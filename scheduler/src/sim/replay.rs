@@ -1,4 +1,4 @@
-//! Traces replayed in virtual time: tasks arrive, wait, run as long as they said, and end.
+//! Traces replayed in virtual time: tasks arrive, wait, run as long as they said, and end; nodes may be lost meanwhile.
 //!
 //! Each job has an owner that does as a host's owner would: it asks for as many slots as tasks wait of a class, runs one
 //! task in each slot after the other, gives slots back when nothing waits or when it is asked to, and runs again what was
@@ -23,6 +23,9 @@ use crate::{Effect, Event, Millis, Options, RevokeKind, Scheduler};
 const OWNERS: u32 = 1 << 30;
 /// Classes that one owner has at most, below [`crate::demand::PER_OWNER_MAX`].
 const CLASSES_EACH: usize = 4096;
+/// The scheduler's invariants are checked each time that it has taken a step for so many things that a check looks at,
+/// each lease and each class on each node: so that checks take a small part of the time, however large the cluster.
+const CHECKED_EACH: usize = 2;
 
 /// How long tasks of one kind waited until they ran first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub struct Summary {
     pub tasks: usize,
     /// Those that ran to their end.
     pub finished: usize,
-    /// Those that no node could ever hold, or whose queue is not there, with the first reason.
+    /// Those that no node could hold when they waited, or whose queue is not there, with the first reason.
     pub refused: usize,
     /// Why the first of those was refused.
     pub reason: Option<String>,
@@ -65,12 +68,16 @@ pub struct Summary {
     pub fairness: f64,
     /// Leases that were to make room.
     pub preemptions: u64,
-    /// Tasks that were stopped for it, and ran again.
+    /// Nodes that were lost.
+    pub nodes_lost: u64,
+    /// Tasks that were stopped to make room or with their node, and ran again.
     pub stopped: u64,
     /// The time that those had run in vain.
     pub lost: Millis,
     /// Of all that the scheduler said: the same for the same trace, nodes, queues and options on every machine.
     pub hash: u64,
+    /// What the scheduler did that it must never do: that is a mistake in it. `None` as far as it was checked.
+    pub broken: Option<String>,
 }
 
 /// A class of one owner.
@@ -97,6 +104,7 @@ struct Held {
 enum What {
     End { lease: LeaseId, task: usize },
     Arrive(usize),
+    Lose(NodeId),
 }
 
 /// A trace that is being replayed.
@@ -113,6 +121,13 @@ pub struct Replay<'a> {
     first_run: Vec<Option<Millis>>,
     ended: Vec<Option<Millis>>,
     totals: Resources,
+    /// Nodes that were lost, with what each had and when.
+    gone: Vec<(Resources, Millis)>,
+    steps: usize,
+    /// How many steps may be taken before the next check, and how many things a check pays for with each.
+    unchecked: usize,
+    check_each: usize,
+    broken: Option<String>,
     /// Of each kind, what is held, and the sum of that over the milliseconds so far.
     used: BTreeMap<Kind, (i64, f64)>,
     preemptions: u64,
@@ -147,6 +162,11 @@ impl<'a> Replay<'a> {
             first_run: vec![None; tasks.len()],
             ended: vec![None; tasks.len()],
             totals: Resources::none(),
+            gone: Vec::new(),
+            steps: 0,
+            unchecked: 0,
+            check_each: CHECKED_EACH,
+            broken: None,
             used: BTreeMap::new(),
             preemptions: 0,
             stopped: 0,
@@ -201,6 +221,16 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// A node is to be lost at a time, with what runs on it, which runs again elsewhere.
+    pub fn lose(&mut self, node: NodeId, at: Millis) {
+        self.due.push(Reverse((at.max(self.now), What::Lose(node))));
+    }
+
+    /// From now on the scheduler's invariants are checked after each step, which takes much longer.
+    pub fn check_each_step(&mut self) {
+        (self.check_each, self.unchecked) = (usize::MAX, 0);
+    }
+
     /// Replays up to a time, or to the end where that comes before; false then.
     pub fn run_until(&mut self, until: Millis) -> bool {
         loop {
@@ -228,6 +258,7 @@ impl<'a> Replay<'a> {
     /// Replays all of it.
     pub fn run(mut self) -> Summary {
         self.run_until(Millis(u64::MAX));
+        self.check();
         self.summary()
     }
 
@@ -283,8 +314,25 @@ impl<'a> Replay<'a> {
                     self.use_slots(lease);
                 }
             }
+            What::Lose(node) => {
+                let had =
+                    self.scheduler.nodes().find(|view| view.node == node).map(|view| view.total.clone());
+                self.gone.extend(had.map(|had| (had, self.now)));
+                self.todo.push_back(Event::NodeDown { node });
+            }
         }
         self.work_off();
+    }
+
+    /// Whether the scheduler keeps its promises: nothing is held twice, and nothing waits for which there is room.
+    fn check(&mut self) {
+        if self.broken.is_none() {
+            let checked = self.scheduler.conserved().and_then(|()| self.scheduler.settled());
+            self.broken = checked.err().map(|what| format!("after {} ms: {what}", self.now.0));
+        }
+        let nodes = self.scheduler.nodes().count();
+        let others = self.leases.len() + self.scheduler.demands().count() + 1;
+        self.unchecked = self.steps + nodes * others / self.check_each.max(1);
     }
 
     fn step(&mut self, event: Event) {
@@ -302,6 +350,10 @@ impl<'a> Replay<'a> {
                     self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
                 }
                 self.learn(effect);
+            }
+            self.steps += 1;
+            if self.steps > self.unchecked {
+                self.check();
             }
         }
     }
@@ -410,12 +462,16 @@ impl<'a> Replay<'a> {
         let last = self.ended.iter().flatten().max().copied().unwrap_or(first);
         let span = last.0.saturating_sub(first.0);
         let part = |(kind, total): (&Kind, Quantity)| {
-            let all = total.units() as f64 * span as f64;
+            // What was lost is not there for the rest of the time.
+            let rest = |(had, at): &(Resources, Millis)| {
+                had.get(kind).units() as f64 * last.0.saturating_sub(at.0.max(first.0)) as f64
+            };
+            let all = total.units() as f64 * span as f64 - self.gone.iter().map(rest).sum::<f64>();
             let used = self.used.get(kind).map_or(0.0, |(_, used)| *used);
             (kind.clone(), if all > 0.0 { used / all } else { 0.0 })
         };
         let refused = (0..self.tasks.len())
-            .filter(|task| self.first_run[*task].is_none() && self.classes[self.class_of[*task]].refused);
+            .filter(|task| self.ended[*task].is_none() && self.classes[self.class_of[*task]].refused);
         Summary {
             tasks: self.tasks.len(),
             finished: self.ended.iter().flatten().count(),
@@ -426,9 +482,11 @@ impl<'a> Replay<'a> {
             delays: self.delays(),
             fairness: self.fairness(),
             preemptions: self.preemptions,
+            nodes_lost: self.gone.len() as u64,
             stopped: self.stopped,
             lost: Millis(self.lost),
             hash: self.hash,
+            broken: self.broken.clone(),
         }
     }
 

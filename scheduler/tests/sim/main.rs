@@ -9,6 +9,7 @@
     reason = "a test that fails panics, and so do its helpers"
 )]
 
+mod free;
 mod starve;
 
 use std::{
@@ -24,7 +25,7 @@ use std::{
 use mobula_proto::{
     Group, GroupId, HostId, JobId, LeaseId, NodeId, Quantity, Queue, Resources,
     group::Arrange,
-    resource::{Class, Kind, LabelRule, Strategy},
+    resource::{Class, DeviceGrant, Kind, LabelRule, Strategy},
 };
 use mobula_scheduler::{Effect, Event, Lease, Millis, Options, Preempt, RevokeKind, Scheduler, sim::Random};
 
@@ -75,6 +76,8 @@ struct Reserved {
     spec: Arc<Group>,
     /// By bundle.
     places: BTreeMap<u32, NodeId>,
+    /// The same.
+    devices: BTreeMap<u32, Vec<DeviceGrant>>,
 }
 
 struct World {
@@ -85,6 +88,13 @@ struct World {
     blocked: BTreeMap<LeaseId, u32>,
     /// Slots that are wanted, by owner and key.
     wanted: BTreeMap<(HostId, u32), u32>,
+    /// What of, and for whom.
+    classes: BTreeMap<(HostId, u32), (JobId, Arc<Class>)>,
+    /// Living nodes, with all they have, and those of them that drain.
+    living: BTreeMap<NodeId, Resources>,
+    draining: BTreeSet<NodeId>,
+    /// Nobody makes room, and no node is kept for anybody: whatever fits somewhere may go there.
+    calm: bool,
     groups: BTreeMap<GroupId, Reserved>,
     incarnations: BTreeMap<u32, u32>,
     labels: BTreeMap<NodeId, Vec<(String, String)>>,
@@ -104,18 +114,20 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let seed = if random.chance(50) { 0 } else { random.any() };
+        let calm = random.chance(40);
+        let never = Millis(u64::MAX);
+        let preempt = if calm { Preempt { patience: never, reserve: never, ..PREEMPT } } else { PREEMPT };
         Self {
-            scheduler: Scheduler::new(Options {
-                seed,
-                ageing: Millis(5000),
-                preempt: PREEMPT,
-                ..Options::default()
-            }),
+            scheduler: Scheduler::new(Options { seed, ageing: Millis(5000), preempt, ..Options::default() }),
             random,
             now: Millis(0),
             leases: BTreeMap::new(),
             blocked: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            living: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            calm,
             groups: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -151,6 +163,7 @@ impl World {
             self.check_limits(&effects);
         }
         self.check_gangs();
+        self.check_free();
         effects
     }
 
@@ -188,6 +201,7 @@ impl World {
                 let known = self.groups.get_mut(group).expect("it was asked for");
                 for place in bundles {
                     assert!(known.places.insert(place.bundle, place.node).is_none(), "reserved twice");
+                    known.devices.insert(place.bundle, place.devices.clone());
                 }
                 assert_eq!(known.places.len(), known.spec.bundles.len(), "all or nothing");
                 self.check_arrangement(*group);
@@ -196,6 +210,7 @@ impl World {
                 let known = self.groups.get_mut(group).expect("it was asked for");
                 for bundle in bundles {
                     assert!(known.places.remove(bundle).is_some(), "it was reserved");
+                    known.devices.remove(bundle);
                 }
             }
             Effect::GroupInfeasible { group, error } => {
@@ -334,9 +349,10 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Grant(lease) if lease.bundle.is_none() => grow(&lease.queue, &lease.class.resources),
-                Effect::GroupPlaced { group, .. } => {
+                Effect::GroupPlaced { group, bundles } => {
+                    // Not those that it had before.
                     let spec = &self.groups[group].spec;
-                    spec.bundles.iter().for_each(|bundle| grow(&spec.queue, bundle));
+                    bundles.iter().for_each(|new| grow(&spec.queue, &spec.bundles[new.bundle as usize]));
                 }
                 _ => {}
             }
@@ -374,13 +390,20 @@ impl World {
         *incarnation += 1;
         let id = node(number, *incarnation);
         let label = |key: &str, value: String| (key.to_owned(), value);
-        let labels = vec![
-            label("rack", format!("r{}", number % 3)),
-            label("zone", (*self.random.pick(&["eu", "us"])).to_owned()),
-        ];
+        let mut labels = vec![label("rack", format!("r{}", number % 3))];
+        if self.random.chance(80) {
+            labels.push(label("zone", (*self.random.pick(&["eu", "us"])).to_owned()));
+        }
         self.labels.insert(id, labels.clone());
         let total = amounts(self.random.pick::<&str>(&NODES));
+        self.gone(|node| node.number == number);
+        self.living.insert(id, total.clone());
         self.step(Event::NodeUp { node: id, total, devices: Vec::new(), labels });
+    }
+
+    fn gone(&mut self, which: impl Fn(&NodeId) -> bool) {
+        self.living.retain(|node, _| !which(node));
+        self.draining.retain(|node| !which(node));
     }
 
     fn owner(&mut self) -> HostId {
@@ -389,9 +412,11 @@ impl World {
 
     fn rules(&mut self) -> Vec<LabelRule> {
         let zone = |value: &str| vec![value.to_owned()];
-        match self.random.below(8) {
+        match self.random.below(12) {
             0 => vec![LabelRule::In("zone".to_owned(), zone("eu"))],
             1 => vec![LabelRule::NotIn("rack".to_owned(), zone("r1"))],
+            2 => vec![LabelRule::Exists("zone".to_owned())],
+            3 => vec![LabelRule::Absent("zone".to_owned()), LabelRule::Exists("rack".to_owned())],
             _ => Vec::new(),
         }
     }
@@ -417,14 +442,15 @@ impl World {
             _ => Strategy::Hybrid,
         };
         let labels = self.rules();
+        let mut fallbacks = Vec::new();
+        if !labels.is_empty() && !matches!(strategy, Strategy::Group { .. }) {
+            // As often as not none; those that are there may demand something, too.
+            (0..self.random.below(4)).skip(1).for_each(|_| fallbacks.push(self.rules()));
+        }
         let class = Class {
             function: "work".to_owned(),
             resources: amounts(self.random.pick::<&str>(&NEEDS)),
-            fallbacks: if labels.is_empty() || self.random.chance(50) {
-                Vec::new()
-            } else {
-                vec![Vec::new()]
-            },
+            fallbacks,
             labels: if matches!(strategy, Strategy::Group { .. }) { Vec::new() } else { labels },
             strategy,
             priority: *self.random.pick(&[0, 0, 0, 1, -1]),
@@ -437,6 +463,7 @@ impl World {
         let locality = vec![(node(1 + self.random.below(8) as u32, 1), self.random.below(100) as u64)];
         self.wanted.insert((owner, key), backlog);
         let (class, job) = (Arc::new(class), JobId { number: job });
+        self.classes.insert((owner, key), (job, Arc::clone(&class)));
         self.step(Event::Demand { owner, key, job, class, backlog, attempt: 0, locality });
     }
 
@@ -464,7 +491,10 @@ impl World {
         let (group, job) =
             (GroupId { number: self.next_group.into() }, JobId { number: 1 + self.random.below(3) as u64 });
         self.next_group += 1;
-        self.groups.insert(group, Reserved { job, spec: Arc::clone(&spec), places: BTreeMap::new() });
+        self.groups.insert(
+            group,
+            Reserved { job, spec: Arc::clone(&spec), places: BTreeMap::new(), devices: BTreeMap::new() },
+        );
         self.step(Event::Group { group, job, spec });
     }
 
@@ -499,6 +529,13 @@ impl World {
     fn a_lease(&mut self) -> Option<LeaseId> {
         let at = self.random.below(self.leases.len());
         self.leases.keys().nth(at).copied()
+    }
+
+    fn job_gone(&mut self, job: JobId) {
+        self.groups.retain(|_, known| known.job != job);
+        let classes = &self.classes;
+        self.wanted.retain(|key, _| classes[key].0 != job);
+        self.step(Event::JobGone { job });
     }
 
     fn something_about_a_lease(&mut self) {
@@ -551,6 +588,7 @@ impl World {
                 let living = self.living();
                 if !living.is_empty() {
                     let node = *self.random.pick(&living);
+                    self.gone(|gone| *gone == node);
                     self.step(Event::NodeDown { node });
                 }
             }
@@ -559,6 +597,11 @@ impl World {
                 if !living.is_empty() {
                     let node = *self.random.pick(&living);
                     let stays = self.scheduler.nodes().any(|view| view.node == node && view.draining);
+                    if stays {
+                        self.draining.remove(&node);
+                    } else {
+                        self.draining.insert(node);
+                    }
                     self.step(if stays { Event::NodeResume { node } } else { Event::NodeDrain { node } });
                 }
             }
@@ -573,8 +616,7 @@ impl World {
             }
             87 => {
                 let job = JobId { number: 1 + self.random.below(3) as u64 };
-                self.groups.retain(|_, known| known.job != job);
-                self.step(Event::JobGone { job });
+                self.job_gone(job);
             }
             88..=89 => self.queues(),
             90..=93 => self.renew_all(),
@@ -610,7 +652,7 @@ impl World {
             assert!(patient || why.contains("draining") || why.contains("first node"), "{why}");
         }
         for job in 1..=3 {
-            self.step(Event::JobGone { job: JobId { number: job } });
+            self.job_gone(JobId { number: job });
         }
         for view in self.scheduler.nodes() {
             assert_eq!((&view.available, view.overdraft), (view.total, Quantity::ZERO), "all was given back");
@@ -652,10 +694,10 @@ fn invariants_hold_whatever_happens() {
                 }
                 let both = catch_unwind(AssertUnwindSafe(|| {
                     starve::run(seed, starve::AGEING, starve::PREEMPT, true);
-                    (run(seed), seed.is_multiple_of(10).then(|| run(seed)))
+                    (run(seed), run(seed))
                 }));
                 match both {
-                    Ok((first, again)) if again.is_none_or(|again| again == first) => {}
+                    Ok((first, again)) if again == first => {}
                     _ => failed.push(seed),
                 }
             }
@@ -692,4 +734,4 @@ fn a_seed_is_the_same_everywhere() {
 }
 
 /// Of seed 1.
-const HASH: u64 = 7_501_111_243_679_912_962;
+const HASH: u64 = 12_594_407_172_861_660_517;

@@ -29,6 +29,17 @@ fn a_trace_is_replayed_and_what_is_wrong_with_it_is_named() {
     let again = home.say(&[&["simulate", &good, "--json"][..], &cluster].concat()).ok();
     assert_eq!(json, serde_json::from_str::<serde_json::Value>(&again).unwrap(), "the same hash, too");
 
+    // A node that is lost takes what runs on it with it.
+    let cluster = ["--nodes", "2x 2 cpu", "--queue", "prod=2"];
+    let said = home.say(&[&["simulate", &good, "--lose", "2@4"][..], &cluster].concat()).ok();
+    for part in
+        ["2 of 3 tasks finished, in 20.0 s", "1 nodes were lost", "1 tasks were stopped, which had run 4.0 s"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    home.say(&[&["simulate", &good, "--lose", "3@4"][..], &cluster].concat())
+        .failed(2, &["--lose names node 3, but --nodes gives 2", "[MOB5001]"]);
+
     let bad = write("bad.csv", &format!("{head}\n0,soon,2 cpu,a,0,prod\n"));
     home.say(&[&["simulate", &bad][..], &cluster].concat()).failed(
         2,
@@ -41,6 +52,7 @@ fn a_trace_is_replayed_and_what_is_wrong_with_it_is_named() {
         (&["--nodes", "0x 2 cpu"], ["0 nodes are not possible", "1 to 100000"]),
         (&["--nodes", "1x 1.5 gpu"], ["1.5 GPU are not allowed", "whole number"]),
         (&["--nodes", "1x 2 cpu", "--queue", "a=0"], ["weight 0", "above 0"]),
+        (&["--nodes", "1x 2 cpu", "--lose", "1@soon"], ["is no loss of a node", "3@600"]),
     ] {
         let said = home.say(&[&["simulate", &good][..], arguments].concat());
         assert_eq!(said.code, Some(2), "{said:?}");
