@@ -62,9 +62,11 @@ enum Doing {
     Pull,
     /// Makes items one after the other, which its caller reads.
     Stream,
+    /// As `Put`, in the host that all tasks of the job share on a node, so that all of them die at once.
+    Share,
 }
 
-const ALL: [Doing; 3] = [Doing::Put, Doing::Pull, Doing::Stream];
+const ALL: [Doing; 4] = [Doing::Put, Doing::Pull, Doing::Stream, Doing::Share];
 
 /// Tells the test which process is about to begin.
 fn begin(place: &str) -> Result<()> {
@@ -195,7 +197,7 @@ async fn job(
 /// What is known of tasks that do not end.
 async fn hung(cluster: &Cluster, rig: &Rig, doing: Doing) -> String {
     let function = match doing {
-        Doing::Put => "chaos::puts",
+        Doing::Put | Doing::Share => "chaos::puts",
         Doing::Pull => "chaos::pulls",
         Doing::Stream => "chaos::streams",
     };
@@ -239,8 +241,9 @@ async fn round(
     let mut items = Vec::new();
     for (on, rounds) in lanes.into_iter().zip(&rounds) {
         match doing {
-            Doing::Put => {
-                let options = puts.options().strategy(on).isolation("process").retries(RETRIES);
+            Doing::Put | Doing::Share => {
+                let isolation = if doing == Doing::Put { "process" } else { "shared" };
+                let options = puts.options().strategy(on).isolation(isolation).retries(RETRIES);
                 values.push(options.remote(text.clone(), *rounds));
             }
             Doing::Pull => {
