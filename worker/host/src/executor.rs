@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use actors::{Actor, seat};
-use arguments::{Room, Share};
+use arguments::{Ahead, Room, Share};
 use ready::{Ready, is_long};
 use slots::{LEND_TICK, Left, Slots};
 
@@ -99,6 +99,8 @@ struct Header {
 struct State {
     ready: Ready,
     leases: IdMap<LeaseId, Slots<Box<Run>>>,
+    /// Of tasks, by their lease.
+    ahead: IdMap<LeaseId, Ahead>,
     actors: IdMap<TaskId, Arc<Actor>>,
     /// Actors that have moved, for calls that are still on their way here.
     retired: IdMap<TaskId, Arc<Actor>>,
@@ -239,7 +241,13 @@ impl Executor {
             }
             Err(arguments) => {
                 let ahead = match call.target {
-                    Target::Task { lease, slots } => state.leases.entry(lease).or_default().fetch(slots),
+                    Target::Task { lease, slots } => {
+                        let ahead = state.leases.entry(lease).or_default().fetch(slots);
+                        if ahead {
+                            state.ahead.entry(lease).or_default().add(call.task, &arguments);
+                        }
+                        ahead
+                    }
                     Target::Construct { .. } | Target::Method { .. } => false,
                 };
                 let begins = matches!(call.target, Target::Task { .. })
@@ -486,11 +494,14 @@ impl Executor {
         let mut state = self.state.lock();
         let Some(held) = state.leases.get_mut(&lease) else { return };
         match held.wait() {
-            Left::To(run) => self.start_locked(runtime, state, run),
+            Left::To(run) => return self.start_locked(runtime, state, run),
             // Under the lock, here and where it comes back: the agent hears of it in the order in which it was decided.
             Left::Lent => runtime.tell(ToAgent::Block { lease, slots: 1 }),
             Left::Free => {}
         }
+        let next = Self::next_of(&mut state, lease);
+        drop(state);
+        runtime.hurry(next);
     }
 
     /// It runs again.
@@ -600,7 +611,7 @@ impl Executor {
             failure
         });
         let refs = std::mem::take(&mut *context.refs.lock());
-        let mut next = None;
+        let (mut next, mut waited) = (None, Vec::new());
         {
             let mut state = self.state.lock();
             // A later attempt may have taken its place.
@@ -616,8 +627,12 @@ impl Executor {
                     Left::Free if held.is_unused() => _ = state.leases.remove(&lease),
                     Left::Free => {}
                 }
+                if next.is_none() {
+                    waited = Self::next_of(&mut state, lease);
+                }
             }
         }
+        runtime.hurry(waited);
         if !context.finished.swap(true, Ordering::AcqRel) {
             self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
         }

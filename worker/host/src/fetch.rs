@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use mobula_proto::{
     Failure, FailureKind, ObjectId,
-    peer::{Argument, Part},
+    peer::{Argument, Copy, Part},
 };
 use mobula_store::{Bytes, Object};
 use smallvec::SmallVec;
@@ -22,14 +22,18 @@ pub(crate) fn here(arguments: Given) -> Result<Result<Values, Failure>, Given> {
     Ok(assemble(arguments, &HashMap::new()))
 }
 
+/// What of the arguments lies in a store.
+pub(crate) fn stored(arguments: &Given) -> impl Iterator<Item = (ObjectId, Copy)> {
+    arguments.iter().flat_map(parts).filter_map(|part| match part {
+        Part::Stored { object, copy } => Some((*object, *copy)),
+        Part::Inline(_) => None,
+    })
+}
+
 /// How many bytes of the arguments lie in a store.
 pub(crate) fn stored_bytes(arguments: &Given) -> u64 {
-    let stored = arguments.iter().flat_map(parts).filter_map(|part| match part {
-        Part::Stored { object, copy } => Some((*object, copy.bytes)),
-        Part::Inline(_) => None,
-    });
     // One that is there twice is read once.
-    stored.collect::<HashMap<_, _>>().into_values().sum()
+    stored(arguments).collect::<HashMap<_, _>>().into_values().map(|copy| copy.bytes).sum()
 }
 
 /// Makes every argument readable here, then calls `ready` (on whichever thread brought the last). `ahead`: the call could
@@ -40,11 +44,7 @@ pub(crate) fn all(
     ahead: bool,
     ready: impl FnOnce(&Arc<Runtime>, Result<Values, Failure>) + Send + 'static,
 ) {
-    let stored = arguments.iter().flat_map(parts).filter_map(|part| match part {
-        Part::Stored { object, copy } => Some((*object, *copy)),
-        Part::Inline(_) => None,
-    });
-    let wanted = stored.collect();
+    let wanted = stored(&arguments).collect();
     let weak = Arc::downgrade(runtime);
     runtime.open_all(wanted, ahead, move |opened| {
         if let Some(runtime) = weak.upgrade() {

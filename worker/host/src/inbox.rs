@@ -153,7 +153,12 @@ impl<R> Inbox<R> {
 
     /// Whether nothing waits here, and nothing runs.
     pub fn is_idle(&self) -> bool {
-        self.len == 0 && self.shared == 0 && !self.exclusive
+        self.len == 0 && !self.runs()
+    }
+
+    /// Whether a call runs, or waits for an object.
+    pub fn runs(&self) -> bool {
+        self.shared > 0 || self.exclusive
     }
 
     /// A call arrived: is there room for it (IN-4, IN-5)?

@@ -909,6 +909,14 @@ impl Runtime {
         self.store.open_all(wanted, ahead, done);
     }
 
+    /// Something waits now for what was to be opened ahead.
+    pub(crate) fn hurry(&self, objects: Vec<(ObjectId, Copy)>) {
+        if !objects.is_empty() {
+            // Whoever waits for it has its own word when it is there.
+            self.store.open_all(objects, false, drop);
+        }
+    }
+
     /// Tells the agent that `main` has ended.
     pub fn job_done(&self) {
         self.tell(ToAgent::JobDone);

@@ -940,7 +940,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0; 9];
+    let mut counts = [0_u64; 9];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -953,4 +953,6 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies",
         time / 1_000_000
     );
+    // What is not in it is not tested.
+    assert!(count < SEEDS || counts.iter().all(|count| *count > 0), "{counts:?}");
 }

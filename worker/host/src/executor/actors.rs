@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mobula_proto::{Failure, FailureKind, HostId, TaskId, limits::Limits, peer::Message};
 use parking_lot::Mutex;
 
-use super::{Executor, Run, State, call_title};
+use super::{Executor, Run, State, arguments::Ahead, call_title};
 use crate::{
     codec::{Held, Results},
     context::Context,
@@ -25,6 +25,7 @@ pub(super) struct Actor {
 pub(super) struct Inner {
     pub(super) state: Option<ActorState>,
     pub(super) inbox: Inbox<Box<Run>>,
+    pub(super) ahead: Ahead,
     pub(super) ended: Option<Failure>,
     /// It is to end when nothing runs: who is told.
     retiring: Option<HostId>,
@@ -72,7 +73,13 @@ impl Executor {
                 match inner.ended.clone() {
                     None if inner.state.is_none() => return None,
                     None => {
-                        let run = inner.inbox.start()?;
+                        let Some(run) = inner.inbox.start() else {
+                            // Nothing else to do than to wait for the arguments of the next one.
+                            let next = if inner.inbox.runs() { Vec::new() } else { inner.ahead.next() };
+                            drop(inner);
+                            runtime.hurry(next);
+                            return None;
+                        };
                         let room = inner.inbox.has_door().then(|| inner.inbox.let_in());
                         drop(inner);
                         if let Some(room) = room {
@@ -109,6 +116,7 @@ impl Executor {
         let inner = Inner {
             state: None,
             inbox: Inbox::new(&limits),
+            ahead: Ahead::default(),
             ended: None,
             retiring: None,
             moved: false,

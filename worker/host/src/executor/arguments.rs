@@ -10,7 +10,11 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use mobula_proto::{Failure, FailureKind, LeaseId, host::ToAgent, peer::Target};
+use mobula_proto::{
+    Failure, FailureKind, LeaseId, ObjectId, TaskId,
+    host::ToAgent,
+    peer::{Copy, Target},
+};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -40,6 +44,31 @@ struct Wish {
     arguments: fetch::Given,
     /// The call could not start yet if they were here.
     ahead: bool,
+}
+
+/// Calls that could not start yet, and for which arguments are fetched all the same: behind those that something waits for,
+/// until their turn comes. With what of each lies in a store.
+#[derive(Default)]
+pub(super) struct Ahead(Vec<(TaskId, Vec<(ObjectId, Copy)>)>);
+
+impl Ahead {
+    pub(super) fn add(&mut self, task: TaskId, arguments: &fetch::Given) {
+        self.0.push((task, fetch::stored(arguments).collect()));
+    }
+
+    /// The call has its arguments, or gets none.
+    pub(super) fn remove(&mut self, task: TaskId) {
+        self.0.retain(|(other, _)| *other != task);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The turn of the first has come, if there is one: what it waits for now.
+    pub(super) fn next(&mut self) -> Vec<(ObjectId, Copy)> {
+        if self.0.is_empty() { Vec::new() } else { self.0.remove(0).1 }
+    }
 }
 
 /// Room for arguments.
@@ -198,8 +227,20 @@ impl Executor {
     pub(super) fn fetch_ahead(runtime: &Arc<Runtime>, mut run: Box<Run>) {
         let Some(arguments) = run.unfetched.take() else { return };
         run.share = Some(Share::Ahead(Arc::downgrade(runtime), fetch::stored_bytes(&arguments)));
-        // Soon its turn, for all that is known: not behind what others wait for.
-        Self::fetch(runtime, Wish { run, arguments, ahead: false });
+        let ahead = run.actor.as_ref().is_some_and(|actor| {
+            let mut inner = actor.inner.lock();
+            let runs = inner.inbox.runs();
+            if runs {
+                inner.ahead.add(run.call.task, &arguments);
+            }
+            runs
+        });
+        Self::fetch(runtime, Wish { run, arguments, ahead });
+    }
+
+    /// A slot of a lease is free: what is fetched for the next call of it is waited for now.
+    pub(super) fn next_of(state: &mut State, lease: LeaseId) -> Vec<(ObjectId, Copy)> {
+        state.ahead.get_mut(&lease).map_or_else(Vec::new, Ahead::next)
     }
 
     /// A call's turn has come. It comes back if its arguments are here; else they are fetched, and it starts with them.
@@ -238,7 +279,13 @@ impl Executor {
     }
 
     /// A task's arguments come no more or are here: its slot may have been lent meanwhile.
-    fn end_fetch(runtime: &Runtime, state: &mut State, lease: LeaseId) {
+    fn end_fetch(runtime: &Runtime, state: &mut State, lease: LeaseId, task: TaskId) {
+        if let Some(ahead) = state.ahead.get_mut(&lease) {
+            ahead.remove(task);
+            if ahead.is_empty() {
+                state.ahead.remove(&lease);
+            }
+        }
         if state.leases.get_mut(&lease).is_some_and(Slots::fetched) {
             runtime.tell(ToAgent::Unblock { lease, slots: 1 });
         }
@@ -263,13 +310,16 @@ impl Executor {
                 return match run.call.target {
                     Target::Task { lease, slots } => {
                         let mut state = self.state.lock();
-                        Self::end_fetch(runtime, &mut state, lease);
+                        Self::end_fetch(runtime, &mut state, lease, run.call.task);
                         self.admit_task(runtime, state, run, lease, slots);
                     }
                     Target::Method { .. } if !starts => {
                         let (Some(actor), Some(seat)) = (run.actor.clone(), run.context.seat) else { return };
                         let task = run.call.task;
-                        actor.inner.lock().inbox.ready(seat, task, run);
+                        let mut inner = actor.inner.lock();
+                        inner.ahead.remove(task);
+                        inner.inbox.ready(seat, task, run);
+                        drop(inner);
                         self.pump(runtime, &actor);
                     }
                     Target::Construct { .. } | Target::Method { .. } => self.start(runtime, run),
@@ -279,7 +329,7 @@ impl Executor {
         let early = early.of(call_title(run.function, run.call));
         if let Target::Task { lease, .. } = run.call.target {
             let mut state = self.state.lock();
-            Self::end_fetch(runtime, &mut state, lease);
+            Self::end_fetch(runtime, &mut state, lease, run.call.task);
             if state.leases.get(&lease).is_some_and(Slots::is_unused) {
                 state.leases.remove(&lease);
             }
@@ -288,7 +338,10 @@ impl Executor {
             if starts {
                 return self.finish(runtime, run, 0, Err(early));
             }
-            actor.inner.lock().inbox.leave(seat, run.call.task);
+            let mut inner = actor.inner.lock();
+            inner.ahead.remove(run.call.task);
+            inner.inbox.leave(seat, run.call.task);
+            drop(inner);
             self.pump(runtime, &actor);
             self.end_if_retired(runtime, &actor);
         }
