@@ -68,11 +68,15 @@ def put_small():
         ray.put(0)
 
 
+LARGE = []
+
+
 @ray.remote
 def put_large():
-    ones = np.ones(10 * 1024 * 1024, dtype=np.int64)
+    if not LARGE:
+        LARGE.append(np.ones(10 * 1024 * 1024, dtype=np.int64))
     for _ in range(10):
-        ray.put(ones)
+        ray.put(LARGE[0])
 
 
 @ray.remote
