@@ -520,7 +520,7 @@ impl Runtime {
             let is_async = context::is_async();
             let _blocked = Blocked::enter(self, !is_async);
             let parker = Parker::new(1);
-            if self.has_room_or(kind, || Waiter::Thread(parker.clone())) {
+            if self.has_room_or(kind, maker(kind), || Waiter::Thread(parker.clone())) {
                 continue;
             }
             if is_async {
@@ -549,7 +549,12 @@ impl Runtime {
 
     /// Whether such a call could be submitted now; else `waker` is woken when one can.
     pub fn poll_room(self: &Arc<Self>, kind: Kind, waker: &Waker) -> bool {
-        self.has_room_or(kind, || Waiter::Task(waker.clone()))
+        // Who awaits it lets its thread go, and counts as waiting: so it is held up as code that has a thread is.
+        let maker = match maker(kind) {
+            Maker::AsyncCall => Maker::Call,
+            other => other,
+        };
+        self.has_room_or(kind, maker, || Waiter::Task(waker.clone()))
     }
 
     /// The call that an actor refused and whose failure is this object. The references that it holds become the
@@ -558,8 +563,7 @@ impl Runtime {
         self.core.lock().take_refused(object, expected)
     }
 
-    fn has_room_or(&self, kind: Kind, waiter: impl FnOnce() -> Waiter) -> bool {
-        let maker = maker(kind);
+    fn has_room_or(&self, kind: Kind, maker: Maker, waiter: impl FnOnce() -> Waiter) -> bool {
         let mut core = self.core.lock();
         // Under the lock of those who wait, so that `go_on` finds this one.
         let mut room = self.room.lock();

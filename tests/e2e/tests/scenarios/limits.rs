@@ -297,10 +297,25 @@ async fn is_full(sink: &mobula::ActorHandle) -> bool {
     tokio::time::timeout(Duration::ZERO, sink.room()).await.is_err()
 }
 
+/// Most calls that [`fill`] makes of an actor that takes none.
+const FILL: u64 = 500_000;
+
+/// Async code is held up where it asks for room: says how many calls it could make before that.
+#[mobula::task(cpu = 0)]
+async fn fill(sink: SinkHandle) -> u64 {
+    let mut calls = Vec::new();
+    while (calls.len() as u64) < FILL && !is_full(&sink).await {
+        calls.push(sink.take(0, Vec::<u8>::new()));
+    }
+    calls.len() as u64
+}
+
 pub async fn a_flood_waits(_env: Env) -> Result<()> {
     let sink = Sink::spawn().await?;
     let lifeline = Lifeline::new()?;
     let held = sink.hold(vec![lifeline.watch()]);
+    let made = fill.remote(sink.clone()).await?;
+    assert!((8..FILL).contains(&made), "{made} calls before there was no room");
     let flooded = sink.clone();
     let own = tokio::task::spawn_blocking(move || flood_from_here(&flooded, FLOOD));
     eventually("the flood to be held up", async || Ok(is_full(&sink).await)).await?;
