@@ -64,9 +64,11 @@ enum Doing {
     Stream,
     /// As `Put`, in the host that all tasks of the job share on a node, so that all of them die at once.
     Share,
+    /// Returns refs to objects of an actor, which its caller then reads.
+    Lend,
 }
 
-const ALL: [Doing; 4] = [Doing::Put, Doing::Pull, Doing::Stream, Doing::Share];
+const ALL: [Doing; 5] = [Doing::Put, Doing::Pull, Doing::Stream, Doing::Share, Doing::Lend];
 
 /// Tells the test which process is about to begin.
 fn begin(place: &str) -> Result<()> {
@@ -114,6 +116,27 @@ fn pulls(place: String, held: Held) -> Result<Tensor> {
         }
     }
     filled(count)
+}
+
+/// Owns what tasks return refs to. It is never killed.
+struct Keeper;
+
+#[mobula::actor]
+impl Keeper {
+    fn new() -> Self {
+        Self
+    }
+
+    fn make(&mut self, count: u8) -> Result<Held> {
+        let made = (0..count).map(|value| Ok((mobula::put(&filled(value)?)?, value)));
+        made.collect::<Result<_>>().map(Held)
+    }
+}
+
+#[mobula::task]
+fn lends(place: String, keeper: KeeperHandle, count: u8) -> Result<Held> {
+    begin(&place)?;
+    keeper.make(count).get()
 }
 
 #[mobula::task]
@@ -179,10 +202,11 @@ async fn job(
     let held = (0..HELD as u8)
         .map(|value| Ok((mobula::put(&filled(value)?)?, value)))
         .collect::<Result<Vec<_>>>()?;
+    let keeper = Keeper::spawn().options(|options| options.isolation("process").cpu(0.0)).await?;
     let mut here = 0;
     while here < KILLS {
         let doing = ALL[random.below(ALL.len() as u64) as usize];
-        let work = round(&nodes, rig, &place, doing, &held, random);
+        let work = round(&nodes, rig, &place, doing, &held, &keeper, random);
         let Ok(count) = tokio::time::timeout(PATIENCE, work).await else {
             return Err(hung(cluster, rig, doing).await.into());
         };
@@ -200,6 +224,7 @@ async fn hung(cluster: &Cluster, rig: &Rig, doing: Doing) -> String {
         Doing::Put | Doing::Share => "chaos::puts",
         Doing::Pull => "chaos::pulls",
         Doing::Stream => "chaos::streams",
+        Doing::Lend => "chaos::lends",
     };
     let why = cluster.why(function).await;
     let (snapshot, memory) = (rig.snapshot(), rig.memory());
@@ -225,6 +250,7 @@ async fn round(
     place: &Path,
     doing: Doing,
     held: &[(ObjectRef<Tensor>, u8)],
+    keeper: &KeeperHandle,
     random: &mut Random,
 ) -> Outcome<u64> {
     let mailbox = UnixDatagram::bind(place)?;
@@ -239,6 +265,7 @@ async fn round(
     let rounds: Vec<u8> = lanes.iter().map(|_| 2 + random.below(6) as u8).collect();
     let mut values = Vec::new();
     let mut items = Vec::new();
+    let mut lent = Vec::new();
     for (on, rounds) in lanes.into_iter().zip(&rounds) {
         match doing {
             Doing::Put | Doing::Share => {
@@ -256,6 +283,10 @@ async fn round(
                 let options = streams.options().strategy(on).isolation("process").retries(RETRIES);
                 items.push(options.remote(text.clone(), *rounds));
             }
+            Doing::Lend => {
+                let options = lends.options().strategy(on).isolation("process").retries(RETRIES);
+                lent.push(options.remote(text.clone(), keeper.clone(), *rounds));
+            }
         }
     }
     let work = async {
@@ -265,6 +296,13 @@ async fn round(
         }
         for (stream, rounds) in items.into_iter().zip(&rounds) {
             right &= read(stream).await? == *rounds;
+        }
+        for (refs, rounds) in lent.into_iter().zip(&rounds) {
+            let refs = refs.await?.0;
+            right &= refs.len() == usize::from(*rounds);
+            for (object, value) in refs {
+                right &= is_filled(&object.await?, value);
+            }
         }
         Ok::<_, mobula::Error>(right)
     };
