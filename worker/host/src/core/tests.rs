@@ -456,15 +456,18 @@ fn refs_in_a_result_that_does_not_count_are_given_back() {
     let (object, _) = bench.submit(TASK, Vec::new());
     let mut call = runs(&bench.granted(grant(1, 1)))[0].clone();
     call.attempt += 1;
+    // One of the executor's own, which it counts this host for, and one of a third host, which it keeps until it is taken.
     let third = HostId { node: NODE, seq: 3 };
-    let lent = TaskId::numbered(third, 1).object(0);
+    let [own, lent] = [THERE, third].map(|owner| TaskId::numbered(owner, 1).object(0));
     let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt, job: JOB };
-    let returned = Returned { value: Value::Stored(copy), contains: vec![lent] };
+    let returned = Returned { value: Value::Stored(copy), contains: vec![own, lent] };
     let out = bench.message(done(&call, Outcome::Values(smallvec![returned])));
-    let returns = out.iter().any(|action| {
-        let Action::Send { to, message: Message::Return { object, count: 1 } } = action else { return false };
-        *to == third && *object == lent
-    });
+    let says = |said: Message| {
+        out.iter()
+            .any(|action| matches!(action, Action::Send { to, message } if *to == THERE && *message == said))
+    };
+    let returns =
+        says(Message::Return { object: own, count: 1 }) && says(Message::Took { objects: vec![lent] });
     let frees = out.iter().any(
         |action| matches!(action, Action::Tell(ToAgent::Free { object: freed, copy: gone }) if *freed == object && *gone == copy),
     );
