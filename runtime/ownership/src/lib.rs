@@ -271,6 +271,11 @@ impl Ownership {
         counts
     }
 
+    /// Whether this host was told that another died: nothing of it counts any more (O6).
+    pub fn is_dead(&self, host: HostId) -> bool {
+        self.dead.host(host)
+    }
+
     /// Handles `Resolve`, `Resolved`, `Borrow`, `Borrowed`, `Return`, `Took` and `Lost`.
     ///
     /// # Errors

@@ -44,6 +44,14 @@ impl Core {
         out.extend(all.into_iter().map(discard).map(Action::Tell));
     }
 
+    /// Whether what this call makes was discarded, since its host is dead, though it is not sent anew before its actor lives
+    /// again. Word of the death may have been faster than the result.
+    pub(super) fn is_discarded(&self, seq: u64, task: &Task, from: HostId) -> bool {
+        let Kind::Method { actor } = task.spec.kind else { return false };
+        let client = self.clients.get(&actor).filter(|client| !client.limbo.is_empty());
+        client.is_some_and(|client| client.limbo.contains(&seq)) && self.objects.is_dead(from)
+    }
+
     fn lost(&mut self, gone: &dyn Fn(HostId) -> bool, failure: &Failure, out: &mut Vec<Action>) {
         let on_lost_lease: Vec<LeaseId> =
             self.leases.iter().filter(|(_, held)| gone(held.host)).map(|(id, _)| *id).collect();

@@ -534,13 +534,11 @@ impl Core {
     fn on_done(&mut self, from: HostId, done: Done, out: &mut Vec<Action>) {
         let seq = done.task.seq;
         self.objects.retained(from, &done.retained);
-        let stale = match self.tasks.get(&seq) {
-            Some(task) => {
-                !matches!(task.phase, Phase::Pushed { host, .. } if host == from)
-                    || task.attempt != done.attempt
-            }
-            None => true,
-        };
+        let stale = self.tasks.get(&seq).is_none_or(|task| {
+            !matches!(task.phase, Phase::Pushed { host, .. } if host == from)
+                || task.attempt != done.attempt
+                || self.is_discarded(seq, task, from)
+        });
         if stale {
             // Values that nobody asked for any more.
             if let Outcome::Values(values) = done.outcome {

@@ -195,6 +195,7 @@ impl Core {
         let current = self.tasks.get(&seq).is_some_and(|task| {
             matches!(task.phase, Phase::Pushed { host, .. } if host == from)
                 && task.attempt == item.attempt
+                && !self.is_discarded(seq, task, from)
                 && matches!(task.spec.template.returns, Returns::Stream(_))
         });
         let (object, bytes) = (item.object(), item.returned.value.bytes());

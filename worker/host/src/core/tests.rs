@@ -476,6 +476,26 @@ fn refs_in_a_result_that_does_not_count_are_given_back() {
 }
 
 #[test]
+fn a_result_that_comes_after_word_of_its_hosts_death_does_not_count() {
+    let mut bench = Bench::new();
+    let (actor, _) = bench.submit(Kind::Construct { restarts: 1 }, Vec::new());
+    let construct = runs(&bench.granted(grant(1, 1)))[0].clone();
+    bench.message(done(&construct, Outcome::Values(smallvec![])));
+    let (object, out) = method(&mut bench, actor, Maker::Outside);
+    let call = runs(&out)[0].clone();
+    let discards = |action: &Action| matches!(action, Action::Tell(ToAgent::Discard { object: gone, .. }) if *gone == object);
+    assert!(bench.died().iter().any(discards));
+    let copy = Copy { node: NODE, bytes: 9, attempt: call.attempt, job: JOB };
+    let out = bench.message(done(
+        &call,
+        Outcome::Values(smallvec![Returned { value: Value::Stored(copy), contains: vec![] }]),
+    ));
+    let frees = |action: &Action| matches!(action, Action::Tell(ToAgent::Free { object: gone, .. }) if *gone == object);
+    assert!(out.iter().any(frees), "{out:?}");
+    assert_eq!(bench.core.objects.state(object), Some(&State::Pending), "its actor is made again");
+}
+
+#[test]
 fn c6_calls_that_find_no_room_leave_later_in_order() {
     let mut bench = Bench::new();
     let actor = actor(&mut bench);
