@@ -155,6 +155,9 @@ impl Steady {
 
 /// What is said to the head now and then, whatever the calls: that leases are in use, and what is in the stores.
 const NOW_AND_THEN: [&str; 2] = ["renew", "usage"];
+/// A slot is lent while arguments are slow to come, as all is on a machine that stalls, and comes back: not oftener than this.
+const LENT: [&str; 2] = ["block", "unblock"];
+const LENT_MAX: u64 = 20;
 /// Rounds of which each would be seen.
 const COUNTED_ROUNDS: usize = 1000;
 
@@ -178,7 +181,10 @@ pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {
     }
     // The first count itself is the one question.
     assert!(more.remove("ask") <= Some(1), "{more:?}");
-    more.retain(|kind, messages| *messages > 0 && !NOW_AND_THEN.contains(&kind.as_str()));
+    more.retain(|kind, messages| {
+        let most = if LENT.contains(&kind.as_str()) { LENT_MAX } else { 0 };
+        *messages > most && !NOW_AND_THEN.contains(&kind.as_str())
+    });
     assert!(more.is_empty(), "in {COUNTED_ROUNDS} rounds: {more:?}");
     Ok(())
 }

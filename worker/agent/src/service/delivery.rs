@@ -344,6 +344,18 @@ impl PeerOutbox {
     pub(super) fn close(&self) {
         self.room.close();
     }
+
+    /// What is known of the stream, for tests that wait in vain.
+    #[cfg(test)]
+    pub(super) fn describe(&self) -> String {
+        let Stream { sender, kept, queued, broken, answered, .. } = &*self.stream;
+        let numbers = [broken, answered].map(|number| number.load(Ordering::Acquire));
+        let kept = kept.try_lock().map(|kept| (kept.stream(), kept.next(), kept.is_empty(), kept.has_room()));
+        let sender = sender.try_lock().map(|sender| sender.is_some());
+        format!(
+            "stream, next, empty, room {kept:?}; broken, answered {numbers:?}; queued {queued:?}; sender {sender:?}"
+        )
+    }
 }
 
 /// Sends what is queued for one node, until it is gone.

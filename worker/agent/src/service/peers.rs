@@ -283,6 +283,20 @@ impl Peers {
         peers.values().flat_map(|peer| &peer.relay).filter(|relay| relay.lives()).count()
     }
 
+    /// What is known of all of them, for tests that wait in vain.
+    #[cfg(test)]
+    pub(super) fn describe(&self) -> String {
+        let Some(peers) = self.peers.try_lock() else { return "the table is held".to_owned() };
+        let one = |(node, peer): (&NodeId, &Peer)| {
+            let relays: Vec<_> = peer.relay.iter().map(|known| (known.dialled, known.lives())).collect();
+            let incoming = peer.incoming.try_lock().map(|incoming| format!("{incoming:?}"));
+            let dialling = peer.dialling.try_lock().is_err();
+            let out = self.routes.peer(*node).map(|outbox| outbox.describe());
+            format!("{node}: {relays:?}, dialling {dialling}, in {incoming:?}, out {out:?}")
+        };
+        peers.iter().map(one).collect()
+    }
+
     /// Closes the connections for relays to all nodes.
     #[cfg(test)]
     pub(super) fn break_relays(&self) {
@@ -419,15 +433,24 @@ impl Peers {
         let mut later = pin!(sleep(SAY_DELAY));
         let mut waits = false;
         let mut next = incoming.lock().await.say(&stream);
+        let mut unsent = false;
         loop {
-            // Who does not hear it has another stream, or will.
-            if let Some(next) = next.take()
-                && back.send(&wire::encode(&Between::Received { next })?).await.is_err()
-            {
-                break;
+            if !unsent && let Some(next) = next.take() {
+                back.buffer(&wire::encode(&Between::Received { next })?)?;
+                unsent = true;
             }
+            // What is said back shares the connection's window with what this side sends, and waits while the peer does not
+            // read that. If neither read meanwhile, both would wait for ever.
             let bytes = tokio::select! {
                 biased;
+                sent = back.flush(), if unsent => {
+                    // Who does not hear it has another stream, or will.
+                    if sent.is_err() {
+                        break;
+                    }
+                    unsent = false;
+                    continue;
+                }
                 bytes = receiver.recv() => bytes?,
                 () = &mut later, if waits => {
                     waits = false;

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 
 /// How often it is looked for slots that may be lent while arguments are fetched. What is here already, or small, comes in
 /// much less; what the head needs to find another use for a slot is a small part of it.
-pub(super) const LEND_TICK: Duration = Duration::from_millis(5);
+pub(super) const LEND_TICK: Duration = Duration::from_millis(20);
 
 /// A lease that calls came with.
 #[derive(Debug)]

@@ -136,9 +136,15 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
         answer
     };
     let (break_there, break_here) = (pair.worker.post.peers().unwrap(), pair.driver.post.peers().unwrap());
+    let (there, here) = (Arc::clone(&break_there), Arc::clone(&break_here));
+    let none = move |number: u32| -> ! {
+        panic!("message {number} does not come. There: {}. Here: {}", there.describe(), here.describe())
+    };
+    let none_here = none.clone();
     let hearing = async {
         for number in 0..MESSAGES {
-            let message = timeout(PATIENCE, hear.recv()).await.expect("a message in time").unwrap();
+            let Ok(message) = timeout(PATIENCE, hear.recv()).await else { none(number) };
+            let message = message.unwrap();
             let message = message.expect("a message, not the end");
             let message = wire::decode(&message.body).unwrap();
             let ToHost::Relayed { from, body: came, .. } = message else { panic!("{message:?}") };
@@ -151,7 +157,7 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     };
     let receiving = tokio::task::spawn_blocking(move || {
         for number in 0..MESSAGES {
-            let (message, _) = receiver.recv_timeout(PATIENCE).expect("a message in time");
+            let Ok((message, _)) = receiver.recv_timeout(PATIENCE) else { none_here(number) };
             let ToHost::Relayed { from, body: came, .. } = message else { panic!("{message:?}") };
             assert!(from == host_id && came == body(number), "{number}: {:?} came", &came[..4]);
             if number % BREAK_EVERY == BREAK_EVERY / 2 {
