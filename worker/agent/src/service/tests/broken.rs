@@ -176,6 +176,17 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
 struct Cut(Arc<AtomicBool>);
 
 impl Cut {
+    /// A pair with such a network between its two.
+    async fn between(network: Network) -> (Self, Pair) {
+        let mut cut = None;
+        let pair = pair(network, async |mut node| {
+            cut = Some(Self::to(&mut node).await);
+            node
+        })
+        .await;
+        (cut.unwrap(), pair)
+    }
+
     /// A way to a node.
     async fn to(node: &mut Node) -> Self {
         let bind = || {
@@ -233,13 +244,8 @@ async fn lost(handle: &Handle) {
 async fn a_connection_whose_end_was_not_heard_of_is_over_when_its_dialler_dials_again() {
     // Nobody finds out by silence within the test.
     let network = Network { idle_timeout: SOON * 10, keep_alive: SOON * 4, ..Network::default() };
-    let mut cut = None;
-    let mut pair = pair(network, async |mut node| {
-        cut = Some(Cut::to(&mut node).await);
-        node
-    })
-    .await;
-    let (cut, host_id, driver_id) = (cut.unwrap(), pair.host_id, pair.driver_id);
+    let (cut, mut pair) = Cut::between(network).await;
+    let (host_id, driver_id) = (pair.host_id, pair.driver_id);
     // There is a stream each way.
     pair.link.send(ToAgent::Relay { to: host_id, body: vec![1] }, vec![]).unwrap();
     assert!(matches!(pair.host.link.recv().await.0, ToHost::Relayed { body, .. } if body == [1]));
@@ -264,13 +270,8 @@ async fn a_pair_of_hosts_outlives_a_short_break_and_is_severed_by_a_long_one() {
         keep_alive: Duration::from_secs(1),
         ..Network::default()
     };
-    let mut cut = None;
-    let mut pair = pair(network, async |mut node| {
-        cut = Some(Cut::to(&mut node).await);
-        node
-    })
-    .await;
-    let (cut, host_id, driver_id) = (cut.unwrap(), pair.host_id, pair.driver_id);
+    let (cut, mut pair) = Cut::between(network).await;
+    let (host_id, driver_id) = (pair.host_id, pair.driver_id);
 
     // What is said while it is cut comes once it is not, though all connections are new.
     cut.set(true);
