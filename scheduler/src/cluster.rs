@@ -75,7 +75,7 @@ impl Cluster {
         self.workers += usize::from(!stock.is_empty());
         self.count(&stock, 1);
         let (draining, stale, spot, kept) = (false, false, Spot::default(), None);
-        let (leases, bundles) = (Vec::new(), BTreeSet::new());
+        let (leases, bundles, apart) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         let at = self.nodes.insert(Node {
             id,
             total,
@@ -84,6 +84,7 @@ impl Cluster {
             draining,
             leases,
             bundles,
+            apart,
             spot,
             kept,
             stale,
@@ -190,11 +191,22 @@ impl Cluster {
 
     /// Counts slots of a kin on a node, or counts them no longer.
     pub fn count_kin(&mut self, kin: Option<u32>, node: u32, slots: i64) {
-        let Some(kin) = kin.and_then(|at| self.kins.get_mut(at)) else { return };
+        let Some((at, kin)) = kin.and_then(|at| Some((at, self.kins.get_mut(at)?))) else { return };
         let held = kin.on.entry(node).or_default();
-        *held = u32::try_from((i64::from(*held) + slots).max(0)).unwrap_or(u32::MAX);
-        if *held == 0 {
+        let before = *held;
+        *held = u32::try_from((i64::from(before) + slots).max(0)).unwrap_or(u32::MAX);
+        let now = *held;
+        if now == 0 {
             kin.on.remove(&node);
+        }
+        if kin.class.strategy == Strategy::Apart
+            && (before == 0) != (now == 0)
+            && let Some(node) = self.nodes.get_mut(node)
+        {
+            match now {
+                0 => node.apart.remove(&at),
+                _ => node.apart.insert(at),
+            };
         }
     }
 

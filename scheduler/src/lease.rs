@@ -28,14 +28,12 @@ pub struct Lease {
     pub node: NodeId,
     /// How many tasks may run at once; at least 1, and exactly 1 where `devices` are granted.
     pub slots: u32,
-    /// What each slot holds, and how it was placed.
+    /// What each slot holds, how it was placed, and the queue that is charged.
     pub class: Arc<Class>,
     /// The bundle of the class's group that it is a part of; `None` for a class that is in no group.
     pub bundle: Option<u32>,
     /// The devices granted; empty unless the class needs some.
     pub devices: Vec<DeviceGrant>,
-    /// The queue that is charged; empty for the default one.
-    pub queue: String,
     /// The class's priority.
     pub priority: i32,
     /// The attempt of the demand that it answers.
@@ -73,11 +71,8 @@ pub(crate) struct Entry {
     pub need: Arc<Need>,
     /// Its node's place.
     pub at: u32,
-    /// Where it is among the leases of its node.
-    pub on_node: u32,
-    /// Its owner's place, and where it is among the leases of that.
+    /// Its owner's place.
     pub owner: u32,
-    pub of_owner: u32,
     /// The queue that is charged, and the job's place there.
     pub queue: u32,
     pub job: u32,
@@ -107,24 +102,48 @@ impl Entry {
     }
 }
 
+/// Where a lease is in the lists of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Among the leases of its node.
+    pub on_node: u32,
+    /// Among those of its owner.
+    pub of_owner: u32,
+}
+
 /// All leases. Each has a place, which is used again after its end; lists of leases are lists of those.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     all: Slab<Entry>,
+    /// By place: apart from the rest, since the end of a lease changes them of two others, anywhere in memory.
+    listed: Vec<Listed>,
     by_number: SeqMap<u32>,
 }
 
 impl Leases {
-    pub fn insert(&mut self, entry: Entry) -> u32 {
+    pub fn insert(&mut self, entry: Entry, listed: Listed) -> u32 {
         let number = entry.lease.id.number;
         let at = self.all.insert(entry);
+        if self.listed.len() <= at as usize {
+            self.listed.resize(at as usize + 1, Listed::default());
+        }
+        self.listed[at as usize] = listed;
         self.by_number.insert(number, at);
         at
     }
 
-    pub fn remove(&mut self, id: LeaseId) -> Option<Entry> {
+    /// Takes out a lease, which lists of others name still.
+    pub fn remove(&mut self, id: LeaseId) -> Option<(Entry, Listed)> {
         let at = self.by_number.remove(&id.number)?;
-        self.all.remove(at)
+        Some((self.all.remove(at)?, self.listed[at as usize]))
+    }
+
+    pub fn listed(&self, at: u32) -> Listed {
+        self.listed.get(at as usize).copied().unwrap_or_default()
+    }
+
+    pub fn listed_mut(&mut self, at: u32) -> Option<&mut Listed> {
+        self.listed.get_mut(at as usize)
     }
 
     /// Takes an entry out for a moment, with its place.

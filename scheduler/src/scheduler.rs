@@ -656,7 +656,7 @@ impl Scheduler {
         self.queues.replace(&queues, &self.cluster.kinds);
         self.queues.totals(&self.cluster.totals);
         for entry in self.leases.iter_mut().filter(|entry| entry.inside.is_none()) {
-            entry.queue = self.queues.find(&entry.lease.queue).unwrap_or(DEFAULT);
+            entry.queue = self.queues.find(&entry.lease.class.queue).unwrap_or(DEFAULT);
             let (queue, job, slots) = (entry.queue, entry.lease.job, entry.lease.slots);
             entry.job = self.queues.hold(queue, job, slots);
             self.queues.charge(queue, &entry.need.amounts, slots.into());
@@ -761,23 +761,23 @@ impl Scheduler {
 
     /// Ends a lease and frees what it held, telling its owner where `kind` says why.
     fn end(&mut self, id: LeaseId, kind: Option<RevokeKind>, out: &mut Vec<Effect>) {
-        let Some(entry) = self.leases.remove(id) else { return };
+        let Some((entry, listed)) = self.leases.remove(id) else { return };
         let lease = &entry.lease;
         if let Some(owner) = self.owners.get_mut(entry.owner) {
-            owner.leases.swap_remove(entry.of_owner as usize);
-            let moved = owner.leases.get(entry.of_owner as usize);
-            if let Some(moved) = moved.and_then(|at| self.leases.at_mut(*at)) {
-                moved.of_owner = entry.of_owner;
+            owner.leases.swap_remove(listed.of_owner as usize);
+            let moved = owner.leases.get(listed.of_owner as usize);
+            if let Some(moved) = moved.and_then(|at| self.leases.listed_mut(*at)) {
+                moved.of_owner = listed.of_owner;
             }
         }
         self.forget_owner(entry.owner);
         self.free(&entry, lease.slots, entry.blocked);
         self.cluster.forget_kin(entry.kin);
         if let Some(node) = self.cluster.nodes.get_mut(entry.at).filter(|n| n.id == lease.node) {
-            node.leases.swap_remove(entry.on_node as usize);
-            let moved = node.leases.get(entry.on_node as usize);
-            if let Some(moved) = moved.and_then(|at| self.leases.at_mut(*at)) {
-                moved.on_node = entry.on_node;
+            node.leases.swap_remove(listed.on_node as usize);
+            let moved = node.leases.get(listed.on_node as usize);
+            if let Some(moved) = moved.and_then(|at| self.leases.listed_mut(*at)) {
+                moved.on_node = listed.on_node;
             }
         }
         if let Some(kind) = kind {

@@ -72,7 +72,9 @@ pub(crate) struct Shapes {
     ruled: Slab<Ruled>,
     ruled_of: BTreeMap<Vec<u32>, u32>,
     pinned: BTreeMap<NodeId, BTreeSet<ShapeId>>,
-    /// What needs a closer look: kinds that share a bound, unknown ones, those counted by node, and what is pinned.
+    /// What keeps apart from its own kin, by that.
+    apart: BTreeMap<u32, ShapeId>,
+    /// What needs a closer look: kinds that share a bound, unknown ones, very small ones, and what is pinned.
     special: Bits,
     gangs: Bits,
     open: Bits,
@@ -92,6 +94,7 @@ impl Shapes {
             ruled: Slab::new(),
             ruled_of: BTreeMap::new(),
             pinned: BTreeMap::new(),
+            apart: BTreeMap::new(),
             special: Bits::new(),
             gangs: Bits::new(),
             open: Bits::new(),
@@ -129,6 +132,9 @@ impl Shapes {
             Some(node) => drop(self.pinned.entry(node).or_default().insert(id)),
             None => self.rule(id, &key.rules),
         }
+        if let Some(kin) = apart(&key, self.need(id)) {
+            self.apart.insert(kin, id);
+        }
         self.by_key.insert(key, id);
         self.sort(id);
         self.open.insert(id);
@@ -156,7 +162,7 @@ impl Shapes {
         self.fit.insert(id, &shape.need.dims);
         if shape.key.gang.is_some() {
             self.gangs.insert(id);
-        } else if shape.key.pin.is_some() || shape.key.kin.is_some() || !shape.need.is_bounded() {
+        } else if shape.key.pin.is_some() || shape.need.tiny || !shape.need.is_bounded() {
             self.special.insert(id);
         }
     }
@@ -171,6 +177,9 @@ impl Shapes {
         let Shape { key, need, .. } = self.all.remove(id)?;
         self.fit.remove(id, &need.dims);
         self.by_key.remove(&key);
+        if let Some(kin) = apart(&key, &need) {
+            self.apart.remove(&kin);
+        }
         for bits in [&mut self.special, &mut self.gangs, &mut self.open, &mut self.on] {
             bits.remove(id);
         }
@@ -247,6 +256,7 @@ impl Shapes {
         }
         self.pinned.get(&node.id).into_iter().flatten().for_each(|id| fits.insert(*id));
         self.fit.keep(&mut fits, &node.free(), &mut unsure);
+        self.keep_apart(node, &mut fits);
         if !by_rules {
             unsure.copy(&fits);
         }
@@ -277,12 +287,24 @@ impl Shapes {
         fits.copy(&self.on);
         unsure.copy(&self.special);
         self.fit.keep(&mut fits, &node.free(), &mut unsure);
+        self.keep_apart(node, &mut fits);
         self.look_at(at, cluster, &mut fits, &mut unsure);
         only_kept(node, &mut fits);
         self.open.without(&self.on);
         self.open.add(&fits);
         self.on.copy(&fits);
         self.scratch = [fits, unsure];
+    }
+
+    /// Takes out what keeps apart from its own kin, of which some is there.
+    fn keep_apart(&self, node: &Node, fits: &mut Bits) {
+        if node.apart.len() < self.apart.len() {
+            let shapes = node.apart.iter().filter_map(|kin| self.apart.get(kin));
+            shapes.for_each(|id| fits.remove(*id));
+        } else {
+            let shapes = self.apart.iter().filter(|(kin, _)| node.apart.contains(kin));
+            shapes.for_each(|(_, id)| fits.remove(*id));
+        }
     }
 
     /// Takes out what was unsure and does not fit.
@@ -313,6 +335,11 @@ impl Shapes {
             self.sort(id);
         }
     }
+}
+
+/// The kin from which a shape of this key keeps apart, if it does. (What is very small has one, too, to be counted.)
+fn apart(key: &Key, need: &Need) -> Option<u32> {
+    key.kin.filter(|_| !need.tiny)
 }
 
 /// What a node is kept for is all that may get anything there.

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mobula_proto::{HostId, JobId, LeaseId, Quantity, resource::Kind};
+use mobula_proto::{
+    HostId, JobId, LeaseId, Quantity,
+    resource::{Kind, Strategy},
+};
 
 use super::Scheduler;
 use crate::{
@@ -69,8 +72,9 @@ impl Scheduler {
         let mut ids = BTreeSet::new();
         for entry in self.leases.iter().filter(|entry| entry.lease.node == id) {
             ids.insert(entry.lease.id);
-            let place = node.leases.get(entry.on_node as usize);
-            if place.copied() != self.leases.find(entry.lease.id) {
+            let found = self.leases.find(entry.lease.id);
+            let place = found.and_then(|at| node.leases.get(self.leases.listed(at).on_node as usize));
+            if place.copied() != found {
                 return Err(format!("{id}: {} is not in its place", entry.lease.id));
             }
             if entry.inside.is_some() {
@@ -138,6 +142,13 @@ impl Scheduler {
             if slots != kin.on.get(&at).copied().unwrap_or(0) {
                 return Err(format!("{id} has {slots} slots of {}, but {:?}", kin.class.function, kin.on));
             }
+            let apart = kin.class.strategy == Strategy::Apart && slots > 0;
+            if apart != node.apart.contains(&number) {
+                return Err(format!(
+                    "{id} has {slots} slots of {}, but {:?}",
+                    kin.class.function, node.apart
+                ));
+            }
         }
         Ok(())
     }
@@ -173,8 +184,10 @@ impl Scheduler {
             let (lease, id) = (&entry.lease, entry.lease.id);
             owners.entry(lease.owner).or_default().0.insert(id);
             let owner = self.owners.get(entry.owner).filter(|owner| owner.id == lease.owner);
-            let place = owner.and_then(|owner| owner.leases.get(entry.of_owner as usize));
-            if place.copied() != self.leases.find(id) {
+            let found = self.leases.find(id);
+            let listed = found.map(|at| self.leases.listed(at).of_owner as usize);
+            let place = owner.zip(listed).and_then(|(owner, listed)| owner.leases.get(listed));
+            if place.copied() != found {
                 return Err(format!("{id} is not in its place at {}", lease.owner));
             }
             if self.cluster.find(lease.node) != Some(entry.at) {

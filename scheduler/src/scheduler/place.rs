@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use mobula_proto::LeaseId;
 
 use super::{Scheduler, starve::Oldest};
-use crate::{Effect, Lease, lease::Entry, queues::Pick, stock::Need, strategy};
+use crate::{
+    Effect, Lease,
+    lease::{Entry, Listed},
+    queues::Pick,
+    stock::Need,
+    strategy,
+};
 
 /// A demand, a node, and the group and bundle there.
 type Spot = (u32, u32, Option<(u32, u32)>);
@@ -202,7 +208,6 @@ impl Scheduler {
                 class: Arc::clone(&demand.class),
                 bundle: inside.map(|(_, bundle)| bundle),
                 devices,
-                queue: demand.class.queue.clone(),
                 priority: demand.class.priority,
                 attempt: demand.attempt,
                 incarnation: node.id.incarnation,
@@ -212,7 +217,8 @@ impl Scheduler {
             self.expiries.push(std::cmp::Reverse((lease.expires, id)));
             let Some(owner) = self.owners.get_mut(demand.who) else { return };
             let place = |list: &[u32]| u32::try_from(list.len()).unwrap_or(u32::MAX);
-            let lease = self.leases.insert(Entry {
+            let listed = Listed { on_node: place(&node.leases), of_owner: place(&owner.leases) };
+            let entry = Entry {
                 lease,
                 blocked: 0,
                 asked: None,
@@ -220,14 +226,13 @@ impl Scheduler {
                 until: None,
                 need: Arc::clone(&need),
                 at: node_at,
-                on_node: place(&node.leases),
                 owner: demand.who,
-                of_owner: place(&owner.leases),
                 queue: demand.queue,
                 job,
                 kin: demand.kin,
                 inside,
-            });
+            };
+            let lease = self.leases.insert(entry, listed);
             node.leases.push(lease);
             owner.leases.push(lease);
             if let Some(kin) = demand.kin.and_then(|kin| self.cluster.kins.get_mut(kin)) {

@@ -188,7 +188,7 @@ fn amounts_beyond_all_measure_are_counted_right() {
     let all: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
     let granted: Vec<Effect> =
         all.into_iter().take(20).flat_map(|lease| world.release(lease.number)).collect();
-    let of_b = |e: &&Effect| matches!(e, Effect::Grant(lease) if lease.queue == "b");
+    let of_b = |e: &&Effect| matches!(e, Effect::Grant(lease) if lease.class.queue == "b");
     assert_eq!(granted.iter().filter(of_b).count(), 20);
     // Nodes leave again, and a group of as much as can be said is refused.
     for number in 1..=20 {

@@ -102,7 +102,6 @@ fn a_lease_says_what_was_asked() {
         class: Arc::new(class),
         bundle: None,
         devices: Vec::new(),
-        queue: "night".to_owned(),
         priority: -3,
         attempt: 5,
         incarnation: 1,

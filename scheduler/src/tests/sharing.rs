@@ -38,7 +38,7 @@ fn granted(effects: &[Effect]) -> String {
     let mut sums = std::collections::BTreeMap::new();
     for effect in effects {
         if let Effect::Grant(lease) = effect {
-            *sums.entry(lease.queue.clone()).or_insert(0) += lease.slots;
+            *sums.entry(lease.class.queue.clone()).or_insert(0) += lease.slots;
         }
     }
     let texts: Vec<_> = sums.iter().map(|(queue, slots)| format!("{queue} {slots}")).collect();

@@ -209,7 +209,7 @@ impl World {
     /// Whether the limits above a queue leave no room for so much.
     fn is_full(&self, queue: &str, resources: &Resources) -> bool {
         let Some(limit) = self.limits.get(queue) else { return false };
-        let leases = self.scheduler.leases().filter(|view| view.lease.queue == queue);
+        let leases = self.scheduler.leases().filter(|view| view.lease.class.queue == queue);
         let used = leases.map(|v| v.lease.class.resources.get(&Kind::Cpu).units() * i64::from(v.lease.slots));
         let placed = self.groups.values().filter(|(spec, until)| spec.queue == queue && until.is_some());
         let bundles =

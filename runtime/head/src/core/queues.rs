@@ -74,7 +74,7 @@ impl Core {
             if view.lease.bundle.is_some() {
                 continue;
             }
-            let Some(queue) = all.get_mut(view.lease.queue.as_str()) else { continue };
+            let Some(queue) = all.get_mut(view.lease.class.queue.as_str()) else { continue };
             queue.slots += u64::from(view.lease.slots);
             for (kind, amount) in view.lease.class.resources.iter() {
                 // Slots that wait have given their CPU back.
@@ -128,7 +128,7 @@ impl Core {
         };
         let children = self.queues.values().filter(|queue| queue.parent == name).count();
         let jobs = self.jobs.values().filter(|entry| entry.job.queue == name).count();
-        let leases = self.scheduler.leases().filter(|view| view.lease.queue == name).count();
+        let leases = self.scheduler.leases().filter(|view| view.lease.class.queue == name).count();
         let waiting = self.scheduler.demands().filter(|demand| demand.class.queue == name).count();
         let groups = self.groups.count(|group| group.queue == name);
         let all = [
