@@ -66,9 +66,11 @@ enum Doing {
     Share,
     /// Returns refs to objects of an actor, which its caller then reads.
     Lend,
+    /// Is made as an actor, answers calls with objects, and is made again elsewhere.
+    Act,
 }
 
-const ALL: [Doing; 5] = [Doing::Put, Doing::Pull, Doing::Stream, Doing::Share, Doing::Lend];
+const ALL: [Doing; 6] = [Doing::Put, Doing::Pull, Doing::Stream, Doing::Share, Doing::Lend, Doing::Act];
 
 /// Tells the test which process is about to begin.
 fn begin(place: &str) -> Result<()> {
@@ -137,6 +139,21 @@ impl Keeper {
 fn lends(place: String, keeper: KeeperHandle, count: u8) -> Result<Held> {
     begin(&place)?;
     keeper.make(count).get()
+}
+
+/// Its calls may be made again, so none of them may fail, and no value that one returned may be lost.
+struct Maker;
+
+#[mobula::actor(restarts = 1_000, call_retries = 1_000, isolation = "process", cpu = 0.5)]
+impl Maker {
+    fn new(place: String) -> Result<Self> {
+        begin(&place)?;
+        Ok(Self)
+    }
+
+    fn make(&mut self, value: u8) -> Result<Tensor> {
+        filled(value)
+    }
 }
 
 #[mobula::task]
@@ -225,6 +242,7 @@ async fn hung(cluster: &Cluster, rig: &Rig, doing: Doing) -> String {
         Doing::Pull => "chaos::pulls",
         Doing::Stream => "chaos::streams",
         Doing::Lend => "chaos::lends",
+        Doing::Act => "chaos::Maker::make",
     };
     let why = cluster.why(function).await;
     let (snapshot, memory) = (rig.snapshot(), rig.memory());
@@ -266,6 +284,7 @@ async fn round(
     let mut values = Vec::new();
     let mut items = Vec::new();
     let mut lent = Vec::new();
+    let mut made = Vec::new();
     for (on, rounds) in lanes.into_iter().zip(&rounds) {
         match doing {
             Doing::Put | Doing::Share => {
@@ -287,6 +306,11 @@ async fn round(
                 let options = lends.options().strategy(on).isolation("process").retries(RETRIES);
                 lent.push(options.remote(text.clone(), keeper.clone(), *rounds));
             }
+            Doing::Act => {
+                let maker = Maker::spawn(text.clone()).options(|options| options.strategy(on)).await?;
+                let calls: Vec<_> = (0..*rounds).map(|value| maker.make(value)).collect();
+                made.push((maker, calls));
+            }
         }
     }
     let work = async {
@@ -303,6 +327,12 @@ async fn round(
             for (object, value) in refs {
                 right &= is_filled(&object.await?, value);
             }
+        }
+        for (maker, calls) in made {
+            for (value, call) in calls.into_iter().enumerate() {
+                right &= is_filled(&call.await?, value as u8);
+            }
+            drop(maker);
         }
         Ok::<_, mobula::Error>(right)
     };
