@@ -97,6 +97,8 @@ type Questions = BTreeMap<NodeId, Vec<ObjectId>>;
 /// - **R-1** What is claimed is not freed before its last claim is taken back, or its claimants are buried.
 /// - **R-2** What nobody has claimed is not freed before its owner is buried: until then, a claim may be on its way.
 /// - **R-3** Once its owner is buried, what nobody claims is freed; also what is sealed only then.
+/// - **R-4** A host that does not say in time what it holds holds up nobody's burial ([`Estate::waited`]): what it claims later
+///   it is given if that is still here.
 #[derive(Debug)]
 pub struct Estate {
     me: NodeId,
@@ -150,6 +152,13 @@ impl Estate {
         if self.mourning.get_mut(&dead).is_some_and(|hosts| hosts.remove(&by)) {
             self.look(dead, acts);
         }
+    }
+
+    /// Hosts here had long enough to mourn: those who did not, which are returned, are not waited for.
+    pub fn waited(&mut self, dead: HostId, acts: &mut Vec<Act>) -> BTreeSet<HostId> {
+        let silent = self.mourning.get_mut(&dead).map(std::mem::take).unwrap_or_default();
+        self.look(dead, acts);
+        silent
     }
 
     fn look(&mut self, dead: HostId, acts: &mut Vec<Act>) {

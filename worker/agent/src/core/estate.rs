@@ -17,6 +17,9 @@ use super::{Core, Effect};
 
 /// Claims that are not answered are made again at least so much later, and at most twice as much.
 const CLAIM_AGAIN: Duration = Duration::from_secs(2);
+/// How long a host may take to say what it holds of what a dead one owned. One that is stopped says nothing, and meanwhile
+/// nothing goes that the dead one owned or borrowed, whosever it is.
+const MOURN_WAIT: Duration = Duration::from_secs(60);
 
 impl Core {
     fn with_estate(&mut self, step: impl FnOnce(&mut Estate, &mut Vec<Act>)) {
@@ -38,6 +41,7 @@ impl Core {
                     continue;
                 }
                 Act::Mourned { host } => {
+                    self.mourn_until.remove(&host);
                     self.effects.push(Effect::Head(ToHead::Mourned { host }));
                     continue;
                 }
@@ -79,18 +83,20 @@ impl Core {
     }
 
     /// A host died, here or elsewhere: those here are told, and mourn.
-    pub(super) fn host_died(&mut self, dead: HostId, failure: &Failure) {
+    pub(super) fn host_died(&mut self, dead: HostId, failure: &Failure, now: Instant) {
         let hosts = self.ready_hosts();
         for host in hosts.iter().filter(|host| **host != dead) {
             self.tell(*host, ToHost::HostDied { host: dead, failure: failure.clone() });
         }
         self.deaths.insert(dead, failure.clone());
+        self.mourn_until.insert(dead, now + MOURN_WAIT);
         self.with_estate(|estate, acts| estate.died(dead, hosts, acts));
     }
 
     /// A node died, of which the hosts here were told.
-    pub(super) fn node_mourned(&mut self, node: NodeId, failure: Failure) {
+    pub(super) fn node_mourned(&mut self, node: NodeId, failure: Failure, now: Instant) {
         self.deaths.insert(node.agent(), failure);
+        self.mourn_until.insert(node.agent(), now + MOURN_WAIT);
         let (hosts, others, mut acts) = (self.ready_hosts(), self.others(), Vec::new());
         let (me, here) = (self.config.node, &self.objects);
         self.estate.node_gone(node, &others, |object| here.primary(object, me), &mut acts);
@@ -106,6 +112,24 @@ impl Core {
     /// A host here has claimed what it holds of what a dead one owned.
     pub(super) fn host_mourned(&mut self, by: HostId, dead: HostId) {
         self.with_estate(|estate, acts| estate.mourned(by, dead, acts));
+    }
+
+    /// Waits no longer for hosts that do not say what they hold: the memory of others is not theirs to keep.
+    pub(super) fn bury_without_the_silent(&mut self, now: Instant) {
+        let over: Vec<HostId> =
+            self.mourn_until.iter().filter(|(_, until)| **until <= now).map(|(dead, _)| *dead).collect();
+        for dead in over {
+            self.mourn_until.remove(&dead);
+            let mut silent = BTreeSet::new();
+            self.with_estate(|estate, acts| silent = estate.waited(dead, acts));
+            for host in silent {
+                tracing::warn!(
+                    %host, %dead,
+                    "a host has not said for {} s what it holds of what a dead one owned, and is not waited for: is it stopped?",
+                    MOURN_WAIT.as_secs()
+                );
+            }
+        }
     }
 
     /// A host here claims objects of dead owners.

@@ -21,7 +21,7 @@ impl Core {
     pub fn from_head(&mut self, message: ToAgent, now: Instant) {
         match message {
             ToAgent::NodeUp(node) => self.node_up(node),
-            ToAgent::NodeDown { node, failure } => self.node_down(node, failure),
+            ToAgent::NodeDown { node, failure } => self.node_down(node, failure, now),
             ToAgent::JobStarted { request, job } => self.job_started(request, job, now),
             ToAgent::JobEnded { job, failure, nodes } => self.end_job(job, failure, &nodes),
             ToAgent::Reserve { lease, job, class, slots: _, devices } => {
@@ -44,7 +44,7 @@ impl Core {
                 // Of its own hosts the agent knows first, and has told already.
                 if host.node != self.config.node {
                     // To hosts of other jobs, refs of this one's may have come by detached actors.
-                    self.host_died(host, &failure);
+                    self.host_died(host, &failure, now);
                 } else {
                     self.driver_dismissed(host, failure);
                 }
@@ -86,7 +86,7 @@ impl Core {
         }
     }
 
-    fn node_down(&mut self, node: NodeId, failure: Failure) {
+    fn node_down(&mut self, node: NodeId, failure: Failure, now: Instant) {
         self.nodes.remove(&node);
         let last = self.gone_nodes.entry(node.number).or_default();
         *last = node.incarnation.max(*last);
@@ -97,7 +97,7 @@ impl Core {
         for host in ready {
             self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });
         }
-        self.node_mourned(node, failure);
+        self.node_mourned(node, failure, now);
     }
 
     fn job_started(&mut self, request: Request, job: Job, now: Instant) {

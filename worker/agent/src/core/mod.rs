@@ -164,6 +164,8 @@ pub struct Core {
     estate: Estate,
     /// How those died who are not buried yet; an agent stands for the hosts of its node.
     deaths: BTreeMap<HostId, Failure>,
+    /// How long hosts here may take to say what they hold of what those owned.
+    mourn_until: BTreeMap<HostId, Instant>,
     /// When claims that nobody answers are made again.
     ask_again_at: Option<Instant>,
     pulled_bytes: u64,
@@ -195,6 +197,7 @@ impl Core {
             budget: Budget::new(config.store_bytes),
             estate: Estate::new(config.node),
             deaths: BTreeMap::new(),
+            mourn_until: BTreeMap::new(),
             ask_again_at: None,
             pulled_bytes: 0,
             served_bytes: 0,
@@ -248,6 +251,7 @@ impl Core {
             self.budget.next_deadline(),
             self.drain_deadline(),
             self.ask_again_at,
+            self.mourn_until.values().min().copied(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -265,6 +269,7 @@ impl Core {
         }
         self.look(now);
         self.ask_again(now);
+        self.bury_without_the_silent(now);
         self.objects.retry(now);
         let refused = self.objects.expire(now);
         for (writer, request, failure) in refused {
@@ -334,7 +339,7 @@ impl Core {
     }
 
     /// A host is gone: its process ended or its link broke. `failure` says how.
-    pub fn host_ended(&mut self, id: HostId, failure: Failure) {
+    pub fn host_ended(&mut self, id: HostId, failure: Failure, now: Instant) {
         let Some(host) = self.hosts.remove(id) else { return };
         let failure = failure.on(self.config.node.to_string());
         self.drivers.remove(&id);
@@ -359,7 +364,7 @@ impl Core {
             if host.ready || steward {
                 let ended = ToHead::HostEnded { host: id, job, failure: failure.clone() };
                 self.effects.push(Effect::Head(ended));
-                self.host_died(id, &failure);
+                self.host_died(id, &failure, now);
             }
             if host.kind.is_driver() && self.jobs.contains_key(&job) {
                 let why =

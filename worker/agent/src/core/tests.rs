@@ -222,9 +222,9 @@ fn a_lease_starts_the_shared_host_once() {
     );
     assert_eq!(rig.head(reserve(3, Class::default())), ["head LeaseReady host-2"]);
     assert_eq!(rig.head(reserve(4, own())), ["launch host-3"]);
-    rig.core.host_ended(id(3), Failure::new(FailureKind::HostDied, "exited with code 101"));
+    rig.core.host_ended(id(3), Failure::new(FailureKind::HostDied, "exited with code 101"), rig.now);
     assert_eq!(rig.lines(), ["head LeaseFailed"]);
-    rig.core.host_ended(id(2), Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    rig.core.host_ended(id(2), Failure::new(FailureKind::HostDied, "killed by signal 9"), rig.now);
     assert_eq!(rig.lines(), ["head HostEnded", "host-1 < HostDied host-2"]);
 }
 
@@ -520,17 +520,17 @@ fn the_job_ends_with_its_driver() {
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
     rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
-    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"), rig.now);
     assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     assert_eq!(rig.head(ended(vec![])), ["kill host-2", "gone job-7"]);
     assert_eq!(rig.host(host, ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 0 }), [""; 0]);
-    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed by signal 9"), rig.now);
     let usage = rig.core.usage();
     assert_eq!((usage.store_used_bytes, usage.hosts, usage.objects), (0, 0, 0));
     // A number for a driver that left meanwhile.
     let gone = rig.core.driver_arrived(false).unwrap();
     rig.host(gone, hello(Role::Driver, Some(driver()), REGISTRY));
-    rig.core.host_ended(gone, Failure::new(FailureKind::HostDied, "left"));
+    rig.core.host_ended(gone, Failure::new(FailureKind::HostDied, "left"), rig.now);
     rig.lines();
     let started = FromHead::JobStarted { request: u64::from(gone.seq), job: job(gone) };
     assert_eq!(rig.head(started), ["head JobEnd"]);
@@ -557,21 +557,21 @@ fn a_driver_hears_of_the_end_behind_the_last_output() {
     let said = || Between::OutputEnded { job: JOB, node: other };
     // The hosts here first, the other node first, and one that is lost.
     let (mut rig, host) = begin(vec![other]);
-    rig.core.host_ended(host, died());
+    rig.core.host_ended(host, died(), rig.now);
     assert_eq!(rig.lines(), gone);
     rig.core.from_peer(said());
     assert_eq!(rig.lines(), ["host-1 < JobEnded"]);
     let (mut rig, host) = begin(vec![other]);
     rig.core.from_peer(said());
-    rig.core.host_ended(host, died());
+    rig.core.host_ended(host, died(), rig.now);
     assert_eq!(rig.lines(), last);
     let (mut rig, host) = begin(vec![other]);
     rig.head(FromHead::NodeDown { node: other, failure: died() });
-    rig.core.host_ended(host, died());
+    rig.core.host_ended(host, died(), rig.now);
     assert_eq!(rig.lines(), last);
     // A node that nobody asked for hosts, or that is gone, has nothing to say.
     let (mut rig, host) = begin(vec![NodeId { number: 9, incarnation: 1 }]);
-    rig.core.host_ended(host, died());
+    rig.core.host_ended(host, died(), rig.now);
     assert_eq!(rig.lines(), last);
     assert!(rig.core.endings.is_empty());
     // The other node may hear of the end before the driver's own.
@@ -581,8 +581,8 @@ fn a_driver_hears_of_the_end_behind_the_last_output() {
     assert_eq!(rig.head(ended(vec![other])), ["gone job-7", "host-1 < JobEnded"]);
     // A driver that does not wait is not waited for.
     let (mut rig, host) = begin(vec![other]);
-    rig.core.host_ended(id(1), died());
-    rig.core.host_ended(host, died());
+    rig.core.host_ended(id(1), died(), rig.now);
+    rig.core.host_ended(host, died(), rig.now);
     rig.core.from_peer(said());
     assert!(rig.core.endings.is_empty());
 }
@@ -600,7 +600,7 @@ fn a_node_tells_the_drivers_when_its_hosts_are_silent() {
     };
     assert_eq!(rig.head(reserve), ["launch host-1"]);
     assert_eq!(rig.head(ended(vec![])), ["kill host-1", "gone job-7"]);
-    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "killed by signal 9"));
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "killed by signal 9"), rig.now);
     assert_eq!(rig.lines().last().map(String::as_str), Some("node-2 OutputEnded"));
     assert!(rig.core.endings.is_empty());
 }
@@ -614,7 +614,7 @@ fn a_driver_goes_and_detached_actors_stay() {
     let failure = Failure::new(FailureKind::JobEnded, "main has ended");
     let dismissed = FromHead::HostEnded { host: id(1), job: JOB, failure };
     assert_eq!(rig.head(dismissed), ["host-1 < JobEnded"]);
-    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"));
+    rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"), rig.now);
     assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     assert!(rig.core.has_job(JOB), "the head says when it ends");
 }

@@ -427,7 +427,7 @@ impl State {
         self.limited.remove(&host);
         self.routes.remove_host(host);
         self.provision.driver_gone(host);
-        self.core.host_ended(host, failure);
+        self.core.host_ended(host, failure, Instant::now());
     }
 
     fn end(&mut self, host: HostId) {

@@ -95,7 +95,7 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["host-1 < AreYouIdle"]);
     assert_eq!(rig.host(host, ToAgent::Idle { idle: true }), ["kill host-1"]);
-    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"));
+    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"), rig.now);
     rig.take();
     rig.now += Duration::from_millis(250);
     rig.core.tick(rig.now);

@@ -39,7 +39,7 @@ fn answers(rig: &mut Rig) -> Vec<(ObjectId, Option<Record>)> {
 #[test]
 fn what_is_claimed_outlives_its_owner_and_goes_with_the_last_claim() {
     let (mut rig, host) = estate();
-    rig.core.host_ended(id(1), died());
+    rig.core.host_ended(id(1), died(), rig.now);
     assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     // A host here holds the one, one elsewhere the other.
     let claim = ToAgent::Claim { objects: vec![(object(2), Some(NodeId::EMBEDDED)), (object(9), None)] };
@@ -83,7 +83,7 @@ fn a_host_that_begins_hears_of_the_dead_that_are_not_buried() {
     assert_eq!(said, told);
     // It held nothing, so nobody waits for it; who ends has nothing to claim.
     assert_eq!(rig.host(id(1), ToAgent::Mourned { host: theirs }), [""; 0]);
-    rig.core.host_ended(id(2), died());
+    rig.core.host_ended(id(2), died(), rig.now);
     assert_eq!(
         rig.lines(),
         ["head Mourned", "head HostEnded", "host-1 < HostDied host-2", "host-3 < HostDied host-2"]
@@ -93,6 +93,34 @@ fn a_host_that_begins_hears_of_the_dead_that_are_not_buried() {
     assert_eq!(rig.host(id(3), claim), ["node-2 Claim"]);
     let down = FromHead::NodeDown { node: other, failure: died() };
     assert_eq!(rig.head(down), ["host-1 < NodeDied", "host-3 < NodeDied", "host-3 < Claimed"]);
+}
+
+/// One that is stopped keeps nothing of others for ever.
+#[test]
+fn r4_a_host_that_never_says_what_it_holds_is_not_waited_for() {
+    let (mut rig, silent) = estate();
+    assert_eq!(rig.head(reserve(2, own())), ["launch host-3"]);
+    rig.host(id(3), hello(Role::Host, None, REGISTRY));
+    rig.core.host_ended(id(1), died(), rig.now);
+    let told = ["head HostEnded", "host-2 < HostDied host-1", "host-3 < HostDied host-1", "head JobEnd"];
+    assert_eq!(rig.lines(), told);
+    assert_eq!(rig.host(id(3), ToAgent::Claim { objects: vec![(object(2), None)] }), ["host-3 < Claimed"]);
+    assert_eq!(rig.host(id(3), ToAgent::Mourned { host: id(1) }), [""; 0]);
+    let due = rig.core.next_deadline().expect("it does not wait for ever");
+    rig.core.tick(due - Duration::from_millis(1));
+    assert_eq!(rig.lines(), [""; 0], "it has time");
+    rig.now = due;
+    rig.core.tick(due);
+    assert_eq!(rig.lines(), ["head Mourned"]);
+    assert_eq!(rig.core.next_deadline(), None);
+    assert_eq!(rig.host(silent, ToAgent::Mourned { host: id(1) }), [""; 0], "it is late");
+    // What others have claimed stays, and whoever was late may still have it.
+    let buried = ["host-2 < Buried", "host-3 < Buried", "host-2 < Reclaim 1"];
+    assert_eq!(rig.head(FromHead::Buried { host: id(1) }), buried);
+    let late = ToAgent::Claim { objects: vec![(object(2), None), (object(1), None)] };
+    rig.core.from_host(silent, late, vec![], rig.now);
+    let found = answers(&mut rig);
+    assert!(matches!(&found[..], [(first, Some(_))] if *first == object(2)), "{found:?}");
 }
 
 #[test]
