@@ -44,34 +44,61 @@ struct Side {
     started: mpsc::UnboundedReceiver<Started>,
 }
 
+/// Two agents that know one another: of a machine that works, and of a driver's.
+struct Pair {
+    worker: Side,
+    driver: Side,
+    worker_node: Node,
+    _head: Endpoint,
+}
+
+impl Pair {
+    async fn start(folder: &std::path::Path) -> Self {
+        mobula_telemetry::log::init("warn");
+        let authority = Authority::create(&folder.join("ca"), "test").unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let identity = authority.identity(Part::Head, "head").unwrap();
+        let head = Endpoint::bind(any, identity, Network::default()).unwrap();
+        let address = head.local_addr().unwrap();
+        let start = |name: &str, part, listen| {
+            let (launcher, started) = launcher();
+            let identity = authority.identity(part, name).unwrap();
+            let link = HeadLink::Quic { address, identity, network: Network::default() };
+            let mut options = Options::new(name, folder.join(name), link, detected(), launcher);
+            options.listen = listen;
+            options.store_bytes = 64 * MIB;
+            (Agent::start(options), started)
+        };
+        let (worker, started) = start("worker", Part::Agent, Some(any));
+        let (worker, (worker_head, worker_node)) = tokio::join!(worker, accept_agent(&head, 1, vec![]));
+        let worker = Side { handle: worker.unwrap(), head: worker_head, started };
+        let (driver, started) = start("laptop", Part::Driver, None);
+        let known = vec![worker_node.clone()];
+        let (driver, (driver_head, driver_node)) = tokio::join!(driver, accept_agent(&head, 2, known));
+        let driver = Side { handle: driver.unwrap(), head: driver_head, started };
+        assert_eq!(driver_node.address, "");
+        // The newcomer dials at once; the head's word of it comes later.
+        worker.head.send(ToAgentOfHead::NodeUp(driver_node)).await;
+        Self { worker, driver, worker_node, _head: head }
+    }
+}
+
+/// A host's first region, and what it writes there.
+async fn region_of(link: &mut HostLink, bytes: u64) -> mobula_store::heap::Heap {
+    link.send(ToAgent::RegionWanted { request: 1, bytes, wait_ms: 0 }).await;
+    assert!(matches!(link.recv().await.0, ToHost::RegionGranted { .. }));
+    let heap = mobula_store::heap::Heap::new(Default::default());
+    let writer = Writer::create(bytes).unwrap();
+    let fd = writer.share().unwrap();
+    heap.add_region(1, writer).unwrap();
+    link.send_with(ToAgent::RegionAdded { seq: 1, bytes }, &[fd]).await;
+    heap
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_relay_pull_and_ship_programs() {
-    mobula_telemetry::log::init("warn");
     let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let identity = authority.identity(Part::Head, "head").unwrap();
-    let head = Endpoint::bind(any, identity, Network::default()).unwrap();
-    let address = head.local_addr().unwrap();
-    let start = |name: &str, part, listen| {
-        let (launcher, started) = launcher();
-        let identity = authority.identity(part, name).unwrap();
-        let link = HeadLink::Quic { address, identity, network: Network::default() };
-        let mut options = Options::new(name, folder.path().join(name), link, detected(), launcher);
-        options.listen = listen;
-        options.store_bytes = 64 * MIB;
-        (Agent::start(options), started)
-    };
-    let (worker, started) = start("worker", Part::Agent, Some(any));
-    let (worker, (worker_head, worker_node)) = tokio::join!(worker, accept_agent(&head, 1, vec![]));
-    let mut worker = Side { handle: worker.unwrap(), head: worker_head, started };
-    let (driver, started) = start("laptop", Part::Driver, None);
-    let known = vec![worker_node.clone()];
-    let (driver, (driver_head, driver_node)) = tokio::join!(driver, accept_agent(&head, 2, known));
-    let mut driver = Side { handle: driver.unwrap(), head: driver_head, started };
-    assert_eq!(driver_node.address, "");
-    // The newcomer dials at once; the head's word of it comes later.
-    worker.head.send(ToAgentOfHead::NodeUp(driver_node.clone())).await;
+    let Pair { mut worker, mut driver, worker_node, _head } = Pair::start(folder.path()).await;
 
     // The job's program is fetched from the driver's machine.
     let program = folder.path().join("program");
@@ -110,13 +137,7 @@ async fn two_agents_relay_pull_and_ship_programs() {
     }
 
     // An object of the worker's is read on the laptop.
-    host.link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }).await;
-    assert!(matches!(host.link.recv().await.0, ToHost::RegionGranted { .. }));
-    let heap = mobula_store::heap::Heap::new(Default::default());
-    let writer = Writer::create(8 * MIB).unwrap();
-    let fd = writer.share().unwrap();
-    heap.add_region(1, writer).unwrap();
-    host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
+    let heap = region_of(&mut host.link, 8 * MIB).await;
     let mut block = heap.allocate(5 * MIB).unwrap();
     block.as_mut_slice().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8);
     let extent = block.seal();
@@ -180,4 +201,62 @@ async fn two_agents_relay_pull_and_ship_programs() {
     assert!(matches!(driver.head.recv().await, ToHead::Leave));
     soon(worker.handle.shutdown()).await.unwrap();
     assert!(driver.started.try_recv().is_err());
+}
+
+/// On one way between two nodes: what is fetched ahead, more than may be under way at once, and behind it what something
+/// waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tr4_what_is_waited_for_comes_before_what_is_fetched_ahead() {
+    /// A quarter of the store is four of them.
+    const BYTES: u64 = 4 * MIB;
+    const AHEAD: u64 = 11;
+    let folder = tempfile::tempdir().unwrap();
+    let Pair { mut worker, mut driver, worker_node, _head } = Pair::start(folder.path()).await;
+    let program = folder.path().join("program");
+    std::fs::write(&program, b"#!/bin/sh\n").unwrap();
+    let link = driver.handle.attach();
+    let hash = binaries::hash_file(&program).unwrap();
+    link.send(driver_hello(&program.display().to_string(), hash, vec![]), vec![]).unwrap();
+    let job = driver.head.start_job().await;
+    assert!(matches!(local(&link).0, ToHost::Welcome(_)));
+    worker.head.send(reserve(1, job.clone(), Class::default())).await;
+    let mut host = tokio::select! {
+        started = soon(worker.started.recv()) => started.unwrap(),
+        other = worker.head.recv() => panic!("not started: {other:?}"),
+    };
+    host.link.welcome().await;
+    assert!(matches!(local(&link).0, ToHost::Output { .. }));
+
+    // Of as many names as needed, since nobody reads their bytes.
+    let heap = region_of(&mut host.link, 8 * MIB).await;
+    let extent = heap.allocate(BYTES).unwrap().seal();
+    let offset = extent.location().offset;
+    let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1, job: job.job };
+    for seq in 1..=AHEAD + 1 {
+        let object = object(job.driver, seq);
+        let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 };
+        host.link.send(sealed).await;
+    }
+    host.link.send(ToAgent::Relay { to: job.driver, body: vec![9] }).await;
+    assert!(matches!(local(&link).0, ToHost::Relayed { .. }));
+    // The last one is waited for from the start; the one before it is hurried.
+    for request in 1..=AHEAD + 1 {
+        let ahead = request <= AHEAD;
+        link.send(ToAgent::Open { ahead, request, object: object(job.driver, request), copy }, vec![])
+            .unwrap();
+    }
+    link.send(ToAgent::Hurry { object: object(job.driver, AHEAD) }, vec![]).unwrap();
+    let mut order = Vec::new();
+    for _ in 0..=AHEAD {
+        let (ToHost::Opened { request, .. }, _) = local(&link) else { panic!("not opened") };
+        order.push(request);
+        link.send(ToAgent::Unpin { object: object(job.driver, request) }, vec![]).unwrap();
+    }
+    // Four were under way when it was asked for, or a few more on a machine that is slow to ask.
+    let place = |request| order.iter().position(|other| *other == request).unwrap();
+    assert!(place(AHEAD + 1) <= 7 && place(AHEAD) <= 8, "{order:?}");
+    assert_eq!(driver.handle.usage().await.pulled_bytes, (AHEAD + 1) * BYTES);
+    drop(link);
+    soon(driver.handle.shutdown()).await.unwrap();
+    soon(worker.handle.shutdown()).await.unwrap();
 }
