@@ -92,6 +92,11 @@ pub enum ToAgent {
         /// By so many bytes.
         bytes: u64,
     },
+    /// Answer to [`ToHost::MayMakeRoom`].
+    MakesRoom {
+        /// Whether it may.
+        may: bool,
+    },
     /// May this host have a region of so many bytes? Answered when there is room.
     RegionWanted {
         /// Pairs with the answer.
@@ -527,6 +532,9 @@ pub enum ToHost {
     /// Others wait for the budget: what this host does not need goes back ([`ToAgent::BudgetBack`]), now and until it is
     /// given something again.
     BudgetWanted,
+    /// Somebody has waited for room in the store for long: may some come free because a call ends that runs here? Answered
+    /// with [`ToAgent::MakesRoom`].
+    MayMakeRoom,
     /// Answer to [`ToAgent::Ask`].
     Answered {
         /// From the request.

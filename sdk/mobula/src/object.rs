@@ -355,8 +355,8 @@ impl Future for Settled {
 
 /// Puts a value into the store of this node (or, up to 100 KiB, into this process), one copy, and gives a ref.
 ///
-/// Fails with `StoreFull` where there was no room for five seconds, and with `ObjectTooLarge` where there never
-/// will be.
+/// Fails with `StoreFull` where there was no room for five seconds (longer while the disk makes some, or calls run on this
+/// node that may), and with `ObjectTooLarge` where there never will be.
 #[track_caller]
 pub fn put<T: Data>(value: &T) -> Result<ObjectRef<T>> {
     put_by(value, Runtime::put, Site::here())

@@ -81,6 +81,11 @@ impl<T> Admission<T> {
         self.pressed = false;
     }
 
+    /// Whether any call has arguments.
+    pub(crate) fn is_used(&self) -> bool {
+        self.in_use > 0
+    }
+
     /// Others wait for the budget.
     pub(crate) fn press(&mut self) {
         self.pressed = true;

@@ -42,6 +42,10 @@ pub struct Context {
     pub(crate) cancelled: AtomicBool,
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
+    /// Its code has begun.
+    pub(crate) begun: AtomicBool,
+    /// How many of its threads wait for room in the store.
+    pub(crate) lacking: AtomicU32,
     /// Bytes of stored arguments that were admitted for it.
     pub(crate) admitted: AtomicU64,
     pub(crate) abort: Mutex<Option<futures_util::future::AbortHandle>>,
@@ -70,6 +74,13 @@ impl Context {
         if let Some(producer) = &self.producer {
             producer.wake(runtime);
         }
+    }
+
+    /// Whether it makes progress, as far as is known: it has begun, and waits neither for an object nor for room.
+    pub(crate) fn moves(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+            && self.waiting.load(Ordering::Acquire) == 0
+            && self.lacking.load(Ordering::Acquire) == 0
     }
 
     pub(crate) fn received(&self, object: ObjectId) {

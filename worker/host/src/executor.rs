@@ -186,6 +186,8 @@ impl Executor {
             cancelled: false.into(),
             finished: false.into(),
             waiting: 0.into(),
+            begun: false.into(),
+            lacking: 0.into(),
             admitted: 0.into(),
             abort: Mutex::new(None),
             refs: Mutex::new(Vec::new()),
@@ -633,6 +635,12 @@ impl Executor {
             }
         }
         runtime.hurry(waited);
+        // What is to be stored may have to wait for room, maybe for what the next one has as arguments.
+        if result.as_ref().is_ok_and(results::are_stored)
+            && let Some(next) = next.take()
+        {
+            self.start(runtime, next);
+        }
         if !context.finished.swap(true, Ordering::AcqRel) {
             self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
         }
@@ -733,6 +741,7 @@ fn call_sync(runtime: &Arc<Runtime>, mut run: Box<Run>) -> Option<Box<Run>> {
             Entry::Task(_) | Entry::Method { .. } => executor.finish_with(runtime, run, 0, Err(failure)),
         };
     }
+    run.context.begun.store(true, Ordering::Release);
     match &run.function.entry {
         Entry::Task(call) => {
             let result = guarded::call(|| finished(call(arguments)));

@@ -443,6 +443,7 @@ impl Runtime {
             }
             ToHost::Budget { more } => self.executor.give_budget(self, more),
             ToHost::BudgetWanted => self.executor.press_budget(self),
+            ToHost::MayMakeRoom => self.tell(ToAgent::MakesRoom { may: self.executor.may_make_room() }),
             ToHost::AreYouIdle => {
                 let (running, actors) = self.executor.load();
                 let idle = running + actors == 0 && self.unsettled.lock().is_empty();

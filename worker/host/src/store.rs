@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -31,7 +31,8 @@ mod views;
 
 pub(crate) use views::{Callback, Place, Views};
 
-/// How long a writer waits for room before the store counts as full; longer while the agent writes objects to disk.
+/// How long a writer waits for room before the store counts as full; longer while the agent writes objects to disk, or calls
+/// run on the node whose end may make room.
 pub const STORE_FULL_WAIT: Duration = Duration::from_secs(5);
 /// How long a writer waits for room before it gives back what it only keeps for reuse.
 const PRESSURE_WAIT: Duration = Duration::from_millis(50);
@@ -99,8 +100,8 @@ pub struct Store {
     /// What lies in regions of others.
     views: Views,
     growing: Mutex<()>,
-    /// The agent has no room for a region that was asked for, so none is kept empty.
-    pressed: AtomicBool,
+    /// For how many regions that were asked for the agent has no room: none is kept empty meanwhile.
+    pressed: AtomicU32,
     /// The same for others' regions: when the agent said so last.
     asked: Mutex<Option<Instant>>,
     keep_bytes: u64,
@@ -142,7 +143,7 @@ impl Store {
             sites: Mutex::default(),
             left: Mutex::default(),
             growing: Mutex::default(),
-            pressed: AtomicBool::new(false),
+            pressed: AtomicU32::new(0),
             asked: Mutex::default(),
             warm_in: AtomicU32::new(if welcome.shared || welcome.host == welcome.driver {
                 WARM_AFTER_TICKS
@@ -233,9 +234,10 @@ impl Store {
     }
 
     /// Adds a region, with the agent's leave, unless memory comes free meanwhile. One thread at a time: the others find
-    /// room when it is done. Waits as long as the agent makes room.
+    /// room when it is done. While there is none each waits by itself, since what is too little for one may be enough for
+    /// another, whose end is what the first waits for. Waits as long as the agent makes room.
     fn grow(&self, runtime: &Arc<Runtime>, wanted: u64, bytes: u64) -> Result<Option<Block>, Failure> {
-        let _turn = self.growing.lock();
+        let mut turn = self.growing.try_lock_for(PRESSURE_WAIT);
         if let Ok(block) = self.heap.allocate(wanted) {
             return Ok(Some(block));
         }
@@ -248,11 +250,19 @@ impl Store {
         let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
         let answer = receiver.recv_timeout(PRESSURE_WAIT).or_else(|_| {
-            self.pressed.store(true, Ordering::Release);
+            turn = None;
+            let call = context::task();
+            if let Some(call) = &call {
+                call.lacking.fetch_add(1, Ordering::AcqRel);
+            }
+            self.pressed.fetch_add(1, Ordering::AcqRel);
             self.trim(runtime, 0);
             // It answers in any case, unless the link to it ends.
             let answer = receiver.recv();
-            self.pressed.store(false, Ordering::Release);
+            self.pressed.fetch_sub(1, Ordering::AcqRel);
+            if let Some(call) = &call {
+                call.lacking.fetch_sub(1, Ordering::AcqRel);
+            }
             answer
         });
         match answer {
@@ -286,7 +296,10 @@ impl Store {
             runtime.tell(ToAgent::RegionRemoved { seq });
             return Err(Failure::new(FailureKind::StoreFull, error.to_string()));
         }
-        Ok(None)
+        // Of those who wait by themselves, some may find room beside what this one is for.
+        let block = self.heap.allocate(wanted).ok();
+        self.freed();
+        Ok(block)
     }
 
     pub(crate) fn region_answer(&self, request: u64, answer: Result<(), Failure>) {
@@ -301,13 +314,15 @@ impl Store {
     fn freed(&self) {
         let mut answers = self.answers.lock();
         let Some(answers) = answers.as_mut() else { return };
-        let found = answers
-            .iter()
-            .find_map(|(request, growing)| Some((*request, self.heap.allocate(growing.wanted).ok()?)));
-        if let Some((request, block)) = found
-            && let Some(growing) = answers.remove(&request)
-        {
-            let _ended = growing.answer.try_send(Ok(Room::Here(block)));
+        let mut waiting: Vec<(u64, u64)> =
+            answers.iter().map(|(request, growing)| (*request, growing.wanted)).collect();
+        waiting.sort_unstable();
+        for (request, wanted) in waiting {
+            if let Ok(block) = self.heap.allocate(wanted)
+                && let Some(growing) = answers.remove(&request)
+            {
+                let _ended = growing.answer.try_send(Ok(Room::Here(block)));
+            }
         }
     }
 
@@ -335,7 +350,7 @@ impl Store {
 
     /// What may be kept for reuse just now.
     fn keep_bytes(&self) -> u64 {
-        if self.asked.lock().is_some() || self.pressed.load(Ordering::Acquire) {
+        if self.asked.lock().is_some() || self.pressed.load(Ordering::Acquire) > 0 {
             0
         } else if self.written.lock().is_some() {
             self.keep_bytes

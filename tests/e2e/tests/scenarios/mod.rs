@@ -22,6 +22,7 @@ mod objects;
 mod pinning;
 mod placing;
 mod pressure;
+mod room;
 mod scale;
 mod several;
 mod sharing;
@@ -126,6 +127,22 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::parents_let_their_children_in).store_bytes(32 << 20),
         case!(pressure::a_shuffle_outgrows_the_store).store_bytes(32 << 20),
         case!(pressure::a_shuffle_outgrows_two_stores).modes(RIG).store_bytes(32 << 20),
+        case!(room::many_large_calls_share_the_store).modes(RIG).store_bytes(64 << 20).cpus(4.0),
+        case!(room::a_result_waits_for_the_end_of_other_calls)
+            .modes(RIG)
+            .store_bytes(64 << 20)
+            .cpus(4.0)
+            .fresh(),
+        case!(room::what_fits_does_not_wait_behind_what_waits_for_its_end)
+            .modes(RIG)
+            .store_bytes(64 << 20)
+            .cpus(4.0)
+            .fresh(),
+        case!(room::a_result_waits_for_the_next_call_of_its_slot)
+            .modes(RIG)
+            .store_bytes(64 << 20)
+            .cpus(1.0)
+            .fresh(),
         case!(disk::a_spoiled_disk_is_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(disk::missing_files_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(disk::files_that_were_cut_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),

@@ -10,6 +10,9 @@
 //! - **BU-2** The oldest that fits comes first; nobody waits for others who need more. So who needs more than a quarter may
 //!   wait for a lull.
 //! - **BU-3** Who asks while nobody has anything gets it, however much.
+//! - **BU-4** Who waits for room in the store, to put what a call made, does not fail as long as other calls go on whose end
+//!   may make some: meanwhile nobody is given more than half of the store. Where none goes on, since each waits for room,
+//!   what is enough for any of them is given to that one, before somebody is refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,6 +28,9 @@ const EIGHTHS: [(Duration, u64); 3] =
     [(Duration::ZERO, 4), (Duration::from_secs(1), 6), (Duration::from_secs(10), 8)];
 /// A host is given at least one part in so many of the store at once where there is enough, so that it asks rarely.
 const GIVEN_SHARE: u64 = 8;
+
+/// How often hosts are asked whether calls there may make room, while somebody waits longer than it should.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A host waits for more.
 #[derive(Debug)]
@@ -45,6 +51,10 @@ pub(super) struct Budget {
     waiting: VecDeque<Wish>,
     /// Those who were asked to give back what they do not need.
     asked: BTreeSet<HostId>,
+    /// Those who ever had anything, and whether calls there may make room, where they have answered that.
+    makes_room: BTreeMap<HostId, Option<bool>>,
+    /// Somebody waits for room for longer than it should.
+    short: bool,
     /// When it was looked at who may have more.
     last: Option<Instant>,
 }
@@ -58,6 +68,8 @@ impl Budget {
             total: 0,
             waiting: VecDeque::new(),
             asked: BTreeSet::new(),
+            makes_room: BTreeMap::new(),
+            short: false,
             last: None,
         }
     }
@@ -87,12 +99,30 @@ impl Budget {
         self.total -= self.given.remove(&host).unwrap_or(0);
         self.waiting.retain(|wish| wish.host != host);
         self.asked.remove(&host);
+        self.makes_room.remove(&host);
+    }
+
+    /// Whether calls there may make room when they end.
+    pub(super) fn makes_room(&mut self, host: HostId, may: bool) {
+        if let Some(said) = self.makes_room.get_mut(&host) {
+            *said = Some(may);
+        }
+    }
+
+    /// Whether calls anywhere may make room; who has not answered since the last time may. Then all are to be asked again.
+    fn may_come(&mut self) -> bool {
+        let mut any = false;
+        for said in self.makes_room.values_mut() {
+            any |= said.take() != Some(false);
+        }
+        any
     }
 
     /// What all may have together where one has waited for so long.
     fn bound(&self, waited: Duration) -> u64 {
         let eighths =
             EIGHTHS.iter().rev().find(|(after, _)| waited >= *after).map_or(0, |(_, eighths)| *eighths);
+        let eighths = if self.short { eighths.min(EIGHTHS[0].1) } else { eighths };
         // In this order it cannot be too large.
         self.store_bytes / 8 * eighths + self.store_bytes % 8 * eighths / 8
     }
@@ -110,6 +140,7 @@ impl Budget {
         let plenty = if self.waiting.is_empty() { (self.store_bytes / GIVEN_SHARE).min(free) } else { 0 };
         let more = more.max(plenty);
         *self.given.entry(host).or_insert(0) += more;
+        self.makes_room.entry(host).or_insert(None);
         self.total = self.total.saturating_add(more);
         // It keeps what it does not need until it is asked again.
         self.asked.remove(&host);
@@ -147,6 +178,43 @@ impl Core {
     pub(super) fn budget_without(&mut self, host: HostId) {
         self.budget.gone(host);
         if let Some(last) = self.budget.last {
+            self.share_budget(last);
+        }
+    }
+
+    /// Somebody has waited for room for too long: goes on waiting while there is hope, else is refused.
+    pub(super) fn look_for_room(&mut self, now: Instant) {
+        let hosts: Vec<HostId> = self.budget.makes_room.keys().copied().collect();
+        let comes_in = !self.pulls.is_empty() || !self.restores.is_empty();
+        let may_come = self.budget.may_come() || comes_in && !self.objects.agent_waits();
+        // Where no call ever had arguments, there is nobody to wait for.
+        let hope = !hosts.is_empty() && may_come && self.objects.go_on(now, LOOK_AGAIN);
+        if !hope {
+            let granted = if hosts.is_empty() { Vec::new() } else { self.objects.grants_out_of_turn() };
+            if granted.is_empty() || !self.objects.go_on(now, LOOK_AGAIN) {
+                for (writer, request, failure) in self.objects.refuse(now, hosts.is_empty()) {
+                    self.room(writer, request, Err(failure.on(self.config.node.to_string())));
+                }
+            }
+            for (writer, request) in granted {
+                self.room(writer, request, Ok(()));
+            }
+        }
+        if self.objects.is_late() {
+            self.budget.short = true;
+            for host in hosts {
+                self.tell(host, ToHost::MayMakeRoom);
+            }
+        }
+    }
+
+    /// If nobody waits for too long any more, the budget is what it was.
+    pub(super) fn no_longer_short(&mut self) {
+        if self.budget.short
+            && !self.objects.is_late()
+            && let Some(last) = self.budget.last
+        {
+            self.budget.short = false;
             self.share_budget(last);
         }
     }

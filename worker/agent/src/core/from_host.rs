@@ -74,6 +74,7 @@ impl Core {
                 self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
             }
             ToAgent::BudgetWanted { more, alone } => self.budget_wanted(id, more, alone, now),
+            ToAgent::MakesRoom { may } => self.budget.makes_room(id, may),
             ToAgent::BudgetBack { bytes } => self.budget_back(id, bytes, now),
             ToAgent::RegionWanted { request, bytes, wait_ms } => {
                 let wait = Duration::from_millis(wait_ms).min(REGION_WAIT_MAX);

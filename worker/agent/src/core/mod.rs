@@ -271,9 +271,8 @@ impl Core {
         self.ask_again(now);
         self.bury_without_the_silent(now);
         self.objects.retry(now);
-        let refused = self.objects.expire(now);
-        for (writer, request, failure) in refused {
-            self.room(writer, request, Err(failure.on(self.config.node.to_string())));
+        if self.objects.overdue(now) {
+            self.look_for_room(now);
         }
         self.pump();
     }
@@ -430,6 +429,7 @@ impl Core {
         for (writer, request) in self.objects.grants() {
             self.room(writer, request, Ok(()));
         }
+        self.no_longer_short();
     }
 
     fn room(&mut self, writer: HostId, request: Request, result: Result<(), Failure>) {

@@ -33,9 +33,11 @@ use super::stock;
 
 mod holders;
 mod spill;
+mod waits;
 
 pub use holders::{FAN_OUT, Holders, SPREAD_BYTES_MIN};
 pub use spill::{Limits, Slot, Spill, SpillItem};
+pub use waits::BUSY_WAIT_MAX;
 
 /// Most requests for a region that wait at once; a further one is refused.
 pub const WAITING_MAX: usize = 4096;
@@ -101,7 +103,7 @@ pub enum Error {
 pub enum Want {
     /// It may be made.
     Granted,
-    /// It waits; [`Objects::grants`] or [`Objects::expire`] answers.
+    /// It waits; [`Objects::grants`] or [`Objects::refuse`] answers.
     Waiting,
     /// It may not.
     Refused(Failure),
@@ -223,17 +225,6 @@ impl Entry {
     }
 }
 
-#[derive(Debug)]
-struct Waiting {
-    writer: HostId,
-    request: Request,
-    bytes: u64,
-    deadline: Instant,
-    /// What it was before the disk made room.
-    first_deadline: Instant,
-    wait_ms: u64,
-}
-
 /// The table. See the module's text for what it guarantees.
 #[derive(Debug)]
 pub struct Objects {
@@ -247,7 +238,7 @@ pub struct Objects {
     /// How many of them are primary ones, and their bytes.
     primaries: (u64, u64),
     pinned: u64,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<waits::Waiting>,
     clock: u64,
     nowhere: Arc<str>,
     disk: spill::Disk,
@@ -365,7 +356,7 @@ impl Objects {
             ));
         }
         let first_deadline = deadline;
-        self.waiting.push_back(Waiting { writer, request, bytes, deadline, first_deadline, wait_ms });
+        self.waiting.push_back(waits::Waiting { writer, request, bytes, deadline, first_deadline, wait_ms });
         Want::Waiting
     }
 
@@ -425,23 +416,6 @@ impl Objects {
         self.granted.entry(writer).or_default().push(bytes);
     }
 
-    /// Grants what fits now, in order; what is reserved for the agent, out of it.
-    pub fn grants(&mut self) -> Vec<(HostId, Request)> {
-        let mut out = Vec::new();
-        let mut at = 0;
-        while let Some(waiting) = self.waiting.get(at) {
-            let (writer, request, bytes) = (waiting.writer, waiting.request, waiting.bytes);
-            if self.is_next(writer, bytes, at == 0) {
-                self.waiting.remove(at);
-                self.grant(writer, bytes);
-                out.push((writer, request));
-            } else {
-                at += 1;
-            }
-        }
-        out
-    }
-
     /// How many bytes the first request in line lacks, beside those that come free by themselves; zero where nobody
     /// waits.
     pub fn short_by(&self) -> u64 {
@@ -462,52 +436,6 @@ impl Objects {
             }
         }
         writers
-    }
-
-    /// Refuses what waited too long. While the disk makes room, a wait goes on.
-    pub fn expire(&mut self, now: Instant) -> Vec<(HostId, Request, Failure)> {
-        let (used, capacity) = (self.used, self.capacity);
-        let mut out = Vec::new();
-        let disk = &self.disk;
-        self.waiting.retain_mut(|waiting| {
-            if waiting.deadline > now {
-                return true;
-            }
-            if let Some(later) = disk.extended(waiting.first_deadline, now) {
-                waiting.deadline = later;
-                return true;
-            }
-            let failure = Failure::new(
-                FailureKind::StoreFull,
-                format!(
-                    "no room for a region of {} within {} ms: {} of the store's {} are in use{}",
-                    bytes_text(waiting.bytes),
-                    waiting.wait_ms,
-                    bytes_text(used),
-                    bytes_text(capacity),
-                    disk.complaint()
-                ),
-            );
-            out.push((waiting.writer, waiting.request, failure));
-            false
-        });
-        out
-    }
-
-    /// When [`Objects::expire`] has something to do next.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let waits = self.waiting.iter().map(|waiting| waiting.deadline).min();
-        waits.into_iter().chain(self.disk.retry_at()).min()
-    }
-
-    /// The writer needs no region any more: room came free in those that it has. Gives back what it was granted
-    /// meanwhile.
-    pub fn unwant(&mut self, writer: HostId, request: Request, bytes: u64) {
-        let before = self.waiting.len();
-        self.waiting.retain(|waiting| (waiting.writer, waiting.request) != (writer, request));
-        if self.waiting.len() == before {
-            self.ungrant(writer, bytes);
-        }
     }
 
     /// The writer gave back what it could: what it still has it needs.

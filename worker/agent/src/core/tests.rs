@@ -14,6 +14,7 @@ use super::{
 mod drain;
 mod estate;
 mod jobs;
+mod room;
 
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;

@@ -85,6 +85,11 @@ impl Room {
         Self { admission: Mutex::default(), ahead: 0.into(), ahead_max }
     }
 
+    /// Whether any call that does not wait for others has arguments.
+    pub(super) fn is_used(&self) -> bool {
+        self.admission.lock().is_used()
+    }
+
     /// What had waited for others goes on.
     pub(super) fn resume(&self, bytes: u64) {
         if bytes > 0 {
@@ -201,6 +206,11 @@ impl Executor {
     /// Other hosts wait for the budget.
     pub(crate) fn press_budget(&self, runtime: &Arc<Runtime>) {
         self.change_room(runtime, Admission::press);
+    }
+
+    /// Whether room in the store may come free because a call here ends: some have arguments, and some go on.
+    pub(crate) fn may_make_room(&self) -> bool {
+        self.room.is_used() && self.state.lock().running.values().any(|context| context.moves())
     }
 
     fn change_room(&self, runtime: &Arc<Runtime>, change: impl FnOnce(&mut Admission<Wish>)) {

@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context as Poller, Poll, Waker},
     time::Instant,
 };
@@ -93,6 +93,7 @@ pub(super) fn begin(runtime: &Arc<Runtime>, shell: &mut Shell, run: Box<Run>) {
 async fn drive(runtime: Arc<Runtime>, mut run: Box<Run>) {
     let arguments = Arguments::new(std::mem::take(&mut run.arguments));
     let started = Instant::now();
+    run.context.begun.store(true, Ordering::Release);
     let executor = runtime.executor();
     match &run.function.entry {
         Entry::Task(call) => {

@@ -24,6 +24,11 @@ const INLINE_BYTES_TOGETHER: u64 = INLINE_BYTES_MAX as u64;
 /// Values up to so many bytes always travel inside the message: [`ARGUMENTS_MAX`] of them fit into one.
 const TINY_BYTES: u64 = 128;
 
+/// Whether some of these go to the store, where they may have to wait for room.
+pub(super) fn are_stored(results: &Results) -> bool {
+    results.iter().any(|output| output.encoded.len() > INLINE_BYTES_TOGETHER)
+}
+
 impl Executor {
     pub(super) fn send_done(
         &self,

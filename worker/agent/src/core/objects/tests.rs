@@ -19,6 +19,11 @@ fn fd() -> Arc<OwnedFd> {
     Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()))
 }
 
+/// Refuses what waited too long, where nobody else makes room.
+fn expire(objects: &mut Objects, now: Instant) -> Vec<(HostId, Request, Failure)> {
+    if objects.overdue(now) { objects.refuse(now, true) } else { Vec::new() }
+}
+
 fn with_region(capacity: u64, bytes: u64) -> (Objects, RegionId) {
     let mut objects = Objects::new(capacity, Limits::default());
     let region = RegionId { writer: host(2), seq: 1 };
@@ -49,7 +54,7 @@ fn o1_o2_room_is_granted_in_order_and_refused_at_the_deadline() {
     assert_eq!(objects.want(host(4), 7, MIB, soon, 50), Want::Waiting, "it would fit, but is not first");
     assert_eq!(objects.grants(), vec![]);
     assert_eq!(objects.next_deadline(), Some(soon));
-    let refused = objects.expire(soon);
+    let refused = expire(&mut objects, soon);
     assert_eq!(refused.len(), 1);
     let text = refused[0].2.to_string();
     assert!(text.contains("3.0 MiB of the store's 4.0 MiB") && text.contains("MOB2001"), "{text}");

@@ -48,7 +48,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     let room = objects.make_room();
     assert_eq!((names(&room.spills), room.gone), (vec![(1, vec![20]), (2, vec![21])], Gone::default()));
     assert!(objects.make_room().spills.is_empty(), "enough is on its way");
-    assert!(objects.expire(now).is_empty(), "the disk makes room");
+    assert!(expire(&mut objects, now).is_empty(), "the disk makes room");
     assert_eq!(objects.spilled(1, Ok(()), now), Gone::default());
     assert_eq!(objects.pin((object(20), 1, JOB), host(3)).unwrap().offset, 0, "it is still in memory");
     objects.unpin(object(20), host(3));
@@ -193,7 +193,7 @@ fn a_disk_in_trouble_is_tried_again_and_named() {
     assert_eq!(names(&objects.make_room().spills), [(3, vec![10]), (4, vec![11])]);
     objects.spilled(3, Err("no space".to_owned()), again);
     objects.spilled(4, Err("no space".to_owned()), again);
-    let refused = objects.expire(deadline);
+    let refused = expire(&mut objects, deadline);
     let text = refused[0].2.to_string();
     assert!(text.contains("nothing is spilled: no space") && text.contains("MOB2001"), "{text}");
 }
@@ -209,7 +209,7 @@ fn a_slow_disk_is_waited_for_up_to_its_limit() {
     // Neither file is written: the wait goes on for as long as one may take, and no longer.
     let mut at = deadline;
     while at < deadline + stall {
-        assert!(objects.expire(at).is_empty(), "refused {:?} after its deadline", at - deadline);
+        assert!(expire(&mut objects, at).is_empty(), "refused {:?} after its deadline", at - deadline);
         let next = objects.next_deadline().unwrap();
         assert!(next > at, "no time passes");
         at = next;
@@ -217,10 +217,10 @@ fn a_slow_disk_is_waited_for_up_to_its_limit() {
     assert_eq!(at, deadline + stall);
     // Each file that is written gives it as much time again.
     objects.spilled(1, Ok(()), at - Duration::from_secs(1));
-    assert!(objects.expire(at).is_empty());
+    assert!(expire(&mut objects, at).is_empty());
     let end = at - Duration::from_secs(1) + stall;
-    assert!(objects.expire(end - Duration::from_millis(1)).is_empty());
-    let refused = objects.expire(end);
+    assert!(expire(&mut objects, end - Duration::from_millis(1)).is_empty());
+    let refused = expire(&mut objects, end);
     assert!(refused[0].2.to_string().contains("MOB2001"), "{}", refused[0].2);
     // What was not written in time is where it was, and its file counts once it is there.
     assert!(objects.pin((object(10), 1, JOB), host(3)).is_some());
@@ -271,7 +271,7 @@ fn files_have_a_bound_and_spilling_can_be_off() {
         let mut objects = full(Limits { above: 1.0, disk_bytes, ..limits() });
         assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
         assert!(objects.make_room().spills.is_empty());
-        let text = objects.expire(now)[0].2.to_string();
+        let text = expire(&mut objects, now)[0].2.to_string();
         assert!(text.contains(part), "{text}");
     }
 }
@@ -288,7 +288,7 @@ fn o7_a_file_counts_until_the_disk_has_deleted_it() {
     let one = slot_bytes(MIB).unwrap();
     assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
     assert!(objects.make_room().spills.is_empty(), "there is room for one");
-    let text = objects.expire(now + PAUSE * 2)[0].2.to_string();
+    let text = expire(&mut objects, now + PAUSE * 2)[0].2.to_string();
     assert!(text.contains("2.0 MiB that files may take are used, 1.0 MiB of that by files yet"), "{text}");
     objects.deleted(1);
     objects.deleted(1);
@@ -519,7 +519,7 @@ impl Model {
                 }
                 self.now += Duration::from_millis(200);
                 self.objects.retry(self.now);
-                self.objects.expire(self.now);
+                expire(&mut self.objects, self.now);
             }
         }
         self.settle();

@@ -1,0 +1,102 @@
+//! Waits for room while calls run that have arguments.
+
+use super::*;
+
+/// A node of 4 MiB with two hosts of a job, each of which has a part of the budget, the first with 3 MiB in memory.
+fn full() -> (Rig, [HostId; 2]) {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let hosts = [rig.launched(1, own()), rig.launched(2, own())];
+    for host in hosts {
+        let wanted = ToAgent::BudgetWanted { more: MIB / 2, alone: true };
+        assert_eq!(rig.host(host, wanted), [format!("{} < Budget", short(&host))]);
+    }
+    rig.host(hosts[0], ToAgent::RegionWanted { request: 1, bytes: 3 * MIB, wait_ms: 0 });
+    rig.host_with(hosts[0], ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host(hosts[0], sealed(1, 0, 3 * MIB));
+    let copy = Copy { bytes: 3 * MIB, ..copy(NodeId::EMBEDDED, 1) };
+    rig.host(hosts[1], ToAgent::Open { ahead: false, request: 1, object: object(1), copy });
+    (rig, hosts)
+}
+
+fn wants(rig: &mut Rig, host: HostId, bytes: u64) {
+    let wanted = ToAgent::RegionWanted { request: 2, bytes, wait_ms: 100 };
+    assert_eq!(rig.host(host, wanted), [""; 0]);
+}
+
+/// Until something is due.
+fn later(rig: &mut Rig) -> Vec<String> {
+    rig.now = rig.core.next_deadline().expect("something to wait for");
+    rig.core.tick(rig.now);
+    rig.lines()
+}
+
+const ASKED: [&str; 2] = ["host-2 < MayMakeRoom", "host-3 < MayMakeRoom"];
+
+#[test]
+fn bu4_who_waits_for_room_goes_on_while_calls_may_make_some() {
+    let (mut rig, [one, other]) = full();
+    wants(&mut rig, one, 2 * MIB);
+    assert_eq!(later(&mut rig), ASKED, "nobody has said that none will come");
+    for may in [true, true] {
+        rig.host(one, ToAgent::MakesRoom { may: false });
+        rig.host(other, ToAgent::MakesRoom { may });
+        assert_eq!(later(&mut rig), ASKED);
+    }
+    // Meanwhile others are given no more than half of the store, however long they wait.
+    let wanted = ToAgent::BudgetWanted { more: 2 * MIB, alone: false };
+    assert_eq!(rig.host(other, wanted), ["host-2 < BudgetWanted"]);
+    for _ in 0..15 {
+        rig.host(other, ToAgent::MakesRoom { may: true });
+        let said = later(&mut rig);
+        assert!(said.is_empty() || said == ASKED, "{said:?}");
+    }
+    rig.host(one, ToAgent::MakesRoom { may: false });
+    rig.host(other, ToAgent::MakesRoom { may: false });
+    let refused = loop {
+        let said = later(&mut rig);
+        if !said.is_empty() {
+            break said;
+        }
+    };
+    assert_eq!(refused, ["host-2 < RegionRefused StoreFull", "host-3 < Budget"]);
+}
+
+#[test]
+fn bu4_nobody_waits_for_ever_for_calls_that_do_not_end() {
+    let (mut rig, [one, _]) = full();
+    wants(&mut rig, one, 2 * MIB);
+    let began = rig.now;
+    // Hosts that never answer, too.
+    while later(&mut rig) == ASKED {
+        assert!(rig.now <= began + objects::BUSY_WAIT_MAX + Duration::from_secs(2), "it waits for ever");
+    }
+    assert!(rig.now >= began + objects::BUSY_WAIT_MAX);
+    assert_eq!(rig.core.usage().waiting, 0);
+}
+
+#[test]
+fn bu4_what_is_enough_for_one_is_given_before_any_is_refused() {
+    let (mut rig, [one, other]) = full();
+    wants(&mut rig, one, 2 * MIB);
+    wants(&mut rig, other, MIB);
+    assert_eq!(later(&mut rig), ASKED);
+    let stuck = |rig: &mut Rig| {
+        for host in [one, other] {
+            rig.host(host, ToAgent::MakesRoom { may: false });
+        }
+        later(rig)
+    };
+    assert_eq!(stuck(&mut rig), ["host-3 < RegionGranted", ASKED[0], ASKED[1]]);
+    // Of two that are too large, the younger one goes first.
+    let wanted = ToAgent::RegionWanted { request: 3, bytes: 3 * MIB, wait_ms: 0 };
+    assert_eq!(rig.host(other, wanted), [""; 0]);
+    rig.now += Duration::from_secs(1);
+    for host in [one, other] {
+        rig.host(host, ToAgent::MakesRoom { may: false });
+    }
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-3 < RegionRefused StoreFull", ASKED[0], ASKED[1]]);
+    let next = stuck(&mut rig);
+    assert_eq!(next, ["host-2 < RegionRefused StoreFull"]);
+}
