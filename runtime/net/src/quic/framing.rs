@@ -108,7 +108,9 @@ impl Sender {
             if self.gathered.is_empty() {
                 return Ok(());
             }
-            self.leaving = self.gathered.split().freeze();
+            // The next ones gather in memory of their own: in what is left of this one they would keep all of it, and
+            // idle links would keep what once was the most.
+            self.leaving = std::mem::take(&mut self.gathered).freeze();
         }
     }
 
