@@ -229,6 +229,59 @@ pub async fn a_barrier_lets_all_go_on_or_none(_env: Env) -> Result<()> {
     Ok(())
 }
 
+/// Waits at the barrier until it is told to die there.
+#[mobula::task(cpu = 0, retries = 0, isolation = "process")]
+async fn die_at(barrier: Barrier, end: Vec<ObjectRef<()>>) -> Result<()> {
+    tokio::select! {
+        biased;
+        came = barrier.wait(LONG) => came.map(drop),
+        _ended = end[0].clone() => std::process::abort(),
+    }
+}
+
+pub async fn a_barrier_counts_who_is_there(_env: Env) -> Result<()> {
+    let barrier = Barrier::new(3).await?;
+    let are_there = async |count: u32| {
+        eventually(&format!("{count} parties to be at the barrier"), async || {
+            Ok(barrier.waiting().await? == count)
+        })
+        .await
+    };
+    let end = Lifeline::new()?;
+    let dying = die_at.remote(barrier.clone(), vec![end.watch()]);
+    are_there(1).await?;
+    let cancelled = arrive.remote(barrier.clone(), 1);
+    are_there(2).await?;
+    // The first dies, the second is cancelled, and a third gives up its wait.
+    drop(end);
+    assert_eq!(dying.await.unwrap_err().kind(), ErrorKind::HostDied);
+    are_there(1).await?;
+    assert!(cancelled.cancel());
+    are_there(0).await?;
+    let mut given_up = Box::pin(barrier.wait(LONG));
+    tokio::select! {
+        biased;
+        came = &mut given_up => assert_eq!(came?, 0, "nobody else is there"),
+        there = are_there(1) => there?,
+    }
+    drop(given_up);
+    are_there(0).await?;
+    // Two of three: whoever left is none of them.
+    let both = [arrive_briefly.remote(barrier.clone(), 300), arrive_briefly.remote(barrier.clone(), 20_000)];
+    for text in mobula::get_all(&both).await? {
+        assert!(text.starts_with("TimedOut") && text.contains("2 of 3 parties"), "{text}");
+    }
+    // Nor does who leaves take the others with it.
+    let two: Vec<_> = (0..2).map(|_| arrive.remote(barrier.clone(), 1)).collect();
+    are_there(2).await?;
+    assert!(two[1].cancel());
+    are_there(1).await?;
+    let others: Vec<_> = (0..2).map(|_| arrive.remote(barrier.clone(), 1)).collect();
+    assert_eq!(mobula::get_all(&others).await?, [[1]; 2]);
+    assert_eq!(two[0].clone().await?, [1]);
+    Ok(())
+}
+
 #[mobula::task]
 async fn unpack(packed: Packed) -> Result<(String, u64)> {
     let (text, inner) = packed.open::<(String, ObjectRef<u64>)>()?;

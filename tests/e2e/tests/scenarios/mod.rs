@@ -176,6 +176,7 @@ pub fn cases() -> Vec<Case> {
         case!(blocks::a_semaphore_bounds),
         case!(blocks::a_dead_holders_permits_come_back),
         case!(blocks::a_barrier_lets_all_go_on_or_none),
+        case!(blocks::a_barrier_counts_who_is_there),
         case!(blocks::packed_values_keep_their_refs),
         case!(cancelling::async_code_is_dropped_at_its_await),
         case!(cancelling::what_waits_never_runs).cpus(1.0),
