@@ -57,6 +57,8 @@ pub struct ActorPool<A: Actor> {
 #[derive(Clone, Default)]
 struct Load {
     calls: VecDeque<WeakRef>,
+    /// Calls that are being made, and have no ref yet.
+    reserved: usize,
     /// Calls since all were looked at.
     since: usize,
 }
@@ -71,7 +73,25 @@ impl Load {
             self.calls.retain(|call| !call.is_ready());
             self.since = 0;
         }
-        self.calls.len()
+        self.calls.len() + self.reserved
+    }
+}
+
+/// A place for a call at a member, from when that is chosen. It is the call's once that is made; else it comes back.
+struct Reserved<'a, A: Actor> {
+    pool: &'a ActorPool<A>,
+    at: usize,
+    made: Option<WeakRef>,
+}
+
+impl<A: Actor> Drop for Reserved<'_, A> {
+    fn drop(&mut self) {
+        let load = &mut self.pool.load()[self.at];
+        load.reserved -= 1;
+        if let Some(call) = self.made.take() {
+            load.calls.push_back(call);
+            load.since += 1;
+        }
     }
 }
 
@@ -113,6 +133,8 @@ impl<A: Actor> ActorPool<A> {
         let mut members = self.members.clone();
         // A place has another member for this value of the pool alone.
         let mut load = self.load().clone();
+        // Calls that are being made count where they began, and end there.
+        load.iter_mut().for_each(|load| load.reserved = 0);
         let mut replaced = 0;
         for (number, member) in members.iter_mut().enumerate().filter(|(_, member)| member.is_dead()) {
             let new: A::Handle = spawn(number).await?;
@@ -149,12 +171,16 @@ impl<A: Actor> ActorPool<A> {
     }
 
     fn try_call<R>(&self, call: impl FnOnce(&A::Handle) -> ObjectRef<R>) -> Result<ObjectRef<R>> {
-        let at = self.choose(&mut self.load())?;
+        // In one step, so that others who choose meanwhile see it.
+        let mut place = {
+            let mut load = self.load();
+            let at = self.choose(&mut load)?;
+            load[at].reserved += 1;
+            Reserved { pool: self, at, made: None }
+        };
         // Not under the lock: it may have to wait.
-        let made = call(&A::Handle::from(self.members[at].clone()));
-        let mut load = self.load();
-        load[at].calls.push_back(made.downgrade());
-        load[at].since += 1;
+        let made = call(&A::Handle::from(self.members[place.at].clone()));
+        place.made = Some(made.downgrade());
         Ok(made)
     }
 

@@ -1,6 +1,6 @@
 //! Pools, queues, semaphores and barriers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mobula::{ActorPool, Barrier, Error, ErrorKind, Lifeline, ObjectRef, Packed, Queue, Result, Semaphore};
 use mobula_e2e::{Env, eventually};
@@ -95,6 +95,35 @@ pub async fn a_pool_shares_work(_env: Env) -> Result<()> {
     assert!(error.to_string().contains("replace_dead"), "{error}");
     assert_eq!(pool.replace_dead(|_| Worker::spawn()).await?, 3);
     assert_eq!(pool.call(|worker| worker.double(4)).await?, 8);
+    Ok(())
+}
+
+pub async fn a_pool_counts_calls_from_when_it_chooses(_env: Env) -> Result<()> {
+    let pool = ActorPool::<Worker>::spawn(3, |_| Worker::spawn()).await?;
+    let lifeline = Lifeline::new()?;
+    // Each of three threads has chosen before any has called.
+    let all_chose = Arc::new(std::sync::Barrier::new(3));
+    let calling = (0..3).map(|_| {
+        let (pool, all_chose, watch) = (pool.clone(), all_chose.clone(), lifeline.watch());
+        tokio::task::spawn_blocking(move || {
+            pool.call(|worker| {
+                all_chose.wait();
+                worker.hold(vec![watch])
+            })
+        })
+    });
+    let mut held = Vec::new();
+    for call in calling.collect::<Vec<_>>() {
+        held.push(call.await.expect("it does not panic"));
+    }
+    assert_eq!(pool.in_flight(), [1; 3]);
+    // What was not called after all, does not count.
+    let panics = std::panic::AssertUnwindSafe(|| pool.call::<u64>(|_| panic!("nothing is called")));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    assert_eq!(pool.in_flight(), [1; 3]);
+    drop(lifeline);
+    mobula::get_all(&held).await?;
+    assert_eq!(pool.in_flight(), [0; 3]);
     Ok(())
 }
 

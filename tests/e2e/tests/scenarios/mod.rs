@@ -171,6 +171,7 @@ pub fn cases() -> Vec<Case> {
         case!(memory::a_process_is_held_to_its_memory),
         case!(memory::an_actor_is_held_to_its_memory),
         case!(blocks::a_pool_shares_work),
+        case!(blocks::a_pool_counts_calls_from_when_it_chooses),
         case!(blocks::a_queue_passes_items),
         case!(blocks::a_queue_waits_no_longer_than_it_may),
         case!(blocks::a_semaphore_bounds),
