@@ -1,5 +1,6 @@
 //! Telling others that one is still there.
 
+use mobula_host::codec;
 use mobula_proto::{Failure, FailureKind};
 
 use crate::{ObjectRef, Result};
@@ -39,10 +40,17 @@ impl Lifeline {
     pub fn watch(&self) -> ObjectRef<()> {
         self.watch.clone()
     }
+
+    /// Ends it as something that went well: who awaits it gets the value that it otherwise never has.
+    pub(crate) fn complete(&self) -> Result<()> {
+        let output = codec::encode(&())?;
+        Ok(self.watch.raw.runtime.fulfil(self.watch.raw.id, &output)?)
+    }
 }
 
 impl Drop for Lifeline {
     fn drop(&mut self) {
+        // Nothing changes if it is complete.
         let failure = Failure::new(FailureKind::Cancelled, "its holder let go of it");
         self.watch.raw.runtime.fail(self.watch.raw.id, failure);
     }

@@ -607,7 +607,7 @@ impl Runtime {
         self.step(|core, out| core.failed(failure, out))
     }
 
-    /// An object of this host that is pending until [`Self::fail`]; it has one reference.
+    /// An object of this host that is pending until [`Self::fulfil`] or [`Self::fail`]; it has one reference.
     pub fn pending(self: &Arc<Self>) -> ObjectId {
         self.step(|core, _| {
             let object = core.next_task().object(0);
@@ -619,6 +619,18 @@ impl Runtime {
     /// Fails an object of this host that [`Self::pending`] made.
     pub fn fail(self: &Arc<Self>, object: ObjectId, failure: Failure) {
         self.step(|core, out| core.own(out, |objects, fx| objects.fail(object, failure, fx)));
+    }
+
+    /// Gives an object of this host that [`Self::pending`] made a value, a small one without refs.
+    pub fn fulfil(self: &Arc<Self>, object: ObjectId, output: &Output) -> Result<(), Failure> {
+        let blob = output.encoded.to_blob();
+        let bytes = blob.map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))?;
+        let state = State::Inline { bytes, contains: Vec::new() };
+        let me = self.me();
+        self.step(|core, out| {
+            core.own(out, |objects, fx| objects.complete(me, object, state, Vec::new(), fx))
+        });
+        Ok(())
     }
 
     /// Whether a forced cancellation of this call could hurt nothing else.

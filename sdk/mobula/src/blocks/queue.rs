@@ -1,12 +1,14 @@
 //! A queue that any process puts into and takes from.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, HashMap, HashSet},
     marker::PhantomData,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use mobula_proto::ObjectId;
+use rkyv::with::Skip;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{left, turn, while_wanted};
@@ -16,7 +18,13 @@ use crate::{Data, Error, ErrorKind, Lifeline, ObjectRef, Packed, Result};
 /// one does.
 ///
 /// Items are kept in the memory of the queue's process (refs in them stay refs, so put large values with
-/// [`crate::put`] and queue the refs). An item that was handed to a consumer which then dies is gone with it.
+/// [`crate::put`] and queue the refs).
+///
+/// No item is lost on its way: it keeps its place, and counts for the bound, until `get` returns it. Where a `get` is
+/// dropped before, or its process dies, the item is the next to be got, though others may have got what came behind it
+/// meanwhile. Whoever drops a `get` and then asks again through the same handle gets items in order all the same; that
+/// takes one more exchange with the queue. What `get` has returned nobody else gets, and it is gone if the process that
+/// has it dies. Only where that dies before the queue has heard of it, within moments, another gets the item too.
 ///
 /// ```
 /// # use mobula::prelude::*;
@@ -35,12 +43,15 @@ use crate::{Data, Error, ErrorKind, Lifeline, ObjectRef, Packed, Result};
 #[crate::data]
 pub struct Queue<T> {
     store: StoreHandle,
+    /// Gets of this process that were dropped, and of which the queue has not said yet that it knows.
+    #[rkyv(with = Skip)]
+    dropped: Arc<Mutex<Vec<ObjectRef<()>>>>,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), kind: PhantomData }
+        Self { store: self.store.clone(), dropped: self.dropped.clone(), kind: PhantomData }
     }
 }
 
@@ -53,10 +64,11 @@ impl<T> std::fmt::Debug for Queue<T> {
 impl<T: Data> Queue<T> {
     /// An empty queue of at most so many items; at least 1.
     pub async fn new(capacity: u32) -> Result<Self> {
-        Ok(Self { store: Store::spawn(capacity.max(1)).await?, kind: PhantomData })
+        Ok(Self { store: Store::spawn(capacity.max(1)).await?, dropped: Arc::default(), kind: PhantomData })
     }
 
-    /// Puts an item behind all others; waits for as long as the queue is full. Fails with `Returned` if it is closed.
+    /// Puts an item behind all others; waits for as long as the queue is full. Fails with `Returned` if it is closed. Where
+    /// this is dropped before its end, the item may be in the queue or not.
     pub async fn put(&self, item: &T) -> Result<()> {
         self.put_until(item, None).await
     }
@@ -100,18 +112,30 @@ impl<T: Data> Queue<T> {
     }
 
     async fn get_until(&self, most: u32, end: Option<Instant>) -> Result<Vec<T>> {
-        let open = |items: Vec<Packed>| items.iter().map(Packed::open).collect::<Result<Vec<T>>>();
-        if let Some(items) = self.store.take(most).await? {
-            return open(items);
-        }
-        let lifeline = Lifeline::new()?;
         loop {
+            self.take_back().await?;
             let left = left(end, || "nothing came into the queue for as long as was given".to_owned())?;
-            let wait = Wait { ms: turn(left), wanted: Some(lifeline.watch()) };
-            if let Some(items) = self.store.get(most, wait).await? {
-                return open(items);
+            let getter = Getter { lifeline: Lifeline::new()?, dropped: &self.dropped };
+            let wish = Wish { most, wait_ms: turn(left), getter: getter.lifeline.watch() };
+            let items = self.store.get(wish).await?;
+            // Nothing is awaited from here on: what the queue is told to be here is returned.
+            getter.lifeline.complete()?;
+            if let Some(items) = items {
+                return items.iter().map(Packed::open).collect();
             }
         }
+    }
+
+    /// Waits until what was on its way to gets that were dropped is at its place again, so that the next here does not
+    /// overtake it.
+    async fn take_back(&self) -> Result<()> {
+        let dropped = lock(&self.dropped).clone();
+        if !dropped.is_empty() {
+            let ids: HashSet<_> = dropped.iter().map(ObjectRef::id).collect();
+            self.store.take_back(dropped).await?;
+            lock(&self.dropped).retain(|getter| !ids.contains(&getter.id()));
+        }
+        Ok(())
     }
 
     /// Lets nothing in any more; what is there can still be taken.
@@ -119,7 +143,7 @@ impl<T: Data> Queue<T> {
         self.store.close().await
     }
 
-    /// How many items are there now.
+    /// How many items are there now, without those on their way to who gets them.
     pub async fn len(&self) -> Result<u32> {
         self.store.len().await
     }
@@ -130,12 +154,40 @@ impl<T: Data> Queue<T> {
     }
 }
 
-/// How long a call waits, and for whom.
+/// A get that is under way.
+struct Getter<'a> {
+    lifeline: Lifeline,
+    dropped: &'a Mutex<Vec<ObjectRef<()>>>,
+}
+
+impl Drop for Getter<'_> {
+    fn drop(&mut self) {
+        let watch = self.lifeline.watch();
+        if !watch.is_ready() {
+            lock(self.dropped).push(watch);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a put waits, and for whom.
 #[crate::data]
 struct Wait {
     ms: u64,
     /// Not at all without one.
     wanted: Option<ObjectRef<()>>,
+}
+
+/// What a get asks for.
+#[crate::data]
+struct Wish {
+    most: u32,
+    wait_ms: u64,
+    /// Has a value once the items are there, and fails with who asked for them.
+    getter: ObjectRef<()>,
 }
 
 /// What became of an item.
@@ -148,6 +200,11 @@ enum Put {
 
 struct Store {
     capacity: usize,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
     state: Mutex<State>,
     /// Something came, or the queue was closed.
     came: Notify,
@@ -157,13 +214,64 @@ struct Store {
 
 #[derive(Default)]
 struct State {
-    items: VecDeque<Packed>,
+    /// By their places.
+    items: BTreeMap<u64, Packed>,
+    last_place: u64,
+    /// What was handed to getters which have not said yet that they have it, and how many items that is.
+    handed: HashMap<ObjectId, Batch>,
+    handed_items: usize,
     closed: bool,
 }
 
-impl Store {
+/// Items with their places.
+type Batch = Vec<(u64, Packed)>;
+
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+
+    /// Hands over the first items, at most so many; none where none will ever come. `None` if nothing is there and
+    /// something may come.
+    fn hand(&self, most: u32, getter: &ObjectRef<()>) -> Option<Vec<Packed>> {
+        let mut state = self.state();
+        if getter.is_ready() {
+            // It has gone, and nobody hears the answer. What it was woken for is the next one's.
+            self.came.notify_one();
+            return Some(Vec::new());
+        }
+        // What is on its way to somebody else may come back.
+        if state.items.is_empty() && (!state.closed || state.handed_items > 0) {
+            return None;
+        }
+        let batch: Batch = std::iter::from_fn(|| state.items.pop_first()).take(most as usize).collect();
+        let items = batch.iter().map(|(_, item)| item.clone()).collect();
+        if !batch.is_empty() {
+            state.handed_items += batch.len();
+            state.handed.insert(getter.id(), batch);
+        }
+        if !state.items.is_empty() || state.closed {
+            self.came.notify_one();
+        }
+        Some(items)
+    }
+
+    /// Waits until what was handed to somebody is there, or that one has gone: then it is at its place again.
+    async fn settle(&self, getter: ObjectRef<()>) {
+        let id = getter.id();
+        let is_there = getter.await.is_ok();
+        let mut state = self.state();
+        let Some(batch) = state.handed.remove(&id) else { return };
+        state.handed_items -= batch.len();
+        if is_there {
+            self.went.notify_one();
+        } else {
+            state.items.extend(batch);
+        }
+        // The end of a closed queue may be now.
+        if !is_there || state.closed {
+            self.came.notify_one();
+        }
     }
 }
 
@@ -171,12 +279,7 @@ impl Store {
 #[crate::actor(name = "mobula::Queue", groups(put = 4096, get = 4096))]
 impl Store {
     fn new(capacity: u32) -> Self {
-        Self {
-            capacity: capacity as usize,
-            state: Mutex::default(),
-            came: Notify::new(),
-            went: Notify::new(),
-        }
+        Self { capacity: capacity as usize, shared: Arc::default() }
     }
 
     #[method(group = "put")]
@@ -184,17 +287,20 @@ impl Store {
         let put = async {
             let mut item = Some(item);
             loop {
-                let went = self.went.notified();
+                let went = self.shared.went.notified();
                 {
-                    let mut state = self.state();
+                    let mut state = self.shared.state();
                     if state.closed {
                         return Put::Closed;
                     }
-                    if state.items.len() < self.capacity {
-                        state.items.extend(item.take());
-                        self.came.notify_one();
-                        if state.items.len() < self.capacity {
-                            self.went.notify_one();
+                    // What was handed to somebody may come back to its place.
+                    if state.items.len() + state.handed_items < self.capacity {
+                        state.last_place += 1;
+                        let place = state.last_place;
+                        state.items.extend(item.take().map(|item| (place, item)));
+                        self.shared.came.notify_one();
+                        if state.items.len() + state.handed_items < self.capacity {
+                            self.shared.went.notify_one();
                         }
                         return Put::Done;
                     }
@@ -205,45 +311,42 @@ impl Store {
         while_wanted(put, wait.ms, wait.wanted.as_ref()).await.unwrap_or(Put::Full)
     }
 
-    /// What is there, at most so many; `None` if nothing is and something may come.
-    fn take(&self, most: u32) -> Option<Vec<Packed>> {
-        let mut state = self.state();
-        if state.items.is_empty() && !state.closed {
-            return None;
-        }
-        let many = state.items.len().min(most as usize);
-        let items: Vec<_> = state.items.drain(..many).collect();
-        if !items.is_empty() {
-            self.went.notify_one();
-        }
-        if !state.items.is_empty() || state.closed {
-            self.came.notify_one();
-        }
-        Some(items)
-    }
-
     #[method(group = "get")]
-    async fn get(&self, most: u32, wait: Wait) -> Option<Vec<Packed>> {
+    async fn get(&self, wish: Wish) -> Option<Vec<Packed>> {
+        let Wish { most, wait_ms, getter } = wish;
         let get = async {
             loop {
-                let came = self.came.notified();
-                if let Some(items) = self.take(most) {
+                let came = self.shared.came.notified();
+                if let Some(items) = self.shared.hand(most, &getter) {
                     return items;
                 }
                 came.await;
             }
         };
-        while_wanted(get, wait.ms, wait.wanted.as_ref()).await
+        let items = while_wanted(get, wait_ms, Some(&getter)).await?;
+        if !items.is_empty() {
+            let shared = self.shared.clone();
+            drop(mobula_telemetry::task::spawn("queue", async move { shared.settle(getter).await }));
+        }
+        Some(items)
+    }
+
+    /// Goes on once these are known to have gone; none of them is handed anything any more.
+    #[method(group = "get")]
+    async fn take_back(&self, dropped: Vec<ObjectRef<()>>) {
+        for getter in dropped {
+            self.shared.settle(getter).await;
+        }
     }
 
     fn close(&self) {
-        self.state().closed = true;
+        self.shared.state().closed = true;
         // Each who wakes wakes the next.
-        self.came.notify_one();
-        self.went.notify_waiters();
+        self.shared.came.notify_one();
+        self.shared.went.notify_waiters();
     }
 
     fn len(&self) -> u32 {
-        u32::try_from(self.state().items.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.shared.state().items.len()).unwrap_or(u32::MAX)
     }
 }

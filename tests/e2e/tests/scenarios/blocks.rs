@@ -1,6 +1,12 @@
 //! Pools, queues, semaphores and barriers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use mobula::{ActorPool, Barrier, Error, ErrorKind, Lifeline, ObjectRef, Packed, Queue, Result, Semaphore};
 use mobula_e2e::{Env, eventually};
@@ -186,6 +192,97 @@ pub async fn a_queue_waits_no_longer_than_it_may(_env: Env) -> Result<()> {
     assert_eq!(queue.get().await?, None);
     let closed = queue.put(&"e".to_owned()).await.unwrap_err();
     assert!(closed.to_string().contains("closed"), "{closed}");
+    Ok(())
+}
+
+/// Asks for an item that is not there yet, and no more.
+async fn ask<T>(get: &mut Pin<Box<impl Future<Output = T>>>) {
+    let asked = poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx).is_pending())).await;
+    assert!(asked, "nothing was to be got yet");
+}
+
+async fn holds(queue: &Queue<u64>, count: u32) -> Result<()> {
+    eventually(&format!("the queue to hold {count} items"), async || Ok(queue.len().await? == count)).await
+}
+
+#[mobula::task(cpu = 0, retries = 0, isolation = "process")]
+async fn die_getting(queue: Queue<u64>, asked: Queue<u64>, end: Vec<ObjectRef<()>>) -> Result<()> {
+    let mut get = Box::pin(queue.get());
+    ask(&mut get).await;
+    asked.put(&1).await?;
+    let _ended = end[0].clone().await;
+    std::process::abort()
+}
+
+pub async fn an_item_that_nobody_got_stays_in_its_place(_env: Env) -> Result<()> {
+    let queue = Queue::<u64>::new(3).await?;
+    let mut given_up = Box::pin(queue.get());
+    ask(&mut given_up).await;
+    for item in 1..=3 {
+        queue.put(&item).await?;
+    }
+    // The first is on its way, and has its place still.
+    holds(&queue, 2).await?;
+    assert_eq!(queue.put_within(&4, SHORT).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    drop(given_up);
+    assert_eq!(queue.get_batch(3, Some(LONG)).await?, [1, 2, 3]);
+
+    // So it is where the process dies that asked for it.
+    let end = Lifeline::new()?;
+    let asked = Queue::<u64>::new(1).await?;
+    let dying = die_getting.remote(queue.clone(), asked.clone(), vec![end.watch()]);
+    asked.get_within(LONG).await?;
+    queue.put(&5).await?;
+    holds(&queue, 0).await?;
+    drop(end);
+    assert_eq!(dying.await.unwrap_err().kind(), ErrorKind::HostDied);
+    assert_eq!(queue.get_within(LONG).await?, Some(5));
+
+    // A closed queue is not at its end before what is on its way is there.
+    let mut given_up = Box::pin(queue.get());
+    ask(&mut given_up).await;
+    queue.put(&6).await?;
+    holds(&queue, 0).await?;
+    queue.close().await?;
+    let mut next = Box::pin(queue.get_within(LONG));
+    assert!(tokio::time::timeout(SHORT, &mut next).await.is_err(), "the sixth may come back");
+    drop(given_up);
+    assert_eq!(next.await?, Some(6));
+    assert_eq!(queue.get().await?, None);
+    Ok(())
+}
+
+/// Gets what there is, again and again without the patience to wait for it.
+#[mobula::task(cpu = 0)]
+async fn consume_impatiently(queue: Queue<u64>) -> Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for patience in (0..4).cycle().map(Duration::from_millis) {
+        match tokio::time::timeout(patience, queue.get()).await {
+            Ok(Ok(Some(item))) => all.push(item),
+            Ok(Ok(None)) => break,
+            Ok(Err(error)) => return Err(error),
+            Err(_given_up) => {}
+        }
+    }
+    Ok(all)
+}
+
+pub async fn impatient_consumers_lose_nothing(_env: Env) -> Result<()> {
+    const ITEMS: u64 = 400;
+    let queue = Queue::<u64>::new(8).await?;
+    let consumers: Vec<_> = (0..3).map(|_| consume_impatiently.remote(queue.clone())).collect();
+    produce.remote(queue.clone(), 0, ITEMS).await?;
+    queue.close().await?;
+    let mut all: Vec<u64> = mobula::get_all(&consumers).await?.into_iter().flatten().collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..ITEMS).collect::<Vec<_>>());
+
+    // In order, where there is but one.
+    let queue = Queue::<u64>::new(8).await?;
+    let consumer = consume_impatiently.remote(queue.clone());
+    produce.remote(queue.clone(), 0, ITEMS).await?;
+    queue.close().await?;
+    assert_eq!(consumer.await?, (0..ITEMS).collect::<Vec<_>>());
     Ok(())
 }
 

@@ -174,6 +174,8 @@ pub fn cases() -> Vec<Case> {
         case!(blocks::a_pool_counts_calls_from_when_it_chooses),
         case!(blocks::a_queue_passes_items),
         case!(blocks::a_queue_waits_no_longer_than_it_may),
+        case!(blocks::an_item_that_nobody_got_stays_in_its_place),
+        case!(blocks::impatient_consumers_lose_nothing),
         case!(blocks::a_semaphore_bounds),
         case!(blocks::a_dead_holders_permits_come_back),
         case!(blocks::a_barrier_lets_all_go_on_or_none),
