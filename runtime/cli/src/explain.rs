@@ -19,6 +19,7 @@ pages! {
     MOB5001 MOB5002 MOB5003 MOB5004
     MOB6001 MOB6002 MOB6003
     MOB7001 MOB7002
+    MOB8001
 }
 
 /// Shows a page, or lists them all.

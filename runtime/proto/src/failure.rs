@@ -83,6 +83,8 @@ pub enum Kind {
     Unreachable,
     /// A defect in Mobula itself.
     Internal,
+    /// What was to take it was closed, and takes nothing any more.
+    Closed,
 }
 
 impl Kind {
@@ -119,6 +121,7 @@ impl Kind {
             Self::Node => "MOB4005",
             Self::Binary => "MOB7001",
             Self::JobEnded => "MOB7002",
+            Self::Closed => "MOB8001",
             Self::Internal => "MOB3099",
         }
     }
@@ -150,7 +153,7 @@ impl Kind {
     }
 
     /// Every kind, in the order of their codes.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Unreachable,
         Self::Codec,
         Self::StoreFull,
@@ -182,6 +185,7 @@ impl Kind {
         Self::Node,
         Self::Binary,
         Self::JobEnded,
+        Self::Closed,
     ];
 }
 

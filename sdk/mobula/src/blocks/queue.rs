@@ -67,7 +67,7 @@ impl<T: Data> Queue<T> {
         Ok(Self { store: Store::spawn(capacity.max(1)).await?, dropped: Arc::default(), kind: PhantomData })
     }
 
-    /// Puts an item behind all others; waits for as long as the queue is full. Fails with `Returned` if it is closed. Where
+    /// Puts an item behind all others; waits for as long as the queue is full. Fails with `Closed` if it is closed. Where
     /// this is dropped before its end, the item may be in the queue or not.
     pub async fn put(&self, item: &T) -> Result<()> {
         self.put_until(item, None).await
@@ -89,7 +89,7 @@ impl<T: Data> Queue<T> {
                 Put::Full if lifeline.is_none() => lifeline = Some(Lifeline::new()?),
                 Put::Full => {}
                 Put::Closed => {
-                    return Err(Error::new(ErrorKind::Returned, "the queue is closed: nothing may be put"));
+                    return Err(Error::new(ErrorKind::Closed, "the queue is closed: nothing may be put"));
                 }
             }
         }
@@ -138,7 +138,7 @@ impl<T: Data> Queue<T> {
         Ok(())
     }
 
-    /// Lets nothing in any more; what is there can still be taken.
+    /// Lets nothing in any more: puts fail with `Closed`, also those that wait. What is there can still be taken.
     pub async fn close(&self) -> Result<()> {
         self.store.close().await
     }

@@ -191,7 +191,18 @@ pub async fn a_queue_waits_no_longer_than_it_may(_env: Env) -> Result<()> {
     queue.close().await?;
     assert_eq!(queue.get().await?, None);
     let closed = queue.put(&"e".to_owned()).await.unwrap_err();
-    assert!(closed.to_string().contains("closed"), "{closed}");
+    assert_eq!(closed.kind(), ErrorKind::Closed, "{closed}");
+    assert!(!closed.is_retryable() && closed.to_string().contains("closed"), "{closed}");
+    // So it is for who waits for room meanwhile.
+    let queue = Queue::<String>::new(1).await?;
+    queue.put(&"f".to_owned()).await?;
+    let (item, full) = ("g".to_owned(), queue.clone());
+    let mut put = Box::pin(full.put(&item));
+    assert!(tokio::time::timeout(SHORT, &mut put).await.is_err(), "it is full");
+    queue.close().await?;
+    assert_eq!(put.await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(queue.get().await?.as_deref(), Some("f"));
+    assert_eq!(queue.get().await?, None);
     Ok(())
 }
 
