@@ -204,6 +204,8 @@ pub fn cases() -> Vec<Case> {
         case!(stopping::a_stopped_host_loses_none_of_many_calls).modes(&[Mode::Socket]),
         case!(stopping::callers_of_a_stopped_host_wait_and_others_do_not).modes(&[Mode::Socket]),
         case!(stopping::hosts_that_hold_each_other_back_go_on).modes(&[Mode::Socket]),
+        case!(stopping::hosts_on_two_nodes_that_flood_each_other_go_on).modes(&[Mode::Local]),
+        case!(stopping::nodes_with_all_ways_full_between_them_go_on).modes(RIG),
         case!(stopping::a_stopped_agent_goes_on).modes(STOPPABLE),
         case!(stopping::steady_calls_never_wait_for_the_head).modes(STOPPABLE),
         case!(stopping::steady_calls_never_touch_the_head).modes(EVERYWHERE),

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mobula::{NodeId, Result, blocking};
+use mobula::{Error, ErrorKind, NodeId, ObjectRef, Result, blocking};
 use mobula_e2e::{
     Env, Part, Witness,
     env::{WAIT, on, witness},
@@ -274,16 +274,9 @@ impl Flooder {
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn flood(&self, other: FlooderHandle) -> Result<()> {
-        let calls = (0..SINK_CALLS).map(|_| {
-            // Looked at once: there is no room as soon as callers are held back, and then the call waits.
-            let room = pin!(other.room());
-            if room.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                self.is_held.store(true, Ordering::Relaxed);
-            }
-            other.take(vec![7; SINK_BYTES])
-        });
-        blocking::get_all(&calls.collect::<Vec<_>>()).map(drop)
+    fn flood(&self, other: FlooderHandle, calls: usize, bytes: usize) -> Result<()> {
+        let calls = make(&other, calls, bytes, || self.is_held.store(true, Ordering::Relaxed));
+        blocking::get_all(&calls).map(drop)
     }
 
     fn is_held(&self) -> bool {
@@ -297,6 +290,19 @@ impl Flooder {
     fn process(&self) -> u32 {
         std::process::id()
     }
+}
+
+/// Makes so many calls; says whenever callers are held back.
+fn make(other: &FlooderHandle, calls: usize, bytes: usize, is_held: impl Fn()) -> Vec<ObjectRef<()>> {
+    let calls = (0..calls).map(|_| {
+        // Looked at once: there is no room as soon as callers are held back, and then the call waits.
+        let room = pin!(other.room());
+        if room.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            is_held();
+        }
+        other.take(vec![7; bytes])
+    });
+    calls.collect()
 }
 
 async fn is_held_back(flooder: &FlooderHandle) -> Result<()> {
@@ -314,16 +320,96 @@ pub async fn hosts_that_hold_each_other_back_go_on(env: Env) -> Result<()> {
     let (stop, resume) =
         (|part| env.rig().unwrap().stop(part).unwrap(), |part| env.rig().unwrap().resume(part).unwrap());
     stop(hosts[1]);
-    let forth = one.flood(other.clone());
+    let forth = one.flood(other.clone(), SINK_CALLS, SINK_BYTES);
     is_held_back(&one).await?;
     stop(hosts[0]);
     resume(hosts[1]);
-    let back = other.flood(one.clone());
+    let back = other.flood(one.clone(), SINK_CALLS, SINK_BYTES);
     is_held_back(&other).await?;
     resume(hosts[0]);
     mobula::get_all(&[forth, back]).await?;
     for flooder in [&one, &other] {
         assert_eq!(flooder.taken().await?, SINK_CALLS, "each call ran once");
+    }
+    Ok(())
+}
+
+/// Calls of a flood between two nodes, and the bytes of each: more than anything between them has room for.
+const FLOODS: [(usize, usize); 2] = [(300_000, SINK_BYTES), (2_000, 64 << 10)];
+/// Longest that one may take.
+const FLOOD_WAIT: Duration = Duration::from_secs(25);
+
+/// Both floods come to their end, with each call taken once.
+async fn all_is_taken(
+    floods: [ObjectRef<()>; 2],
+    takers: [&FlooderHandle; 2],
+    calls: usize,
+    bytes: usize,
+) -> Result<()> {
+    let taken = async || mobula::get_all(&takers.map(|taker| taker.taken())).await;
+    match tokio::time::timeout(FLOOD_WAIT, mobula::get_all(&floods)).await {
+        Ok(done) => drop(done?),
+        Err(_) => {
+            let came = tokio::time::timeout(PAUSE, taken()).await;
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!(
+                    "waited {FLOOD_WAIT:?} for two nodes to take {calls} calls of {bytes} bytes from each other; so \
+                     many came: {came:?}"
+                ),
+            ));
+        }
+    }
+    assert_eq!(taken().await?, [calls; 2], "each call ran once");
+    Ok(())
+}
+
+/// Each of two hosts calls the other as fast as it can, and neither waits for the other to read before it reads itself.
+pub async fn hosts_on_two_nodes_that_flood_each_other_go_on(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let start = |node| Flooder::spawn().options(|options| options.strategy(on(node)));
+    for (calls, bytes) in FLOODS {
+        let (one, other) = (start(nodes[0]).await?, start(nodes[1]).await?);
+        assert_ne!(one.process().await?, other.process().await?);
+        let floods = [one.flood(other.clone(), calls, bytes), other.flood(one.clone(), calls, bytes)];
+        all_is_taken(floods, [&one, &other], calls, bytes).await?;
+    }
+    Ok(())
+}
+
+/// [`FLOODS`] that a host can make while nothing at all is taken: what is put into the store needs the way to the agent.
+const FILLS: [(usize, usize); 2] = [(300_000, SINK_BYTES), (900, 64 << 10)];
+
+/// Notes when it is held back, or has made all its calls. It cannot be asked, since what it says goes behind them.
+#[mobula::task(cpu = 0, retries = 0, isolation = "process")]
+fn flood_and_note(other: FlooderHandle, calls: usize, bytes: usize, full: String) -> Result<()> {
+    let calls = make(&other, calls, bytes, || witness::note(&full));
+    witness::note(&full);
+    blocking::get_all(&calls).map(drop)
+}
+
+/// Between two nodes all ways are full in both directions, because hosts on both stand still: when these go on, neither
+/// node waits for the other to read before it reads itself.
+pub async fn nodes_with_all_ways_full_between_them_go_on(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let start = |node| Flooder::spawn().options(|options| options.strategy(on(node)).isolation("process"));
+    for (calls, bytes) in FILLS {
+        let witness = Witness::new()?;
+        let takers = [start(nodes[1]).await?, start(nodes[0]).await?];
+        let mut hosts = Vec::new();
+        for taker in &takers {
+            hosts.push(Part::Host(taker.process().await?));
+        }
+        hosts.iter().for_each(|host| env.rig().unwrap().stop(*host).unwrap());
+        let full = ["full there", "full here"];
+        let floods = [0, 1].map(|at| {
+            let options = flood_and_note.options().strategy(on(nodes[at]));
+            options.remote(takers[at].clone(), calls, bytes, witness.place(full[at]))
+        });
+        witness.sees(full[0]).await?;
+        witness.sees(full[1]).await?;
+        hosts.iter().for_each(|host| env.rig().unwrap().resume(*host).unwrap());
+        all_is_taken(floods, [&takers[0], &takers[1]], calls, bytes).await?;
     }
     Ok(())
 }
