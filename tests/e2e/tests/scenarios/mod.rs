@@ -219,6 +219,7 @@ pub fn cases() -> Vec<Case> {
         case!(placing::resources_bound_what_runs_at_once).resources(&[("token", 1.0)]),
         case!(placing::memory_is_admitted).resources(&[("memory", 4.0 * 1024.0 * 1024.0 * 1024.0)]),
         case!(placing::tasks_go_where_their_arguments_are),
+        case!(placing::tasks_do_not_wait_for_the_node_of_their_arguments).modes(PROCESSES),
         case!(placing::fractions_and_zero).cpus(1.0),
         case!(placing::the_impossible_is_named),
         case!(placing::what_waits_behind_slow_work_goes_to_another_node).modes(PROCESSES).cpus(1.0),

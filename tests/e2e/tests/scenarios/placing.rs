@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula::{ErrorKind, NodeId, Result, Tensor, View};
@@ -77,6 +77,40 @@ pub async fn tasks_go_where_their_arguments_are(env: Env) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// All of a node, until it is told to end.
+#[mobula::task(cpu = 2)]
+fn occupy(here: String, end: String) {
+    witness::note(&here);
+    witness::pass(&end);
+}
+
+/// Below what any wait for the sake of locality would take.
+const AT_ONCE: Duration = Duration::from_millis(250);
+
+pub async fn tasks_do_not_wait_for_the_node_of_their_arguments(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (near, far) = (nodes[0], nodes[1]);
+    let witness = Witness::new()?;
+    let end = witness.gate("end")?;
+    let tensor = heavy.options().strategy(on(near)).remote();
+    let light = mobula::put(&Tensor::zeros::<u8>(&[1])?)?;
+    mobula::wait(std::slice::from_ref(&tensor), 1, None).await?;
+    assert_eq!(weigh.remote(&tensor, &light).await?, (near, HEAVY_BYTES), "while there is room");
+    let busy = occupy.options().strategy(on(near)).remote(witness.place("busy"), end.place());
+    witness.sees("busy").await?;
+    // Each of a class of its own, which has no lease anywhere; the first also waits for a process.
+    let mut soonest = Duration::MAX;
+    for at in 0..6 {
+        let options = weigh.options().cpu(1.0 - f64::from(at) / 100.0);
+        let since = Instant::now();
+        assert_eq!(options.remote(&tensor, &light).await?, (far, HEAVY_BYTES));
+        soonest = soonest.min(since.elapsed());
+    }
+    assert!(soonest < AT_ONCE, "the soonest of them took {soonest:?}");
+    end.open()?;
+    busy.await
 }
 
 pub async fn fractions_and_zero(_env: Env) -> Result<()> {
