@@ -68,6 +68,11 @@ impl Ownership {
         };
         match entry.state {
             State::Pending => change(entry, object, State::Stored(copy), fx),
+            // Somebody else, who was given the name, has given it to other bytes.
+            State::Stored(known) if known.job != copy.job => {
+                fx.push(Effect::Unclaim { object, node: copy.node });
+                return self.acknowledge(token, false, fx);
+            }
             State::Stored(_) => entry.state = State::Stored(copy),
             State::Inline { .. } | State::Actor { .. } | State::Failed(_) => {
                 fx.push(Effect::Unclaim { object, node: copy.node });

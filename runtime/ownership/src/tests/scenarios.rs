@@ -519,6 +519,22 @@ fn o10_a_claim_holds_what_is_inside_before_it_counts() {
 }
 
 #[test]
+fn o10_nobody_inherits_what_another_job_made_under_the_name() {
+    let mut own = Ownership::new(Names::plain(B));
+    let x = object(O, 1);
+    own.receive(x, Via::Argument, &mut vec![]);
+    message(&mut own, O, Message::Resolved { object: x, state: State::Stored(copy(1)) });
+    own.host_died(O, &killed(), &mut vec![]);
+    let fake = Copy { job: JobId { number: 2 }, ..copy(7) };
+    let record = Record { copy: fake, at: 0, contains: vec![], more: false };
+    assert_eq!(
+        fx(&mut own, |own, fx| own.claimed(x, Some(record), fx)),
+        [Effect::Unclaim { object: x, node: AWAY }, Effect::Mourned { host: O }]
+    );
+    assert_eq!(own.state(x), Some(&State::Stored(copy(1))));
+}
+
+#[test]
 fn o10_a_ref_is_kept_for_whom_it_was_lent_to() {
     let (mut own, mut caller) = (Ownership::new(Names::plain(E)), Ownership::new(Names::plain(B)));
     let (x, result) = (object(O, 1), object(B, 1));

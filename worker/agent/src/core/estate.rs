@@ -83,7 +83,11 @@ impl Core {
     }
 
     /// A host died, here or elsewhere: those here are told, and mourn.
-    pub(super) fn host_died(&mut self, dead: HostId, failure: &Failure, now: Instant) {
+    pub(super) fn host_died(&mut self, dead: HostId, job: JobId, failure: &Failure, now: Instant) {
+        for object in self.objects.taken_from(dead, job) {
+            let gone = self.objects.free_of_others(object, job);
+            self.gone(gone);
+        }
         let hosts = self.ready_hosts();
         for host in hosts.iter().filter(|host| **host != dead) {
             self.tell(*host, ToHost::HostDied { host: dead, failure: failure.clone() });

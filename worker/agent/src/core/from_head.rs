@@ -40,11 +40,11 @@ impl Core {
             ToAgent::Infeasible { owner, key, failure } => {
                 self.tell(owner, ToHost::Infeasible { key, failure });
             }
-            ToAgent::HostEnded { host, job: _, failure } => {
+            ToAgent::HostEnded { host, job, failure } => {
                 // Of its own hosts the agent knows first, and has told already.
                 if host.node != self.config.node {
                     // To hosts of other jobs, refs of this one's may have come by detached actors.
-                    self.host_died(host, &failure, now);
+                    self.host_died(host, job, &failure, now);
                 } else {
                     self.driver_dismissed(host, failure);
                 }

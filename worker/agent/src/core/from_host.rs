@@ -15,7 +15,7 @@ use mobula_proto::{
     wire::{Hello, Role},
 };
 
-use super::{Core, Effect, early::Open, hosts::Connect, hosts::Kind};
+use super::{Core, Effect, early::Open, hosts::Connect, hosts::Kind, objects::Error};
 
 /// Most files that travel with a job, and most arguments of its hosts.
 pub const FILES_MAX: usize = 256;
@@ -23,6 +23,16 @@ pub const FILES_MAX: usize = 256;
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Longest that a region may be waited for, whatever the host says.
 pub const REGION_WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// What becomes of a copy that a host has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sealing {
+    Yes,
+    /// It has taken another's name.
+    No,
+    /// Its owner is dead, and another copy is its heir's.
+    Late,
+}
 
 impl Core {
     /// A message of a host's, with the descriptors that came along. Relays do not come here.
@@ -104,11 +114,20 @@ impl Core {
             }
             ToAgent::Sealed { object, attempt, region, offset, bytes, site } => {
                 let region = RegionId { writer: id, seq: region };
+                // What it owns itself it may give any bytes.
+                let sealing = if object.owner == id { Sealing::Yes } else { self.sealing(object, job) };
+                if sealing == Sealing::No {
+                    return self.violation(id, &Error::OfAnotherJob { object });
+                }
                 match self.objects.seal(object, attempt, region, offset, bytes, None) {
                     Ok(key) => {
                         self.objects.set_contains(key, self.hosts.contained(id, (object, attempt)));
                         if let Some(site) = self.hosts.site(id, site) {
                             self.objects.made_at(key, site);
+                        }
+                        if sealing == Sealing::Late {
+                            let gone = self.objects.free_one(key);
+                            self.gone(gone);
                         }
                         self.sealed(key, now);
                         self.pump();
@@ -193,6 +212,25 @@ impl Core {
                     self.violation(id, &"only a driver may end its job");
                 }
             }
+        }
+    }
+
+    /// What becomes of a copy of an object that a host of this job has made (O-8).
+    fn sealing(&mut self, object: ObjectId, job: JobId) -> Sealing {
+        if !self.objects.is_made_by_others(object, job) {
+            return Sealing::Yes;
+        }
+        let owner = object.owner;
+        match self.hosts.get(owner).and_then(|host| host.job) {
+            Some(its) if its == job => {
+                let gone = self.objects.free_of_others(object, job);
+                self.gone(gone);
+                Sealing::Yes
+            }
+            Some(its) if self.objects.is_made_by(object, its) => Sealing::No,
+            None if owner.node == self.config.node || self.has_gone(owner.node) => Sealing::Late,
+            // Its owner, wherever it is, tells its readers whose is meant.
+            Some(_) | None => Sealing::Yes,
         }
     }
 

@@ -363,7 +363,7 @@ impl Core {
             if host.ready || steward {
                 let ended = ToHead::HostEnded { host: id, job, failure: failure.clone() };
                 self.effects.push(Effect::Head(ended));
-                self.host_died(id, &failure, now);
+                self.host_died(id, job, &failure, now);
             }
             if host.kind.is_driver() && self.jobs.contains_key(&job) {
                 let why =

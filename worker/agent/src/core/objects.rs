@@ -7,6 +7,8 @@
 //! - **O-4** A region outlives its writer while an object in it lives or a reader has it mapped, and no longer.
 //! - **O-5** A region's descriptor only ever goes to hosts of the job that the region belongs to. So a reader of another job
 //!   gets a copy in a region of its own job, and only if it knows the object's name with its key ([`ObjectId`]).
+//! - **O-8** What lies here in memory of its owner's job counts, whatever other jobs say to have made under its name; where
+//!   several say so, and it is not known whose it is, nobody inherits any of it.
 //! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
 //! - **O-7** The bytes of all files never exceed what they may take: those of a file count from before it is begun until the
 //!   disk has deleted it.
@@ -32,6 +34,7 @@ use mobula_proto::{
 use super::stock;
 
 mod holders;
+mod makers;
 mod spill;
 mod waits;
 
@@ -92,6 +95,12 @@ pub enum Error {
         object: ObjectId,
         /// The attempt.
         attempt: u32,
+    },
+    /// Made by another job.
+    #[error("{object} was sealed, which lies here in memory of another job, its owner's")]
+    OfAnotherJob {
+        /// The object.
+        object: ObjectId,
     },
     /// A table is full.
     #[error("this node has {0} {1} already, the most it may")]
@@ -175,6 +184,14 @@ pub type Key = (ObjectId, u32, JobId);
 /// All copies of an object by attempts up to this one.
 pub(super) fn up_to(object: ObjectId, attempt: u32) -> RangeInclusive<Key> {
     (object, 0, JobId { number: 0 })..=(object, attempt, JobId { number: u64::MAX })
+}
+
+/// All copies of what a host owns; with an agent, of what the hosts of its node own.
+fn of_owner(owner: HostId) -> RangeInclusive<Key> {
+    let last = if owner.is_agent() { HostId { seq: u32::MAX, ..owner } } else { owner };
+    let from = *up_to(ObjectId { owner, seq: 0, key: 0, index: 0 }, 0).start();
+    let to = ObjectId { owner: last, seq: u64::MAX, key: u64::MAX, index: u32::MAX };
+    from..=*up_to(to, u32::MAX).end()
 }
 
 /// Where a copy came from that is no primary one.
@@ -641,11 +658,14 @@ impl Objects {
         self.copies.get(&key).map_or(&[], |entry| &entry.contains)
     }
 
-    /// The newest primary copy of an object, and the refs inside it.
+    /// The newest primary copy of an object, and the refs inside it; `None` where several jobs say to have made it (O-8).
     pub fn primary(&self, object: ObjectId, node: NodeId) -> Option<Record> {
         let all = self.copies.range(up_to(object, u32::MAX));
         let mut primary = all.filter(|(_, entry)| entry.origin.is_none() && !entry.freed);
         let ((_, attempt, job), entry) = primary.next_back()?;
+        if self.is_made_by_others(object, *job) {
+            return None;
+        }
         let copy = wire::Copy { node, bytes: entry.bytes, attempt: *attempt, job: *job };
         Some(Record { copy, at: 0, contains: entry.contains.clone(), more: false })
     }
@@ -653,11 +673,7 @@ impl Objects {
     /// What is here of what a host owned; with an agent, of what the hosts of its node owned. Copies of what lay on a node
     /// that is not among `nodes` are among it, others' copies are not.
     pub fn owned_by(&self, owner: HostId, nodes: impl Fn(NodeId) -> bool) -> BTreeSet<ObjectId> {
-        let last = if owner.is_agent() { HostId { seq: u32::MAX, ..owner } } else { owner };
-        let from = *up_to(ObjectId { owner, seq: 0, key: 0, index: 0 }, 0).start();
-        let to = ObjectId { owner: last, seq: u64::MAX, key: u64::MAX, index: u32::MAX };
-        let to = *up_to(to, u32::MAX).end();
-        let all = self.copies.range(from..=to);
+        let all = self.copies.range(of_owner(owner));
         let here = all.filter(|(_, entry)| entry.origin.is_none_or(|origin| !nodes(origin.node)));
         here.map(|((object, ..), _)| *object).collect()
     }

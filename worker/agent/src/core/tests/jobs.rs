@@ -100,19 +100,79 @@ fn who_was_not_told_of_an_object_gets_nothing() {
 fn nobody_frees_or_spoils_what_is_anothers() {
     let (mut rig, ours, theirs) = two_jobs();
     let here = copy(NodeId::EMBEDDED, 1);
-    // It says that it made the next attempt's value, and takes the name before the true writer does.
-    assert_eq!(rig.host(theirs, sealed(2)), [""; 0]);
-    assert_eq!(rig.host(ours, sealed(2)), [""; 0], "the true writer is not ended for that");
+    rig.host(ours, sealed(2));
     let next = copy(NodeId::EMBEDDED, 2);
     let said = rig.host(ours, open(next));
     assert_eq!(said, ["host-1 < Opened +1fd"]);
     assert_eq!(rig.core.objects.pin((object(1), 2, JOB), ours).unwrap().region, REGION);
     assert_eq!(rig.host(theirs, ToAgent::Free { object: object(1), copy: here }), ["close host-2"]);
     assert!(rig.core.objects.find((object(1), 1, JOB)).is_some());
-    // What it has in its own memory it may free, and nothing else goes with that.
-    let fake = Copy { job: THEIRS, ..next };
-    assert_eq!(rig.host(theirs, ToAgent::Free { object: object(1), copy: fake }), ["host-2 < Reclaim 1"]);
-    assert!(rig.core.objects.find((object(1), 2, JOB)).is_some());
+}
+
+#[test]
+fn o8_nobody_gives_an_object_other_bytes_than_its_job_did() {
+    let (mut rig, ours, theirs) = two_jobs();
+    // It says that it made the next attempt's value.
+    assert_eq!(rig.host(theirs, sealed(2)), ["close host-2"]);
+    assert!(!rig.core.objects.has((object(1), 2, THEIRS)));
+    // Who takes a name before the true writer does has it no longer than that; and what it has in its own memory it may
+    // free, and nothing else goes with that.
+    let early = |seq| ToAgent::Sealed {
+        object: object(seq),
+        attempt: 1,
+        region: 1,
+        offset: 128 * seq,
+        bytes: 100,
+        site: 0,
+    };
+    assert_eq!(rig.host(theirs, early(2)), [""; 0], "an actor of that job may have returned it");
+    let fake = Copy { job: THEIRS, ..copy(NodeId::EMBEDDED, 1) };
+    assert_eq!(rig.host(theirs, ToAgent::Free { object: object(2), copy: fake }), ["host-2 < Reclaim 1"]);
+    assert_eq!(rig.host(theirs, early(3)), [""; 0]);
+    let executor = rig.launched(1, Class::default());
+    rig.host(executor, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
+    rig.host_with(executor, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    let said = rig.host(executor, early(3));
+    assert_eq!(said, ["host-2 < Reclaim 1"], "the true writer is not ended for that");
+    assert_eq!(rig.host(theirs, early(4)), [""; 0]);
+    assert_eq!(rig.host(ours, early(4)), [""; 0], "nor the owner");
+    // And what the owner leaves is its own.
+    rig.core.host_ended(ours, Failure::new(FailureKind::HostDied, "killed"), rig.now);
+    for seq in [3, 4] {
+        let record = rig.core.objects.primary(object(seq), NodeId::EMBEDDED);
+        assert_eq!(record.map(|record| record.copy.job), Some(JOB), "{seq}");
+    }
+}
+
+#[test]
+fn o8_nobody_inherits_what_others_say_a_dead_host_owned() {
+    let mut rig = two_jobs().0;
+    let [ours, theirs] = [id(1), id(2)];
+    // Of a host elsewhere; whose job that is nobody here knows while it lives.
+    let there = HostId { node: other_node().node, seq: 4 };
+    let of_there = TaskId::numbered(there, 1).object(0);
+    let seal = |attempt, offset| ToAgent::Sealed {
+        object: of_there,
+        attempt,
+        region: 1,
+        offset,
+        bytes: 100,
+        site: 0,
+    };
+    assert_eq!(rig.host(theirs, seal(9, 512)), [""; 0]);
+    assert_eq!(rig.host(ours, seal(1, 512)), [""; 0]);
+    assert!(rig.core.objects.primary(of_there, NodeId::EMBEDDED).is_none());
+    let failure = Failure::new(FailureKind::HostDied, "killed by signal 9");
+    let told = rig.head(FromHead::HostEnded { host: there, job: JOB, failure });
+    assert_eq!(told, ["host-2 < Reclaim 1", "host-1 < HostDied host-4", "host-2 < HostDied host-4"]);
+    let record = rig.core.objects.primary(of_there, NodeId::EMBEDDED).unwrap();
+    assert_eq!((record.copy.attempt, record.copy.job), (1, JOB));
+    // Nor what they say of one that is dead.
+    rig.core.host_ended(ours, Failure::new(FailureKind::HostDied, "killed"), rig.now);
+    rig.take();
+    assert_eq!(rig.host(theirs, sealed(7)), ["host-2 < Reclaim 1"]);
+    let record = rig.core.objects.primary(object(1), NodeId::EMBEDDED).unwrap();
+    assert_eq!((record.copy.attempt, record.copy.job), (1, JOB));
 }
 
 #[test]

@@ -332,6 +332,55 @@ async fn drivers_attach_over_the_socket() {
     soon(one.handle.shutdown()).await.unwrap();
 }
 
+/// A driver over the socket whose job has that number, with a region.
+async fn driver_of(one: &mut One, number: u64) -> (HostLink, HostId) {
+    let mut link = HostLink::new(UnixStream::connect(&one.socket).unwrap());
+    link.send(driver_hello("/bin/program", BinaryHash([0; 32]), vec![])).await;
+    let ToHead::JobStart { request, driver, binary, files, .. } = one.head.recv().await else {
+        panic!("no job to start")
+    };
+    let job = Job { job: JobId { number }, ..job(driver, binary, files) };
+    one.head.send(ToAgentOfHead::JobStarted { request, job }).await;
+    assert!(matches!(link.recv().await.0, ToHost::Welcome(welcome) if welcome.host == driver));
+    link.send(ToAgent::RegionWanted { request: 1, bytes: MIB, wait_ms: 0 }).await;
+    assert!(matches!(link.recv().await.0, ToHost::RegionGranted { .. }));
+    let writer = Writer::create(MIB).unwrap();
+    link.send_with(ToAgent::RegionAdded { seq: 1, bytes: MIB }, &[writer.share().unwrap()]).await;
+    let heap = mobula_store::heap::Heap::new(Default::default());
+    heap.add_region(1, writer).unwrap();
+    let mut block = heap.allocate(64).unwrap();
+    block.as_mut_slice().fill(number as u8);
+    assert_eq!(block.location().offset, 0);
+    (link, driver)
+}
+
+/// It was told the name, and gives it to other bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o8_who_forges_a_copy_of_another_jobs_object_is_ended() {
+    let mut one = one(false).await;
+    let (mut link, owner) = driver_of(&mut one, 7).await;
+    let (mut thief, thiefs) = driver_of(&mut one, 8).await;
+    let made = object(owner, 1);
+    let sealed =
+        |attempt| ToAgent::Sealed { object: made, attempt, region: 1, offset: 0, bytes: 64, site: 0 };
+    link.send(sealed(1)).await;
+    // Which it answers behind what it has read before.
+    link.send(ToAgent::Relay { to: owner, body: vec![1] }).await;
+    assert!(matches!(link.recv().await.0, ToHost::Relayed { .. }));
+    thief.send(sealed(2)).await;
+    assert!(!matches!(soon(thief.receiver.recv()).await, Ok(Some(_))), "its link goes on");
+    assert!(matches!(one.head.recv().await, ToHead::HostEnded { host, .. } if host == thiefs));
+    assert_eq!(one.handle.usage().await.objects, 1);
+    let copy = Copy { node: NodeId::EMBEDDED, bytes: 64, attempt: 1, job: JOB };
+    link.send(ToAgent::Open { ahead: false, request: 2, object: made, copy }).await;
+    assert!(matches!(link.recv().await.0, ToHost::HostDied { host, .. } if host == thiefs));
+    let (ToHost::Opened { region_bytes, offset, bytes, .. }, mut fds) = link.recv().await else { panic!() };
+    let reader = Reader::map(fds.remove(0), region_bytes).unwrap();
+    assert_eq!(reader.bytes(offset, bytes, None).unwrap()[..], [7; 64]);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_ends_with_its_head() {
     let mut one = one(false).await;
