@@ -144,7 +144,9 @@ pub async fn a_result_waits_for_the_next_call_of_its_slot(env: Env) -> Result<()
         let call = give.options().strategy(on(nodes[0]));
         call.remote(given, seed, RESULTS[usize::from(seed)], place, go.place())
     };
-    let results: Vec<_> = made.iter().zip(0..).map(call).collect();
+    let mut results = vec![call((&made[0], 0))];
+    witness.sees("started-0").await?;
+    results.push(call((&made[1], 1)));
     drop(made);
     eventually("the next one's argument", async || {
         let nodes = env.cluster.snapshot().await?.nodes;
