@@ -19,7 +19,9 @@ use crate::{
 const LARGE_ELEMENTS: usize = 100 << 20;
 /// The same with `--quick`.
 const QUICK_ELEMENTS: usize = 10 << 20;
-/// How often it is looked at again.
+/// New processes that look at it, one after the other: each for the first time.
+const READERS: usize = 9;
+/// How often it is looked at again by each.
 const AGAIN: usize = 100;
 /// How long after the start of its job an object is put.
 const AFTER_START: Duration = Duration::from_secs(2);
@@ -82,11 +84,19 @@ impl Reader {
 fn large(place: &Place) -> Result<Vec<f64>> {
     let elements = if place.scale.quick { QUICK_ELEMENTS } else { LARGE_ELEMENTS };
     let object = mobula::put(&ones(elements)?)?;
-    let reader = Reader::spawn().options(|options| options.isolation("process")).start();
-    // As an element of a value in a field a ref stays a ref.
-    let read = reader.read(vec![object]).get()?;
-    let [first, again, gained] = read[..] else { return Err("the reader said something else".into()) };
-    Ok(vec![first, again, gained / 1e6])
+    let (mut first, mut again, mut gained) = (Vec::new(), Vec::new(), 0_f64);
+    for _ in 0..READERS {
+        let reader = Reader::spawn().options(|options| options.isolation("process")).start();
+        // As an element of a value in a field a ref stays a ref.
+        let read = reader.read(vec![object.clone()]).get()?;
+        let [once, then, more] = read[..] else { return Err("the reader said something else".into()) };
+        first.push(once);
+        again.push(then);
+        gained = gained.max(more);
+    }
+    first.sort_by(f64::total_cmp);
+    again.sort_by(f64::total_cmp);
+    Ok(vec![quantile(&first, 0.5), quantile(&again, 0.5), gained / 1e6])
 }
 
 fn early(place: &Place) -> Result<Vec<f64>> {

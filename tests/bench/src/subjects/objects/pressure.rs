@@ -114,35 +114,41 @@ fn pressed(sizes: &[usize]) -> Result<[f64; 4]> {
     let private = || processes.iter().map(|pid| private_memory(*pid)).sum::<Result<f64>>();
     let before = private()?;
     let look = || Ok([memory_files(&processes)?, private()?]);
-    let (seconds, [most, private]) = watched(look, || put_and_read(sizes))?;
+    // Read once so that all have been on disk, and once for the time: whoever looks how much memory there is stops the
+    // processes from mapping any, and so would cost time.
+    let ((objects, put), [most, private]) = watched(look, || {
+        let put = put(sizes)?;
+        each(sizes.len(), |at| read(&put.0, at))?;
+        Ok(put)
+    })?;
+    let read = each(sizes.len(), |at| read(&objects, at))?;
     if cluster_processes()?.iter().any(|(pid, _)| !processes.contains(pid)) {
         return Err("a process has come that nobody watched".into());
     }
-    Ok([seconds.0, seconds.1, most, private - before])
+    Ok([read, put, most, private - before])
 }
 
-/// Seconds for reading and for putting.
-fn put_and_read(sizes: &[usize]) -> Result<(f64, f64)> {
+/// Objects of these sizes, and the seconds that putting them took.
+fn put(sizes: &[usize]) -> Result<(Vec<ObjectRef<Tensor>>, f64)> {
     let begun = Instant::now();
     // Of each all bytes are its number, counted from 1. Written in its place, no copy of it lies elsewhere.
     let put = |(size, fill): (&usize, u8)| {
         mobula::put(&Tensor::build(&[*size], |elements: &mut [u8]| elements.fill(fill))?)
     };
     let objects = sizes.iter().zip(1..).map(put).collect::<mobula::Result<Vec<_>>>()?;
-    let put_seconds = begun.elapsed().as_secs_f64();
-    let read = |at: usize| -> Result<()> {
-        let tensor = objects[at].get()?;
-        let bytes = tensor.as_bytes()?;
-        // The ends and the middle are touched: the checksum has seen the rest.
-        let fill = at as u8 + 1;
-        if [0, bytes.len() / 2, bytes.len() - 1].iter().any(|at| bytes[*at] != fill) {
-            return Err(format!("object {at} is another").into());
-        }
-        Ok(())
-    };
-    // Once so that all have been on disk, and once for the time.
-    each(objects.len(), read)?;
-    Ok((each(objects.len(), read)?, put_seconds))
+    Ok((objects, begun.elapsed().as_secs_f64()))
+}
+
+/// Reads one of them.
+fn read(objects: &[ObjectRef<Tensor>], at: usize) -> Result<()> {
+    let tensor = objects[at].get()?;
+    let bytes = tensor.as_bytes()?;
+    // The ends and the middle are touched: the checksum has seen the rest.
+    let fill = at as u8 + 1;
+    if [0, bytes.len() / 2, bytes.len() - 1].iter().any(|at| bytes[*at] != fill) {
+        return Err(format!("object {at} is another").into());
+    }
+    Ok(())
 }
 
 /// Seconds that the disk takes to read files of these sizes.
