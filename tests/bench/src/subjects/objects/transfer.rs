@@ -80,6 +80,11 @@ pub const PROBES: &[Probe] = &[
                 .targets(&[Target::WithinLimit(1.8)]),
             Row::less("copies that the source of a broadcast to 8 nodes sends", "copies")
                 .targets(&[Target::AtMost(3.0)]),
+            Row::less("another broadcast of 1 GiB to the 8 nodes, after the first has gone, MTU 65000", "s")
+                .limit(BROADCAST)
+                .targets(&[Target::WithinLimit(1.8)]),
+            Row::less("copies that the source of another broadcast to 8 nodes sends", "copies")
+                .targets(&[Target::AtMost(3.0)]),
         ],
         stage: Stage::Alone,
         run: broadcast,
@@ -242,26 +247,48 @@ fn measure_broadcast(place: &Place, cluster: &Cluster, bytes: usize) -> Result<V
     for reader in &readers {
         reader.ready().get()?;
     }
-    let elements = vec![1i64; bytes / size_of::<i64>()];
-    let object = mobula::put(&Tensor::from_vec(&[elements.len()], elements)?)?;
-    let begun = Instant::now();
-    let reads: Vec<_> = readers.iter().map(|reader| reader.read(vec![object.clone()])).collect();
-    if blocking::get_all(&reads)?.iter().any(|read| *read != bytes as u64) {
-        return Err("a node read something else".into());
+    let mut values = Vec::new();
+    let mut before = [0.0; 2];
+    for _ in 0..2 {
+        let elements = vec![1i64; bytes / size_of::<i64>()];
+        let object = mobula::put(&Tensor::from_vec(&[elements.len()], elements)?)?;
+        let begun = Instant::now();
+        let reads: Vec<_> = readers.iter().map(|reader| reader.read(vec![object.clone()])).collect();
+        if blocking::get_all(&reads)?.iter().any(|read| *read != bytes as u64) {
+            return Err("a node read something else".into());
+        }
+        values.push(begun.elapsed().as_secs_f64());
+        let all = before[0] + (readers.len() * bytes) as f64;
+        let sent = counted(place, cluster, own, &|[sent, ..]| sent >= all)?;
+        values.push((sent[1] - before[1]) / bytes as f64);
+        before = [sent[0], sent[1]];
+        drop((reads, object));
+        counted(place, cluster, own, &|[.., used]| used < bytes as f64)?;
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    // Nodes say every two seconds what they sent.
+    Ok(values)
+}
+
+/// What nodes count, once that is enough: bytes that all have sent, those that one has, and those in all stores.
+fn counted(
+    place: &Place,
+    cluster: &Cluster,
+    of: NodeId,
+    enough: &dyn Fn([f64; 3]) -> bool,
+) -> Result<[f64; 3]> {
+    let of = of.to_string();
+    // Nodes say it every two seconds.
     let end = Instant::now() + LOOK.1;
     loop {
-        let snapshot = place.runtime.block_on(cluster.snapshot())?;
-        let sent: u64 = snapshot.nodes.iter().map(|node| node.usage.served_bytes).sum();
-        if sent >= (readers.len() * bytes) as u64 {
-            let source = snapshot.nodes.iter().find(|node| node.node == own.to_string());
-            let source = source.ok_or("the source is not among the nodes")?.usage.served_bytes;
-            return Ok(vec![seconds, source as f64 / bytes as f64]);
+        let nodes = place.runtime.block_on(cluster.snapshot())?.nodes;
+        let sent: u64 = nodes.iter().map(|node| node.usage.served_bytes).sum();
+        let used: u64 = nodes.iter().map(|node| node.usage.store_used_bytes).sum();
+        let one = nodes.iter().find(|node| node.node == of).ok_or("the source is not among the nodes")?;
+        let counts = [sent as f64, one.usage.served_bytes as f64, used as f64];
+        if enough(counts) {
+            return Ok(counts);
         }
         if Instant::now() > end {
-            return Err(format!("only {sent} bytes were counted within {:?}", LOOK.1).into());
+            return Err(format!("sent by all, by one, and in stores: {counts:?} after {:?}", LOOK.1).into());
         }
         std::thread::sleep(LOOK.0);
     }
