@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::{
     codec::Output,
-    context,
+    context::{self, Context},
     link::AgentSender,
     runtime::Runtime,
     site::{Site, Sites},
@@ -119,6 +119,24 @@ pub struct Store {
 struct Growing {
     wanted: u64,
     answer: SyncSender<Result<Room, Failure>>,
+    _call: Option<Lacking>,
+}
+
+/// A call waits for room, until the answer is here: what is asked after that finds one that goes on, though its thread may not
+/// have run yet.
+struct Lacking(Arc<Context>);
+
+impl Lacking {
+    fn new(call: Arc<Context>) -> Self {
+        call.lacking.fetch_add(1, Ordering::AcqRel);
+        Self(call)
+    }
+}
+
+impl Drop for Lacking {
+    fn drop(&mut self) {
+        self.0.lacking.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What helps it.
@@ -243,26 +261,20 @@ impl Store {
         }
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = sync_channel(1);
+        let growing = Growing { wanted, answer: sender, _call: context::task().map(Lacking::new) };
         match self.answers.lock().as_mut() {
-            Some(answers) => drop(answers.insert(request, Growing { wanted, answer: sender })),
+            Some(answers) => drop(answers.insert(request, growing)),
             None => return Err(ended(runtime)),
         }
         let wait_ms = u64::try_from(STORE_FULL_WAIT.as_millis()).unwrap_or(u64::MAX);
         runtime.tell(ToAgent::RegionWanted { request, bytes, wait_ms });
         let answer = receiver.recv_timeout(PRESSURE_WAIT).or_else(|_| {
             turn = None;
-            let call = context::task();
-            if let Some(call) = &call {
-                call.lacking.fetch_add(1, Ordering::AcqRel);
-            }
             self.pressed.fetch_add(1, Ordering::AcqRel);
             self.trim(runtime, 0);
             // It answers in any case, unless the link to it ends.
             let answer = receiver.recv();
             self.pressed.fetch_sub(1, Ordering::AcqRel);
-            if let Some(call) = &call {
-                call.lacking.fetch_sub(1, Ordering::AcqRel);
-            }
             answer
         });
         match answer {
