@@ -2,7 +2,9 @@
 //!
 //! From the top down, always the child goes first that has least of what it should have:
 //!
-//! 1. A queue below what is guaranteed to it, by the part of that which it has.
+//! 1. A queue to which something that waits there is *owed*: it needs kinds that are guaranteed to the queue, and of each
+//!    of these the queue has less than that. Of several the one that has the smallest part of it. What needs nothing that
+//!    is guaranteed is owed to nobody, however little of the guarantee is in use.
 //! 2. The others by their *share*: the part that they use of the cluster's resource of which they use the largest part,
 //!    over their weight (dominant-resource fairness).
 //!
@@ -49,7 +51,7 @@ pub(crate) struct Branch {
     /// As people call it; empty for the top and the default one.
     pub name: String,
     pub parent: Option<u32>,
-    /// By rank, then by number.
+    /// By share, then by number.
     children: Vec<u32>,
     /// Where it is among its parent's children.
     place: usize,
@@ -64,8 +66,8 @@ pub(crate) struct Branch {
     /// Of that is being given up, and what room is being made for.
     leaving: Vec<i128>,
     coming: Vec<i128>,
-    /// Lower goes first.
-    rank: Rank,
+    /// What it uses over its weight: lower goes first.
+    share: f64,
     /// What waits here and below, by shape: how many demands.
     shapes: BTreeMap<ShapeId, u32>,
     /// The same shapes.
@@ -104,10 +106,6 @@ struct Job {
     held: u64,
     lanes: u32,
 }
-
-/// Whether it is beyond what is guaranteed to it, and the part that it has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
-pub(crate) struct Rank(pub bool, pub f64);
 
 /// Why a queue may have what another one holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +164,7 @@ impl Branch {
             usage: Vec::new(),
             leaving: Vec::new(),
             coming: Vec::new(),
-            rank: Rank::default(),
+            share: 0.0,
             shapes: BTreeMap::new(),
             waits: Bits::new(),
             waiting: Vec::new(),
@@ -181,16 +179,33 @@ impl Branch {
         parts.fold(0.0, f64::max) / self.weight
     }
 
-    fn ranked(&self, usage: impl Fn(usize) -> i128, inverse: &[f64]) -> Rank {
-        let part = self.promised.iter().map(|(kind, promised)| usage(*kind) as f64 / *promised as f64);
-        match part.reduce(f64::max) {
-            Some(part) if part < 1.0 => Rank(false, part),
-            _ => Rank(true, self.share_of(usage, inverse)),
+    /// Which part it has of what is guaranteed to it, of the kinds that `need` has; `None` where that is nothing or all.
+    fn owed(&self, usage: impl Fn(usize) -> i128, need: &Need) -> Option<f64> {
+        let needed = self.promised.iter().filter(|(kind, _)| need.get(*kind) > 0);
+        let part = needed.map(|(kind, promised)| usage(*kind) as f64 / *promised as f64).reduce(f64::max);
+        part.filter(|part| *part < 1.0)
+    }
+
+    /// Takes out of `shapes`, all of which wait here, what is owed to nobody.
+    fn keep_owed(&self, shapes: &mut Bits, all: &Shapes) {
+        let mut some = Bits::new();
+        for (kind, _) in &self.promised {
+            some.add(all.needing(*kind));
+        }
+        shapes.keep(&some);
+        for (kind, promised) in &self.promised {
+            if self.used(*kind) >= i128::from(*promised) {
+                shapes.without(all.needing(*kind));
+            }
         }
     }
 
-    fn new_rank(&self, inverse: &[f64]) -> Rank {
-        self.ranked(|kind| self.usage.get(kind).copied().unwrap_or(0), inverse)
+    fn used(&self, kind: usize) -> i128 {
+        self.usage.get(kind).copied().unwrap_or(0)
+    }
+
+    fn new_share(&self, inverse: &[f64]) -> f64 {
+        self.share_of(|kind| self.used(kind), inverse)
     }
 
     /// The place of a job, of which something waits here or is held from now on.
@@ -321,19 +336,19 @@ impl Queues {
             }
         }
         self.inverse.resize(kinds.len(), 0.0);
-        self.update_ranks();
+        self.update_shares();
     }
 
     /// What the cluster has of each kind.
     pub fn totals(&mut self, totals: &[i128]) {
         self.inverse =
             totals.iter().map(|total| if *total > 0 { 1.0 / *total as f64 } else { 0.0 }).collect();
-        self.update_ranks();
+        self.update_shares();
     }
 
-    fn update_ranks(&mut self) {
+    fn update_shares(&mut self) {
         for queue in &mut self.all {
-            queue.rank = queue.new_rank(&self.inverse);
+            queue.share = queue.new_share(&self.inverse);
         }
         for at in 0..self.all.len() {
             let mut children = std::mem::take(&mut self.all[at].children);
@@ -347,14 +362,18 @@ impl Queues {
 
     /// Which of two children goes first.
     fn compare(&self, a: u32, b: u32) -> std::cmp::Ordering {
-        order(self.all[a as usize].rank, self.all[b as usize].rank).then(a.cmp(&b))
+        self.share(a).total_cmp(&self.share(b)).then(a.cmp(&b))
     }
 
-    /// Puts a queue where its rank belongs among its siblings.
-    fn update_rank(&mut self, queue: u32) {
+    fn share(&self, queue: u32) -> f64 {
+        self.all[queue as usize].share
+    }
+
+    /// Puts a queue where its share belongs among its siblings'.
+    fn update_share(&mut self, queue: u32) {
         let branch = &mut self.all[queue as usize];
-        let rank = branch.new_rank(&self.inverse);
-        if rank == std::mem::replace(&mut branch.rank, rank) {
+        let share = branch.new_share(&self.inverse);
+        if share.total_cmp(&std::mem::replace(&mut branch.share, share)).is_eq() {
             return;
         }
         let Some(parent) = branch.parent else { return };
@@ -492,32 +511,34 @@ impl Queues {
         need.amounts.iter().map(part).fold(0.0, f64::max)
     }
 
-    /// A queue's rank once all that is under way is done, with so many more slots.
-    fn rank_with(&self, queue: u32, need: &Need, slots: i64) -> Rank {
+    /// What a queue uses once all that is under way is done, with `times` more of `need`.
+    fn usage_with(&self, queue: u32, need: &Need, times: i64) -> impl Fn(usize) -> i128 {
         let branch = &self.all[queue as usize];
         let of = |list: &[i128], kind: usize| list.get(kind).copied().unwrap_or(0);
-        let usage = |kind| {
+        move |kind| {
             of(&branch.usage, kind) - of(&branch.leaving, kind)
                 + of(&branch.coming, kind)
-                + i128::from(slots) * i128::from(need.get(kind))
-        };
-        branch.ranked(usage, &self.inverse)
+                + i128::from(times) * i128::from(need.get(kind))
+        }
     }
 
-    /// What right a queue has to a slot of `need` for which another one would give up `lost`.
-    pub fn right(&self, queue: u32, need: &Need, other: u32, lost: &Need) -> Right {
+    /// What right a queue has to a slot of `need` before another one has, or keeps, `others`: of that so many `times`
+    /// more is what the other would have left, so -1 where it would give it up.
+    pub fn right(&self, queue: u32, need: &Need, other: u32, (others, times): (&Need, i64)) -> Right {
         // Where their ways to the top part.
         let siblings = |(a, b): &(u32, u32)| self.all[*a as usize].parent == self.all[*b as usize].parent;
         let pairs = self.above(queue).flat_map(|a| self.above(other).map(move |b| (a, b)));
         let Some((a, b)) = pairs.filter(|(a, b)| a != b).find(siblings) else { return Right::None };
-        let without = self.rank_with(b, lost, -1);
-        if !without.0 {
+        let (ours, theirs) = (&self.all[a as usize], &self.all[b as usize]);
+        let without = self.usage_with(b, others, times);
+        if theirs.owed(&without, others).is_some() {
             return Right::None;
         }
-        if !self.rank_with(a, need, 0).0 {
+        if ours.owed(self.usage_with(a, need, 0), need).is_some() {
             return Right::Owed;
         }
-        if self.rank_with(a, need, 1).1 <= without.1 { Right::Share } else { Right::None }
+        let share = ours.share_of(self.usage_with(a, need, 1), &self.inverse);
+        if share <= theirs.share_of(without, &self.inverse) { Right::Share } else { Right::None }
     }
 
     /// The place of a job in a queue where something of it waits or is held.
@@ -539,7 +560,7 @@ impl Queues {
                 }
             }
             at = queue.parent;
-            self.update_rank(number);
+            self.update_share(number);
         }
     }
 
@@ -637,40 +658,71 @@ impl Queues {
     /// Whose turn it is, of those whose shape is open and whose limits allow a slot.
     pub fn pick(&mut self, shapes: &Shapes, now: Millis, ageing: Millis) -> Option<Pick> {
         let mut notes = std::mem::take(&mut self.notes);
-        let pick = self.descend(TOP, &Turns { shapes, now, ageing }, &mut notes);
+        let pick = self.descend(TOP, shapes.open(), &Turns { shapes, now, ageing }, &mut notes);
         self.notes = notes;
         pick
     }
 
-    fn descend(&self, queue: u32, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
+    /// The same of what waits in and below a queue, of the shapes in `open`.
+    fn descend(&self, queue: u32, open: &Bits, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
         let branch = &self.all[queue as usize];
         if branch.children.is_empty() {
-            return self.pick_lane(queue, turns, notes);
+            return self.pick_lane(queue, open, turns, notes);
         }
-        let open = |child: &&u32| self.all[**child as usize].waits.meets(turns.shapes.open());
-        let mut children = branch.children.iter().filter(open);
+        self.descend_owed(queue, open, turns, notes).or_else(|| self.descend_fair(queue, open, turns, notes))
+    }
+
+    /// Of what is owed to children.
+    fn descend_owed(&self, queue: u32, open: &Bits, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
+        let mut best: Option<(f64, u32, Pick)> = None;
+        for child in &self.all[queue as usize].children {
+            let branch = &self.all[*child as usize];
+            if branch.promised.is_empty() || !branch.waits.meets(open) {
+                continue;
+            }
+            let mut owed = branch.waits.clone();
+            owed.keep(open);
+            branch.keep_owed(&mut owed, turns.shapes);
+            if owed.is_empty() {
+                continue;
+            }
+            let Some(pick) = self.descend(*child, &owed, turns, notes) else { continue };
+            let part = branch.owed(|kind| branch.used(kind), turns.shapes.need(pick.shape));
+            let part = (part.unwrap_or(1.0), *child);
+            if best
+                .is_none_or(|(least, number, _)| part.0.total_cmp(&least).then(part.1.cmp(&number)).is_lt())
+            {
+                best = Some((part.0, part.1, pick));
+            }
+        }
+        // What it has changes with each: it is looked at again soon.
+        best.map(|(.., pick)| Pick { slots: pick.slots.min(pick.quantum), ..pick })
+    }
+
+    /// Of the child with the smallest share.
+    fn descend_fair(&self, queue: u32, open: &Bits, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
+        let waits = |child: &&u32| self.all[**child as usize].waits.meets(open);
+        let mut children = self.all[queue as usize].children.iter().filter(waits);
         loop {
             let child = *children.next()?;
-            let Some(mut pick) = self.descend(child, turns, notes) else { continue };
-            let rank = self.all[child as usize].rank;
-            // Weights of those that have the same right, and the rank of the one after it.
+            let Some(mut pick) = self.descend(child, open, turns, notes) else { continue };
+            let share = self.share(child);
+            // Weights of those that have the same right, and the share of the one after it.
             let mut same = self.weight(child);
             let mut next = None;
             for other in children {
                 let other = &self.all[*other as usize];
-                next.get_or_insert(other.rank);
-                if order(rank, other.rank).is_ne() {
+                next.get_or_insert(other.share);
+                if share.total_cmp(&other.share).is_ne() {
                     break;
                 }
                 same += other.weight;
             }
             if let Some(next) = next {
-                if !rank.0 {
-                    pick.slots = pick.slots.min(pick.quantum);
-                } else if same > self.weight(child) {
+                if same > self.weight(child) {
                     pick.part = pick.part.min(self.weight(child) / same);
                 } else {
-                    let lead = self.lead(child, rank, next, turns.shapes.need(pick.shape));
+                    let lead = self.lead(child, share, next, turns.shapes.need(pick.shape));
                     pick.slots = pick.slots.min(lead.max(pick.quantum));
                 }
             }
@@ -679,9 +731,9 @@ impl Queues {
     }
 
     /// How many slots bring a queue level with the next one; at least 1.
-    fn lead(&self, queue: u32, rank: Rank, next: Rank, need: &Need) -> u32 {
+    fn lead(&self, queue: u32, share: f64, next: f64, need: &Need) -> u32 {
         let each = self.all[queue as usize].share_of(|kind| need.get(kind).into(), &self.inverse);
-        let slots = (next.1 - rank.1) / each;
+        let slots = (next - share) / each;
         if slots.is_nan() || slots >= f64::from(u32::MAX) { u32::MAX } else { (slots as u32).max(1) }
     }
 
@@ -694,13 +746,13 @@ impl Queues {
     }
 
     /// The turn that is due in a queue. A job's turns together are its lane.
-    fn pick_lane(&self, queue: u32, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
+    fn pick_lane(&self, queue: u32, open: &Bits, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
         let branch = &self.all[queue as usize];
         let limited = !branch.limited.is_empty();
         notes.search += 1;
         notes.jobs.clear();
         let mut oldest = i64::MAX;
-        for waiting in branch.waiting.iter().filter(|waiting| turns.shapes.open().contains(waiting.shape)) {
+        for waiting in branch.waiting.iter().filter(|waiting| open.contains(waiting.shape)) {
             if limited && self.headroom(queue, turns.shapes.need(waiting.shape)) == 0 {
                 continue;
             }
@@ -770,8 +822,4 @@ fn level_since(oldest: i64, now: Millis, ageing: Millis) -> i64 {
 pub(crate) fn level(turn: Turn, now: Millis, ageing: Millis) -> i64 {
     let waited = i64::try_from(now.0).unwrap_or(i64::MAX).saturating_sub(turn.0);
     waited.div_euclid(i64::try_from(ageing.0.max(1)).unwrap_or(i64::MAX))
-}
-
-fn order(a: Rank, b: Rank) -> std::cmp::Ordering {
-    a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
 }

@@ -77,6 +77,8 @@ pub(crate) struct Shapes {
     /// What needs a closer look: kinds that share a bound, unknown ones, very small ones, and what is pinned.
     special: Bits,
     gangs: Bits,
+    /// What needs some of a kind, by that.
+    needing: Vec<Bits>,
     open: Bits,
     here: u32,
     on: Bits,
@@ -97,6 +99,7 @@ impl Shapes {
             apart: BTreeMap::new(),
             special: Bits::new(),
             gangs: Bits::new(),
+            needing: Vec::new(),
             open: Bits::new(),
             here: 0,
             on: Bits::new(),
@@ -160,6 +163,12 @@ impl Shapes {
     fn sort(&mut self, id: ShapeId) {
         let Some(shape) = self.all.get(id) else { return };
         self.fit.insert(id, &shape.need.dims);
+        for (kind, _) in &shape.need.amounts {
+            if self.needing.len() <= *kind {
+                self.needing.resize(*kind + 1, Bits::new());
+            }
+            self.needing[*kind].insert(id);
+        }
         if shape.key.gang.is_some() {
             self.gangs.insert(id);
         } else if shape.key.pin.is_some() || shape.need.tiny || !shape.need.is_bounded() {
@@ -183,6 +192,7 @@ impl Shapes {
         for bits in [&mut self.special, &mut self.gangs, &mut self.open, &mut self.on] {
             bits.remove(id);
         }
+        self.needing.iter_mut().for_each(|bits| bits.remove(id));
         if let Some(node) = key.pin {
             if let Some(pinned) = self.pinned.get_mut(&node) {
                 pinned.remove(&id);
@@ -213,6 +223,12 @@ impl Shapes {
 
     pub fn iter(&self) -> impl Iterator<Item = (ShapeId, &Shape)> {
         self.all.iter()
+    }
+
+    /// Those that need some of a kind.
+    pub fn needing(&self, kind: usize) -> &Bits {
+        const NONE: &Bits = &Bits::new();
+        self.needing.get(kind).unwrap_or(NONE)
     }
 
     /// Those for which there may be room.

@@ -381,8 +381,8 @@ pub struct QueueSetArgs {
     /// Its part relative to its siblings', above 0 [default: 1, or as before]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub weight: Option<String>,
-    /// What it gets before others get more than theirs, such as cpu=4,memory=64GiB; '' for nothing [default: nothing,
-    /// or as before]
+    /// What work that needs it gets before others get more than theirs, such as cpu=4,gpu=2; '' for nothing [default:
+    /// nothing, or as before]
     #[arg(long, value_name = "NAME=N,…", value_parser = amounts)]
     pub guarantee: Option<Amounts>,
     /// What it and the queues in it may use at most, such as cpu=8,gpu=2; '' for no limit [default: none, or as before]

@@ -399,7 +399,7 @@ impl Scheduler {
         if claim.queue == victim.queue {
             return claim.priority > victim.priority;
         }
-        match self.queues.right(claim.queue, need, victim.queue, &victim.all) {
+        match self.queues.right(claim.queue, need, victim.queue, (&victim.all, -1)) {
             Right::Owed => true,
             Right::Share => victim.restartable,
             Right::None => false,

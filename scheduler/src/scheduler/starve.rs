@@ -103,7 +103,7 @@ impl Scheduler {
                 return false;
             }
             let need = self.shapes.need(claim.shape);
-            return self.queues.right(claim.queue, need, kept.queue, &Need::nothing()) == Right::Owed;
+            return self.queues.right(claim.queue, need, kept.queue, (&kept.need, 0)) == Right::Owed;
         }
         let ageing = self.options.ageing;
         let turn = match who {

@@ -134,6 +134,23 @@ fn what_was_borrowed_comes_back() {
         &["a, 0, 9 of 1 cpu"],
         "lease-1 x1 until 1500; lease-1 x1 evicted; node-1 x1",
     );
+    // Only for what needs what is guaranteed, and only of those who have more of that.
+    let gpus = ["a; guaranteed 2 gpu", "b"];
+    check(&["4 cpu 2 gpu"], &gpus, &["b, 0, 4 of 1 cpu"], &["a, 0, 9 of 1 cpu"], "");
+    check(
+        &["4 cpu 2 gpu"],
+        &gpus,
+        &["b, 0, 2 of 1 gpu, restartable"],
+        &["a, 0, 1 of 1 gpu"],
+        "lease-2 x1 until 1500; lease-2 x1 evicted; ended lease-2; node-1 GPU 1:1",
+    );
+    check(
+        &["4 cpu 2 gpu"],
+        &["a; guaranteed 4 cpu", "b; guaranteed 2 gpu"],
+        &["b, 0, 2 of 1 cpu 1 gpu, restartable", "b, 0, 2 of 1 cpu"],
+        &["a, 0, 9 of 1 cpu"],
+        "lease-3 x2 when done",
+    );
     // A fair share, of what can be run again; priority is nothing between queues.
     let equal = ["a", "b"];
     check(

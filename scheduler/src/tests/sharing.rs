@@ -109,6 +109,25 @@ fn what_is_guaranteed_goes_first() {
 }
 
 #[test]
+fn what_is_guaranteed_is_so_of_its_kind() {
+    let (cpu, gpu, both) = ("1 cpu", "1 gpu", "1 cpu 1 gpu");
+    let node = "6 cpu 2 gpu";
+    let list = ["a", "b; guaranteed 2 gpu"];
+    // Work that needs no GPU is owed nothing, however little of them is in use.
+    check(node, &list, &[("a", cpu, 99), ("b", cpu, 99)], "a 3, b 3");
+    check(node, &list, &[("a", both, 99), ("b", both, 99)], "b 2");
+    check(node, &list, &[("a", both, 99), ("b", cpu, 99), ("b", gpu, 1)], "a 1, b 6");
+    // All that is guaranteed of one kind in use, what needs the other is owed still; what needs both is not.
+    let list = ["a; weight 99", "b; guaranteed 2 cpu 1 gpu"];
+    check(node, &list, &[("a", cpu, 99), ("a", gpu, 99), ("b", cpu, 2), ("b", gpu, 99)], "a 5, b 3");
+    let list = ["a; weight 99", "b; guaranteed 1 cpu 2 gpu"];
+    check(node, &list, &[("a", both, 99), ("b", cpu, 1), ("b", both, 99)], "a 2, b 1");
+    // A parent's guarantee is for what its children need.
+    let tree = ["a", "p; guaranteed 2 gpu", "b; parent p", "c; parent p"];
+    check(node, &tree, &[("a", both, 99), ("b", cpu, 99), ("c", both, 1)], "a 1, b 4, c 1");
+}
+
+#[test]
 fn limits_hold_whatever_is_free() {
     let one = "1 cpu";
     check("12 cpu", &["a; limit 5 cpu"], &[("a", one, 99)], "a 5");

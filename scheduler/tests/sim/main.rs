@@ -521,7 +521,8 @@ impl World {
                 queue.limit = vec![(Kind::Cpu, Quantity::whole(4 + self.random.below(8) as u64))];
             }
             if parent.is_empty() && self.random.chance(30) {
-                queue.guaranteed = amounts("3 cpu");
+                let guaranteed = *self.random.pick(&["3 cpu", "1 gpu", "2 cpu 1 gpu"]);
+                queue.guaranteed = amounts(guaranteed);
             }
             queues.push(queue);
         }
@@ -738,4 +739,4 @@ fn a_seed_is_the_same_everywhere() {
 }
 
 /// Of seed 1.
-const HASH: u64 = 1_155_644_153_009_918_101;
+const HASH: u64 = 17_615_241_529_944_418_340;
