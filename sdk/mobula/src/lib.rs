@@ -79,7 +79,7 @@ pub use mobula_arrow as arrow;
 pub use actor::{Actor, ActorHandle, Spawn, find_actor};
 pub use argument::IntoArgument;
 pub use blocks::{ActorPool, Barrier, Permit, Queue, Semaphore, Unordered};
-pub use cluster::{Builder, Cluster};
+pub use cluster::{Builder, Cluster, Leftovers};
 pub use error::{Error, Result};
 pub use futures_core::Stream;
 pub use group::{GroupBuilder, PlacementGroup};

@@ -123,19 +123,52 @@ fn missed(text: &mut String, report: &Report, whys: &BTreeMap<&str, &str>) -> Re
         return Ok(());
     }
     writeln!(text, "| row | target | measured | why |\n|---|---|--:|---|")?;
+    let listed: Vec<&str> = report.rows.iter().filter(missed).map(|row| row.name.as_str()).collect();
     for row in report.rows.iter().filter(missed) {
         let (wanted, measured, _) = row.verdicts();
         let error = row.error.as_ref().map(|error| format!("Error: {error}. ")).unwrap_or_default();
-        let why = whys.get(row.name.as_str()).copied().unwrap_or("Not looked into yet.");
+        let why = why(&row.name, whys, &listed);
         let why = format!("{error}{why}").replace('\n', " ").replace('|', "\\|");
         writeln!(text, "| {} | {wanted} | {measured} | {why} |", row.name)?;
     }
     Ok(())
 }
 
+/// Why a row misses. Where its text begins with `As for` and the name of a row that is not `listed`, that one's follows.
+fn why(row: &str, whys: &BTreeMap<&str, &str>, listed: &[&str]) -> String {
+    let mut text = String::new();
+    let mut seen = vec![row];
+    while let Some(next) = seen.last().and_then(|row| whys.get(row)) {
+        text.push_str(if text.is_empty() { "" } else { " " });
+        text.push_str(next);
+        let named = next.strip_prefix("As for ").unwrap_or_default();
+        // The longest: one name may begin like another.
+        let other = whys.keys().filter(|name| named.starts_with(**name)).max_by_key(|name| name.len());
+        match other.filter(|name| !listed.contains(name) && !seen.contains(name)) {
+            Some(other) => seen.push(other),
+            None => break,
+        }
+    }
+    if text.is_empty() { "Not looked into yet.".to_owned() } else { text }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_why_that_names_another_row_is_told_whole() {
+        let whys = BTreeMap::from([
+            ("a", "As for ab."),
+            ("ab", "As for c: more."),
+            ("c", "Slow."),
+            ("d", "As for d."),
+        ]);
+        assert_eq!(why("a", &whys, &["a"]), "As for ab. As for c: more. Slow.");
+        assert_eq!(why("a", &whys, &["a", "ab"]), "As for ab.");
+        assert_eq!(why("d", &whys, &["d"]), "As for d.");
+        assert_eq!(why("e", &whys, &["e"]), "Not looked into yet.");
+    }
 
     #[test]
     fn a_missed_row_is_told_with_its_why() {

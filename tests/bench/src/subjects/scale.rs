@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula::{Cluster, ObjectRef, Tensor, View, blocking};
+use mobula::{Cluster, Leftovers, ObjectRef, Tensor, View, blocking};
+use mobula_proto::head::Usage;
+use tokio::runtime::Handle;
 
 use super::{
     functions::{Echo, ones},
@@ -20,6 +22,8 @@ use crate::{
 
 /// How long what a row let go of may take to be gone.
 const GOING: Duration = Duration::from_secs(20);
+/// How often that is looked at. Nodes say what they hold every two seconds.
+const LOOK: Duration = Duration::from_millis(20);
 /// Tasks that are queued at once: just below the default budget of a program.
 const QUEUED: usize = 1_000_000;
 /// Actors that idle at once, for their memory, and then for their number.
@@ -41,7 +45,7 @@ macro_rules! probes {
             stage: Stage::Scale,
             run: |place| {
                 let cluster = place.cluster.as_ref().ok_or("there is no cluster")?;
-                clean(cluster, || Ok(vec![timed($run)?]))
+                clean(cluster, &place.runtime, || Ok(vec![timed($run)?]))
             },
         }),*]
     };
@@ -122,7 +126,7 @@ pub async fn serve(what: String) -> Result<()> {
     let measured = tokio::task::spawn_blocking(move || {
         let limit = if what == "shuffle" { SHUFFLE_LIMIT } else { PROGRAM_LIMIT };
         bounded(&what.clone(), limit, move || {
-            clean(&of, || match what.as_str() {
+            clean(&of, &runtime, || match what.as_str() {
                 "queued" => queued(),
                 "actors" => actors(ACTORS),
                 "many-actors" => actors(ACTORS_MANY),
@@ -146,24 +150,46 @@ fn timed(run: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
+/// What a row has taken and must give back: of this process, and of the whole cluster.
+#[derive(Debug)]
+struct Held {
+    here: Leftovers,
+    /// Objects in the stores of all nodes, what waits there, and leases.
+    everywhere: [u64; 3],
+}
+
+impl Held {
+    fn now(cluster: &Cluster, runtime: &Handle) -> Result<Self> {
+        let all = runtime.block_on(cluster.snapshot())?;
+        let of = |what: fn(&Usage) -> u64| all.nodes.iter().map(|node| what(&node.usage)).sum();
+        let everywhere = [of(|usage| usage.objects), of(|usage| usage.waiting), all.leases];
+        Ok(Self { here: cluster.leftovers(), everywhere })
+    }
+
+    fn is_within(&self, before: &Self) -> bool {
+        let (here, then) = (&self.here, &before.here);
+        here.objects <= then.objects
+            && here.calls <= then.calls
+            && here.actors <= then.actors
+            && here.store_bytes <= then.store_bytes
+            && self.everywhere.iter().zip(before.everywhere).all(|(now, then)| *now <= then)
+    }
+}
+
 /// Measures, and fails where something is left behind.
-fn clean(cluster: &Cluster, run: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
-    let before = cluster.leftovers();
+fn clean(cluster: &Cluster, runtime: &Handle, run: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    let before = Held::now(cluster, runtime)?;
     let values = run()?;
     let deadline = Instant::now() + GOING;
     loop {
-        let after = cluster.leftovers();
-        let gone = after.objects <= before.objects
-            && after.calls <= before.calls
-            && after.actors <= before.actors
-            && after.store_bytes <= before.store_bytes;
-        if gone {
+        let after = Held::now(cluster, runtime)?;
+        if after.is_within(&before) {
             return Ok(values);
         }
         if Instant::now() >= deadline {
             return Err(format!("left behind: {after:?}, where there was {before:?}").into());
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(LOOK);
     }
 }
 

@@ -43,7 +43,9 @@ pub const PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::more("put right after start", "GB/s").limit(MEMCPY).targets(&[Target::OfLimit(0.5)]),
+            Row::more("put of 48 MB right after start", "GB/s")
+                .limit(MEMCPY)
+                .targets(&[Target::OfLimit(0.5)]),
             Row::less("processor time that warming takes in a job's first 2 s", "% of a core"),
         ],
         stage: Stage::Alone,

@@ -263,12 +263,12 @@ fn measure_broadcast(place: &Place, cluster: &Cluster, bytes: usize) -> Result<V
         values.push((sent[1] - before[1]) / bytes as f64);
         before = [sent[0], sent[1]];
         drop((reads, object));
-        counted(place, cluster, own, &|[.., used]| used < bytes as f64)?;
+        counted(place, cluster, own, &|[.., objects]| objects == 0.0)?;
     }
     Ok(values)
 }
 
-/// What nodes count, once that is enough: bytes that all have sent, those that one has, and those in all stores.
+/// What nodes count, once that is enough: bytes that all have sent, those that one has, and objects in all stores.
 fn counted(
     place: &Place,
     cluster: &Cluster,
@@ -281,14 +281,18 @@ fn counted(
     loop {
         let nodes = place.runtime.block_on(cluster.snapshot())?.nodes;
         let sent: u64 = nodes.iter().map(|node| node.usage.served_bytes).sum();
-        let used: u64 = nodes.iter().map(|node| node.usage.store_used_bytes).sum();
+        let objects: u64 = nodes.iter().map(|node| node.usage.objects).sum();
         let one = nodes.iter().find(|node| node.node == of).ok_or("the source is not among the nodes")?;
-        let counts = [sent as f64, one.usage.served_bytes as f64, used as f64];
+        let counts = [sent as f64, one.usage.served_bytes as f64, objects as f64];
         if enough(counts) {
             return Ok(counts);
         }
         if Instant::now() > end {
-            return Err(format!("sent by all, by one, and in stores: {counts:?} after {:?}", LOOK.1).into());
+            return Err(format!(
+                "bytes sent by all, by one, and objects in stores: {counts:?} after {:?}",
+                LOOK.1
+            )
+            .into());
         }
         std::thread::sleep(LOOK.0);
     }
