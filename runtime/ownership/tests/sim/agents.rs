@@ -293,10 +293,11 @@ impl World {
         }
     }
 
-    /// A connection between agents may break. What is claimed in vain is kept for too long.
+    /// A connection between agents may break. What is claimed in vain is kept for too long; but that a claim is taken back
+    /// is said until it is heard.
     fn is_lost(&mut self, from: usize, news: &News) -> bool {
         let between = (self.hosts.len()..self.head_party()).contains(&from);
-        if !between || !self.breaks || !self.random.one_in(4) {
+        if !between || matches!(news, News::Release(..)) || !self.breaks || !self.random.one_in(4) {
             return false;
         }
         match news {
@@ -304,7 +305,6 @@ impl World {
                 let found = answers.iter().filter(|(_, record)| record.is_some());
                 self.leaky.extend(found.map(|(object, _)| *object));
             }
-            News::Release(_, object) => drop(self.leaky.insert(*object)),
             News::Give((object, _)) | News::Given((object, _)) => drop(self.leaky.insert(*object)),
             _ => {}
         }

@@ -284,6 +284,7 @@ impl PeerQueue {
             }
             {
                 let mut garbage = self.garbage.garbage.lock();
+                garbage.queue_moved(batch.len(), self.messages.len());
                 let told = std::iter::from_fn(|| garbage.next()).take(BATCH_MAX);
                 batch.extend(told.map(ForPeer::unasked));
             }
