@@ -358,8 +358,9 @@ pub struct Spill {
     pub spill_below: Option<f64>,
     /// How long the disk may take for one file while somebody waits for room, such as 60s
     ///
-    /// Unit: time, 1s to 1d. Default: 60s. Cost: so long, a disk that hangs is waited for. If wrong: too short, and
-    /// writers fail (MOB2001) on a disk that is only slow; too long, and they wait for one that will not come back.
+    /// So long is also waited for the next part of what is read back. Unit: time, 1s to 1d. Default: 60s. Cost: so long,
+    /// a disk that hangs is waited for. If wrong: too short, and writers fail (MOB2001), and readers, on a disk that is
+    /// only slow; too long, and they wait for one that will not come back.
     #[arg(
         long,
         value_name = "TIME",

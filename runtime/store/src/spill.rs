@@ -193,10 +193,26 @@ fn write_all<B: AsRef<[u8]>>(
 /// # Errors
 /// [`Error::Damaged`] where something else lies there; or the target cannot be reached.
 pub fn read(target: &dyn Target, file: u64, offset: u64, name: &[u8], into: &mut [u8]) -> Result<(), Error> {
+    read_watched(target, file, offset, name, into, &|| {})
+}
+
+/// As [`read`], and calls `moved` each time that the target has given something.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_watched(
+    target: &dyn Target,
+    file: u64,
+    offset: u64,
+    name: &[u8],
+    into: &mut [u8],
+    moved: &dyn Fn(),
+) -> Result<(), Error> {
     let len = into.len() as u64;
     let slot = slot_bytes(len).and_then(|slot| usize::try_from(slot).ok());
     let slot = slot.ok_or(Error::RegionSize { bytes: len })?;
     let mut source = target.open(file)?;
+    moved();
     let mut chunk = Chunk::new(slot.min(CHUNK_BYTES));
     let mut hasher = hasher(name, len);
     let mut found = Vec::with_capacity(TRAILER_BYTES);
@@ -206,6 +222,7 @@ pub fn read(target: &dyn Target, file: u64, offset: u64, name: &[u8], into: &mut
         let take = buffer.len().min(slot - done);
         let read = &mut buffer[..take];
         source.read_at(offset + done as u64, read)?;
+        moved();
         let (data, rest) = read.split_at(into.len().saturating_sub(done).min(take));
         hasher.update(data);
         into[done.min(len as usize)..][..data.len()].copy_from_slice(data);

@@ -256,6 +256,7 @@ impl Actor for Service {
             arguments;
         let accepts = endpoint.is_some() && listens;
         let (me, store_bytes, stall) = (config.node, config.store_bytes, config.pulls.stall);
+        let disk = Disk::new(arguments.spill, config.spill.stall, post.clone());
         let peers =
             Peers::new(me, endpoint, listens, Arc::clone(&routes), Arc::clone(&provision), post.clone());
         provision.set_peers(&peers);
@@ -278,7 +279,7 @@ impl Actor for Service {
         let state = Arc::new(Mutex::new(State {
             core,
             memory: Memory::new(store_bytes),
-            disk: Disk::new(arguments.spill, post.clone()),
+            disk,
             transfers: Transfers::new(stall),
             ring_bytes,
             to_head,

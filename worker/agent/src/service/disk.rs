@@ -1,9 +1,17 @@
 //! The disk for spilled objects. What takes as long as the disk takes is done on threads for that, a bounded number at
 //! once, so that a slow disk slows only what waits for it.
+//!
+//! A read of which nothing has come for `spill.stall` is given up: its readers fail, others take its turn, and the copy stays
+//! where it is. The thread cannot be stopped, and may yet write what it read: so the memory is the thread's own, counts as
+//! used, and is free again when it returns.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -15,7 +23,7 @@ use mobula_store::{
     spill::{self, Target},
 };
 use mobula_telemetry::task;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
@@ -27,6 +35,10 @@ use crate::core::objects::{Slot, Spill};
 /// Most objects that are read at once. A single one does not keep a disk busy; more cost a thread and a chunk
 /// ([`spill::CHUNK_BYTES`]) each.
 pub const READS_MAX: usize = 4;
+
+/// Most threads that are held by reads which were given up and have not returned. Once there are so many, nothing more is
+/// read until one returns.
+pub const HUNG_MAX: usize = 64;
 
 /// How often an object is read that cannot be read for a reason that may pass.
 pub const READ_TRIES: u32 = 5;
@@ -44,6 +56,11 @@ const DELETE_PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Disk {
     target: Option<Arc<dyn Target>>,
     reading: Arc<Semaphore>,
+    /// Threads of reads, given up or not.
+    threads: Arc<Semaphore>,
+    /// Counts what comes from the disk, of any read.
+    moved: Arc<AtomicU64>,
+    stall: Duration,
     deleting: Arc<Semaphore>,
     post: Post,
 }
@@ -63,9 +80,10 @@ fn name(object: ObjectId, attempt: u32) -> Vec<u8> {
 
 impl Disk {
     /// Spills nothing where there is no target.
-    pub(super) fn new(target: Option<Arc<dyn Target>>, post: Post) -> Self {
+    pub(super) fn new(target: Option<Arc<dyn Target>>, stall: Duration, post: Post) -> Self {
         let most = |count| Arc::new(Semaphore::new(count));
-        Self { target, reading: most(READS_MAX), deleting: most(DELETES_MAX), post }
+        let (reading, threads) = (most(READS_MAX), most(READS_MAX + HUNG_MAX));
+        Self { target, reading, threads, moved: Arc::default(), stall, deleting: most(DELETES_MAX), post }
     }
 
     /// Writes a file; [`Message::Spilled`] follows.
@@ -92,21 +110,47 @@ impl Disk {
 
     /// Reads a copy back; [`Message::Restored`] follows.
     pub(super) fn read(&self, wanted: Wanted, slot: Slot, mut block: Block) {
-        let (target, reading, post) = (self.target.clone(), Arc::clone(&self.reading), self.post.clone());
+        let (target, post, stall) = (self.target.clone(), self.post.clone(), self.stall);
+        let [reading, threads] = [&self.reading, &self.threads].map(Arc::clone);
+        let all = Arc::clone(&self.moved);
         drop(task::spawn("restore", async move {
             let Wanted { key: (object, attempt, _), bytes, .. } = wanted;
             let Some(target) = target else { return };
             let (mut tries, mut pause) = (0, READ_PAUSE);
             let result = loop {
-                let Ok(permit) = Arc::clone(&reading).acquire_owned().await else { return };
+                let turn = async {
+                    let turn = Arc::clone(&reading).acquire_owned().await.ok()?;
+                    Some((turn, Arc::clone(&threads).acquire_owned().await.ok()?))
+                };
+                let Some(turn) = unless_stalled(&all, stall, turn).await else { break Err(hung(stall)) };
+                let Some((turn, thread)) = turn else { return };
                 let target = Arc::clone(&target);
+                let own = Arc::new(AtomicU64::new(0));
+                let moved = [Arc::clone(&own), Arc::clone(&all)];
                 let read = tokio::task::spawn_blocking(move || {
-                    let read = read_into(&*target, &mut block, bytes, slot, &name(object, attempt));
-                    drop(permit);
+                    let moved = || {
+                        for count in &moved {
+                            count.fetch_add(1, Relaxed);
+                        }
+                    };
+                    let read = read_into(&*target, &mut block, bytes, slot, &name(object, attempt), &moved);
+                    moved();
+                    drop(thread);
                     (block, read)
                 });
+                let mut read = pin!(read);
+                let Some(read) = unless_stalled(&own, stall, &mut read).await else {
+                    warn!(%object, ?stall, "a spilled object is not waited for any more: the disk does not answer");
+                    drop(turn);
+                    post.cast(Message::Restored(wanted, Err(hung(stall))));
+                    drop(read.await);
+                    debug!(%object, "a read that was given up has returned");
+                    // Its memory is free, and somebody may wait for that.
+                    return post.cast(Message::Tick);
+                };
+                drop(turn);
                 // Not even started where the runtime ends.
-                let Ok((back, read)) = read.await else { return };
+                let Ok((back, read)) = read else { return };
                 tries += 1;
                 let Err(error) = read else { break Ok(back) };
                 warn!(%object, %error, tries, "a spilled object cannot be read");
@@ -162,19 +206,41 @@ impl Disk {
     }
 }
 
+/// What the future gives; `None` where nothing has moved for `stall`, and it is not there yet.
+async fn unless_stalled<T>(moved: &AtomicU64, stall: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    loop {
+        let before = moved.load(Relaxed);
+        match timeout(stall, &mut future).await {
+            Ok(out) => return Some(out),
+            Err(_) if moved.load(Relaxed) == before => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+fn hung(stall: Duration) -> Failure {
+    let text = format!(
+        "it lies on disk, of which nothing has come for {stall:?} (`spill_stall`): it is kept, try again later"
+    );
+    Failure::new(FailureKind::Unreachable, text)
+}
+
 fn read_into(
     target: &dyn Target,
     block: &mut Block,
     bytes: u64,
     slot: Slot,
     name: &[u8],
+    moved: &dyn Fn(),
 ) -> Result<(), Error> {
     if let Some(warming) = block.warming() {
         warming.finish()?;
+        moved();
     }
     let into = block.as_mut_slice();
     let len = usize::try_from(bytes).unwrap_or(usize::MAX).min(into.len());
-    spill::read(target, slot.file, slot.offset, name, &mut into[..len])
+    spill::read_watched(target, slot.file, slot.offset, name, &mut into[..len], moved)
 }
 
 /// The bytes of what is to be written, each with its name.
@@ -199,4 +265,24 @@ fn mapped(
         objects.push((name(item.key.0, item.key.1), reader.bytes(place.offset, place.bytes, None)?));
     }
     Ok(objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_moves_is_waited_for_however_long_it_takes() {
+        const STALL: Duration = Duration::from_millis(100);
+        let moved = AtomicU64::new(0);
+        // One task counts and looks: on a busy machine both are late.
+        let slow = async {
+            for _ in 0..10 {
+                tokio::time::sleep(STALL / 2).await;
+                moved.fetch_add(1, Relaxed);
+            }
+        };
+        assert_eq!(unless_stalled(&moved, STALL, slow).await, Some(()));
+        assert_eq!(unless_stalled(&moved, STALL, std::future::pending::<()>()).await, None);
+    }
 }

@@ -37,7 +37,8 @@ pub struct Limits {
     /// What it is read for may hold on to pieces of all other regions, none of which then comes free, until it has the
     /// rest of what it needs.
     pub restore: f64,
-    /// How long the disk may take for one file while somebody waits for room; default 60 s.
+    /// How long the disk may take for one file while somebody waits for room, and give nothing of what is read back;
+    /// default 60 s.
     pub stall: Duration,
 }
 

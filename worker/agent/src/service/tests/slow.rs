@@ -19,6 +19,7 @@ use mobula_store::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
+    super::disk::READS_MAX,
     one::{One, one_with},
     two::accept_agent,
     *,
@@ -29,6 +30,8 @@ use super::{
 struct Gated {
     folder: Arc<Folder>,
     shut: Arc<(Mutex<bool>, Condvar)>,
+    /// It is shut for so many more only.
+    most: Arc<AtomicU32>,
     /// So many files cannot be opened that are there.
     trouble: Arc<AtomicU32>,
     /// So many files cannot be deleted.
@@ -41,7 +44,9 @@ impl Gated {
     fn new(path: PathBuf) -> (Self, mpsc::UnboundedReceiver<u64>) {
         let (asked, hears) = mpsc::unbounded_channel();
         let folder = Arc::new(Folder::new(path).unwrap());
-        (Self { folder, shut: Arc::default(), trouble: Arc::default(), stuck: Arc::default(), asked }, hears)
+        let most = Arc::new(AtomicU32::new(u32::MAX));
+        let [trouble, stuck] = [Arc::default(), Arc::default()];
+        (Self { folder, shut: Arc::default(), most, trouble, stuck, asked }, hears)
     }
 
     fn shut(&self, shut: bool) {
@@ -51,6 +56,9 @@ impl Gated {
 
     fn pass(&self, file: u64) {
         self.asked.send(file).ok();
+        if self.most.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err() {
+            return;
+        }
         let mut shut = self.shut.0.lock();
         let late = self.shut.1.wait_while_for(&mut shut, |shut| *shut, SOON * 3);
         assert!(!late.timed_out(), "the disk was never opened");
@@ -82,7 +90,7 @@ impl Target for Gated {
     }
 }
 
-const BYTES: u64 = 3 * MIB;
+const BYTES: u64 = MIB / 2;
 
 /// An object in a region of 8 MiB, which fills a store.
 fn made() -> (OwnedFd, Heap, Extent) {
@@ -109,10 +117,18 @@ fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
 
 /// An agent that spills to this disk, the link of its driver, and an object of that which fills the store.
 async fn full(disk: &Gated) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
+    full_with(disk, |_| {}).await
+}
+
+async fn full_with(
+    disk: &Gated,
+    set: impl FnOnce(&mut Options),
+) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
     let target = disk.clone();
     let mut one = one_with(|options| {
         options.spill.above = 1.0;
         options.spill_to = SpillTo::Target(Arc::new(target));
+        set(options);
     })
     .await;
     let (link, job) = one.driver().await;
@@ -125,19 +141,25 @@ fn is_right(bytes: &[u8]) -> bool {
     bytes.len() as u64 == BYTES && bytes.iter().enumerate().all(|(i, byte)| *byte == (i % 249) as u8)
 }
 
-/// Reads an object through its agent.
-fn open(link: &LocalLink, object: ObjectId, copy: Copy) -> Result<(), Failure> {
+/// Opens an object through its agent: the size of its region, and where it lies there.
+fn opened(link: &LocalLink, object: ObjectId, copy: Copy) -> Result<((u64, u64), Vec<OwnedFd>), Failure> {
     link.send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
     match local(link) {
-        (ToHost::Opened { request: 9, region_bytes, offset, bytes, .. }, mut fds) => {
-            let read = Reader::map(fds.remove(0), region_bytes).unwrap().bytes(offset, bytes, None).unwrap();
-            assert!(is_right(&read), "other bytes");
-            link.send(ToAgent::Unpin { object }, vec![]).unwrap();
-            Ok(())
+        (ToHost::Opened { request: 9, region_bytes, offset, bytes: BYTES, .. }, fds) => {
+            Ok(((region_bytes, offset), fds))
         }
         (ToHost::OpenFailed { request: 9, failure }, _) => Err(failure),
         other => panic!("not opened: {other:?}"),
     }
+}
+
+/// Reads an object through its agent.
+fn open(link: &LocalLink, object: ObjectId, copy: Copy) -> Result<(), Failure> {
+    let ((region_bytes, offset), mut fds) = opened(link, object, copy)?;
+    let read = Reader::map(fds.remove(0), region_bytes).unwrap().bytes(offset, BYTES, None).unwrap();
+    assert!(is_right(&read), "other bytes");
+    link.send(ToAgent::Unpin { object }, vec![]).unwrap();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,7 +196,15 @@ async fn spilled(
     disk: &Gated,
     asked: &mut mpsc::UnboundedReceiver<u64>,
 ) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
-    let full = full(disk).await;
+    spilled_with(disk, asked, |_| {}).await
+}
+
+async fn spilled_with(
+    disk: &Gated,
+    asked: &mut mpsc::UnboundedReceiver<u64>,
+    set: impl FnOnce(&mut Options),
+) -> (One, LocalLink, ObjectId, Copy, (Heap, Extent)) {
+    let full = full_with(disk, set).await;
     let link = &full.1;
     link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }, vec![]).unwrap();
     assert_eq!(soon(asked.recv()).await, Some(1));
@@ -272,6 +302,42 @@ async fn a_disk_that_hangs_is_a_typed_error_at_its_limit() {
     let copy = Copy { node: NodeId::EMBEDDED, bytes: BYTES, attempt: 1, job: job.job };
     assert_eq!(open(&link, object, copy), Ok(()), "nothing is lost");
     disk.shut(false);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+/// A read of which nothing comes ends for whoever waits for it, and for all others, whatever becomes of its thread; what that
+/// writes when it goes on after all is in memory of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_hangs_is_given_up_and_holds_up_no_other() {
+    const STALL: Duration = Duration::from_millis(200);
+    const HUNG: u32 = READS_MAX as u32 + 1;
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let (one, link, object, copy, _lies_there) =
+        spilled_with(&disk, &mut asked, |options| options.spill.stall = STALL).await;
+    disk.most.store(HUNG, Relaxed);
+    disk.shut(true);
+    for _ in 0..HUNG {
+        let began = Instant::now();
+        let failure = tokio::task::block_in_place(|| open(&link, object, copy)).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
+        assert!(failure.to_string().contains("try again later"), "{failure}");
+        assert!(began.elapsed() >= STALL, "{:?}", began.elapsed());
+        assert_eq!(soon(asked.recv()).await, Some(1), "it is asked for by each");
+        assert_eq!(one.handle.usage().await.objects, 1, "it is kept");
+    }
+    // All of them still hang.
+    let (place, mut fds) = opened(&link, object, copy).unwrap();
+    let read = Reader::map(fds.remove(0), place.0).unwrap().bytes(place.1, BYTES, None).unwrap();
+    assert!(is_right(&read), "other bytes");
+    let held = one.handle.usage().await.store_used_bytes;
+    disk.shut(false);
+    link.send(ToAgent::Unpin { object }, vec![]).unwrap();
+    link.send(ToAgent::Free { object, copy }, vec![]).unwrap();
+    // Each look goes through the agent's queue, in which the word that they have returned stands.
+    soon(async { while one.handle.usage().await.store_used_bytes >= held {} }).await;
+    assert!(is_right(&read), "other bytes");
     drop(link);
     soon(one.handle.shutdown()).await.unwrap();
 }
