@@ -336,6 +336,8 @@ type Place = Result<usize, String>;
 #[derive(Clone, Copy, Debug)]
 enum Where<'p> {
     Any,
+    /// On nodes with this label, whatever its value.
+    With(&'p str),
     /// On nodes with this label and value.
     In(&'p str, &'p str),
     /// Each on nodes with another value of this label; where that is empty, on another node.
@@ -348,6 +350,7 @@ impl Where<'_> {
         let value = |key: &str| labels.iter().find(|(has, _)| has == key).map(|(_, value)| value);
         match self {
             Self::Any | Self::Apart("") => Some(Ok(at)),
+            Self::With(key) => value(key).map(|_| Ok(at)),
             Self::In(key, wanted) => (value(key)? == wanted).then_some(Ok(at)),
             Self::Apart(key) => Some(Err(value(key)?.clone())),
         }
@@ -578,7 +581,9 @@ impl<'a> Packing<'a> {
                 shapes.iter().all(|shape| self.place(shape, on, &mut taken) == 0)
             }
             Arrange::Pack | Arrange::Spread => {
-                shapes.iter().all(|shape| self.place(shape, Where::Any, &mut BTreeSet::new()) == 0)
+                // A node that is in no place is of no use to it, and would be kept for it for ever.
+                let on = if gang.place.is_empty() { Where::Any } else { Where::With(&gang.place) };
+                shapes.iter().all(|shape| self.place(shape, on, &mut BTreeSet::new()) == 0)
             }
         }
     }

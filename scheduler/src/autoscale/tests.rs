@@ -133,8 +133,21 @@ fn groups_keep_to_places_and_to_different_ones() {
         (group(Arrange::StrictPack, 4), "left 4"),
         (group(Arrange::StrictSpread, 2), "a=1 b=1"),
         (group(Arrange::StrictSpread, 3), "left 3"),
+        // What may be in any place must be in one: five nodes are.
+        (group(Arrange::Pack, 5), "a=2 b=3"),
+        (group(Arrange::Spread, 5), "a=2 b=3"),
+        (group(Arrange::Pack, 6), "left 6"),
+        (group(Arrange::Spread, 6), "left 6"),
     ] {
         assert_eq!(told(&types, std::slice::from_ref(&unmet)), want, "{unmet:?}");
+    }
+    // Nor is one that is there of use, and so it drains.
+    let there = member(1, Some("c"), "cpu=4", Some(0));
+    for arrange in [Arrange::Pack, Arrange::Spread, Arrange::StrictPack, Arrange::StrictSpread] {
+        let unmet = [group(arrange, 1)];
+        let plan =
+            plan(&types, std::slice::from_ref(&there), &BTreeMap::new(), &unmet, Millis(100_000)).unwrap();
+        assert_eq!((text(&plan).as_str(), &plan.drain[..]), ("a=1", &[there.node][..]), "{arrange:?}");
     }
 }
 
