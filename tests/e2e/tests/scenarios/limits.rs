@@ -7,7 +7,11 @@ use std::{
 };
 
 use mobula::{ErrorKind, Handle, Lifeline, ObjectRef, Result};
-use mobula_e2e::{Env, env::on, eventually};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+    eventually,
+};
 use tokio::sync::watch;
 
 /// Ends when the lifelines behind it do. Refs inside a value are not waited for before the call starts.
@@ -91,6 +95,25 @@ impl Gauge {
         self.stay(1, until).await
     }
 
+    /// On a thread, until the gate is open.
+    #[local]
+    fn stand(&self, at: usize, came: &str, gate: &str) {
+        let here = self.here[at].fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak[at].send_if_modified(|peak| std::mem::replace(peak, here.max(*peak)) < here);
+        witness::note(came);
+        witness::pass(gate);
+        self.here[at].fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn compute_plainly(&self, came: String, gate: String) {
+        self.stand(0, &came, &gate);
+    }
+
+    #[method(group = "io")]
+    fn load_plainly(&self, came: String, gate: String) {
+        self.stand(1, &came, &gate);
+    }
+
     fn peaks(&mut self) -> Vec<usize> {
         self.peak.iter().map(|peak| peak.send_replace(0)).collect()
     }
@@ -111,6 +134,34 @@ pub async fn groups_bound_what_runs_at_once(_env: Env) -> Result<()> {
     let peaks = one.peaks();
     mobula::get_all(&calls).await?;
     assert_eq!(peaks.await?, [1, 4]);
+    Ok(())
+}
+
+/// The same with methods that are not async, and with both kinds in one group.
+pub async fn groups_bound_what_runs_on_threads(_env: Env) -> Result<()> {
+    let declared = Gauge::spawn().await?;
+    let given = Gauge::spawn().options(|options| options.concurrency(1).group("io", 4)).await?;
+    for (gauge, most) in [(declared, [2, 3]), (given, [1, 4])] {
+        let witness = Witness::new()?;
+        let gate = witness.gate("gate")?;
+        let here = || [witness.count("compute"), witness.count("load")];
+        // Group by group: as many as may be are there together, and all others wait behind them.
+        let mut calls: Vec<_> =
+            (0..20).map(|_| gauge.compute_plainly(witness.place("compute"), gate.place())).collect();
+        eventually("as many calls of no group as may run at once", async || Ok(here()[0] >= most[0])).await?;
+        // It came after the others, and is of a group that has room.
+        gauge.load(0).await?;
+        assert_eq!(here(), [most[0], 0]);
+        calls.extend((0..20).map(|_| gauge.load_plainly(witness.place("load"), gate.place())));
+        eventually("as many calls of a group as may run at once", async || Ok(here()[1] >= most[1])).await?;
+        let async_calls: Vec<_> = (0..4).map(|_| gauge.load(0)).collect();
+        let peaks = gauge.peaks();
+        gate.open()?;
+        mobula::get_all(&calls).await?;
+        mobula::get_all(&async_calls).await?;
+        assert_eq!(peaks.await?, most, "one kind or the other");
+        assert_eq!(here(), [20; 2]);
+    }
     Ok(())
 }
 

@@ -161,6 +161,7 @@ pub fn cases() -> Vec<Case> {
         case!(limits::a_flood_of_tasks_is_slowed_down),
         case!(limits::long_messages_arrive),
         case!(limits::groups_bound_what_runs_at_once),
+        case!(limits::groups_bound_what_runs_on_threads),
         case!(limits::mistakes_in_limits_are_named),
         case!(limits::unordered_calls_overtake),
         case!(limits::a_full_inbox_refuses_and_gives_calls_back),

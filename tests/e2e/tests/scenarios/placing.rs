@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula::{ErrorKind, NodeId, Result, Tensor, View};
+use mobula::{ErrorKind, NodeId, ObjectRef, Result, Tensor, View};
 use mobula_e2e::{
     Env, Witness,
     env::{on, witness},
+    eventually,
 };
 
 /// How many run at once in this process, and the most that ever did.
@@ -36,12 +37,45 @@ pub async fn resources_bound_what_runs_at_once(env: Env) -> Result<()> {
     Ok(())
 }
 
-pub async fn memory_is_admitted(_env: Env) -> Result<()> {
+/// Until the gate is open, which is no wait that the runtime knows of: it keeps all that it was given.
+#[mobula::task(cpu = 0)]
+fn stay(came: String, gate: String) {
+    witness::note(&came);
+    witness::pass(&gate);
+}
+
+/// So many that each need this are on the node together, and one more waits for room there until one of them ends.
+async fn together_on(env: &Env, node: NodeId, most: usize, memory: &str) -> Result<()> {
+    let witness = Witness::new()?;
+    let place = |at: usize| format!("task {at} of {memory}");
+    let here = |count: usize| (0..count).filter(|at| witness.saw(&place(*at))).count();
+    let gates: Vec<_> = (0..=most).map(|at| witness.gate(&format!("gate {at}"))).collect::<Result<_>>()?;
+    let start = |at: usize| -> ObjectRef<()> {
+        let options = stay.options().memory(memory).strategy(on(node));
+        options.remote(witness.place(&place(at)), gates[at].place())
+    };
+    let mut tasks: Vec<_> = (0..most).map(start).collect();
+    eventually(&format!("{most} tasks of {memory} at once"), async || Ok(here(most) == most)).await?;
+    tasks.push(start(most));
+    let waits = async || {
+        let said = env.cluster.why(tasks[most].id().to_string()).await?;
+        assert!(!witness.saw(&place(most)), "more than {most} tasks of {memory} at once: {said}");
+        Ok(said.reasons.len() > 1 && said.reasons[0].starts_with("waits for a lease"))
+    };
+    eventually(&format!("one more task of {memory} to wait for room"), waits).await?;
+    gates[0].open()?;
+    tasks.remove(0).await?;
+    witness.sees(&place(most)).await?;
+    gates.iter().try_for_each(|gate| gate.open())?;
+    mobula::get_all(&tasks).await.map(drop)
+}
+
+pub async fn memory_is_admitted(env: Env) -> Result<()> {
     // Each node offers four.
-    let halves: Vec<_> = (0..12).map(|_| crowd.options().memory("2GiB").remote(3)).collect();
-    assert!(mobula::get_all(&halves).await?.iter().all(|here| *here <= 2));
-    let most: Vec<_> = (0..4).map(|_| crowd.options().memory("3 GiB").remote(3)).collect();
-    assert_eq!(mobula::get_all(&most).await?, [1; 4]);
+    for node in env.nodes().await? {
+        together_on(&env, node, 2, "2GiB").await?;
+        together_on(&env, node, 1, "3 GiB").await?;
+    }
     let error = nothing.options().memory("5GiB").remote().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
     assert!(error.to_string().contains("memory"), "{error}");

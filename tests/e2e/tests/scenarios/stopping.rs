@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula::{Error, ErrorKind, NodeId, ObjectRef, Result, blocking};
@@ -116,6 +116,34 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// At no CPU's cost, so that its lease and that of [`echo`] are held together.
+#[mobula::task(cpu = 0)]
+async fn echo_async(at: usize) -> usize {
+    tokio::task::yield_now().await;
+    at
+}
+
+struct Chatter;
+
+#[mobula::actor(concurrency = 4)]
+impl Chatter {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn say(&self, at: usize) -> usize {
+        tokio::task::yield_now().await;
+        at
+    }
+}
+
+/// Calls that a call makes and does not wait for. One that waits lends its slot, and the head is told: that is no part
+/// of what is counted here.
+#[mobula::task(cpu = 0)]
+fn calls_on(chatter: ChatterHandle, at: usize) -> ObjectRef<usize> {
+    chatter.say(at)
+}
+
 /// Rounds of calls that are made while the head stands still: less work than its silence is borne for.
 const ROUNDS: usize = 40;
 
@@ -133,12 +161,14 @@ pub async fn steady_calls_never_wait_for_the_head(env: Env) -> Result<()> {
 struct Steady {
     node: NodeId,
     counter: CounterHandle,
+    chatter: ChatterHandle,
 }
 
 impl Steady {
     async fn new(node: NodeId) -> Result<Self> {
         let counter = Counter::spawn().options(|options| options.strategy(on(node))).await?;
-        Ok(Self { node, counter })
+        let chatter = Chatter::spawn().options(|options| options.strategy(on(node))).await?;
+        Ok(Self { node, counter, chatter })
     }
 
     async fn calls(&self, rounds: usize) -> Result<()> {
@@ -151,42 +181,88 @@ impl Steady {
         }
         Ok(())
     }
+
+    /// Many at once: async tasks, an actor's async calls, and such calls that are made inside calls.
+    async fn batches(&self, rounds: usize) -> Result<()> {
+        let expected: Vec<_> = (0..BATCH).collect();
+        let there = echo_async.options().strategy(on(self.node));
+        let inside = calls_on.options().strategy(on(self.node));
+        for _ in 0..rounds {
+            let tasks: Vec<_> = (0..BATCH).map(|at| there.remote(at)).collect();
+            let said: Vec<_> = (0..BATCH).map(|at| self.chatter.say(at)).collect();
+            let nested: Vec<_> = (0..BATCH).map(|at| inside.remote(self.chatter.clone(), at)).collect();
+            assert_eq!(mobula::get_all(&tasks).await?, expected);
+            assert_eq!(mobula::get_all(&said).await?, expected);
+            assert_eq!(mobula::get_all(&mobula::get_all(&nested).await?).await?, expected);
+        }
+        Ok(())
+    }
 }
 
-/// What is said to the head now and then, whatever the calls: that leases are in use, and what is in the stores.
-const NOW_AND_THEN: [&str; 2] = ["renew", "usage"];
+/// Each process that has leases says so often that they are in use, and each node what is in its store.
+const RENEWED_EVERY: Duration = Duration::from_millis(250);
+const REPORTED_EVERY: Duration = Duration::from_secs(2);
+/// So many more of each, which were due before or are counted with the count itself.
+const MORE_BY_CLOCK: u64 = 8;
 /// A slot is lent while arguments are slow to come, as all is on a machine that stalls, and comes back: not oftener than this.
 const LENT: [&str; 2] = ["block", "unblock"];
 const LENT_MAX: u64 = 20;
-/// Rounds of which each would be seen.
+/// Rounds of which each would be seen, and the calls of each kind in one of the batches.
 const COUNTED_ROUNDS: usize = 1000;
+const COUNTED_BATCHES: usize = 100;
+const BATCH: usize = 16;
 
 /// The head is told nothing of them either: neither by the node on which they run nor by the driver's.
 pub async fn steady_calls_never_touch_the_head(env: Env) -> Result<()> {
     let steady = Steady::new(env.nodes().await?[0]).await?;
-    let told = async || -> Result<BTreeMap<String, u64>> {
-        let mut sum = BTreeMap::new();
-        for (kind, messages) in env.cluster.snapshot().await?.nodes.into_iter().flat_map(|node| node.told) {
+    let told = async || -> Result<(u64, BTreeMap<String, u64>)> {
+        let nodes = env.cluster.snapshot().await?.nodes;
+        let (count, mut sum) = (nodes.len() as u64, BTreeMap::new());
+        for (kind, messages) in nodes.into_iter().flat_map(|node| node.told) {
             *sum.entry(kind).or_default() += messages;
         }
-        Ok(sum)
+        Ok((count, sum))
     };
     steady.calls(20).await?;
-    let before = told().await?;
+    let since = Instant::now();
+    let (_, before) = told().await?;
     assert!(before.contains_key("demand") && before.contains_key("lease-ready"), "{before:?}");
     steady.calls(COUNTED_ROUNDS).await?;
-    let mut more = told().await?;
+    few_are_told(told().await?, before, since, "one after the other");
+    // The leases of what comes now.
+    steady.batches(20).await?;
+    let since = Instant::now();
+    let (_, before) = told().await?;
+    steady.batches(COUNTED_BATCHES).await?;
+    few_are_told(told().await?, before, since, "many at once");
+    Ok(())
+}
+
+/// Nothing but what is told by the clock.
+fn few_are_told(
+    (nodes, mut more): (u64, BTreeMap<String, u64>),
+    before: BTreeMap<String, u64>,
+    since: Instant,
+    calls: &str,
+) {
+    let elapsed = since.elapsed();
+    let times = |every: Duration| (elapsed.as_nanos() / every.as_nanos()) as u64;
     for (kind, messages) in before {
         *more.get_mut(&kind).unwrap() -= messages;
     }
-    // The first count itself is the one question.
-    assert!(more.remove("ask") <= Some(1), "{more:?}");
     more.retain(|kind, messages| {
-        let most = if LENT.contains(&kind.as_str()) { LENT_MAX } else { 0 };
-        *messages > most && !NOW_AND_THEN.contains(&kind.as_str())
+        let most = match kind.as_str() {
+            // The driver alone has leases here.
+            "renew" => times(RENEWED_EVERY) + MORE_BY_CLOCK,
+            "usage" => nodes * times(REPORTED_EVERY) + MORE_BY_CLOCK,
+            // The first count itself is the one question.
+            "ask" => 1,
+            kind if LENT.contains(&kind) => LENT_MAX,
+            _ => 0,
+        };
+        *messages > most
     });
-    assert!(more.is_empty(), "in {COUNTED_ROUNDS} rounds: {more:?}");
-    Ok(())
+    assert!(more.is_empty(), "of calls {calls}, in {elapsed:?}: {more:?}");
 }
 
 /// More calls than fit into a ring and what lay beside it once.

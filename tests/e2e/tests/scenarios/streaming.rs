@@ -123,9 +123,20 @@ pub async fn plain_threads_iterate(_env: Env) -> Result<()> {
     Ok(())
 }
 
+/// Notes that it is dropped.
+struct Noted(String);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        witness::note(&self.0);
+    }
+}
+
 #[mobula::task]
-fn endless(made: String, bytes: usize) -> impl Iterator<Item = Vec<u8>> {
+fn endless(made: String, bytes: usize, dropped: String) -> impl Iterator<Item = Vec<u8>> {
+    let noted = Noted(dropped);
     (0u8..251).cycle().map(move |byte| {
+        let _held = &noted;
         witness::note(&made);
         vec![byte; bytes]
     })
@@ -133,12 +144,6 @@ fn endless(made: String, bytes: usize) -> impl Iterator<Item = Vec<u8>> {
 
 #[mobula::task]
 async fn endless_async(made: String, bytes: usize, dropped: String) -> impl Stream<Item = Vec<u8>> {
-    struct Noted(String);
-    impl Drop for Noted {
-        fn drop(&mut self) {
-            witness::note(&self.0);
-        }
-    }
     let noted = Noted(dropped);
     let mut byte = 0u8;
     ticks(move || {
@@ -173,17 +178,19 @@ async fn reads_slowly(
 pub async fn an_endless_one_stays_within_its_bound(env: Env) -> Result<()> {
     let nodes = env.nodes().await?;
     let there = on(nodes[nodes.len() - 1]);
-    for bytes in [10, 200_000] {
+    // By items, and by bytes: the item that reaches the limit may go past it.
+    for (bytes, buffer_items, buffer_bytes) in
+        [(10, 6, u64::MAX), (200_000, 6, u64::MAX), (200_000, 64, 1_000_001)]
+    {
         let witness = Witness::new()?;
-        let options = endless.options().strategy(there.clone()).buffer_items(6);
-        reads_slowly(options.remote(witness.place("made"), bytes), &witness, 6, bytes).await?;
+        let options = endless.options().strategy(there.clone());
+        let options = options.buffer_items(buffer_items).buffer_bytes(buffer_bytes);
+        let stream = options.remote(witness.place("made"), bytes, witness.place("dropped"));
+        reads_slowly(stream, &witness, 6, bytes).await?;
+        witness.sees("dropped").await?;
         let witness = Witness::new()?;
         let options = endless_async.options().strategy(there.clone());
-        // By bytes: the item that reaches the limit may go past it.
-        let options = match bytes {
-            200_000 => options.buffer_bytes(1_000_001),
-            _ => options.buffer_items(6),
-        };
+        let options = options.buffer_items(buffer_items).buffer_bytes(buffer_bytes);
         let stream = options.remote(witness.place("made"), bytes, witness.place("dropped"));
         reads_slowly(stream, &witness, 6, bytes).await?;
         witness.sees("dropped").await?;
@@ -196,7 +203,8 @@ pub async fn a_waiting_producer_gives_its_cpu_back(env: Env) -> Result<()> {
     let witness = Witness::new()?;
     let nodes = env.nodes().await?;
     let there = on(nodes[0]);
-    let stream = endless.options().strategy(there.clone()).buffer_items(2).remote(witness.place("made"), 10);
+    let options = endless.options().strategy(there.clone()).buffer_items(2);
+    let stream = options.remote(witness.place("made"), 10, witness.place("dropped"));
     eventually("a full window", async || Ok(witness.count("made") == 2)).await?;
     assert_eq!(double.options().strategy(there).remote(4).await?, 8);
     drop(stream);
@@ -284,10 +292,13 @@ pub async fn a_dropped_one_leaves_nothing(env: Env) -> Result<()> {
     let nodes = env.nodes().await?;
     let witness = Witness::new()?;
     let there = on(nodes[nodes.len() - 1]);
-    let mut stream = endless.options().strategy(there.clone()).remote(witness.place("made"), 200_000);
+    let options = endless.options().strategy(there.clone());
+    let mut stream = options.remote(witness.place("made"), 200_000, witness.place("sync dropped"));
     let kept = stream.next_ref().await.unwrap()?;
     assert_eq!(stream.next().await.unwrap()?[0], 1);
+    assert!(!witness.saw("sync dropped"));
     drop(stream);
+    witness.sees("sync dropped").await?;
     assert_eq!((&kept).await?[0], 0, "what somebody holds stays");
     drop(kept);
     let options = endless_async.options().strategy(there.clone());
@@ -297,17 +308,23 @@ pub async fn a_dropped_one_leaves_nothing(env: Env) -> Result<()> {
     witness.sees("dropped").await?;
     env.stores_empty().await?;
     // Before it starts, too.
-    drop(endless.options().strategy(there).remote(witness.place("unread"), 10));
-    let cancelled = {
-        let mut stream = endless.remote(witness.place("cancelled"), 200_000);
+    let options = endless.options().strategy(there);
+    drop(options.remote(witness.place("unread"), 10, witness.place("unread dropped")));
+    for node in nodes {
+        let ended = format!("cancelled on {node} dropped");
+        let options = endless.options().strategy(on(node));
+        let mut stream = options.remote(witness.place("cancelled"), 200_000, witness.place(&ended));
         stream.next().await.unwrap()?;
+        assert!(!witness.saw(&ended));
         assert!(stream.cancel());
         let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
         assert!(stream.next().await.is_none());
         assert!(!stream.cancel());
-        error
-    };
-    assert_eq!(cancelled.kind(), ErrorKind::Cancelled, "{cancelled}");
+        // While it is held: its end comes of the cancelling, not of its drop.
+        witness.sees(&ended).await?;
+        drop(stream);
+    }
     let ended = async || {
         let snapshot = env.cluster.snapshot().await?;
         Ok(snapshot.nodes.iter().all(|node| node.usage.objects == 0))
@@ -397,7 +414,7 @@ pub async fn a_full_window_is_made_again(env: Env) -> Result<()> {
     let last = nodes[nodes.len() - 1];
     let soft = mobula::Strategy::Node { node: last, soft: true };
     let options = endless.options().strategy(soft).buffer_items(3);
-    let mut stream = options.remote(witness.place("made"), 200_000);
+    let mut stream = options.remote(witness.place("made"), 200_000, witness.place("dropped"));
     let kept = stream.next_ref().await.unwrap()?;
     eventually("a full window", async || Ok(witness.count("made") >= 3)).await?;
     {
