@@ -26,11 +26,21 @@ pub(super) struct Waiting {
 impl Objects {
     /// Grants what fits now, in order; what is reserved for the agent, out of it.
     pub fn grants(&mut self) -> Vec<(HostId, Request)> {
+        self.grant_where(|objects, writer, bytes, first| objects.is_next(writer, bytes, first))
+    }
+
+    /// Grants whatever fits, in whichever order: nobody has anything to wait for but others who wait.
+    pub fn grants_out_of_turn(&mut self) -> Vec<(HostId, Request)> {
+        self.grant_where(|objects, writer, bytes, _| objects.lacks(writer, bytes, objects.used) == 0)
+    }
+
+    /// Grants what `may` be granted: it is asked with who waits, for how many bytes, and whether that is the first in turn.
+    fn grant_where(&mut self, may: impl Fn(&Self, HostId, u64, bool) -> bool) -> Vec<(HostId, Request)> {
         let mut out = Vec::new();
         let mut at = 0;
         while let Some(waiting) = self.waiting.get(at) {
             let (writer, request, bytes) = (waiting.writer, waiting.request, waiting.bytes);
-            if self.is_next(writer, bytes, at == 0) {
+            if may(self, writer, bytes, at == 0) {
                 self.waiting.remove(at);
                 self.grant(writer, bytes);
                 out.push((writer, request));
@@ -75,23 +85,6 @@ impl Objects {
             }
         }
         all
-    }
-
-    /// Grants whatever fits, in whichever order: nobody has anything to wait for but others who wait.
-    pub fn grants_out_of_turn(&mut self) -> Vec<(HostId, Request)> {
-        let mut out = Vec::new();
-        let mut at = 0;
-        while let Some(waiting) = self.waiting.get(at) {
-            let (writer, request, bytes) = (waiting.writer, waiting.request, waiting.bytes);
-            if self.lacks(writer, bytes, self.used) == 0 {
-                self.waiting.remove(at);
-                self.grant(writer, bytes);
-                out.push((writer, request));
-            } else {
-                at += 1;
-            }
-        }
-        out
     }
 
     /// Refuses those who have waited too long: `all`, or first the younger half, since what those have may be what the
