@@ -215,14 +215,19 @@ impl Told<'_> {
             };
             return Some(match (nodes.len(), most.is_zero()) {
                 (_, true) => {
-                    format!("{full}{}", with().map_or(String::new(), |with| format!(" with {with}")))
+                    format!("{full}{}", by("with", with()))
                 }
                 (1, _) => {
                     let (free, total) = (quantity(kind, most), amount(kind, node.total.get(kind)));
-                    format!("{free} of its {total} free{}", beside(with()))
+                    format!("{free} of its {total} free{}", by("beside", with()))
                 }
                 _ => {
-                    format!("none with more than {} free ({}){}", amount(kind, most), node.id, beside(with()))
+                    format!(
+                        "none with more than {} free ({}){}",
+                        amount(kind, most),
+                        node.id,
+                        by("beside", with())
+                    )
                 }
             });
         }
@@ -235,23 +240,26 @@ impl Told<'_> {
             } else {
                 format!("fewer than {each} whole {kind} free")
             };
-            return Some(format!("{what}{}", beside(self.holder(wish, nodes, *at))));
+            return Some(format!("{what}{}", by("beside", self.holder(wish, nodes, *at))));
         }
         let full = nodes.iter().all(|n| !n.stock.fits(wish.need));
         (full && count > 0).then(|| {
             let lack = amount(kind, each);
-            format!("none with all of that free, most lack {lack}{}", beside(with()))
+            format!("none with all of that free, most lack {lack}{}", by("beside", with()))
         })
     }
 
-    /// Who holds most of a kind on some nodes, and by what right.
-    fn holder(&self, wish: &Wish<'_>, nodes: &[&Node], kind: usize) -> Option<String> {
+    /// Who holds most of a kind on some nodes, and by what right. What holds none of it says nothing about that.
+    fn holder(&self, wish: &Wish<'_>, nodes: &[&Node], kind: usize) -> Option<Holder> {
         let mut all: std::collections::BTreeMap<(u32, JobId), (i64, i32, bool)> =
             std::collections::BTreeMap::new();
         for node in nodes.iter().take(NODES_MAX) {
             for entry in
                 node.leases.iter().filter_map(|at| self.leases.at(*at)).filter(|e| e.inside.is_none())
             {
+                if !entry.holds(kind) {
+                    continue;
+                }
                 let slots = if kind == CPU { entry.running() } else { entry.lease.slots };
                 let held = all.entry((entry.queue, entry.lease.job)).or_insert((0, i32::MIN, false));
                 held.0 += entry.need.get(kind) * i64::from(slots);
@@ -260,15 +268,24 @@ impl Told<'_> {
             }
             for (at, number) in &node.bundles {
                 let Some(gang) = self.gangs.get(*at) else { continue };
+                let amount = gang.needs[*number as usize].get(kind);
+                if amount == 0 {
+                    continue;
+                }
                 let held = all.entry((gang.queue, gang.job)).or_insert((0, i32::MIN, false));
-                held.0 += gang.needs[*number as usize].get(kind);
+                held.0 += amount;
                 held.1 = held.1.max(gang.spec.priority);
                 held.2 |= gang.until.is_some();
             }
         }
-        let most =
-            all.into_iter().filter(|(_, held)| held.0 > 0).max_by_key(|(who, held)| (held.0, Reverse(*who)));
-        let ((queue, job), (_, priority, leaves)) = most?;
+        let sum: i128 = all.values().map(|held| i128::from(held.0)).sum();
+        let most = all.into_iter().max_by_key(|(who, held)| (held.0, Reverse(*who)));
+        let ((queue, job), (amount, priority, leaves)) = most?;
+        let part = match i128::from(amount) {
+            amount if amount == sum => Part::All,
+            amount if amount * 2 > sum => Part::MoreThanHalf,
+            _ => Part::Most,
+        };
         let right = match priority.cmp(&wish.priority) {
             _ if queue != wish.queue => format!("of {}", queue_name(&self.queues.get(queue).name)),
             std::cmp::Ordering::Greater => "at higher priority".to_owned(),
@@ -276,12 +293,31 @@ impl Told<'_> {
             std::cmp::Ordering::Less => "at lower priority".to_owned(),
         };
         let leaves = if leaves { ", which makes room" } else { "" };
-        Some(format!("{job} {right}{leaves}"))
+        Some(Holder { who: format!("{job} {right}{leaves}"), part })
     }
 }
 
-fn beside(who: Option<String>) -> String {
-    who.map_or(String::new(), |who| format!(" beside {who}"))
+/// A holder, and how much of what is held that one has.
+struct Holder {
+    who: String,
+    part: Part,
+}
+
+/// Which part of what is held one has that has more than each other.
+enum Part {
+    All,
+    MoreThanHalf,
+    Most,
+}
+
+/// ` with job-7 at higher priority`, or what is true of it where others hold some, too.
+fn by(word: &str, holder: Option<Holder>) -> String {
+    let Some(Holder { who, part }) = holder else { return String::new() };
+    match part {
+        Part::All => format!(" {word} {who}"),
+        Part::MoreThanHalf => format!(" mostly {word} {who}"),
+        Part::Most => format!(" {word} others and {who}"),
+    }
 }
 
 fn queue_name(name: &str) -> String {

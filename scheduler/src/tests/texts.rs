@@ -217,6 +217,39 @@ fn why_names_who_is_in_the_way_and_the_place_in_the_queue() {
     assert!(why(&world, 1).contains("which makes room"), "{}", why(&world, 1));
 }
 
+#[test]
+fn why_speaks_of_those_who_hold_what_is_short() {
+    let why = |before: &[(u64, i32, &str, u32)]| {
+        let mut world = World::new(&["4 cpu 8 memory", "4 cpu 8 memory"]);
+        for (key, (job, priority, each, slots)) in (1..).zip(before) {
+            let class = Class { priority: *priority, ..class(each) };
+            world.ask_as(*job, host(*job as u32), key, &class, *slots, &[]);
+        }
+        world.ask_as(3, host(9), 0, &class("1 cpu"), 1, &[]);
+        let why = world.scheduler.why(host(9), 0).unwrap();
+        why.split_once("could hold it, ").unwrap().1.split_once(';').unwrap().0.to_owned()
+    };
+    assert_eq!(why(&[(1, 0, "1 cpu", 8)]), "both full with job-1 at the same priority");
+    // What else it has there, of which nothing is short, has nothing to do with it.
+    assert_eq!(
+        why(&[(1, 0, "1 cpu", 8), (1, 5, "1 memory", 2)]),
+        "both full with job-1 at the same priority"
+    );
+    // There is another one, which has fewer, as many, or none.
+    assert_eq!(
+        why(&[(1, 0, "1 cpu", 3), (2, 5, "1 cpu", 5)]),
+        "both full mostly with job-2 at higher priority"
+    );
+    assert_eq!(
+        why(&[(1, 0, "1 cpu", 4), (2, 5, "1 cpu", 4)]),
+        "both full with others and job-1 at the same priority"
+    );
+    assert_eq!(
+        why(&[(1, 0, "1 cpu", 8), (2, 5, "1 memory", 8)]),
+        "both full with job-1 at the same priority"
+    );
+}
+
 #[track_caller]
 fn check_group(nodes: &[&str], before: &Class, spec: &Group, want: &str) {
     let mut world = World::new(nodes);
