@@ -142,7 +142,11 @@ impl World {
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
-        let resumed = matches!(event, Event::Unblock { .. });
+        // What resumes may go beyond the CPU of its node, by no more than waited.
+        let resumed = match &event {
+            Event::Unblock { lease, slots } => Some(self.resume(*lease, *slots)),
+            _ => None,
+        };
         let reset = matches!(event, Event::Queues(_));
         let over: BTreeMap<NodeId, Quantity> =
             self.scheduler.nodes().map(|view| (view.node, view.overdraft)).collect();
@@ -155,16 +159,26 @@ impl World {
         for view in self.scheduler.nodes() {
             assert!(view.total.covers(&view.available), "{} has more than all", view.node);
             let before = over.get(&view.node).copied().unwrap_or_default();
-            assert!(resumed || view.overdraft <= before, "{} went over its CPU", view.node);
+            let may = resumed.filter(|(node, _)| *node == view.node).map_or(0, |(_, units)| units);
+            assert!(view.overdraft.units() <= before.units() + may, "{} went over its CPU", view.node);
         }
         let ids: Vec<LeaseId> = self.scheduler.leases().map(|view| view.lease.id).collect();
         assert_eq!(ids, self.leases.keys().copied().collect::<Vec<_>>(), "leases as told");
-        if !resumed && !reset {
+        if resumed.is_none() && !reset {
             self.check_limits(&effects);
         }
         self.check_gangs();
         self.check_free();
         effects
+    }
+
+    /// Counts slots that resume; where, and how much CPU those hold again that had waited.
+    fn resume(&mut self, lease: LeaseId, slots: u32) -> (NodeId, i64) {
+        let waits = self.blocked.entry(lease).or_default();
+        let resumed = slots.min(*waits);
+        *waits -= resumed;
+        let known = &self.leases[&lease];
+        (known.node, known.class.resources.get(&Kind::Cpu).units() * i64::from(resumed))
     }
 
     /// What an observer learns, and that it may be so.
@@ -553,8 +567,6 @@ impl World {
                 self.step(Event::Block { lease, slots });
             }
             1 => {
-                let waits = self.blocked.entry(lease).or_default();
-                *waits = waits.saturating_sub(slots);
                 self.step(Event::Unblock { lease, slots });
             }
             2 => {
