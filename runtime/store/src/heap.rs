@@ -252,6 +252,11 @@ impl Heap {
         self.sum(|region| region.space().touched_free())
     }
 
+    /// Bytes of regions in which nothing is allocated: what [`Heap::remove_empty_regions`] would drop with 0.
+    pub fn empty_bytes(&self) -> u64 {
+        self.sum(|region| if region.space().used() == 0 { region.len() } else { 0 })
+    }
+
     fn sum(&self, of: impl Fn(&Writer) -> u64) -> u64 {
         self.shared.regions.lock().values().map(of).sum()
     }

@@ -494,6 +494,17 @@ impl Core {
         self.pump();
     }
 
+    /// So many bytes lie in regions of the agent's own in which nothing lies: it drops them once somebody lacks room, and
+    /// nothing else has to leave memory for that. Says whether there are fewer than before while somebody does.
+    pub fn own_empty(&mut self, bytes: u64) -> bool {
+        let fewer = std::mem::replace(&mut self.objects.own_empty_bytes, bytes) > bytes;
+        let short = fewer && self.objects.short_by() > 0;
+        if short {
+            self.pump();
+        }
+        short
+    }
+
     /// The agent gave back room that it had set aside.
     pub fn spare_dropped(&mut self, bytes: u64) {
         self.objects.ungrant(self.config.node.agent(), bytes);

@@ -259,6 +259,8 @@ pub struct Objects {
     clock: u64,
     nowhere: Arc<str>,
     disk: spill::Disk,
+    /// Bytes of the agent's own regions that it drops by itself while somebody lacks room, since nothing lies in them.
+    pub(super) own_empty_bytes: u64,
 }
 
 impl Objects {
@@ -277,6 +279,7 @@ impl Objects {
             clock: 0,
             nowhere: Arc::from(""),
             disk: spill::Disk::new(capacity, limits),
+            own_empty_bytes: 0,
         }
     }
 

@@ -444,7 +444,7 @@ impl State {
         loop {
             let effects = std::mem::take(&mut self.core.effects);
             if effects.is_empty() {
-                if !self.sweep() {
+                if !self.sweep() && !self.core.own_empty(self.memory.empty_bytes()) {
                     return;
                 }
                 continue;

@@ -28,12 +28,11 @@ const LARGE_BYTES: u64 = 16 * 1024 * 1024;
 const WARM_SHARE: u64 = 4;
 /// The warming thread yields to everything that has work to do: it gets about a quarter of a busy core.
 const WARM_NICE: i32 = 5;
-/// Touched memory that is kept for the copies of a job that pulls: one part in so many of the store. Kept memory counts
-/// as used in the store's budget; it goes when somebody lacks room, when the job ends, and after [`KEEP_TIME`].
-const KEEP_SHARE: u64 = 4;
-/// The same once nothing was pulled for [`KEEP_TIME`], in bytes.
+/// Touched memory that is kept for the copies of a job once nothing was pulled for [`KEEP_TIME`], in bytes; before, all of
+/// it is, since first touch can cost more than the pull itself. Kept memory counts as used in the store's budget; it goes
+/// when somebody lacks room, and when the job ends.
 const KEEP_IDLE_BYTES: u64 = 64 * 1024 * 1024;
-/// How long after its last pull a job's memory is kept.
+/// How long after its last pull all of a job's memory is kept.
 const KEEP_TIME: Duration = Duration::from_secs(30);
 /// How long a pull waits for room in the store.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(60);
@@ -62,8 +61,15 @@ struct JobHeap {
     asked: Option<(Request, u64)>,
     /// When it pulled last.
     pulled: Instant,
-    /// It pulled a copy of at least [`LARGE_BYTES`].
-    large: bool,
+    /// The largest copy that it pulled from a node, in bytes.
+    largest: u64,
+}
+
+impl JobHeap {
+    /// Whether memory is warmed ahead for it, so much at once: it moves large copies, and they fit.
+    fn warms(&self, bytes: u64) -> bool {
+        self.largest >= LARGE_BYTES && self.largest <= bytes
+    }
 }
 
 /// A step of the pulls of one job.
@@ -81,7 +87,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Memory {
     region_bytes: u64,
-    keep_bytes: u64,
+    keep_idle_bytes: u64,
     jobs: BTreeMap<JobId, JobHeap>,
     extents: HashMap<Key, Extent>,
     requests: Request,
@@ -94,10 +100,9 @@ impl Memory {
     pub(super) fn new(store_bytes: u64) -> Self {
         let region_bytes = (store_bytes / 16 / REGION_STEP_BYTES * REGION_STEP_BYTES)
             .clamp(REGION_STEP_BYTES, REGION_BYTES_MAX);
-        let keep_bytes = store_bytes / KEEP_SHARE;
         Self {
             region_bytes,
-            keep_bytes,
+            keep_idle_bytes: KEEP_IDLE_BYTES.min(store_bytes / 4),
             jobs: BTreeMap::new(),
             extents: HashMap::new(),
             requests: 0,
@@ -116,10 +121,12 @@ impl Memory {
             waiting: VecDeque::new(),
             asked: None,
             pulled: Instant::now(),
-            large: false,
+            largest: 0,
         });
         entry.pulled = Instant::now();
-        entry.large |= matches!(wanted.from, From::Node(_)) && wanted.bytes >= LARGE_BYTES;
+        if matches!(wanted.from, From::Node(_)) {
+            entry.largest = entry.largest.max(wanted.bytes);
+        }
         entry.waiting.push_back(wanted);
         self.steps(job)
     }
@@ -141,7 +148,7 @@ impl Memory {
                     self.requests += 1;
                     // A spare is cut for a copy that takes most of it, and holds many smaller ones whole: cutting it
                     // each time would throw away nearly all that was warmed.
-                    let spare = self.spare.as_ref().map(Spare::len).filter(|_| entry.large);
+                    let spare = self.spare.as_ref().map(Spare::len).filter(|len| entry.warms(*len));
                     let bytes = spare.filter(|len| need.bytes <= len / 2).unwrap_or(need.bytes);
                     entry.asked = Some((self.requests, bytes));
                     steps.push(Step::Ask(self.requests, bytes));
@@ -168,7 +175,7 @@ impl Memory {
         let Some((_, bytes)) = entry.asked else {
             return Err(Failure::new(FailureKind::Internal, "room was granted that nobody asked for"));
         };
-        let writer = match self.spare.take_if(|spare| entry.large && spare.len() >= bytes) {
+        let writer = match self.spare.take_if(|spare| entry.warms(spare.len()) && spare.len() >= bytes) {
             Some(spare) => spare.into_writer(bytes),
             None => Writer::create(bytes),
         };
@@ -247,13 +254,18 @@ impl Memory {
             let idle = now.saturating_duration_since(entry.pulled) >= KEEP_TIME;
             let keep = match (short, idle) {
                 (true, _) => 0,
-                (false, true) => KEEP_IDLE_BYTES.min(self.keep_bytes),
-                (false, false) => self.keep_bytes,
+                (false, true) => self.keep_idle_bytes,
+                (false, false) => u64::MAX,
             };
             let removed = entry.heap.remove_empty_regions(keep);
             out.extend(removed.into_iter().map(|seq| RegionId { writer: agent, seq }));
         }
         out
+    }
+
+    /// Bytes that [`Self::sweep`] would drop if somebody lacked room.
+    pub(super) fn empty_bytes(&self) -> u64 {
+        self.jobs.values().map(|entry| entry.heap.empty_bytes()).sum()
     }
 
     /// How large a spare there should be now; `None` where there is one already, or nobody has use for it.
@@ -271,7 +283,10 @@ impl Memory {
     }
 
     fn busy(&self, now: Instant) -> bool {
-        self.jobs.values().any(|entry| entry.large && now.saturating_duration_since(entry.pulled) < KEEP_TIME)
+        let warms = |entry: &JobHeap| entry.warms(self.warm_bytes);
+        self.jobs
+            .values()
+            .any(|entry| warms(entry) && now.saturating_duration_since(entry.pulled) < KEEP_TIME)
     }
 
     /// Makes a spare of `bytes`, which are set aside in the budget, and begins to warm it.
@@ -300,8 +315,8 @@ impl Memory {
 
     /// The bytes of the spare, where this job's region of `bytes` would be made of it.
     pub(super) fn spare_for(&self, job: JobId, bytes: u64) -> Option<u64> {
-        let large = self.jobs.get(&job).is_some_and(|entry| entry.large);
-        self.spare.as_ref().map(Spare::len).filter(|len| large && *len >= bytes)
+        let entry = self.jobs.get(&job)?;
+        self.spare.as_ref().map(Spare::len).filter(|len| entry.warms(*len) && *len >= bytes)
     }
 
     /// Drops the spare where it has no use (any more) or somebody lacks room, and says how many bytes that were.
@@ -314,5 +329,65 @@ impl Memory {
     pub(super) fn job_gone(&mut self, job: JobId) -> Option<(Request, u64)> {
         self.extents.retain(|key, _| key.2 != job);
         self.jobs.remove(&job).and_then(|entry| entry.asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mobula_proto::{HostId, ObjectId};
+
+    use super::*;
+
+    const JOB: JobId = JobId { number: 1 };
+    const MIB: u64 = 1 << 20;
+
+    fn key(seq: u64) -> Key {
+        let owner = NodeId { number: 2, incarnation: 1 }.agent();
+        (ObjectId { owner, seq, key: 0, index: 0 }, 1, JOB)
+    }
+
+    /// Takes memory for a copy from another node; says whether a region was made for it.
+    fn pull(memory: &mut Memory, key: Key, bytes: u64) -> bool {
+        let copy = Copy { node: key.0.owner.node, bytes, attempt: 1, job: JOB };
+        let mut steps = memory.want(Wanted { key, bytes, from: From::Node(copy) });
+        let made = matches!(steps[..], [Step::Ask(..)]);
+        if made {
+            memory.make_region(JOB).unwrap();
+            steps = memory.granted(JOB);
+        }
+        let Some(Step::Start(_, block)) = steps.pop() else { panic!("no memory") };
+        memory.keep(key, block.seal());
+        made
+    }
+
+    #[test]
+    fn a_job_keeps_what_it_touched_while_it_pulls_unless_somebody_lacks_room() {
+        const AGENT: HostId = HostId { node: NodeId::EMBEDDED, seq: 0 };
+        let mut memory = Memory::new(1500 * MIB);
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        // More than half of the store.
+        assert!(pull(&mut memory, key(1), 1024 * MIB));
+        assert_eq!(memory.empty_bytes(), 0, "something lies there");
+        assert!(memory.reclaim(&[key(1)])[0].1.is_empty());
+        assert_eq!(memory.empty_bytes(), 1024 * MIB);
+        assert!(memory.sweep(AGENT, false, later(20)).is_empty());
+        assert!(!pull(&mut memory, key(2), 1000 * MIB), "it lies where the first lay");
+        memory.reclaim(&[key(2)]);
+        assert_eq!(memory.sweep(AGENT, false, later(60)), [RegionId { writer: AGENT, seq: 1 }], "idle");
+        assert!(pull(&mut memory, key(3), 1024 * MIB));
+        memory.reclaim(&[key(3)]);
+        assert_eq!(memory.sweep(AGENT, true, later(0)), [RegionId { writer: AGENT, seq: 2 }], "short");
+    }
+
+    #[test]
+    fn memory_is_warmed_ahead_for_copies_that_fit() {
+        let mut memory = Memory::new(1024 * MIB);
+        assert!(pull(&mut memory, key(1), MIB));
+        assert_eq!(memory.spare_wanted(Instant::now()), None, "it is small");
+        assert!(pull(&mut memory, key(2), 128 * MIB));
+        let wanted = memory.spare_wanted(Instant::now());
+        assert!(wanted.is_some_and(|bytes| bytes <= 256 * MIB && bytes >= 128 * MIB), "{wanted:?}");
+        assert!(pull(&mut memory, key(3), 512 * MIB));
+        assert_eq!(memory.spare_wanted(Instant::now()), None, "the next one would not fit there");
     }
 }

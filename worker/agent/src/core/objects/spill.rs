@@ -225,7 +225,7 @@ impl Objects {
         let mut room = Room::default();
         let mut lacking = match self.short_by() {
             0 => 0,
-            short => short.saturating_sub(self.coming()),
+            short => short.saturating_sub(self.coming().saturating_add(self.own_empty_bytes)),
         };
         if lacking > 0 {
             let mut regions: Vec<_> = self
@@ -267,7 +267,7 @@ impl Objects {
         room
     }
 
-    /// Bytes that come free without more being done.
+    /// Bytes that come free without more being done, but for the agent's own regions.
     fn coming(&self) -> u64 {
         self.regions
             .iter()

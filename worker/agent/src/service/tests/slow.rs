@@ -331,12 +331,13 @@ async fn a_read_that_hangs_is_given_up_and_holds_up_no_other() {
     let (place, mut fds) = opened(&link, object, copy).unwrap();
     let read = Reader::map(fds.remove(0), place.0).unwrap().bytes(place.1, BYTES, None).unwrap();
     assert!(is_right(&read), "other bytes");
-    let held = one.handle.usage().await.store_used_bytes;
+    assert_eq!(one.handle.usage().await.store_used_bytes, 8 * MIB, "their memory is theirs");
     disk.shut(false);
     link.send(ToAgent::Unpin { object }, vec![]).unwrap();
     link.send(ToAgent::Free { object, copy }, vec![]).unwrap();
-    // Each look goes through the agent's queue, in which the word that they have returned stands.
-    soon(async { while one.handle.usage().await.store_used_bytes >= held {} }).await;
+    // There is room once they have returned.
+    link.send(ToAgent::RegionWanted { request: 3, bytes: 2 * MIB, wait_ms: 10_000 }, vec![]).unwrap();
+    while !matches!(local(&link).0, ToHost::RegionGranted { request: 3 }) {}
     assert!(is_right(&read), "other bytes");
     drop(link);
     soon(one.handle.shutdown()).await.unwrap();

@@ -36,6 +36,25 @@ fn names(spills: &[Spill]) -> Vec<(u64, Vec<u64>)> {
 }
 
 #[test]
+fn nothing_leaves_memory_for_what_the_agent_has_empty() {
+    let mut objects = full(Limits { above: 1.0, ..limits() });
+    let region = RegionId { writer: host(2), seq: 1 };
+    for seq in [10, 11] {
+        objects.free(object(seq), 1, None);
+    }
+    objects.remove_region(region).unwrap();
+    let own = RegionId { writer: AGENT, seq: 1 };
+    assert_eq!(objects.want(AGENT, 1, 2 * MIB, Instant::now(), 0), Want::Granted);
+    objects.add_region(own, JOB, 2 * MIB, fd()).unwrap();
+    let late = Instant::now() + Duration::from_secs(5);
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, late, 5000), Want::Waiting);
+    objects.own_empty_bytes = 2 * MIB;
+    assert!(objects.make_room().spills.is_empty(), "the agent drops its region");
+    objects.own_empty_bytes = 0;
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![20]), (2, vec![21])], "it is used again");
+}
+
+#[test]
 fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     let limits = Limits { above: 1.0, ..limits() };
     let mut objects = full(limits);
