@@ -41,6 +41,20 @@ impl Folder {
     pub(super) fn file(&self, file: u64) -> PathBuf {
         self.path.join(format!("{file}.spill"))
     }
+
+    fn begin(&self, file: u64, bytes: u64) -> Result<Writing, Error> {
+        let open = Open::new(self.file(file), true)?;
+        // A full disk shows before anything is written. Not every file system can say.
+        match rustix::fs::fallocate(&open.file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::OPNOTSUPP) | Ok(()) => {}
+            Err(errno) => return Err(open.failed("making room on the disk", errno.into())),
+        }
+        Ok(Writing { open, at: 0 })
+    }
+
+    fn complete(&self, file: u64) -> Result<Open, Error> {
+        Open::new(self.file(file), false)
+    }
 }
 
 impl Drop for Folder {
@@ -52,17 +66,11 @@ impl Drop for Folder {
 
 impl Target for Folder {
     fn create(&self, file: u64, bytes: u64) -> Result<Box<dyn Sink>, Error> {
-        let open = Open::new(self.file(file), true)?;
-        // A full disk shows before anything is written. Not every file system can say.
-        match rustix::fs::fallocate(&open.file, FallocateFlags::empty(), 0, bytes) {
-            Err(Errno::OPNOTSUPP) | Ok(()) => {}
-            Err(errno) => return Err(open.failed("making room on the disk", errno.into())),
-        }
-        Ok(Box::new(Writing { open, at: 0 }))
+        Ok(Box::new(self.begin(file, bytes)?))
     }
 
     fn open(&self, file: u64) -> Result<Box<dyn Source>, Error> {
-        Ok(Box::new(Open::new(self.file(file), false)?))
+        Ok(Box::new(self.complete(file)?))
     }
 
     fn delete(&self, file: u64) -> Result<(), Error> {
@@ -149,5 +157,50 @@ impl Sink for Writing {
 
     fn finish(self: Box<Self>) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::{
+        super::{BLOCK_BYTES, Chunk},
+        *,
+    };
+
+    fn is_direct(file: &File) -> bool {
+        rustix::fs::fcntl_getfl(file).unwrap().contains(OFlags::DIRECT)
+    }
+
+    /// Whether files here can be opened and written so.
+    fn has_direct(folder: &std::path::Path) -> bool {
+        let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap();
+        let path = folder.join("probe");
+        let open = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(direct).open(path);
+        let mut block = Chunk::new(BLOCK_BYTES as usize);
+        open.is_ok_and(|file| file.write_all_at(block.bytes(), 0).is_ok())
+    }
+
+    /// The page cache has no second copy of what leaves memory since that is short.
+    #[test]
+    fn files_are_written_and_read_directly_wherever_that_can_be() {
+        for within in [std::env::temp_dir(), "/dev/shm".into()] {
+            let home = tempfile::Builder::new().tempdir_in(&within).unwrap();
+            let direct = has_direct(home.path());
+            eprintln!("{}: direct IO: {direct}", within.display());
+            let folder = Folder::new(home.path().join("spill")).unwrap();
+            let mut chunk = Chunk::new(2 * BLOCK_BYTES as usize);
+            chunk.bytes().fill(7);
+            let mut sink = folder.begin(1, 2 * BLOCK_BYTES).unwrap();
+            sink.write(chunk.bytes()).unwrap();
+            let mut source = folder.complete(1).unwrap();
+            let mut read = Chunk::new(BLOCK_BYTES as usize);
+            source.read_at(BLOCK_BYTES, read.bytes()).unwrap();
+            assert!(read.bytes().iter().all(|byte| *byte == 7));
+            // Not taken back by the first write or read, either.
+            let found = [&sink.open.file, &source.file].map(is_direct);
+            assert_eq!(found, [direct; 2], "writing and reading in {}", within.display());
+        }
     }
 }
