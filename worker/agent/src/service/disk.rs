@@ -269,9 +269,19 @@ fn mapped(
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, task::Poll};
+    use std::{future::poll_fn, sync::mpsc, task::Poll};
 
-    use super::*;
+    use mobula_proto::{HostId, JobId, NodeId};
+    use mobula_store::{
+        heap::Heap,
+        region::Writer,
+        spill::{BLOCK_BYTES, Sink, Source},
+    };
+    use parking_lot::{Condvar, Mutex};
+    use ractor::{Actor, ActorProcessingErr, ActorRef};
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+    use super::{super::memory::From, *};
 
     #[tokio::test]
     async fn what_moves_is_waited_for_however_long_it_takes() {
@@ -284,5 +294,119 @@ mod tests {
         });
         assert_eq!(unless_stalled(&moved, STALL, slow).await, Some(()));
         assert_eq!(unless_stalled(&moved, STALL, std::future::pending::<()>()).await, None);
+    }
+
+    /// In the place of the agent's actor: hands on what it is told.
+    struct Hears;
+
+    impl Actor for Hears {
+        type Msg = Message;
+        type State = UnboundedSender<Message>;
+        type Arguments = UnboundedSender<Message>;
+
+        async fn pre_start(
+            &self,
+            _: ActorRef<Message>,
+            to: UnboundedSender<Message>,
+        ) -> Result<UnboundedSender<Message>, ActorProcessingErr> {
+            Ok(to)
+        }
+
+        async fn handle(
+            &self,
+            _: ActorRef<Message>,
+            message: Message,
+            to: &mut UnboundedSender<Message>,
+        ) -> Result<(), ActorProcessingErr> {
+            to.send(message).ok();
+            Ok(())
+        }
+    }
+
+    /// A disk on which no file is opened before it is let go; then none has what was wanted.
+    #[derive(Debug)]
+    struct Shut {
+        open: Mutex<bool>,
+        changed: Condvar,
+        /// Hears of each file that somebody begins to open.
+        asked: mpsc::Sender<u64>,
+    }
+
+    impl Target for Shut {
+        fn create(&self, _: u64, _: u64) -> Result<Box<dyn Sink>, Error> {
+            unreachable!("nothing is written here")
+        }
+
+        fn open(&self, file: u64) -> Result<Box<dyn Source>, Error> {
+            self.asked.send(file).ok();
+            let mut open = self.open.lock();
+            let late = self.changed.wait_while_for(&mut open, |open| !*open, SOON * 3);
+            assert!(!late.timed_out(), "the disk was never let go");
+            Err(Error::Damaged { file, offset: 0, bytes: 1 })
+        }
+
+        fn delete(&self, _: u64) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    /// Longest that anything here may take that does not hang.
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn heard(from: &mut UnboundedReceiver<Message>) -> Message {
+        timeout(SOON, from.recv()).await.unwrap().unwrap()
+    }
+
+    /// Threads that never return are no more than so many: whoever wants to read then is told at once, and the disk is not even
+    /// asked. Each that returns makes room for one, and the agent looks who waits for the memory that it had.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_more_reads_hang_than_may_and_each_that_returns_is_told_of() {
+        const STALL: Duration = Duration::from_millis(20);
+        const MOST: usize = READS_MAX + HUNG_MAX;
+        let (to, mut told) = unbounded_channel();
+        let (actor, ended) = Actor::spawn(None, Hears, to).await.unwrap();
+        let (asked, asks) = mpsc::channel();
+        let shut = Arc::new(Shut { open: Mutex::new(false), changed: Condvar::new(), asked });
+        let disk = Disk::new(Some(shut.clone()), STALL, Post::new(actor.clone(), Arc::default()));
+        let heap = Heap::new(Default::default());
+        heap.add_region(1, Writer::create((MOST as u64 + 2) * BLOCK_BYTES).unwrap()).unwrap();
+        let read = |file| {
+            let owner = HostId { node: NodeId::EMBEDDED, seq: 1 };
+            let key = (ObjectId { owner, seq: file, key: 0, index: 0 }, 1, JobId { number: 1 });
+            let slot = Slot { file, offset: 0 };
+            disk.read(Wanted { key, bytes: 1, from: From::Disk(slot) }, slot, heap.allocate(1).unwrap());
+        };
+        let given_up = |message| match message {
+            Message::Restored(_, Err(failure)) => {
+                assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}")
+            }
+            _ => panic!("not given up"),
+        };
+        // As many at once as have a turn at once, so that each is asked for.
+        for first in (0..MOST).step_by(READS_MAX) {
+            (first..first + READS_MAX).for_each(|file| read(file as u64));
+            for _ in 0..READS_MAX {
+                given_up(heard(&mut told).await);
+                tokio::task::block_in_place(|| asks.recv_timeout(SOON)).unwrap();
+            }
+        }
+        read(MOST as u64);
+        given_up(heard(&mut told).await);
+        assert!(asks.try_recv().is_err(), "one more thread hangs");
+        assert!(told.try_recv().is_err(), "none has returned");
+
+        *shut.open.lock() = true;
+        shut.changed.notify_all();
+        for at in 0..MOST {
+            assert!(matches!(heard(&mut told).await, Message::Tick), "the agent is told of all, not of {at}");
+        }
+        read(MOST as u64);
+        assert_eq!(
+            tokio::task::block_in_place(|| asks.recv_timeout(SOON)),
+            Ok(MOST as u64),
+            "it is asked again"
+        );
+        actor.stop(None);
+        ended.await.unwrap();
     }
 }
