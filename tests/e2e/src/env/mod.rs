@@ -11,6 +11,7 @@ use std::{
 
 use mobula::{Cluster, Error, ErrorKind, NodeId, Result, Strategy};
 use mobula_rig::Rig;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How the cluster of a scenario is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,44 @@ impl Env {
         }
         Err(Error::new(ErrorKind::TimedOut, format!("waited {WAIT:?} for empty stores: {last}")))
     }
+}
+
+/// A host's process that stands still until this is dropped, in modes without a rig too.
+pub struct Standing(Pid);
+
+impl Standing {
+    /// Stops it where it is (`SIGSTOP`).
+    pub fn still(pid: u32) -> Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| Error::new(ErrorKind::Internal, "that is no process"))?;
+        kill_process(pid, Signal::STOP)
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("a host cannot be stopped: {error}")))?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        // An error means that it is gone.
+        let _gone = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// Where in which file these bytes lie: two mappings of the same shared memory say the same, in whatever process. `None`
+/// where they are not in shared memory, or not all of them.
+pub fn shared_place(bytes: &[u8]) -> Option<(u64, u64)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let range = bytes.as_ptr_range();
+    let (from, to) = (range.start.addr() as u64, range.end.addr() as u64);
+    maps.lines().filter(|line| line.contains("memfd:")).find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let (start, end) = (number(start)?, number(end)?);
+        let offset = number(words.nth(1)?)?;
+        let inode = words.nth(1)?.parse().ok()?;
+        (start <= from && to <= end).then(|| (inode, offset + from - start))
+    })
 }
 
 /// Exactly this node.

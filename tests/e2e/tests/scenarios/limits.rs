@@ -489,7 +489,7 @@ const TASK_FLOOD_BYTES: usize = 48 * 1024;
 const TASK_FLOOD_OWN: u64 = 450 << 20;
 
 /// Bytes of memory that this process shares with nobody.
-fn own_memory() -> u64 {
+pub fn own_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux 4.5");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024

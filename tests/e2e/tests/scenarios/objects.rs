@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mobula::{Dtype, Element, ErrorKind, Result, prelude::*, safetensors};
 use mobula_e2e::{
     Env, Witness,
-    env::{on, witness},
+    env::{on, shared_place, witness},
     eventually,
 };
 
@@ -221,6 +221,67 @@ pub async fn tensors_are_built_in_place(_env: Env) -> Result<()> {
     Ok(())
 }
 
+/// Says where its data lies.
+#[mobula::task]
+fn built_and_told(elements: usize, told: String) -> Result<Tensor> {
+    let tensor = built.local(elements)?;
+    tell(&told, tensor.as_bytes()?);
+    Ok(tensor)
+}
+
+/// Several at once, of which each says where its data lies.
+#[mobula::task(returns = 2)]
+fn several_built_and_told(elements: usize, told: Vec<String>) -> Result<Vec<Tensor>> {
+    told.into_iter().map(|told| built_and_told.local(elements, told)).collect()
+}
+
+fn tell(told: &str, bytes: &[u8]) {
+    std::fs::write(told, format!("{:?}", shared_place(bytes))).expect("the test's own folder");
+}
+
+/// Where it finds the data of what it is given, and whether that is what was built.
+#[mobula::task(cpu = 0)]
+fn found(tensor: View<Tensor>, elements: usize) -> Result<String> {
+    let again = tensor.tensor()?;
+    let all = again.as_slice::<u32>()?;
+    assert!(all.len() == elements && all.iter().all(|one| *one == 7));
+    Ok(format!("{:?}", shared_place(again.as_bytes()?)))
+}
+
+/// What a task builds in place is never copied on its node: another process there, and the driver where it is there
+/// itself, see the very bytes that the task wrote. The driver of another node sees its own node's copy where that lies.
+pub async fn what_a_task_built_is_read_where_it_lies(env: Env) -> Result<()> {
+    const ELEMENTS: usize = 300_000;
+    let own = mobula::put(&0u8)?.id().owner.node;
+    for node in env.nodes().await? {
+        let witness = Witness::new()?;
+        let (here, names) = (on(node), ["one", "two", "three"]);
+        let told = names.map(|name| witness.place(name));
+        let mut tensors =
+            vec![built_and_told.options().strategy(here.clone()).remote(ELEMENTS, told[0].clone())];
+        tensors.extend(
+            several_built_and_told.options().strategy(here.clone()).remote(ELEMENTS, told[1..].to_vec()),
+        );
+        assert_eq!(tensors.len(), names.len());
+        for (tensor, told) in tensors.iter().zip(&told) {
+            let elsewhere = found.options().strategy(here.clone()).isolation("process");
+            let seen = elsewhere.remote(tensor, ELEMENTS).await?;
+            let written = std::fs::read_to_string(told).unwrap();
+            assert!(written.starts_with("Some"), "it was not built in shared memory");
+            assert_eq!(seen, written, "another process got a copy");
+            let view = tensor.fetch_view().await?;
+            let mine = view.tensor()?;
+            let place = shared_place(mine.as_bytes()?);
+            assert!(place.is_some(), "the driver got a copy");
+            assert_eq!(shared_place(tensor.fetch_view().await?.tensor()?.as_bytes()?), place);
+            if node == own {
+                assert_eq!(format!("{place:?}"), written, "the driver got a copy");
+            }
+        }
+    }
+    env.stores_empty().await
+}
+
 #[mobula::task]
 fn corner(tensor: Tensor) -> Result<Tensor> {
     tensor.transpose(0, 1)?.slice(0, ..2)?.slice(1, 500..)
@@ -302,6 +363,53 @@ pub async fn a_view_keeps_its_object(env: Env) -> Result<()> {
         overwrite().await?;
         assert!(tensor.as_slice::<u32>()?.iter().all(|one| *one == 7), "its memory was used again");
         drop(tensor);
+        env.stores_empty().await?;
+    }
+    Ok(())
+}
+
+#[mobula::data]
+struct Held {
+    tensor: ObjectRef<Tensor>,
+}
+
+/// Holds on to nothing but a view, from call to call.
+struct Onlooker {
+    view: Option<View<Tensor>>,
+}
+
+#[mobula::actor(isolation = "process")]
+impl Onlooker {
+    fn new() -> Self {
+        Self { view: None }
+    }
+
+    async fn look_at(&mut self, held: Held) -> Result<()> {
+        self.view = Some(held.tensor.fetch_view().await?);
+        Ok(())
+    }
+
+    /// Looks once more, on another thread, and then no more.
+    async fn is_unchanged(&mut self) -> Result<bool> {
+        let view = self.view.take().expect("it looks at something");
+        let compare =
+            move || -> Result<bool> { Ok(view.tensor()?.as_slice::<u32>()?.iter().all(|one| *one == 7)) };
+        tokio::task::spawn_blocking(compare).await.expect("it does not panic")
+    }
+}
+
+/// The same in a process that neither made the object nor owns it, when nobody else holds it any more.
+pub async fn a_view_in_an_actor_keeps_its_object(env: Env) -> Result<()> {
+    for node in env.nodes().await? {
+        let build = built.options().strategy(on(node));
+        let onlooker = Onlooker::spawn().options(|options| options.strategy(on(node))).await?;
+        onlooker.look_at(Held { tensor: build.clone().remote(1 << 20) }).await?;
+        // Where it was built, other objects of its size come and go.
+        for _ in 0..4 {
+            mobula::wait(&[build.clone().remote(1 << 20)], 1, None).await?;
+        }
+        assert!(onlooker.is_unchanged().await?, "its memory was used again");
+        // While the actor lives.
         env.stores_empty().await?;
     }
     Ok(())

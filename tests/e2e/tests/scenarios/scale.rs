@@ -2,9 +2,14 @@
 
 use std::sync::LazyLock;
 
-use mobula::{ObjectRef, Result};
-use mobula_e2e::Env;
+use mobula::{NodeId, ObjectRef, Result, Tensor, View};
+use mobula_e2e::{
+    Env, Witness,
+    env::{on, witness},
+};
 use tokio::sync::watch;
+
+use super::limits::own_memory;
 
 /// Refs among the arguments of one task, and objects in one `get`.
 const REFS: u64 = 10_000;
@@ -12,6 +17,11 @@ const REFS: u64 = 10_000;
 const RESULTS: u32 = 3000;
 /// Async tasks that sleep at the same time.
 const SLEEPERS: u32 = 10_000;
+/// Tasks that are queued at once, and the memory that each may take meanwhile.
+const QUEUED: u64 = 100_000;
+const QUEUED_BYTES: u64 = 300;
+/// Elements of an object that no 32-bit offset reaches. Memory is taken for what is written of it only.
+const FAR: usize = (4 << 30) / 8 + 1000;
 const LAYERS: usize = 20;
 const LAYER_TASKS: u64 = 500;
 
@@ -45,6 +55,59 @@ pub async fn many_refs_and_results(env: Env) -> Result<()> {
     let made = stored.remote(REFS).await?;
     assert_eq!(mobula::get_all(&made).await?, (0..REFS).collect::<Vec<_>>());
     drop(made);
+    env.stores_empty().await
+}
+
+/// All processors of a node, until the gate is open.
+#[mobula::task(cpu = 2, retries = 0)]
+fn occupy(here: String, gate: String) {
+    witness::note(&here);
+    witness::pass(&gate);
+}
+
+#[mobula::task]
+fn same(value: u64) -> u64 {
+    value
+}
+
+pub async fn many_tasks_are_queued(env: Env) -> Result<()> {
+    let (witness, nodes) = (Witness::new()?, env.nodes().await?);
+    let gate = witness.gate("gate")?;
+    let here = |node: &NodeId| format!("{node} is occupied");
+    let occupied: Vec<_> = nodes
+        .iter()
+        .map(|node| occupy.options().strategy(on(*node)).remote(witness.place(&here(node)), gate.place()))
+        .collect();
+    for node in &nodes {
+        witness.sees(&here(node)).await?;
+    }
+    let before = own_memory();
+    let all: Vec<_> = (0..QUEUED).map(|value| same.remote(value)).collect();
+    let each = own_memory().saturating_sub(before) / QUEUED;
+    assert!(each <= QUEUED_BYTES, "each of {QUEUED} queued tasks takes {each} bytes");
+    assert!(!all.iter().any(ObjectRef::is_ready), "no processor was free");
+    gate.open()?;
+    assert_eq!(mobula::get_all(&all).await?, (0..QUEUED).collect::<Vec<_>>());
+    mobula::get_all(&occupied).await.map(drop)
+}
+
+#[mobula::task]
+fn far_built() -> Result<Tensor> {
+    Tensor::build(&[FAR], |all: &mut [u64]| (all[0], all[FAR - 1]) = (3, 4))
+}
+
+#[mobula::task(cpu = 0, isolation = "process")]
+fn far_ends(tensor: View<Tensor>) -> Result<(u64, u64)> {
+    let tensor = tensor.tensor()?;
+    let all = tensor.as_slice::<u64>()?;
+    Ok((all[0], all[all.len() - 1]))
+}
+
+pub async fn an_object_beyond_four_gibibytes(env: Env) -> Result<()> {
+    let here = on(env.nodes().await?[0]);
+    let built = far_built.options().strategy(here.clone()).remote();
+    assert_eq!(far_ends.options().strategy(here).remote(&built).await?, (3, 4));
+    drop(built);
     env.stores_empty().await
 }
 

@@ -15,7 +15,7 @@ use std::{
 use mobula::{Error, ErrorKind, NodeId, ObjectRef, Result, blocking};
 use mobula_e2e::{
     Env, Part, Witness,
-    env::{WAIT, on, witness},
+    env::{Standing, WAIT, on, witness},
     eventually,
 };
 
@@ -386,23 +386,20 @@ async fn is_held_back(flooder: &FlooderHandle) -> Result<()> {
 }
 
 /// Each of two hosts calls the other more often than may wait for it while the other stands still, so that both hold
-/// back their callers: they let go of each other.
+/// back their callers: they let go of each other. In every mode each is a process of its own.
 pub async fn hosts_that_hold_each_other_back_go_on(env: Env) -> Result<()> {
-    let near = env.rig().unwrap().number(0).unwrap();
-    let near = env.nodes().await?.into_iter().find(|node| node.number == near).unwrap();
-    let start = || Flooder::spawn().options(|options| options.strategy(on(near)).isolation("process"));
+    let node = env.nodes().await?[0];
+    let start = || Flooder::spawn().options(|options| options.strategy(on(node)).isolation("process"));
     let (one, other) = (start().await?, start().await?);
-    let hosts = [Part::Host(one.process().await?), Part::Host(other.process().await?)];
-    let (stop, resume) =
-        (|part| env.rig().unwrap().stop(part).unwrap(), |part| env.rig().unwrap().resume(part).unwrap());
-    stop(hosts[1]);
+    let hosts = [one.process().await?, other.process().await?];
+    let other_stands = Standing::still(hosts[1])?;
     let forth = one.flood(other.clone(), SINK_CALLS, SINK_BYTES);
     is_held_back(&one).await?;
-    stop(hosts[0]);
-    resume(hosts[1]);
+    let one_stands = Standing::still(hosts[0])?;
+    drop(other_stands);
     let back = other.flood(one.clone(), SINK_CALLS, SINK_BYTES);
     is_held_back(&other).await?;
-    resume(hosts[0]);
+    drop(one_stands);
     mobula::get_all(&[forth, back]).await?;
     for flooder in [&one, &other] {
         assert_eq!(flooder.taken().await?, SINK_CALLS, "each call ran once");

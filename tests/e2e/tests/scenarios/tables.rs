@@ -11,7 +11,10 @@ use mobula::{
         },
     },
 };
-use mobula_e2e::{Env, env::on};
+use mobula_e2e::{
+    Env,
+    env::{on, shared_place},
+};
 
 const ROWS: usize = 100_000;
 
@@ -23,28 +26,16 @@ fn table(rows: usize) -> Batch {
     Batch(RecordBatch::try_from_iter(columns).unwrap())
 }
 
-/// Whether these bytes lie in memory that is shared.
-fn is_shared(bytes: &[u8]) -> bool {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let range = bytes.as_ptr_range();
-    let (from, to) = (range.start as usize, range.end as usize);
-    maps.lines().any(|line| {
-        let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).unwrap();
-        let place = |text| usize::from_str_radix(text, 16).unwrap();
-        line.contains("memfd:") && place(start) <= from && to <= place(end)
-    })
-}
-
 /// The sum of the values; all buffers must lie in shared memory, at multiples of 64 bytes.
 fn sum_in_place(batch: &Batch) -> f64 {
     for column in batch.columns() {
         let data = column.to_data();
         for buffer in data.buffers() {
-            assert!(is_shared(buffer), "a column was copied");
+            assert!(shared_place(buffer).is_some(), "a column was copied");
             assert!(buffer.as_ptr().addr().is_multiple_of(64));
         }
         if let Some(nulls) = data.nulls() {
-            assert!(is_shared(nulls.validity()), "validity was copied");
+            assert!(shared_place(nulls.validity()).is_some(), "validity was copied");
         }
     }
     let names = batch.column(1).as_string::<i32>();
