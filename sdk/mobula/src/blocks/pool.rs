@@ -14,8 +14,12 @@ use crate::{Actor, ActorHandle, Data, Error, ErrorKind, ObjectRef, Result, Spawn
 /// Calls of a [`ActorPool::map`] that each member has at once: one that runs and one that is there when it ends.
 const AHEAD: usize = 2;
 
-/// Actors of one type that share work: each call goes to the member with the fewest calls of this pool in flight. It
-/// travels as an argument; each process counts its own calls.
+/// Actors of one type that share work: each call goes to the member with the fewest calls of this pool in flight.
+///
+/// Only what was called through this value and its clones is counted. A pool travels as an argument, and whoever gets it
+/// counts from zero: a member that is busy with calls of others, through their own copies or by its handle, looks idle
+/// here. Where several callers share members whose calls take very different times, let one of them do the calling, for
+/// example an actor that holds the pool.
 ///
 /// Members that are known to have died get no calls. A call that was on its way to one fails as it does without a
 /// pool (`ActorDied` or `MaybeExecuted`); where no member is left, calls fail with `ActorDied` at once.
@@ -47,7 +51,7 @@ const AHEAD: usize = 2;
 #[crate::data]
 pub struct ActorPool<A: Actor> {
     members: Vec<ActorHandle>,
-    /// What this process has in flight, member for member.
+    /// What this value and its clones have in flight, member for member.
     #[rkyv(with = Skip)]
     load: Arc<Mutex<Vec<Load>>>,
     kind: PhantomData<fn() -> A>,
@@ -152,7 +156,7 @@ impl<A: Actor> ActorPool<A> {
         load
     }
 
-    /// Calls that this process has in flight at each member: made through the pool, not done, and not given up by
+    /// Calls in flight at each member: made through this value or a clone of it, not done, and not given up by
     /// dropping their refs.
     pub fn in_flight(&self) -> Vec<usize> {
         self.load().iter_mut().map(Load::in_flight).collect()
