@@ -99,6 +99,11 @@ pub fn quantile(ascending: &[f64], share: f64) -> f64 {
     below + (above - below) * place.fract()
 }
 
+/// The median, the 99th and the 99.9th percentile, in units of which a second has so many.
+pub fn percentiles(ascending: &[f64], units: f64) -> Vec<f64> {
+    [0.5, 0.99, 0.999].iter().map(|share| quantile(ascending, *share) * units).collect()
+}
+
 /// Runs it on a thread of its own and gives up after `limit`. The thread is then left behind.
 pub fn bounded<T: Send + 'static>(
     name: &str,

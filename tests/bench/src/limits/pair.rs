@@ -19,7 +19,7 @@ use mobula_net::{
 
 use super::{Peer, own_socket};
 use crate::{
-    measure::{Result, latencies, quantile},
+    measure::{Result, latencies, quantile, rate},
     row::{Place, Probe, Row, Stage},
 };
 
@@ -34,8 +34,16 @@ pub const SOCKET: &str = "Unix socket round trip";
 pub const SPINNING: &str = "ring round trip, spinning";
 /// Names of the limits.
 pub const PARKED: &str = "ring round trip, parked";
+/// Names of the limits.
+pub const MESSAGES: &str = "ring messages there and back, a thousand at once";
+/// Names of the limits: as often as all of these come back, where that is what a row counts.
+pub const BATCHES: &str = "ring messages there and back, batches of a thousand";
 
 const PING_BYTES: usize = 64;
+/// Bytes of a message: with a frame's header, two are what goes through the rings for a small call and its result.
+const MESSAGE_BYTES: usize = 176;
+/// Messages that are on their way at once.
+pub const MESSAGE_BATCH: usize = 1000;
 /// Round trips between two looks at the clock, where they are shorter than a look.
 const SPIN_BATCH: usize = 1000;
 /// Either side gives up after this long in one wait: the other is gone, or a wake-up was lost.
@@ -44,20 +52,38 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const SPIN: u8 = 0;
 const PARK: u8 = 1;
 const END: u8 = 2;
+/// As [`SPIN`], for one of many messages.
+const MANY: u8 = 3;
 
-/// Medians of single round trips.
+/// Whether those who wait for a message of this kind sleep.
+fn is_parked(kind: u8) -> bool {
+    matches!(kind, PARK | END)
+}
+
+/// What is sent as a message of this kind.
+fn message(kind: u8) -> &'static [u8] {
+    match kind {
+        SPIN => &[SPIN; PING_BYTES],
+        PARK => &[PARK; PING_BYTES],
+        MANY => &[MANY; MESSAGE_BYTES],
+        _ => &[END; PING_BYTES],
+    }
+}
+
+/// Medians of single round trips, and how many can be made where they overlap.
 pub const PROBE: Probe = Probe {
     rows: &[
         Row::less(SOCKET, "µs").is_limit(),
         Row::less(SPINNING, "µs").is_limit(),
         Row::less(PARKED, "µs").is_limit(),
+        Row::more(MESSAGES, "1/s").is_limit(),
     ],
     stage: Stage::Alone,
     run,
 };
 
 fn run(place: &Place) -> Result<Vec<f64>> {
-    Ok(vec![socket(place)?, spinning(place)?, parked(place)?])
+    Ok(vec![socket(place)?, spinning(place)?, parked(place)?, messages(place)?])
 }
 
 fn socket(place: &Place) -> Result<f64> {
@@ -91,9 +117,9 @@ struct End {
 }
 
 impl End {
-    fn send(&mut self, body: &[u8]) -> Result<()> {
-        self.to.send(body, &[])?;
-        if body.first() != Some(&SPIN) {
+    fn send(&mut self, kind: u8) -> Result<()> {
+        self.to.send(message(kind), &[])?;
+        if is_parked(kind) {
             self.other.ring();
         }
         Ok(())
@@ -102,7 +128,7 @@ impl End {
     /// The first byte of what came.
     fn recv(&mut self, kind: u8) -> Result<u8> {
         while self.from.is_empty() {
-            if kind == SPIN {
+            if !is_parked(kind) {
                 std::hint::spin_loop();
                 continue;
             }
@@ -130,37 +156,59 @@ fn with_ring<T>(measure: impl FnOnce(&mut End) -> Result<T>) -> Result<T> {
         End { to: Sender::map(out.try_clone()?)?, from: Receiver::map(back.try_clone()?)?, own, other };
     link.send(b"rings", &[back.as_fd(), out.as_fd(), other_fd.as_fd(), own_fd.as_fd()])?;
     let measured = measure(&mut end);
-    end.send(&[END; PING_BYTES])?;
+    end.send(END)?;
     measured
 }
 
-fn spinning(place: &Place) -> Result<f64> {
+/// Measures while both sides spin for messages of this kind.
+fn while_spinning<T>(kind: u8, measure: impl FnOnce(&mut End) -> Result<T>) -> Result<T> {
     with_ring(|end| {
         // The child parks until the first ring of its doorbell.
-        end.send(&[PARK; PING_BYTES])?;
+        end.send(PARK)?;
         end.recv(PARK)?;
-        let ping = [SPIN; PING_BYTES];
-        end.send(&ping)?;
+        end.send(kind)?;
         end.other.ring();
-        end.recv(SPIN)?;
-        let all = latencies(place.scale, || {
+        end.recv(kind)?;
+        let measured = measure(end);
+        // To be woken by the end it must park again.
+        end.send(PARK)?;
+        end.recv(PARK)?;
+        measured
+    })
+}
+
+fn spinning(place: &Place) -> Result<f64> {
+    let all = while_spinning(SPIN, |end| {
+        latencies(place.scale, || {
             for _ in 0..SPIN_BATCH {
-                end.send(&ping)?;
+                end.send(SPIN)?;
                 end.recv(SPIN)?;
             }
             Ok(())
-        })?;
-        // To be woken by the end it must park again.
-        end.send(&[PARK; PING_BYTES])?;
-        end.recv(PARK)?;
-        Ok(quantile(&all, 0.5) * 1e6 / SPIN_BATCH as f64)
+        })
+    })?;
+    Ok(quantile(&all, 0.5) * 1e6 / SPIN_BATCH as f64)
+}
+
+/// A second: the other side answers each with one of as many bytes, as it comes.
+fn messages(place: &Place) -> Result<f64> {
+    while_spinning(MANY, |end| {
+        rate(place.scale, MESSAGE_BATCH as f64, || {
+            for _ in 0..MESSAGE_BATCH {
+                end.send(MANY)?;
+            }
+            for _ in 0..MESSAGE_BATCH {
+                end.recv(MANY)?;
+            }
+            Ok(())
+        })
     })
 }
 
 fn parked(place: &Place) -> Result<f64> {
     with_ring(|end| {
         let all = latencies(place.scale, || {
-            end.send(&[PARK; PING_BYTES])?;
+            end.send(PARK)?;
             end.recv(PARK).map(drop)
         })?;
         Ok(quantile(&all, 0.5) * 1e6)
@@ -185,6 +233,6 @@ pub fn serve_ring() -> Result<()> {
         if kind == END {
             return Ok(());
         }
-        end.send(&[kind; PING_BYTES])?;
+        end.send(kind)?;
     }
 }

@@ -13,6 +13,7 @@ pub const SUBJECT: Subject = Subject {
     name: "core",
     probes,
     sums: &[
+        Row::more(pair::BATCHES, "1/s").is_sum(&[(1.0 / pair::MESSAGE_BATCH as f64, pair::MESSAGES)], 0.0),
         Row::less(calls::FIRST_GET, "µs").is_sum(&[(1.0, pair::SOCKET)], 20.0),
         Row::less(nodes::NEAR_RAW, "µs").is_sum(&[(1.0, quic::ROUND_TRIP), (3.0, pair::SOCKET)], 0.0),
     ],

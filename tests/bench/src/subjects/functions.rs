@@ -1,6 +1,7 @@
 //! The tasks and actors that the subjects call.
 
 use std::{
+    hint::black_box,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -24,6 +25,13 @@ fn timed<T>(call: impl FnOnce() -> mobula::Result<T>) -> mobula::Result<f64> {
     let begun = Instant::now();
     call()?;
     Ok(begun.elapsed().as_secs_f64())
+}
+
+fn rested<T>(microseconds: u64, then: impl FnOnce() -> T) -> T {
+    if microseconds > 0 {
+        std::thread::sleep(Duration::from_micros(microseconds));
+    }
+    then()
 }
 
 /// What every small call returns.
@@ -153,14 +161,23 @@ impl Echo {
         std::process::id()
     }
 
-    /// Seconds that each get takes here.
-    fn time_gets(&mut self, values: Vec<ObjectRef<u64>>) -> mobula::Result<Vec<f64>> {
-        values.iter().map(|value| timed(|| value.get())).collect()
+    /// Seconds that each get takes here, until the value is read; so many microseconds after the one before.
+    fn time_gets(&mut self, values: Vec<ObjectRef<u64>>, rest: u64) -> mobula::Result<Vec<f64>> {
+        let get = |value: &ObjectRef<u64>| timed(|| value.get().map(black_box));
+        values.iter().map(|value| rested(rest, || get(value))).collect()
     }
 
-    /// Seconds that each look takes here.
-    fn time_views(&mut self, values: Vec<ObjectRef<Tensor>>) -> mobula::Result<Vec<f64>> {
-        values.iter().map(|value| timed(|| value.view())).collect()
+    /// Seconds that each look takes here, until a byte in the middle is read; so many microseconds after the one before.
+    fn time_views(&mut self, values: Vec<ObjectRef<Tensor>>, rest: u64) -> mobula::Result<Vec<f64>> {
+        let look = |value: &ObjectRef<Tensor>| {
+            timed(|| {
+                let view = value.view()?;
+                let tensor = view.tensor()?;
+                let bytes = tensor.as_bytes()?;
+                Ok(black_box(bytes[bytes.len() / 2]))
+            })
+        };
+        values.iter().map(|value| rested(rest, || look(value))).collect()
     }
 }
 

@@ -5,7 +5,7 @@ use mobula::{Strategy, blocking};
 use super::functions::{Echo, EchoHandle};
 use crate::{
     limits::quic::{MESSAGE_BATCH, MESSAGES},
-    measure::{Result, latencies, quantile, rate},
+    measure::{Result, latencies, percentiles, rate},
     row::{Place, Probe, Row, Stage, Target},
     system::{cluster_processes, cpu_seconds, loopback_traffic},
 };
@@ -21,6 +21,7 @@ pub const PROBES: &[Probe] = &[
                 .limit(NEAR_RAW)
                 .targets(&[Target::WithinLimit(1.0)]),
             Row::less("call of an actor on another node p99", "µs").limit(NEAR_RAW),
+            Row::less("call of an actor on another node p99.9", "µs").limit(NEAR_RAW),
         ],
         stage: Stage::TwoNodes,
         run: sync,
@@ -49,7 +50,7 @@ fn far_actor(place: &Place) -> Result<EchoHandle> {
 fn sync(place: &Place) -> Result<Vec<f64>> {
     let actor = far_actor(place)?;
     let all = latencies(place.scale, || Ok(actor.small_value().get().map(drop)?))?;
-    Ok(vec![quantile(&all, 0.5) * 1e6, quantile(&all, 0.99) * 1e6])
+    Ok(percentiles(&all, 1e6))
 }
 
 fn many(place: &Place) -> Result<Vec<f64>> {

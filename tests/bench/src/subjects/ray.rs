@@ -12,7 +12,7 @@ use super::functions::{
 use crate::{
     limits::{
         memory::{MEMCPY, MEMCPY_TWO},
-        pair::SPINNING,
+        pair::{BATCHES, MESSAGE_BATCH, MESSAGES, SPINNING},
     },
     measure::{Result, rate},
     row::{
@@ -24,6 +24,8 @@ use crate::{
 
 /// Calls that one client makes to each server.
 const CALLS: u64 = 5000;
+/// Calls that one client has on their way at once: as many messages as the limit has.
+const BATCH: usize = MESSAGE_BATCH;
 /// Tasks that each client submits.
 const TASKS: u64 = 10_000;
 /// Clients.
@@ -44,6 +46,11 @@ const fn sync(name: &'static str, targets: &'static [Target]) -> Row {
     calls(name, targets).limit(SPINNING)
 }
 
+/// Calls of which many are on their way at once.
+const fn many(name: &'static str, targets: &'static [Target]) -> Row {
+    calls(name, targets).limit(MESSAGES)
+}
+
 const fn gigabytes(name: &'static str, limit: &'static str) -> Row {
     Row::more(name, "GB/s").peer(name).limit(limit).targets(&[OfLimit(0.85)])
 }
@@ -60,24 +67,24 @@ pub const PROBES: &[Probe] = probes! {
     Row::more("single client put calls, of what it keeps itself", "1/s"), |place| puts(place, mobula::put);
     Row::more("multi client put calls, of what they keep themselves", "1/s"), |place| puts_of_tasks(place, || do_put_own.remote());
     gigabytes("single client put gigabytes", MEMCPY), put_large;
-    calls("single client tasks and get batch", &[OfPeer(150.0)]), |place| batches(place, 1.0);
+    calls("single client tasks and get batch", &[OfPeer(150.0)]).limit(BATCHES), |place| batches(place, 1.0);
     gigabytes("multi client put gigabytes", MEMCPY_TWO), put_multi;
     calls("single client get object containing 10k refs", &[OfPeer(25.0)]), get_containing_refs;
     calls("single client wait 1k refs", &[OfPeer(60.0)]), wait_multiple_refs;
     sync(TASKS_SYNC, &[OfPeer(40.0)]), task_sync;
-    calls("single client tasks async", &[OfPeer(150.0)]), |place| batches(place, 1000.0);
-    calls("multi client tasks async", &[OfPeer(150.0)]), multi_task;
+    many("single client tasks async", &[OfPeer(150.0)]), |place| batches(place, BATCH as f64);
+    many("multi client tasks async", &[OfPeer(150.0)]), multi_task;
     sync("1:1 actor calls sync", &[OfPeer(20.0)]), actor_sync;
-    calls("1:1 actor calls async", &[OfPeer(100.0)]), actor_async;
-    calls("1:1 actor calls concurrent", &[OfPeer(100.0)]), actor_concurrent;
-    calls("1:n actor calls async", &[OfPeer(100.0)]), actor_async_direct;
-    calls("n:n actor calls async", &[OfPeer(100.0)]), actor_multi;
-    calls("n:n actor calls with arg async", &[OfPeer(150.0)]), actor_multi_direct_arg;
+    many("1:1 actor calls async", &[OfPeer(100.0)]), actor_async;
+    many("1:1 actor calls concurrent", &[OfPeer(100.0)]), actor_concurrent;
+    many("1:n actor calls async", &[OfPeer(100.0)]), actor_async_direct;
+    many("n:n actor calls async", &[OfPeer(100.0)]), actor_multi;
+    many("n:n actor calls with arg async", &[OfPeer(150.0)]), actor_multi_direct_arg;
     sync("1:1 async-actor calls sync", &[OfPeer(20.0)]), async_actor_sync;
-    calls("1:1 async-actor calls async", &[OfPeer(100.0)]), async_actor;
-    calls("1:1 async-actor calls with args async", &[OfPeer(100.0)]), async_actor_args;
-    calls("1:n async-actor calls async", &[OfPeer(100.0)]), async_actor_async;
-    calls("n:n async-actor calls async", &[OfPeer(100.0)]), async_actor_multi;
+    many("1:1 async-actor calls async", &[OfPeer(100.0)]), async_actor;
+    many("1:1 async-actor calls with args async", &[OfPeer(100.0)]), async_actor_args;
+    many("1:n async-actor calls async", &[OfPeer(100.0)]), async_actor_async;
+    many("n:n async-actor calls async", &[OfPeer(100.0)]), async_actor_multi;
 };
 
 fn servers() -> usize {
@@ -115,7 +122,7 @@ fn put_large(place: &Place) -> Result<f64> {
 }
 
 fn batches(place: &Place, operations: f64) -> Result<f64> {
-    rate(place.scale, operations, || all(&(0..1000).map(|_| small_value.remote()).collect::<Vec<_>>()))
+    rate(place.scale, operations, || all(&(0..BATCH).map(|_| small_value.remote()).collect::<Vec<_>>()))
 }
 
 fn put_multi(place: &Place) -> Result<f64> {
@@ -159,12 +166,12 @@ fn actor_sync(place: &Place) -> Result<f64> {
 
 fn actor_async(place: &Place) -> Result<f64> {
     let actor = Echo::spawn().start();
-    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+    rate(place.scale, BATCH as f64, || all(&(0..BATCH).map(|_| actor.small_value()).collect::<Vec<_>>()))
 }
 
 fn actor_concurrent(place: &Place) -> Result<f64> {
     let actor = ConcurrentEcho::spawn().start();
-    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+    rate(place.scale, BATCH as f64, || all(&(0..BATCH).map(|_| actor.small_value()).collect::<Vec<_>>()))
 }
 
 fn echoes() -> Vec<EchoHandle> {
@@ -202,13 +209,13 @@ fn async_actor_sync(place: &Place) -> Result<f64> {
 
 fn async_actor(place: &Place) -> Result<f64> {
     let actor = AsyncEcho::spawn().start();
-    rate(place.scale, 1000.0, || all(&(0..1000).map(|_| actor.small_value()).collect::<Vec<_>>()))
+    rate(place.scale, BATCH as f64, || all(&(0..BATCH).map(|_| actor.small_value()).collect::<Vec<_>>()))
 }
 
 fn async_actor_args(place: &Place) -> Result<f64> {
     let actor = AsyncEcho::spawn().start();
-    rate(place.scale, 1000.0, || {
-        all(&(0..1000u64).map(|i| actor.small_value_with_arg(i)).collect::<Vec<_>>())
+    rate(place.scale, BATCH as f64, || {
+        all(&(0..BATCH as u64).map(|i| actor.small_value_with_arg(i)).collect::<Vec<_>>())
     })
 }
 
