@@ -19,7 +19,7 @@ use std::{
 use mobula_proto::{
     NodeId, Quantity, Resources,
     group::Arrange,
-    resource::{self, Kind, Label, check_name},
+    resource::{self, Kind, LABEL_NODE_TYPE, Label, check_name},
 };
 
 use crate::{Gang, Millis, Unmet, event::DEVICES_MAX};
@@ -170,7 +170,23 @@ pub fn validate(types: &[NodeType]) -> Result<(), Error> {
 
 /// Whether a node of this type that runs nothing else has room for a slot of this shape.
 pub fn could_hold(of: &NodeType, shape: &Unmet) -> bool {
-    Bin::empty(of).room(shape) > 0
+    Bin::empty(&carrying_its_name(of)).room(shape) > 0
+}
+
+/// Whether all of this would find room on these members and on nodes of these types, as many as there may be of each.
+/// No types and no members are allowed; types that [`validate`] refuses hold nothing.
+pub fn could_hold_all(types: &[NodeType], members: &[Member], all: &[Unmet]) -> bool {
+    let types: Vec<NodeType> = types.iter().map(|of| NodeType { min: 0, ..of.clone() }).collect();
+    let plan = plan(&types, members, &BTreeMap::new(), all, Millis(0));
+    plan.is_ok_and(|plan| plan.left.is_empty())
+}
+
+/// A type whose nodes carry its name as a label, as those do that are started.
+fn carrying_its_name(of: &NodeType) -> NodeType {
+    let mut of = of.clone();
+    of.labels.retain(|(key, _)| key != LABEL_NODE_TYPE);
+    of.labels.push((LABEL_NODE_TYPE.to_owned(), of.name.clone()));
+    of
 }
 
 /// What to start and what to drain. `coming` says how many nodes of each type were started and have not joined yet;
@@ -186,7 +202,8 @@ pub fn plan(
     now: Millis,
 ) -> Result<Plan, Error> {
     validate(types)?;
-    let mut packing = Packing::new(types, members, coming);
+    let types: Vec<NodeType> = types.iter().map(carrying_its_name).collect();
+    let mut packing = Packing::new(&types, members, coming);
     let mut singles = Vec::new();
     let mut groups: BTreeMap<Gang, Vec<&Unmet>> = BTreeMap::new();
     let mut sorted: Vec<&Unmet> = unmet.iter().collect();

@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod export;
 pub mod groups;
 mod place;
 pub mod preempt;
@@ -15,11 +16,11 @@ use std::{
 
 use mobula_proto::{
     GroupId, HostId, JobId, LeaseId, NodeId, Quantity, Queue, Resources,
-    resource::{Device, Kind, Label, LabelRule, Strategy},
+    resource::{Device, Kind, Label, Strategy},
 };
 
 use crate::{
-    Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind, Unmet,
+    Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind,
     cluster::Cluster,
     demand::{self, PER_OWNER_MAX},
     gang::{Bundle, Gang, search::Allowance},
@@ -29,7 +30,7 @@ use crate::{
     shapes::{self, ShapeId, Shapes},
     slab::Slab,
     stock::{CPU, Need},
-    unmet, why,
+    why,
 };
 
 pub use preempt::Preempt;
@@ -254,67 +255,6 @@ impl Scheduler {
 
     fn told(&self) -> why::Told<'_> {
         why::Told { cluster: &self.cluster, queues: &self.queues, leases: &self.leases, gangs: &self.gangs }
-    }
-
-    /// What waits, as shapes for which nodes could be added, groups by group; what waits for its turn in a queue that has
-    /// a limit is counted only up to that, and what waits for one certain node is left out: no other is of use to it.
-    pub fn unmet(&self) -> Vec<Unmet> {
-        type Shape<'a> = (
-            &'a Resources,
-            &'a [LabelRule],
-            &'a [Vec<LabelRule>],
-            Option<unmet::Gang>,
-            // A kind that keeps apart.
-            Option<u32>,
-        );
-        let mut shapes: BTreeMap<Shape<'_>, u64> = BTreeMap::new();
-        for demand in self.demands() {
-            let Some(at) = demand.shape else { continue };
-            let class = &demand.class;
-            let apart = match class.strategy {
-                Strategy::Node { soft: false, .. } => continue,
-                Strategy::Apart => demand.kin,
-                _ => None,
-            };
-            let shape = (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), None, apart);
-            let allowed = self.queues.headroom(demand.queue, self.shapes.need(at));
-            *shapes.entry(shape).or_default() += u64::from(demand.backlog.min(allowed));
-        }
-        let ids = |nodes: &mut dyn Iterator<Item = u32>| -> Vec<NodeId> {
-            let ids = nodes.filter_map(|at| Some(self.cluster.nodes.get(at)?.id));
-            ids.collect::<BTreeSet<NodeId>>().into_iter().collect()
-        };
-        for (_, gang) in self.gangs.iter() {
-            let Some(at) = gang.shape else { continue };
-            if self.queues.headroom(gang.queue, self.shapes.need(at)) == 0 {
-                continue;
-            }
-            let spec = &gang.spec;
-            let of = unmet::Gang {
-                group: gang.id,
-                arrange: spec.arrange,
-                place: spec.place.clone(),
-                on: ids(&mut gang.bundles.iter().flatten().map(|bundle| bundle.at)),
-            };
-            for number in gang.missing() {
-                let bundle = &spec.bundles[number as usize];
-                let shape = (bundle, spec.labels.as_slice(), [].as_slice(), Some(of.clone()), None);
-                *shapes.entry(shape).or_default() += 1;
-            }
-        }
-        let apart = |kind: u32| {
-            let nodes = self.cluster.kins.get(kind).map(|kin| ids(&mut kin.on.keys().copied()));
-            unmet::Apart { kind, on: nodes.unwrap_or_default() }
-        };
-        let shape = |((resources, labels, fallbacks, gang, kind), count): (Shape<'_>, u64)| Unmet {
-            resources: resources.clone(),
-            labels: labels.to_vec(),
-            fallbacks: fallbacks.to_vec(),
-            count,
-            gang,
-            apart: kind.map(apart),
-        };
-        shapes.into_iter().filter(|(_, count)| *count > 0).map(shape).collect()
     }
 
     /// What is free of each of a node's devices, by kind and index.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use mobula_proto::{
-    head::{NodeSnapshot, ScalingSnapshot, Snapshot},
+    head::{NodeSnapshot, RefusedSnapshot, ScalingSnapshot, Snapshot, UnmetSnapshot},
     resource::bytes_text,
 };
 
@@ -60,6 +60,10 @@ fn text(snapshot: &Snapshot) -> String {
         });
         text.push_str(&format!("\n{}", table(&["WAITING", "OF", "SLOTS", "WHY"], rows)));
     }
+    if !snapshot.refused.is_empty() {
+        text.push('\n');
+        text.extend(snapshot.refused.iter().map(refused));
+    }
     if !snapshot.names.is_empty() {
         let rows = snapshot.names.iter().map(|name| {
             vec![name.name.clone(), name.namespace.clone(), name.actor_type.clone(), name.actor.clone()]
@@ -92,21 +96,34 @@ fn started(scaling: &ScalingSnapshot) -> String {
     });
     let mut text = table(&["NODE TYPE", "OFFERS", "MAY BE", "THERE", "COMING"], rows);
     for unmet in &scaling.left {
-        let (needs, group) = (groups::amounts(&unmet.resources), &unmet.group);
-        let of = match (group.is_empty(), unmet.apart) {
-            (true, false) => String::new(),
-            (true, true) => ", each on a node of its own".to_owned(),
-            (false, _) if unmet.arrange.is_empty() => format!(" of {group}"),
-            (false, _) => format!(" of {group} ({})", unmet.arrange),
-        };
-        let labels = unmet.labels.iter().map(|rule| format!(", {rule}")).collect::<String>();
-        let labels = unmet.fallbacks.iter().fold(labels, |labels, other| match other.join(", ") {
-            rules if rules.is_empty() => labels + ", or any labels",
-            rules => labels + ", or " + &rules,
-        });
-        text.push_str(&format!("No node can be started for {} x {needs}{labels}{of}.\n", unmet.count));
+        text.push_str(&format!("No node can be started for {}.\n", shape(unmet)));
     }
     text
+}
+
+/// `3 x 1 GPU, zone in [a] of group-4 (strict spread by rack)`.
+fn shape(unmet: &UnmetSnapshot) -> String {
+    let (needs, group) = (groups::amounts(&unmet.resources), &unmet.group);
+    let of = match (group.is_empty(), unmet.apart) {
+        (true, false) => String::new(),
+        (true, true) => ", each on a node of its own".to_owned(),
+        (false, _) if unmet.arrange.is_empty() => format!(" of {group}"),
+        (false, _) => format!(" of {group} ({})", unmet.arrange),
+    };
+    let labels = unmet.labels.iter().map(|rule| format!(", {rule}")).collect::<String>();
+    let labels = unmet.fallbacks.iter().fold(labels, |labels, other| match other.join(", ") {
+        rules if rules.is_empty() => labels + ", or any labels",
+        rules => labels + ", or " + &rules,
+    });
+    format!("{} x {needs}{labels}{of}", unmet.count)
+}
+
+/// What failed, since no node could ever hold it.
+fn refused(refused: &RefusedSnapshot) -> String {
+    let RefusedSnapshot { what, shapes, times, seconds_ago, why } = refused;
+    let shapes: Vec<String> = shapes.iter().map(shape).collect();
+    let times = if *times == 1 { "once".to_owned() } else { format!("{times} times, last") };
+    format!("Refused {times} {seconds_ago:.0} s ago: {what}, {}: {why}.\n", shapes.join(" and "))
 }
 
 fn nodes(nodes: &[NodeSnapshot]) -> String {
@@ -182,7 +199,7 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String
 mod tests {
     use std::collections::BTreeMap;
 
-    use mobula_proto::head::{DrainSnapshot, UnmetSnapshot, Usage, WaitingSnapshot};
+    use mobula_proto::head::{DrainSnapshot, Usage, WaitingSnapshot};
 
     use super::*;
 
@@ -261,6 +278,20 @@ mod tests {
             count: 3,
             ..UnmetSnapshot::default()
         };
+        let refused = RefusedSnapshot {
+            what: "train::step".to_owned(),
+            shapes: vec![unmet.clone()],
+            times: 2,
+            seconds_ago: 3.7,
+            why: "no node has 1 GPU: none has any".to_owned(),
+        };
+        let said = self::text(&Snapshot { refused: vec![refused], ..Snapshot::default() });
+        assert!(
+            said.contains(
+                "Refused 2 times, last 4 s ago: train::step, 3 x 1 GPU, zone in [a], or zone in [b]"
+            ) && said.contains(": no node has 1 GPU: none has any.\n"),
+            "{said}"
+        );
         let apart = UnmetSnapshot { apart: true, ..unmet.clone() };
         let (group, arrange) = ("group-4".to_owned(), "strict spread by rack".to_owned());
         let bundles =

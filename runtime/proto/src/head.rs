@@ -710,6 +710,10 @@ pub struct Snapshot {
     /// starts nodes itself or not.
     #[serde(default)]
     pub unmet: Vec<UnmetSnapshot>,
+    /// What was refused in the last minutes because no node could ever hold it, and would be still: it waits no more, but
+    /// nodes that could hold it would be of use to who asks again.
+    #[serde(default)]
+    pub refused: Vec<RefusedSnapshot>,
     /// Nodes that may be started by themselves; `None` where none may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingSnapshot>,
@@ -763,6 +767,21 @@ pub struct UnmetSnapshot {
     /// Whether each must be on a node without another of its kind.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub apart: bool,
+}
+
+/// Requests of one kind that were refused, in a [`Snapshot`].
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct RefusedSnapshot {
+    /// The function; for a placement group, just that.
+    pub what: String,
+    /// What it asked for: one shape, with the most slots that were asked for at once, or those of a whole group.
+    pub shapes: Vec<UnmetSnapshot>,
+    /// How often.
+    pub times: u64,
+    /// When that was last, in seconds before now.
+    pub seconds_ago: f64,
+    /// What was missing.
+    pub why: String,
 }
 
 /// One node in a [`Snapshot`].

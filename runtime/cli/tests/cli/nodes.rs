@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use mobula::{Cluster, ErrorKind, PlacementGroup};
+
 use crate::harness::{Home, digits, gone, node, said, wait_for};
 
 /// The numbers of the processes of nodes that the head started: what claims the homes it made for them.
@@ -57,6 +59,72 @@ fn nodes_come_when_work_waits_and_leave_when_they_are_idle() {
         (status["nodes"].as_array().unwrap().is_empty() && workers["nodes"] == 0).then_some(())
     });
     wait_for("their processes to end", || started(&home).is_empty().then_some(()));
+    head.end();
+}
+
+struct Idler;
+
+#[mobula::actor]
+impl Idler {
+    fn new() -> Self {
+        Self
+    }
+}
+
+/// This process is the driver.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_node_has_starts_one_that_has_it_or_is_shown() {
+    let (home, other) = (Home::new(), Home::new());
+    let mut head = home.run(&[
+        "head",
+        "--quic",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--node-type",
+        "big=0..1 4 cpu 256MiB memory pool=auto idle 60s",
+    ]);
+    head.line("Ctrl-C ends the head");
+    let told: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(home.path().join("head.json")).unwrap()).unwrap();
+    let address = told["quic"].as_str().unwrap();
+    let mut member = other.run(&node(address, &["--join", &home.token(), "--cpus", "1"]));
+    member.line("Node ");
+    let token = home.say(&["token", "create", "--role", "driver"]).ok();
+    let cluster = Cluster::connect(address).token(token.trim()).quiet().start().await.unwrap();
+
+    // One CPU is there; a type of nodes has four.
+    let group = PlacementGroup::strict_pack().bundles(2, &[("cpu", 2.0)]).create().await.unwrap();
+    group.ready().await.unwrap();
+    let status = home.status();
+    let big = status["nodes"].as_array().unwrap().iter().find(|node| node["labels"]["pool"] == "auto");
+    assert_eq!(big.map(|big| &big["total"]["CPU"]), Some(&4.0.into()), "{status}");
+
+    // No type has nine.
+    let error = Idler::spawn().options(|options| options.cpu(9.0)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
+    let status = home.status();
+    let refused = &status["refused"][0];
+    assert_eq!((&refused["times"], &refused["shapes"][0]["resources"]["CPU"]), (&1.into(), &9.0.into()));
+    assert!(status["unmet"].as_array().unwrap().is_empty(), "it does not wait: {status}");
+    let text = home.say(&["status"]).ok();
+    assert!(text.contains("Refused once ") && text.contains("Idler, 1 x 9 CPU"), "{text}");
+    let text = home.say(&["why", refused["what"].as_str().unwrap()]).ok();
+    assert!(text.contains("waits no more: no node has 9 CPU: the most any node has is 4"), "{text}");
+    // Unless it waits for such a node.
+    let patient = Idler::spawn().options(|options| options.cpu(9.0).wait_for_node(true)).start();
+    let id = patient.id().to_string();
+    wait_for("the scheduler to say why it waits", || {
+        home.say(&["why", &id]).ok().contains("no node that may be started could hold it").then_some(())
+    });
+    wait_for("the autoscaler to have seen it", || {
+        let left = &home.status()["scaling"]["left"][0];
+        (left["resources"]["CPU"] == 9.0).then_some(())
+    });
+    assert_eq!(home.status()["unmet"][0]["resources"]["CPU"], 9.0);
+    drop((patient, group));
+    cluster.shutdown();
+    member.end();
     head.end();
 }
 

@@ -95,6 +95,11 @@ impl Groups {
         });
     }
 
+    /// What was asked for.
+    pub fn spec(&self, group: GroupId) -> Option<&Group> {
+        self.all.get(&group).map(|entry| &*entry.spec)
+    }
+
     pub fn forget_waiters(&mut self, gone: impl Fn(HostId) -> bool) {
         for entry in self.all.values_mut().filter(|entry| !entry.waiters.is_empty()) {
             entry.waiters.retain(|waiter| !gone(waiter.host));
@@ -162,8 +167,7 @@ impl Core {
             return Err(refuse(FailureKind::Limit, text));
         }
         // A promise that outlives its nodes is kept when others join.
-        spec.wait_for_node |=
-            detached || spec.bundles.iter().all(|each| self.may_come(each, &spec.labels, &[]));
+        spec.wait_for_node |= detached || self.group_may_come(&spec);
         self.groups.last += 1;
         let group = GroupId { number: self.groups.last };
         if group.number >= self.groups.reserved {
@@ -325,12 +329,9 @@ impl Core {
                 shown.nodes.iter().map(|(node, count)| format!("{count} on {node}")).collect();
             format!("all of its {} bundles are reserved: {}", shown.bundles, on.join(", "))
         };
-        let reason = if shown.why.is_empty() { places() } else { shown.why.clone() };
-        Ok(Explanation {
-            id: id.to_owned(),
-            what: format!("placement group {group}{name}"),
-            reasons: vec![reason],
-        })
+        let mut reasons = vec![if shown.why.is_empty() { places() } else { shown.why.clone() }];
+        reasons.extend(self.why_no_node(&self.scheduler.unmet_of_group(group)));
+        Ok(Explanation { id: id.to_owned(), what: format!("placement group {group}{name}"), reasons })
     }
 }
 

@@ -10,12 +10,15 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
     head::ToAgent,
     host::{Eviction, Grant, Revocation},
-    resource::{Class, Isolation, Strategy},
+    resource::{Class, Isolation},
 };
 use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
 
-use super::{Core, DEMANDS_MAX, Link, RESERVE_MS_MAX, TEXT_BYTES_MAX};
+use super::{
+    Core, DEMANDS_MAX, Link, RESERVE_MS_MAX, TEXT_BYTES_MAX, refused,
+    scaling::{bundles_of, slots_of},
+};
 
 /// An owner's class: who, and its number there.
 type Key = (HostId, u32);
@@ -208,9 +211,7 @@ impl Core {
         if let Some(failure) = refused {
             return self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
         }
-        // A node that is started is never the one that it is pinned to.
-        let pinned = matches!(class.strategy, Strategy::Node { soft: false, .. });
-        class.wait_for_node |= !pinned && self.may_come(&class.resources, &class.labels, &class.fallbacks);
+        class.wait_for_node |= slots_of(&class, 1).first().is_some_and(|slot| self.may_come(slot));
         let class = match self.leases.wanted.get(&at) {
             Some(known) if *known.class == class => Arc::clone(&known.class),
             _ => Arc::new(class),
@@ -423,13 +424,17 @@ impl Core {
                 self.send_to_agent_of(node, ToAgent::LeaseEnded { lease, evicted });
             }
             scheduler::Effect::Infeasible { owner, key, error } => {
-                self.leases.wanted.remove(&(owner, key));
+                if let Some(Wanted { class, backlog, .. }) = self.leases.wanted.remove(&(owner, key)) {
+                    self.note_refused(&class.function, slots_of(&class, backlog.into()), &error);
+                }
                 let failure = refusal(&error);
                 self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
             }
             scheduler::Effect::GroupPlaced { group, bundles } => self.group_placed(group, bundles),
             scheduler::Effect::GroupLost { group, bundles, .. } => self.group_lost(group, &bundles),
             scheduler::Effect::GroupInfeasible { group, error } => {
+                let shapes = self.groups.spec(group).map(|spec| bundles_of(group, spec));
+                self.note_refused(refused::GROUP, shapes.unwrap_or_default(), &error);
                 self.group_refused(group, &refusal(&error));
             }
             // Its leases are revoked one by one.

@@ -21,6 +21,7 @@ mod leases;
 mod members;
 mod names;
 mod queues;
+mod refused;
 pub mod scaling;
 mod snapshot;
 #[cfg(test)]
@@ -222,6 +223,7 @@ pub struct Core {
     tokens: BTreeMap<TokenId, Token>,
     questions: why::Questions,
     scaling: Option<ScalingSnapshot>,
+    refused: refused::Refused,
     out: Vec<Effect>,
 }
 
@@ -287,6 +289,7 @@ impl Core {
             tokens,
             questions: why::Questions::default(),
             scaling: None,
+            refused: refused::Refused::default(),
             out: Vec::new(),
         };
         core.announce_queues();

@@ -4,13 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::{
-    Resources,
-    head::ScalingSnapshot,
-    resource::{LABEL_INSTANCE, LABEL_NODE_TYPE, LabelRule},
+    Group, GroupId, Quantity, Resources,
+    head::{Register, ScalingSnapshot},
+    resource::{Class, Kind, LABEL_INSTANCE, LABEL_NODE_TYPE, Strategy},
 };
-use mobula_scheduler::{Millis, NodeView, Unmet, autoscale};
+use mobula_scheduler::{
+    Apart, Gang, Millis, NodeView, Unmet,
+    autoscale::{self, NodeType},
+};
 
 use super::{Core, PeerKind, members::Member};
+
+/// Most types of nodes that are named where several could hold what waits.
+const TYPES_TOLD_MAX: usize = 3;
 
 /// The cluster as a plan needs it.
 #[derive(Clone, Debug, Default)]
@@ -64,24 +70,123 @@ impl Core {
     }
 
     /// Whether a node that could be started could hold this.
-    pub(super) fn may_come(
-        &self,
-        resources: &Resources,
-        labels: &[LabelRule],
-        fallbacks: &[Vec<LabelRule>],
-    ) -> bool {
-        let mut types = self.options.node_types.iter().filter(|of| of.max > 0).peekable();
-        if types.peek().is_none() {
+    pub(super) fn may_come(&self, slot: &Unmet) -> bool {
+        self.startable().any(|of| autoscale::could_hold(of, slot))
+    }
+
+    /// Whether nodes that could be started would be of use to a group: all of it fits onto them, or onto them and those
+    /// that are there.
+    pub(super) fn group_may_come(&self, spec: &Group) -> bool {
+        let types: Vec<NodeType> = self.startable().cloned().collect();
+        if types.is_empty() {
             return false;
         }
-        let shape = Unmet {
-            resources: resources.clone(),
-            labels: labels.to_vec(),
-            fallbacks: fallbacks.to_vec(),
-            count: 1,
-            gang: None,
-            apart: None,
-        };
-        types.any(|of| autoscale::could_hold(of, &shape))
+        let bundles = bundles_of(GroupId { number: 0 }, spec);
+        if autoscale::could_hold_all(&types, &[], &bundles) {
+            return true;
+        }
+        let members = self.emptied();
+        autoscale::could_hold_all(&types, &members, &bundles)
+            && !autoscale::could_hold_all(&[], &members, &bundles)
     }
+
+    /// What is done for shapes for which there is no room, in words: which nodes are on their way, or why none is. `None`
+    /// where the head starts no nodes, or none would be of use.
+    pub(super) fn why_no_node(&self, shapes: &[Unmet]) -> Option<String> {
+        let types: Vec<NodeType> = self.startable().cloned().collect();
+        if types.is_empty() || shapes.is_empty() {
+            return None;
+        }
+        let fitting: Vec<&NodeType> = types
+            .iter()
+            .filter(|of| shapes.iter().any(|shape| autoscale::could_hold(of, shape)))
+            .take(TYPES_TOLD_MAX)
+            .collect();
+        let group = shapes.iter().any(|shape| shape.gang.is_some());
+        if fitting.is_empty() || group && !autoscale::could_hold_all(&types, &self.emptied(), shapes) {
+            return Some("no node that may be started could hold it".to_owned());
+        }
+        let what = if group { "some of it" } else { "it" };
+        let told: Vec<String> = fitting.into_iter().map(|of| self.why_none_of(of, what)).collect();
+        Some(told.join("; "))
+    }
+
+    /// What the last look found of a type that could hold what waits, or `what` of it.
+    fn why_none_of(&self, of: &NodeType, what: &str) -> String {
+        let known = self.scaling.iter().flat_map(|scaling| &scaling.types).find(|known| known.name == of.name);
+        let (name, max) = (&of.name, of.max);
+        match known {
+            Some(known) if known.coming == 1 => format!("a node of type {name} is on its way"),
+            Some(known) if known.coming > 1 => format!("{} nodes of type {name} are on their way", known.coming),
+            Some(known) if known.paused => {
+                format!("a node of type {name} could hold {what}, but starting one failed, and is tried again later")
+            }
+            Some(known) if known.nodes >= max => {
+                format!("a node of type {name} could hold {what}, but there are {max} already, the most that may be")
+            }
+            _ => format!("a node of type {name} could hold {what}, and may be started"),
+        }
+    }
+
+    /// The types of which nodes may be started.
+    fn startable(&self) -> impl Iterator<Item = &NodeType> {
+        self.options.node_types.iter().filter(|of| of.max > 0)
+    }
+
+    /// The members that stay, as they would be with nothing on them.
+    pub(super) fn emptied(&self) -> Vec<autoscale::Member> {
+        let stays = |member: &&Member| member.kind == PeerKind::Agent && member.drain.is_none();
+        let emptied = |member: &Member| autoscale::Member {
+            node: member.node,
+            kind: label(member, LABEL_NODE_TYPE).map(str::to_owned),
+            available: member.register.total.clone(),
+            devices: devices(&member.register),
+            labels: member.register.labels.clone(),
+            idle_since: None,
+            draining: false,
+        };
+        self.nodes.values().filter(stays).map(emptied).collect()
+    }
+}
+
+/// A node's devices, whole. It may say how many there are without listing them.
+fn devices(register: &Register) -> Vec<(Kind, Quantity)> {
+    let counted = register.total.iter().filter(|(kind, _)| kind.is_device()).flat_map(|(kind, amount)| {
+        let count = usize::try_from(amount.times(Quantity::ONE)).unwrap_or(0);
+        std::iter::repeat_n((kind.clone(), Quantity::ONE), count)
+    });
+    counted.collect()
+}
+
+/// Slots of a class as a shape for which nodes could be added; none where no other node would be of use to it.
+pub(super) fn slots_of(class: &Class, count: u64) -> Vec<Unmet> {
+    if matches!(class.strategy, Strategy::Node { soft: false, .. } | Strategy::Group { .. }) {
+        return Vec::new();
+    }
+    let apart = (class.strategy == Strategy::Apart).then(|| Apart { kind: 0, on: Vec::new() });
+    vec![Unmet {
+        resources: class.resources.clone(),
+        labels: class.labels.clone(),
+        fallbacks: class.fallbacks.clone(),
+        count,
+        gang: None,
+        apart,
+    }]
+}
+
+/// The same of all bundles of a group.
+pub(super) fn bundles_of(group: GroupId, spec: &Group) -> Vec<Unmet> {
+    let (arrange, place) = (spec.arrange, spec.place.clone());
+    let gang = Gang { group, arrange, place, on: Vec::new() };
+    let mut counts: BTreeMap<&Resources, u64> = BTreeMap::new();
+    spec.bundles.iter().for_each(|bundle| *counts.entry(bundle).or_default() += 1);
+    let shape = |(resources, count): (&Resources, u64)| Unmet {
+        resources: resources.clone(),
+        labels: spec.labels.clone(),
+        fallbacks: Vec::new(),
+        count,
+        gang: Some(gang.clone()),
+        apart: None,
+    };
+    counts.into_iter().map(shape).collect()
 }

@@ -75,7 +75,7 @@ impl Core {
             function: demand.class.function.clone(),
             queue: demand.class.queue.clone(),
             backlog: demand.backlog,
-            why: self.scheduler.why(demand.owner, demand.key).unwrap_or_default(),
+            why: self.why_demand(demand.owner, demand.key),
         });
         let names = self.names.names.iter().take(ROWS_MAX).map(|((namespace, name), held)| NameSnapshot {
             namespace: namespace.clone(),
@@ -93,6 +93,7 @@ impl Core {
             names: names.collect(),
             groups: self.group_snapshots(ROWS_MAX),
             unmet: self.scheduler.unmet().iter().take(ROWS_MAX).map(shape).collect(),
+            refused: self.refused(),
             scaling: self.scaling.clone(),
         }
     }

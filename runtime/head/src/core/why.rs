@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mobula_proto::{
     Failure, FailureKind, GroupId, HostId, NodeId, TaskId,
-    head::{Explanation, REASONS_MAX, ToAgent},
+    head::{Explanation, REASONS_MAX, RefusedSnapshot, ToAgent},
     host::{Answer, Explained},
 };
 use mobula_scheduler::{Demand, Millis};
@@ -104,7 +104,10 @@ impl Core {
             return self.explained(asked.who, Err(unknown(text)));
         };
         let mut reasons = vec![why];
-        reasons.extend(key.and_then(|key| self.why_class(asked.task.owner, key)));
+        if let Some(key) = key {
+            reasons.extend(self.why_class(asked.task.owner, key));
+            reasons.extend(self.why_no_node_for(asked.task.owner, key));
+        }
         self.explained(asked.who, Ok(Explanation { id: asked.id, what, reasons }));
     }
 
@@ -116,6 +119,19 @@ impl Core {
             (!names.is_empty()).then(|| format!("a process is being started for it on {}", names.join(", ")))
         };
         self.scheduler.why(owner, key).or_else(reserving)
+    }
+
+    /// The same in one sentence, with what is done about it where nodes may be started.
+    pub(super) fn why_demand(&self, owner: HostId, key: u32) -> String {
+        let why = self.scheduler.why(owner, key).unwrap_or_default();
+        match self.why_no_node_for(owner, key) {
+            Some(nodes) => format!("{why}; {nodes}"),
+            None => why,
+        }
+    }
+
+    fn why_no_node_for(&self, owner: HostId, key: u32) -> Option<String> {
+        self.why_no_node(&[self.scheduler.unmet_of(owner, key)?])
     }
 
     pub(super) fn time_out_questions(&mut self) {
@@ -181,6 +197,9 @@ impl Core {
         }
         let of_function = self.waiting(id, format!("function {id}"), |demand| demand.class.function == id);
         if of_function.reasons.is_empty() || !self.scheduler.demands().any(|d| d.class.function == id) {
+            if let Some(refused) = self.why_refused(id) {
+                return Ok(Found::Here(refused));
+            }
             let shown: String = id.chars().take(128).collect();
             return Err(unknown(format!(
                 "nothing is called {shown:?}: name a task or actor (node-1/host-2#81), a job (job-3), a placement group \
@@ -190,11 +209,24 @@ impl Core {
         Ok(Found::Here(of_function))
     }
 
+    /// What was refused of a function lately.
+    fn why_refused(&self, function: &str) -> Option<Explanation> {
+        let one = |refused: RefusedSnapshot| {
+            let slots: u64 = refused.shapes.iter().map(|shape| shape.count).sum();
+            let slots = if slots == 1 { String::new() } else { format!(", {slots} slots at once,") };
+            format!("was refused {:.0} s ago{slots} and waits no more: {}", refused.seconds_ago, refused.why)
+        };
+        let all = self.refused().into_iter().filter(|refused| refused.what == function);
+        let reasons: Vec<String> = all.take(REASONS_MAX).map(one).collect();
+        let what = format!("function {function}");
+        (!reasons.is_empty()).then(|| Explanation { id: function.to_owned(), what, reasons })
+    }
+
     /// What waits for slots, of all that is meant.
     fn waiting(&self, id: &str, what: String, meant: impl Fn(&Demand) -> bool) -> Explanation {
         let mut waiting = self.scheduler.demands().filter(|demand| meant(demand));
         let one = |demand: &Demand| {
-            let why = self.scheduler.why(demand.owner, demand.key).unwrap_or_default();
+            let why = self.why_demand(demand.owner, demand.key);
             format!("{} of {}: {why}", demand.class.function, demand.owner)
         };
         let mut reasons: Vec<String> = waiting.by_ref().take(REASONS_MAX - 1).map(one).collect();

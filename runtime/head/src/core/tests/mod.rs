@@ -7,6 +7,7 @@ mod members;
 mod names;
 mod queues;
 mod random;
+mod scaling;
 
 use std::collections::BTreeSet;
 

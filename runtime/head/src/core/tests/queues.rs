@@ -2,7 +2,7 @@ use mobula_proto::queue::Change;
 
 use super::*;
 
-fn named(name: &str) -> Change {
+pub(super) fn named(name: &str) -> Change {
     Change { name: name.to_owned(), ..Change::default() }
 }
 
@@ -19,7 +19,7 @@ impl World {
         Ok(())
     }
 
-    fn set(&mut self, change: Change) -> Result<(), String> {
+    pub(super) fn set(&mut self, change: Change) -> Result<(), String> {
         let done = self.core.set_queue(change, self.now);
         self.keep(done)
     }
