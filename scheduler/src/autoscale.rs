@@ -4,12 +4,15 @@
 //! what waits into the room that there is, that is on its way, and that could be started:
 //!
 //! 1. Each type is brought up to its minimum.
-//! 2. Groups go first, each whole or not at all: half a group is of no use, and its room may be another's.
-//! 3. Single slots follow, the largest first, since small ones fit into what large ones leave. Each that keeps apart from
+//! 2. Where all that waits in a queue is more than its limit leaves, it goes before what has no such limit, in the order of
+//!    its turns, until the limit is reached. So what the limit leaves is planned for once, and for whom it will be: what
+//!    finds no room uses none of it up.
+//! 3. Then groups go first, each whole or not at all: half a group is of no use, and its room may be another's.
+//! 4. Single slots follow, the largest first, since small ones fit into what large ones leave. Each that keeps apart from
 //!    its own kind goes to a node of its own.
-//! 4. Each goes where there is room, else to a new node of the type of which it would use the largest part; so work
+//! 5. Each goes where there is room, else to a new node of the type of which it would use the largest part; so work
 //!    without a GPU does not start nodes that have some.
-//! 5. A node that nothing was packed onto, and that has been idle for its type's time, is drained, down to the minimum.
+//! 6. A node that nothing was packed onto, and that has been idle for its type's time, is drained, down to the minimum.
 
 use std::{
     cmp::Reverse,
@@ -76,8 +79,8 @@ pub struct Plan {
     pub start: BTreeMap<String, u32>,
     /// Which nodes to drain, the longest idle first.
     pub drain: Vec<NodeId>,
-    /// What finds no room even so, because the types are at their maximum or none could hold it. A group is listed
-    /// with all its shapes.
+    /// What finds no room even so, because the types are at their maximum or none could hold it; what its queue may not
+    /// have beside the others is not among it. A group is listed with all its shapes.
     pub left: Vec<Unmet>,
 }
 
@@ -204,41 +207,154 @@ pub fn plan(
     validate(types)?;
     let types: Vec<NodeType> = types.iter().map(carrying_its_name).collect();
     let mut packing = Packing::new(&types, members, coming);
-    let mut singles = Vec::new();
-    let mut groups: BTreeMap<Gang, Vec<&Unmet>> = BTreeMap::new();
-    let mut sorted: Vec<&Unmet> = unmet.iter().collect();
-    sorted.sort_by_key(|shape| (shape.gang.is_none(), Reverse(packing.size(&shape.resources)), *shape));
-    for shape in sorted.into_iter().take(SHAPES_MAX) {
-        match &shape.gang {
-            Some(gang) => groups.entry(gang.clone()).or_default().push(shape),
-            None => singles.push(shape),
-        }
-    }
+    let mut shares = Shares::new(unmet);
     let mut left = Vec::new();
-    for (gang, shapes) in groups {
-        packing.begin();
-        if !packing.place_group(&gang, &shapes) {
-            packing.undo();
-            left.extend(shapes.into_iter().cloned());
-        }
-    }
-    for shape in singles {
-        let count = match &shape.apart {
-            None => packing.place(shape, Where::Any, &mut BTreeSet::new()),
-            Some(apart) => {
-                let on = Where::Apart("");
-                let mut taken = packing.places(&apart.on, on);
-                packing.place(shape, on, &mut taken)
+    for wish in wishes(unmet, &packing, &shares) {
+        match wish {
+            Wish::Group(gang, shapes) => {
+                // What its queue may have is counted for all of it.
+                if !shapes.iter().copied().all(|shape| shares.take(shape, shape.count)) {
+                    shares.undo();
+                    continue;
+                }
+                packing.begin();
+                if !packing.place_group(gang, &shapes) {
+                    packing.undo();
+                    shares.undo();
+                    left.extend(shapes.into_iter().cloned());
+                }
+                shares.done();
             }
-        };
-        if count > 0 {
-            left.push(Unmet { count, ..shape.clone() });
+            Wish::Single(shape) => {
+                let most = shares.most(shape);
+                let wanted = Unmet { count: most, ..shape.clone() };
+                let count = match &shape.apart {
+                    None => packing.place(&wanted, Where::Any, &mut BTreeSet::new()),
+                    Some(apart) => {
+                        let on = Where::Apart("");
+                        let mut taken = packing.places(&apart.on, on);
+                        packing.place(&wanted, on, &mut taken)
+                    }
+                };
+                shares.take(shape, most - count);
+                shares.done();
+                if count > 0 {
+                    left.push(Unmet { count, ..wanted });
+                }
+            }
         }
     }
     left.sort();
     let start = packing.started();
     let drain = packing.idle(now);
     Ok(Plan { start, drain, left })
+}
+
+/// What is packed as one.
+#[derive(Debug)]
+enum Wish<'a> {
+    Group(&'a Gang, Vec<&'a Unmet>),
+    Single(&'a Unmet),
+}
+
+/// What to pack, in order; at most [`SHAPES_MAX`] shapes of it.
+fn wishes<'a>(unmet: &'a [Unmet], packing: &Packing<'_>, shares: &Shares<'_>) -> Vec<Wish<'a>> {
+    let mut groups: BTreeMap<&Gang, Vec<&Unmet>> = BTreeMap::new();
+    let mut all = Vec::new();
+    let size = |shape: &Unmet| Reverse(packing.size(&shape.resources));
+    // Under a limit by turns, else groups first.
+    let rank = |narrow: bool, shape: &'a Unmet| {
+        (!narrow, if narrow { shape.turn } else { 0 }, shape.gang.is_none(), shape.gang.as_ref())
+    };
+    for shape in unmet {
+        match &shape.gang {
+            Some(gang) => groups.entry(gang).or_default().push(shape),
+            None => all.push((rank(shares.narrow(shape), shape), size(shape), shape, Wish::Single(shape))),
+        }
+    }
+    for (gang, mut shapes) in groups {
+        shapes.sort_by_cached_key(|shape| (size(shape), *shape));
+        let Some(first) = shapes.first().copied() else { continue };
+        let narrow = shapes.iter().any(|shape| shares.narrow(shape));
+        all.push((rank(narrow, first), size(first), first, Wish::Group(gang, shapes)));
+    }
+    all.sort_by(|a, b| (&a.0, &a.1, a.2).cmp(&(&b.0, &b.1, b.2)));
+    let mut room = SHAPES_MAX;
+    let fits = |wish: &Wish<'_>| {
+        let shapes = if let Wish::Group(_, shapes) = wish { shapes.len() } else { 1 };
+        room.checked_sub(shapes).map(|rest| room = rest).is_some()
+    };
+    all.into_iter().map(|(.., wish)| wish).take_while(fits).collect()
+}
+
+/// What the limits of queues leave, of those that are too narrow for all that waits under them.
+#[derive(Debug)]
+struct Shares<'a> {
+    left: BTreeMap<(&'a str, &'a Kind), Quantity>,
+    /// What was taken of it, until that is [`Shares::done`].
+    taken: Vec<(&'a Unmet, u64)>,
+}
+
+impl<'a> Shares<'a> {
+    fn new(unmet: &'a [Unmet]) -> Self {
+        let mut sums: BTreeMap<(&str, &Kind), (Quantity, u128)> = BTreeMap::new();
+        for shape in unmet {
+            for (key, left) in limits(shape) {
+                let each = u128::from(shape.resources.get(key.1).units().unsigned_abs());
+                sums.entry(key).or_insert((left, 0)).1 += each * u128::from(shape.count);
+            }
+        }
+        let narrow = sums.into_iter().filter(|(_, (left, all))| *all > left.units().unsigned_abs().into());
+        Self { left: narrow.map(|(key, (left, _))| (key, left)).collect(), taken: Vec::new() }
+    }
+
+    /// Whether a shape is under a limit that is too narrow.
+    fn narrow(&self, shape: &Unmet) -> bool {
+        limits(shape).any(|(key, _)| self.left.contains_key(&key))
+    }
+
+    /// How many of a shape the limits leave room for, of those that wait.
+    fn most(&self, shape: &Unmet) -> u64 {
+        let left = limits(shape).filter_map(|(key, _)| Some((*self.left.get(&key)?, key.1)));
+        left.map(|(left, kind)| left.times(shape.resources.get(kind))).fold(shape.count, u64::min)
+    }
+
+    /// Takes `count` of a shape, unless that is more than the limits leave.
+    fn take(&mut self, shape: &'a Unmet, count: u64) -> bool {
+        let enough = self.most(shape) >= count;
+        if enough {
+            self.change(shape, |left, each| left.minus(times(each, count)).unwrap_or_default());
+            self.taken.push((shape, count));
+        }
+        enough
+    }
+
+    /// Gives back what was taken.
+    fn undo(&mut self) {
+        for (shape, count) in std::mem::take(&mut self.taken) {
+            self.change(shape, |left, each| left.plus(times(each, count)));
+        }
+    }
+
+    /// What was taken is used.
+    fn done(&mut self) {
+        self.taken.clear();
+    }
+
+    fn change(&mut self, shape: &'a Unmet, to: impl Fn(Quantity, Quantity) -> Quantity) {
+        for (key, _) in limits(shape) {
+            if let Some(left) = self.left.get_mut(&key) {
+                *left = to(*left, shape.resources.get(key.1));
+            }
+        }
+    }
+}
+
+/// The limits of which a shape uses something up: of which queue and kind, and what they leave.
+fn limits(shape: &Unmet) -> impl Iterator<Item = ((&str, &Kind), Quantity)> {
+    let all =
+        shape.limits.iter().flat_map(|of| of.left.iter().map(|(kind, left)| ((&*of.queue, kind), *left)));
+    all.filter(|((_, kind), _)| !shape.resources.get(kind).is_zero())
 }
 
 /// A node, with what is left of it.

@@ -99,7 +99,7 @@ pub use event::{BundlePlace, Effect, Error, Event, RevokeKind};
 pub use lease::{Lease, LeaseView};
 pub use node::NodeView;
 pub use scheduler::{Options, Preempt, Scheduler};
-pub use unmet::{Apart, Gang, Unmet};
+pub use unmet::{Apart, Gang, Limit, Unmet};
 
 /// A moment or a span in milliseconds, on whatever clock the caller keeps; it need only never run backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mobula_proto::{JobId, Quantity, Queue, resource::Kind};
 
 use crate::{
-    Millis,
+    Limit, Millis,
     bits::Bits,
     shapes::{ShapeId, Shapes},
     slab::Slab,
@@ -618,6 +618,23 @@ impl Queues {
             }
         }
         u32::try_from(most.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// The queues whose limits hold for a queue: itself and those above it.
+    pub fn limited(&self, queue: u32) -> &[u32] {
+        &self.all[queue as usize].limited
+    }
+
+    /// What the limit of a queue leaves.
+    pub fn left(&self, queue: u32, kinds: &Kinds) -> Limit {
+        let branch = &self.all[queue as usize];
+        let left = |(kind, limit): &(Kind, Quantity)| {
+            // Of a kind that no node has nothing is in use.
+            let used = kinds.find(kind).map_or(0, |kind| branch.used(kind));
+            let units = i64::try_from((i128::from(limit.units()) - used).max(0)).unwrap_or(i64::MAX);
+            (kind.clone(), Quantity::from_units(units).unwrap_or(Quantity::MAX))
+        };
+        Limit { queue: branch.name.clone(), left: branch.limit.iter().map(left).collect() }
     }
 
     /// Of the limits above a queue one that allows no slot more, if any: whose, of what, and how much it is.

@@ -1,9 +1,9 @@
 //! What waits, as an autoscaler needs to know it: shapes and counts.
 
 use mobula_proto::{
-    GroupId, NodeId, Resources,
+    GroupId, NodeId, Quantity, Resources,
     group::Arrange,
-    resource::{Label, LabelRule},
+    resource::{Kind, Label, LabelRule},
 };
 
 /// Slots or bundles of one shape for which there is no room.
@@ -21,6 +21,19 @@ pub struct Unmet {
     pub gang: Option<Gang>,
     /// Of which kind they are, where each must be on a node without another of its kind.
     pub apart: Option<Apart>,
+    /// What the limits of their queue, and of those above it, leave: to them alone it would be enough for `count`.
+    pub limits: Vec<Limit>,
+    /// When it is the turn of the first of them, among those under the same limit: lower goes first.
+    pub turn: i64,
+}
+
+/// What the limit of a queue leaves to all that waits in and below it, together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limit {
+    /// The queue.
+    pub queue: String,
+    /// How much more it may have, of the kinds that are limited.
+    pub left: Vec<(Kind, Quantity)>,
 }
 
 /// Slots that keep apart from their own kind.

@@ -767,6 +767,10 @@ pub struct UnmetSnapshot {
     /// Whether each must be on a node without another of its kind.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub apart: bool,
+    /// The queues whose limits hold for these: `count` is what they leave to these alone, and all that waits under one of
+    /// them may have no more together (see [`QueueSnapshot::limit`] and [`QueueSnapshot::used`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<String>,
 }
 
 /// Requests of one kind that were refused, in a [`Snapshot`].

@@ -4,7 +4,7 @@ use mobula_proto::{GroupId, resource::LabelRule};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Apart;
+use crate::{Apart, Limit};
 
 fn resources(text: &str) -> Resources {
     let list = text.split_whitespace().map(|part| {
@@ -26,8 +26,8 @@ fn of(name: &str, offers: &str, min: u32, max: u32) -> NodeType {
 }
 
 fn shape(count: u64, needs: &str) -> Unmet {
-    let (labels, fallbacks) = (Vec::new(), Vec::new());
-    Unmet { resources: resources(needs), labels, fallbacks, count, gang: None, apart: None }
+    let (resources, labels, fallbacks, limits) = (resources(needs), Vec::new(), Vec::new(), Vec::new());
+    Unmet { resources, labels, fallbacks, count, gang: None, apart: None, limits, turn: 0 }
 }
 
 fn in_group(number: u64, arrange: Arrange, mut shape: Unmet) -> Unmet {
@@ -148,6 +148,72 @@ fn groups_keep_to_places_and_to_different_ones() {
         let plan =
             plan(&types, std::slice::from_ref(&there), &BTreeMap::new(), &unmet, Millis(100_000)).unwrap();
         assert_eq!((text(&plan).as_str(), &plan.drain[..]), ("a=1", &[there.node][..]), "{arrange:?}");
+    }
+}
+
+/// In and below queues whose limits leave so much: `"cpu=8 in child, cpu=9 in parent"`.
+fn under(limits: &str, turn: i64, shape: Unmet) -> Unmet {
+    let limit = |text: &str| {
+        let (left, queue) = text.split_once(" in ").unwrap();
+        let left = resources(left).iter().map(|(kind, left)| (kind.clone(), left)).collect();
+        Limit { queue: queue.to_owned(), left }
+    };
+    Unmet { limits: limits.split(", ").map(limit).collect(), turn, ..shape }
+}
+
+#[test]
+fn what_a_limit_leaves_is_planned_for_once() {
+    let q = |turn, shape| under("cpu=8 in q", turn, shape);
+    for (unmet, want) in [
+        (vec![q(0, shape(8, "cpu=1"))], "small=2"),
+        // Two demands for which there is room together are as if there were no limit.
+        (vec![q(0, shape(4, "cpu=1")), q(1, in_pool("large", shape(1, "cpu=4")))], "large=1"),
+        // Whose turn it is gets what there is.
+        (vec![q(0, shape(9, "cpu=1")), q(1, in_pool("large", shape(1, "cpu=8")))], "small=2"),
+        (vec![q(1, shape(9, "cpu=1")), q(0, in_pool("large", shape(1, "cpu=8")))], "large=1"),
+        (vec![q(1, shape(9, "cpu=1")), q(0, in_pool("large", shape(1, "cpu=6")))], "large=1"),
+        // What finds no room uses nothing up.
+        (vec![q(0, shape(1, "cpu=8 licence=1")), q(1, shape(9, "cpu=1"))], "small=2 left 1"),
+        (vec![q(0, shape(1, "cpu=8 gpu=5")), q(1, in_pool("large", shape(8, "cpu=1")))], "large=1 left 1"),
+        // Nor does what needs nothing that is limited.
+        (vec![q(0, shape(12, "gpu=1")), q(0, in_pool("small", shape(9, "cpu=1")))], "gpu=3 small=2"),
+        // Others wait elsewhere.
+        (vec![q(0, shape(9, "cpu=1")), shape(4, "cpu=1")], "small=3"),
+        (vec![q(0, shape(9, "cpu=1")), under("cpu=4 in r", 0, shape(9, "cpu=1"))], "small=3"),
+        // The limit of the queue above them.
+        (
+            vec![
+                under("cpu=8 in a, cpu=9 in p", 0, shape(9, "cpu=1")),
+                under("cpu=8 in b, cpu=9 in p", 1, in_pool("large", shape(9, "cpu=1"))),
+            ],
+            "large=1 small=2",
+        ),
+        (
+            vec![
+                under("cpu=8 in a, cpu=8 in p", 0, shape(9, "cpu=1")),
+                under("cpu=8 in b, cpu=8 in p", 1, in_pool("large", shape(9, "cpu=1"))),
+            ],
+            "small=2",
+        ),
+        // A group has all of it or nothing.
+        (
+            vec![
+                q(0, in_group(1, Arrange::Pack, shape(2, "cpu=3"))),
+                q(1, in_group(2, Arrange::Pack, shape(2, "cpu=3"))),
+                q(2, in_pool("large", shape(9, "cpu=1"))),
+            ],
+            "large=1 small=2",
+        ),
+        (
+            vec![
+                q(0, in_group(1, Arrange::StrictPack, shape(1, "cpu=4"))),
+                q(0, in_group(1, Arrange::StrictPack, shape(1, "cpu=4 licence=1"))),
+                q(1, in_pool("large", shape(9, "cpu=1"))),
+            ],
+            "large=1 left 2",
+        ),
+    ] {
+        assert_eq!(told(&types(), &unmet), want, "{unmet:?}");
     }
 }
 

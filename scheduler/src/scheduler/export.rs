@@ -8,53 +8,69 @@ use mobula_proto::{
 };
 
 use super::Scheduler;
-use crate::{Demand, Unmet, demand, gang::Gang, unmet};
+use crate::{Demand, Limit, Unmet, demand, gang::Gang, unmet};
 
-/// What tells shapes of single slots apart; the last is a kind that keeps apart.
-type Key<'a> = (&'a Resources, &'a [LabelRule], &'a [Vec<LabelRule>], Option<u32>);
+/// What tells shapes of single slots apart; the last are a kind that keeps apart, and the queues whose limits hold.
+type Key<'a> = (&'a Resources, &'a [LabelRule], &'a [Vec<LabelRule>], Option<u32>, &'a [u32]);
 
 impl Scheduler {
     /// What waits, as shapes for which nodes could be added, groups by group; what waits for its turn in a queue that has
     /// a limit is counted only up to that, and what waits for one certain node is left out: no other is of use to it.
     pub fn unmet(&self) -> Vec<Unmet> {
-        let mut singles: BTreeMap<Key<'_>, (&Demand, u64)> = BTreeMap::new();
-        for demand in self.demands() {
+        let mut singles: BTreeMap<Key<'_>, (u32, &Demand, u64)> = BTreeMap::new();
+        for (at, demand) in self.by_key.values().filter_map(|at| Some((*at, self.demands.get(*at)?))) {
             let class = &demand.class;
             let apart = demand.kin.filter(|_| class.strategy == Strategy::Apart);
-            let key = (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), apart);
-            singles.entry(key).or_insert((demand, 0)).1 += self.wanted(demand);
+            let limited = self.queues.limited(demand.queue);
+            let key = (&class.resources, class.labels.as_slice(), class.fallbacks.as_slice(), apart, limited);
+            let wanted = u64::from(demand.backlog).min(self.allowed(demand));
+            if wanted == 0 {
+                continue;
+            }
+            let first = singles.entry(key).or_insert((at, demand, 0));
+            first.2 += wanted;
+            if self.turn(at, demand) < self.turn(first.0, first.1) {
+                (first.0, first.1) = (at, demand);
+            }
         }
-        let singles = singles.into_values().filter(|(_, count)| *count > 0);
-        let mut all: Vec<Unmet> = singles.map(|(demand, count)| self.slots(demand, count)).collect();
-        self.gangs.iter().for_each(|(_, gang)| self.bundles(gang, &mut all));
+        let mut all: Vec<Unmet> =
+            singles.into_values().map(|(at, demand, count)| self.slots(at, demand, count)).collect();
+        self.gangs.iter().for_each(|(at, gang)| self.bundles(at, gang, &mut all));
         all
     }
 
     /// The same of one demand, where nodes that are added could be of use to it.
     pub fn unmet_of(&self, owner: HostId, key: u32) -> Option<Unmet> {
-        let demand = self.demands.get(*self.by_key.get(&demand::Key { owner, key })?)?;
-        let count = self.wanted(demand);
-        (count > 0).then(|| self.slots(demand, count))
+        let at = *self.by_key.get(&demand::Key { owner, key })?;
+        let demand = self.demands.get(at)?;
+        (self.allowed(demand) > 0).then(|| self.slots(at, demand, demand.backlog.into()))
     }
 
     /// The same of one group, shape by shape; nothing where it waits for no nodes.
     pub fn unmet_of_group(&self, group: GroupId) -> Vec<Unmet> {
         let mut all = Vec::new();
-        if let Some(gang) = self.gang_of.get(&group).and_then(|at| self.gangs.get(*at)) {
-            self.bundles(gang, &mut all);
+        if let Some((at, gang)) = self.gang_of.get(&group).and_then(|at| Some((*at, self.gangs.get(*at)?))) {
+            self.bundles(at, gang, &mut all);
         }
         all
     }
 
-    /// For how many slots of a demand nodes could be added.
-    fn wanted(&self, demand: &Demand) -> u64 {
-        let pinned = matches!(demand.class.strategy, Strategy::Node { soft: false, .. });
-        let shape = demand.shape.filter(|_| !pinned);
-        let allowed = shape.map_or(0, |shape| self.queues.headroom(demand.queue, self.shapes.need(shape)));
-        demand.backlog.min(allowed).into()
+    fn turn(&self, at: u32, demand: &Demand) -> i64 {
+        demand.turn(at, self.options.ageing).0
     }
 
-    fn slots(&self, demand: &Demand, count: u64) -> Unmet {
+    /// How many slots like a demand's the limits of its queue allow, if nodes are added for them.
+    fn allowed(&self, demand: &Demand) -> u64 {
+        let pinned = matches!(demand.class.strategy, Strategy::Node { soft: false, .. });
+        let shape = demand.shape.filter(|_| !pinned);
+        shape.map_or(0, |shape| self.queues.headroom(demand.queue, self.shapes.need(shape))).into()
+    }
+
+    fn limits(&self, queue: u32) -> Vec<Limit> {
+        self.queues.limited(queue).iter().map(|at| self.queues.left(*at, &self.cluster.kinds)).collect()
+    }
+
+    fn slots(&self, at: u32, demand: &Demand, wanted: u64) -> Unmet {
         let class = &demand.class;
         let apart = |kind: u32| {
             let on = self.cluster.kins.get(kind).map(|kin| self.ids(kin.on.keys().copied()));
@@ -64,14 +80,16 @@ impl Scheduler {
             resources: class.resources.clone(),
             labels: class.labels.clone(),
             fallbacks: class.fallbacks.clone(),
-            count,
+            count: wanted.min(self.allowed(demand)),
             gang: None,
             apart: demand.kin.filter(|_| class.strategy == Strategy::Apart).map(apart),
+            limits: self.limits(demand.queue),
+            turn: self.turn(at, demand),
         }
     }
 
     /// Adds the bundles that a group lacks, as far as its queue may have them.
-    fn bundles(&self, gang: &Gang, all: &mut Vec<Unmet>) {
+    fn bundles(&self, at: u32, gang: &Gang, all: &mut Vec<Unmet>) {
         let Some(shape) = gang.shape else { return };
         if self.queues.headroom(gang.queue, self.shapes.need(shape)) == 0 {
             return;
@@ -87,6 +105,7 @@ impl Scheduler {
         for number in gang.missing() {
             *counts.entry(&spec.bundles[number as usize]).or_default() += 1;
         }
+        let (limits, turn) = (self.limits(gang.queue), gang.turn(at, self.options.ageing).0);
         all.extend(counts.into_iter().map(|(resources, count)| Unmet {
             resources: resources.clone(),
             labels: spec.labels.clone(),
@@ -94,6 +113,8 @@ impl Scheduler {
             count,
             gang: Some(of.clone()),
             apart: None,
+            limits: limits.clone(),
+            turn,
         }));
     }
 

@@ -3,6 +3,7 @@
 use mobula_proto::Queue;
 
 use super::*;
+use crate::autoscale::{self, NodeType};
 
 /// `"name; parent a; weight 2; guaranteed 4 cpu; limit 8 cpu"`.
 pub(super) fn queue(text: &str) -> Queue {
@@ -216,4 +217,48 @@ fn nothing_waits_for_ever() {
             return;
         }
     }
+}
+
+/// Which nodes of four CPUs would be started now, and for how much of what waits there is a queue's word: `1: q 4, q 4`.
+fn planned(world: &World) -> String {
+    let of = NodeType {
+        name: "four".to_owned(),
+        resources: resources("4 cpu"),
+        labels: Vec::new(),
+        min: 0,
+        max: 100,
+        idle_timeout: Millis(1000),
+    };
+    let unmet = world.scheduler.unmet();
+    let plan = autoscale::plan(&[of], &[], &std::collections::BTreeMap::new(), &unmet, world.now).unwrap();
+    let told: Vec<String> = unmet
+        .iter()
+        .map(|unmet| {
+            let queues: Vec<&str> = unmet.limits.iter().map(|limit| limit.queue.as_str()).collect();
+            format!("{} {} x {}", queues.join("<"), unmet.count, unmet.resources)
+        })
+        .collect();
+    format!("{}: {}", plan.start.values().sum::<u32>(), told.join(", "))
+}
+
+#[test]
+fn nodes_are_planned_for_what_a_limit_leaves_to_all_together() {
+    let mut world = World::new(&["1 cpu"]);
+    queues(&mut world, &["lab; limit 9 cpu", "q; parent lab; limit 8 cpu", "r; parent lab"]);
+    world.ask_as(9, host(50), 0, &of("q", "1 cpu"), 1, &[]);
+    assert_eq!(planned(&world), "0: ");
+    // One shape is counted once, whoever waits for it: the node's CPU is charged already.
+    for owner in 1..=3 {
+        world.ask_as(owner.into(), host(owner), 0, &of("q", "1 cpu"), 5, &[]);
+    }
+    assert_eq!(planned(&world), "2: q<lab 7 x 1 CPU");
+    // Another shape has no more than the rest; nor have all below the queue above.
+    let four = Class { wait_for_node: true, ..of("q", "4 cpu") };
+    world.ask_as(4, host(4), 0, &four, 2, &[]);
+    assert_eq!(planned(&world), "2: q<lab 7 x 1 CPU, q<lab 1 x 4 CPU");
+    world.ask_as(5, host(5), 0, &of("r", "1 cpu"), 100, &[]);
+    assert_eq!(planned(&world), "2: lab 8 x 1 CPU, q<lab 7 x 1 CPU, q<lab 1 x 4 CPU");
+    // Other queues are none of theirs.
+    world.ask_as(6, host(6), 0, &of("", "1 cpu"), 4, &[]);
+    assert_eq!(planned(&world), "3:  4 x 1 CPU, lab 8 x 1 CPU, q<lab 7 x 1 CPU, q<lab 1 x 4 CPU");
 }

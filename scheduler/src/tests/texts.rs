@@ -3,7 +3,7 @@
 use mobula_proto::{Group, GroupId, group::Arrange};
 
 use super::{sharing::queue, *};
-use crate::{Unmet, unmet};
+use crate::{Limit, Unmet, unmet};
 
 #[track_caller]
 fn check(nodes: &[&str], class: &Class, want: &str) {
@@ -317,14 +317,18 @@ fn what_nodes_could_be_added_for_is_told() {
         count,
         gang,
         apart: None,
+        limits: Vec::new(),
+        turn: 0,
     };
     let gang = || {
         let (arrange, place) = (Arrange::StrictPack, "rack".to_owned());
         Some(unmet::Gang { group: id, arrange, place, on: Vec::new() })
     };
+    let left = vec![(Kind::Cpu, amount("2"))];
     let mut want = vec![
-        // Three of the first, and as many of the queue as its limit allows.
-        of("1 cpu", &[], 5, None),
+        of("1 cpu", &[], 3, None),
+        // As many of the queue as its limit allows.
+        Unmet { limits: vec![Limit { queue: "small".to_owned(), left }], ..of("1 cpu", &[], 2, None) },
         of("2 gpu", &[is_in("zone", &["eu"])], 3, None),
         of("1 cpu", &[], 1, gang()),
         of("4 cpu", &[], 2, gang()),

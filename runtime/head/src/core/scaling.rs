@@ -113,16 +113,23 @@ impl Core {
 
     /// What the last look found of a type that could hold what waits, or `what` of it.
     fn why_none_of(&self, of: &NodeType, what: &str) -> String {
-        let known = self.scaling.iter().flat_map(|scaling| &scaling.types).find(|known| known.name == of.name);
+        let known =
+            self.scaling.iter().flat_map(|scaling| &scaling.types).find(|known| known.name == of.name);
         let (name, max) = (&of.name, of.max);
         match known {
             Some(known) if known.coming == 1 => format!("a node of type {name} is on its way"),
-            Some(known) if known.coming > 1 => format!("{} nodes of type {name} are on their way", known.coming),
+            Some(known) if known.coming > 1 => {
+                format!("{} nodes of type {name} are on their way", known.coming)
+            }
             Some(known) if known.paused => {
-                format!("a node of type {name} could hold {what}, but starting one failed, and is tried again later")
+                format!(
+                    "a node of type {name} could hold {what}, but starting one failed, and is tried again later"
+                )
             }
             Some(known) if known.nodes >= max => {
-                format!("a node of type {name} could hold {what}, but there are {max} already, the most that may be")
+                format!(
+                    "a node of type {name} could hold {what}, but there are {max} already, the most that may be"
+                )
             }
             _ => format!("a node of type {name} could hold {what}, and may be started"),
         }
@@ -171,6 +178,8 @@ pub(super) fn slots_of(class: &Class, count: u64) -> Vec<Unmet> {
         count,
         gang: None,
         apart,
+        limits: Vec::new(),
+        turn: 0,
     }]
 }
 
@@ -187,6 +196,8 @@ pub(super) fn bundles_of(group: GroupId, spec: &Group) -> Vec<Unmet> {
         count,
         gang: Some(gang.clone()),
         apart: None,
+        limits: Vec::new(),
+        turn: 0,
     };
     counts.into_iter().map(shape).collect()
 }

@@ -36,6 +36,7 @@ pub(crate) fn shape(unmet: &Unmet) -> UnmetSnapshot {
         group: unmet.gang.as_ref().map(|gang| gang.group.to_string()).unwrap_or_default(),
         arrange: unmet.gang.as_ref().map(arrange).unwrap_or_default(),
         apart: unmet.apart.is_some(),
+        queues: unmet.limits.iter().map(|limit| limit.queue.clone()).collect(),
     }
 }
 
