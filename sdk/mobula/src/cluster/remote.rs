@@ -80,6 +80,7 @@ pub(super) fn start(
         let nothing = Detected {
             total: Resources::none(),
             devices: Vec::new(),
+            tpu_chips: 0,
             labels: Vec::new(),
             hostname: name.clone(),
         };

@@ -259,22 +259,25 @@ pub async fn what_is_granted_is_what_the_process_sees(env: Env) -> Result<()> {
     // Each node states four GPUs and eight TPU chips.
     let here = on(env.nodes().await?[0]);
     let options = || environment.options().strategy(here.clone());
-    let none = "CUDA_VISIBLE_DEVICES:0 HIP_VISIBLE_DEVICES:0";
+    let visible = |gpus: u32, chips: u32| {
+        format!("CUDA_VISIBLE_DEVICES:{gpus} HIP_VISIBLE_DEVICES:0 TPU_VISIBLE_CHIPS:{chips}")
+    };
+    let none = visible(0, 0);
     let threads = |count: u32| format!("OMP_NUM_THREADS={count} RAYON_NUM_THREADS={count}");
     let (own, seen) = told(&options().isolation("process").remote().await?);
     assert_eq!(seen, format!("{none} {}", threads(1)));
     let (_, seen) = told(&options().isolation("process").cpu(1.5).remote().await?);
     assert_eq!(seen, format!("{none} {}", threads(2)));
-    let one_gpu = format!("CUDA_VISIBLE_DEVICES:1 HIP_VISIBLE_DEVICES:0 {}", threads(1));
+    let one_gpu = format!("{} {}", visible(1, 0), threads(1));
     let (with_gpu, seen) = told(&options().gpu(1.0).remote().await?);
     assert_eq!(seen, one_gpu);
     assert!(with_gpu != own && with_gpu != std::process::id(), "{with_gpu}, {own}");
     // The next of the same job with the same device finds the process warm.
     assert_eq!(told(&options().gpu(1.0).remote().await?), (with_gpu, one_gpu));
     let (_, seen) = told(&options().gpu(2.0).remote().await?);
-    assert_eq!(seen, format!("CUDA_VISIBLE_DEVICES:2 HIP_VISIBLE_DEVICES:0 {}", threads(1)));
+    assert_eq!(seen, format!("{} {}", visible(2, 0), threads(1)));
     let (_, seen) = told(&options().tpu(2.0).remote().await?);
-    assert_eq!(seen, format!("{none} TPU_VISIBLE_CHIPS:2 {}", threads(1)));
+    assert_eq!(seen, format!("{} {}", visible(0, 2), threads(1)));
     let error = options().tpu(3.0).remote().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Infeasible, "{error}");
     assert!(error.to_string().contains("1, 2, 4 or 8"), "{error}");

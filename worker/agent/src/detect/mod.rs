@@ -37,7 +37,7 @@ pub use numa::LABEL_NODES;
 pub use tpu::{LABEL_SLICE, LABEL_TYPE, LABEL_WORKER};
 
 /// The variables with which operators hide devices from programs, of which the agent is one: GPUs of NVIDIA and of
-/// AMD, TPU chips. Set to nothing, each hides all.
+/// AMD, TPU chips. Set to nothing, each hides all from the agent.
 pub const VISIBLE_VARIABLES: [&str; 3] =
     [gpu::VISIBLE_VARIABLE, amd::VISIBLE_VARIABLE, tpu::VISIBLE_VARIABLE];
 
@@ -87,6 +87,8 @@ pub struct Detected {
     pub total: Resources,
     /// The devices, GPUs first, each kind by index.
     pub devices: Vec<Device>,
+    /// How many TPU chips the machine has, those that are hidden or not offered among them.
+    pub tpu_chips: u32,
     /// The labels, sorted by key, each key once.
     pub labels: Vec<Label>,
     /// The host's name as it calls itself; `unknown` where it has none.
@@ -157,8 +159,9 @@ pub fn detect_with(
     if !has(&Kind::Memory) {
         list.push((Kind::Memory, memory(&options.root, &limits)));
     }
+    let tpu_chips = tpu::chips(&options.root);
     let (gpus, tpus) = if options.devices {
-        (gpus(options, probe, variable), tpu::detect(&options.root, variable))
+        (gpus(options, probe, variable), tpu::detect(tpu_chips, variable))
     } else {
         (Vec::new(), tpu::Found::default())
     };
@@ -176,7 +179,7 @@ pub fn detect_with(
     }
     list.extend(tpus.extra.filter(|(kind, _)| !has(kind)));
     list.extend(stated.into_iter().filter(|(kind, _)| !kind.is_device()));
-    Ok(Detected { total: Resources::from_list(list)?, devices, labels, hostname })
+    Ok(Detected { total: Resources::from_list(list)?, devices, tpu_chips, labels, hostname })
 }
 
 /// The graphics processors, of one vendor.

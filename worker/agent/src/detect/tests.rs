@@ -2,7 +2,10 @@
 
 use std::fs;
 
+use mobula_proto::resource::DeviceGrant;
+
 use super::*;
+use crate::launcher::device_env;
 
 /// Writes a machine and looks at it.
 fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Options) {
@@ -336,6 +339,37 @@ fn tensor_processors_are_their_device_files() {
     // Numbers with gaps are counted without: so does the library.
     check_tpu(&[("dev/vfio/vfio", ""), ("dev/vfio/12", ""), ("dev/vfio/7", "")], &[], &[0, 1], "");
     check_tpu(&[], &SLICE, &[], "");
+}
+
+#[test]
+fn hidden_chips_are_counted_and_hosts_see_none_of_them() {
+    let accel = [("dev/accel0", ""), ("dev/accel1", ""), ("dev/accel2", ""), ("dev/accel3", "")];
+    for (visible, granted, want) in [
+        (None, &[1, 3][..], "1,3 in 1,2,1"),
+        (Some("1,3"), &[1, 3][..], "1,3 in 1,2,1"),
+        (Some("1,3"), &[3][..], "3 in 1,1,1"),
+        (Some("0,1,2,3"), &[0, 1, 2, 3][..], "0,1,2,3 in nothing"),
+        (Some("1,3"), &[][..], "-1 in nothing"),
+        (Some(""), &[][..], "-1 in nothing"),
+        (None, &[][..], "-1 in nothing"),
+    ] {
+        let (_folder, mut options) = machine(&[&[EIGHT, MEMORY], &accel[..]].concat());
+        let variables: Vec<_> = visible.map(|visible| ("TPU_VISIBLE_CHIPS", visible)).into_iter().collect();
+        let got = detect_with(&options, &Fixed(0), &environment(&variables)).unwrap();
+        let grant = |index: &u32| DeviceGrant { kind: Kind::Tpu, index: *index, share: Quantity::ONE };
+        let grants: Vec<DeviceGrant> = granted.iter().map(grant).collect();
+        let set = device_env(&grants, &got.devices, got.tpu_chips);
+        let of = |name: &str| {
+            set.iter().find(|(key, _)| key == name).map_or("nothing", |(_, value)| value.as_str())
+        };
+        assert_eq!(format!("{} in {}", of("TPU_VISIBLE_CHIPS"), of("TPU_CHIPS_PER_PROCESS_BOUNDS")), want);
+        options.devices = false;
+        assert_eq!(detect_with(&options, &Fixed(0), &environment(&variables)).unwrap().tpu_chips, 4);
+    }
+    let (_folder, options) = machine(&[EIGHT, MEMORY]);
+    let got = detect_with(&options, &Fixed(0), &environment(&[])).unwrap();
+    let set = device_env(&[], &got.devices, got.tpu_chips);
+    assert!(set.iter().all(|(name, _)| !name.starts_with("TPU_")), "{set:?}");
 }
 
 #[test]

@@ -46,9 +46,8 @@ pub(super) struct Found {
     pub(super) extra: Option<(Kind, Quantity)>,
 }
 
-/// Looks at the machine under `root`; `variable` reads the environment.
-pub(super) fn detect(root: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Found {
-    let count = chips(root);
+/// What is known of the machine's `count` chips; `variable` reads the environment.
+pub(super) fn detect(count: u32, variable: &dyn Fn(&str) -> Option<String>) -> Found {
     if count == 0 {
         return Found::default();
     }
@@ -96,9 +95,9 @@ pub(super) fn detect(root: &Path, variable: &dyn Fn(&str) -> Option<String>) -> 
     Found { devices, labels, extra }
 }
 
-/// How many chips there are: `/dev/accel0`, `/dev/accel1`, … with one driver, `/dev/vfio/0`, … with the other. The
+/// How many chips the machine under `root` has: `/dev/accel0`, `/dev/accel1`, … with one driver, `/dev/vfio/0`, … with the other. The
 /// library counts them in this order, whatever their numbers.
-fn chips(root: &Path) -> u32 {
+pub(super) fn chips(root: &Path) -> u32 {
     let accel = files::numbered(&root.join("dev"), "accel", FILES_MAX).len();
     let count = match accel {
         0 => files::numbered(&root.join("dev/vfio"), "", FILES_MAX)

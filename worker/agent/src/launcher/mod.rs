@@ -483,12 +483,23 @@ pub fn thread_env(threads: u32) -> Vec<(String, String)> {
     THREAD_VARIABLES.iter().map(|name| ((*name).to_owned(), threads.to_string())).collect()
 }
 
-/// The variables that show a host the devices it was granted, and no others, in the order of `grants`.
+/// What says which chips the TPU's library shall use. It goes by the first that is not empty; old ones know the second
+/// alone.
+const CHIPS_VARIABLES: [&str; 2] = ["TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES"];
+/// How these lie to each other, by its new name and its old one, and how the processes do that share a slice.
+const CHIPS_BOUNDS: [&str; 2] = ["TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_CHIPS_PER_HOST_BOUNDS"];
+const PROCESS_BOUNDS: [&str; 2] = ["TPU_PROCESS_BOUNDS", "TPU_HOST_BOUNDS"];
+/// No device has this number.
+const NO_DEVICE: &str = "-1";
+
+/// The variables that show a host the devices it was granted, and no others, in the order of `grants`. The node offers
+/// `devices`; its machine has so many TPU chips, those that the operator hides among them.
 ///
 /// NVIDIA's GPUs by UUID where they have one, so that no other way to count can confuse them; AMD's by index, which is
-/// all that HIP takes everywhere. A host without a grant sees none. TPU variables are set only where TPUs are granted:
-/// what hides all from the TPU's library differs by its version.
-pub fn device_env(grants: &[DeviceGrant], devices: &[Device]) -> Vec<(String, String)> {
+/// all that HIP takes everywhere. A host without a grant sees none. HIP and the TPU's library take nothing for all, so
+/// they are given a number that no device has. Where there are no chips, their variables are left alone: some programs
+/// take them for a sign that there are.
+pub fn device_env(grants: &[DeviceGrant], devices: &[Device], tpu_chips: u32) -> Vec<(String, String)> {
     let known = |grant: &DeviceGrant| {
         devices.iter().find(|device| device.kind == grant.kind && device.index == grant.index)
     };
@@ -507,26 +518,29 @@ pub fn device_env(grants: &[DeviceGrant], devices: &[Device]) -> Vec<(String, St
     let mut variables = vec![
         variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
         variable("CUDA_VISIBLE_DEVICES", list(&nvidia, &named)),
-        // HIP takes nothing for all; no device has a number below 0.
-        variable("HIP_VISIBLE_DEVICES", if amds.is_empty() { "-1".to_owned() } else { amds }),
+        variable("HIP_VISIBLE_DEVICES", if amds.is_empty() { NO_DEVICE.to_owned() } else { amds }),
     ];
     let tpus = list(&|grant| grant.kind == Kind::Tpu, &numbered);
-    if !tpus.is_empty() {
-        // Of a machine's chips only some: how they lie to each other, and that no other machine belongs to it.
-        let count = |kinds: &mut dyn Iterator<Item = &Kind>| kinds.filter(|kind| **kind == Kind::Tpu).count();
-        let granted = count(&mut grants.iter().map(|grant| &grant.kind));
-        let some = granted < count(&mut devices.iter().map(|device| &device.kind));
-        let bounds = match granted {
-            1 if some => Some("1,1,1"),
-            2 if some => Some("1,2,1"),
-            4 if some => Some("2,2,1"),
-            _ => None,
-        };
-        variables.push(variable("TPU_VISIBLE_CHIPS", tpus));
-        if let Some(bounds) = bounds {
-            variables.push(variable("TPU_CHIPS_PER_HOST_BOUNDS", bounds.to_owned()));
-            variables.push(variable("TPU_HOST_BOUNDS", "1,1,1".to_owned()));
-        }
+    let count = |kinds: &mut dyn Iterator<Item = &Kind>| kinds.filter(|kind| **kind == Kind::Tpu).count();
+    let granted = count(&mut grants.iter().map(|grant| &grant.kind));
+    let all = count(&mut devices.iter().map(|device| &device.kind)).max(tpu_chips as usize);
+    if granted == 0 && all == 0 {
+        return variables;
+    }
+    let mut set = |names: [&str; 2], value: &str| {
+        variables.extend(names.map(|name| variable(name, value.to_owned())));
+    };
+    set(CHIPS_VARIABLES, if tpus.is_empty() { NO_DEVICE } else { &tpus });
+    // Of a machine's chips only some: how they lie to each other, and that no other machine belongs to it.
+    let bounds = match granted {
+        1 if all > 1 => Some("1,1,1"),
+        2 if all > 2 => Some("1,2,1"),
+        4 if all > 4 => Some("2,2,1"),
+        _ => None,
+    };
+    if let Some(bounds) = bounds {
+        set(CHIPS_BOUNDS, bounds);
+        set(PROCESS_BOUNDS, "1,1,1");
     }
     variables
 }

@@ -206,11 +206,14 @@ fn hosts_see_only_the_devices_they_were_granted() {
         memory_bytes: 0,
         uuid: uuid.to_owned(),
     };
-    let check = |devices: &[Device], grants: &[DeviceGrant], want: &[&str]| {
-        let got: Vec<String> = device_env(grants, devices).iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let check_of = |chips, devices: &[Device], grants: &[DeviceGrant], want: &[&str]| {
+        let got: Vec<String> =
+            device_env(grants, devices, chips).iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(got[0], "CUDA_DEVICE_ORDER=PCI_BUS_ID");
         assert_eq!(got[1..], *want);
     };
+    let check =
+        |devices: &[Device], grants: &[DeviceGrant], want: &[&str]| check_of(0, devices, grants, want);
     let gpus = [("GPU-a", 0), ("", 1), ("GPU-c", 2)];
     let nvidia = gpus.map(|(uuid, index)| device(Kind::Gpu, index, "NVIDIA X", uuid));
     let amd = gpus.map(|(uuid, index)| device(Kind::Gpu, index, "AMD X", uuid));
@@ -219,16 +222,34 @@ fn hosts_see_only_the_devices_they_were_granted() {
     check(&nvidia, &two, &["CUDA_VISIBLE_DEVICES=GPU-c,1", "HIP_VISIBLE_DEVICES=-1"]);
     check(&amd, &two, &["CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=2,1"]);
     let none = ["CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=-1"];
-    let tpus: Vec<_> = (0..4).map(|index| device(Kind::Tpu, index, "TPU v4", "")).collect();
-    let chips = |granted: &[u32], more: &[&str]| {
+    // Each variable by its new name and its old one.
+    let chips = |has: u32, offered: &[u32], granted: &[u32], visible: &str, bounds: &str| {
+        let tpus: Vec<_> = offered.iter().map(|index| device(Kind::Tpu, *index, "TPU v4", "")).collect();
         let grants: Vec<_> = granted.iter().map(|index| grant(Kind::Tpu, *index)).collect();
-        check(&tpus, &grants, &[none.as_slice(), more].concat());
+        let mut want = none.map(str::to_owned).to_vec();
+        want.extend(["CHIPS", "DEVICES"].map(|what| format!("TPU_VISIBLE_{what}={visible}")));
+        if !bounds.is_empty() {
+            want.extend(["PROCESS", "HOST"].map(|whose| format!("TPU_CHIPS_PER_{whose}_BOUNDS={bounds}")));
+            want.extend(["PROCESS", "HOST"].map(|whose| format!("TPU_{whose}_BOUNDS=1,1,1")));
+        }
+        check_of(has, &tpus, &grants, &want.iter().map(String::as_str).collect::<Vec<_>>());
     };
-    let alone = "TPU_HOST_BOUNDS=1,1,1";
-    chips(&[3], &["TPU_VISIBLE_CHIPS=3", "TPU_CHIPS_PER_HOST_BOUNDS=1,1,1", alone]);
-    chips(&[0, 3], &["TPU_VISIBLE_CHIPS=0,3", "TPU_CHIPS_PER_HOST_BOUNDS=1,2,1", alone]);
+    let four = [0, 1, 2, 3];
+    chips(4, &four, &[3], "3", "1,1,1");
+    chips(4, &four, &[0, 3], "0,3", "1,2,1");
+    chips(8, &[0, 1, 2, 3, 4, 5, 6, 7], &four, "0,1,2,3", "2,2,1");
     // All of them may be a part of something larger.
-    chips(&[0, 1, 2, 3], &["TPU_VISIBLE_CHIPS=0,1,2,3"]);
+    chips(4, &four, &four, "0,1,2,3", "");
+    chips(1, &[0], &[0], "0", "");
+    // All that the node offers are not all that there are.
+    chips(4, &[1, 3], &[1, 3], "1,3", "1,2,1");
+    chips(4, &[2], &[2], "2", "1,1,1");
+    // More than there are are believed.
+    chips(1, &[0, 1], &[0], "0", "1,1,1");
+    // Without a grant none are seen, whatever the node offers.
+    chips(4, &four, &[], "-1", "");
+    chips(4, &[], &[], "-1", "");
+    chips(0, &four, &[], "-1", "");
 }
 
 #[tokio::test]

@@ -208,6 +208,7 @@ pub(super) struct Arguments {
     /// Everything of [`Launching`] but the way to this actor.
     pub(super) launcher: Arc<dyn crate::launcher::Launcher>,
     pub(super) devices: Arc<Vec<mobula_proto::resource::Device>>,
+    pub(super) tpu_chips: u32,
     pub(super) env: Arc<Vec<(String, String)>>,
     pub(super) limits: Option<Arc<Limits>>,
     pub(super) users: Option<Arc<Users>>,
@@ -266,6 +267,7 @@ impl Actor for Service {
             routes: Arc::clone(&routes),
             post: post.clone(),
             devices: arguments.devices,
+            tpu_chips: arguments.tpu_chips,
             env: arguments.env,
             limits: arguments.limits,
             users: arguments.users,

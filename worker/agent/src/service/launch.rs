@@ -54,6 +54,7 @@ pub(super) struct Launching {
     pub(super) routes: Arc<Routes>,
     pub(super) post: Post,
     pub(super) devices: Arc<Vec<Device>>,
+    pub(super) tpu_chips: u32,
     pub(super) env: Arc<Vec<(String, String)>>,
     pub(super) limits: Option<Arc<Limits>>,
     /// Where jobs have users of their own.
@@ -127,7 +128,7 @@ async fn live(
             .chain(user_env(&prepared))
             .chain(launching.env.iter().cloned())
             .collect(),
-        device_env: device_env(&bounds.devices, &launching.devices),
+        device_env: device_env(&bounds.devices, &launching.devices, launching.tpu_chips),
         boot_fd: OwnedFd::from(theirs),
         cwd: prepared.cwd.clone(),
         user,

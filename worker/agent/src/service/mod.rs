@@ -291,6 +291,7 @@ impl Agent {
         let store_bytes = options.store_bytes.max(STORE_BYTES_MIN);
         let cpus = options.cpus.unwrap_or_else(|| whole_cpus(&options.resources.total));
         let devices = Arc::new(options.resources.devices.clone());
+        let tpu_chips = options.resources.tpu_chips;
         let limits = match options.launcher.memory_limits() {
             Ok(limits) => {
                 info!(folder = %limits.folder().display(), "hosts of their own are held to their memory");
@@ -380,6 +381,7 @@ impl Agent {
             listens: options.listen.is_some(),
             launcher: options.launcher,
             devices,
+            tpu_chips,
             env: Arc::new(options.env),
             limits,
             users: users.clone(),

@@ -155,7 +155,8 @@ async fn join(head: SocketAddr, tokens: &[String], home: &Path, hosts: &Hosts) -
                 true => vec![(LABEL.to_owned(), "yes".to_owned())],
                 false => Vec::new(),
             };
-            let offer = Detected { total, devices: vec![], labels, hostname: format!("agent-{at}") };
+            let hostname = format!("agent-{at}");
+            let offer = Detected { total, devices: vec![], tpu_chips: 0, labels, hostname };
             let mut options = Options::new(offer.hostname.clone(), home, link, offer, Arc::new(hosts));
             options.listen = Some((Ipv4Addr::LOCALHOST, 0).into());
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>((at, Agent::start(options).await?))

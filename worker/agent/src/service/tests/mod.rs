@@ -136,6 +136,7 @@ fn detected() -> Detected {
     Detected {
         total: Resources::cpu(Quantity::whole(4)),
         devices: vec![],
+        tpu_chips: 0,
         labels: vec![],
         hostname: "here".to_owned(),
     }
