@@ -64,7 +64,8 @@
 //! If the node of the owner of record dies, all that was claimed there is claimed anew, and the copy is lost unless another
 //! node has one. One that leaves gave it to another, which keeps it for that agent ([`Estate::claim_for_agent`]) until it is
 //! buried: by then whoever holds the object has claimed it. What
-//! was not in a store when its owner died (inline values, results not made yet, actors) is not inherited by anybody.
+//! was not in a store when its owner died (inline values, results not made yet, actors) is not inherited by anybody. A host
+//! that ends because its node leaves moves its inline values into the store first ([`Ownership::stored`]).
 //!
 //! If a caller dies, its arguments' refs that are not registered yet may go stale: using one gives `ObjectFreed`.
 
@@ -269,6 +270,15 @@ impl Ownership {
             counts.references += u64::from(entry.local);
         }
         counts
+    }
+
+    /// Whether nothing is lost with this host: nothing is under way, and all that it owns lies in stores, where it outlives
+    /// its owner (O10), or has failed.
+    pub fn may_end(&self) -> bool {
+        let outlives = |state: &State| matches!(state, State::Stored(_) | State::Failed(_));
+        self.outstanding.is_empty()
+            && self.lent.is_empty()
+            && self.objects.iter().all(|(object, entry)| object.owner != self.me || outlives(&entry.state))
     }
 
     /// Whether this host was told that another died: nothing of it counts any more (O6).

@@ -166,6 +166,29 @@ impl Ownership {
         }
     }
 
+    /// The objects that others could hold whose values this host keeps itself, with the refs inside each.
+    pub fn kept_here(&self) -> Vec<(ObjectId, State)> {
+        let inline = |state: &State| matches!(state, State::Inline { .. });
+        let ours =
+            self.objects.iter().filter(|(object, entry)| object.owner == self.me && inline(&entry.state));
+        let mut kept: Vec<(ObjectId, State)> =
+            ours.map(|(object, entry)| (object, entry.state.clone())).collect();
+        kept.sort_unstable_by_key(|(object, _)| *object);
+        kept
+    }
+
+    /// A value that this host kept itself is in a store as well: from now on it lies there. The copy goes again where
+    /// nobody holds the object any more.
+    pub fn stored(&mut self, object: ObjectId, copy: Copy, fx: &mut Vec<Effect>) {
+        let entry = self.objects.get_mut(&object).filter(|_| object.owner == self.me);
+        let Some(entry) = entry.filter(|entry| matches!(entry.state, State::Inline { .. })) else {
+            return fx.push(Effect::Free { object, copy });
+        };
+        if let State::Inline { contains, .. } = std::mem::replace(&mut entry.state, State::Stored(copy)) {
+            entry.set_contains(contains);
+        }
+    }
+
     /// Gives an owned object its next state, and tells everybody who wants to know.
     pub(crate) fn finish(
         &mut self,

@@ -268,7 +268,8 @@ pub enum ToAgent {
     },
     /// Answer to [`ToHost::AreYouIdle`].
     Idle {
-        /// Whether nothing would be lost if the host ended: it runs nothing, waits for nothing, and owns no objects.
+        /// Whether nothing would be lost if the host ended: it runs nothing, waits for nothing, and all that it owns lies in
+        /// stores, from where others claim what they hold of it.
         idle: bool,
     },
     /// From a driver: `main` has ended; so does the job.
@@ -558,7 +559,8 @@ pub enum ToHost {
         /// Where it is.
         copy: Copy,
     },
-    /// The node is to leave: would anything be lost if this host ended? Answered with [`ToAgent::Idle`].
+    /// The node is to leave: would anything be lost if this host ended? One that has nothing to do moves the values that it
+    /// keeps itself into the store, and answers with [`ToAgent::Idle`].
     AreYouIdle,
     /// To a driver: a line that one of its hosts printed.
     Output {

@@ -54,6 +54,13 @@ impl Default for Form {
     }
 }
 
+impl From<Blob> for Encoded {
+    /// What [`Encoded::to_blob`] made.
+    fn from(blob: Blob) -> Self {
+        Self(Form::Whole(blob))
+    }
+}
+
 impl Encoded {
     /// The object whose archive is in `front`, after [`HEADER_BYTES`] of room, and whose buffers are these, at most
     /// [`BUFFERS_MAX`]. A small archive alone is copied out of `front`, so that whoever wrote it can use the memory

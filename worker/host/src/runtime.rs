@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod asking;
+mod leaving;
 mod waiting;
 
 pub use asking::QUESTION_WAIT;
@@ -444,11 +445,7 @@ impl Runtime {
             ToHost::Budget { more } => self.executor.give_budget(self, more),
             ToHost::BudgetWanted => self.executor.press_budget(self),
             ToHost::MayMakeRoom => self.tell(ToAgent::MakesRoom { may: self.executor.may_make_room() }),
-            ToHost::AreYouIdle => {
-                let (running, actors) = self.executor.load();
-                let idle = running + actors == 0 && self.unsettled.lock().is_empty();
-                self.tell(ToAgent::Idle { idle: idle && self.core.lock().is_idle() });
-            }
+            ToHost::AreYouIdle => self.prepare_to_end(),
             ToHost::Output { host, stderr, line } => {
                 if let Some(sink) = self.on_output.lock().as_mut() {
                     sink(host, stderr, &line);
@@ -718,7 +715,8 @@ impl Runtime {
         output: &Output,
         site: Site,
     ) -> Result<Value, Failure> {
-        let attempt = self.store.keep(self, object, attempt, output, site)?;
+        let parts = (&output.encoded, output.refs.ids());
+        let attempt = self.store.keep(self, object, attempt, parts, site)?;
         let (node, bytes, job) = (self.me().node, output.encoded.len(), self.job());
         Ok(Value::Stored(Copy { node, bytes, attempt, job }))
     }

@@ -13,6 +13,8 @@ pub enum Site {
     Line(&'static str, u32),
     /// A call's arguments that are too large to travel in its message.
     Arguments,
+    /// Small values that their owner kept itself, until its node was to leave.
+    Moved,
 }
 
 impl Site {
@@ -28,6 +30,7 @@ impl Site {
             Self::Results(function) => format!("results of {function}"),
             Self::Line(file, line) => format!("{file}:{line}"),
             Self::Arguments => "arguments of calls".to_owned(),
+            Self::Moved => "small values of a node that leaves".to_owned(),
         };
         name.truncate(name.floor_char_boundary(SITE_BYTES_MAX));
         name

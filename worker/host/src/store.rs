@@ -15,11 +15,10 @@ use mobula_proto::{
     host::{ToAgent, Welcome},
     peer::{CLAIMS_MAX, Copy},
 };
-use mobula_store::{Block, Bytes, Extent, Heap, HeapOptions, Reader, Writer, heap::WeakExtent};
+use mobula_store::{Block, Bytes, Encoded, Extent, Heap, HeapOptions, Reader, Writer, heap::WeakExtent};
 use parking_lot::Mutex;
 
 use crate::{
-    codec::Output,
     context::{self, Context},
     link::AgentSender,
     runtime::Runtime,
@@ -175,7 +174,7 @@ impl Store {
         }
     }
 
-    /// Writes a value into shared memory, once, and tells the agent where it is. One that was built in place
+    /// Writes a value, in which are these refs, into shared memory, once, and tells the agent where it is. One that was built in place
     /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
     /// here, since somebody holds it, is used again: gives the attempt that made the copy.
     pub fn keep(
@@ -183,10 +182,9 @@ impl Store {
         runtime: &Arc<Runtime>,
         object: ObjectId,
         attempt: u32,
-        output: &Output,
+        (encoded, refs): (&Encoded, &[ObjectId]),
         site: Site,
     ) -> Result<u32, Failure> {
-        let (encoded, refs) = (&output.encoded, output.refs.ids());
         if let Some((attempt, _)) = self.kept.lock().get(&object) {
             return Ok(*attempt);
         }

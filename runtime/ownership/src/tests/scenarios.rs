@@ -60,6 +60,40 @@ fn an_entry_is_small() {
 }
 
 #[test]
+fn a_host_may_end_once_all_that_it_owns_is_in_stores() {
+    let mut own = Ownership::new(Names::plain(O));
+    let (x, y, z) = (object(O, 1), object(O, 2), object(O, 3));
+    assert!(own.may_end());
+    own.create(x, true);
+    assert!(!own.may_end(), "it is not made yet");
+    fx(&mut own, |own, fx| own.complete(E, x, State::Stored(copy(1)), vec![], fx));
+    assert!(own.may_end());
+    // It keeps two itself, one of which is inside of the other, and of a third holds a ref.
+    fx(&mut own, |own, fx| own.put(y, inline(vec![]), vec![], fx));
+    fx(&mut own, |own, fx| own.put(z, inline(vec![y]), vec![y], fx));
+    let kept: Vec<ObjectId> = own.kept_here().into_iter().map(|(object, _)| object).collect();
+    assert_eq!(kept, [y, z]);
+    for object in kept {
+        assert!(!own.may_end());
+        assert_eq!(fx(&mut own, |own, fx| own.stored(object, copy(1), fx)), []);
+        assert_eq!(own.state(object), Some(&State::Stored(copy(1))));
+    }
+    assert_eq!(own.contains(z), [y]);
+    assert!(own.may_end() && own.kept_here().is_empty());
+    // Who holds it is counted as before, and it goes with the last.
+    fx(&mut own, |own, fx| own.drop_ref(y, fx));
+    let free = |object| Effect::Free { object, copy: copy(1) };
+    let gone = |object| [free(object), Effect::Forgotten { object }];
+    assert_eq!(fx(&mut own, |own, fx| own.drop_ref(z, fx)), [gone(z), gone(y)].concat());
+    // One that went meanwhile.
+    assert_eq!(fx(&mut own, |own, fx| own.stored(z, copy(1), fx)), [free(z)]);
+    // What is lent is still to be taken, and what is borrowed to be acknowledged.
+    let theirs = object(E, 1);
+    fx(&mut own, |own, fx| own.receive(theirs, Via::Container(x), fx));
+    assert!(!own.may_end());
+}
+
+#[test]
 fn o1_an_owned_object_goes_with_its_last_reference() {
     let mut own = Ownership::new(Names::plain(O));
     let x = object(O, 1);

@@ -14,6 +14,8 @@ const MADE: usize = 12;
 /// Calls of one caller that have no result yet, and most calls until it is given up that the actor moves.
 const UNDER_WAY: usize = 16;
 const CALLS_MAX: u32 = 100_000;
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// There as long as it may be.
 fn at(node: NodeId) -> Strategy {
@@ -240,6 +242,93 @@ pub async fn what_was_inherited_moves_too(env: Env) -> Result<()> {
         assert_eq!((bytes.len(), bytes.iter().all(|byte| *byte == 7)), (MADE_BYTES, true));
     }
     drop(held);
+    env.stores_empty().await
+}
+
+/// Owned by the host that made it: large and small values, one inside of another.
+#[mobula::data]
+struct Own {
+    large: ObjectRef<Tensor>,
+    small: ObjectRef<u64>,
+    outer: ObjectRef<Inner>,
+    stored: ObjectRef<Inner>,
+}
+
+#[mobula::data]
+struct Inner(ObjectRef<u64>);
+
+fn own() -> Result<Own> {
+    Ok(Own {
+        large: mobula::put(&Tensor::from_vec(&[MADE_BYTES], vec![7u8; MADE_BYTES])?)?,
+        small: mobula::put(&1)?,
+        outer: mobula::put(&Inner(mobula::put(&2)?))?,
+        stored: mobula::put_shared(&Inner(mobula::put(&3)?))?,
+    })
+}
+
+#[mobula::task]
+fn make_own() -> Result<Own> {
+    own()
+}
+
+struct Maker;
+
+#[mobula::actor(restarts = 1)]
+impl Maker {
+    fn new() -> Self {
+        Self
+    }
+
+    fn make(&self) -> Result<Own> {
+        own()
+    }
+}
+
+async fn check(own: &Own) -> Result<()> {
+    let large = (&own.large).await?;
+    let bytes = large.view::<u8>()?;
+    assert_eq!((bytes.len(), bytes.iter().all(|byte| *byte == 7)), (MADE_BYTES, true));
+    assert_eq!((&own.small).await?, 1);
+    assert_eq!((&own.outer).await?.0.await?, 2);
+    assert_eq!((&own.stored).await?.0.await?, 3);
+    Ok(())
+}
+
+/// Reads what it was given only later, and passes it on.
+#[mobula::task]
+async fn check_when(own: Own, started: String, go: String) -> Result<Own> {
+    witness::note(&started);
+    while !witness::noted(&go) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    check(&own).await?;
+    Ok(own)
+}
+
+/// A node does not wait until its time is over for what its own hosts own, if they have nothing else to do; and whoever
+/// holds that can read it when the node has left.
+pub async fn what_hosts_there_own_moves_too(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let go = witness.gate("go")?;
+    let nodes = env.nodes().await?;
+    let (stays, leaves) = (nodes[0], nodes[1]);
+    let place = place_of(&env, leaves);
+    let held = make_own.options().strategy(on(leaves)).remote().await?;
+    let maker = Maker::spawn().options(|o| o.strategy(at(leaves))).await?;
+    assert_eq!(maker.node(), Some(leaves));
+    let actors = maker.make().await?;
+    let given = make_own.options().strategy(on(leaves)).remote().await?;
+    let reader =
+        check_when.options().strategy(on(stays)).cpu(0.0).remote(given, witness.place("reader"), go.place());
+    witness.sees("reader").await?;
+    env.rig().unwrap().drain(place, LONG).unwrap();
+    env.rig().unwrap().left(place, WAIT).unwrap();
+    eventually("the node to be gone", async || Ok(env.nodes().await? == [stays])).await?;
+    go.open()?;
+    for own in [held, actors, reader.await?] {
+        check(&own).await?;
+    }
+    drop(maker);
     env.stores_empty().await
 }
 

@@ -203,6 +203,7 @@ pub fn cases() -> Vec<Case> {
         case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
         case!(draining::a_node_that_drains_loses_nothing).modes(RIG).fresh(),
         case!(draining::what_was_inherited_moves_too).modes(RIG).fresh(),
+        case!(draining::what_hosts_there_own_moves_too).modes(RIG).fresh(),
         case!(draining::what_is_left_at_the_end_is_taken_away).modes(RIG).fresh(),
         case!(draining::a_node_may_stay_after_all).modes(RIG).fresh(),
         case!(stopping::a_stopped_host_goes_on).modes(STOPPABLE),

@@ -4,7 +4,9 @@
 //! primary one and tells the owner ([`Between::Moved`]), which looks for the object there from then on. Only when the
 //! owner has said so is the old copy freed ([`Between::Kept`]): whatever dies in between, the owner knows of a copy.
 //!
-//! Of what it inherited a node that drains is the owner of record, and stays so. The copy that it gives away is claimed for
+//! What a host of the node itself owns would end with that. A host that has nothing to do moves the values that it keeps
+//! itself into the store ([`ToHost::AreYouIdle`]), and ends; whoever holds what it owned claims that, and so the node inherits
+//! it. Of what it inherited a node that drains is the owner of record, and stays so. The copy that it gives away is claimed for
 //! its agent; when it leaves, all hosts claim anew what they hold of what lay there, and find that copy, before the agent
 //! is buried and its own claims end.
 //!
@@ -119,9 +121,6 @@ impl Core {
                 });
             }
         }
-        for idle in self.leases.take_idle() {
-            self.effects.push(Effect::Kill(idle));
-        }
         self.look(now);
     }
 
@@ -202,7 +201,8 @@ impl Core {
                 break;
             }
             last = Some(key);
-            // With an owner here the object ends with the node, wherever it lies.
+            // With an owner here the object ends with that, wherever it lies: it moves once the owner has ended and somebody
+            // claims it.
             let inherited = self.estate.has(key.0);
             let ours = key.0.owner.node == me && !inherited;
             // Of a dead owner's, who claims it is not known yet.

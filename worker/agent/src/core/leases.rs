@@ -244,11 +244,6 @@ impl Leases {
         out
     }
 
-    /// Takes all hosts that are idle out of the pool: kill them.
-    pub fn take_idle(&mut self) -> Vec<HostId> {
-        self.idle.drain(..).map(|(_, host)| host).collect()
-    }
-
     /// Whether a host runs any lease, or is to run one.
     pub fn has_leases(&self, host: HostId) -> bool {
         self.hosts.get(&host).is_some_and(|host| !host.leases.is_empty())

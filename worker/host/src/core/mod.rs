@@ -288,10 +288,14 @@ impl Core {
         self.unfinished
     }
 
-    /// Whether nothing that this host owns, or waits for, would be missed.
-    pub fn is_idle(&self) -> bool {
-        let counts = self.objects.counts();
-        self.unfinished == 0 && self.leases.is_empty() && counts.owned == 0 && counts.unacknowledged == 0
+    /// Whether this host waits for nothing, and nothing that it owns would be lost with it.
+    pub fn may_end(&self) -> bool {
+        self.waits_for_nothing() && self.objects.may_end()
+    }
+
+    /// Whether this host waits for nothing, whatever it owns.
+    pub fn waits_for_nothing(&self) -> bool {
+        self.unfinished == 0 && self.leases.is_empty()
     }
 
     /// Leases held.

@@ -103,6 +103,20 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
 }
 
 #[test]
+fn hosts_that_wait_for_work_are_asked_before_they_are_ended() {
+    let mut rig = Rig::new(false);
+    let theirs = HostId { node: other_node().node, seq: 1 };
+    let class = Class { isolation: Isolation::Process, ..Class::default() };
+    rig.head(FromHead::Reserve { lease: lease(1), job: job(theirs), class, slots: 1, devices: vec![] });
+    let host = id(1);
+    rig.host(host, hello(Role::Host, None, REGISTRY));
+    rig.head(FromHead::LeaseEnded { lease: lease(1), evicted: false });
+    // It may keep values that others hold.
+    assert_eq!(rig.head(FromHead::Drain { to: vec![] }), ["host-1 < AreYouIdle", "head Draining"]);
+    assert_eq!(rig.host(host, ToAgent::Idle { idle: true }), ["kill host-1"]);
+}
+
+#[test]
 fn what_is_given_is_kept_and_the_owner_told() {
     let (mut rig, host) = with_copies(0);
     let there = other_node().node;
