@@ -350,7 +350,8 @@ pub struct GroupsArgs {
         mobula queue list\n  \
         mobula queue remove vision\n\n\
         A job belongs to the queue that MOBULA_QUEUE names, or that its program chooses; what belongs to none is \
-        charged to the default queue. Idle capacity is lent to whoever asks, up to the limits. Run it on the head's \
+        charged to the default queue. Idle capacity is lent to whoever asks, up to the limits, and comes back when its queue asks, \
+        but from placement groups that are not restartable. Run it on the head's \
         machine, as the user who runs the head.")]
 pub struct QueueArgs {
     /// What to do with queues.

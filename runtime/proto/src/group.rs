@@ -83,7 +83,8 @@ pub struct Group {
     /// Whether it waits for nodes where those that there are could never hold it, instead of failing. What was reserved once waits
     /// for others in any case.
     pub wait_for_node: bool,
-    /// Whether what runs in it may be stopped and run again: it is preempted before what may not.
+    /// Whether what runs in it may be stopped and run again: then it may be preempted, as a whole. Otherwise it never is,
+    /// whatever it has borrowed.
     pub restartable: bool,
 }
 

@@ -14,7 +14,8 @@ pub const QUEUES_MAX: usize = 1024;
 pub const DEPTH_MAX: usize = 16;
 
 /// One queue. Among the children of one parent capacity is shared by their weights, each counted by the resource of
-/// which it uses the largest part; what one does not use the others may borrow until it asks.
+/// which it uses the largest part; what one does not use the others may borrow until it asks. A group that is not
+/// restartable ([`Group::restartable`](crate::Group::restartable)) keeps what it has borrowed until it ends.
 #[derive(
     Archive,
     Serialize,

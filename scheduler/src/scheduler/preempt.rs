@@ -9,7 +9,8 @@
 //! The rule is the order of the queues ([`crate::queues`]), and never allows the same exchange back. On one node are
 //! taken just the slots that are needed: restartable ones first, then those that matter least, the newest first. Their
 //! owners are told ([`RevokeKind::Preempted`]). What is restartable is taken away after its grace; anything else may run
-//! to its end, but gets no more work. A group is given up as a whole, and only if it is restartable.
+//! to its end, but gets no more work. A group is given up as a whole, and only if it is restartable: work in any other may
+//! start as long as the group is there, so that nothing would end by itself, and it keeps what it has borrowed.
 //!
 //! What comes free bit by bit would go to whatever small fits first. So the node is *kept* for the shape for which room
 //! is made, until that is granted or it took too long. In the same way a node is kept for something large that has

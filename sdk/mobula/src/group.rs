@@ -191,7 +191,9 @@ impl GroupBuilder {
         self
     }
 
-    /// Whether what runs in it may be stopped and run again: it makes room for others before what may not.
+    /// Whether what runs in it may be stopped and run again: then the group makes room for others as a whole, and waits
+    /// again. One that is not restartable never does: what it borrowed of other queues it keeps until it is removed, or its
+    /// job ends.
     pub fn restartable(mut self, yes: bool) -> Self {
         self.group.restartable = yes;
         self
