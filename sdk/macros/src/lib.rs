@@ -83,7 +83,9 @@ pub fn main(attributes: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 /// Makes an `async fn` a test with a cluster of its own, embedded unless `#[mobula::test(nodes = 2)]` asks for
-/// processes. The test fails if its `Result` is `Err`, or if anything is left over at its end.
+/// processes. The test fails if its `Result` is `Err`, or if anything is left over: refs, leases, calls and actors, what
+/// lies in any node's store or on its disk; and when the job is over, memory, hosts, files, or descriptors of the cluster's
+/// processes. What goes by itself may take 10 s. Detached actors are to be killed before.
 #[proc_macro_attribute]
 pub fn test(attributes: TokenStream, item: TokenStream) -> TokenStream {
     entry::expand_test(attributes.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()

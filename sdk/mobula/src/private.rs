@@ -18,7 +18,7 @@ use crate::Data;
 pub use crate::{
     actor::Actor,
     argument::FromArgument,
-    cluster::{Leftovers, Outcome, drive, run_as_child as become_child, run_main, run_test},
+    cluster::{Outcome, drive, drive_within, run_as_child as become_child, run_main, run_test},
     handle::{Handle, Several},
     task::Call,
 };

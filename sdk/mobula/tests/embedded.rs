@@ -228,3 +228,27 @@ async fn a_packet_size_that_no_path_carries_is_refused() {
         assert!(error.to_string().contains("1200 to 65000 bytes, not"), "{error}");
     }
 }
+
+/// What `#[mobula::test]` looks for, in the cluster and on its disk, beside what its own process holds.
+#[test]
+fn what_a_test_leaves_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let spill = folder.path().to_owned();
+    let builder = Cluster::embedded().spill_to(&spill);
+    let wait = std::time::Duration::from_millis(100);
+    let (outcome, left) = mobula::private::drive_within(wait, builder, async move |_| {
+        // Nothing in this process holds it: only the head knows of it.
+        let group = mobula::PlacementGroup::pack().bundles(1, &[("cpu", 1.0)]);
+        group.name("left").namespace("shelf").detached().reserve().await?;
+        // As if the agent had forgotten a file.
+        let own = std::fs::read_dir(&spill).unwrap().next().unwrap().unwrap().path();
+        std::fs::write(own.join("7.spill"), b"left").unwrap();
+        Ok::<_, mobula::Error>(())
+    })
+    .unwrap();
+    outcome.unwrap();
+    let left = left.join("; ");
+    for named in ["the placement group shelf/left", "\"CPU\": ", "/7.spill"] {
+        assert!(left.contains(named), "no {named} in {left}");
+    }
+}

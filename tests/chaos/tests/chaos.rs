@@ -184,7 +184,7 @@ fn run(seed: u64) -> Outcome<()> {
             job(&cluster, &mut rig, place, &mut random, &mut killed).await
         })?;
         outcome.map_err(|error| format!("job {number}: {error}"))?;
-        if left != private::Leftovers::default() {
+        if !left.is_empty() {
             return Err(format!("job {number}: the driver still holds {left:?}").into());
         }
         rig.emptied().map_err(|error| format!("after job {number}: {error}"))?;

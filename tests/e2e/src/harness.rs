@@ -132,7 +132,7 @@ impl Case {
             env.stores_empty().await.map_err(|error| format!("afterwards: {error}"))
         })?;
         outcome?;
-        if left != private::Leftovers::default() {
+        if !left.is_empty() {
             return Err(format!("the driver still holds {left:?}").into());
         }
         if let Some(rig) = rig {

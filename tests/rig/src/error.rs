@@ -43,8 +43,13 @@ pub enum Error {
         detail: String,
     },
     /// Something was not given back.
-    #[error("something was left over: {}", .0.join("; "))]
-    Leftovers(Vec<String>),
+    #[error("waited {waited:?} for all to be given back: {}", .left.join("; "))]
+    Leftovers {
+        /// How long.
+        waited: Duration,
+        /// What was not.
+        left: Vec<String>,
+    },
 }
 
 /// What the rig's functions return.

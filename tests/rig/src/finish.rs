@@ -1,10 +1,8 @@
 //! The end of a rig: everything is given back, or the test has failed.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use mobula::roles::{files, mapped_bytes};
 use mobula_proto::{
     head::{NodeSnapshot, Snapshot},
     inventory::Store,
@@ -37,9 +35,10 @@ impl Rig {
         })
     }
 
-    /// Waits for what [`Rig::idle`] waits for, and until no store has an object, a pin or a byte in use, as the agents
-    /// themselves say now, and no running agent more descriptors open than at its start. Far faster than
-    /// [`Rig::settle`], which waits for what agents report by themselves.
+    /// Waits for what [`Rig::idle`] waits for, and until no store has an object, a pin, a byte or a file in use, as the
+    /// agents themselves say now; then until the system says so too: that no running agent has a host, a file of spilled
+    /// objects, memory of the store mapped, or a descriptor open that was not at its start, and the head none either. Far
+    /// faster than [`Rig::settle`], which waits for what agents report by themselves.
     pub fn emptied(&mut self) -> Result<()> {
         self.idle()?;
         if self.head.is_some() {
@@ -52,7 +51,10 @@ impl Rig {
                 Err(error) => vec![error.to_string()],
             })?;
         }
-        look_until(GONE_WAIT, || self.nodes.iter().enumerate().flat_map(still_open).collect())
+        look_until(GONE_WAIT, || {
+            let nodes = self.nodes.iter().enumerate().flat_map(still_there);
+            nodes.chain(self.head.iter().flat_map(|head| head.left("the head", None))).collect()
+        })
     }
 
     fn look(&mut self, left: impl Fn(&Snapshot, usize) -> Vec<String>) -> Result<()> {
@@ -67,7 +69,8 @@ impl Rig {
     }
 
     /// Ends the cluster and checks that nothing is left: what [`Rig::settle`] and [`Rig::emptied`] say, no process, no folder of a
-    /// job, no control group of a host, and no descriptor in this process that was not open before.
+    /// job or for spilled objects, no control group of a host, and in this process no memory of the store and no descriptor
+    /// that was not open before.
     pub fn finish(mut self) -> Result<()> {
         self.settle()?;
         self.emptied()?;
@@ -92,7 +95,7 @@ impl Rig {
         let mut ended = Vec::new();
         for node in &mut self.nodes {
             if let Some(process) = node.process.take() {
-                ended.push((node.home.join("jobs"), process.id()));
+                ended.push((node.home.join("jobs"), node.spill.take(), process.id()));
             }
         }
         drop(self.head.take());
@@ -102,26 +105,28 @@ impl Rig {
                 .map(|process| format!("process {} still runs", process.pid))
                 .collect()
         })?;
-        for (jobs, agent) in ended {
-            let mut folders = entries(&jobs);
-            folders.extend(processes::groups_of(agent).iter().map(|group| group.display().to_string()));
-            if !folders.is_empty() {
-                return Err(Error::Leftovers(folders));
+        for (jobs, spill, agent) in ended {
+            let mut left = files(&jobs);
+            left.extend(spill.filter(|spill| spill.exists()).map(|spill| spill.display().to_string()));
+            left.extend(processes::groups_of(agent).iter().map(|group| group.display().to_string()));
+            if !left.is_empty() {
+                return Err(Error::Leftovers { waited: GONE_WAIT, left });
             }
         }
         if let Some(before) = self.descriptors.take() {
             look_until(GONE_WAIT, || {
                 let now = processes::descriptors();
-                if now.len() <= before.len() {
-                    return Vec::new();
+                let mut left = Vec::new();
+                if now.len() > before.len() {
+                    let new: Vec<_> = now.iter().filter(|target| !before.contains(target)).collect();
+                    let (now, before) = (now.len(), before.len());
+                    left.push(format!("{now} descriptors are open, {before} were: {new:?}"));
                 }
-                let new = now.iter().filter(|target| !before.contains(target));
-                vec![format!(
-                    "{} descriptors are open, {} were: {:?}",
-                    now.len(),
-                    before.len(),
-                    new.collect::<Vec<_>>()
-                )]
+                match mapped_bytes(std::process::id()) {
+                    0 => {}
+                    bytes => left.push(format!("this process has {bytes} bytes of a store mapped")),
+                }
+                left
             })?;
         }
         Ok(())
@@ -137,7 +142,7 @@ fn look_until(wait: Duration, mut look: impl FnMut() -> Vec<String>) -> Result<(
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::Leftovers(left));
+            return Err(Error::Leftovers { waited: wait, left });
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
@@ -181,28 +186,24 @@ fn kept_on(node: &NodeSnapshot) -> Option<String> {
 }
 
 fn stored(store: &Store) -> Option<String> {
-    let none =
-        store.used_bytes == 0 && store.waiting == 0 && store.groups.is_empty() && store.more_groups == 0;
+    let none = store.used_bytes == 0
+        && store.spill_used_bytes == 0
+        && store.waiting == 0
+        && store.groups.is_empty()
+        && store.more_groups == 0;
     (!none).then(|| {
         format!(
-            "the store of {} has {} bytes in use, {} requests that wait, and {:?}",
-            store.node, store.used_bytes, store.waiting, store.groups
+            "the store of {} has {} bytes in use, {} of files, {} requests that wait, and {:?}",
+            store.node, store.used_bytes, store.spill_used_bytes, store.waiting, store.groups
         )
     })
 }
 
-/// What a running agent has open beside what it had at its start.
-fn still_open((at, node): (usize, &Node)) -> Vec<String> {
+/// What a running agent has, whatever it says itself.
+fn still_there((at, node): (usize, &Node)) -> Vec<String> {
     let Some(process) = &node.process else { return Vec::new() };
-    let more = |(kind, now): (String, usize)| {
-        let before = node.descriptors.get(&kind).copied().unwrap_or(0);
-        (now > before).then(|| format!("{} has {now} of {kind} open, {before} at its start", Part::Node(at)))
-    };
-    processes::descriptors_by_kind(process.id()).into_iter().filter_map(more).collect()
-}
-
-fn entries(folder: &Path) -> Vec<String> {
-    // A folder that was never made is empty.
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    entries.filter_map(|entry| Some(entry.ok()?.path().display().to_string())).collect()
+    let who = Part::Node(at).to_string();
+    let hosts = processes::children(process.id());
+    let hosts = hosts.iter().map(|host| format!("{who} has the process {}", host.pid));
+    process.left(&who, node.spill.as_deref()).into_iter().chain(hosts).collect()
 }

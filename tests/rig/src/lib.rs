@@ -29,7 +29,7 @@ mod head;
 pub mod processes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -217,8 +217,8 @@ struct Node {
     number: u32,
     socket: PathBuf,
     home: PathBuf,
-    /// What the agent had open when it had started; see [`processes::descriptors_by_kind`].
-    descriptors: BTreeMap<String, usize>,
+    /// Where it keeps files of spilled objects, if that is a folder.
+    spill: Option<PathBuf>,
 }
 
 impl Node {
@@ -234,8 +234,8 @@ impl Node {
         let task = Task::Node { home: home.clone(), head, token, name: format!("rig-{at}"), offer };
         let (process, ready) = start(&who, program, &task)?;
         let Ready::Node { node, socket } = ready else { return Err(unexpected(&who, &ready)) };
-        let descriptors = processes::descriptors_by_kind(process.id());
-        Ok(Self { process: Some(process), number: node, socket, home, descriptors })
+        let spill = offer.spill_folder(&home);
+        Ok(Self { process: Some(process), number: node, socket, home, spill })
     }
 }
 

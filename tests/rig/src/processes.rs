@@ -1,10 +1,6 @@
 //! Processes as `/proc` shows them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 /// A process that cannot be mistaken for a later one of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,48 +82,10 @@ pub fn resident_bytes(pid: u32) -> u64 {
 
 /// What the open descriptors of this process lead to, sorted.
 pub fn descriptors() -> Vec<String> {
-    let mut all = descriptors_of(std::process::id());
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let mut all: Vec<_> = entries
+        .filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.to_string_lossy().into_owned()))
+        .collect();
     all.sort_unstable();
     all
-}
-
-/// How many descriptors of each kind a process has open. Sockets are one kind, and so are pipes; of everything else each
-/// name is one.
-pub fn descriptors_by_kind(pid: u32) -> BTreeMap<String, usize> {
-    let mut counted = BTreeMap::new();
-    for target in descriptors_of(pid) {
-        let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
-        *counted.entry(kind.to_owned()).or_default() += 1;
-    }
-    counted
-}
-
-fn descriptors_of(pid: u32) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    entries
-        .filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.to_string_lossy().into_owned()))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    #[test]
-    fn descriptors_are_counted_by_kind() {
-        let me = std::process::id();
-        let before = descriptors_by_kind(me);
-        let pair = UnixStream::pair().unwrap();
-        let program = [(); 2].map(|()| fs::File::open("/proc/self/exe").unwrap());
-        let now = descriptors_by_kind(me);
-        let more = |kind: &str| now[kind] - before.get(kind).copied().unwrap_or(0);
-        let name = std::env::current_exe().unwrap();
-        assert_eq!((more("socket"), more(name.to_str().unwrap())), (2, 2));
-        drop((pair, program));
-        assert_eq!(descriptors_by_kind(me), before);
-    }
 }

@@ -113,7 +113,7 @@ fn memory_shows_what_a_driver_put_whose_it_is_and_where_it_was_made() {
     })
     .unwrap();
     outcome.unwrap();
-    assert_eq!(left, private::Leftovers::default());
+    assert!(left.is_empty(), "{left:?}");
     node.end();
     head.end();
 }

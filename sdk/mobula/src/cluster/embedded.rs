@@ -1,6 +1,6 @@
 //! Head, agent and host in the author's own process.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use mobula_agent::{
     Agent, HeadLink, LocalLink, SendError,
@@ -11,7 +11,7 @@ use mobula_head::{EmbeddedHead, Head};
 use mobula_host::link::{AgentReceiver, AgentSender, Delivery};
 use mobula_proto::{Quantity, Queue};
 
-use super::{Builder, Cluster, Program, home::Home};
+use super::{Builder, Cluster, Keeper, Program, held, home::Home};
 use crate::{Error, ErrorKind, Result};
 
 /// The head and the agent, and the threads that run them.
@@ -19,6 +19,7 @@ pub(super) struct Embedded {
     agent: Option<mobula_agent::Handle>,
     head: Option<mobula_head::Handle>,
     io: Option<tokio::runtime::Runtime>,
+    spill: Option<PathBuf>,
     _home: Home,
 }
 
@@ -88,6 +89,7 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
     let io = io_runtime()?;
     let home = Home::new()?;
     let resources = detected(builder)?;
+    let spill = super::spill::folder(builder.spill_to.as_deref(), home.path());
     let spill_to = super::spill::target(builder.spill_to.as_deref(), home.path())?;
     let (head, agent, link) = io.block_on(async {
         let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()
@@ -114,11 +116,50 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
     })?;
     let program = Program::current(false)?;
     let (runtime, over) = builder.join(adapt(link), program, true, user)?;
-    let embedded = Embedded { agent: Some(agent), head: Some(head), io: Some(io), _home: home };
+    let embedded = Embedded { agent: Some(agent), head: Some(head), io: Some(io), spill, _home: home };
     Ok(Cluster::new(runtime, "embedded", Some(Box::new(embedded)), over))
 }
 
 impl Drop for Embedded {
+impl Keeper for Embedded {
+    fn left(&self) -> Vec<String> {
+        let (Some(agent), Some(head), Some(io)) = (&self.agent, &self.head, &self.io) else {
+            return Vec::new();
+        };
+        let mut left = left_with("the agent", agent, io, self.spill.clone());
+        match io.block_on(head.snapshot()) {
+            Ok(snapshot) => {
+                left.extend(snapshot.jobs.iter().map(|job| format!("{} has not ended", job.job)));
+                left.extend(snapshot.groups.iter().map(|group| format!("{} is there", group.group)));
+                left.extend(held::in_cluster(&snapshot));
+            }
+            Err(error) => left.push(format!("the head does not say what is left: {error}")),
+        }
+        left
+    }
+}
+
+/// What an agent of this process, which runs on `io`, still holds though it has no job; and what lies in its folder for
+/// spilled objects, whatever it says. Descriptors of this process are not looked at: it may have other clusters. Blocks
+/// while the agent is asked.
+pub(super) fn left_with(
+    who: &str,
+    agent: &mobula_agent::Handle,
+    io: &tokio::runtime::Runtime,
+    spill: Option<PathBuf>,
+) -> Vec<String> {
+    let usage = io.block_on(agent.usage());
+    let mut left: Vec<_> = held::in_store(who, &usage).into_iter().collect();
+    if usage.store_used_bytes > 0 || usage.hosts > 0 {
+        left.push(format!(
+            "{who} has {} bytes of its store in use, and {} hosts",
+            usage.store_used_bytes, usage.hosts
+        ));
+    }
+    left.extend(spill.iter().flat_map(|folder| held::files(folder)).map(|file| format!("{who} left {file}")));
+    left
+}
+
     fn drop(&mut self) {
         let (Some(io), Some(agent), Some(head)) = (self.io.take(), self.agent.take(), self.head.take())
         else {

@@ -16,7 +16,7 @@ use std::{
 use mobula_host::{boot, context, descriptors};
 use mobula_proto::HostId;
 
-use super::{Builder, Cluster, Leftovers, exit, roles};
+use super::{Builder, Cluster, exit, roles};
 use crate::{Error, Result};
 
 /// Exit code of a program whose cluster could not be started.
@@ -224,10 +224,10 @@ pub fn run_test<F: Future<Output = Outcome>>(
     builder = builder.cpus(f64::from(cpus)).test(name);
     let outcome = drive(builder, body).map(|(outcome, left)| {
         outcome.0.and_then(|()| {
-            if left == Leftovers::default() {
+            if left.is_empty() {
                 Ok(())
             } else {
-                Err(format!("something was left over: {left:?}"))
+                Err(format!("waited {TIDY_WAIT:?} for all to be given back: {}", left.join("; ")))
             }
         })
     });
@@ -238,9 +238,22 @@ pub fn run_test<F: Future<Output = Outcome>>(
     }
 }
 
-/// A driver inside a program that is more than one: a cluster, the body on a runtime of its own, and what was left
-/// when it had let go of everything.
-pub fn drive<F: Future>(builder: Builder, body: impl FnOnce(Cluster) -> F) -> Result<(F::Output, Leftovers)> {
+/// A driver inside a program that is more than one: a cluster, the body on a runtime of its own, and what was left, in
+/// words, when it had let go of everything: in this process, and where that started the cluster, anywhere in it, before the
+/// job's end and after it.
+pub fn drive<F: Future>(
+    builder: Builder,
+    body: impl FnOnce(Cluster) -> F,
+) -> Result<(F::Output, Vec<String>)> {
+    drive_within(TIDY_WAIT, builder, body)
+}
+
+/// The same, and so long it may take until all is given back, each time.
+pub fn drive_within<F: Future>(
+    wait: Duration,
+    builder: Builder,
+    body: impl FnOnce(Cluster) -> F,
+) -> Result<(F::Output, Vec<String>)> {
     let user = boot::user_runtime(None)
         .map_err(|error| Error::new(crate::ErrorKind::Internal, error.to_string()))?;
     let cluster = builder.start_blocking(user.handle())?;
@@ -250,9 +263,12 @@ pub fn drive<F: Future>(builder: Builder, body: impl FnOnce(Cluster) -> F) -> Re
         let _entered = context::enter(&runtime, None, false);
         user.block_on(polled_on(&runtime, future))
     };
-    let left = wait_until_tidy(&cluster);
-    drop(cluster);
+    let mut left = wait_until_none(wait, || cluster.held());
+    let keeper = cluster.inner.end_alone();
+    // What this process has of the cluster goes first, since it is nothing that was left.
+    drop((cluster, runtime));
     user.shutdown_timeout(Duration::from_millis(100));
+    left.extend(wait_until_none(wait, || keeper.as_ref().map(|keeper| keeper.left()).unwrap_or_default()));
     Ok((outcome, left))
 }
 
@@ -268,11 +284,12 @@ async fn polled_on<F: Future>(
     .await
 }
 
-fn wait_until_tidy(cluster: &Cluster) -> Leftovers {
-    let deadline = Instant::now() + TIDY_WAIT;
+/// Looks until nothing is left, or the time is up.
+fn wait_until_none(wait: Duration, look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let deadline = Instant::now() + wait;
     loop {
-        let left = cluster.leftovers();
-        if left == Leftovers::default() || Instant::now() > deadline {
+        let left = look();
+        if left.is_empty() || Instant::now() > deadline {
             return left;
         }
         std::thread::sleep(Duration::from_millis(5));

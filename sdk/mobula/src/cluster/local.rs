@@ -1,9 +1,11 @@
 //! A head and agents as processes on this machine: this program, executed again.
 
+use std::path::PathBuf;
+
 use mobula_host::link;
 
 use super::{
-    Builder, Cluster, Program,
+    Builder, Cluster, Keeper, Program,
     home::Home,
     roles::{Offer, Process, Ready, Task},
 };
@@ -14,14 +16,23 @@ pub const NODES_MAX: u32 = 64;
 
 /// The processes, in the order in which they end.
 pub(super) struct Processes {
-    nodes: Vec<Process>,
+    /// With the folder for spilled objects of each.
+    nodes: Vec<(Process, Option<PathBuf>)>,
     head: Option<Process>,
     _home: Home,
 }
 
+impl Keeper for Processes {
+    fn left(&self) -> Vec<String> {
+        let nodes = (1..).zip(&self.nodes);
+        let nodes = nodes.flat_map(|(at, (node, spill))| node.left(&format!("node {at}"), spill.as_deref()));
+        nodes.chain(self.head.iter().flat_map(|head| head.left("the head", None))).collect()
+    }
+}
+
 impl Drop for Processes {
     fn drop(&mut self) {
-        for node in &mut self.nodes {
+        for (node, _) in &mut self.nodes {
             node.ask_to_end();
         }
         self.nodes.clear();
@@ -55,20 +66,24 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         // Its jobs run as the person who started it.
         job_uids: None,
     };
-    let started: Vec<Result<(Process, Ready)>> = std::thread::scope(|scope| {
+    let started: Vec<Result<((Process, Option<PathBuf>), Ready)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = tokens
             .into_iter()
             .zip(1u32..)
             .map(|(token, number)| {
                 let task = Task::Node {
-                    home: home.path().join(format!("node-{number}")),
+                let home = home.path().join(format!("node-{number}"));
+                let spill = offer.spill_folder(&home);
+                    home,
                     head: quic,
                     token,
                     name: format!("local-{number}"),
                     offer: offer.clone(),
                 };
                 let (program, arguments) = (&program, &arguments);
-                scope.spawn(move || Process::start(program, arguments, &task))
+                scope.spawn(move || {
+                    Process::start(program, arguments, &task).map(|(node, ready)| ((node, spill), ready))
+                })
             })
             .collect();
         threads
@@ -83,9 +98,9 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
     let mut processes = Processes { nodes: Vec::new(), head: Some(head), _home: home };
     let mut first = None;
     for node in started {
-        let (process, ready) = node?;
+        let (node, ready) = node?;
         let Ready::Node { socket, .. } = ready else { return Err(unexpected(ready)) };
-        processes.nodes.push(process);
+        processes.nodes.push(node);
         first.get_or_insert(socket);
     }
     let socket = first.ok_or_else(|| Error::new(ErrorKind::Internal, "the local cluster has no node"))?;

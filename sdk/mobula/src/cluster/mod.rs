@@ -4,6 +4,7 @@
 mod embedded;
 mod entry;
 mod exit;
+mod held;
 mod home;
 mod local;
 mod over;
@@ -30,7 +31,7 @@ use crate::{Error, ErrorKind, Result};
 
 use over::Over;
 
-pub use entry::{Outcome, drive, run_as_child, run_main, run_test};
+pub use entry::{Outcome, drive, drive_within, run_as_child, run_main, run_test};
 
 /// Names the head of a cluster that others run, as `HOST:PORT`; or, as `unix:PATH`, the socket of an agent on this
 /// machine.
@@ -51,12 +52,15 @@ struct Inner {
     runtime: Arc<Runtime>,
     mode: &'static str,
     /// What keeps the cluster up, dropped after the job has ended; nothing where others run it.
-    keeper: Mutex<Option<Keeper>>,
+    keeper: Mutex<Option<Box<dyn Keeper>>>,
     over: Arc<Over>,
 }
 
 /// What was started for a driver; dropping it ends that.
-type Keeper = Box<dyn std::any::Any + Send + Sync>;
+trait Keeper: Send + Sync {
+    /// What it still holds, in words, although its job is over: nothing in good order.
+    fn left(&self) -> Vec<String>;
+}
 
 /// How a cluster is started.
 #[derive(Clone, Debug, Default)]
@@ -159,11 +163,33 @@ impl Cluster {
     }
 
     /// Ends the job: every wait fails from now on, and everything that was started for it goes.
+    /// What is held, in words: by this process; and where it started the cluster, by anybody in that, as long as the job
+    /// goes on. Blocks while the head is asked.
+    fn held(&self) -> Vec<String> {
+        let own = self.leftovers();
+        if own != Leftovers::default() {
+            return vec![format!("this process holds {own:?}")];
+        }
+        let runtime = &self.inner.runtime;
+        if self.inner.mode == remote::MODE || runtime.ended().is_some() {
+            return Vec::new();
+        }
+        match read_json(Ok(runtime.ask(Question::Snapshot))) {
+            Ok(snapshot) => held::in_cluster(&snapshot),
+            Err(error) => vec![format!("the head does not say what is held: {error}")],
+        }
+    }
+
     pub fn shutdown(self) {
         self.inner.end();
     }
 
-    fn new(runtime: Arc<Runtime>, mode: &'static str, keeper: Option<Keeper>, over: Arc<Over>) -> Self {
+    fn new(
+        runtime: Arc<Runtime>,
+        mode: &'static str,
+        keeper: Option<Box<dyn Keeper>>,
+        over: Arc<Over>,
+    ) -> Self {
         let inner = Arc::new(Inner { runtime, mode, keeper: Mutex::new(keeper), over });
         exit::remember(&inner);
         Self { inner }
@@ -209,6 +235,12 @@ impl Inner {
     }
 
     fn end(&self) {
+    /// Ends the job, but not what was started for it.
+    fn end_alone(&self) -> Option<Box<dyn Keeper>> {
+        self.end();
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
         let first = self.over.begin();
         if first {
             self.runtime.job_done();

@@ -18,7 +18,9 @@ use mobula_net::{
 };
 use mobula_proto::Resources;
 
-use super::{ADDRESS_VARIABLE, Builder, Cluster, Program, TOKEN_VARIABLE, embedded, home::Home, roles};
+use super::{
+    ADDRESS_VARIABLE, Builder, Cluster, Keeper, Program, TOKEN_VARIABLE, embedded, home::Home, roles,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// How long nothing may be heard of a driver whose head is on the same machine: one that was killed is missed within 3 s,
@@ -26,11 +28,21 @@ use crate::{Error, ErrorKind, Result};
 /// be told from a connection that will come back, and the usual idle timeout decides.
 const SILENCE_MAX: Duration = Duration::from_millis(2200);
 
+/// What [`Cluster::mode`] says of it.
+pub(super) const MODE: &str = "remote";
+
 /// A driver's own agent. `None` where it is attached to the machine's.
 pub(super) struct Remote {
     agent: Option<mobula_agent::Handle>,
     io: Option<tokio::runtime::Runtime>,
-    _home: Home,
+    home: Home,
+}
+
+impl Keeper for Remote {
+    fn left(&self) -> Vec<String> {
+        let (Some(agent), Some(io)) = (&self.agent, &self.io) else { return Vec::new() };
+        embedded::left_with("the driver's own agent", agent, io, super::spill::folder(None, self.home.path()))
+    }
 }
 
 impl Drop for Remote {
@@ -56,7 +68,7 @@ pub(super) fn start(
             Error::new(ErrorKind::Unreachable, why)
         })?;
         let (runtime, over) = builder.join(link::over_socket(stream), Program::current(true)?, true, user)?;
-        return Ok(Cluster::new(runtime, "remote", None, over));
+        return Ok(Cluster::new(runtime, MODE, None, over));
     }
     let head = resolve(address)?;
     let token = token.or_else(|| std::env::var(TOKEN_VARIABLE).ok()).filter(|text| !text.is_empty()).ok_or_else(|| {
@@ -101,8 +113,8 @@ pub(super) fn start(
         Ok::<_, Error>((agent, link))
     })?;
     let (runtime, over) = builder.join(embedded::adapt(link), Program::current(true)?, false, user)?;
-    let remote = Remote { agent: Some(agent), io: Some(io), _home: home };
-    Ok(Cluster::new(runtime, "remote", Some(Box::new(remote)), over))
+    let remote = Remote { agent: Some(agent), io: Some(io), home };
+    Ok(Cluster::new(runtime, MODE, Some(Box::new(remote)), over))
 }
 
 fn resolve(address: &str) -> Result<SocketAddr> {

@@ -2,6 +2,7 @@
 //! [`super::local`] executes again.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -19,7 +20,8 @@ use mobula_net::{
 use mobula_proto::Queue;
 use serde::{Deserialize, Serialize};
 
-use super::{Builder, embedded};
+pub use super::held::{files, mapped_bytes};
+use super::{Builder, embedded, held};
 use crate::{Error, ErrorKind, Result};
 
 /// Set in a process that is to be a head or an agent: its [`Task`] as JSON.
@@ -74,6 +76,13 @@ pub struct Offer {
 /// What a child prints, as one line of JSON, when it is ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ready {
+impl Offer {
+    /// Where the agent with this home keeps files of spilled objects; `None` where that is no folder.
+    pub fn spill_folder(&self, home: &Path) -> Option<PathBuf> {
+        super::spill::folder(self.spill_to.as_deref(), home)
+    }
+}
+
     /// A head.
     Head {
         /// Where agents reach it.
@@ -102,6 +111,8 @@ pub struct Process {
 }
 
 /// Longest that a child may take until it is ready.
+    /// What it had open when it was ready.
+    open: BTreeMap<String, usize>,
 pub const READY_WAIT: Duration = Duration::from_secs(20);
 /// How long a join token for a child is good.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
@@ -127,7 +138,7 @@ impl Process {
             .spawn()
             .map_err(|error| trouble("a process", &error))?;
         let stdout = child.stdout.take();
-        let process = Self { child };
+        let mut process = Self { child, open: BTreeMap::new() };
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -146,7 +157,10 @@ impl Process {
         });
         match receiver.recv_timeout(READY_WAIT) {
             Ok(Ready::Failed(text)) => Err(trouble("a process", &text)),
-            Ok(ready) => Ok((process, ready)),
+            Ok(ready) => {
+                process.open = held::descriptors(process.id());
+                Ok((process, ready))
+            }
             Err(error) => Err(trouble("a process was not ready in time", &error)),
         }
     }
@@ -154,6 +168,24 @@ impl Process {
     /// Its process number.
     pub fn id(&self) -> u32 {
         self.child.id()
+    /// What it has open or mapped that it had not when it was ready, and should not have while there is no job, whatever it
+    /// says itself; `who` begins each sentence. Files in `spill` count too.
+    pub fn left(&self, who: &str, spill: Option<&Path>) -> Vec<String> {
+        let more = |(kind, now): (String, usize)| {
+            let before = self.open.get(&kind).copied().unwrap_or(0);
+            (now > before).then(|| format!("{who} has {now} of {kind} open, {before} at its start"))
+        };
+        let mut left: Vec<_> = held::descriptors(self.id()).into_iter().filter_map(more).collect();
+        match held::mapped_bytes(self.id()) {
+            0 => {}
+            bytes => left.push(format!("{who} has {bytes} bytes of the store mapped")),
+        }
+        left.extend(
+            spill.iter().flat_map(|folder| held::files(folder)).map(|file| format!("{who} left {file}")),
+        );
+        left
+    }
+
     }
 
     /// Ends it at once and waits until it is gone.

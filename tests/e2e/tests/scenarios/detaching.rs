@@ -33,7 +33,7 @@ const SPACE: &str = "accounts";
 pub fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
     let (outcome, left) = private::drive(builder.quiet(), async |cluster: Cluster| run(cluster).await)?;
     outcome?;
-    assert_eq!(left, private::Leftovers::default());
+    assert!(left.is_empty(), "{left:?}");
     Ok(())
 }
 

@@ -252,7 +252,7 @@ pub fn a_detached_actor_keeps_what_a_driver_left() -> Outcome {
         keeper.keep(Held(make.remote())).await
     })?;
     outcome?;
-    assert_eq!(left.objects, 2, "the actor holds refs to them");
+    assert!(left.len() == 1 && left[0].contains("objects: 2,"), "the actor holds refs to them: {left:?}");
     let held = |rig: &Rig| {
         let inventory = rig.memory()?;
         let groups = inventory.stores.iter().flat_map(|store| &store.groups);

@@ -15,6 +15,7 @@ mod inheriting;
 mod inventory;
 pub mod isolation;
 mod joining;
+mod leaks;
 mod lending;
 mod limits;
 mod memory;
@@ -277,6 +278,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(isolation::nobody_can_write_what_is_shared),
     solo!(isolation::a_stranger_gets_nothing),
     solo!(isolation::a_job_gets_nothing_of_another),
+    solo!(leaks::a_file_that_no_agent_counts_is_found),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),

@@ -26,7 +26,12 @@ mod routes;
 mod tests;
 mod transfer;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use mobula_net::{
     identity::Identity,
@@ -102,6 +107,25 @@ pub enum SpillTo {
     Folder(PathBuf),
     /// Somewhere else, which is this agent's alone.
     Target(Arc<dyn Target>),
+}
+
+impl SpillTo {
+    /// The folder that an agent with this home makes for them; `None` where they do not lie in one.
+    pub fn folder(&self, home: &Path) -> Option<PathBuf> {
+        self.folder_or_target(home).ok()
+    }
+
+    fn folder_or_target(&self, home: &Path) -> Result<PathBuf, &Arc<dyn Target>> {
+        match self {
+            Self::Home => Ok(home.join("spill")),
+            Self::Folder(within) => {
+                let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
+                let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
+                Ok(within.join(format!("mobula-spill-{}", &name[..16])))
+            }
+            Self::Target(target) => Err(target),
+        }
+    }
 }
 
 /// What an agent is started with.
@@ -273,19 +297,10 @@ impl Agent {
         };
         let spill = match options.spill.disk_bytes {
             0 => None,
-            _ => {
-                let folder = |folder| Ok::<_, Error>(Arc::new(Folder::new(folder)?) as Arc<dyn Target>);
-                Some(match options.spill_to {
-                    SpillTo::Home => folder(options.home.join("spill"))?,
-                    SpillTo::Folder(within) => {
-                        let home =
-                            std::path::absolute(&options.home).unwrap_or_else(|_| options.home.clone());
-                        let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
-                        folder(within.join(format!("mobula-spill-{}", &name[..16])))?
-                    }
-                    SpillTo::Target(target) => target,
-                })
-            }
+            _ => Some(match options.spill_to.folder_or_target(&options.home) {
+                Ok(folder) => Arc::new(Folder::new(folder)?) as Arc<dyn Target>,
+                Err(target) => Arc::clone(target),
+            }),
         };
         let store = binaries::Store::open(options.home.join("binaries"), options.binaries_bytes)?;
         let store_bytes = options.store_bytes.max(STORE_BYTES_MIN);
