@@ -16,8 +16,9 @@ The first table has a line for each node:
   ON DISK         bytes of the files of objects that memory had no room for, and
                   of those in which nothing is any more, and which the place
                   they lie at would not delete yet
-  SPILLED, READ BACK, PULLED, SERVED
-                  bytes written to such files, read from them, fetched from
+  SPILLED, READ BACK, EVICTED, PULLED, SERVED
+                  bytes written to such files, read from them, dropped from
+                  memory since they lie there or on another node, fetched from
                   other nodes, sent to them, since the node's start
 
 The second has a line for all objects that have this in common:
@@ -27,19 +28,40 @@ The second has a line for all objects that have this in common:
   JOB, NODE       whose they are, and where they lie
   OWNER           the host that counts their refs; where it is dead, the node
                   that does
-  WHY             held by refs: somebody has one, in a variable, an actor or
-                    another object, or a task that uses them is unfinished
-                  held by refs, its owner is dead: the same, counted by the node
+  WHY             held by what is named, one or more of:
+                    its owner: a variable, a stream, an actor or a running call
+                    of its owner's process has a ref
+                    calls: it is in an argument of a call that is not done
+                    calls to run again: the same of one that is done, or of an
+                    actor that lives, and may be run again after a failure
+                    values: its owner keeps a value with a ref inside
+                    other hosts: those that are named have refs
+                  held by refs: its owner has not said by what within a second,
+                    or has more than 4,096 there, of which these are the smaller
+                  held by refs, its owner is dead: the hosts that are named have
+                    some, and the node counts them
                   copy: of another node's, read here; goes when room is needed
                   coming in: such a copy, on its way
                   freed, still read: no ref is left; goes with its last reader
+                  freed, still written: the same, when it lies on disk
+                  In brackets: who has refs; of what nobody holds, who reads it
   OBJECTS, BYTES  how many there are, and their size
   READ NOW        how many of them a process has open, or copies: until it lets
                   go, they cannot leave memory
   ON DISK         how many lie on disk alone; who reads one has it read back";
 
-const STORES: [&str; 9] =
-    ["NODE", "STORE USED", "OBJECTS", "WAIT FOR ROOM", "ON DISK", "SPILLED", "READ BACK", "PULLED", "SERVED"];
+const STORES: [&str; 10] = [
+    "NODE",
+    "STORE USED",
+    "OBJECTS",
+    "WAIT FOR ROOM",
+    "ON DISK",
+    "SPILLED",
+    "READ BACK",
+    "EVICTED",
+    "PULLED",
+    "SERVED",
+];
 const GROUPS: [&str; 9] =
     ["MADE BY", "JOB", "OWNER", "NODE", "WHY", "OBJECTS", "BYTES", "READ NOW", "ON DISK"];
 
@@ -66,6 +88,7 @@ fn text(inventory: &Inventory) -> String {
             },
             bytes_text(store.spilled_bytes),
             bytes_text(store.restored_bytes),
+            bytes_text(store.evicted_bytes),
             bytes_text(store.pulled_bytes),
             bytes_text(store.served_bytes),
         ]
@@ -86,7 +109,7 @@ fn text(inventory: &Inventory) -> String {
                 group.job.clone(),
                 group.owner.clone(),
                 store.node.clone(),
-                group.why.text().to_owned(),
+                why(group),
                 group.objects.to_string(),
                 bytes_text(group.bytes),
                 group.pinned.to_string(),
@@ -105,9 +128,25 @@ fn text(inventory: &Inventory) -> String {
     text
 }
 
+/// Why a group is there, and who has to do with that.
+fn why(group: &Group) -> String {
+    let mut text = match &group.by[..] {
+        [] => group.why.text().to_owned(),
+        by => format!("held by {}", by.iter().map(|hold| hold.text()).collect::<Vec<_>>().join(", ")),
+    };
+    if !group.hosts.is_empty() {
+        let more = match group.more_hosts {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        text.push_str(&format!(" ({}{more})", group.hosts.join(", ")));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use mobula_proto::inventory::Why;
+    use mobula_proto::inventory::{HELD_MAX, Hold, Why};
 
     use super::*;
 
@@ -120,9 +159,11 @@ mod tests {
                 assert_eq!(told.count(), 1, "{column} in\n{help}");
             }
         }
-        for why in [Why::Held, Why::Inherited, Why::Read, Why::Copy, Why::Coming] {
-            assert!(groups.contains(&format!(" {}: ", why.text())), "{why:?} in\n{groups}");
+        let whys = [Why::Held, Why::Inherited, Why::Read, Why::Written, Why::Copy, Why::Coming];
+        for text in whys.map(Why::text).into_iter().chain(Hold::ALL.map(Hold::text)) {
+            assert!(groups.contains(&format!(" {text}: ")), "{text:?} in\n{groups}");
         }
+        assert_eq!(HELD_MAX, 4096, "as they say");
         // Of a narrow terminal.
         assert!(COLUMNS.lines().all(|line| line.chars().count() <= 80));
     }
@@ -134,6 +175,9 @@ mod tests {
             job: "job-7".to_owned(),
             owner: "host-1".to_owned(),
             why,
+            by: Vec::new(),
+            hosts: Vec::new(),
+            more_hosts: 0,
             objects: 3,
             bytes,
             pinned: 2,
@@ -146,7 +190,17 @@ mod tests {
             spill_used_bytes: 48 << 20,
             undeleted_bytes: 16 << 20,
             spilled_bytes: 5 << 30,
-            groups: vec![group("results of crawl::fetch", Why::Held, 1 << 20), group("", Why::Copy, 2 << 20)],
+            evicted_bytes: 7 << 30,
+            groups: vec![
+                group("results of crawl::fetch", Why::Held, 1 << 20),
+                Group { hosts: vec!["host-5".to_owned()], ..group("", Why::Copy, 2 << 20) },
+                Group {
+                    by: vec![Hold::Owner, Hold::Hosts],
+                    hosts: vec!["host-2".to_owned(), "host-3".to_owned()],
+                    more_hosts: 4,
+                    ..group("arguments of calls", Why::Held, 1 << 19)
+                },
+            ],
             more_groups: 4,
             ..Store::default()
         };
@@ -155,8 +209,11 @@ mod tests {
             "64.0 MiB of 1.0 GiB",
             "48.0 MiB, 16.0 MiB to be deleted",
             "5.0 GiB",
+            "7.0 GiB",
             "results of crawl::fetch",
             "held by refs",
+            "copy (host-5)",
+            "held by its owner, other hosts (host-2, host-3 and 4 more)",
             "4 smaller",
             "from node-2",
         ] {

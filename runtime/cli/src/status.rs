@@ -138,6 +138,8 @@ fn nodes(nodes: &[NodeSnapshot]) -> String {
     let spilled = nodes.iter().any(|node| node.usage.spilled > 0);
     header.push("STORE USED".to_owned());
     header.extend(spilled.then(|| "SPILLED".to_owned()));
+    let evicted = nodes.iter().any(|node| node.usage.evicted > 0);
+    header.extend(evicted.then(|| "EVICTED".to_owned()));
     header.extend(["HOSTS", "LABELS"].map(str::to_owned));
     let rows = nodes.iter().map(|node| {
         let address = if node.address.is_empty() { "(dials only)".to_owned() } else { node.address.clone() };
@@ -161,6 +163,7 @@ fn nodes(nodes: &[NodeSnapshot]) -> String {
                 usage.waiting
             )
         }));
+        row.extend(evicted.then(|| bytes_text(usage.evicted_bytes)));
         row.push(usage.hosts.to_string());
         let labels: Vec<String> = node
             .labels
@@ -231,6 +234,8 @@ mod tests {
                 spilled: 7,
                 spill_used_bytes: 3 << 20,
                 restored_bytes: 2 << 20,
+                evicted: 4,
+                evicted_bytes: 9 << 20,
                 waiting: 1,
                 ..Usage::default()
             },
@@ -264,6 +269,8 @@ mod tests {
             "0 B of 512.0 MiB",
             "SPILLED",
             "3.0 MiB on disk, 2.0 MiB read back, 1 waiting",
+            "EVICTED",
+            "9.0 MiB",
             "node-3 (gpu-box) drains: left are 2 leases; within 60 s.",
             "single-tenant",
             "train::step",

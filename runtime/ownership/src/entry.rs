@@ -95,6 +95,23 @@ impl Entry {
         }
     }
 
+    /// Everything on which this entry holds a reference, once for each.
+    pub(crate) fn holds(&self) -> impl Iterator<Item = ObjectId> {
+        let inline = match &self.state {
+            State::Inline { contains, .. } => &contains[..],
+            _ => &[],
+        };
+        let lists = self.rare.as_ref().and_then(|rare| rare.lists.as_ref());
+        let listed = lists.into_iter().flat_map(|lists| lists.contains.iter().chain(&lists.lost));
+        inline.iter().chain(listed).copied()
+    }
+
+    /// Other hosts that hold it.
+    pub(crate) fn borrowers(&self) -> impl Iterator<Item = HostId> {
+        let all = self.rare.as_ref().into_iter().flat_map(|rare| &rare.borrowers);
+        all.filter(|(_, count)| *count > 0).map(|(host, _)| *host)
+    }
+
     pub(crate) fn set_contains(&mut self, refs: Vec<ObjectId>) {
         match &mut self.state {
             State::Inline { contains, .. } => *contains = refs,

@@ -439,6 +439,11 @@ impl Estate {
         self.claims.contains_key(&object)
     }
 
+    /// Whom an object is kept for; `None` where this node is not its owner of record.
+    pub fn claimants(&self, object: ObjectId) -> Option<impl Iterator<Item = HostId>> {
+        self.claims.get(&object).map(|hosts| hosts.keys().copied())
+    }
+
     /// An object, which is here, is kept for the agent of a node that has it too, and is to leave: until that takes it
     /// back ([`Estate::unclaim`]) or is buried. To say so twice changes nothing.
     pub fn claim_for_agent(&mut self, node: NodeId, object: ObjectId) {

@@ -256,6 +256,18 @@ impl Ownership {
         self.objects.get(&object).map_or(&[], Entry::contains)
     }
 
+    /// How many local references an object has, and which other hosts hold it, where it is owned here; `None` for one that
+    /// is not known.
+    pub fn holders(&self, object: ObjectId) -> Option<(u32, impl Iterator<Item = HostId>)> {
+        self.objects.get(&object).map(|entry| (entry.local, entry.borrowers()))
+    }
+
+    /// Each ref inside a value that counts here as a local reference, once for each place. Walks the whole table, in no
+    /// order.
+    pub fn inside_values(&self) -> impl Iterator<Item = ObjectId> {
+        self.objects.iter().flat_map(|(_, entry)| entry.holds())
+    }
+
     /// How much there is. Walks the whole table.
     pub fn counts(&self) -> Counts {
         let mut counts =

@@ -622,6 +622,26 @@ pub enum Between {
         /// What it said.
         noted: crate::host::Noted,
     },
+    /// From a node where these objects lie to their owner's: what holds them? Answered with [`Between::Holds`].
+    WhatHolds {
+        /// Who wants to know.
+        by: NodeId,
+        /// The owner.
+        owner: HostId,
+        /// Pairs with the answer.
+        number: u64,
+        /// At most [`crate::inventory::HELD_MAX`].
+        objects: Vec<ObjectId>,
+    },
+    /// The owner's answer to [`Between::WhatHolds`], for each object in order; for none where the owner is gone.
+    Holds {
+        /// From the question.
+        owner: HostId,
+        /// From the question.
+        number: u64,
+        /// What it said.
+        held: Vec<crate::inventory::Held>,
+    },
     /// Answer to [`Between::Keep`].
     Kept {
         /// The object.

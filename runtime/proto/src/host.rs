@@ -9,6 +9,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::{
     BinaryHash, Failure, Group, GroupId, HostId, JobId, LeaseId, NodeId, ObjectId, RegionId, TaskId,
+    inventory::Held,
     peer::{Copy, Record},
     resource::{Class, DeviceGrant},
     wire::Hello,
@@ -265,6 +266,15 @@ pub enum ToAgent {
         copy: Copy,
         /// What the owner did.
         noted: Noted,
+    },
+    /// Answer to [`ToHost::WhatHolds`], for each object in order.
+    Holds {
+        /// From the question.
+        asker: NodeId,
+        /// From the question.
+        number: u64,
+        /// At most [`crate::inventory::HELD_MAX`].
+        held: Vec<Held>,
     },
     /// Answer to [`ToHost::AreYouIdle`].
     Idle {
@@ -558,6 +568,15 @@ pub enum ToHost {
         from: NodeId,
         /// Where it is.
         copy: Copy,
+    },
+    /// What holds these objects, which this host owns and which lie on the asker's node? Answered with [`ToAgent::Holds`].
+    WhatHolds {
+        /// Whose agent wants to know.
+        asker: NodeId,
+        /// Pairs with the answer.
+        number: u64,
+        /// At most [`crate::inventory::HELD_MAX`].
+        objects: Vec<ObjectId>,
     },
     /// The node is to leave: would anything be lost if this host ended? One that has nothing to do moves the values that it
     /// keeps itself into the store, and answers with [`ToAgent::Idle`].

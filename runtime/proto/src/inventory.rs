@@ -4,12 +4,20 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::HostId;
+
 /// Most groups that one node lists: those with the most bytes.
 pub const GROUPS_MAX: usize = 256;
 /// Most places in a program that one host names; objects of further ones have none.
 pub const SITES_MAX: usize = 4096;
 /// Longest name of a place in a program that made an object, in bytes; longer ones are cut.
 pub const SITE_BYTES_MAX: usize = 200;
+
+/// Of how many objects one owner is asked what holds them, each time that somebody wants to know what a node has: those with
+/// the most bytes. Of others is only said that they are held.
+pub const HELD_MAX: usize = 4096;
+/// Most hosts that are named for an object, or a group.
+pub const HOLDERS_MAX: usize = 8;
 
 /// Why an object is in a store.
 #[derive(
@@ -28,12 +36,14 @@ pub const SITE_BYTES_MAX: usize = 200;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Why {
-    /// Its owner holds it: there are refs to it somewhere, or a task that uses it is unfinished.
+    /// Its owner holds it: [`Group::by`] says for what.
     Held,
     /// Its owner is dead; this node is its owner of record, as long as some host holds a ref to it.
     Inherited,
     /// Nobody can reach it any more, but somebody still reads it, or copies it.
     Read,
+    /// Nobody can reach it any more, nor reads it; but it is being written to disk.
+    Written,
     /// A copy of what lies on another node; it goes when room is needed and nobody reads it.
     Copy,
     /// A copy that is coming in.
@@ -47,10 +57,67 @@ impl Why {
             Self::Held => "held by refs",
             Self::Inherited => "held by refs, its owner is dead",
             Self::Read => "freed, still read",
+            Self::Written => "freed, still written",
             Self::Copy => "copy",
             Self::Coming => "coming in",
         }
     }
+}
+
+/// What holds an object for its owner; several of these may.
+#[derive(
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Hold {
+    /// Refs in the owner's own process, beside those below: in a variable, a stream, an actor, or a call that runs there.
+    Owner,
+    /// Calls that the owner has submitted, and that are not done: it is one of their arguments, or in one.
+    Calls,
+    /// The same of calls that are done, and actors that live: they may have to be run again.
+    Again,
+    /// Values that the owner keeps, with refs inside.
+    Values,
+    /// Other hosts, which have refs: they have borrowed it.
+    Hosts,
+}
+
+impl Hold {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Owner, Self::Calls, Self::Again, Self::Values, Self::Hosts];
+
+    /// As people read it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Owner => "its owner",
+            Self::Calls => "calls",
+            Self::Again => "calls to run again",
+            Self::Values => "values",
+            Self::Hosts => "other hosts",
+        }
+    }
+}
+
+/// What an owner says of one of its objects.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// By what it is held, in order; nothing for an object that it does not know (any more).
+    pub by: Vec<Hold>,
+    /// The hosts of [`Hold::Hosts`]: at most [`HOLDERS_MAX`].
+    pub hosts: Vec<HostId>,
+    /// How many more.
+    pub more_hosts: u32,
 }
 
 /// Objects of one node that have all this in common.
@@ -67,6 +134,17 @@ pub struct Group {
     pub owner: String,
     /// Why they are there.
     pub why: Why,
+    /// By what they are held, each of them by all of it; nothing where their owner has not said so (in time), and of what
+    /// is not held by an owner.
+    #[serde(default)]
+    pub by: Vec<Hold>,
+    /// Hosts that have refs to some of them, where those are held or inherited, and that read some of them, where not: at
+    /// most [`HOLDERS_MAX`].
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// How many more, at least.
+    #[serde(default)]
+    pub more_hosts: u64,
     /// How many.
     pub objects: u64,
     /// Their bytes.
@@ -107,6 +185,9 @@ pub struct Store {
     pub spilled_bytes: u64,
     /// Bytes of objects read back from them since the agent started.
     pub restored_bytes: u64,
+    /// Bytes of copies dropped from memory since the agent started to make room, since they lie on disk or on another node.
+    #[serde(default)]
+    pub evicted_bytes: u64,
     /// Requests for a region that wait for room.
     pub waiting: u64,
     /// Bytes pulled from other nodes since the agent started.

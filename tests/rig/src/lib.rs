@@ -40,7 +40,10 @@ pub use error::{Error, Result};
 pub use head::For;
 use mobula::roles::{self, Ready, Task};
 pub use mobula::{private::become_child, roles::Offer};
-pub use mobula_proto::{head::GroupSnapshot, inventory::Why};
+pub use mobula_proto::{
+    head::GroupSnapshot,
+    inventory::{Hold, Why},
+};
 use mobula_proto::{head::Snapshot, inventory::Inventory};
 use processes::Process;
 pub use processes::groups_of;
@@ -231,10 +234,10 @@ impl Node {
         offer: Offer,
     ) -> Result<Self> {
         let who = Part::Node(at).to_string();
+        let spill = offer.spill_folder(&home);
         let task = Task::Node { home: home.clone(), head, token, name: format!("rig-{at}"), offer };
         let (process, ready) = start(&who, program, &task)?;
         let Ready::Node { node, socket } = ready else { return Err(unexpected(&who, &ready)) };
-        let spill = offer.spill_folder(&home);
         Ok(Self { process: Some(process), number: node, socket, home, spill })
     }
 }

@@ -442,6 +442,10 @@ impl Runtime {
                 let noted = if known { Noted::Yes } else { Noted::Unknown };
                 self.tell(ToAgent::Noted { object, copy, noted });
             }
+            ToHost::WhatHolds { asker, number, objects } => {
+                let held = self.core.lock().held(&objects);
+                self.tell(ToAgent::Holds { asker, number, held });
+            }
             ToHost::Budget { more } => self.executor.give_budget(self, more),
             ToHost::BudgetWanted => self.executor.press_budget(self),
             ToHost::MayMakeRoom => self.tell(ToAgent::MakesRoom { may: self.executor.may_make_room() }),

@@ -97,7 +97,7 @@ fn memory_shows_what_a_driver_put_whose_it_is_and_where_it_was_made() {
         let status = here.status();
         let [job, owner] = ["job", "driver"].map(|key| status["jobs"][0][key].as_str().unwrap().to_owned());
         let line = text.lines().find(|line| line.starts_with(&place)).unwrap();
-        for part in [job.as_str(), &owner, "node-1", "held by refs", "1.0 MiB"] {
+        for part in [job.as_str(), &owner, "node-1", "held by its owner", "1.0 MiB"] {
             assert!(line.contains(part), "no {part:?} in {line:?}");
         }
         let json: Value = serde_json::from_str(&here.say(&["memory", "--json"]).ok()).unwrap();
@@ -107,6 +107,7 @@ fn memory_shows_what_a_driver_put_whose_it_is_and_where_it_was_made() {
             assert_eq!(group[key], told.as_str(), "{groups}");
         }
         assert!(group["objects"] == 1 && group["why"] == "held" && groups[1].is_null(), "{groups}");
+        assert_eq!(group["by"], serde_json::json!(["owner"]), "{groups}");
         drop(held);
         wait_for("it to be gone", || here.say(&["memory"]).ok().contains("No objects.").then_some(()));
         Ok(())

@@ -3,8 +3,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use mobula::{Cluster, NodeId, Result, prelude::*, private};
-use mobula_e2e::env::on;
-use mobula_rig::{Rig, Why};
+use mobula_e2e::{
+    Witness,
+    env::{on, witness},
+};
+use mobula_rig::{Hold, Rig, Why};
 
 use super::driver::Outcome;
 
@@ -27,15 +30,36 @@ fn put() -> Result<(ObjectRef<Tensor>, String)> {
     Ok((object, place))
 }
 
+/// Holds its arguments, and gives something that does not.
+#[mobula::task]
+fn count_behind(gate: String, tensor: Tensor) -> usize {
+    witness::pass(&gate);
+    tensor.len()
+}
+
+/// As large as its argument, so that it lies in the store; made again if it is lost.
+#[mobula::task]
+fn doubled(tensor: Tensor) -> Result<Tensor> {
+    let twice: Vec<u8> = tensor.as_slice::<u8>()?.iter().map(|byte| 2 * byte).collect();
+    Tensor::from_vec(&[twice.len()], twice)
+}
+
 struct Shelf {
     read: Vec<Tensor>,
     own: Option<ObjectRef<Tensor>>,
+    held: Vec<Holding>,
 }
 
 #[mobula::actor]
 impl Shelf {
     fn new() -> Self {
-        Self { read: Vec::new(), own: None }
+        Self { read: Vec::new(), own: None, held: Vec::new() }
+    }
+
+    /// Keeps a ref to somebody else's object; returns which host that is.
+    fn hold(&mut self, held: Holding) -> Result<String> {
+        self.held.push(held);
+        Ok(mobula::context::current()?.host.to_string())
     }
 
     fn read(&mut self, held: Holding) -> Result<usize> {
@@ -53,6 +77,7 @@ impl Shelf {
 
     fn clear(&mut self) {
         self.read.clear();
+        self.held.clear();
         self.own = None;
     }
 }
@@ -135,6 +160,66 @@ pub fn objects_are_shown_with_what_made_them() -> Outcome {
     rig.wait("nothing to be left", WAIT, |rig| {
         let inventory = rig.memory()?;
         Ok(inventory.silent.is_empty() && inventory.stores.iter().all(|store| store.groups.is_empty()))
+    })?;
+    rig.finish()?;
+    Ok(())
+}
+
+/// Objects of this owner that are held: MiB, by what, and by which other hosts.
+fn held(rig: &Rig, owner: &str) -> mobula_rig::Result<BTreeSet<(u64, Vec<Hold>, Vec<String>)>> {
+    let inventory = rig.memory()?;
+    let groups = inventory.stores.iter().flat_map(|store| &store.groups);
+    let held = groups.filter(|group| group.owner == owner && group.why == Why::Held);
+    Ok(held.map(|group| (group.bytes >> 20, group.by.clone(), group.hosts.clone())).collect())
+}
+
+/// What keeps an object alive is shown for each, by its owner, wherever it lies.
+pub fn what_holds_an_object_is_shown() -> Outcome {
+    let mut rig = Rig::nodes(2).cpus(1.0).store_bytes(128 << 20).start()?;
+    let builder = Cluster::connect(&rig.socket(0)?).quiet();
+    let there = rig.number(1)?;
+    let seen = &mut rig;
+    super::detaching::drive(builder, async move |cluster: Cluster| {
+        let nodes = cluster.nodes().await?;
+        let [here, other] = [false, true]
+            .map(|is| *nodes.iter().find(|node: &&NodeId| (node.number == there) == is).unwrap());
+        let driver = cluster.snapshot().await?.jobs[0].driver.clone();
+        let sized = |mib: usize| {
+            // Lines of a table go by places in programs, too.
+            let value = Tensor::from_vec(&[mib * MIB], vec![mib as u8; mib * MIB])?;
+            Ok::<_, mobula::Error>(mobula::put(&value)?)
+        };
+        let (variable, nested) = (sized(1)?, sized(2)?);
+        let outer = mobula::put_shared(&Holding(nested))?;
+        let witness = Witness::new()?;
+        let gate = witness.gate("gate")?;
+        let running = count_behind.options().strategy(on(other)).remote(gate.place(), &sized(3)?);
+        let shelf = Shelf::spawn().options(|options| options.cpu(0.0).strategy(on(other))).await?;
+        let host = shelf.hold(Holding(sized(4)?)).await?;
+        let elsewhere = doubled.options().strategy(on(here)).remote(&sized(5)?);
+        mobula::wait(std::slice::from_ref(&elsewhere), 1, None).await?;
+        let is = |mib, by: &[Hold], hosts: &[&String]| {
+            (mib, by.to_vec(), hosts.iter().map(|host| (*host).clone()).collect::<Vec<_>>())
+        };
+        let all = BTreeSet::from([
+            is(1, &[Hold::Owner], &[]),
+            is(2, &[Hold::Values], &[]),
+            is(3, &[Hold::Calls], &[]),
+            is(4, &[Hold::Hosts], &[&host]),
+            is(5, &[Hold::Again], &[]),
+        ]);
+        let mut last = Default::default();
+        seen.wait("what holds each to be shown", WAIT, |rig| {
+            last = held(rig, &driver)?;
+            // And what was made of them, which variables hold.
+            Ok(last.is_superset(&all))
+        })
+        .unwrap_or_else(|error| panic!("{error}: {last:#?}, not {all:#?}"));
+        gate.open()?;
+        assert_eq!(running.await?, 3 * MIB);
+        shelf.clear().await?;
+        drop((variable, outer, elsewhere));
+        Ok(())
     })?;
     rig.finish()?;
     Ok(())

@@ -275,6 +275,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(files::a_replaced_program_goes_on),
     solo!(inheriting::a_detached_actor_keeps_what_a_driver_left),
     solo!(inventory::objects_are_shown_with_what_made_them),
+    solo!(inventory::what_holds_an_object_is_shown),
     solo!(isolation::nobody_can_write_what_is_shared),
     solo!(isolation::a_stranger_gets_nothing),
     solo!(isolation::a_job_gets_nothing_of_another),

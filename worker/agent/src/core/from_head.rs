@@ -49,10 +49,7 @@ impl Core {
                     self.driver_dismissed(host, failure);
                 }
             }
-            ToAgent::TakeStock { request } => {
-                let store = self.stock();
-                self.effects.push(Effect::Head(ToHead::Stock { request, store }));
-            }
+            ToAgent::TakeStock { request } => self.take_stock(request, now),
             ToAgent::Explain { request, task } => {
                 if self.hosts.get(task.owner).is_some_and(|host| host.ready) {
                     self.tell(task.owner, ToHost::Explain { request, task });

@@ -202,6 +202,7 @@ impl Core {
                     self.violation(id, &format!("it answered for {object}, which is not its own"));
                 }
             }
+            ToAgent::Holds { asker, number, held } => self.owner_holds(id, asker, number, held),
             ToAgent::Idle { idle } => self.host_idle(id, idle),
             ToAgent::JobDone => {
                 if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {

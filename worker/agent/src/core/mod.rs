@@ -168,6 +168,7 @@ pub struct Core {
     mourn_until: BTreeMap<HostId, Instant>,
     /// When claims that nobody answers are made again.
     ask_again_at: Option<Instant>,
+    countings: stock::Countings,
     pulled_bytes: u64,
     served_bytes: u64,
     /// What is to be done, in order; whoever called takes it.
@@ -199,6 +200,7 @@ impl Core {
             deaths: BTreeMap::new(),
             mourn_until: BTreeMap::new(),
             ask_again_at: None,
+            countings: stock::Countings::default(),
             pulled_bytes: 0,
             served_bytes: 0,
             effects: Vec::new(),
@@ -251,6 +253,7 @@ impl Core {
             self.budget.next_deadline(),
             self.drain_deadline(),
             self.ask_again_at,
+            self.countings.next_deadline(),
             self.mourn_until.values().min().copied(),
         ];
         deadlines.into_iter().flatten().min()
@@ -270,6 +273,7 @@ impl Core {
         self.look(now);
         self.ask_again(now);
         self.bury_without_the_silent(now);
+        self.count_no_longer(now);
         self.objects.retry(now);
         if self.objects.overdue(now) {
             self.look_for_room(now);
@@ -717,6 +721,8 @@ impl Core {
             Between::Keep { object, copy, refs, inherited } => self.keep(object, copy, refs, inherited),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
+            Between::WhatHolds { by, owner, number, objects } => self.what_holds(by, owner, number, objects),
+            Between::Holds { owner, number, held } => self.holds(owner, number, held),
             Between::Kept { object, attempt, job, taken, by } => self.kept((object, attempt, job), taken, by),
             Between::Held { object, attempt, job, nodes } => self.held((object, attempt, job), nodes),
             Between::Hello { .. }

@@ -26,15 +26,13 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
     host::Request,
-    inventory::Why,
     peer::{self as wire, Record},
     resource::bytes_text,
 };
 
-use super::stock;
-
 mod holders;
 mod makers;
+mod shown;
 mod spill;
 mod waits;
 
@@ -286,30 +284,6 @@ impl Objects {
     /// How many requests for a region wait for room.
     pub fn waiting(&self) -> u64 {
         self.waiting.len() as u64
-    }
-
-    /// What is here, by what it has in common. This node is the owner of record of what is `inherited`.
-    pub fn groups(
-        &self,
-        node: NodeId,
-        inherited: impl Fn(ObjectId) -> bool,
-    ) -> BTreeMap<stock::Key, stock::Amount> {
-        let mut groups: BTreeMap<stock::Key, stock::Amount> = BTreeMap::new();
-        for ((object, _, job), entry) in &self.copies {
-            let why = match (entry.freed, entry.origin) {
-                (true, _) => Why::Read,
-                (false, Some(_)) => Why::Copy,
-                (false, None) if inherited(*object) => Why::Inherited,
-                (false, None) => Why::Held,
-            };
-            let owner = if why == Why::Inherited { node.agent() } else { object.owner };
-            let amount = groups.entry((Arc::clone(&entry.site), *job, owner, why)).or_default();
-            amount.objects += 1;
-            amount.bytes += entry.bytes;
-            amount.pinned += u64::from(!entry.pins.is_empty());
-            amount.on_disk += u64::from(entry.memory.is_none());
-        }
-        groups
     }
 
     /// Bytes of all regions, made or granted.

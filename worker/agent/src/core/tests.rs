@@ -15,6 +15,7 @@ mod drain;
 mod estate;
 mod jobs;
 mod room;
+mod stock;
 
 const JOB: JobId = JobId { number: 7 };
 const MIB: u64 = 1024 * 1024;

@@ -24,7 +24,7 @@ use mobula_net::{
     quic::{self, Connection, Endpoint, Receiver, Sender, StreamKind},
 };
 use mobula_proto::{
-    Failure, HostId, NodeId,
+    Failure, HostId, NodeId, ObjectId,
     head::{Between, Node, Pull},
     wire::{self, Hello},
 };
@@ -510,8 +510,12 @@ impl Peers {
             {
                 warn!(peer = %from, "a node gives away what is another's");
             }
-            Between::Kept { by, .. } if by != from => warn!(peer = %from, "a node speaks for another"),
-            Between::Noted { object, .. } if object.owner.node != from => {
+            Between::Kept { by, .. } | Between::WhatHolds { by, .. } if by != from => {
+                warn!(peer = %from, "a node speaks for another");
+            }
+            Between::Noted { object: ObjectId { owner, .. }, .. } | Between::Holds { owner, .. }
+                if owner.node != from =>
+            {
                 warn!(peer = %from, "a node speaks for a host of another");
             }
             Between::NotHere { from: sender, host } => {
@@ -528,6 +532,8 @@ impl Peers {
             | Between::Keep { .. }
             | Between::Moved { .. }
             | Between::Noted { .. }
+            | Between::WhatHolds { .. }
+            | Between::Holds { .. }
             | Between::Kept { .. }
             | Between::Held { .. }
             | Between::OutputEnded { .. }) => {

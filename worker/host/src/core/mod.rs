@@ -16,6 +16,7 @@
 mod clients;
 mod deaths;
 mod flow;
+mod held;
 mod leases;
 mod queue;
 mod several;

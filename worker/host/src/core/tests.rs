@@ -11,6 +11,7 @@ use mobula_proto::{
 use smallvec::smallvec;
 
 mod ahead;
+mod held;
 mod several;
 
 use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};

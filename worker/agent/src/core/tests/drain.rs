@@ -8,7 +8,7 @@ use mobula_proto::{
 use super::*;
 
 /// A node whose driver elsewhere owns what its host sealed.
-fn with_copies(count: u64) -> (Rig, HostId) {
+pub(super) fn with_copies(count: u64) -> (Rig, HostId) {
     let mut rig = Rig::new(false);
     let theirs = HostId { node: other_node().node, seq: 1 };
     rig.head(FromHead::Reserve {

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use mobula_ownership::Estate;
+use mobula_proto::{IdMap, inventory::Why};
 use mobula_store::spill::slot_bytes;
 use proptest::prelude::*;
 
@@ -77,7 +79,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     assert!(objects.pin((object(20), 1, JOB), host(3)).is_none());
     assert_eq!(objects.on_disk((object(21), 1, JOB)), Some((Slot { file: 2, offset: 0 }, MIB)));
     let amounts: Vec<_> = objects
-        .groups(NodeId::EMBEDDED, |_| false)
+        .groups(NodeId::EMBEDDED, &Estate::new(NodeId::EMBEDDED), &IdMap::default())
         .into_values()
         .map(|of| (of.objects, of.on_disk))
         .collect();
@@ -92,6 +94,18 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     objects.deleted(1);
     objects.deleted(2);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 0));
+}
+
+/// Nobody reads it, but the disk does.
+#[test]
+fn what_is_freed_while_it_is_written_says_so() {
+    let mut objects = full(limits());
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, Instant::now(), 0), Want::Waiting);
+    let written = objects.make_room().spills[0].items[0].key;
+    assert_eq!(objects.free(written.0, 1, None), Gone::default());
+    let groups = objects.groups(NodeId::EMBEDDED, &Estate::new(NodeId::EMBEDDED), &IdMap::default());
+    let shown: Vec<_> = groups.into_iter().map(|(key, of)| (key.why, of.objects)).collect();
+    assert_eq!(shown, [(Why::Held, 3), (Why::Written, 1)]);
 }
 
 #[test]
