@@ -229,6 +229,18 @@ async fn a_packet_size_that_no_path_carries_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_share_of_the_store_that_is_none_is_refused() {
+    for start in [Cluster::embedded(), Cluster::local().nodes(2)] {
+        let error = start.spill_above(1.5).start().await.err().unwrap();
+        assert_eq!(error.kind(), mobula::ErrorKind::Limit, "{error}");
+        assert!(
+            error.to_string().contains("spill_above is a share of the store, 0 to 1, not 1.5"),
+            "{error}"
+        );
+    }
+}
+
 /// What `#[mobula::test]` looks for, in the cluster and on its disk, beside what its own process holds.
 #[test]
 fn what_a_test_leaves_is_named() {

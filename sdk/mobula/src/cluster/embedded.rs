@@ -105,6 +105,7 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
         );
         options.in_process_executor = true;
         options.spill_to = spill_to;
+        builder.spill.set(&mut options.spill);
         if let Some(bytes) = builder.store_bytes {
             options.store_bytes = bytes;
         }
@@ -120,7 +121,6 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
     Ok(Cluster::new(runtime, "embedded", Some(Box::new(embedded)), over))
 }
 
-impl Drop for Embedded {
 impl Keeper for Embedded {
     fn left(&self) -> Vec<String> {
         let (Some(agent), Some(head), Some(io)) = (&self.agent, &self.head, &self.io) else {
@@ -160,6 +160,7 @@ pub(super) fn left_with(
     left
 }
 
+impl Drop for Embedded {
     fn drop(&mut self) {
         let (Some(io), Some(agent), Some(head)) = (self.io.take(), self.agent.take(), self.head.take())
         else {

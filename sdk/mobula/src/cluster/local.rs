@@ -63,6 +63,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         store_bytes: builder.store_bytes,
         mtu: builder.mtu,
         spill_to: builder.spill_to.clone(),
+        spill: builder.spill,
         // Its jobs run as the person who started it.
         job_uids: None,
     };
@@ -71,9 +72,9 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
             .into_iter()
             .zip(1u32..)
             .map(|(token, number)| {
-                let task = Task::Node {
                 let home = home.path().join(format!("node-{number}"));
                 let spill = offer.spill_folder(&home);
+                let task = Task::Node {
                     home,
                     head: quic,
                     token,

@@ -72,6 +72,7 @@ pub struct Builder {
     store_bytes: Option<u64>,
     mtu: Option<u16>,
     spill_to: Option<std::path::PathBuf>,
+    spill: spill::Limits,
     namespace: String,
     queue: Option<String>,
     queues: Vec<mobula_proto::Queue>,
@@ -162,7 +163,6 @@ impl Cluster {
         Leftovers { objects: counts.owned + counts.borrowed, leases, calls, actors, store_bytes }
     }
 
-    /// Ends the job: every wait fails from now on, and everything that was started for it goes.
     /// What is held, in words: by this process; and where it started the cluster, by anybody in that, as long as the job
     /// goes on. Blocks while the head is asked.
     fn held(&self) -> Vec<String> {
@@ -180,6 +180,7 @@ impl Cluster {
         }
     }
 
+    /// Ends the job: every wait fails from now on, and everything that was started for it goes.
     pub fn shutdown(self) {
         self.inner.end();
     }
@@ -234,13 +235,13 @@ impl Inner {
         drop(keeper);
     }
 
-    fn end(&self) {
     /// Ends the job, but not what was started for it.
     fn end_alone(&self) -> Option<Box<dyn Keeper>> {
         self.end();
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    fn end(&self) {
         let first = self.over.begin();
         if first {
             self.runtime.job_done();
@@ -296,6 +297,47 @@ impl Builder {
     /// used is an error of [`Builder::start`].
     pub fn spill_to(mut self, place: impl Into<std::path::PathBuf>) -> Self {
         self.spill_to = Some(place.into());
+        self
+    }
+
+    /// Disk that each node's spilled objects may take, in bytes; 64 GiB unless set. 0 turns spilling off: a store that is
+    /// full then makes writers wait, and fail as `StoreFull`. For embedded and local clusters, like all of these.
+    pub fn spill_disk(mut self, bytes: u64) -> Self {
+        self.spill.disk_bytes = Some(bytes);
+        self
+    }
+
+    /// The share of each store, 0 to 1, above which objects that lie only in memory are written ahead of need; 0.8 unless
+    /// set. Lower ones keep the disk busy with what may be freed soon; with 1, writers wait for the disk once the store is
+    /// full.
+    pub fn spill_above(mut self, share: f64) -> Self {
+        self.spill.above = Some(share);
+        self
+    }
+
+    /// The share of each store, at most [`Builder::spill_above`], below which that ends; 0.6 unless set.
+    pub fn spill_below(mut self, share: f64) -> Self {
+        self.spill.below = Some(share);
+        self
+    }
+
+    /// Bytes from which on a file of spilled objects takes no more; 64 MiB unless set. Small ones are slow on many disks,
+    /// and large ones stay for long, since a file goes with the last object in it.
+    pub fn spill_file(mut self, bytes: u64) -> Self {
+        self.spill.file_bytes = Some(bytes);
+        self
+    }
+
+    /// How long the disk may take for one file while somebody waits for room, and give nothing of what is read back; 60 s
+    /// unless set.
+    pub fn spill_stall(mut self, time: std::time::Duration) -> Self {
+        self.spill.stall = Some(time);
+        self
+    }
+
+    /// The share of each store, 0 to 1, that is kept for what is read back while anything is spilled; 0.125 unless set.
+    pub fn restore_share(mut self, share: f64) -> Self {
+        self.spill.restore = Some(share);
         self
     }
 
@@ -400,6 +442,7 @@ impl Builder {
                 format!("a packet (mtu) has {least} to {most} bytes, not {bytes}"),
             ));
         }
+        self.spill.check()?;
         let mode = match &self.mode {
             Mode::Auto => match std::env::var(ADDRESS_VARIABLE) {
                 Ok(address) if !address.is_empty() => Mode::Remote { address, token: None },

@@ -69,13 +69,13 @@ pub struct Offer {
     pub mtu: Option<u16>,
     /// Where it spills to, as [`Builder::spill_to`] takes it.
     pub spill_to: Option<PathBuf>,
+    /// When, as [`Builder::spill_above`] and its like take it.
+    #[serde(default)]
+    pub spill: super::spill::Limits,
     /// Users for its jobs, as `mobula node --job-uids` takes them; its home and what is above that let them pass.
     pub job_uids: Option<String>,
 }
 
-/// What a child prints, as one line of JSON, when it is ready.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Ready {
 impl Offer {
     /// Where the agent with this home keeps files of spilled objects; `None` where that is no folder.
     pub fn spill_folder(&self, home: &Path) -> Option<PathBuf> {
@@ -83,6 +83,9 @@ impl Offer {
     }
 }
 
+/// What a child prints, as one line of JSON, when it is ready.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ready {
     /// A head.
     Head {
         /// Where agents reach it.
@@ -108,11 +111,11 @@ impl Offer {
 /// A child process in a role. It ends when this is dropped, and by itself when this process does.
 pub struct Process {
     child: Child,
+    /// What it had open when it was ready.
+    open: BTreeMap<String, usize>,
 }
 
 /// Longest that a child may take until it is ready.
-    /// What it had open when it was ready.
-    open: BTreeMap<String, usize>,
 pub const READY_WAIT: Duration = Duration::from_secs(20);
 /// How long a join token for a child is good.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
@@ -165,9 +168,6 @@ impl Process {
         }
     }
 
-    /// Its process number.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     /// What it has open or mapped that it had not when it was ready, and should not have while there is no job, whatever it
     /// says itself; `who` begins each sentence. Files in `spill` count too.
     pub fn left(&self, who: &str, spill: Option<&Path>) -> Vec<String> {
@@ -186,6 +186,9 @@ impl Process {
         left
     }
 
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it at once and waits until it is gone.
@@ -313,6 +316,7 @@ async fn run(task: Task) -> Result<()> {
             );
             set_mtu(&mut options, offer.mtu);
             options.spill_to = spill_to;
+            offer.spill.set(&mut options.spill);
             options.job_uids = match offer.job_uids.as_deref().map(str::parse) {
                 None => None,
                 Some(uids) => Some(uids.map_err(|error: mobula_agent::users::Error| trouble(&error))?),

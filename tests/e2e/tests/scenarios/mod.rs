@@ -289,6 +289,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(transfer::a_transfer_outlives_a_source_that_has_a_part),
     solo!(transfer::what_is_fetched_takes_no_slot),
     solo!(grouping::detached_groups_outlive_their_job),
+    solo!(pressure::an_author_says_when_objects_are_spilled),
     solo!(sharing::a_job_belongs_to_a_queue),
     solo!(ui::the_compiler_refuses_with_a_reason),
 ];

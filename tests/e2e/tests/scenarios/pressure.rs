@@ -1,7 +1,9 @@
 //! Stores that are too small for what they hold: the disk takes the rest.
 
-use mobula::{NodeId, Result, prelude::*};
+use mobula::{Builder, NodeId, Result, prelude::*};
 use mobula_e2e::{Env, Part, env::on, eventually};
+
+use super::{detaching::drive, driver::Outcome};
 
 const MIB: usize = 1 << 20;
 /// Of each object. A store of 32 MiB holds ten.
@@ -277,4 +279,26 @@ async fn shuffle(env: &Env, nodes: &[NodeId]) -> Result<()> {
     assert!(mobula::get_all(&merged).await?.into_iter().all(|right| right));
     have_spilled(env).await?;
     env.stores_empty().await
+}
+
+/// A program that starts its own cluster says how full a store may be before the disk has what lies there: a tenth of it
+/// is far below what would be written ahead otherwise.
+pub fn an_author_says_when_objects_are_spilled() -> Outcome {
+    let clusters: [fn() -> Builder; 2] = [Cluster::embedded, || Cluster::local().nodes(1)];
+    for cluster in clusters {
+        let builder = cluster().cpus(1.0).store_bytes(32 << 20).spill_above(0.1).spill_below(0.0);
+        drive(builder, async |cluster| {
+            let held: Vec<_> = (0..3)
+                .map(|seed| mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?))
+                .collect::<Result<_>>()?;
+            // The last one alone is less than that.
+            eventually("all but one of them on disk", async || {
+                let nodes = cluster.snapshot().await?.nodes;
+                let spilled: u64 = nodes.iter().map(|node| node.usage.spilled).sum();
+                Ok(spilled >= held.len() as u64 - 1)
+            })
+            .await
+        })?;
+    }
+    Ok(())
 }
