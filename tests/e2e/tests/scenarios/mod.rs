@@ -10,6 +10,7 @@ pub mod driver;
 mod dying;
 mod explaining;
 mod files;
+mod forging;
 mod grouping;
 mod inheriting;
 mod inventory;
@@ -280,6 +281,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(isolation::a_stranger_gets_nothing),
     solo!(isolation::a_job_gets_nothing_of_another),
     solo!(leaks::a_file_that_no_agent_counts_is_found),
+    solo!(forging::a_job_forges_in_vain),
     solo!(joining::tokens_are_for_one),
     solo!(joining::strangers_are_refused),
     solo!(joining::an_unknown_head_is_named),
