@@ -148,7 +148,8 @@ impl File {
 
     /// Reads one tensor. Inside a cluster a large one is read right into this node's shared memory, as
     /// [`Tensor::build`] does, so that putting it, or returning it from a task, copies nothing more. It is read and
-    /// not mapped, since whoever can write the file could change what others read.
+    /// not mapped: what is in the store never changes, which the kernel enforces by seals that only memory can have. Whoever
+    /// can write a file could change what others have read, or cut it, and so end every process that looks there.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let Some(TensorInfo { dtype, shape, data_offsets: (from, _) }) = self.metadata.info(name) else {
             return Err(Error::NoSuchTensor { path: self.path.clone(), name: name.to_owned() });
