@@ -14,10 +14,13 @@ use crate::{Error, ErrorKind, Result};
 /// Most nodes of a local cluster.
 pub const NODES_MAX: u32 = 64;
 
+/// The process of a node, and the folder that it spills to, where that is a folder.
+type Node = (Process, Option<PathBuf>);
+
 /// The processes, in the order in which they end.
 pub(super) struct Processes {
     /// With the folder for spilled objects of each.
-    nodes: Vec<(Process, Option<PathBuf>)>,
+    nodes: Vec<Node>,
     head: Option<Process>,
     _home: Home,
 }
@@ -67,7 +70,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         // Its jobs run as the person who started it.
         job_uids: None,
     };
-    let started: Vec<Result<((Process, Option<PathBuf>), Ready)>> = std::thread::scope(|scope| {
+    let started: Vec<Result<(Node, Ready)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = tokens
             .into_iter()
             .zip(1u32..)
@@ -79,7 +82,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
                     head: quic,
                     token,
                     name: format!("local-{number}"),
-                    offer: offer.clone(),
+                    offer: Box::new(offer.clone()),
                 };
                 let (program, arguments) = (&program, &arguments);
                 scope.spawn(move || {

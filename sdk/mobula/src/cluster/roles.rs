@@ -50,7 +50,7 @@ pub enum Task {
         /// Its name.
         name: String,
         /// What it offers, where that is not detected.
-        offer: Offer,
+        offer: Box<Offer>,
     },
 }
 
@@ -289,6 +289,7 @@ async fn run(task: Task) -> Result<()> {
             }
         }
         Task::Node { home, head, token, name, offer } => {
+            let offer = *offer;
             let token = JoinToken::parse(&token).map_err(|error| trouble(&error))?;
             let joined =
                 quic::join(head, &token, Role::Agent, &name).await.map_err(|error| trouble(&error))?;

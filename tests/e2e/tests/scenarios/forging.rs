@@ -116,7 +116,7 @@ impl Forger {
     }
 
     /// Whether the agent has ended this link, as it does with who breaks the protocol.
-    fn is_ended(mut self) -> bool {
+    fn ends(mut self) -> bool {
         let began = Instant::now();
         while (self.hears)().is_some() {}
         // Where it had not, reading would have ended with the time.
@@ -182,7 +182,7 @@ pub fn a_job_forges_in_vain() -> Outcome {
                 let region = rustix::fs::fstat(descriptor).unwrap().st_ino;
                 assert!(!before.contains(&region), "it got the region of another job on {node}");
                 forger.agent.tell(ToAgent::Free { object, copy });
-                assert!(forger.is_ended(), "who frees what is another's is ended");
+                assert!(forger.ends(), "who frees what is another's is ended");
             }
         });
         forging.await.unwrap();

@@ -165,8 +165,11 @@ pub fn objects_are_shown_with_what_made_them() -> Outcome {
     Ok(())
 }
 
-/// Objects of this owner that are held: MiB, by what, and by which other hosts.
-fn held(rig: &Rig, owner: &str) -> mobula_rig::Result<BTreeSet<(u64, Vec<Hold>, Vec<String>)>> {
+/// MiB that are held, by what, and by which other hosts.
+type Holders = (u64, Vec<Hold>, Vec<String>);
+
+/// Objects of this owner that are held.
+fn held(rig: &Rig, owner: &str) -> mobula_rig::Result<BTreeSet<Holders>> {
     let inventory = rig.memory()?;
     let groups = inventory.stores.iter().flat_map(|store| &store.groups);
     let held = groups.filter(|group| group.owner == owner && group.why == Why::Held);
@@ -187,7 +190,7 @@ pub fn what_holds_an_object_is_shown() -> Outcome {
         let sized = |mib: usize| {
             // Lines of a table go by places in programs, too.
             let value = Tensor::from_vec(&[mib * MIB], vec![mib as u8; mib * MIB])?;
-            Ok::<_, mobula::Error>(mobula::put(&value)?)
+            mobula::put(&value)
         };
         let (variable, nested) = (sized(1)?, sized(2)?);
         let outer = mobula::put_shared(&Holding(nested))?;

@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(memory.spare_wanted(Instant::now()), None, "it is small");
         assert!(pull(&mut memory, key(2), 128 * MIB));
         let wanted = memory.spare_wanted(Instant::now());
-        assert!(wanted.is_some_and(|bytes| bytes <= 256 * MIB && bytes >= 128 * MIB), "{wanted:?}");
+        assert!(wanted.is_some_and(|bytes| (128 * MIB..=256 * MIB).contains(&bytes)), "{wanted:?}");
         assert!(pull(&mut memory, key(3), 512 * MIB));
         assert_eq!(memory.spare_wanted(Instant::now()), None, "the next one would not fit there");
     }

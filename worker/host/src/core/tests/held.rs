@@ -37,7 +37,8 @@ fn what_holds_an_object_is_told_apart() {
     assert_eq!(bench.held(object).by, [Hold::Owner, Hold::Calls]);
     bench.let_go(object);
     assert_eq!(bench.held(object).by, [Hold::Calls]);
-    let calls = runs(&bench.granted(grant(1, 1)));
+    // Slots are asked for near the argument.
+    let calls = runs(&bench.granted(Grant { key: 1, ..grant(1, 1) }));
     let outcome = Outcome::Values(smallvec![Returned { value: stored(), contains: Vec::new() }]);
     bench.message(done(&calls[0], outcome));
     assert_eq!(bench.held(object).by, [Hold::Again], "its result is stored, and may be lost");
