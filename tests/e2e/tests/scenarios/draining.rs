@@ -298,9 +298,8 @@ async fn check(own: &Own) -> Result<()> {
 #[mobula::task]
 async fn check_when(own: Own, started: String, go: String) -> Result<Own> {
     witness::note(&started);
-    while !witness::noted(&go) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let passed = tokio::task::spawn_blocking(move || witness::pass(&go)).await;
+    passed.map_err(|error| mobula::Error::new(ErrorKind::Internal, error.to_string()))?;
     check(&own).await?;
     Ok(own)
 }
