@@ -279,7 +279,7 @@ mod tests {
     };
     use parking_lot::{Condvar, Mutex};
     use ractor::{Actor, ActorProcessingErr, ActorRef};
-    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+    use tokio::sync::mpsc::{Receiver, Sender, channel};
 
     use super::{super::memory::From, *};
 
@@ -301,14 +301,14 @@ mod tests {
 
     impl Actor for Hears {
         type Msg = Message;
-        type State = UnboundedSender<Message>;
-        type Arguments = UnboundedSender<Message>;
+        type State = Sender<Message>;
+        type Arguments = Sender<Message>;
 
         async fn pre_start(
             &self,
             _: ActorRef<Message>,
-            to: UnboundedSender<Message>,
-        ) -> Result<UnboundedSender<Message>, ActorProcessingErr> {
+            to: Sender<Message>,
+        ) -> Result<Sender<Message>, ActorProcessingErr> {
             Ok(to)
         }
 
@@ -316,9 +316,9 @@ mod tests {
             &self,
             _: ActorRef<Message>,
             message: Message,
-            to: &mut UnboundedSender<Message>,
+            to: &mut Sender<Message>,
         ) -> Result<(), ActorProcessingErr> {
-            to.send(message).ok();
+            to.send(message).await.ok();
             Ok(())
         }
     }
@@ -353,7 +353,7 @@ mod tests {
     /// Longest that anything here may take that does not hang.
     const SOON: Duration = Duration::from_secs(20);
 
-    async fn heard(from: &mut UnboundedReceiver<Message>) -> Message {
+    async fn heard(from: &mut Receiver<Message>) -> Message {
         timeout(SOON, from.recv()).await.unwrap().unwrap()
     }
 
@@ -363,7 +363,7 @@ mod tests {
     async fn no_more_reads_hang_than_may_and_each_that_returns_is_told_of() {
         const STALL: Duration = Duration::from_millis(20);
         const MOST: usize = READS_MAX + HUNG_MAX;
-        let (to, mut told) = unbounded_channel();
+        let (to, mut told) = channel(MOST);
         let (actor, ended) = Actor::spawn(None, Hears, to).await.unwrap();
         let (asked, asks) = mpsc::channel();
         let shut = Arc::new(Shut { open: Mutex::new(false), changed: Condvar::new(), asked });
