@@ -80,6 +80,7 @@ pub fn cases() -> Vec<Case> {
         case!(scale::many_tasks_are_queued),
         case!(scale::an_object_beyond_four_gibibytes).store_bytes(6 << 30),
         case!(scale::many_tasks_sleep_at_once),
+        case!(scale::many_actors_wait_for_calls),
         case!(scale::many_layers_of_many_dependencies),
         case!(scale::trees_of_tasks),
         case!(several::each_has_a_ref),

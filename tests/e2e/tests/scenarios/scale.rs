@@ -22,6 +22,8 @@ const QUEUED: u64 = 100_000;
 const QUEUED_BYTES: u64 = 300;
 /// Elements of an object that no 32-bit offset reaches. Memory is taken for what is written of it only.
 const FAR: usize = (4 << 30) / 8 + 1000;
+/// Actors that wait for calls at the same time.
+const IDLE: u32 = 10_000;
 const LAYERS: usize = 20;
 const LAYER_TASKS: u64 = 500;
 
@@ -174,4 +176,29 @@ pub async fn trees_of_tasks(_env: Env) -> Result<()> {
     assert_eq!(async_leaves.remote(16).await?, 65_536);
     assert_eq!(sync_leaves.remote(8).await?, 256);
     Ok(())
+}
+
+struct Idler {
+    number: u32,
+}
+
+#[mobula::actor]
+impl Idler {
+    fn new(number: u32) -> Self {
+        Self { number }
+    }
+
+    fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+pub async fn many_actors_wait_for_calls(env: Env) -> Result<()> {
+    let actors = (0..IDLE).map(|number| Idler::spawn(number).start()).collect::<Vec<_>>();
+    for _ in 0..2 {
+        let calls: Vec<_> = actors.iter().map(|actor| actor.number()).collect();
+        assert_eq!(mobula::get_all(&calls).await?, (0..IDLE).collect::<Vec<_>>());
+    }
+    drop(actors);
+    env.stores_empty().await
 }

@@ -34,6 +34,8 @@ const GATHER_ROUNDS: u32 = 8;
 const GATHER_BYTES: usize = 16 * 1024;
 /// How often it is looked whether a host that hears nothing is still there.
 const HEARING: Duration = Duration::from_secs(1);
+/// How long at most the next message of a host in this process waits for it to read its answers.
+const LOCAL_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Most messages of a host's socket that wait for their turn: few carry a descriptor, and its ring tells of each at once.
 const EARLY_MAX: usize = 64;
 /// How long the last messages to a host may take once its link is to end.
@@ -360,9 +362,10 @@ pub(super) async fn local(mut from_host: FromLocal, to_host: ToLocal, post: Post
     let Some(host) = arrive(&post, &outbox, Arc::clone(&close), true).await else { return };
     let permits = post.permits();
     let end = loop {
-        // Of whoever does not read its answers nothing more is read.
+        // Of whoever does not read its answers little more is read, and not nothing: the thread that would read them may
+        // itself wait until a message to the agent is taken.
         tokio::select! {
-            () = outbox.heard() => {}
+            _slowed = timeout(LOCAL_PAUSE_MAX, outbox.heard()) => {}
             () = close.notified() => break End::Broken("the agent ended the link".to_owned()),
         }
         let (message, fds) = tokio::select! {

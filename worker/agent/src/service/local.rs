@@ -13,10 +13,14 @@ use std::{
 use mobula_proto::host::{ToAgent, ToHost};
 use tokio::sync::{Notify, mpsc};
 
+use super::routes::CONTROL_MAX;
+
 /// Most messages toward the agent that wait.
 pub const TO_AGENT_MAX: usize = 1024;
 /// Most messages toward the host that wait.
-pub const TO_HOST_MAX: usize = 8192;
+pub const TO_HOST_MAX: usize = CONTROL_MAX + FROM_OTHERS_MAX;
+/// Who can wait adds none while so many do: the rest of the room is for what the agent itself says, which never waits.
+pub const FROM_OTHERS_MAX: usize = 2048;
 
 /// Why a message was not sent; it comes back.
 #[derive(Debug, thiserror::Error)]
@@ -163,18 +167,16 @@ impl ToLocal {
         })
     }
 
-    /// Sends once there is room; `false` where nobody receives any more.
+    /// Sends once fewer than [`FROM_OTHERS_MAX`] messages wait; `false` where nobody receives any more.
     pub(super) async fn send(&self, message: ToHost) -> bool {
         let mut item = (message, Vec::new());
         loop {
-            // From here on it misses nothing, so that the queue is looked at after that.
-            let less = self.waiting.less.notified();
+            self.at_most(FROM_OTHERS_MAX - 1).await;
             match self.try_send(item.0, item.1) {
                 Ok(()) => return true,
                 Err(TrySendError::Full(back)) => item = back,
                 Err(TrySendError::Disconnected(_)) => return false,
             }
-            less.await;
         }
     }
 
@@ -205,7 +207,7 @@ mod tests {
     async fn a_full_queue_is_waited_for_until_there_is_room_or_nobody() {
         let (link, _from_host, to_host) = LocalLink::new();
         let message = || ToHost::Rings { peer: HostId { seq: 1, node: mobula_proto::NodeId::EMBEDDED } };
-        for _ in 0..TO_HOST_MAX {
+        for _ in 0..FROM_OTHERS_MAX {
             assert!(to_host.send(message()).await);
         }
         let (mut one, mut two) = (pin!(to_host.send(message())), pin!(to_host.send(message())));
@@ -214,6 +216,13 @@ mod tests {
             tokio::select! { _ = &mut one => (), _ = &mut two => () }
         };
         assert!(timeout(Duration::ZERO, both).await.is_err(), "there is no room");
+        for _ in 0..CONTROL_MAX {
+            to_host.try_send(message(), Vec::new()).expect("there is for what the agent says");
+        }
+        assert!(to_host.try_send(message(), Vec::new()).is_err());
+        for _ in 0..CONTROL_MAX {
+            link.receiver.try_recv().unwrap();
+        }
         link.receiver.try_recv().unwrap();
         let soon = Duration::from_secs(10);
         let sent = async {

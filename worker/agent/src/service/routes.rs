@@ -30,7 +30,7 @@ use tracing::{debug, warn};
 
 use super::{
     delivery::{PeerOutbox, Severed},
-    local::{TO_HOST_MAX, ToLocal},
+    local::{FROM_OTHERS_MAX, ToLocal},
     relay,
 };
 use crate::core::no_such_host;
@@ -198,7 +198,7 @@ pub(super) struct Queue {
 /// Says what is to be reclaimed to a host in this process that had no room for it.
 async fn say_reclaims(sender: ToLocal, reclaims: Arc<Mutex<Reclaims>>) {
     // What comes meanwhile goes along.
-    sender.at_most(TO_HOST_MAX - 1).await;
+    sender.at_most(FROM_OTHERS_MAX - 1).await;
     let messages = reclaims.lock().take();
     for message in messages {
         if !sender.send(message).await {
@@ -290,7 +290,7 @@ impl Outbox {
     pub(super) async fn heard(&self) {
         match &self.sink {
             Sink::Socket(_, direct) => direct.heard().await,
-            Sink::Local(sender, _) => sender.at_most(ANSWERS_MAX).await,
+            Sink::Local(sender, _) => sender.at_most(FROM_OTHERS_MAX + ANSWERS_MAX).await,
         }
     }
 
@@ -703,7 +703,7 @@ mod tests {
         });
         let (all, messages) = read.await.unwrap();
         assert_eq!(all, (0..MANY).map(object).collect::<Vec<_>>());
-        assert!(messages <= TO_HOST_MAX + 3, "{messages}");
+        assert!(messages <= super::super::local::TO_HOST_MAX + 3, "{messages}");
     }
 
     #[tokio::test]
@@ -726,7 +726,7 @@ mod tests {
 
         let (link, _from_host, to_host) = super::super::local::LocalLink::new();
         let outbox = Outbox::local(to_host);
-        for _ in 0..=ANSWERS_MAX {
+        for _ in 0..=FROM_OTHERS_MAX + ANSWERS_MAX {
             outbox.tell(answer(), Vec::new()).unwrap();
         }
         let mut heard = std::pin::pin!(outbox.heard());

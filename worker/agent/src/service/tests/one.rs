@@ -4,7 +4,13 @@ use mobula_net::ring;
 use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay, wire};
 use mobula_store::region::{Reader, Writer};
 
-use super::*;
+use super::{
+    super::{
+        local::{FROM_OTHERS_MAX, TO_AGENT_MAX, TO_HOST_MAX},
+        routes::ANSWERS_MAX,
+    },
+    *,
+};
 
 pub(super) struct One {
     pub(super) handle: Handle,
@@ -68,6 +74,44 @@ impl One {
         assert_eq!(host, welcome.host);
         (started, host)
     }
+}
+
+/// Its own thread may be the one that would read, and wait until the agent takes what it says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_in_this_process_that_reads_nothing_is_read_and_answered() {
+    const ASKED: u32 = (FROM_OTHERS_MAX + ANSWERS_MAX + TO_AGENT_MAX + 100) as u32;
+    const RELAYED: u32 = 2 * TO_HOST_MAX as u32;
+    let mut one = one(false).await;
+    let (link, job) = one.driver().await;
+    let (mut started, _host) = one.host(&job).await;
+    let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
+    // More than there is room for, all of which is for others to say.
+    let relaying = tokio::spawn(async move {
+        for _ in 0..RELAYED {
+            started.link.send(ToAgent::Relay { to: job.driver, body: vec![1] }).await;
+        }
+        started
+    });
+    let (asked, asking) = oneshot::channel();
+    std::thread::spawn(move || {
+        for request in 0..u64::from(ASKED) {
+            link.send(ToAgent::RegionWanted { request, bytes: 9 * MIB, wait_ms: 0 }, vec![]).unwrap();
+        }
+        asked.send(link).unwrap();
+    });
+    let link = timeout(SOON, asking).await.expect("all is taken in time").unwrap();
+    let (mut answered, mut relayed) = (0, 0);
+    while answered < ASKED || relayed < RELAYED {
+        match local(&link).0 {
+            ToHost::RegionRefused { .. } => answered += 1,
+            ToHost::Relayed { .. } => relayed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((answered, relayed), (ASKED, RELAYED));
+    let started = relaying.await.unwrap();
+    drop((link, started));
+    soon(one.handle.shutdown()).await.unwrap();
 }
 
 /// It could not be mapped by anybody else, nor be written to disk together with others.
