@@ -102,8 +102,15 @@ pub enum Effect {
         /// The message.
         message: Message,
     },
-    /// A copy of an owned object is garbage: tell the agents. Other attempts' copies of the object are not meant.
+    /// A copy of an owned object is garbage, and so is what earlier attempts made: tell the agents.
     Free {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+    },
+    /// A copy that never counted is garbage, and it alone: what another attempt made may be the object's value.
+    Decline {
         /// The object.
         object: ObjectId,
         /// The copy.

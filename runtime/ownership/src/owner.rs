@@ -69,7 +69,7 @@ impl Ownership {
         if let State::Stored(copy) = state
             && self.state(object) != Some(&state)
         {
-            fx.push(Effect::Free { object, copy });
+            fx.push(Effect::Decline { object, copy });
         }
         for inner in contains.into_iter().filter(|inner| inner.owner == from) {
             self.give_back(inner, fx);

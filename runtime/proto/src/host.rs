@@ -181,12 +181,19 @@ pub enum ToAgent {
         /// The dead.
         host: HostId,
     },
-    /// From the owner: nobody can reach the object any more. `copy` says where its primary is. Or from a host of the job in
-    /// whose memory a copy on this node lies, which was never told to the owner.
+    /// From the owner: nobody can reach the object any more, whichever attempt made it. `copy` says where its primary is.
     Free {
         /// The object.
         object: ObjectId,
         /// Its primary copy.
+        copy: Copy,
+    },
+    /// From the owner: this copy does not count, and one that another attempt made may. Or from a host of the job in whose
+    /// memory a copy on this node lies, which was never told to the owner.
+    Decline {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
         copy: Copy,
     },
     /// From the owner: what a host of `node` made of a task before it died is garbage, as far as the owner was not told where
@@ -464,8 +471,8 @@ pub enum ToHost {
     },
     /// Nobody reads these any more; their writer may reuse the memory.
     Reclaim {
-        /// The objects.
-        objects: Vec<ObjectId>,
+        /// The objects, each with the attempt that made the copy.
+        objects: Vec<(ObjectId, u32)>,
         /// Others lack room, or have more right to it: regions that hold nothing any more go before anybody writes there
         /// again.
         give_back: bool,

@@ -720,9 +720,7 @@ impl Runtime {
         site: Site,
     ) -> Result<Value, Failure> {
         let parts = (&output.encoded, output.refs.ids());
-        let attempt = self.store.keep(self, object, attempt, parts, site)?;
-        let (node, bytes, job) = (self.me().node, output.encoded.len(), self.job());
-        Ok(Value::Stored(Copy { node, bytes, attempt, job }))
+        Ok(Value::Stored(self.store.keep(self, object, attempt, parts, site)?))
     }
 
     /// Sends a result, once the owners of the refs that stay behind know about it.

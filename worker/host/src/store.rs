@@ -176,7 +176,7 @@ impl Store {
 
     /// Writes a value, in which are these refs, into shared memory, once, and tells the agent where it is. One that was built in place
     /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
-    /// here, since somebody holds it, is used again: gives the attempt that made the copy.
+    /// here, since somebody holds it, is used again: so the copy that it gives may be another attempt's.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
@@ -184,9 +184,11 @@ impl Store {
         attempt: u32,
         (encoded, refs): (&Encoded, &[ObjectId]),
         site: Site,
-    ) -> Result<u32, Failure> {
-        if let Some((attempt, _)) = self.kept.lock().get(&object) {
-            return Ok(*attempt);
+    ) -> Result<Copy, Failure> {
+        let copy = |attempt, bytes| Copy { node: runtime.me().node, bytes, attempt, job: runtime.job() };
+        let there = |kept: &Kept| kept.get(&object).map(|(attempt, made)| copy(*attempt, made.len() as u64));
+        if let Some(made) = there(&self.kept.lock()) {
+            return Ok(made);
         }
         let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
             Some(extent) => extent,
@@ -199,7 +201,14 @@ impl Store {
             }
         };
         let location = extent.location();
-        self.kept.lock().insert(object, (attempt, extent));
+        {
+            let mut kept = self.kept.lock();
+            // Another attempt that runs here as well may have been faster, while this one had no room.
+            if let Some(made) = there(&kept) {
+                return Ok(made);
+            }
+            kept.insert(object, (attempt, extent));
+        }
         let site = {
             // Named before any other thread uses the number.
             let mut sites = self.sites.lock();
@@ -224,7 +233,7 @@ impl Store {
             site,
         });
         runtime.peers().wait_for_agent(runtime);
-        Ok(attempt)
+        Ok(copy(attempt, location.len))
     }
 
     /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to
@@ -338,10 +347,15 @@ impl Store {
 
     /// The agent says that nobody reads these in this host's memory any more; and maybe that others have more right to what
     /// comes free.
-    pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[ObjectId], give_back: bool) {
+    pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[(ObjectId, u32)], give_back: bool) {
         let gone: Vec<_> = {
             let mut kept = self.kept.lock();
-            objects.iter().filter_map(|object| Some((*object, kept.remove(object)?.1))).collect()
+            let mut take = |(object, attempt): &(ObjectId, u32)| {
+                // What another attempt made stays.
+                kept.get(object).filter(|made| made.0 == *attempt)?;
+                Some((*object, kept.remove(object)?.1))
+            };
+            objects.iter().filter_map(&mut take).collect()
         };
         let left: Vec<_> = gone.iter().map(|(object, extent)| (*object, extent.downgrade())).collect();
         drop(gone);
@@ -520,8 +534,8 @@ mod tests {
     /// Longest that a thread may take to come back.
     const WAIT: Duration = Duration::from_secs(20);
 
-    #[test]
-    fn once_the_job_has_ended_nobody_waits_for_room() {
+    /// A host whose agent answers nothing, and what is said to that agent.
+    fn alone() -> (Arc<Runtime>, std::sync::mpsc::Receiver<ToAgent>, tokio::runtime::Runtime) {
         let node = NodeId { number: 1, incarnation: 1 };
         let host = HostId { node, seq: 1 };
         let welcome = Welcome {
@@ -534,12 +548,55 @@ mod tests {
             devices: Vec::new(),
             shared: true,
         };
-        // An agent that answers nothing.
         let (asked, wishes) = std::sync::mpsc::channel();
         let agent = AgentSender::new(move |parcel| drop(asked.send(parcel.message)));
         let user = tokio::runtime::Runtime::new().unwrap();
         let registry = Registry::new(std::iter::empty()).unwrap();
         let runtime = Runtime::new(welcome, registry, agent, Peers::new(None, None), user.handle().clone());
+        (runtime, wishes, user)
+    }
+
+    #[test]
+    fn of_two_attempts_that_waited_for_room_one_makes_the_copy() {
+        let (runtime, said, _user) = alone();
+        let object = mobula_proto::TaskId::numbered(runtime.me(), 1).object(0);
+        let keep = |attempt| {
+            let runtime = runtime.clone();
+            std::thread::spawn(move || {
+                let value = Encoded::from(mobula_proto::Blob::from_slice(&[7; 100]));
+                runtime.store().keep(&runtime, object, attempt, (&value, &[]), Site::Results("test"))
+            })
+        };
+        let both = [1, 2].map(keep);
+        let next = || said.recv_timeout(WAIT).expect("both ask for room");
+        let mut requests = Vec::new();
+        while requests.len() < 2 {
+            if let ToAgent::RegionWanted { request, .. } = next() {
+                requests.push(request);
+            }
+        }
+        for request in requests {
+            runtime.store().region_answer(request, Ok(()));
+        }
+        let [one, other] = both.map(|thread| thread.join().unwrap().unwrap());
+        assert_eq!(one, other, "both say which it is");
+        let made = one.attempt;
+        let sealed = |message| match message {
+            ToAgent::Sealed { object, attempt, .. } => Some((object, attempt)),
+            _ => None,
+        };
+        assert_eq!(said.try_iter().filter_map(sealed).collect::<Vec<_>>(), [(object, made)]);
+        // What is said of the other's, which never was, leaves it alone.
+        let is_kept = || runtime.store().kept.lock().get(&object).is_some();
+        runtime.store().reclaim(&runtime, &[(object, 3 - made)], false);
+        assert!(is_kept());
+        runtime.store().reclaim(&runtime, &[(object, made)], false);
+        assert!(!is_kept());
+    }
+
+    #[test]
+    fn once_the_job_has_ended_nobody_waits_for_room() {
+        let (runtime, wishes, _user) = alone();
         let (told, answers) = std::sync::mpsc::channel();
         let ask = || {
             let (runtime, told) = (runtime.clone(), told.clone());

@@ -292,14 +292,14 @@ fn o4_the_first_result_wins() {
     let late = fx(&mut own, |own, fx| assert!(!own.complete(E, x, State::Stored(copy(2)), vec![inner], fx)));
     assert_eq!(
         late,
-        [Effect::Free { object: x, copy: copy(2) }, sent(E, Message::Return { object: inner, count: 1 }),]
+        [Effect::Decline { object: x, copy: copy(2) }, sent(E, Message::Return { object: inner, count: 1 }),]
     );
     // The same result twice frees nothing, and a result for a forgotten object everything.
     assert_eq!(fx(&mut own, |own, fx| own.complete(E, x, State::Stored(copy(1)), vec![], fx)), []);
     own.drop_ref(x, &mut vec![]);
     assert_eq!(
         fx(&mut own, |own, fx| own.complete(E, x, State::Stored(copy(3)), vec![], fx)),
-        [Effect::Free { object: x, copy: copy(3) }]
+        [Effect::Decline { object: x, copy: copy(3) }]
     );
 }
 

@@ -199,6 +199,8 @@ struct World {
     known: BTreeSet<(ObjectId, u32, NodeId)>,
     /// How often a ref told where its value lies, or lay.
     placed: u64,
+    /// How many values were made again that counted already.
+    made_again: u64,
 }
 
 impl World {
@@ -268,6 +270,7 @@ impl World {
             relocated: 0,
             known: BTreeSet::new(),
             placed: 0,
+            made_again: 0,
         }
     }
 
@@ -327,6 +330,17 @@ impl World {
                     let key = (object, copy.attempt);
                     let freed = self.values.remove(&key);
                     assert!(freed.is_some() || self.vanished.contains(&key), "{object} freed twice");
+                    // As agents do: what earlier attempts made there goes along.
+                    let earlier = self.values.range((object, 0)..key).map(|(key, _)| *key);
+                    let earlier: Vec<_> = earlier.filter(|key| self.is_at(*key, copy.node)).collect();
+                    for key in earlier {
+                        self.values.remove(&key);
+                    }
+                }
+                Effect::Decline { object, copy } => {
+                    let key = (object, copy.attempt);
+                    let declined = self.values.remove(&key);
+                    assert!(declined.is_some() || self.vanished.contains(&key), "{object} declined twice");
                 }
                 Effect::Ready { object } => {
                     assert!(!matches!(self.hosts[at].own.state(object), Some(State::Pending)));
@@ -370,6 +384,26 @@ impl World {
         self.been.insert((object, attempt, node));
         self.sealed(node, object);
         State::Stored(Copy { node, bytes: 1, attempt, job: JOB })
+    }
+
+    /// A value that there is already is made once more, as the others of a task are of which one was lost: it does not count,
+    /// and what counts stays.
+    fn make_again(&mut self) {
+        let alive = self.living();
+        let (at, by) = (alive[self.random.below(alive.len())], alive[self.random.below(alive.len())]);
+        let me = self.hosts[at].id;
+        let own: Vec<_> = self.hosts[at].handles.iter().filter(|held| held.owner == me).copied().collect();
+        if own.is_empty() {
+            return;
+        }
+        let object = own[self.random.below(own.len())];
+        let Some(State::Stored(copy)) = self.hosts[at].own.state(object).cloned() else { return };
+        let was = self.values.contains_key(&(object, copy.attempt));
+        self.token += 1;
+        let (from, state) = (self.hosts[by].id, self.seal(by, object, 10 + self.token as u32, Vec::new()));
+        let counts = self.with(at, |own, fx| own.complete(from, object, state, Vec::new(), fx));
+        assert!(!counts && was == self.values.contains_key(&(object, copy.attempt)), "{object} is gone");
+        self.made_again += 1;
     }
 
     fn value(&mut self, at: usize, object: ObjectId, contains: &[ObjectId]) -> State {
@@ -846,7 +880,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 9]) {
+    fn run(seed: u64, counts: &mut [u64; 10]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         world.strict = world.random.one_in(2);
@@ -897,6 +931,9 @@ impl World {
                 let key = *world.values.keys().nth(which).unwrap();
                 world.vanish(key);
             }
+            if losses && world.random.one_in(40) {
+                world.make_again();
+            }
         }
         world.drain();
         for at in 0..world.hosts.len() {
@@ -925,6 +962,7 @@ impl World {
         counts[6] += world.inherited;
         counts[7] += world.willed;
         counts[8] += world.placed;
+        counts[9] += world.made_again;
     }
 }
 
@@ -940,7 +978,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0_u64; 9];
+    let mut counts = [0_u64; 10];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -948,9 +986,9 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed] = counts;
+    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed, again] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies; {again} values made again in vain",
         time / 1_000_000
     );
     // What is not in it is not tested.

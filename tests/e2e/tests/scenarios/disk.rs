@@ -113,6 +113,38 @@ async fn is_found_out(env: Env, how: fn(&Path) -> std::io::Result<()>) -> Result
     env.stores_empty().await
 }
 
+/// Values of a task, and tasks: 72 MiB in all.
+const VALUES: usize = 3;
+const TASKS: usize = 8;
+
+#[mobula::task(returns)]
+fn make_several(place: String, first: usize) -> Result<Vec<Tensor>> {
+    witness::note(&place);
+    (first..first + VALUES).map(|seed| Tensor::from_vec(&[BYTES], bytes(seed))).collect()
+}
+
+/// A task that runs again for one of its values makes the others once more, too: what there is of those stays.
+pub async fn what_is_made_again_takes_nothing_along(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let node: NodeId = env.nodes().await?[0];
+    let task = make_several.options().strategy(on(node)).returns(VALUES as u32).retries(2 * VALUES as u32);
+    let made: Vec<_> =
+        (0..TASKS).flat_map(|at| task.clone().remote(witness.place("made"), at * VALUES)).collect();
+    mobula::wait(&made, made.len(), None).await?;
+    assert!(spoil(&spill_folder(&env, node), flip).unwrap() > 0, "nothing was spilled");
+    let read_all = async || {
+        for (seed, object) in made.iter().enumerate() {
+            assert!(is_right(&object.await?, seed), "object {seed} is another");
+        }
+        Ok::<_, mobula::Error>(witness.count("made"))
+    };
+    let again = read_all().await?;
+    assert!(again > TASKS, "none was made again");
+    assert_eq!(read_all().await?, again, "some that were there were lost");
+    drop(made);
+    env.stores_empty().await
+}
+
 /// A small file system over a folder, until this is dropped.
 struct Small(PathBuf);
 

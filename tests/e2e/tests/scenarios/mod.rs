@@ -155,6 +155,7 @@ pub fn cases() -> Vec<Case> {
         case!(disk::files_that_were_cut_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(tables::batches_are_read_where_they_lie).modes(EVERYWHERE),
         case!(pressure::an_object_store_takes_the_rest).store_bytes(32 << 20).spill_to("memory:///"),
+        case!(disk::what_is_made_again_takes_nothing_along).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(disk::a_full_disk_says_so).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(actors::calls_keep_their_order),
         case!(actors::shared_calls_overlap),

@@ -157,7 +157,7 @@ impl There {
             Said::Gone => self.gone = true,
             _ if self.gone => {}
             Said::Free => {
-                let gone = self.objects.free(object(), 1, None);
+                let gone = self.objects.free(object(), 0..=1, None);
                 self.gone(views, gone);
             }
             Said::Host(ToAgent::Open { request, object, copy, ahead }) => {
@@ -227,7 +227,7 @@ impl There {
         (self.socket, self.ring) = (None, None);
         self.rest(&views);
         assert_eq!(self.objects.pinned(), 0);
-        let gone = self.objects.free(object(), 1, None);
+        let gone = self.objects.free(object(), 0..=1, None);
         self.gone(&views, gone);
         self.rest(&views);
         assert_eq!((self.objects.used(), mapped()), (0, 0));

@@ -380,7 +380,7 @@ impl Core {
         let taken = if noted == Noted::Yes { Taken::Yes } else { Taken::No };
         self.say_taken((object, attempt, job), from, taken);
         if noted != Noted::Yes {
-            let gone = self.objects.free(object, attempt, Some(job));
+            let gone = self.objects.free(object, attempt..=attempt, Some(job));
             self.gone(gone);
             self.pump();
         }
@@ -411,7 +411,7 @@ impl Core {
             return;
         }
         self.give_holders(key, by);
-        let gone = self.objects.free(object, attempt, Some(job));
+        let gone = self.objects.free(object, attempt..=attempt, Some(job));
         self.gone(gone);
         self.pump();
     }

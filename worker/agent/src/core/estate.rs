@@ -47,7 +47,7 @@ impl Core {
                 }
                 Act::Free { object } => {
                     self.unwill(object);
-                    self.free_here(object, u32::MAX, None);
+                    self.free_here(object, 0..=u32::MAX, None);
                     continue;
                 }
             };

@@ -148,7 +148,11 @@ impl Core {
                 }
             }
             ToAgent::Unclaim { object, node } => self.release(id, object, node),
-            ToAgent::Free { object, copy } => self.free((id, job), object, copy, now),
+            ToAgent::Free { object, .. } if object.owner != id => {
+                self.violation(id, &format!("it freed {object}, which is not its own"));
+            }
+            ToAgent::Free { object, copy } => self.free(object, copy, now),
+            ToAgent::Decline { object, copy } => self.decline((id, job), object, copy, now),
             ToAgent::Discard { object, .. } if object.owner != id => {
                 self.violation(id, &format!("it discarded {object}, which is not its own"));
             }
@@ -322,30 +326,49 @@ impl Core {
         }
     }
 
-    fn free(&mut self, (id, job): (HostId, JobId), object: ObjectId, copy: Copy, now: Instant) {
+    fn free(&mut self, object: ObjectId, copy: Copy, now: Instant) {
+        if self.is_to_come(object, copy, now) {
+            return;
+        }
+        if copy.node != self.config.node && self.nodes.contains_key(&copy.node) {
+            self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));
+        } else {
+            // Of one on a node that is gone, nobody is left who would say that a copy here may go.
+            self.free_here(object, 0..=copy.attempt, None);
+        }
+    }
+
+    fn decline(&mut self, (id, job): (HostId, JobId), object: ObjectId, copy: Copy, now: Instant) {
+        let attempt = copy.attempt;
         if object.owner != id {
             // Of what was made for somebody else, only what its job has in memory here.
             if copy.node == self.config.node && copy.job == job {
-                self.free_here(object, copy.attempt, Some(job));
+                self.free_here(object, attempt..=attempt, Some(job));
             } else {
-                self.violation(id, &format!("it freed {object}, which is not its own"));
+                self.violation(id, &format!("it declined {object}, which is not its own"));
             }
             return;
         }
-        if copy.node == self.config.node {
-            let key = (object, copy.attempt, copy.job);
-            if !self.objects.has(key) {
-                // With too many early wishes already, the object goes with its job.
-                let _noted = self.early.free(key, now);
-                return;
-            }
-            self.free_here(object, copy.attempt, None);
-        } else if self.nodes.contains_key(&copy.node) {
-            self.effects.push(Effect::Peer(copy.node, Between::Free { object, copy }));
-        } else {
-            // Nobody is left who would say that a copy here may go.
-            self.free_here(object, copy.attempt, None);
+        if self.is_to_come(object, copy, now) {
+            return;
         }
+        if copy.node != self.config.node && self.nodes.contains_key(&copy.node) {
+            let message = Between::Discard { object, last: object.index, attempt };
+            self.effects.push(Effect::Peer(copy.node, message));
+        } else {
+            self.free_here(object, attempt..=attempt, None);
+        }
+    }
+
+    /// Whether this copy, which is garbage, will be here only in a moment: then it goes at once.
+    fn is_to_come(&mut self, object: ObjectId, copy: Copy, now: Instant) -> bool {
+        let key = (object, copy.attempt, copy.job);
+        if copy.node != self.config.node || self.objects.has(key) {
+            return false;
+        }
+        // With too many early wishes already, the object goes with its job.
+        let _noted = self.early.free(key, now);
+        true
     }
 
     fn rings(&mut self, one: HostId, other: HostId) {

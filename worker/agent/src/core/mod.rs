@@ -31,6 +31,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -393,7 +394,7 @@ impl Core {
             if writer.is_agent() {
                 self.effects.push(Effect::Reclaim(copies));
             } else {
-                let gone = copies.into_iter().map(|(object, ..)| object);
+                let gone = copies.into_iter().map(|(object, attempt, _)| (object, attempt));
                 let give_back = self.objects.hosts_have_too_much();
                 match self.effects.last_mut() {
                     // As in a row of objects that are freed one by one.
@@ -550,14 +551,14 @@ impl Core {
     /// An object is complete: whatever was wanted of it meanwhile.
     fn sealed(&mut self, key: Key, now: Instant) {
         if self.estate.is_late(key.0) {
-            self.free_here(key.0, key.1, None);
+            self.free_here(key.0, 0..=key.1, None);
         }
         let Some(wish) = self.early.take(key) else { return };
         for open in wish.opens {
             self.open(open, key.0, now);
         }
         if wish.freed {
-            self.free_here(key.0, key.1, None);
+            self.free_here(key.0, key.1..=key.1, None);
         }
     }
 
@@ -703,7 +704,7 @@ impl Core {
     /// Another agent says something that concerns objects; relays and output do not come here.
     pub fn from_peer(&mut self, message: Between) {
         match message {
-            Between::Free { object, copy } => self.free_here(object, copy.attempt, None),
+            Between::Free { object, copy } => self.free_here(object, 0..=copy.attempt, None),
             Between::Discard { object, last, attempt } => self.discard_here(object, last, attempt),
             Between::Drop { object, attempt, job } => {
                 for (_, pull) in self.pulls.range_mut(objects::up_to(object, attempt)) {
@@ -735,8 +736,8 @@ impl Core {
         }
     }
 
-    fn free_here(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) {
-        let gone = self.objects.free(object, attempt, home);
+    fn free_here(&mut self, object: ObjectId, attempts: RangeInclusive<u32>, home: Option<JobId>) {
+        let gone = self.objects.free(object, attempts, home);
         self.gone(gone);
         self.pump();
     }

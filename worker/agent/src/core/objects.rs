@@ -839,11 +839,12 @@ impl Objects {
         }
     }
 
-    /// The object's copy by this attempt is freed, and so are those by earlier ones, which nobody counts on any more: they
-    /// go at once or with their last pin. Only those of which the primary one lies in memory of `home`, if that is given.
-    pub fn free(&mut self, object: ObjectId, attempt: u32, home: Option<JobId>) -> Gone {
-        self.free_all(up_to(object, attempt), |key, origin| {
-            home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
+    /// The object's copies by these attempts are freed: they go at once or with their last pin. Only those of which the
+    /// primary one lies in memory of `home`, if that is given.
+    pub fn free(&mut self, object: ObjectId, attempts: RangeInclusive<u32>, home: Option<JobId>) -> Gone {
+        self.free_all(up_to(object, *attempts.end()), |key, origin| {
+            attempts.contains(&key.1)
+                && home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
         })
     }
 
@@ -862,11 +863,7 @@ impl Objects {
         self.free_all(range, |key, _| key.1 == attempt)
     }
 
-    fn free_all(
-        &mut self,
-        range: std::ops::RangeInclusive<Key>,
-        which: impl Fn(&Key, Option<Origin>) -> bool,
-    ) -> Gone {
+    fn free_all(&mut self, range: RangeInclusive<Key>, which: impl Fn(&Key, Option<Origin>) -> bool) -> Gone {
         let mut gone = Gone::default();
         let goes = |key: &Key, entry: &mut Entry| which(key, entry.origin) && entry.free(*key, &mut gone);
         let idle: Vec<_> = self.copies.extract_if(range, goes).collect();

@@ -279,6 +279,41 @@ fn what_a_host_made_before_it_died_is_discarded() {
     assert_eq!(rig.host(host, discard(here, value(1), 2)), ["kill host-2"], "it is not its own");
 }
 
+/// The value of one attempt, when a later one makes it again since another of its values was lost.
+#[test]
+fn what_is_declined_takes_nothing_along() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
+    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    let sealed = |attempt: u32| {
+        let (object, offset) = (object(1), u64::from(attempt) * 64);
+        ToAgent::Sealed { object, attempt, region: 1, offset, bytes: 10, site: 0 }
+    };
+    let copy = |attempt| Copy { attempt, ..copy(NodeId::EMBEDDED, 1) };
+    let decline = |attempt| ToAgent::Decline { object: object(1), copy: copy(attempt) };
+    let there = |rig: &Rig| [1, 2].map(|attempt| rig.core.objects.find((object(1), attempt, JOB)).is_some());
+    rig.host(host, sealed(1));
+    rig.host(host, sealed(2));
+    assert_eq!(rig.host(id(1), decline(2)), ["host-2 < Reclaim 1"]);
+    assert_eq!(there(&rig), [true, false]);
+    // Word of it may be faster than the writer's own.
+    assert_eq!(rig.host(id(1), decline(2)), [""; 0]);
+    assert_eq!(rig.host(host, sealed(2)), ["host-2 < Reclaim 1"]);
+    assert_eq!(there(&rig), [true, false]);
+    // Who made it for another may take back what it never told of, and nothing else.
+    rig.host(host, sealed(2));
+    assert_eq!(rig.host(host, decline(2)), ["host-2 < Reclaim 1"]);
+    assert_eq!(there(&rig), [true, false]);
+    rig.head(FromHead::NodeUp(other_node()));
+    let elsewhere = Copy { node: other_node().node, ..copy(2) };
+    let decline =
+        |by: HostId, rig: &mut Rig| rig.host(by, ToAgent::Decline { object: object(1), copy: elsewhere });
+    assert_eq!(decline(id(1), &mut rig), ["node-2 Discard"]);
+    assert_eq!(decline(host, &mut rig), ["kill host-2"]);
+}
+
 #[test]
 fn objects_are_opened_pinned_freed_and_reclaimed() {
     let mut rig = Rig::new(false);

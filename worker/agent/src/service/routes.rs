@@ -73,7 +73,7 @@ pub(super) enum What {
 /// would be in arrears with nothing but these.
 #[derive(Default)]
 pub(super) struct Reclaims {
-    objects: Vec<ObjectId>,
+    objects: Vec<(ObjectId, u32)>,
     give_back: bool,
     /// Whether somebody is on the way to say them.
     queued: bool,
@@ -81,7 +81,7 @@ pub(super) struct Reclaims {
 
 impl Reclaims {
     /// Adds these; `true` where the caller has to see to it that they are said.
-    fn add(&mut self, objects: &mut Vec<ObjectId>, give_back: bool) -> bool {
+    fn add(&mut self, objects: &mut Vec<(ObjectId, u32)>, give_back: bool) -> bool {
         self.objects.append(objects);
         self.give_back |= give_back;
         !std::mem::replace(&mut self.queued, true)
@@ -657,7 +657,7 @@ mod tests {
     }
 
     fn reclaim(index: u32) -> ToHost {
-        ToHost::Reclaim { objects: vec![object(index)], give_back: index == 3 }
+        ToHost::Reclaim { objects: vec![(object(index), 1)], give_back: index == 3 }
     }
 
     /// More than any outbox has room for.
@@ -679,7 +679,7 @@ mod tests {
             assert!(objects.len() <= RECLAIM_OBJECTS_MAX && give_back == last);
             all.extend(objects);
         }
-        assert_eq!(all, (0..MANY).map(object).collect::<Vec<_>>());
+        assert_eq!(all, (0..MANY).map(|index| (object(index), 1)).collect::<Vec<_>>());
         outbox.tell(reclaim(0), Vec::new()).unwrap();
         assert!(matches!(queue.items.recv().await.unwrap().what, What::Reclaim), "said again");
     }
@@ -702,7 +702,7 @@ mod tests {
             (all, messages)
         });
         let (all, messages) = read.await.unwrap();
-        assert_eq!(all, (0..MANY).map(object).collect::<Vec<_>>());
+        assert_eq!(all, (0..MANY).map(|index| (object(index), 1)).collect::<Vec<_>>());
         assert!(messages <= super::super::local::TO_HOST_MAX + 3, "{messages}");
     }
 

@@ -748,6 +748,9 @@ impl Core {
                     Effect::Free { object, copy } => {
                         out.push(Action::Tell(ToAgent::Free { object, copy }));
                     }
+                    Effect::Decline { object, copy } => {
+                        out.push(Action::Tell(ToAgent::Decline { object, copy }));
+                    }
                     Effect::Claim { objects } => out.push(Action::Tell(ToAgent::Claim { objects })),
                     Effect::Unclaim { object, node } => {
                         out.push(Action::Tell(ToAgent::Unclaim { object, node }));

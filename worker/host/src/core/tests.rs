@@ -470,7 +470,7 @@ fn refs_in_a_result_that_does_not_count_are_given_back() {
     let returns =
         says(Message::Return { object: own, count: 1 }) && says(Message::Took { objects: vec![lent] });
     let frees = out.iter().any(
-        |action| matches!(action, Action::Tell(ToAgent::Free { object: freed, copy: gone }) if *freed == object && *gone == copy),
+        |action| matches!(action, Action::Tell(ToAgent::Decline { object: freed, copy: gone }) if *freed == object && *gone == copy),
     );
     assert!(returns && frees, "{out:?}");
     assert_eq!(bench.core.objects.state(object), Some(&State::Pending), "the attempt under way still counts");
@@ -491,7 +491,7 @@ fn a_result_that_comes_after_word_of_its_hosts_death_does_not_count() {
         &call,
         Outcome::Values(smallvec![Returned { value: Value::Stored(copy), contains: vec![] }]),
     ));
-    let frees = |action: &Action| matches!(action, Action::Tell(ToAgent::Free { object: gone, .. }) if *gone == object);
+    let frees = |action: &Action| matches!(action, Action::Tell(ToAgent::Decline { object: gone, .. }) if *gone == object);
     assert!(out.iter().any(frees), "{out:?}");
     assert_eq!(bench.core.objects.state(object), Some(&State::Pending), "its actor is made again");
 }

@@ -93,9 +93,12 @@ fn keep_results(
             }
             Err(failure) => {
                 for (index, returned) in kept.into_iter().enumerate() {
-                    if let Value::Stored(copy) = returned.value {
+                    // One that an earlier attempt left here may be the object's value.
+                    if let Value::Stored(copy) = returned.value
+                        && copy.attempt == call.attempt
+                    {
                         let object = call.task.object(index as u32);
-                        runtime.tell(ToAgent::Free { object, copy });
+                        runtime.tell(ToAgent::Decline { object, copy });
                     }
                 }
                 return Err(failure);

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use mobula_proto::{
-    Blob, Failure, ObjectId,
-    host::ToAgent,
-    peer::{Copy, State},
-};
+use mobula_proto::{Blob, Failure, ObjectId, host::ToAgent, peer::State};
 use mobula_store::Encoded;
 
 use super::Runtime;
@@ -55,9 +51,7 @@ impl Runtime {
         contains: &[ObjectId],
     ) -> Result<(), Failure> {
         let encoded = Encoded::from(bytes);
-        let attempt = self.store.keep(self, object, 1, (&encoded, contains), Site::Moved)?;
-        let (node, bytes, job) = (self.me().node, encoded.len(), self.job());
-        let copy = Copy { node, bytes, attempt, job };
+        let copy = self.store.keep(self, object, 1, (&encoded, contains), Site::Moved)?;
         self.step(|core, out| core.own(out, |objects, fx| objects.stored(object, copy, fx)));
         Ok(())
     }

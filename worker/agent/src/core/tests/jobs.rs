@@ -127,7 +127,7 @@ fn o8_nobody_gives_an_object_other_bytes_than_its_job_did() {
     };
     assert_eq!(rig.host(theirs, early(2)), [""; 0], "an actor of that job may have returned it");
     let fake = Copy { job: THEIRS, ..copy(NodeId::EMBEDDED, 1) };
-    assert_eq!(rig.host(theirs, ToAgent::Free { object: object(2), copy: fake }), ["host-2 < Reclaim 1"]);
+    assert_eq!(rig.host(theirs, ToAgent::Decline { object: object(2), copy: fake }), ["host-2 < Reclaim 1"]);
     assert_eq!(rig.host(theirs, early(3)), [""; 0]);
     let executor = rig.launched(1, Class::default());
     rig.host(executor, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });

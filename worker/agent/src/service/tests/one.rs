@@ -3,6 +3,7 @@
 use mobula_net::ring;
 use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay, wire};
 use mobula_store::region::{Reader, Writer};
+use mobula_telemetry::task;
 
 use super::{
     super::{
@@ -86,7 +87,7 @@ async fn a_host_in_this_process_that_reads_nothing_is_read_and_answered() {
     let (mut started, _host) = one.host(&job).await;
     let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
     // More than there is room for, all of which is for others to say.
-    let relaying = tokio::spawn(async move {
+    let relaying = task::spawn("test-relays", async move {
         for _ in 0..RELAYED {
             started.link.send(ToAgent::Relay { to: job.driver, body: vec![1] }).await;
         }
@@ -286,7 +287,7 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     link.send(ToAgent::Free { object: made, copy }, vec![]).unwrap();
     link.send(ToAgent::Unpin { object: made }, vec![]).unwrap();
     let (ToHost::Reclaim { objects, .. }, _) = started.link.recv().await else { panic!("not reclaimed") };
-    assert_eq!(objects, [made]);
+    assert_eq!(objects, [(made, 1)]);
 
     // A store that stays full.
     started.link.send(ToAgent::RegionWanted { request: 3, bytes: 5 * MIB, wait_ms: 30 }).await;
@@ -473,7 +474,11 @@ async fn a_host_that_does_not_read_keeps_what_it_is_to_reclaim_and_lives() {
         messages += 1;
     }
     all.sort_unstable();
-    assert_eq!(all, (0..OBJECTS).map(|index| object(driver, index.into())).collect::<Vec<_>>(), "each once");
+    assert_eq!(
+        all,
+        (0..OBJECTS).map(|index| (object(driver, index.into()), 1)).collect::<Vec<_>>(),
+        "each once"
+    );
     assert!(messages < OBJECTS, "together: {messages}");
     drop(link);
     soon(one.handle.shutdown()).await.unwrap();

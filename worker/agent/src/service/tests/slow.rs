@@ -179,7 +179,7 @@ async fn a_slow_disk_holds_writers_up_and_loses_nothing() {
     assert_eq!(open(&link, object, copy), Ok(()), "it is in memory meanwhile");
     disk.shut(false);
     let (ToHost::Reclaim { objects, .. }, _) = local(&link) else { panic!("not asked for its region") };
-    assert_eq!(objects, [object]);
+    assert_eq!(objects, [(object, 1)]);
     link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
     // It is asked for the region, too.
     assert!(matches!(local(&link).0, ToHost::Reclaim { .. }));

@@ -169,7 +169,7 @@ async fn two_agents_relay_pull_and_ship_programs() {
     // Freed at its owner, it goes on both nodes.
     link.send(ToAgent::Free { object: made, copy }, vec![]).unwrap();
     let (ToHost::Reclaim { objects, .. }, _) = host.link.recv().await else { panic!("not reclaimed") };
-    assert_eq!(objects, [made]);
+    assert_eq!(objects, [(made, 2)]);
     for _ in 0..2 {
         link.send(ToAgent::Unpin { object: made }, vec![]).unwrap();
     }
@@ -209,7 +209,9 @@ async fn two_agents_relay_pull_and_ship_programs() {
 async fn tr4_what_is_waited_for_comes_before_what_is_fetched_ahead() {
     /// A quarter of the store is four of them.
     const BYTES: u64 = 4 * MIB;
-    const AHEAD: u64 = 11;
+    const AHEAD: u64 = 40;
+    /// What is under way goes first, and of what comes next a few may be faster.
+    const BEFORE_MAX: usize = 8;
     let folder = tempfile::tempdir().unwrap();
     let Pair { mut worker, mut driver, worker_node, _head } = Pair::start(folder.path()).await;
     let program = folder.path().join("program");
@@ -246,15 +248,22 @@ async fn tr4_what_is_waited_for_comes_before_what_is_fetched_ahead() {
             .unwrap();
     }
     link.send(ToAgent::Hurry { object: object(job.driver, AHEAD) }, vec![]).unwrap();
-    let mut order = Vec::new();
-    for _ in 0..=AHEAD {
-        let (ToHost::Opened { request, .. }, _) = local(&link) else { panic!("not opened") };
-        order.push(request);
-        link.send(ToAgent::Unpin { object: object(job.driver, request) }, vec![]).unwrap();
+    // The answer says that all of that was heard.
+    link.send(ToAgent::RegionWanted { request: 1, bytes: 1 << 40, wait_ms: 0 }, vec![]).unwrap();
+    let (mut order, mut heard) = (Vec::new(), None);
+    while order.len() as u64 <= AHEAD || heard.is_none() {
+        match local(&link).0 {
+            ToHost::Opened { request, .. } => {
+                order.push(request);
+                link.send(ToAgent::Unpin { object: object(job.driver, request) }, vec![]).unwrap();
+            }
+            ToHost::RegionRefused { .. } => heard = Some(order.len()),
+            other => panic!("{other:?}"),
+        }
     }
-    // Four were under way when it was asked for, or a few more on a machine that is slow to ask.
+    let most = heard.unwrap() + BEFORE_MAX;
     let place = |request| order.iter().position(|other| *other == request).unwrap();
-    assert!(place(AHEAD + 1) <= 7 && place(AHEAD) <= 8, "{order:?}");
+    assert!(place(AHEAD + 1) <= most && place(AHEAD) <= most, "{heard:?}: {order:?}");
     assert_eq!(driver.handle.usage().await.pulled_bytes, (AHEAD + 1) * BYTES);
     drop(link);
     soon(driver.handle.shutdown()).await.unwrap();

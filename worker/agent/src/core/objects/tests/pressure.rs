@@ -42,7 +42,7 @@ fn nothing_leaves_memory_for_what_the_agent_has_empty() {
     let mut objects = full(Limits { above: 1.0, ..limits() });
     let region = RegionId { writer: host(2), seq: 1 };
     for seq in [10, 11] {
-        objects.free(object(seq), 1, None);
+        objects.free(object(seq), 0..=1, None);
     }
     objects.remove_region(region).unwrap();
     let own = RegionId { writer: AGENT, seq: 1 };
@@ -89,7 +89,7 @@ fn o6_a_region_is_written_then_dropped_and_its_file_goes_with_its_objects() {
     objects.remove_region(RegionId { writer: host(2), seq: 2 }).unwrap();
     assert_eq!(objects.grants(), [(host(4), 1)]);
     assert_eq!((objects.counters().spilled_bytes, objects.len()), (2 * MIB, 4));
-    assert_eq!(objects.free(object(20), 1, None).delete, [1]);
+    assert_eq!(objects.free(object(20), 0..=1, None).delete, [1]);
     assert_eq!(objects.job_gone(JOB).delete, [2]);
     objects.deleted(1);
     objects.deleted(2);
@@ -102,7 +102,7 @@ fn what_is_freed_while_it_is_written_says_so() {
     let mut objects = full(limits());
     assert_eq!(objects.want(host(4), 1, 2 * MIB, Instant::now(), 0), Want::Waiting);
     let written = objects.make_room().spills[0].items[0].key;
-    assert_eq!(objects.free(written.0, 1, None), Gone::default());
+    assert_eq!(objects.free(written.0, 0..=1, None), Gone::default());
     let groups = objects.groups(NodeId::EMBEDDED, &Estate::new(NodeId::EMBEDDED), &IdMap::default());
     let shown: Vec<_> = groups.into_iter().map(|(key, of)| (key.why, of.objects)).collect();
     assert_eq!(shown, [(Why::Held, 3), (Why::Written, 1)]);
@@ -114,11 +114,11 @@ fn a_file_stays_for_the_others_where_what_lies_first_was_freed_while_it_was_writ
     let now = Instant::now();
     assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
     assert_eq!(names(&objects.make_room().spills), [(1, vec![10, 11])]);
-    assert!(objects.free(object(10), 1, None).delete.is_empty());
+    assert!(objects.free(object(10), 0..=1, None).delete.is_empty());
     assert!(objects.spilled(1, Ok(()), now).delete.is_empty(), "the other one lies there");
     objects.make_room();
     assert!(objects.on_disk((object(11), 1, JOB)).is_some());
-    assert_eq!(objects.free(object(11), 1, None).delete, [1]);
+    assert_eq!(objects.free(object(11), 0..=1, None).delete, [1]);
     objects.deleted(1);
     assert_eq!((objects.disk_bytes(), objects.len()), (0, 2));
 }
@@ -316,7 +316,7 @@ fn o7_a_file_counts_until_the_disk_has_deleted_it() {
     let now = Instant::now();
     assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
     assert_eq!(names(&objects.make_room().spills), [(1, vec![10])]);
-    assert_eq!(objects.free(object(10), 1, None), Gone::default());
+    assert_eq!(objects.free(object(10), 0..=1, None), Gone::default());
     assert_eq!(objects.spilled(1, Ok(()), now).delete, [1]);
     let one = slot_bytes(MIB).unwrap();
     assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
@@ -331,7 +331,7 @@ fn o7_a_file_counts_until_the_disk_has_deleted_it() {
     objects.spilled(2, Ok(()), now);
     // Nothing is left that might be read back, though the file is there: no room is kept for that.
     for number in [11, 20, 21] {
-        objects.free(object(number), 1, None);
+        objects.free(object(number), 0..=1, None);
     }
     for seq in 1..=2 {
         objects.remove_region(RegionId { writer: host(2), seq }).unwrap();
@@ -347,7 +347,7 @@ fn what_is_freed_on_its_way_to_the_disk_takes_no_part_of_it() {
     let now = Instant::now();
     objects.want(host(4), 1, MIB, now, 0);
     assert_eq!(objects.make_room().spills.len(), 2);
-    assert_eq!(objects.free(object(10), 1, None), Gone::default(), "it is being read");
+    assert_eq!(objects.free(object(10), 0..=1, None), Gone::default(), "it is being read");
     assert!(objects.find((object(10), 1, JOB)).is_none());
     let gone = objects.spilled(1, Ok(()), now);
     assert_eq!((gone.reclaim[&host(2)].clone(), gone.delete), (vec![(object(10), 1, JOB)], vec![1]));
@@ -519,7 +519,7 @@ impl Model {
             6 => {
                 if let Some(object) = pick(self.live.keys().copied().collect()) {
                     self.live.remove(&object);
-                    let gone = self.objects.free(object, u32::MAX, None);
+                    let gone = self.objects.free(object, 0..=u32::MAX, None);
                     self.gone(gone);
                 }
             }
@@ -565,7 +565,7 @@ impl Model {
             self.gone(gone);
         }
         for (object, _) in std::mem::take(&mut self.live) {
-            let gone = self.objects.free(object, u32::MAX, None);
+            let gone = self.objects.free(object, 0..=u32::MAX, None);
             self.gone(gone);
         }
         for (file, _) in std::mem::take(&mut self.spills) {
