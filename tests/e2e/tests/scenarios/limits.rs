@@ -2,11 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
-use mobula::{ErrorKind, Handle, Lifeline, ObjectRef, Result};
+use mobula::{ErrorKind, Handle, Lifeline, NodeId, ObjectRef, Result};
 use mobula_e2e::{
     Env, Witness,
     env::{on, witness},
@@ -405,6 +405,85 @@ pub async fn a_flood_from_several_hosts_waits(env: Env) -> Result<()> {
     own.await.expect("the flood does not panic")?;
     let calls = FLOOD / 4 * (floods.len() as u64 + 1);
     assert_eq!(sink.bytes().await?, calls * FLOOD_BYTES as u64);
+    Ok(())
+}
+
+struct Rival {
+    taken: AtomicU64,
+}
+
+/// One call floods, and the others take.
+#[mobula::actor(concurrency = 3, inbox = 8)]
+impl Rival {
+    fn new() -> Self {
+        Self { taken: AtomicU64::new(0) }
+    }
+
+    /// Calls the other until there is no room, and goes on, as soon as there is, for many more calls than fit into an inbox;
+    /// says how many it made.
+    async fn flood(&self, other: RivalHandle, go: Gate, notes: Vec<String>, take: String) -> Result<u64> {
+        witness::note(&notes[0]);
+        pass(go).await;
+        let mut calls = Vec::new();
+        while (calls.len() as u64) < FILL && !is_full(&other).await {
+            calls.push(other.take(calls.len() as u64, take.clone()));
+        }
+        witness::note(&notes[1]);
+        for _ in 0..MUTUAL_CALLS {
+            other.room().await;
+            calls.push(other.take(calls.len() as u64, take.clone()));
+        }
+        let numbers = mobula::get_all(&calls).await?;
+        assert!(numbers.into_iter().eq(0..calls.len() as u64), "each call has its own answer");
+        Ok(calls.len() as u64)
+    }
+
+    /// Waits in a way that the runtime knows nothing of, so that the actor does not count as one that waits.
+    fn take(&self, number: u64, take: String) -> u64 {
+        witness::pass(&take);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        number
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+/// Calls of each of two actors to the other once it was held back.
+const MUTUAL_CALLS: u64 = 2000;
+
+/// Two actors flood each other until both are held back by the other's full inbox; then both go on to the end. They are on
+/// two nodes where a cluster has them, and then in two processes of one node.
+pub async fn actors_that_flood_each_other_go_on(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
+    for (of_one, of_other, isolation) in [(first, last, "shared"), (first, first, "process")] {
+        let witness = Witness::new()?;
+        let (lifeline, take) = (Lifeline::new()?, witness.gate("take")?);
+        let start = |node: NodeId| {
+            Rival::spawn().options(move |options| options.strategy(on(node)).isolation(isolation))
+        };
+        let (one, other) = (start(of_one).await?, start(of_other).await?);
+        let begin = |rival: &RivalHandle, at: &RivalHandle, name: &str| {
+            let notes = ["is here", "is held back"].map(|what| witness.place(&format!("{name} {what}")));
+            rival.flood(at.clone(), vec![lifeline.watch()], notes.to_vec(), take.place())
+        };
+        let floods = [begin(&one, &other, "one"), begin(&other, &one, "the other")];
+        // Both run before either begins: in a full inbox, the second would wait behind what the first floods it with.
+        for note in ["one is here", "the other is here"] {
+            witness.sees(note).await?;
+        }
+        drop(lifeline);
+        for note in ["one is held back", "the other is held back"] {
+            witness.sees(note).await?;
+        }
+        assert!(!floods.iter().any(ObjectRef::is_ready), "nothing was taken yet");
+        take.open()?;
+        let made = mobula::get_all(&floods).await?;
+        assert!(made.iter().all(|calls| (MUTUAL_CALLS + 8..MUTUAL_CALLS + FILL).contains(calls)), "{made:?}");
+        assert_eq!([other.taken().await?, one.taken().await?], made[..], "each call ran once");
+    }
     Ok(())
 }
 
