@@ -32,6 +32,7 @@ pub struct Case {
     resources: &'static [(&'static str, f64)],
     labels: &'static [(&'static str, &'static str)],
     store_bytes: Option<u64>,
+    budget: Option<usize>,
     spill_to: Option<&'static str>,
     queues: fn() -> Vec<JobQueue>,
     fresh: bool,
@@ -60,6 +61,7 @@ impl Case {
             resources: &[],
             labels: &[],
             store_bytes: None,
+            budget: None,
             spill_to: None,
             queues: Vec::new,
             fresh: false,
@@ -93,6 +95,12 @@ impl Case {
     /// With so large a store on each node.
     pub const fn store_bytes(mut self, bytes: u64) -> Self {
         self.store_bytes = Some(bytes);
+        self
+    }
+
+    /// With so many calls that the program may have unfinished.
+    pub const fn budget(mut self, calls: usize) -> Self {
+        self.budget = Some(calls);
         self
     }
 
@@ -213,6 +221,9 @@ impl Case {
         }
         if let Some(bytes) = self.store_bytes {
             builder = builder.store_bytes(bytes);
+        }
+        if let Some(calls) = self.budget {
+            builder = builder.budget(calls);
         }
         if let Some(place) = self.spill_to {
             builder = builder.spill_to(place);

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -594,4 +595,35 @@ pub async fn a_flood_of_tasks_is_slowed_down(env: Env) -> Result<()> {
     assert!(peak < before + TASK_FLOOD_OWN, "from {before} to {peak} bytes");
     drop(all);
     env.stores_empty().await
+}
+
+/// Calls that may be unfinished at once.
+pub const BUDGET: usize = 8;
+
+/// Waits in a way that the runtime knows nothing of.
+#[mobula::task(cpu = 0)]
+fn behind(gate: String, number: u64) -> u64 {
+    witness::pass(&gate);
+    number
+}
+
+pub async fn a_full_budget_holds_submitters_back(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let full: Vec<_> = (0..BUDGET as u64).map(|number| behind.remote(gate.place(), number)).collect();
+    // Without waiting: the call comes back, and says what to do.
+    let refused = behind.try_remote(gate.place(), 8).unwrap_err();
+    assert!(refused.to_string().contains("await some"), "{refused}");
+    let refused = refused.try_again().unwrap_err();
+    // With a thread that waits, and with async code that does.
+    let place = gate.place();
+    let waiting = tokio::task::spawn_blocking(move || behind.remote(place, 9));
+    let mut submission = Box::pin(behind.submit(gate.place(), 10));
+    assert!(submission.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(!waiting.is_finished());
+    gate.open()?;
+    let late = [refused.submit().await, waiting.await.expect("it does not panic"), submission.await];
+    assert_eq!(mobula::get_all(&late).await?, [8, 9, 10]);
+    assert_eq!(mobula::get_all(&full).await?, (0..BUDGET as u64).collect::<Vec<_>>());
+    Ok(())
 }

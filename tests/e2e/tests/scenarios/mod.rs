@@ -175,6 +175,7 @@ pub fn cases() -> Vec<Case> {
         case!(limits::a_full_inbox_refuses_and_gives_calls_back),
         case!(limits::a_flood_waits),
         case!(limits::a_flood_from_several_hosts_waits),
+        case!(limits::a_full_budget_holds_submitters_back).budget(limits::BUDGET),
         case!(limits::actors_that_flood_each_other_go_on),
         case!(limits::circles_of_shared_calls_go_on),
         case!(limits::circles_of_exclusive_calls_end),
