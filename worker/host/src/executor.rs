@@ -10,6 +10,8 @@ mod arguments;
 mod asynchronous;
 mod ready;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
@@ -218,6 +220,14 @@ impl Executor {
             }
         };
         state.running.insert(call.task, context.clone());
+        if let Target::Construct { incarnation, .. } = call.target {
+            // Only now, when `owners_died` would find it: one of both sees that its owner is gone.
+            MutexGuard::unlocked(&mut state, || {
+                if runtime.is_gone(call.task.owner) {
+                    self.terminate(runtime, call.task, incarnation);
+                }
+            });
+        }
         let run = |arguments| {
             let (unfetched, share) = (None, None);
             Box::new(Run { call: header, caller, function, arguments, unfetched, context, actor, share })
@@ -239,6 +249,9 @@ impl Executor {
             }
             Ok(Err(failure)) => {
                 drop(state);
+                if let (Target::Construct { .. }, Some(actor)) = (call.target, run(SmallVec::new()).actor) {
+                    self.never_made(&actor);
+                }
                 self.reply(runtime, caller, header, Err(failure.cause_of(&call_title(function, header))));
             }
             Err(arguments) => {
@@ -596,6 +609,9 @@ impl Executor {
         drop(arguments);
         drop(share);
         note_time(function, nanos);
+        if let (Target::Construct { .. }, Some(actor), Err(_)) = (call.target, &actor, &result) {
+            self.never_made(actor);
+        }
         let ended = || actor.as_ref().and_then(|actor| actor.inner.lock().ended.clone());
         let result = result.map_err(|failure| {
             // Its actor's end is what stopped it.

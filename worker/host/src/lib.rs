@@ -36,6 +36,8 @@ pub mod site;
 pub mod store;
 mod strangers;
 pub mod stream;
+#[cfg(test)]
+mod testing;
 mod wait;
 
 pub use linkme;

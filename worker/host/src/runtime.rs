@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod asking;
+mod deaths;
 mod leaving;
 mod waiting;
 
@@ -405,12 +406,7 @@ impl Runtime {
                 Ok(message) => self.on_peer(from, same_job, message),
                 Err(error) => tracing::warn!(%from, %error, "dropped a malformed message"),
             },
-            ToHost::HostDied { host, failure } => {
-                self.peers.forget(self, host);
-                self.executor.callers_died(self, |caller| caller == host);
-                self.executor.forget(self, |other| other == host);
-                self.step(|core, out| core.host_died(host, &failure, out));
-            }
+            ToHost::HostDied { host, failure } => self.on_host_died(host, &failure),
             ToHost::Claimed { answers } => self.step(|core, out| {
                 for (object, found) in answers {
                     core.own(out, |objects, fx| objects.claimed(object, found, fx));
@@ -419,14 +415,7 @@ impl Runtime {
             ToHost::Buried { host } => {
                 self.step(|core, out| core.own(out, |objects, fx| objects.buried(host, fx)));
             }
-            ToHost::NodeDied { node, failure } => {
-                // Any of them may have had a part there.
-                self.placed.lock().clear();
-                self.peers.forget_node(self, node);
-                self.executor.callers_died(self, |caller| caller.node == node);
-                self.executor.forget(self, |other| other.node == node);
-                self.step(|core, out| core.node_died(node, &failure, out));
-            }
+            ToHost::NodeDied { node, failure } => self.on_node_died(node, &failure),
             ToHost::Answered { request, answer } => {
                 if let Some(sender) = self.questions.lock().remove(&request) {
                     sender.answer(answer);

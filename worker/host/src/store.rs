@@ -526,39 +526,15 @@ fn ended(runtime: &Runtime) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use mobula_proto::NodeId;
-
     use super::*;
-    use crate::{link::AgentSender, peers::Peers, registry::Registry};
+    use crate::testing::{Alone, alone};
 
     /// Longest that a thread may take to come back.
     const WAIT: Duration = Duration::from_secs(20);
 
-    /// A host whose agent answers nothing, and what is said to that agent.
-    fn alone() -> (Arc<Runtime>, std::sync::mpsc::Receiver<ToAgent>, tokio::runtime::Runtime) {
-        let node = NodeId { number: 1, incarnation: 1 };
-        let host = HostId { node, seq: 1 };
-        let welcome = Welcome {
-            host,
-            job: mobula_proto::JobId { number: 1 },
-            driver: host,
-            namespace: String::new(),
-            cpus: 1,
-            store_bytes: 1 << 30,
-            devices: Vec::new(),
-            shared: true,
-        };
-        let (asked, wishes) = std::sync::mpsc::channel();
-        let agent = AgentSender::new(move |parcel| drop(asked.send(parcel.message)));
-        let user = tokio::runtime::Runtime::new().unwrap();
-        let registry = Registry::new(std::iter::empty()).unwrap();
-        let runtime = Runtime::new(welcome, registry, agent, Peers::new(None, None), user.handle().clone());
-        (runtime, wishes, user)
-    }
-
     #[test]
     fn of_two_attempts_that_waited_for_room_one_makes_the_copy() {
-        let (runtime, said, _user) = alone();
+        let Alone { runtime, told: said, user: _user } = alone(&[]);
         let object = mobula_proto::TaskId::numbered(runtime.me(), 1).object(0);
         let keep = |attempt| {
             let runtime = runtime.clone();
@@ -596,7 +572,7 @@ mod tests {
 
     #[test]
     fn once_the_job_has_ended_nobody_waits_for_room() {
-        let (runtime, wishes, _user) = alone();
+        let Alone { runtime, told: wishes, user: _user } = alone(&[]);
         let (told, answers) = std::sync::mpsc::channel();
         let ask = || {
             let (runtime, told) = (runtime.clone(), told.clone());

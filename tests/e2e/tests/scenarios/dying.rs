@@ -1,6 +1,8 @@
 //! Hosts and nodes that die.
 
-use mobula::{ErrorKind, Result};
+use std::time::Duration;
+
+use mobula::{ErrorKind, Result, prelude::*};
 use mobula_e2e::{
     Env, Part, Witness,
     env::{on, witness},
@@ -212,4 +214,66 @@ pub async fn calls_allowed_at_least_once_are_tried_again(env: Env) -> Result<()>
     assert_eq!(stamped[0].1, 2, "the call that died ran again");
     assert_eq!(witness.count("stamped"), 6);
     Ok(())
+}
+
+/// Notes when it goes.
+struct Noting(String);
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        witness::note(&self.0);
+    }
+}
+
+#[mobula::data]
+#[derive(Clone)]
+struct Given(ObjectRef<Tensor>);
+
+struct Orphan {
+    _given: Given,
+    _gone: Noting,
+}
+
+#[mobula::actor(cpu = 0.0)]
+impl Orphan {
+    fn new(begun: String, go: String, given: Given, gone: String) -> Self {
+        witness::note(&begun);
+        witness::pass(&go);
+        Self { _given: given, _gone: Noting(gone) }
+    }
+
+    async fn wait(&self, called: String, stopped: String) {
+        let _stopped = Noting(stopped);
+        witness::note(&called);
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Dies while one actor of its runs a call and another is being made.
+#[mobula::task(isolation = "process", retries = 0)]
+async fn makes_actors_and_dies(folder: String, given: Given) -> Result<()> {
+    let at = |fact| format!("{folder}{fact}");
+    let made = Orphan::spawn(at("made"), at("no gate"), given.clone(), at("made is gone")).await?;
+    let _call = made.wait(at("called"), at("stopped"));
+    let _half = Orphan::spawn(at("half made"), at("gate"), given, at("half made is gone")).start();
+    while !(witness::noted(&at("called")) && witness::noted(&at("half made"))) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    std::process::abort();
+}
+
+/// Though they live in hosts that go on: their state, what it holds, and what they run.
+pub async fn actors_end_with_their_owner(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let given = Given(mobula::put(&Tensor::from_vec(&[1 << 20], vec![7u8; 1 << 20])?)?);
+    let error = makes_actors_and_dies.remote(witness.place(""), given.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostDied, "{error}");
+    witness.sees("stopped").await?;
+    witness.sees("made is gone").await?;
+    assert!(!witness.saw("half made is gone"));
+    gate.open()?;
+    witness.sees("half made is gone").await?;
+    drop(given);
+    env.stores_empty().await
 }

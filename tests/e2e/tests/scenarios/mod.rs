@@ -199,6 +199,7 @@ pub fn cases() -> Vec<Case> {
         case!(cancelling::time_runs_out),
         case!(dying::a_task_is_tried_again),
         case!(dying::attempts_end),
+        case!(dying::actors_end_with_their_owner),
         case!(inheriting::values_outlive_their_owners).cpus(4.0),
         case!(inheriting::values_outlive_the_nodes_of_their_owners).modes(RIG).cpus(4.0).fresh(),
         case!(inheriting::a_result_to_come_is_lost_with_its_owner).cpus(4.0),

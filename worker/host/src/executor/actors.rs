@@ -306,6 +306,19 @@ impl Executor {
         runtime.user().spawn_blocking(move || drop(state));
     }
 
+    /// Owners are gone, and with them whoever would end their actors.
+    pub(crate) fn owners_died(&self, runtime: &Arc<Runtime>, gone: impl Fn(HostId) -> bool) {
+        let orphans: Vec<Arc<Actor>> = {
+            let mut state = self.state.lock();
+            state.limits.retain(|id, _| !gone(id.owner));
+            let all = state.actors.values().chain(state.retired.values());
+            all.filter(|actor| gone(actor.id.owner)).cloned().collect()
+        };
+        for actor in orphans {
+            self.terminate(runtime, actor.id, actor.incarnation);
+        }
+    }
+
     /// Ends an actor once all calls that were let in have ended; others stay with their callers.
     pub(crate) fn retire(&self, runtime: &Arc<Runtime>, owner: HostId, id: TaskId, incarnation: u32) {
         let actor = self.state.lock().actors.get(&id).cloned();
@@ -351,6 +364,14 @@ impl Executor {
         runtime.user().spawn_blocking(move || drop(state));
     }
 
+    /// The actor has not come to be. Another incarnation may have its place by now.
+    pub(super) fn never_made(&self, actor: &Arc<Actor>) {
+        let mut state = self.state.lock();
+        if state.actors.get(&actor.id).is_some_and(|found| Arc::ptr_eq(found, actor)) {
+            state.actors.remove(&actor.id);
+        }
+    }
+
     /// The construction of an actor ended.
     pub(super) fn constructed(
         &self,
@@ -360,24 +381,18 @@ impl Executor {
         result: Result<ActorState, Failure>,
     ) -> Option<Box<Run>> {
         let actor = run.actor.clone()?;
-        let result = match result {
-            Ok(state) => {
-                let ended = {
-                    let mut inner = actor.inner.lock();
-                    if inner.ended.is_none() {
-                        inner.state = Some(state);
-                    }
-                    inner.ended.clone()
-                };
-                self.pump(runtime, &actor);
-                self.end_if_retired(runtime, &actor);
-                ended.map_or_else(|| Ok(Results::new()), Err)
-            }
-            Err(failure) => {
-                self.state.lock().actors.remove(&actor.id);
-                Err(failure)
-            }
-        };
+        let result = result.and_then(|state| {
+            let ended = {
+                let mut inner = actor.inner.lock();
+                if inner.ended.is_none() {
+                    inner.state = Some(state);
+                }
+                inner.ended.clone()
+            };
+            self.pump(runtime, &actor);
+            self.end_if_retired(runtime, &actor);
+            ended.map_or_else(|| Ok(Results::new()), Err)
+        });
         self.finish_with(runtime, run, nanos, result)
     }
 }

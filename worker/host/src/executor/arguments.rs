@@ -354,6 +354,8 @@ impl Executor {
             drop(inner);
             self.pump(runtime, &actor);
             self.end_if_retired(runtime, &actor);
+        } else if let Some(actor) = &run.actor {
+            self.never_made(actor);
         }
         self.reply(runtime, run.caller, run.call, Err(early));
     }

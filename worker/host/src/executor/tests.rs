@@ -1,0 +1,132 @@
+//! What becomes of calls and actors, in a host on its own.
+
+use std::{
+    sync::mpsc::{self, Receiver, Sender},
+    time::Duration,
+};
+
+use mobula_proto::{
+    Failure, FailureKind, HostId, NodeId, TaskId,
+    host::ToHost,
+    peer::{Message, Outcome, Target},
+};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::{
+    codec::Arguments,
+    registry::{ActorState, Entry, Function, Invocation, Rules},
+    testing::{Alone, alone, call, function, lease, other},
+};
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Whoever has it lets no actor be made.
+static GATE: Mutex<()> = Mutex::new(());
+/// Who hears what actors do.
+static HEARS: Mutex<Option<Sender<&'static str>>> = Mutex::new(None);
+
+fn say(what: &'static str) {
+    if let Some(hears) = &*HEARS.lock() {
+        hears.send(what).unwrap();
+    }
+}
+
+struct State;
+
+impl Drop for State {
+    fn drop(&mut self) {
+        say("it is gone");
+    }
+}
+
+fn made(_: Arguments) -> Invocation<ActorState> {
+    say("it is being made");
+    let _open = GATE.lock();
+    let state: ActorState = std::sync::Arc::new(State);
+    Invocation::Finished(Ok(state))
+}
+
+struct Bench {
+    alone: Alone,
+    actor: &'static Function,
+    heard: Receiver<&'static str>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let actor = function("test::Actor", Entry::Construct { call: made, rules: Rules::DEFAULT });
+        let (hears, heard) = mpsc::channel();
+        *HEARS.lock() = Some(hears);
+        Self { alone: alone(&[actor]), actor, heard }
+    }
+
+    fn constructs(&self, owner: HostId) {
+        let target = Target::Construct { lease: lease(1), incarnation: 1 };
+        let message = call(self.actor, TaskId { owner, seq: 1, key: 7 }, target);
+        self.alone.runtime.on_peer(owner, true, message);
+    }
+
+    fn hears(&self, what: &str) {
+        assert_eq!(self.heard.recv_timeout(WAIT), Ok(what));
+    }
+
+    /// Whether a construction succeeded, as its owner is told.
+    fn answers(&self, owner: HostId) -> bool {
+        match self.alone.next_sent() {
+            (to, Message::Done(done)) if to == owner => matches!(done.outcome, Outcome::Values(_)),
+            sent => panic!("{sent:?}"),
+        }
+    }
+
+    fn dies(&self, host: HostId) {
+        let failure = Failure::new(FailureKind::HostDied, "killed");
+        self.alone.runtime.on_agent(ToHost::HostDied { host, failure }, Vec::new());
+    }
+
+    fn actors(&self) -> usize {
+        self.alone.runtime.load().2
+    }
+}
+
+#[test]
+fn actors_end_with_their_owners() {
+    let bench = Bench::new();
+    let stays = other(9);
+    bench.constructs(stays);
+    bench.hears("it is being made");
+    assert!(bench.answers(stays));
+
+    bench.constructs(other(2));
+    bench.hears("it is being made");
+    assert!(bench.answers(other(2)));
+    assert_eq!(bench.actors(), 2);
+    bench.dies(other(2));
+    bench.hears("it is gone");
+    assert_eq!(bench.actors(), 1);
+
+    // While it is being made.
+    let gate: MutexGuard<'_, ()> = GATE.lock();
+    bench.constructs(other(3));
+    bench.hears("it is being made");
+    bench.dies(other(3));
+    assert_eq!(bench.actors(), 1);
+    drop(gate);
+    bench.hears("it is gone");
+    assert!(!bench.answers(other(3)));
+
+    // What it had sent before its death arrives behind the news.
+    bench.dies(other(4));
+    bench.constructs(other(4));
+    assert!(!bench.answers(other(4)));
+    assert_eq!(bench.actors(), 1);
+
+    let node = NodeId { number: 2, incarnation: 1 };
+    let far = HostId { node, seq: 5 };
+    bench.constructs(far);
+    bench.hears("it is being made");
+    assert!(bench.answers(far));
+    let failure = Failure::new(FailureKind::NodeDied, "killed");
+    bench.alone.runtime.on_agent(ToHost::NodeDied { node, failure }, Vec::new());
+    bench.hears("it is gone");
+    assert_eq!(bench.actors(), 1, "one whose owner lives stays");
+}
