@@ -114,9 +114,27 @@ struct State {
     blocked: usize,
     /// Threads that run what may take long.
     long: usize,
+    /// How often a thread went on that had waited.
+    resumed: u64,
+    /// That number at the last tick, where all threads waited and something was ready.
+    stuck_at: Option<u64>,
     /// [`Executor::lend_while_fetching`] runs.
     fetches: bool,
     stopping: bool,
+}
+
+impl State {
+    /// What is ready, where all threads wait, no more may be started, and none went on since this was asked last: it may
+    /// be what they wait for. Those that only happen to wait all at once go on before that.
+    fn take_stuck(&mut self) -> Ready {
+        let are_blocked = self.threads > 0 && self.idle == 0 && self.blocked >= self.threads;
+        let now = (are_blocked && !self.ready.is_empty() && !self.stopping).then_some(self.resumed);
+        if now.is_none() || std::mem::replace(&mut self.stuck_at, now) != now {
+            self.stuck_at = now;
+            return Ready::default();
+        }
+        std::mem::take(&mut self.ready)
+    }
 }
 
 /// See the module's text.
@@ -129,6 +147,8 @@ pub struct Executor {
     /// Actors at whose doors callers wait.
     pressed: Mutex<Vec<Arc<Actor>>>,
     room: Room,
+    /// [`THREADS_MAX`], but for tests.
+    threads_max: AtomicUsize,
 }
 
 impl Executor {
@@ -141,6 +161,7 @@ impl Executor {
             ready: 0.into(),
             stopping: false.into(),
             pressed: Mutex::default(),
+            threads_max: THREADS_MAX.into(),
         }
     }
 }
@@ -300,19 +321,9 @@ impl Executor {
     }
 
     fn start_locked(&self, runtime: &Arc<Runtime>, mut state: MutexGuard<'_, State>, run: Box<Run>) {
-        if run.function.is_async && (is_long(run.function) || state.threads >= THREADS_MAX) {
+        if run.function.is_async && (is_long(run.function) || state.threads >= self.threads_max()) {
             drop(state);
             return asynchronous::spawn(runtime, run);
-        }
-        if state.idle == 0 && state.threads >= THREADS_MAX && state.blocked >= state.threads {
-            drop(state);
-            let failure = Failure::new(
-                FailureKind::Limit,
-                format!(
-                    "all {THREADS_MAX} threads of the host wait for other objects (limit: threads of one host): make these functions async"
-                ),
-            );
-            return self.finish(runtime, run, 0, Err(failure));
         }
         state.ready.push(run);
         self.ready.store(state.ready.len(), Ordering::Release);
@@ -321,11 +332,15 @@ impl Executor {
         }
     }
 
+    fn threads_max(&self) -> usize {
+        self.threads_max.load(Ordering::Relaxed)
+    }
+
     fn wake_or_grow(&self, runtime: &Arc<Runtime>, state: &mut State) {
         if state.idle > 0 {
             self.work.notify_one();
             runtime.peers().nudge();
-        } else if state.threads < THREADS_MAX && !state.stopping {
+        } else if state.threads < self.threads_max() && !state.stopping {
             state.threads += 1;
             let runtime = runtime.clone();
             let spawned = std::thread::Builder::new()
@@ -446,14 +461,31 @@ impl Executor {
         !state.stopping && state.ready.is_short()
     }
 
-    /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not.
+    /// Now and then: sync calls that were left to a busy thread because they are short as a rule, and were not; and those
+    /// for which no thread will come.
     pub(crate) fn tick(&self, runtime: &Arc<Runtime>) {
         runtime.peers().ring_all(true);
         let mut state = self.state.lock();
         if !state.ready.is_empty() {
             self.wake_or_grow(runtime, &mut state);
         }
+        let mut stuck = state.take_stuck();
+        self.ready.store(state.ready.len(), Ordering::Release);
+        let threads = state.threads;
         drop(state);
+        while let Some(run) = stuck.pop() {
+            if run.function.is_async {
+                asynchronous::spawn(runtime, run);
+                continue;
+            }
+            let failure = Failure::new(
+                FailureKind::Limit,
+                format!(
+                    "all {threads} threads of the host wait for other objects, perhaps for this very call (limit: threads of one host): make these functions async"
+                ),
+            );
+            self.finish(runtime, run, 0, Err(failure));
+        }
         self.tick_actors(runtime);
     }
 
@@ -522,7 +554,9 @@ impl Executor {
     /// It runs again.
     pub(crate) fn unblock(&self, runtime: &Arc<Runtime>, context: &Context, thread: bool) {
         if thread {
-            self.state.lock().blocked -= 1;
+            let mut state = self.state.lock();
+            state.blocked -= 1;
+            state.resumed += 1;
         }
         if context.waiting.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;

@@ -1,19 +1,23 @@
 //! What becomes of calls and actors, in a host on its own.
 
 use std::{
-    sync::mpsc::{self, Receiver, Sender},
-    time::Duration,
+    sync::{
+        atomic::Ordering,
+        mpsc::{self, Receiver, Sender},
+    },
+    time::{Duration, Instant},
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, TaskId,
+    Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
     host::ToHost,
     peer::{Message, Outcome, Target},
 };
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
-    codec::Arguments,
+    codec::{Arguments, Results},
+    context,
     registry::{ActorState, Entry, Function, Invocation, Rules},
     testing::{Alone, alone, call, function, lease, other},
 };
@@ -31,6 +35,14 @@ fn say(what: &'static str) {
     }
 }
 
+fn eventually(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + WAIT;
+    while !is_so() {
+        assert!(Instant::now() < end, "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
 struct State;
 
 impl Drop for State {
@@ -44,6 +56,58 @@ fn made(_: Arguments) -> Invocation<ActorState> {
     let _open = GATE.lock();
     let state: ActorState = std::sync::Arc::new(State);
     Invocation::Finished(Ok(state))
+}
+
+/// What tasks wait for.
+static AWAITED: Mutex<Option<ObjectId>> = Mutex::new(None);
+
+fn waits(_: Arguments) -> Invocation<Results> {
+    let runtime = context::runtime().unwrap();
+    drop(GATE.lock());
+    let awaited = AWAITED.lock().unwrap();
+    let ready = runtime.wait(&[awaited], 1, None);
+    Invocation::Finished(ready.map(|_| Results::new()))
+}
+
+fn leaf(_: Arguments) -> Invocation<Results> {
+    Invocation::Finished(Ok(Results::new()))
+}
+
+#[test]
+fn what_no_thread_will_run_fails() {
+    let [waits, leaf] =
+        [function("test::waits", Entry::Task(waits)), function("test::leaf", Entry::Task(leaf))];
+    let alone = alone(&[waits, leaf]);
+    let runtime = &alone.runtime;
+    runtime.executor().threads_max.store(2, Ordering::Relaxed);
+    *AWAITED.lock() = Some(runtime.pending());
+    let run = |function, seq| {
+        let target = Target::Task { lease: lease(1), slots: 10 };
+        runtime.on_peer(other(2), true, call(function, TaskId { owner: other(2), seq, key: 7 }, target));
+    };
+    let blocked = || runtime.executor().state.lock().blocked;
+    run(waits, 1);
+    eventually(|| blocked() == 1);
+    // When the last call arrives, one thread runs; then it waits, too.
+    let gate = GATE.lock();
+    run(waits, 2);
+    eventually(|| runtime.executor().state.lock().ready.is_empty());
+    run(leaf, 3);
+    drop(gate);
+    let outcome = |seq: u64| match alone.next_sent() {
+        (_, Message::Done(done)) if done.task.seq == seq => done.outcome,
+        sent => panic!("{sent:?}"),
+    };
+    let Outcome::Failed(failure) = outcome(3) else { panic!("it ran") };
+    assert_eq!(failure.kind, FailureKind::Limit, "{failure:?}");
+    assert!(failure.message.contains("all 2 threads"), "{failure:?}");
+    runtime.fail(AWAITED.lock().unwrap(), Failure::new(FailureKind::Cancelled, "enough"));
+    for _ in 0..2 {
+        let (_, Message::Done(done)) = alone.next_sent() else { panic!("no result") };
+        assert!(matches!(done.outcome, Outcome::Values(_)));
+    }
+    run(leaf, 4);
+    assert!(matches!(outcome(4), Outcome::Values(_)));
 }
 
 struct Bench {
