@@ -282,11 +282,11 @@ impl Runtime {
         }
         self.step(|core, out| {
             let taken = core.take_item(stream, out);
-            if taken == Taken::NotYet {
-                core.want(stream, out);
-                self.await_change(stream, waiter());
+            if taken != Taken::NotYet {
+                return taken;
             }
-            taken
+            core.want(stream, out);
+            if self.await_change(stream, waiter()) { Taken::NotYet } else { Taken::End }
         })
     }
 

@@ -47,11 +47,22 @@ impl Drop for Asked<'_> {
 }
 
 impl Runtime {
+    /// The number under which the asker gets its answer.
+    fn number_asker(&self, asker: Asker) -> u64 {
+        let request = self.number();
+        let mut questions = self.questions.lock();
+        questions.insert(request, asker);
+        // Under that lock, so that the job's end finds whoever asks, or they find it.
+        if self.ended.lock().is_some() {
+            questions.remove(&request);
+        }
+        request
+    }
+
     /// Asks the head. Blocks the calling thread for at most [`QUESTION_WAIT`].
     pub fn ask(&self, question: Question) -> Answer {
-        let request = self.number();
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.questions.lock().insert(request, Asker::Now(sender));
+        let request = self.number_asker(Asker::Now(sender));
         self.tell(ToAgent::Ask { request, question });
         receiver.recv_timeout(QUESTION_WAIT).unwrap_or_else(|_| {
             self.questions.lock().remove(&request);
@@ -67,9 +78,8 @@ impl Runtime {
     /// Asks the head something that it may answer much later, when something has come about: ends with the answer, or
     /// with the job. Dropped, the answer is not waited for.
     pub async fn ask_and_wait(&self, question: Question) -> Answer {
-        let request = self.number();
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.questions.lock().insert(request, Asker::Later(sender));
+        let request = self.number_asker(Asker::Later(sender));
         let _asked = Asked { runtime: self, request };
         self.tell(ToAgent::Ask { request, question });
         receiver.await.unwrap_or_else(|_| {

@@ -141,11 +141,15 @@ impl Runtime {
     ) -> Ready {
         self.step(|core, out| {
             let ready = ready_among(core, objects, count);
-            if ready.len() >= count.min(objects.len()) || self.ended.lock().is_some() {
+            if ready.len() >= count.min(objects.len()) {
+                return ready;
+            }
+            let mut waiters = self.waiters.lock();
+            // Under this lock, so that the job's end finds whoever is registered.
+            if self.ended.lock().is_some() {
                 return ready;
             }
             let waiter = waiter(count.min(objects.len()) - ready.len());
-            let mut waiters = self.waiters.lock();
             for object in objects {
                 if is_final(core.objects.state(*object)) {
                     continue;
@@ -178,13 +182,18 @@ impl Runtime {
         ready_among(&self.core.lock(), objects, count)
     }
 
-    /// Wakes `waiter` when the object's state changes, or a stream's of that name. Called inside a step that looked.
-    pub(crate) fn await_change(&self, object: ObjectId, waiter: Waiter) {
+    /// Wakes `waiter` when the object's state changes, or a stream's of that name. Called inside a step that looked. Says no
+    /// where the job has ended, since nothing changes any more.
+    pub(crate) fn await_change(&self, object: ObjectId, waiter: Waiter) -> bool {
         let mut waiters = self.waiters.lock();
+        if self.ended.lock().is_some() {
+            return false;
+        }
         let list = waiters.entry(object).or_default();
         if !list.iter().any(|other| other.is_same(&waiter)) {
             list.push(waiter);
         }
+        true
     }
 
     fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {
@@ -201,10 +210,7 @@ impl Runtime {
 
     /// Wakes `waker` when the object's state is final; says so at once if it is.
     pub fn poll_ready(self: &Arc<Self>, object: ObjectId, waker: &Waker) -> bool {
-        if self.ended.lock().is_some() {
-            return true;
-        }
-        !self.first_ready(&[object], 1, |_| Waiter::Task(waker.clone())).is_empty()
+        self.poll_ready_among(&[object], 1, waker).is_some()
     }
 }
 
@@ -229,4 +235,42 @@ pub type Ready = SmallVec<[usize; 4]>;
 fn ready_among(core: &Core, objects: &[ObjectId], count: usize) -> Ready {
     let ready = objects.iter().enumerate().filter(|(_, object)| is_final(core.objects.state(**object)));
     ready.map(|(at, _)| at).take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::alone;
+
+    fn over() -> Failure {
+        Failure::new(FailureKind::JobEnded, "its driver left")
+    }
+
+    #[test]
+    fn the_jobs_end_is_missed_by_nobody_who_is_about_to_wait() {
+        let alone = alone(&[]);
+        let runtime = &alone.runtime;
+        let object = runtime.pending();
+        std::thread::scope(|scope| {
+            // It has looked, and is about to register; meanwhile the job ends.
+            let waiters = runtime.waiters.lock();
+            let asker = scope.spawn(|| runtime.poll_ready(object, Waker::noop()));
+            while runtime.core.try_lock().is_some() {
+                std::thread::yield_now();
+            }
+            *runtime.ended.lock() = Some(over());
+            drop(waiters);
+            assert!(asker.join().unwrap(), "who is not woken is told at once");
+        });
+        runtime.end(over());
+        assert!(runtime.poll_ready(object, Waker::noop()));
+        assert_eq!(runtime.poll_ready_among(&[object], 1, Waker::noop()), Some(Ready::new()));
+        assert_eq!(runtime.wait(&[object], 1, None), Ok(Ready::new()));
+        assert!(!runtime.await_change(object, Waiter::Task(Waker::noop().clone())));
+        assert_eq!(runtime.next_item(object), Ok(None));
+        assert!(runtime.waiters.lock().is_empty());
+        let asked = alone.user.block_on(runtime.ask_and_wait(mobula_proto::host::Question::Steward));
+        assert!(matches!(asked, mobula_proto::host::Answer::Failed(failure) if failure == over()));
+        assert!(runtime.questions.lock().is_empty());
+    }
 }
