@@ -98,6 +98,11 @@ pub enum ToAgent {
         /// Whether it may.
         may: bool,
     },
+    /// Answer to [`ToHost::Mark`], behind all that this host has said before.
+    Marked {
+        /// Of the mark.
+        number: u64,
+    },
     /// May this host have a region of so many bytes? Answered when there is room.
     RegionWanted {
         /// Pairs with the answer.
@@ -553,6 +558,11 @@ pub enum ToHost {
     /// Somebody has waited for room in the store for long: may some come free because a call ends that runs here? Answered
     /// with [`ToAgent::MakesRoom`].
     MayMakeRoom,
+    /// The agent wants to know when it has heard all that this host has said by now. Answered with [`ToAgent::Marked`].
+    Mark {
+        /// Which mark.
+        number: u64,
+    },
     /// Answer to [`ToAgent::Ask`].
     Answered {
         /// From the request.

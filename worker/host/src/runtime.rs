@@ -438,6 +438,7 @@ impl Runtime {
             ToHost::Budget { more } => self.executor.give_budget(self, more),
             ToHost::BudgetWanted => self.executor.press_budget(self),
             ToHost::MayMakeRoom => self.tell(ToAgent::MakesRoom { may: self.executor.may_make_room() }),
+            ToHost::Mark { number } => self.tell(ToAgent::Marked { number }),
             ToHost::AreYouIdle => self.prepare_to_end(),
             ToHost::Output { host, stderr, line } => {
                 if let Some(sink) = self.on_output.lock().as_mut() {

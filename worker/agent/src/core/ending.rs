@@ -48,6 +48,8 @@ impl Core {
 
     fn forget_objects_of(&mut self, job: JobId) {
         self.drop_pulls(job);
+        let due = self.early.job_gone(job);
+        self.wishes_due(due);
         let gone = self.objects.job_gone(job);
         self.gone(gone);
         self.estate_without();

@@ -84,6 +84,10 @@ impl Core {
                 self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
             }
             ToAgent::BudgetWanted { more, alone } => self.budget_wanted(id, more, alone, now),
+            ToAgent::Marked { number } => {
+                let due = self.early.marked(job, id, number);
+                self.wishes_due(due);
+            }
             ToAgent::MakesRoom { may } => self.budget.makes_room(id, may),
             ToAgent::BudgetBack { bytes } => self.budget_back(id, bytes, now),
             ToAgent::RegionWanted { request, bytes, wait_ms } => {

@@ -176,6 +176,11 @@ impl Hosts {
         self.iter().filter(|(_, host)| host.job == Some(job)).map(|(id, _)| id).collect()
     }
 
+    /// Whether a host of the job is here that has been welcomed.
+    pub fn runs(&self, job: JobId) -> bool {
+        self.hosts.values().any(|host| host.ready && host.job == Some(job))
+    }
+
     /// Removes a host, and every memory of rings with it.
     pub fn remove(&mut self, id: HostId) -> Option<Host> {
         let gone = self.hosts.remove(&id)?;

@@ -30,7 +30,7 @@ mod stock;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
     os::fd::OwnedFd,
     sync::Arc,
@@ -47,7 +47,7 @@ use mobula_proto::{
 };
 
 use budget::Budget;
-use early::Open;
+use early::{Due, Open};
 pub use from_host::no_such_host;
 use hosts::{Hosts, Kind};
 use leases::{Bounds, Leases, Need};
@@ -265,9 +265,8 @@ impl Core {
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
         }
-        for ((object, attempt, _), open) in self.early.expire(now) {
-            self.open_failed(open.host, open.request, object, self.no_copy(attempt));
-        }
+        let due = self.early.tick(now);
+        self.wishes_due(due);
         if self.budget.next_deadline().is_some_and(|at| at <= now) {
             self.share_budget(now);
         }
@@ -378,6 +377,8 @@ impl Core {
                 self.effects.push(Effect::Head(ToHead::JobEnd { job, failure: why }));
             }
             self.ending_without(job, host.kind);
+            let due = self.early.host_gone(job, id);
+            self.wishes_due(due);
         }
         self.pump();
     }
@@ -557,6 +558,9 @@ impl Core {
         for open in wish.opens {
             self.open(open, key.0, now);
         }
+        if wish.nodes {
+            self.effects.push(Effect::Serve(key, Ok(())));
+        }
         if wish.freed {
             self.free_here(key.0, key.1..=key.1, None);
         }
@@ -586,9 +590,9 @@ impl Core {
             return self.open_failed(id, request, object, self.no_copy(copy.attempt));
         }
         if copy.node == me && !there {
-            // Where the node drains, it may have been moved: its owner knows.
-            if self.draining.is_some() || !self.early.open(home, now, open) {
-                self.open_failed(id, request, object, self.no_copy(copy.attempt));
+            if !self.early.open(home, now, self.early_wait(), open) {
+                let why = "too many wait for what is not here yet: try again later".to_owned();
+                self.effects.push(failed(FailureKind::Unreachable, why));
             }
             return;
         }
@@ -616,6 +620,47 @@ impl Core {
             self.queue.hurry(object, job);
         }
         self.start_pulls();
+    }
+
+    /// How long something may not be there yet before it is asked where it is. Where the node drains, it was most likely
+    /// moved, which its owner knows.
+    fn early_wait(&self) -> Duration {
+        if self.draining.is_some() { Duration::ZERO } else { early::EARLY_WAIT }
+    }
+
+    /// Does what is due about objects that are not there yet.
+    fn wishes_due(&mut self, due: Vec<Due>) {
+        let mut due = VecDeque::from(due);
+        while let Some(next) = due.pop_front() {
+            let (key, wish, kind, why) = match next {
+                Due::Ask(job, number) => {
+                    let mut hosts = self.hosts.of_job(job);
+                    hosts.retain(|id| self.hosts.get(*id).is_some_and(|host| host.ready));
+                    for host in &hosts {
+                        self.effects.push(Effect::Tell(*host, ToHost::Mark { number }, Vec::new()));
+                    }
+                    due.extend(self.early.asked(job, hosts));
+                    continue;
+                }
+                Due::Absent(key, wish) => (key, wish, FailureKind::ObjectLost, self.no_copy(key.1)),
+                Due::Unknown(key, wish, silent) => {
+                    let silent = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    let why = format!(
+                        "{}, and it is not known whether one comes: nothing is heard of {silent}; try again later",
+                        self.no_copy(key.1)
+                    );
+                    (key, wish, FailureKind::Unreachable, why)
+                }
+            };
+            let failure = Failure::new(kind, why).of(key.0.to_string());
+            for open in wish.opens {
+                let message = ToHost::OpenFailed { request: open.request, failure: failure.clone() };
+                self.effects.push(Effect::Tell(open.host, message, Vec::new()));
+            }
+            if wish.nodes {
+                self.effects.push(Effect::Serve(key, Err(failure)));
+            }
+        }
     }
 
     /// Has a copy read back from disk for `reader`.

@@ -97,6 +97,26 @@ impl Rig {
         self.take().iter().map(line).collect()
     }
 
+    /// What comes of it that all hosts are asked whether they have said more, and had not.
+    fn all_heard(&mut self) -> Vec<String> {
+        self.now += early::EARLY_WAIT;
+        self.core.tick(self.now);
+        let mut lines = Vec::new();
+        let mut effects = self.take();
+        while !effects.is_empty() {
+            for effect in effects {
+                match effect {
+                    Effect::Tell(host, ToHost::Mark { number }, _) => {
+                        self.core.from_host(host, ToAgent::Marked { number }, vec![], self.now);
+                    }
+                    other => lines.push(line(&other)),
+                }
+            }
+            effects = self.take();
+        }
+        lines
+    }
+
     /// A driver whose job runs.
     fn driver(&mut self, in_process: bool) -> HostId {
         let host = self.core.driver_arrived(in_process).unwrap();
@@ -332,9 +352,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
         copy: Copy { attempt, ..here },
     };
     assert_eq!(rig.host(id(1), open(2)), [""; 0], "its completion may not have been heard of yet");
-    rig.now += super::early::EARLY_WAIT;
-    rig.core.tick(rig.now);
-    assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost"]);
+    assert_eq!(rig.all_heard(), ["host-1 < OpenFailed ObjectLost"]);
     assert_eq!(rig.host(id(1), open(1)), ["host-1 < Opened +1fd"]);
     assert_eq!(
         rig.host(id(1), open(1)),
@@ -369,6 +387,59 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     assert_eq!(rig.host(host, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < Unmap"]);
     assert_eq!(rig.host(id(1), ToAgent::Unmapped { region }), ["host-2 < RegionGranted"]);
     assert_eq!(rig.host(host, sealed(2, 0, 1)), ["kill host-2"], "there is no such region");
+}
+
+/// What a host says may stand for long behind messages that nobody takes.
+#[test]
+fn what_is_not_heard_of_yet_is_not_lost() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, Class::default());
+    rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
+    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    let here = copy(NodeId::EMBEDDED, 1);
+    let open = |seq| ToAgent::Open { ahead: false, request: seq, object: object(seq), copy: here };
+    let by = other_node().node;
+    let wish = |seq| Wish { object: object(seq), copy: here, by, tried: vec![], whole: false };
+    assert_eq!(rig.host(id(1), open(1)), [""; 0]);
+    assert_eq!(rig.host(id(1), ToAgent::Free { object: object(2), copy: here }), [""; 0]);
+    assert!(matches!(rig.core.serve(&wish(1), rig.now), Serve::Later(_)));
+    assert!(matches!(rig.core.serve(&wish(3), rig.now), Serve::Later(_)));
+    rig.now += early::EARLY_WAIT;
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < Mark", "host-2 < Mark"]);
+    assert_eq!(rig.host(id(1), ToAgent::Marked { number: 1 }), [""; 0]);
+    rig.now += early::MARK_WAIT - Duration::from_millis(1);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), [""; 0]);
+    rig.now += Duration::from_millis(1);
+    rig.core.tick(rig.now);
+    let given_up = ["host-1 < OpenFailed Unreachable", "serve Unreachable", "serve Unreachable"];
+    assert_eq!(rig.lines(), given_up, "tried again, it may be there");
+    rig.host(id(1), open(1));
+    assert!(matches!(rig.core.serve(&wish(1), rig.now), Serve::Later(_)));
+    assert_eq!(rig.host(host, sealed(1, 64, 100)), ["host-1 < Opened +1fd", "serve it"]);
+    assert_eq!(rig.host(host, sealed(2, 192, 100)), ["host-2 < Reclaim 1"], "however late");
+    assert_eq!(rig.host(host, ToAgent::Marked { number: 1 }), [""; 0]);
+
+    // Whoever is gone has nothing more to say, and the end of a job is the end of what it would have made.
+    rig.host(id(1), open(4));
+    assert!(matches!(rig.core.serve(&wish(5), rig.now), Serve::Later(_)));
+    rig.now += early::EARLY_WAIT;
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < Mark", "host-2 < Mark"]);
+    assert_eq!(rig.host(id(1), ToAgent::Marked { number: 2 }), [""; 0]);
+    rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"), rig.now);
+    let said = rig.lines();
+    assert!(
+        said.ends_with(&["host-1 < OpenFailed ObjectLost".to_owned(), "serve ObjectLost".to_owned()]),
+        "{said:?}"
+    );
+    assert!(matches!(rig.core.serve(&wish(6), rig.now), Serve::Later(_)));
+    let failure = Failure::new(FailureKind::JobEnded, "over");
+    let said = rig.head(FromHead::JobEnded { job: JOB, failure, nodes: vec![] });
+    assert!(said.contains(&"serve ObjectLost".to_owned()), "{said:?}");
+    assert_eq!(rig.core.early.next_deadline(), None);
 }
 
 #[test]
@@ -415,11 +486,11 @@ fn tr3_a_part_stays_until_it_was_served() {
     rig.host(id(1), open);
     let third = NodeId { number: 3, incarnation: 1 };
     let wish = |whole| Wish { object: object(1), copy: there, by: third, tried: vec![], whole };
-    assert!(matches!(rig.core.serve(&wish(true)), Serve::No(_)), "there is only a part");
-    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
-    assert!(matches!(rig.core.serve(&wish(false)), Serve::Part(_)));
+    assert!(matches!(rig.core.serve(&wish(true), rig.now), Serve::No(_)), "there is only a part");
+    assert!(matches!(rig.core.serve(&wish(false), rig.now), Serve::Part(_)));
+    assert!(matches!(rig.core.serve(&wish(false), rig.now), Serve::Part(_)));
     let other = Wish { copy: copy(there.node, 4), ..wish(false) };
-    assert!(matches!(rig.core.serve(&other), Serve::No(_)), "attempts are never mixed");
+    assert!(matches!(rig.core.serve(&other, rig.now), Serve::No(_)), "attempts are never mixed");
     rig.core.served(object(1), 3, third, 10);
     let agent = NodeId::EMBEDDED.agent();
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
@@ -436,7 +507,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     let open = ToAgent::Open { ahead: false, request: 1, object: object(2), copy: there };
     rig.host(id(1), open);
     let wish = Wish { object: object(2), ..wish(false) };
-    assert!(matches!(rig.core.serve(&wish), Serve::Part(_)));
+    assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Part(_)));
     rig.core.pulled((object(2), 3, JOB), Err(Failure::new(FailureKind::ObjectLost, "gone")));
     rig.core.served(object(2), 3, third, 0);
     assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
@@ -496,8 +567,9 @@ fn served_objects_are_dropped_where_they_were_pulled() {
         tried: vec![],
         whole: false,
     };
-    assert!(matches!(rig.core.serve(&wish(2)), Serve::No(_)));
-    let Serve::Whole(place, _fd, others) = rig.core.serve(&wish(1)) else { panic!("not served") };
+    assert!(matches!(rig.core.serve(&wish(2), rig.now), Serve::Later(_)));
+    assert_eq!(rig.all_heard(), ["serve ObjectLost"]);
+    let Serve::Whole(place, _fd, others) = rig.core.serve(&wish(1), rig.now) else { panic!("not served") };
     assert!(others.is_empty());
     assert_eq!((place.bytes, place.region_bytes), (100, MIB));
     let free = ToAgent::Free { object: object(1), copy: copy(NodeId::EMBEDDED, 1) };
@@ -525,9 +597,9 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         let by = other_node().node;
         let wish =
             Wish { object: object(1), copy: copy(NodeId::EMBEDDED, 1), by, tried: vec![], whole: false };
-        assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));
+        assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Later(_)));
         assert_eq!(rig.lines(), [format!("restore {}", object(1))]);
-        assert!(matches!(rig.core.serve(&wish), Serve::Later(_)));
+        assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Later(_)));
         assert_eq!(rig.lines(), [""; 0], "once is enough for all");
         assert_eq!(rig.core.usage().pinned, 0, "nobody has it yet");
         let lost = Failure::new(FailureKind::ObjectLost, "a bit is another");
@@ -539,12 +611,13 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
             rig.lines();
             assert!(rig.core.restored((object(1), 1, JOB), Ok((region, 0))));
             assert_eq!(rig.lines(), ["serve it"]);
-            let Serve::Whole(place, ..) = rig.core.serve(&wish) else { panic!("it is not served") };
+            let Serve::Whole(place, ..) = rig.core.serve(&wish, rig.now) else { panic!("it is not served") };
             assert_eq!((place.region, place.bytes, rig.core.usage().pinned), (region, 100, 1));
         } else {
             assert!(!rig.core.restored((object(1), 1, JOB), Err(lost)));
             assert_eq!(rig.lines()[..2], ["delete 1", "serve ObjectLost"]);
-            assert!(matches!(rig.core.serve(&wish), Serve::No(_)));
+            assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Later(_)));
+            assert_eq!(rig.all_heard(), ["serve ObjectLost"]);
             assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
         }
     }

@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula_proto::{
@@ -140,7 +140,7 @@ pub enum Serve {
     Part(Key),
     /// It is to ask these, the first of them first.
     Elsewhere(Vec<NodeId>),
-    /// This copy is read back from disk first; [`Effect::Serve`] follows.
+    /// This copy is read back from disk, or its writer's word of it comes, first; [`Effect::Serve`] follows.
     Later(Key),
     /// There is none here.
     No(String),
@@ -242,7 +242,7 @@ impl Core {
     }
 
     /// Another agent wants to copy an object from here.
-    pub fn serve(&mut self, wish: &Wish) -> Serve {
+    pub fn serve(&mut self, wish: &Wish, now: Instant) -> Serve {
         let Wish { object, copy, by, .. } = *wish;
         if let Some(key) = self.objects.for_readers(object, &copy) {
             let mut others = Vec::new();
@@ -276,7 +276,16 @@ impl Core {
                 return Serve::Part(*key);
             }
         }
-        Serve::No(format!("{} has no copy of {object} by attempt {}", self.config.node, copy.attempt))
+        // Who told of it may have been faster than its writer's own word.
+        if copy.node == self.config.node && by != copy.node && self.hosts.runs(copy.job) {
+            let key = (object, copy.attempt, copy.job);
+            return if self.early.serve(key, now, self.early_wait()) {
+                Serve::Later(key)
+            } else {
+                Serve::NotNow("too many wait for what is not here yet".to_owned())
+            };
+        }
+        Serve::No(self.no_copy(copy.attempt))
     }
 
     /// `by` has it, or gave up, after so many bytes.

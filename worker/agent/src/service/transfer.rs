@@ -89,7 +89,7 @@ fn whole(place: Place, fd: &OwnedFd, from: u64) -> Result<Range, bulk::Refusal> 
 impl State {
     pub(super) fn serve(&mut self, wish: Wish, from: u64, reply: oneshot::Sender<Answer>) {
         let wish = &wish;
-        let answer = match self.core.serve(wish) {
+        let answer = match self.core.serve(wish, Instant::now()) {
             Serve::Later(key) => {
                 let waiting = self.transfers.waiting.entry(key).or_default();
                 if waiting.len() < PART_READERS_MAX {

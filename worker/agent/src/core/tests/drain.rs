@@ -53,7 +53,7 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
         tried: vec![],
         whole: false,
     };
-    assert!(matches!(rig.core.serve(&wish), Serve::Whole(..)));
+    assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Whole(..)));
     rig.core.served(theirs_of(1), 1, there, 100);
     rig.take();
     let said = rig.head(FromHead::Drain { to: vec![] });
@@ -69,14 +69,17 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
     rig.now += Duration::from_millis(250);
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["node-2 Keep", "head Draining"], "it is tried again");
-    // It is not here any more, which is said at once; it would be waited for on a node that stays.
+    // It is not here any more, which is said once it is known.
     let open = |seq| ToAgent::Open {
         ahead: false,
         request: 9,
         object: theirs_of(seq),
         copy: copy(NodeId::EMBEDDED, 1),
     };
-    assert_eq!(rig.host(host, open(1)), ["host-1 < OpenFailed ObjectLost"]);
+    assert_eq!(rig.host(host, open(1)), [""; 0]);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < Mark"], "at once");
+    assert_eq!(rig.host(host, ToAgent::Marked { number: 1 }), ["host-1 < OpenFailed ObjectLost"]);
     rig.host(host, open(2));
     rig.core.from_peer(kept(2, Taken::Yes));
     assert_eq!(rig.lines(), [""; 0], "it is being read");

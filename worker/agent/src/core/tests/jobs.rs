@@ -46,7 +46,7 @@ fn o5_a_reader_of_another_job_gets_a_copy_in_its_own_memory() {
     assert_eq!(rig.host(theirs, open(here)), ["pull node-1/host-1#1.0 from node-1"]);
     // The service asks like any other node.
     let wish = Wish { object: object(1), copy: here, by: NodeId::EMBEDDED, tried: vec![], whole: true };
-    let Serve::Whole(place, _, others) = rig.core.serve(&wish) else { panic!("not served") };
+    let Serve::Whole(place, _, others) = rig.core.serve(&wish, rig.now) else { panic!("not served") };
     assert_eq!((place.region, others), (REGION, vec![]));
     assert!(pulled(&mut rig, 1));
     assert_eq!(rig.lines(), ["host-2 < Opened +1fd"]);
@@ -67,11 +67,12 @@ fn who_was_not_told_of_an_object_gets_nothing() {
     let by = other_node().node;
     for (object, copy) in [(guessed, here), (object(1), Copy { job: THEIRS, ..here })] {
         let said = rig.host(theirs, ToAgent::Open { request: 1, object, copy, ahead: false });
-        rig.core.tick(rig.now + Duration::from_secs(3));
-        assert_eq!([said, rig.lines()].concat(), ["host-2 < OpenFailed ObjectLost"], "{object} {copy:?}");
+        let said = [said, rig.all_heard()].concat();
+        assert_eq!(said, ["host-2 < OpenFailed ObjectLost"], "{object} {copy:?}");
         // Nor over another node.
         let wish = Wish { object, copy, by, tried: vec![], whole: false };
-        assert!(matches!(rig.core.serve(&wish), Serve::No(_)), "{object} {copy:?}");
+        assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Later(_)), "{object} {copy:?}");
+        assert_eq!(rig.all_heard(), ["serve ObjectLost"], "{object} {copy:?}");
     }
     // Nor as if the owner were dead, here or from another node.
     let objects = vec![(guessed, None)];

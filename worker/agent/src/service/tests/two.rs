@@ -163,6 +163,8 @@ async fn two_agents_relay_pull_and_ship_programs() {
     // Another attempt's copy there is none.
     let other = Copy { attempt: 3, ..copy };
     link.send(ToAgent::Open { ahead: false, request: 3, object: made, copy: other }, vec![]).unwrap();
+    let ToHost::Mark { number } = host.link.recv().await.0 else { panic!("not asked whether it comes") };
+    host.link.send(ToAgent::Marked { number }).await;
     let (ToHost::OpenFailed { request: 3, failure }, _) = local(&link) else { panic!("opened") };
     assert_eq!(failure.kind, FailureKind::ObjectLost);
 
