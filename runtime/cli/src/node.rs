@@ -312,7 +312,10 @@ mod tests {
             stall: Duration::from_secs(5),
         };
         assert_eq!(options.spill, spill);
-        assert_eq!(options.pulls, Pulls { in_flight: 0.2, stall: Duration::from_secs(6) });
+        assert_eq!(
+            options.pulls,
+            Pulls { in_flight: 0.2, stall: Duration::from_secs(6), ..Pulls::default() }
+        );
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(3), Duration::from_secs(4))
@@ -337,7 +340,7 @@ mod tests {
             stall: Duration::from_secs(60),
         };
         assert_eq!(options.spill, spill);
-        assert_eq!(options.pulls, Pulls { in_flight: 0.25, stall: Duration::from_secs(10) });
+        assert_eq!(options.pulls, Pulls::default());
         assert_eq!(
             (options.idle_timeout, options.head_lost_max),
             (Duration::from_secs(10), Duration::from_secs(10))

@@ -404,8 +404,9 @@ pub struct Transfer {
     pub pull_share: Option<f64>,
     /// How long a source may send nothing until another is asked, such as 10s
     ///
-    /// Unit: time, 1s to 1d. Default: 10s. Cost: so long, a stuck node is waited for, and twice that until it is an error
-    /// (MOB2001, MOB2003). If wrong: too short, and a node that reads an object back from a slow disk is given up.
+    /// Unit: time, 1s to 1d. Default: 10s. Cost: so long, a stuck node is waited for, and twice that or 20s until it is an
+    /// error (MOB2001); one that reads an object back from a slow disk says so. If wrong: too short, and a busy node is
+    /// given up; it should be the same on all nodes.
     #[arg(
         long,
         value_name = "TIME",

@@ -10,7 +10,7 @@
 //! source of the next one. Bytes come in order: what a reader has of a range is always its front, and another server
 //! can go on where one left off.
 
-use std::{fmt, future::Future, slice, time::Duration};
+use std::{fmt, future::Future, pin::pin, slice, time::Duration};
 
 use bytes::Bytes;
 use quinn::RecvStream;
@@ -35,6 +35,8 @@ const STATUS_RANGE: u8 = 0;
 const STATUS_REFUSED: u8 = 1;
 const STATUS_ELSEWHERE: u8 = 2;
 const STATUS_BUSY: u8 = 3;
+/// Another header follows: the server is still getting what it was asked for.
+const STATUS_WAIT: u8 = 4;
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -222,7 +224,7 @@ async fn moving<T, E: Into<Error>>(
 }
 
 /// Fills `dest` with what `request` (at most [`REQUEST_BYTES_MAX`]) names at the peer; the range must be exactly as
-/// long. A peer that sends nothing for `stall` is given up. After an error, or when cancelled, the front of `dest` is
+/// long. A peer that sends nothing for `stall`, not even that it is still getting it, is given up. After an error, or when cancelled, the front of `dest` is
 /// filled as far as `sink` has heard, or further.
 pub async fn pull(
     connection: &Connection,
@@ -254,7 +256,12 @@ async fn answer(
     sink: &mut impl Sink,
 ) -> Result<(), Error> {
     let mut header = [0; HEADER_BYTES];
-    exactly(stream, &mut header, stall).await?;
+    loop {
+        exactly(stream, &mut header, stall).await?;
+        if header != wait_header() {
+            break;
+        }
+    }
     let (head, length) = header.split_at(8);
     let (&[status, 0, 0, 0, ..], Ok(length)) = (head, length.try_into().map(u64::from_le_bytes)) else {
         return Err(Malformed::BulkHeader.into());
@@ -277,6 +284,12 @@ async fn answer(
         STATUS_BUSY => Err(Error::Busy { reason: String::from_utf8_lossy(&text).into_owned() }),
         _ => Err(Error::Refused { reason: String::from_utf8_lossy(&text).into_owned() }),
     }
+}
+
+fn wait_header() -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[0] = STATUS_WAIT;
+    header
 }
 
 async fn exactly(stream: &mut RecvStream, dest: &mut [u8], stall: Duration) -> Result<(), Error> {
@@ -337,12 +350,14 @@ pub async fn copy(mut range: Range, dest: &mut [u8], sink: &mut impl Sink) -> Re
     }
 }
 
-/// Answers one bulk stream: `source` maps the request to an answer, or to a refusal that the reader sees. `sent` is
+/// Answers one bulk stream: `source` maps the request to an answer, or to a refusal that the reader sees. While that takes
+/// its time the reader hears so, each time that `pause` is over: how long it may take is the source's to say. `sent` is
 /// raised by what left for the reader, also where that failed in the end. Returns once the reader has all of it. No
 /// more than the send window is in flight.
 pub async fn serve<F>(
     (mut sender, mut receiver): (Sender, Receiver),
     source: impl FnOnce(AlignedVec) -> F,
+    pause: Duration,
     sent: &mut u64,
 ) -> Result<(), Error>
 where
@@ -350,7 +365,14 @@ where
 {
     receiver.limit(REQUEST_BYTES_MAX);
     let request = moving(STALL_TIMEOUT, 0, receiver.recv()).await?.ok_or(Malformed::Truncated)?;
-    let (status, note, range) = match source(request).await {
+    let mut source = pin!(source(request));
+    let answer = loop {
+        if let Ok(answer) = timeout(pause, &mut source).await {
+            break answer;
+        }
+        moving(STALL_TIMEOUT, 0, sender.stream().write_all(&wait_header())).await?;
+    };
+    let (status, note, range) = match answer {
         Ok(Answer::Range(note, range)) => (STATUS_RANGE, note, Some(range)),
         Ok(Answer::Elsewhere(note)) => (STATUS_ELSEWHERE, note, None),
         Err(refusal) => {

@@ -34,6 +34,7 @@ fn serve_ranges(connection: Connection, source: Bytes) {
                         let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
                         Ok(Answer::Range(b"note".to_vec(), Range::whole(source.slice(..to), from as u64)))
                     },
+                    STALL,
                     &mut 0,
                 )
                 .await
@@ -171,7 +172,8 @@ fn serve_part(
         let slice = move |at: u64, len: usize| Ok(source.slice(at as usize..at as usize + len));
         let range = Range::growing(len, from, ready, slice);
         // The reader may leave.
-        let _left = serve((sender, receiver), async |_| Ok(Answer::Range(vec![7], range)), &mut sent).await;
+        let _left =
+            serve((sender, receiver), async |_| Ok(Answer::Range(vec![7], range)), STALL, &mut sent).await;
         sent
     })
 }
@@ -236,4 +238,34 @@ async fn another_server_goes_on_where_one_left_off() {
     Pair::soon(pull(&pair.dialled, b"x", &mut dest[from..], STALL, &mut heard)).await.unwrap();
     assert!(dest == source, "it is the same");
     assert_eq!(Pair::soon(third).await.unwrap(), (3 << 20) - from as u64);
+}
+
+/// However long it takes until the server has it, in which it says from time to time that it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_still_getting_it_is_waited_for() {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let pair = Pair::new().await;
+    let (ready, is_ready) = tokio::sync::oneshot::channel::<()>();
+    let accepted = pair.accepted.clone();
+    let server = task::spawn("test-serve", async move {
+        let (_, sender, receiver) = accepted.accept_stream().await.unwrap();
+        let source = async |_: AlignedVec| {
+            is_ready.await.unwrap();
+            Ok(Answer::Range(Vec::new(), Range::whole(pattern(8), 0)))
+        };
+        serve((sender, receiver), source, PAUSE, &mut 0).await
+    });
+    let (mut sender, mut receiver) = pair.dialled.open_quietly(StreamKind::Bulk).await.unwrap();
+    sender.send(b"x").await.unwrap();
+    sender.finish().await.unwrap();
+    for _ in 0..3 {
+        let mut header = [0; HEADER_BYTES];
+        Pair::soon(receiver.stream().read_exact(&mut header)).await.unwrap();
+        assert_eq!(header, wait_header());
+    }
+    ready.send(()).unwrap();
+    let mut dest = [0; 8];
+    Pair::soon(answer(receiver.stream(), &mut dest, STALL, &mut ())).await.unwrap();
+    assert_eq!(dest, pattern(8)[..]);
+    Pair::soon(server).await.unwrap().unwrap();
 }

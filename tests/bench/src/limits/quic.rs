@@ -398,6 +398,7 @@ async fn serve_bulk(connection: Connection, range: Bytes) {
                     let wanted = length(&request).ok_or_else(absent)?.min(range.len());
                     Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(range.slice(..wanted), 0)))
                 },
+                bulk::STALL_TIMEOUT,
                 &mut sent,
             );
             answered.await

@@ -41,14 +41,17 @@ pub struct Pulls {
     /// the same network among more pulls, each slower, and hold memory for parts that nobody can read yet; less leaves
     /// the network idle between small ones.
     pub in_flight: f64,
-    /// How long a pull waits for a source that sends nothing, until it turns to another; default 10 s. One that has no
-    /// other fails after twice that.
+    /// How long a pull waits for a source that sends nothing, until it turns to another; default 10 s. One that reads it
+    /// back from disk says so meanwhile.
     pub stall: Duration,
+    /// How long a pull of which nothing comes in tries again, until it fails; default 20 s. Longer than the head takes to
+    /// declare a silent node dead, so that what was lost with its node is found to be lost.
+    pub reach: Duration,
 }
 
 impl Default for Pulls {
     fn default() -> Self {
-        Self { in_flight: 0.25, stall: Duration::from_secs(10) }
+        Self { in_flight: 0.25, stall: Duration::from_secs(10), reach: Duration::from_secs(20) }
     }
 }
 

@@ -256,10 +256,17 @@ impl Actor for Service {
         let Arguments { config, ring_bytes, nodes, to_head, routes, provision, endpoint, listens, .. } =
             arguments;
         let accepts = endpoint.is_some() && listens;
-        let (me, store_bytes, stall) = (config.node, config.store_bytes, config.pulls.stall);
+        let (me, store_bytes, pulls) = (config.node, config.store_bytes, config.pulls);
         let disk = Disk::new(arguments.spill, config.spill.stall, post.clone());
-        let peers =
-            Peers::new(me, endpoint, listens, Arc::clone(&routes), Arc::clone(&provision), post.clone());
+        let peers = Peers::new(
+            me,
+            endpoint,
+            listens,
+            Arc::clone(&routes),
+            Arc::clone(&provision),
+            post.clone(),
+            pulls.stall,
+        );
         provision.set_peers(&peers);
         let launching = Launching {
             launcher: arguments.launcher,
@@ -282,7 +289,7 @@ impl Actor for Service {
             core,
             memory: Memory::new(store_bytes),
             disk,
-            transfers: Transfers::new(stall),
+            transfers: Transfers::new(pulls),
             ring_bytes,
             to_head,
             routes,

@@ -61,6 +61,8 @@ const REDIAL_PAUSE: Duration = Duration::from_millis(500);
 /// Most connections of one kind to one node that are known at once. Older ones are there for what they carry.
 const CONNECTIONS_MAX: usize = 4;
 /// Why a connection is closed that whoever dialled it has given up.
+/// How often whoever waits for what is being read back here hears so before it would give up.
+const WAITS_IN_STALL: u32 = 4;
 const OVER: &str = "its dialler has dialled again";
 
 /// Which of a peer's two connections.
@@ -155,6 +157,8 @@ pub(super) struct Peers {
     routes: Arc<Routes>,
     provision: Arc<Provision>,
     post: Post,
+    /// How long pulls wait for a source that says nothing.
+    pull_stall: Duration,
 }
 
 impl Peers {
@@ -165,6 +169,7 @@ impl Peers {
         routes: Arc<Routes>,
         provision: Arc<Provision>,
         post: Post,
+        pull_stall: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             me,
@@ -176,6 +181,7 @@ impl Peers {
             routes,
             provision,
             post,
+            pull_stall,
         })
     }
 
@@ -573,7 +579,7 @@ impl Peers {
             }
             Err(error) => Err(bulk::Refusal::Absent(error.to_string())),
         };
-        if let Err(error) = bulk::serve(stream, answer, &mut sent).await {
+        if let Err(error) = bulk::serve(stream, answer, self.pull_stall / WAITS_IN_STALL, &mut sent).await {
             debug!(%error, "a transfer to a peer failed");
         }
         if let Some(wish) = asked.into_inner() {

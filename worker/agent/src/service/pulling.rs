@@ -2,7 +2,7 @@
 //! job, from this very node.
 //!
 //! A copy counts as lost only where the node with the primary one says that it has none, or is declared dead. Whatever
-//! else goes wrong is trouble of the moment: it is tried again for [`REACH_WAIT`], and then is an error that says what
+//! else goes wrong is trouble of the moment: it is tried again for [`Pulls::reach`], and then is an error that says what
 //! could not be reached, after which the copy is as good as before.
 
 use std::{
@@ -27,12 +27,9 @@ use super::{
 };
 use crate::core::{
     objects::Key,
-    transfer::{Search, Wish},
+    transfer::{Pulls, Search, Wish},
 };
 
-/// How long a pull of which nothing comes in tries again, until it fails. Longer than the head takes to declare a silent
-/// node dead, so that what was lost with its node is found to be lost.
-pub const REACH_WAIT: Duration = Duration::from_secs(20);
 /// Between two tries at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -86,8 +83,7 @@ fn sources(note: &[u8]) -> Option<Vec<NodeId>> {
 pub(super) struct Pulling<'a> {
     pub(super) peers: &'a Arc<Peers>,
     pub(super) post: &'a Post,
-    /// How long a source may send nothing.
-    pub(super) stall: Duration,
+    pub(super) pulls: Pulls,
     pub(super) me: NodeId,
     /// What it will be here.
     pub(super) key: Key,
@@ -101,8 +97,6 @@ enum Ended {
     Lost(String),
     /// There may be one later.
     NotNow(String),
-    /// The node with the primary copy lives and sends nothing.
-    Stalled(String),
 }
 
 impl Pulling<'_> {
@@ -123,19 +117,14 @@ impl Pulling<'_> {
             let why = match ended {
                 None => return Ok(()),
                 Some(Ended::Lost(why)) => return Err(Unpulled::lost(why)),
-                Some(Ended::Stalled(why)) => {
-                    let why = format!("{why}; it may lack room to read it back from disk: try again later");
-                    return Err(Unpulled::no_memory(why));
-                }
                 Some(Ended::NotNow(why)) => why,
             };
             if sink.bytes > have {
                 (since, have, pause) = (Instant::now(), sink.bytes, PAUSES.0);
             }
-            if since.elapsed() >= REACH_WAIT {
-                let why = format!(
-                    "{why}; tried again for {REACH_WAIT:?}, and it is no less there: try again later"
-                );
+            let tried = since.elapsed();
+            if tried >= self.pulls.reach {
+                let why = format!("{why}; tried for {tried:.0?}, and it is no less there: try again later");
                 return Err(Unpulled { kind: FailureKind::Unreachable, why });
             }
             debug!(object = %self.key.0, have, %why, "a pull waits for a moment");
@@ -202,7 +191,7 @@ impl Pulling<'_> {
                     (ended, search.failed(false))
                 }
                 Ok(connection) => {
-                    let result = bulk::pull(&connection, &request, dest, self.stall, sink).await;
+                    let result = bulk::pull(&connection, &request, dest, self.pulls.stall, sink).await;
                     if let Some(others) = sink.others.take() {
                         search.others(others);
                     }
@@ -216,12 +205,14 @@ impl Pulling<'_> {
                         Err(error) => {
                             debug!(%object, source = %search.at(), have = sink.bytes, %error, "a source is left");
                             let why = error.to_string();
-                            let ended = match error {
-                                bulk::Error::Refused { .. } | bulk::Error::Length { .. } => Ended::Lost(why),
-                                bulk::Error::Stalled { .. } => Ended::Stalled(why),
-                                _ => Ended::NotNow(why),
+                            // Who has just said that it cannot is asked after a pause.
+                            let (ended, again) = match error {
+                                bulk::Error::Refused { .. } | bulk::Error::Length { .. } => {
+                                    (Ended::Lost(why), false)
+                                }
+                                bulk::Error::Busy { .. } => (Ended::NotNow(why), false),
+                                _ => (Ended::NotNow(why), true),
                             };
-                            let again = !matches!(ended, Ended::Lost(_));
                             (ended, search.failed(again))
                         }
                     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::core::{
     objects::{Key, Place},
-    transfer::{PART_READERS_MAX, Serve, Wish},
+    transfer::{PART_READERS_MAX, Pulls, Serve, Wish},
 };
 
 /// The answer to another agent.
@@ -44,16 +44,15 @@ struct Coming {
 /// All copies that are coming in.
 #[derive(Debug)]
 pub(super) struct Transfers {
-    /// How long a source may send nothing.
-    stall: Duration,
+    pulls: Pulls,
     coming: BTreeMap<Key, Coming>,
     /// Other agents that wait until a copy is read back from disk.
     waiting: BTreeMap<Key, Vec<Asked>>,
 }
 
 impl Transfers {
-    pub(super) fn new(stall: Duration) -> Self {
-        Self { stall, coming: BTreeMap::new(), waiting: BTreeMap::new() }
+    pub(super) fn new(pulls: Pulls) -> Self {
+        Self { pulls, coming: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 }
 
@@ -125,12 +124,6 @@ impl State {
         for (wish, from, reply) in self.transfers.waiting.remove(&key).unwrap_or_default() {
             match served {
                 Ok(()) => self.serve(wish, from, reply),
-                // It is there all the same: who still waits goes on waiting for room.
-                Err(failure) if failure.kind == FailureKind::StoreFull => {
-                    if !reply.is_closed() {
-                        self.serve(wish, from, reply);
-                    }
-                }
                 Err(failure) => {
                     let why = failure.message.clone();
                     let lost = failure.kind == FailureKind::ObjectLost;
@@ -162,7 +155,7 @@ impl State {
     pub(super) fn pull(&mut self, key: Key, copy: Copy, mut block: Block) {
         let object = key.0;
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
-        let stall = self.transfers.stall;
+        let pulls = self.transfers.pulls;
         let progress = Arc::new(watch::Sender::new(Progress::Have(0)));
         let coming = Coming { progress: Arc::clone(&progress), place: block.location(), bytes: copy.bytes };
         self.transfers.coming.insert(key, coming);
@@ -177,7 +170,7 @@ impl State {
                 // Not even started where the runtime ends: then so does the pull.
                 warmed.await.unwrap_or(Ok(())).map_err(|error| Unpulled::no_memory(error.to_string()))
             };
-            let pulling = Pulling { peers: &peers, post: &post, stall, me, key, copy };
+            let pulling = Pulling { peers: &peers, post: &post, pulls, me, key, copy };
             let pull = pulling.run(&mut block, &progress);
             match futures_util::future::try_join(pull, warm).await {
                 Ok(((), ())) => {

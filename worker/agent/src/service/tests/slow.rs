@@ -347,6 +347,44 @@ async fn a_read_that_hangs_is_given_up_and_holds_up_no_other() {
 /// may help, and it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
+    const STALL: Duration = Duration::from_millis(500);
+    pull_from(STALL, async |disk, link, object, copy, _| {
+        let began = Instant::now();
+        let failure = open(link, object, copy).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
+        let text = failure.to_string();
+        assert!(text.contains("try again later") && text.contains("spill_stall"), "{failure}");
+        assert!(began.elapsed() >= STALL, "{:?}", began.elapsed());
+        disk.shut(false);
+        assert_eq!(open(link, object, copy), Ok(()));
+    })
+    .await;
+}
+
+/// Nothing comes of it for longer than a source may say nothing, but the disk may still do what is in front of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_from_a_disk_that_is_slow_is_waited_for() {
+    pull_from(SOON, async |disk, link, object, copy, asked| {
+        link.send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
+        assert_eq!(soon(asked.recv()).await, Some(1));
+        let heard =
+            tokio::task::block_in_place(|| link.receiver.recv_timeout(4 * PULL_STALL).map(|heard| heard.0));
+        assert!(heard.is_err(), "it is given up: {heard:?}");
+        disk.shut(false);
+        assert!(matches!(local(link).0, ToHost::Opened { request: 9, .. }));
+        assert!(asked.try_recv().is_err(), "it was asked for once more");
+        link.send(ToAgent::Unpin { object }, vec![]).unwrap();
+    })
+    .await;
+}
+
+const PULL_STALL: Duration = Duration::from_millis(250);
+
+/// With an object that lies on another node's disk alone, which is shut and gives up what does not come for `stall`.
+async fn pull_from(
+    stall: Duration,
+    check: impl AsyncFnOnce(&Gated, &LocalLink, ObjectId, Copy, &mut mpsc::UnboundedReceiver<u64>),
+) {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -362,7 +400,9 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
         options.listen = listen;
         options.store_bytes = 8 * MIB;
         options.spill.above = 1.0;
-        options.pulls.stall = Duration::from_millis(250);
+        options.spill.stall = stall;
+        options.pulls.stall = PULL_STALL;
+        options.pulls.reach = PULL_STALL;
         options.spill_to = target.map_or(SpillTo::Home, |target| SpillTo::Target(Arc::new(target)));
         (Agent::start(options), started)
     };
@@ -411,13 +451,7 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
     assert_eq!(soon(asked.recv()).await, Some(1));
 
     disk.shut(true);
-    let began = Instant::now();
-    let failure = open(&link, object, copy).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::StoreFull, "{failure}");
-    assert!(failure.to_string().contains("try again later"), "{failure}");
-    assert!(began.elapsed() >= Duration::from_millis(500), "both tries: {:?}", began.elapsed());
-    disk.shut(false);
-    assert_eq!(open(&link, object, copy), Ok(()));
+    check(&disk, &link, object, copy, &mut asked).await;
     drop(link);
     soon(driver.shutdown()).await.unwrap();
     soon(worker.shutdown()).await.unwrap();
