@@ -105,6 +105,8 @@ pub enum Effect {
     Rings([(HostId, Arc<OwnedFd>); 2]),
     /// Pull this into the agent's own memory for this job; [`Core::pulled`] follows.
     Pull(ObjectId, Copy, JobId),
+    /// Nobody wants what is being pulled any more: [`Core::pulled`] follows at once.
+    EndPull(Key),
     /// Write a file of copies, which stay in memory until [`Core::spilled`] follows.
     Spill(Spill),
     /// Read a copy of so many bytes back into the agent's own memory for its job; [`Core::restored`] follows.
@@ -154,6 +156,7 @@ pub struct Core {
     /// By what they will be here.
     pulls: BTreeMap<Key, Pull>,
     queue: transfer::Queue,
+    filling: transfer::Filling,
     restores: BTreeMap<Key, Vec<Reader>>,
     draining: Option<drain::Draining>,
     noting: drain::Noting,
@@ -189,6 +192,7 @@ impl Core {
             gone_nodes: BTreeMap::new(),
             pulls: BTreeMap::new(),
             queue: transfer::Queue::new(config.store_bytes, config.pulls.in_flight),
+            filling: transfer::Filling::default(),
             restores: BTreeMap::new(),
             draining: None,
             noting: BTreeMap::new(),
@@ -346,9 +350,7 @@ impl Core {
         let Some(host) = self.hosts.remove(id) else { return };
         let failure = failure.on(self.config.node.to_string());
         self.drivers.remove(&id);
-        for pull in self.pulls.values_mut() {
-            pull.waiting.retain(|(waiting, _)| *waiting != id);
-        }
+        self.pulls_without(id);
         for readers in self.restores.values_mut() {
             readers.retain(|reader| !matches!(reader, Reader::Host(host, _) if *host == id));
         }

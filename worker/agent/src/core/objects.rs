@@ -953,7 +953,20 @@ impl Objects {
         }
         let regions: Vec<_> =
             self.regions.iter().filter(|(_, region)| region.job == job).map(|(id, _)| *id).collect();
-        regions.into_iter().for_each(|id| self.remove_from_table(id));
+        for id in regions {
+            match self.regions.get_mut(&id) {
+                // The agent still writes there, and says when it does not any more.
+                Some(region) if region.mapped.contains(&id.writer) => {
+                    region.mapped.retain(|host| *host == id.writer);
+                    region.copies.clear();
+                    [region.pinned, region.spilling, region.secondary, region.dirty] = [0; 4];
+                    if !std::mem::replace(&mut region.dropped, true) {
+                        self.going += region.bytes;
+                    }
+                }
+                _ => self.remove_from_table(id),
+            }
+        }
         gone
     }
 

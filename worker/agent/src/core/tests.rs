@@ -195,6 +195,7 @@ fn line(effect: &Effect) -> String {
         Effect::Ready(host, _) => format!("ready {}", short(host)),
         Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
         Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
+        Effect::EndPull((object, ..)) => format!("end the pull of {object}"),
         Effect::Spill(spill) => format!("spill {} into {}", spill.items.len(), spill.file),
         Effect::Restore((object, ..), ..) => format!("restore {object}"),
         Effect::DeleteFile(file) => format!("delete {file}"),
@@ -475,6 +476,69 @@ fn pulls_are_shared_and_go_with_the_primary() {
     assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost"]);
     assert!(!rig.core.pulled((object(2), 3, JOB), Ok((region, 0, 100))), "nobody waits for it any more");
     assert_eq!(rig.host(id(1), open), ["host-1 < OpenFailed ObjectLost"]);
+}
+
+/// The service says that a pull has begun, in a region of the agent's own.
+fn began(rig: &mut Rig, seq: u64) -> RegionId {
+    let agent = NodeId::EMBEDDED.agent();
+    rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
+    let region = RegionId { writer: agent, seq: 1 };
+    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.pull_began((object(seq), 3, JOB), region);
+    rig.take();
+    region
+}
+
+#[test]
+fn tr5_a_pull_ends_with_its_job_and_counts_until_it_has_ended() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
+    let open = |seq| ToAgent::Open { ahead: false, request: 1, object: object(seq), copy: there };
+    rig.host(id(1), open(1));
+    let region = began(&mut rig, 1);
+    assert_eq!(rig.host(id(1), open(2)), [""; 0], "a quarter of the store is under way");
+    let said = rig.head(ended(vec![]));
+    assert_eq!(said[..2], [format!("end the pull of {}", object(1)), "gone job-7".to_owned()], "{said:?}");
+    assert_eq!(rig.core.usage().store_used_bytes, MIB);
+    let unwanted = Failure::new(FailureKind::Unreachable, "nobody waited");
+    assert!(!rig.core.pulled((object(1), 3, JOB), Err(unwanted)));
+    assert_eq!(rig.core.usage().store_used_bytes, MIB, "a part of it may still be sent");
+    assert!(!rig.core.queue.is_empty());
+    rig.core.pull_left(region, MIB);
+    assert_eq!(rig.core.usage().store_used_bytes, 0);
+    assert!(rig.core.queue.is_empty());
+}
+
+#[test]
+fn tr5_a_pull_ends_with_its_last_reader() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let (one, other) = (rig.launched(1, own()), rig.launched(2, own()));
+    let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
+    let open = |seq| ToAgent::Open { ahead: false, request: 1, object: object(seq), copy: there };
+    rig.host(one, open(1));
+    rig.host(other, open(1));
+    let region = began(&mut rig, 1);
+    rig.host(other, open(2));
+    let dies = |rig: &mut Rig, host| {
+        rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"), rig.now);
+        let mut lines = rig.lines();
+        lines.retain(|line| line.contains("pull"));
+        lines
+    };
+    assert_eq!(dies(&mut rig, one), [""; 0], "another reads it");
+    assert_eq!(dies(&mut rig, other), [format!("end the pull of {}", object(1))]);
+    // One more comes before it has ended; and nobody wants what had not even begun.
+    rig.host(id(1), open(1));
+    let unwanted = || Err(Failure::new(FailureKind::Unreachable, "nobody waited"));
+    assert!(!rig.core.pulled((object(1), 3, JOB), unwanted()));
+    assert_eq!(rig.lines(), [""; 0], "it waits for its turn");
+    rig.core.pull_left(region, MIB);
+    assert_eq!(rig.lines(), [format!("pull {} from node-2", object(1))]);
+    assert!(!rig.core.pulled((object(1), 3, JOB), unwanted()));
+    assert_eq!(rig.lines(), ["host-1 < OpenFailed Unreachable"]);
+    assert!(rig.core.queue.is_empty());
 }
 
 #[test]

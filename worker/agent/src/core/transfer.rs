@@ -4,6 +4,7 @@
 //! - **TR-2** A copy is put together of bytes of one attempt only, from its beginning on, whoever they come from.
 //! - **TR-4** What is being pulled at any time is no more than a share of the store ([`Pulls::in_flight`]), or one copy; what
 //!   something waits for is pulled before what is fetched ahead, and each in the order in which it was asked for.
+//! - **TR-5** A pull that nobody waits for any more ends, and what it takes counts until it has ended.
 //! - **TR-3** What is served, whole or in part, stays in place until it was served ([`Core::served`]).
 
 use std::{
@@ -77,6 +78,11 @@ impl Queue {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_flight == 0 && self.begun.is_empty() && self.waiting.is_empty() && self.ahead.is_empty()
+    }
+
     pub(super) fn add(&mut self, pull: (Key, Copy), ahead: bool) {
         if ahead { &mut self.ahead } else { &mut self.waiting }.push_back(pull);
     }
@@ -101,6 +107,15 @@ impl Queue {
         Some((key, copy))
     }
 
+    /// A pull came to nothing, and what it takes still counts: [`Self::left`] follows.
+    fn leaves(&mut self, key: Key) {
+        self.begun.remove(&key);
+    }
+
+    fn left(&mut self, bytes: u64) {
+        self.in_flight -= bytes;
+    }
+
     /// A pull is over, or shall not begin any more.
     fn over(&mut self, key: Key) {
         match self.begun.remove(&key) {
@@ -114,6 +129,14 @@ impl Queue {
     }
 }
 
+/// Where pulls write to.
+#[derive(Debug, Default)]
+pub(super) struct Filling {
+    pulls: BTreeMap<Key, RegionId>,
+    /// How many pulls write to a region, those that came to nothing and have not let go of it among them.
+    regions: BTreeMap<RegionId, usize>,
+}
+
 /// A copy that is being pulled.
 #[derive(Debug)]
 pub(super) struct Pull {
@@ -124,13 +147,15 @@ pub(super) struct Pull {
     serving: Vec<NodeId>,
     /// The object was freed meanwhile: it goes with its last pin.
     pub(super) dropped: bool,
+    /// It is told to end.
+    ended: bool,
     /// The node that it comes from drains, and gives it to this one, with these refs inside it.
     pub(super) keep: Option<Gift>,
 }
 
 impl Pull {
     pub(super) fn new(copy: Copy) -> Self {
-        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, keep: None }
+        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, ended: false, keep: None }
     }
 }
 
@@ -181,10 +206,62 @@ impl Core {
     /// A job is over: nobody wants what is pulled for it.
     pub(super) fn drop_pulls(&mut self, job: JobId) {
         let gone: Vec<_> = self.pulls.extract_if(.., |key, _| key.2 == job).map(|(key, _)| key).collect();
-        for key in gone {
-            self.queue.over(key);
+        gone.into_iter().for_each(|key| self.end_pull(key));
+        self.start_pulls();
+    }
+
+    /// A host is gone: nobody wants what was pulled for it alone.
+    pub(super) fn pulls_without(&mut self, host: HostId) {
+        let mut unread = Vec::new();
+        for (key, pull) in &mut self.pulls {
+            let before = pull.waiting.len();
+            pull.waiting.retain(|(waiting, _)| *waiting != host);
+            let read = !pull.waiting.is_empty() || !pull.serving.is_empty() || pull.keep.is_some();
+            if pull.waiting.len() < before && !read {
+                unread.push(*key);
+            }
+        }
+        for key in unread {
+            self.end_pull(key);
         }
         self.start_pulls();
+    }
+
+    fn end_pull(&mut self, key: Key) {
+        if self.queue.begun.contains_key(&key) {
+            if let Some(pull) = self.pulls.get_mut(&key) {
+                pull.ended = true;
+            }
+            self.effects.push(Effect::EndPull(key));
+        } else {
+            self.pulls.remove(&key);
+            self.queue.over(key);
+        }
+    }
+
+    /// A pull writes to this region, which stays until [`Core::pulled`] says that it is sealed, or [`Core::pull_left`].
+    pub fn pull_began(&mut self, key: Key, region: RegionId) {
+        self.filling.pulls.insert(key, region);
+        *self.filling.regions.entry(region).or_default() += 1;
+        let gone = self.objects.mapped(region, key.2, region.writer);
+        self.gone(gone);
+    }
+
+    fn filled(&mut self, region: RegionId) {
+        let Some(count) = self.filling.regions.get_mut(&region) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.filling.regions.remove(&region);
+            self.objects.unmapped(region, region.writer);
+        }
+    }
+
+    /// Nobody writes to, or sends, any more what was to be a copy of so many bytes in this region.
+    pub fn pull_left(&mut self, region: RegionId, bytes: u64) {
+        self.queue.left(bytes);
+        self.filled(region);
+        self.start_pulls();
+        self.pump();
     }
 
     /// A host of `job` waits now for what it asked for ahead.
@@ -195,13 +272,32 @@ impl Core {
     }
 
     /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
-    /// if not, its memory is the caller's to free.
+    /// if not, its memory is the caller's to free, and to say so where it had begun ([`Core::pull_left`]).
     pub fn pulled(&mut self, key: Key, result: Result<(RegionId, u64, u64), Failure>) -> bool {
-        let (object, attempt, _) = key;
-        self.queue.over(key);
+        let region = self.filling.pulls.remove(&key);
+        let sealed = self.pulled_to(key, result);
+        match region {
+            Some(region) if sealed => {
+                self.queue.over(key);
+                self.filled(region);
+            }
+            Some(_) => self.queue.leaves(key),
+            None => self.queue.over(key),
+        }
         self.start_pulls();
-        let Some(pull) = self.pulls.remove(&key) else { return false };
+        sealed
+    }
+
+    fn pulled_to(&mut self, key: Key, result: Result<(RegionId, u64, u64), Failure>) -> bool {
+        let (object, attempt, _) = key;
+        let Some(mut pull) = self.pulls.remove(&key) else { return false };
         let Copy { node, job, .. } = pull.copy;
+        if result.is_err() && std::mem::take(&mut pull.ended) && !pull.waiting.is_empty() {
+            // Somebody came who wants it after all.
+            self.queue.add((key, pull.copy), false);
+            self.pulls.insert(key, pull);
+            return false;
+        }
         let sealed = result.and_then(|(region, offset, bytes)| {
             if node != self.config.node {
                 self.pulled_bytes += bytes;

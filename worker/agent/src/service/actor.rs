@@ -62,6 +62,8 @@ pub(super) enum Message {
     Linked(HostId, Outbox, Option<Arc<Group>>),
     Ended(HostId, Failure),
     Pulled(Key, Copy, Result<Block, Failure>),
+    /// Of a pull that came to nothing: its memory in that region, of so many bytes, is let go of.
+    PullLeft(RegionId, u64),
     Restored(Wanted, Result<Block, Failure>),
     Spilled(u64, Result<(), String>),
     /// A file of spilled objects is gone.
@@ -370,6 +372,7 @@ impl State {
             }
             Message::Ended(host, failure) => self.ended(host, failure),
             Message::Pulled(key, copy, result) => self.pulled(key, copy, result),
+            Message::PullLeft(region, bytes) => self.core.pull_left(region, bytes),
             Message::Restored(wanted, result) => self.restored(wanted, result),
             Message::Spilled(file, result) => self.core.spilled(file, result, now),
             Message::Deleted(file) => self.core.file_deleted(file),
@@ -508,6 +511,7 @@ impl State {
                 let Copy { bytes, attempt, .. } = copy;
                 self.want(Wanted { key: (object, attempt, job), bytes, from: memory::From::Node(copy) });
             }
+            Effect::EndPull(key) => self.end_pull(key),
             Effect::Restore(key, bytes, slot) => {
                 self.want(Wanted { key, bytes, from: memory::From::Disk(slot) });
             }
@@ -588,7 +592,7 @@ impl State {
         self.steps(wanted.key.2, steps);
     }
 
-    fn steps(&mut self, job: JobId, steps: Vec<Step>) {
+    pub(super) fn steps(&mut self, job: JobId, steps: Vec<Step>) {
         for step in steps {
             match step {
                 Step::Start(wanted, block) => match wanted.from {

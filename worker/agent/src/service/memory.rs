@@ -217,6 +217,15 @@ impl Memory {
         gone
     }
 
+    /// The pull of this copy is not to begin any more; nothing where it does not wait for memory.
+    pub(super) fn unwant(&mut self, key: Key) -> Option<Vec<Step>> {
+        let waiting = &mut self.jobs.get_mut(&key.2)?.waiting;
+        let at =
+            waiting.iter().position(|wanted| wanted.key == key && matches!(wanted.from, From::Node(_)))?;
+        waiting.remove(at);
+        Some(self.start_waiting(key.2))
+    }
+
     /// Keeps a copy that is in the table now.
     pub(super) fn keep(&mut self, key: Key, extent: Extent) {
         self.extents.insert(key, extent);

@@ -48,6 +48,11 @@ impl Unpulled {
         Self { kind: FailureKind::StoreFull, why: why.into() }
     }
 
+    /// Its readers are gone.
+    pub(super) fn unwanted() -> Self {
+        Self { kind: FailureKind::Unreachable, why: "nobody waited for it any more".to_owned() }
+    }
+
     fn defect(why: impl std::fmt::Display) -> Self {
         Self { kind: FailureKind::Internal, why: why.to_string() }
     }

@@ -15,11 +15,11 @@ use mobula_store::{
     region::Reader,
 };
 use mobula_telemetry::task;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tracing::debug;
 
 use super::{
-    actor::State,
+    actor::{Message, Post, State},
     pulling::{Pulling, Unpulled},
 };
 use crate::core::{
@@ -39,6 +39,8 @@ struct Coming {
     progress: Arc<watch::Sender<Progress>>,
     place: Location,
     bytes: u64,
+    /// Ends its pull.
+    end: Arc<Notify>,
 }
 
 /// All copies that are coming in.
@@ -136,7 +138,8 @@ impl State {
 
     fn part(&self, key: Key, from: u64) -> Result<Range, bulk::Refusal> {
         let coming = self.transfers.coming.get(&key);
-        let Coming { progress, place, bytes } = coming.ok_or_else(|| busy("it has not begun to come in"))?;
+        let Coming { progress, place, bytes, .. } =
+            coming.ok_or_else(|| busy("it has not begun to come in"))?;
         let (location, len, ready) = (*place, *bytes, progress.subscribe());
         let region = RegionId { writer: self.core.node().agent(), seq: location.region_seq };
         let (fd, region_bytes) =
@@ -157,22 +160,30 @@ impl State {
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
         let pulls = self.transfers.pulls;
         let progress = Arc::new(watch::Sender::new(Progress::Have(0)));
-        let coming = Coming { progress: Arc::clone(&progress), place: block.location(), bytes: copy.bytes };
+        let (end, place) = (Arc::new(Notify::new()), block.location());
+        let coming =
+            Coming { progress: Arc::clone(&progress), place, bytes: copy.bytes, end: Arc::clone(&end) };
         self.transfers.coming.insert(key, coming);
+        let region = RegionId { writer: me.agent(), seq: place.region_seq };
+        self.core.pull_began(key, region);
         drop(task::spawn("pull", async move {
             let begun = Instant::now();
             // Page faults are taken ahead of what comes in, on another thread.
             let warming = block.warming();
             let cold = warming.as_ref().map_or(0, Warming::left);
+            let mut warmed = warming.map(|warming| tokio::task::spawn_blocking(move || warming.finish()));
             let warm = async {
-                let Some(warming) = warming else { return Ok(()) };
-                let warmed = tokio::task::spawn_blocking(move || warming.finish());
+                let Some(warmed) = &mut warmed else { return Ok(()) };
                 // Not even started where the runtime ends: then so does the pull.
                 warmed.await.unwrap_or(Ok(())).map_err(|error| Unpulled::no_memory(error.to_string()))
             };
             let pulling = Pulling { peers: &peers, post: &post, pulls, me, key, copy };
             let pull = pulling.run(&mut block, &progress);
-            match futures_util::future::try_join(pull, warm).await {
+            let pulled = tokio::select! {
+                pulled = futures_util::future::try_join(pull, warm) => pulled,
+                () = end.notified() => Err(Unpulled::unwanted()),
+            };
+            match pulled {
                 Ok(((), ())) => {
                     let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                     debug!(%object, bytes = copy.bytes, cold, ms, "pulled");
@@ -182,12 +193,27 @@ impl State {
                     progress.send_replace(Progress::Failed);
                     let text = format!("it could not be copied from {}: {why}", copy.node);
                     post.pulled(key, copy, Err(Failure::new(kind, text)));
-                    // Its memory is another's once nobody sends any of it.
+                    // Its memory is another's once nobody sends any of it, or takes its page faults.
                     progress.closed().await;
+                    if let Some(warmed) = warmed.filter(|warmed| !warmed.is_finished()) {
+                        let _left = warmed.await;
+                    }
                     drop(block);
+                    post.cast(Message::PullLeft(region, copy.bytes));
                 }
             }
         }));
+    }
+
+    /// Nobody wants what is being pulled any more.
+    pub(super) fn end_pull(&mut self, key: Key) {
+        if let Some(coming) = self.transfers.coming.get(&key) {
+            coming.end.notify_one();
+        } else if let Some(steps) = self.memory.unwant(key) {
+            let Unpulled { kind, why } = Unpulled::unwanted();
+            self.core.pulled(key, Err(Failure::new(kind, why)));
+            self.steps(key.2, steps);
+        }
     }
 
     pub(super) fn pulled(&mut self, key: Key, copy: Copy, result: Result<Block, Failure>) {
@@ -200,7 +226,7 @@ impl State {
                 if self.core.pulled(key, Ok((region, place.offset, copy.bytes))) {
                     self.memory.keep(key, extent);
                 } else if let Some(coming) = coming {
-                    drop(task::spawn("pull-leaves", leave(extent, coming)));
+                    drop(task::spawn("pull-leaves", leave(extent, coming, region, self.post.clone())));
                 }
                 self.warm_ahead();
             }
@@ -225,7 +251,8 @@ impl State {
 }
 
 /// A copy that nobody wants any more goes once nobody sends any of it.
-async fn leave(extent: Extent, coming: Coming) {
+async fn leave(extent: Extent, coming: Coming, region: RegionId, post: Post) {
     coming.progress.closed().await;
     drop(extent);
+    post.cast(Message::PullLeft(region, coming.bytes));
 }

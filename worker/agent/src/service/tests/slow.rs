@@ -348,14 +348,15 @@ async fn a_read_that_hangs_is_given_up_and_holds_up_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
     const STALL: Duration = Duration::from_millis(500);
-    pull_from(STALL, async |disk, link, object, copy, _| {
+    pull_from(STALL, async |pulling| {
+        let (link, object, copy) = (pulling.link(), pulling.object, pulling.copy);
         let began = Instant::now();
         let failure = open(link, object, copy).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
         let text = failure.to_string();
         assert!(text.contains("try again later") && text.contains("spill_stall"), "{failure}");
         assert!(began.elapsed() >= STALL, "{:?}", began.elapsed());
-        disk.shut(false);
+        pulling.disk.shut(false);
         assert_eq!(open(link, object, copy), Ok(()));
     })
     .await;
@@ -364,27 +365,61 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
 /// Nothing comes of it for longer than a source may say nothing, but the disk may still do what is in front of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_from_a_disk_that_is_slow_is_waited_for() {
-    pull_from(SOON, async |disk, link, object, copy, asked| {
-        link.send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
-        assert_eq!(soon(asked.recv()).await, Some(1));
-        let heard =
-            tokio::task::block_in_place(|| link.receiver.recv_timeout(4 * PULL_STALL).map(|heard| heard.0));
+    pull_from(SOON, async |pulling| {
+        let (object, copy) = (pulling.object, pulling.copy);
+        pulling.link().send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
+        assert_eq!(soon(pulling.asked.recv()).await, Some(1));
+        let heard = tokio::task::block_in_place(|| {
+            pulling.link().receiver.recv_timeout(4 * PULL_STALL).map(|heard| heard.0)
+        });
         assert!(heard.is_err(), "it is given up: {heard:?}");
-        disk.shut(false);
-        assert!(matches!(local(link).0, ToHost::Opened { request: 9, .. }));
-        assert!(asked.try_recv().is_err(), "it was asked for once more");
-        link.send(ToAgent::Unpin { object }, vec![]).unwrap();
+        pulling.disk.shut(false);
+        assert!(matches!(local(pulling.link()).0, ToHost::Opened { request: 9, .. }));
+        assert!(pulling.asked.try_recv().is_err(), "it was asked for once more");
+        pulling.link().send(ToAgent::Unpin { object }, vec![]).unwrap();
     })
     .await;
+}
+
+/// What it takes counts until its task has ended, which waits for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_ends_with_its_job() {
+    pull_from(SOON, async |pulling| {
+        let (object, copy) = (pulling.object, pulling.copy);
+        pulling.link().send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
+        assert_eq!(soon(pulling.asked.recv()).await, Some(1));
+        assert!(pulling.driver.usage().await.store_used_bytes >= BYTES);
+        pulling.link = None;
+        assert!(matches!(pulling.head.recv().await, ToHead::HostEnded { .. }));
+        pulling.head.end_job().await;
+        // Each look goes through the agent's queue.
+        soon(async { while pulling.driver.usage().await.store_used_bytes > 0 {} }).await;
+        pulling.disk.shut(false);
+    })
+    .await;
+}
+
+/// A pull, and what it pulls.
+struct FromDisk {
+    disk: Gated,
+    asked: mpsc::UnboundedReceiver<u64>,
+    object: ObjectId,
+    copy: Copy,
+    driver: Handle,
+    head: FakeHead,
+    link: Option<LocalLink>,
+}
+
+impl FromDisk {
+    fn link(&self) -> &LocalLink {
+        self.link.as_ref().unwrap()
+    }
 }
 
 const PULL_STALL: Duration = Duration::from_millis(250);
 
 /// With an object that lies on another node's disk alone, which is shut and gives up what does not come for `stall`.
-async fn pull_from(
-    stall: Duration,
-    check: impl AsyncFnOnce(&Gated, &LocalLink, ObjectId, Copy, &mut mpsc::UnboundedReceiver<u64>),
-) {
+async fn pull_from(stall: Duration, check: impl AsyncFnOnce(&mut FromDisk)) {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -451,8 +486,10 @@ async fn pull_from(
     assert_eq!(soon(asked.recv()).await, Some(1));
 
     disk.shut(true);
-    check(&disk, &link, object, copy, &mut asked).await;
-    drop(link);
+    let link = Some(link);
+    let mut pulling = FromDisk { disk, asked, object, copy, driver, head: driver_head, link };
+    check(&mut pulling).await;
+    let FromDisk { driver, .. } = pulling;
     soon(driver.shutdown()).await.unwrap();
     soon(worker.shutdown()).await.unwrap();
 }
