@@ -14,7 +14,7 @@ use mobula_host::{
     Via,
     codec::{self, Data},
     context,
-    runtime::{Blocked, Runtime},
+    runtime::{Blocked, Runtime, Waiting},
     site::Site,
 };
 use mobula_proto::{Failure, ObjectId, peer::Copy};
@@ -243,13 +243,13 @@ where
 /// Waits until an object is final, then reads it.
 pub(crate) struct Reading {
     raw: Raw,
-    blocked: Option<Blocked>,
+    waits: Waits,
     answer: Option<oneshot::Receiver<Result<Object, Failure>>>,
 }
 
 impl Reading {
     pub(crate) fn new(raw: Raw) -> Self {
-        Self { raw, blocked: None, answer: None }
+        Self { raw, waits: Waits::default(), answer: None }
     }
 
     pub(crate) fn into_raw(self) -> Raw {
@@ -263,7 +263,7 @@ impl Future for Reading {
     fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         if this.answer.is_none() {
-            if !poll_ready(&this.raw, &mut this.blocked, poller) {
+            if !this.waits.poll_ready(&this.raw, poller) {
                 return Poll::Pending;
             }
             let (sender, receiver) = oneshot::channel();
@@ -283,16 +283,25 @@ impl Future for Reading {
     }
 }
 
-/// While it waits, the slot of the current task serves others.
-fn poll_ready(raw: &Raw, blocked: &mut Option<Blocked>, poller: &Context<'_>) -> bool {
-    if raw.runtime.poll_ready(raw.id, poller.waker()) {
-        *blocked = None;
-        return true;
+/// What a wait has until it is over.
+#[derive(Default)]
+struct Waits {
+    waiting: Waiting,
+    /// The slot of the current task serves others.
+    blocked: Option<Blocked>,
+}
+
+impl Waits {
+    fn poll_ready(&mut self, raw: &Raw, poller: &Context<'_>) -> bool {
+        if raw.runtime.poll_ready(raw.id, &mut self.waiting, poller.waker()) {
+            self.blocked = None;
+            return true;
+        }
+        if self.blocked.is_none() {
+            self.blocked = Blocked::enter(&raw.runtime, false);
+        }
+        false
     }
-    if blocked.is_none() {
-        *blocked = Blocked::enter(&raw.runtime, false);
-    }
-    false
 }
 
 /// The future of a value.
@@ -335,12 +344,12 @@ impl<T: Data> IntoFuture for &ObjectRef<T> {
 /// Waits until an object is final, whatever it is.
 pub(crate) struct Settled {
     raw: Raw,
-    blocked: Option<Blocked>,
+    waits: Waits,
 }
 
 impl Settled {
     pub(crate) fn new(raw: Raw) -> Self {
-        Self { raw, blocked: None }
+        Self { raw, waits: Waits::default() }
     }
 }
 
@@ -349,7 +358,7 @@ impl Future for Settled {
 
     fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if poll_ready(&this.raw, &mut this.blocked, poller) { Poll::Ready(()) } else { Poll::Pending }
+        if this.waits.poll_ready(&this.raw, poller) { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -398,13 +407,14 @@ pub async fn wait<T>(
     let Some(first) = refs.first() else { return Ok(Default::default()) };
     let runtime = &first.raw.runtime;
     let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
-    let mut blocked = None;
-    let enough = std::future::poll_fn(|poller| match runtime.poll_ready_among(&ids, count, poller.waker()) {
-        Some(ready) => Poll::Ready(ready),
-        None => {
-            // While it waits, the slot of the current task serves others.
-            blocked = blocked.take().or_else(|| Blocked::enter(runtime, false));
-            Poll::Pending
+    let mut waits = Waits::default();
+    let enough = std::future::poll_fn(|poller| {
+        match runtime.poll_ready_among(&ids, count, &mut waits.waiting, poller.waker()) {
+            Some(ready) => Poll::Ready(ready),
+            None => {
+                waits.blocked = waits.blocked.take().or_else(|| Blocked::enter(runtime, false));
+                Poll::Pending
+            }
         }
     });
     let ready = match timeout {
@@ -428,4 +438,55 @@ pub(crate) fn split(len: usize, ready: &[usize]) -> (Vec<usize>, Vec<usize>) {
     }
     rest.extend(from..len);
     (ready.to_vec(), rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use mobula_proto::FailureKind;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    async fn give_up<F: IntoFuture>(wait: F) {
+        assert!(tokio::time::timeout(SOON, wait).await.is_err(), "nothing comes");
+    }
+
+    #[test]
+    fn a_wait_that_was_given_up_leaves_nothing_and_takes_no_other_with_it() {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let cluster = crate::Cluster::embedded().start().await.unwrap();
+            let runtime = crate::cluster::current().unwrap();
+            let id = runtime.pending();
+            let pending = ObjectRef::<u64>::adopt(runtime.clone(), id);
+            let refs = [pending.clone(), pending.clone()];
+            for _ in 0..3 {
+                give_up(&pending).await;
+                give_up(pending.fetch_view()).await;
+                give_up(Settled::new(pending.raw.clone())).await;
+                give_up(wait(&refs, 1, None)).await;
+                assert_eq!(wait(&refs, 1, Some(SOON)).await.unwrap(), (vec![], vec![0, 1]));
+            }
+            assert_eq!(runtime.waits(), 0);
+            // Two waits of one task.
+            let mut stays = pin!(pending.clone().into_future());
+            let mut goes = Box::pin(pending.clone().into_future());
+            std::future::poll_fn(|poller| {
+                assert!(stays.as_mut().poll(poller).is_pending() && goes.as_mut().poll(poller).is_pending());
+                assert!(goes.as_mut().poll(poller).is_pending(), "asked again, it is there once");
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!(runtime.waits(), 2);
+            drop(goes);
+            assert_eq!(runtime.waits(), 1);
+            runtime.fail(id, Failure::new(FailureKind::Cancelled, "enough"));
+            assert_eq!(stays.await.unwrap_err().kind(), FailureKind::Cancelled);
+            assert_eq!(runtime.waits(), 0);
+            drop((pending, refs));
+            cluster.shutdown();
+        });
+    }
 }

@@ -46,7 +46,7 @@ mod leaving;
 mod waiting;
 
 pub use asking::QUESTION_WAIT;
-pub use waiting::Ready;
+pub use waiting::{Ready, Waiting};
 
 /// What follows from a step of the core and is done without its lock.
 enum Later {
@@ -265,19 +265,19 @@ impl Runtime {
 
     /// What is done without the core's lock.
     fn carry_out(self: &Arc<Self>, later: &[Later]) {
-        let mut parked = false;
+        let mut woken: SmallVec<[Waiter; 8]> = SmallVec::new();
         {
             let mut waiters = self.waiters.lock();
             if !waiters.is_empty() {
                 for one in later {
                     if let Later::Wake(object) = one {
-                        for waiter in waiters.remove(object).unwrap_or_default() {
-                            parked |= waiter.wake();
-                        }
+                        woken.extend(waiters.remove(object).unwrap_or_default());
                     }
                 }
             }
         }
+        // Without the lock: an executor may let go of a task here, and its waits with it.
+        let mut parked = woken.into_iter().fold(false, |parked, waiter| parked | waiter.wake());
         for one in later {
             match one {
                 Later::Wake(_) => {}
@@ -885,8 +885,9 @@ impl Runtime {
         self.step(|core, out| core.own(out, |objects, fx| objects.lost(object, &copy, fx)));
         let runtime = self.clone();
         self.user.spawn(async move {
+            let mut waiting = Waiting::default();
             std::future::poll_fn(|poller| {
-                if runtime.poll_ready(object, poller.waker()) {
+                if runtime.poll_ready(object, &mut waiting, poller.waker()) {
                     std::task::Poll::Ready(())
                 } else {
                     std::task::Poll::Pending

@@ -53,6 +53,8 @@ pub enum Waiter {
     Thread(Arc<Parker>),
     /// An async task.
     Task(Waker),
+    /// A wait in an async task, which may have several that come and go apart: its number.
+    Wait(u64, Waker),
 }
 
 impl Waiter {
@@ -68,7 +70,7 @@ impl Waiter {
                 }
                 other
             }
-            Self::Task(waker) => {
+            Self::Task(waker) | Self::Wait(_, waker) => {
                 waker.wake();
                 false
             }
@@ -80,11 +82,12 @@ impl Waiter {
         matches!(self, Self::Thread(own) if Arc::ptr_eq(own, parker))
     }
 
-    /// Whether both are one thread's or one task's.
+    /// Whether both are one thread's, one task's or one wait's.
     pub fn is_same(&self, other: &Self) -> bool {
         match other {
             Self::Thread(parker) => self.is(parker),
             Self::Task(waker) => matches!(self, Self::Task(own) if own.will_wake(waker)),
+            Self::Wait(number, _) => matches!(self, Self::Wait(own, _) if own == number),
         }
     }
 }

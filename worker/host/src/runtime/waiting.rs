@@ -38,12 +38,13 @@ impl Runtime {
             return Ok(self.wait_for_all(objects, deadline));
         }
         let mut parker = None;
-        let ready = self.first_ready(objects, count, |missing| {
+        // A thread counts each of its objects, so one that is there twice wakes it twice.
+        let ready = self.first_ready(objects, count, true, |missing| {
             Waiter::Thread(parker.insert(Parker::new(missing)).clone())
         });
         let Some(parker) = parker else { return Ok(ready) };
         self.park(&parker, &mut None, deadline);
-        self.unregister(&parker, objects);
+        self.unregister(objects, |waiter| waiter.is(&parker));
         Ok(ready_among(&self.core.lock(), objects, count))
     }
 
@@ -132,11 +133,13 @@ impl Runtime {
     }
 
     /// The positions of the first `count` objects that are final. Where there are fewer, whatever `waiter` makes of
-    /// the number that is missing is woken by each of the others. Once the job is over nothing is waited for.
+    /// the number that is missing is woken by each of the others; with `new` it is not among them yet. Once the job is over
+    /// nothing is waited for.
     fn first_ready(
         self: &Arc<Self>,
         objects: &[ObjectId],
         count: usize,
+        new: bool,
         waiter: impl FnOnce(usize) -> Waiter,
     ) -> Ready {
         self.step(|core, out| {
@@ -156,9 +159,9 @@ impl Runtime {
                 }
                 core.want(*object, out);
                 let list = waiters.entry(*object).or_default();
-                // A thread counts each of its objects, so one that is there twice wakes it twice.
-                if matches!(waiter, Waiter::Thread(_)) || !list.iter().any(|other| other.is_same(&waiter)) {
-                    list.push(waiter.clone());
+                match list.iter_mut().find(|other| !new && other.is_same(&waiter)) {
+                    Some(before) => *before = waiter.clone(),
+                    None => list.push(waiter.clone()),
                 }
             }
             ready
@@ -166,15 +169,30 @@ impl Runtime {
     }
 
     /// [`Self::first_ready`] for async code: `None` where there are fewer than `count`, and `waker` is woken by each of
-    /// the others.
+    /// the others for as long as `waiting` lives, which is this wait's alone.
     pub fn poll_ready_among(
         self: &Arc<Self>,
         objects: &[ObjectId],
         count: usize,
+        waiting: &mut Waiting,
         waker: &Waker,
     ) -> Option<Ready> {
-        let ready = self.first_ready(objects, count, |_| Waiter::Task(waker.clone()));
-        (ready.len() >= count.min(objects.len()) || self.ended.lock().is_some()).then_some(ready)
+        let mut number = waiting.0.as_ref().map(|place| place.number);
+        let ready = self.first_ready(objects, count, number.is_none(), |_| {
+            Waiter::Wait(*number.get_or_insert_with(|| self.number()), waker.clone())
+        });
+        if ready.len() >= count.min(objects.len()) || self.ended.lock().is_some() {
+            if let ([_], Some(place)) = (objects, &mut waiting.0) {
+                // Whoever made it final wakes all, and has forgotten them by now or soon.
+                place.objects.clear();
+            }
+            waiting.0 = None;
+            return Some(ready);
+        }
+        if let (None, Some(number)) = (&waiting.0, number) {
+            waiting.0 = Some(Place { runtime: self.clone(), number, objects: objects.into() });
+        }
+        None
     }
 
     /// The positions of the first `count` that are final.
@@ -196,11 +214,11 @@ impl Runtime {
         true
     }
 
-    fn unregister(&self, parker: &Arc<Parker>, objects: &[ObjectId]) {
+    fn unregister(&self, objects: &[ObjectId], is_gone: impl Fn(&Waiter) -> bool) {
         let mut waiters = self.waiters.lock();
         for object in objects {
             if let Some(list) = waiters.get_mut(object) {
-                list.retain(|waiter| !waiter.is(parker));
+                list.retain(|waiter| !is_gone(waiter));
                 if list.is_empty() {
                     waiters.remove(object);
                 }
@@ -208,9 +226,34 @@ impl Runtime {
         }
     }
 
-    /// Wakes `waker` when the object's state is final; says so at once if it is.
-    pub fn poll_ready(self: &Arc<Self>, object: ObjectId, waker: &Waker) -> bool {
-        self.poll_ready_among(&[object], 1, waker).is_some()
+    /// [`Self::poll_ready_among`] for one object: whether its state is final.
+    pub fn poll_ready(self: &Arc<Self>, object: ObjectId, waiting: &mut Waiting, waker: &Waker) -> bool {
+        self.poll_ready_among(&[object], 1, waiting, waker).is_some()
+    }
+
+    /// For how many waits something is to be woken, counted once for each object; for tests.
+    pub fn waits(&self) -> usize {
+        self.waiters.lock().values().map(SmallVec::len).sum()
+    }
+}
+
+/// The place of a wait in async code among those who are woken, which it gives up when this is dropped. So a wait that is
+/// given up keeps nothing of its task alive, however long the object takes.
+#[derive(Default)]
+pub struct Waiting(Option<Place>);
+
+struct Place {
+    runtime: Arc<Runtime>,
+    number: u64,
+    objects: SmallVec<[ObjectId; 1]>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.objects.is_empty() {
+            let own = |waiter: &Waiter| matches!(waiter, Waiter::Wait(number, _) if *number == self.number);
+            self.runtime.unregister(&self.objects, own);
+        }
     }
 }
 
@@ -254,7 +297,7 @@ mod tests {
         std::thread::scope(|scope| {
             // It has looked, and is about to register; meanwhile the job ends.
             let waiters = runtime.waiters.lock();
-            let asker = scope.spawn(|| runtime.poll_ready(object, Waker::noop()));
+            let asker = scope.spawn(|| runtime.poll_ready(object, &mut Waiting::default(), Waker::noop()));
             while runtime.core.try_lock().is_some() {
                 std::thread::yield_now();
             }
@@ -263,12 +306,13 @@ mod tests {
             assert!(asker.join().unwrap(), "who is not woken is told at once");
         });
         runtime.end(over());
-        assert!(runtime.poll_ready(object, Waker::noop()));
-        assert_eq!(runtime.poll_ready_among(&[object], 1, Waker::noop()), Some(Ready::new()));
+        assert!(runtime.poll_ready(object, &mut Waiting::default(), Waker::noop()));
+        let among = runtime.poll_ready_among(&[object], 1, &mut Waiting::default(), Waker::noop());
+        assert_eq!(among, Some(Ready::new()));
         assert_eq!(runtime.wait(&[object], 1, None), Ok(Ready::new()));
         assert!(!runtime.await_change(object, Waiter::Task(Waker::noop().clone())));
         assert_eq!(runtime.next_item(object), Ok(None));
-        assert!(runtime.waiters.lock().is_empty());
+        assert_eq!(runtime.waits(), 0);
         let asked = alone.user.block_on(runtime.ask_and_wait(mobula_proto::host::Question::Steward));
         assert!(matches!(asked, mobula_proto::host::Answer::Failed(failure) if failure == over()));
         assert!(runtime.questions.lock().is_empty());
