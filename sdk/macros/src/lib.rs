@@ -54,7 +54,7 @@ pub fn task(attributes: TokenStream, item: TokenStream) -> TokenStream {
 /// | `concurrency = 8` | so many `&self` calls run at once | 1,024 |
 /// | `groups(io = 4, compute = 1)` | `&self` methods marked `#[method(group = "io")]` run up to 4 at once, beside the others, and do not count for `concurrency` | no groups |
 /// | `inbox = 1000` | so many calls wait here; one that runs does not count | 65,536 |
-/// | `when_full = "refuse"` | a call that finds the inbox full fails as `Overloaded`, and `Handle::take_refused` gives it back. With `"wait"` it waits with its caller: as many as `inbox` in each process, and who calls more often than that is held up in the call | `"wait"` |
+/// | `when_full = "refuse"` | a call that finds the inbox full fails as `Overloaded`, and `Handle::take_refused` gives it back. With `"wait"` it waits with its caller: as many as `inbox` in each process, and who calls more often than that is held up in the call; async code that runs in a call is not, but where it awaits `handle.room()` | `"wait"` |
 /// | `unordered` | a call that is ready overtakes earlier ones of its caller that still wait for their arguments | each caller's order |
 ///
 /// `Type::spawn(…).options(…)` can set the numbers for one actor. A `&self` call that waits for an object lets another

@@ -11,7 +11,7 @@ use super::while_wanted;
 use crate::{Error, ErrorKind, Lifeline, ObjectRef, Result};
 
 /// Lets so many parties go on together, again and again, in an actor. Its handle travels as an argument; the barrier
-/// lives as long as one does.
+/// lives as long as one does, and ends with the process that made it (a task's, where a task did).
 ///
 /// A party is here while it waits: one that is cancelled or gives up its wait counts no longer, nor does one whose
 /// process dies. The barrier watches a [`Lifeline`] of each, so it learns that as soon as the cluster does.

@@ -14,8 +14,8 @@ use tokio::{sync::Notify, time::Instant};
 use super::{left, turn, while_wanted};
 use crate::{Data, Error, ErrorKind, Lifeline, ObjectRef, Packed, Result};
 
-/// A first-in-first-out queue with a bound, in an actor. Its handle travels as an argument; the queue lives as long as
-/// one does.
+/// A first-in-first-out queue with a bound, in an actor. Its handle travels as an argument; the queue lives
+/// as long as one does, and ends with the process that made it (a task's, where a task did).
 ///
 /// Items are kept in the memory of the queue's process (refs in them stay refs, so put large values with
 /// [`crate::put`] and queue the refs).

@@ -12,7 +12,8 @@ use super::{left, turn, while_wanted};
 use crate::{Error, ErrorKind, Lifeline, ObjectRef, Result};
 
 /// So many permits, in an actor; whoever acquires some holds a [`Permit`] until it is dropped. Its handle travels as
-/// an argument; the semaphore lives as long as one does.
+/// an argument; the semaphore lives as long as one does, and ends with the process that made it (a task's, where a
+/// task did).
 ///
 /// Who asked first is served first. Permits come back when the [`Permit`] is dropped, and when the process that holds
 /// it dies: the semaphore watches a [`Lifeline`] of each holder, so it learns that as soon as the cluster does.
