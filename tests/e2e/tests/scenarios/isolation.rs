@@ -193,23 +193,53 @@ pub fn is_stranger() -> bool {
         }
         tried += 1;
     }
+    for blind in blind_to_processes() {
+        println!("{blind}");
+    }
     println!("tried {tried}");
     true
 }
+
+/// What [`got_of_process`] does not get of a process that is open to this one: a child of the same user, which may be dumped.
+/// A probe that finds nothing there would find nothing anywhere.
+fn blind_to_processes() -> Vec<String> {
+    let mut open = Command::new("/bin/cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a child to look into");
+    // It is open once it is the new program, as which it answers.
+    let said = open.stdin.as_mut().map(|said| said.write_all(b"?"));
+    let heard = open.stdout.as_mut().map(|heard| heard.read_exact(&mut [0]));
+    assert!(matches!((said, heard), (Some(Ok(())), Some(Ok(())))), "the child does not answer");
+    let mut got = got_of_process(open.id());
+    got.extend(open.kill().and_then(|()| open.wait()).err().map(|error| error.to_string()));
+    let needed = FOLDERS.iter().chain(&FILES).chain(&LINKS).chain(&["mem", "fd/0", "descriptor 0"]);
+    let blind = needed.filter(|what| !got.iter().any(|got| got == *what));
+    let blind = blind.map(|what| format!("{what} is not even to be had of a process that is open"));
+    blind.chain(got.iter().filter(|got| got.as_str() == GONE).cloned()).collect()
+}
+
+const GONE: &str = "the process is not there";
+const FOLDERS: [&str; 3] = ["fd", "map_files", "fdinfo"];
+const FILES: [&str; 4] = ["environ", "maps", "smaps", "syscall"];
+const LINKS: [&str; 3] = ["exe", "cwd", "root"];
 
 fn got_of_process(pid: u32) -> Vec<String> {
     let mut got = Vec::new();
     let mut note = |what: String, worked: bool| got.extend(worked.then_some(what));
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    note("the process is not there".to_owned(), !proc.exists());
-    for folder in ["fd", "map_files", "fdinfo"] {
+    note(GONE.to_owned(), !proc.exists());
+    for folder in FOLDERS {
         note(folder.to_owned(), fs::read_dir(proc.join(folder)).is_ok());
     }
-    for file in ["mem", "environ", "maps", "smaps", "syscall"] {
+    for file in FILES {
         let read = File::open(proc.join(file)).and_then(|mut file| file.read(&mut [0; 16]));
         note(file.to_owned(), read.is_ok_and(|read| read > 0));
     }
-    for link in ["exe", "cwd", "root"] {
+    // Nothing lies at its beginning; who may open it may read it.
+    note("mem".to_owned(), File::open(proc.join("mem")).is_ok());
+    for link in LINKS {
         note(link.to_owned(), fs::read_link(proc.join(link)).is_ok());
     }
     let pidfd = i32::try_from(pid)
@@ -314,24 +344,40 @@ fn sum(tensor: View<Tensor>) -> Result<u64> {
     Ok(tensor.tensor()?.as_slice::<u8>()?.iter().map(|byte| u64::from(*byte)).sum())
 }
 
+const DONE: [&str; 6] = ["listed", "read", "written", "linked", "changed", "moved"];
+
+fn got_of_folder(folder: &Path) -> Vec<&'static str> {
+    let worked = [
+        fs::read_dir(folder).is_ok(),
+        fs::read(folder.join("kept")).is_ok(),
+        fs::write(folder.join("mine"), "").is_ok(),
+        std::os::unix::fs::symlink("/", folder.join("link")).is_ok(),
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).is_ok(),
+        fs::rename(folder, folder.with_extension("mine")).is_ok(),
+    ];
+    DONE.into_iter().zip(worked).filter_map(|(what, worked)| worked.then_some(what)).collect()
+}
+
+/// What [`got_of_folder`] cannot do with a folder of its own.
+fn blind_to_folders() -> Result<Vec<String>> {
+    fs::create_dir("open")
+        .and_then(|()| fs::write("open/kept", b"no secret"))
+        .map_err(|error| failed(&error))?;
+    let got = got_of_folder(Path::new("open"));
+    let blind = DONE.iter().filter(|what| !got.contains(*what));
+    Ok(blind.map(|what| format!("a folder of its own is not {what}")).collect())
+}
+
 /// Tries what it can against processes, folders and sockets: what it got, and as whom it tried.
 #[mobula::task]
 fn attack(pids: Vec<u32>, folders: Vec<String>, sockets: Vec<String>) -> Result<(Where, Vec<String>)> {
-    let mut got = Vec::new();
+    let mut got = blind_to_processes();
+    got.extend(blind_to_folders()?);
     for pid in pids {
         got.extend(got_of_process(pid).into_iter().map(|got| format!("process {pid}: {got}")));
     }
     for folder in &folders {
-        let folder = Path::new(folder);
-        let mut note = |what: &str, worked: bool| {
-            got.extend(worked.then(|| format!("{}: {what}", folder.display())));
-        };
-        note("listed", fs::read_dir(folder).is_ok());
-        note("read", fs::read(folder.join("kept")).is_ok());
-        note("written", fs::write(folder.join("mine"), "").is_ok());
-        note("linked", std::os::unix::fs::symlink("/", folder.join("link")).is_ok());
-        note("changed", fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).is_ok());
-        note("moved", fs::rename(folder, folder.with_extension("mine")).is_ok());
+        got.extend(got_of_folder(Path::new(folder)).into_iter().map(|got| format!("{folder}: {got}")));
     }
     for socket in &sockets {
         got.extend(got_of_socket(Path::new(socket)).into_iter().map(|got| format!("{socket}: {got}")));
