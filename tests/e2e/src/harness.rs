@@ -137,7 +137,8 @@ impl Case {
                 Err(_) => return Err(format!("it took longer than {SCENARIO_WAIT:?}")),
             }
             // While the job goes on: with it, what nobody holds any more would go as well.
-            env.stores_empty().await.map_err(|error| format!("afterwards: {error}"))
+            let left = async { env.hosts_empty().await.and(env.stores_empty().await) };
+            left.await.map_err(|error| format!("afterwards: {error}"))
         })?;
         outcome?;
         if !left.is_empty() {

@@ -3,6 +3,7 @@
 pub mod witness;
 
 use std::{
+    cell::Cell,
     fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -90,6 +91,35 @@ impl Env {
         }
         Err(Error::new(ErrorKind::TimedOut, format!("waited {WAIT:?} for empty stores: {last}")))
     }
+
+    /// Waits until the host on each node that runs what has none of its own holds nothing either.
+    pub async fn hosts_empty(&self) -> Result<()> {
+        if !self.has_processes() {
+            return Ok(());
+        }
+        for node in self.nodes().await? {
+            let last = Cell::new((0, 0, 0));
+            let empty = async || {
+                last.set(held_here.options().strategy(on(node)).remote().await?);
+                Ok(last.get() == (0, 1, 0))
+            };
+            eventually("empty hosts", empty).await.map_err(|error| {
+                let (objects, calls, actors) = last.get();
+                let what =
+                    format!("a host of {node} has {objects} objects, {calls} calls and {actors} actors");
+                Error::new(error.kind(), format!("{error}: {what}"))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Objects owned or borrowed, calls and actors of the host that runs this; it is one of the calls.
+#[mobula::task(cpu = 0)]
+fn held_here() -> (usize, usize, usize) {
+    let Some(runtime) = mobula_host::context::runtime() else { return (0, 0, 0) };
+    let (counts, (_leases, calls, actors)) = (runtime.counts(), runtime.load());
+    (counts.owned + counts.borrowed, calls, actors)
 }
 
 /// A host's process that stands still until this is dropped, in modes without a rig too.

@@ -70,6 +70,11 @@ impl Forger {
     fn hear<T>(&mut self, find: impl Fn(ToHost, Vec<OwnedFd>) -> std::result::Result<T, ToHost>) -> T {
         loop {
             let Some(heard) = (self.hears)() else { panic!("the agent says nothing more") };
+            if let ToHost::Mark { number } = heard.message {
+                // One that is silent would only be told that nothing is known yet.
+                self.agent.tell(ToAgent::Marked { number });
+                continue;
+            }
             match find(heard.message, heard.descriptors) {
                 Ok(found) => return found,
                 Err(ToHost::Refused(failure)) => panic!("refused: {failure}"),

@@ -409,8 +409,14 @@ impl Core {
             }
             Revocation::Evicted { keep, why } => self.evicted(lease, keep, why, out),
             Revocation::Expired | Revocation::Lost => {
-                let key = held.key;
-                self.forget_lease(lease);
+                let (key, actors) = (held.key, held.actors);
+                if actors == 0 {
+                    self.forget_lease(lease);
+                } else {
+                    // They go on where they are, and are ended there, or die with it.
+                    held.wanted_back = true;
+                    self.cut_lease(lease, actors);
+                }
                 self.pump(key, out);
             }
         }

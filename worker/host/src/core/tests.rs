@@ -184,6 +184,33 @@ fn a_restarted_actor_fails_only_what_was_on_its_way() {
     assert_eq!(bench.failure(on_its_way).kind, FailureKind::MaybeExecuted);
 }
 
+/// As where the head stood still for longer than the lease's term.
+#[test]
+fn an_actor_that_outlives_its_lease_is_ended_where_it_is_and_dies_with_its_host() {
+    for host_dies in [false, true] {
+        let mut bench = Bench::new();
+        let (actor, _) = bench.submit(Kind::Construct { restarts: 1 }, Vec::new());
+        let held = grant(1, 2);
+        let calls = runs(&bench.granted(held.clone()));
+        bench.message(done(&calls[0], Outcome::Values(smallvec![])));
+        let mut out = Vec::new();
+        bench.core.revoked(held.lease, Revocation::Expired, &mut out);
+        assert!(runs(&bench.submit(TASK, Vec::new()).1).is_empty(), "nothing more goes there");
+        if host_dies {
+            bench.died();
+            let calls = runs(&bench.granted(grant(2, 1)));
+            assert!(calls.iter().any(|call| matches!(call.target, Target::Construct { incarnation: 2, .. })));
+            continue;
+        }
+        bench.core.drop_ref(actor, &mut out);
+        let ends = |action: &Action| {
+            matches!(action, Action::Send { to: THERE, message: Message::Terminate { incarnation: 1, .. } })
+        };
+        assert!(out.iter().any(ends), "{out:?}");
+        assert_eq!(bench.core.lease_count(), 0);
+    }
+}
+
 #[test]
 fn calls_of_an_actor_of_another_owner_fail_once_it_was_killed_here() {
     let mut bench = Bench::new();
