@@ -414,4 +414,24 @@ impl World {
     pub fn killed() -> Failure {
         Failure::new(FailureKind::HostDied, "killed")
     }
+
+    /// A value that there is already is made once more, as the others of a task are of which one was lost: it does not count,
+    /// and what counts stays.
+    pub(super) fn make_again(&mut self) {
+        let alive = self.living();
+        let (at, by) = (alive[self.random.below(alive.len())], alive[self.random.below(alive.len())]);
+        let me = self.hosts[at].id;
+        let own: Vec<_> = self.hosts[at].handles.iter().filter(|held| held.owner == me).copied().collect();
+        if own.is_empty() {
+            return;
+        }
+        let object = own[self.random.below(own.len())];
+        let Some(State::Stored(copy)) = self.hosts[at].own.state(object).cloned() else { return };
+        let was = self.values.contains_key(&(object, copy.attempt));
+        self.token += 1;
+        let (from, state) = (self.hosts[by].id, self.seal(by, object, 10 + self.token as u32, Vec::new()));
+        let counts = self.with(at, |own, fx| own.complete(from, object, state, Vec::new(), fx));
+        assert!(!counts && was == self.values.contains_key(&(object, copy.attempt)), "{object} is gone");
+        self.made_again += 1;
+    }
 }
