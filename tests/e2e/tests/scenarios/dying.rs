@@ -1,7 +1,5 @@
 //! Hosts and nodes that die.
 
-use std::time::Duration;
-
 use mobula::{ErrorKind, Result, prelude::*};
 use mobula_e2e::{
     Env, Part, Witness,
@@ -256,18 +254,24 @@ async fn makes_actors_and_dies(folder: String, given: Given) -> Result<()> {
     let made = Orphan::spawn(at("made"), at("no gate"), given.clone(), at("made is gone")).await?;
     let _call = made.wait(at("called"), at("stopped"));
     let _half = Orphan::spawn(at("half made"), at("gate"), given, at("half made is gone")).start();
-    while !(witness::noted(&at("called")) && witness::noted(&at("half made"))) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    // In a thread that may wait: the call is sent by the others.
+    let death = at("death");
+    let go = tokio::task::spawn_blocking(move || witness::pass(&death));
+    go.await.expect("it does not panic");
     std::process::abort();
 }
 
 /// Though they live in hosts that go on: their state, what it holds, and what they run.
 pub async fn actors_end_with_their_owner(env: Env) -> Result<()> {
     let witness = Witness::new()?;
-    let gate = witness.gate("gate")?;
+    let (gate, death) = (witness.gate("gate")?, witness.gate("death")?);
     let given = Given(mobula::put(&Tensor::from_vec(&[1 << 20], vec![7u8; 1 << 20])?)?);
-    let error = makes_actors_and_dies.remote(witness.place(""), given.clone()).await.unwrap_err();
+    let creator = makes_actors_and_dies.remote(witness.place(""), given.clone());
+    for note in ["called", "half made"] {
+        witness.sees(note).await?;
+    }
+    death.open()?;
+    let error = creator.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HostDied, "{error}");
     witness.sees("stopped").await?;
     witness.sees("made is gone").await?;
