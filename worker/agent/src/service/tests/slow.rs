@@ -366,9 +366,7 @@ async fn a_pull_from_a_disk_that_hangs_can_be_tried_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_from_a_disk_that_is_slow_is_waited_for() {
     pull_from(SOON, async |pulling| {
-        let (object, copy) = (pulling.object, pulling.copy);
-        pulling.link().send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
-        assert_eq!(soon(pulling.asked.recv()).await, Some(1));
+        pulling.begin().await;
         let heard = tokio::task::block_in_place(|| {
             pulling.link().receiver.recv_timeout(4 * PULL_STALL).map(|heard| heard.0)
         });
@@ -376,7 +374,7 @@ async fn a_pull_from_a_disk_that_is_slow_is_waited_for() {
         pulling.disk.shut(false);
         assert!(matches!(local(pulling.link()).0, ToHost::Opened { request: 9, .. }));
         assert!(pulling.asked.try_recv().is_err(), "it was asked for once more");
-        pulling.link().send(ToAgent::Unpin { object }, vec![]).unwrap();
+        pulling.link().send(ToAgent::Unpin { object: pulling.object }, vec![]).unwrap();
     })
     .await;
 }
@@ -385,9 +383,7 @@ async fn a_pull_from_a_disk_that_is_slow_is_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_ends_with_its_job() {
     pull_from(SOON, async |pulling| {
-        let (object, copy) = (pulling.object, pulling.copy);
-        pulling.link().send(ToAgent::Open { ahead: false, request: 9, object, copy }, vec![]).unwrap();
-        assert_eq!(soon(pulling.asked.recv()).await, Some(1));
+        pulling.begin().await;
         assert!(pulling.driver.usage().await.store_used_bytes >= BYTES);
         pulling.link = None;
         assert!(matches!(pulling.head.recv().await, ToHead::HostEnded { .. }));
@@ -413,6 +409,13 @@ struct FromDisk {
 impl FromDisk {
     fn link(&self) -> &LocalLink {
         self.link.as_ref().unwrap()
+    }
+
+    /// Request 9 is for the object, and the disk has been asked.
+    async fn begin(&mut self) {
+        let open = ToAgent::Open { ahead: false, request: 9, object: self.object, copy: self.copy };
+        self.link().send(open, vec![]).unwrap();
+        assert_eq!(soon(self.asked.recv()).await, Some(1));
     }
 }
 
