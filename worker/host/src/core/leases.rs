@@ -11,7 +11,7 @@ use mobula_proto::{
 
 use smallvec::SmallVec;
 
-use super::{Action, ClassState, Core, Kind, LeaseState, Phase, Task};
+use super::{Action, ClassState, Classes, Core, Kind, LeaseState, Phase, Task};
 
 /// How long a pushed but unstarted task may wait behind others on its slot: deeper pipelines hide the round trip
 /// to the executor, shallower ones keep work free to go elsewhere.
@@ -57,9 +57,9 @@ impl LeaseState {
     }
 
     /// [`Core::open_lease`].
-    pub(super) fn reopen(&mut self, id: LeaseId, classes: &mut [ClassState]) {
+    pub(super) fn reopen(&mut self, id: LeaseId, classes: &mut Classes) {
         if !std::mem::replace(&mut self.open, true) {
-            classes[self.key as usize].open.push(id);
+            classes[self.key].open.push(id);
         }
     }
 }
@@ -105,7 +105,7 @@ impl Core {
         let Some(template) = self.tasks.get(&seq).map(|task| task.spec.template.clone()) else { return };
         let plain = self.key(&template);
         let known = |lease: &LeaseId| self.leases.get(lease).is_some_and(|held| held.host.node == node);
-        let key = if self.classes[plain as usize].leases.iter().any(known) {
+        let key = if self.classes[plain].leases.iter().any(known) {
             plain
         } else if let Some(key) = self.near_keys.get(&(plain, node)) {
             *key
@@ -122,7 +122,7 @@ impl Core {
     /// Pushes what the class's leases have room for, and asks for more slots where work is left.
     pub(super) fn pump(&mut self, key: u32, out: &mut Vec<Action>) {
         loop {
-            let class = &self.classes[key as usize];
+            let class = &self.classes[key];
             let Some(seq) = class.queue.front() else { break };
             let is_actor = self.tasks.get(&seq).is_some_and(|task| !task.spec.kind.is_task());
             let depth = if is_actor { 1 } else { class.depth() };
@@ -147,16 +147,16 @@ impl Core {
                 Some((.., Reverse(lease))) => lease,
                 None if depth == 1 && !is_actor => {
                     let Some(lease) = self.lease_ahead(key, seq) else { break };
-                    self.classes[key as usize].ahead = true;
+                    self.classes[key].ahead = true;
                     lease
                 }
                 None => break,
             };
-            self.classes[key as usize].queue.pop_front();
+            self.classes[key].queue.pop_front();
             self.push(seq, lease, out);
         }
         let behind = self.sent_ahead(key, out);
-        let class = &mut self.classes[key as usize];
+        let class = &mut self.classes[key];
         let mut wanted = (class.queue.len() + behind).min(BACKLOG_SLOTS_MAX) as u32;
         if wanted > 0 && class.class.resources.is_empty() && class.class.isolation == Isolation::Shared {
             // Slots that cost nothing: as many again as there are, or a million actors would hold leases by the thousand.
@@ -173,7 +173,7 @@ impl Core {
     /// The lease under which a task may be sent ahead, where no slot is free and none is to be had: those of its
     /// arguments that lie on other nodes than the lease are fetched before a slot is free for it.
     fn lease_ahead(&self, key: u32, seq: u64) -> Option<LeaseId> {
-        let class = &self.classes[key as usize];
+        let class = &self.classes[key];
         if !class.is_unserved() {
             return None;
         }
@@ -198,7 +198,7 @@ impl Core {
     /// How many tasks of a class were sent ahead and have no slot yet: slots are wanted for them still. Where one is free
     /// elsewhere, they are recalled, as far as they have not started.
     fn sent_ahead(&mut self, key: u32, out: &mut Vec<Action>) -> usize {
-        let class = &mut self.classes[key as usize];
+        let class = &mut self.classes[key];
         if !class.ahead {
             return 0;
         }
@@ -225,7 +225,7 @@ impl Core {
     fn close_lease(&mut self, id: LeaseId) {
         if let Some(held) = self.leases.get_mut(&id) {
             held.open = false;
-            self.classes[held.key as usize].open.retain(|other| *other != id);
+            self.classes[held.key].open.retain(|other| *other != id);
         }
     }
 
@@ -281,7 +281,7 @@ impl Core {
 
     /// Slots were granted.
     pub fn granted(&mut self, grant: &Grant, out: &mut Vec<Action>) {
-        let Some(class) = self.classes.get_mut(grant.key as usize) else {
+        let Some(class) = self.classes.get_mut(grant.key) else {
             out.push(Action::Tell(ToAgent::Release { lease: grant.lease }));
             return;
         };
@@ -308,7 +308,7 @@ impl Core {
             },
         );
         self.pump(grant.key, out);
-        let class = &self.classes[grant.key as usize];
+        let class = &self.classes[grant.key];
         if class.asked == 0 && class.queue.is_empty() {
             // What was asked for last may have crossed this grant, so that the head counts these slots as wanted still.
             self.ask(grant.key, out);
@@ -318,7 +318,7 @@ impl Core {
 
     /// Says how many slots of a class are wanted.
     fn ask(&self, key: u32, out: &mut Vec<Action>) {
-        let class = &self.classes[key as usize];
+        let class = &self.classes[key];
         out.push(Action::Tell(ToAgent::Demand {
             key,
             class: class.class.clone(),
@@ -358,7 +358,7 @@ impl Core {
             }
             task.phase = Phase::Queued;
             key = Some(task.key);
-            self.classes[task.key as usize].queue.push_front(id.seq);
+            self.classes[task.key].queue.push_front(id.seq);
         }
         if let Some(held) = self.leases.get_mut(&lease) {
             held.recalling = false;
@@ -375,7 +375,7 @@ impl Core {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         match kind {
             Revocation::Idle => {
-                let class = &self.classes[held.key as usize];
+                let class = &self.classes[held.key];
                 let more = match class.nanos {
                     1.. if !class.queue.is_empty() => QUANTUM_NANOS / class.nanos * u64::from(held.slots),
                     _ => 0,
@@ -427,7 +427,7 @@ impl Core {
     /// that make room must be restartable, or would be asked for what they may not give.
     fn retire_actors(&self, lease: LeaseId, most: u32, preempted: bool, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get(&lease).filter(|_| most > 0) else { return };
-        if preempted && !self.classes[held.key as usize].class.restartable {
+        if preempted && !self.classes[held.key].class.restartable {
             return;
         }
         let may =
@@ -465,12 +465,12 @@ impl Core {
         let fewer = held.slots.saturating_sub(keep);
         held.slots -= fewer;
         held.keep = held.keep.min(keep);
-        self.classes[held.key as usize].slots -= u64::from(fewer);
+        self.classes[held.key].slots -= u64::from(fewer);
     }
 
     pub(super) fn forget_lease(&mut self, lease: LeaseId) {
         if let Some(held) = self.leases.remove(&lease) {
-            let class = &mut self.classes[held.key as usize];
+            let class = &mut self.classes[held.key];
             class.leases.retain(|other| *other != lease);
             class.open.retain(|other| *other != lease);
             class.slots -= u64::from(held.slots);
@@ -480,7 +480,7 @@ impl Core {
     pub(super) fn maybe_release(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
         self.maybe_shrink(lease, out);
         let Some(held) = self.leases.get(&lease) else { return };
-        let asked = held.pushes_left.is_some() && self.classes[held.key as usize].queue.is_empty();
+        let asked = held.pushes_left.is_some() && self.classes[held.key].queue.is_empty();
         if (held.wanted_back || asked) && held.in_flight == 0 && held.actors == 0 {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
@@ -489,7 +489,7 @@ impl Core {
 
     /// No node could ever satisfy the class.
     pub fn infeasible(&mut self, key: u32, failure: &Failure, out: &mut Vec<Action>) {
-        let Some(class) = self.classes.get_mut(key as usize) else { return };
+        let Some(class) = self.classes.get_mut(key) else { return };
         class.asked = 0;
         for seq in std::mem::take(&mut class.queue) {
             self.conclude(seq, failure.clone(), out);
@@ -506,7 +506,7 @@ impl Core {
             if held.in_flight > 0 || held.actors > 0 {
                 renew.push(*id);
                 held.quiet_ticks += 1;
-                let class = &mut self.classes[held.key as usize];
+                let class = &mut self.classes[held.key];
                 // Beside those that were sent ahead because nothing is to be had elsewhere.
                 let most = if class.ahead { held.slots.saturating_mul(2) } else { held.slots };
                 if held.in_flight > most && held.quiet_ticks > QUIET_TICKS_MAX {
@@ -533,13 +533,18 @@ impl Core {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
         }
-        for key in 0..self.classes.len() as u32 {
-            let class = &mut self.classes[key as usize];
+        let mut unserved = Vec::new();
+        for (key, class) in self.classes.iter_mut() {
             class.unserved_ticks = if class.asked > 0 { class.unserved_ticks.saturating_add(1) } else { 0 };
             if class.unserved_ticks == UNSERVED_TICKS_MAX {
-                self.pump(key, out);
+                unserved.push(key);
             }
         }
+        unserved.sort_unstable();
+        for key in unserved {
+            self.pump(key, out);
+        }
+        self.forget_classes();
         let gone: Vec<_> =
             self.clients.keys().copied().filter(|actor| self.objects.state(*actor).is_none()).collect();
         for actor in gone {

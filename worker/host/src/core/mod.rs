@@ -13,6 +13,7 @@
 //! - **C-9** Where no slot is free and none is to be had, a slot's next task is sent ahead if its arguments lie elsewhere,
 //!   so that it has them when the slot is free; a slot that comes free in another place takes it from there.
 
+mod classes;
 mod clients;
 mod deaths;
 mod flow;
@@ -43,6 +44,7 @@ use mobula_proto::{
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use classes::Classes;
 use clients::{Client, killed};
 pub use flow::Maker;
 pub use leases::TICK;
@@ -149,6 +151,8 @@ struct ClassState {
     asked: u32,
     /// Ticks since slots were wanted and none came.
     unserved_ticks: u32,
+    /// Ticks since something of it waited or ran.
+    idle_ticks: u32,
     /// Tasks were sent ahead of their slots, and some may wait for them still.
     ahead: bool,
     nanos: u64,
@@ -195,7 +199,7 @@ pub struct Core {
     /// Actors known here whose inbox was full.
     held_back: usize,
     dependents: IdMap<ObjectId, Vec<u64>>,
-    classes: Vec<ClassState>,
+    classes: Classes,
     keys: FxHashMap<Class, u32>,
     /// By the number of a class and where arguments lie.
     near_keys: FxHashMap<(u32, NodeId), u32>,
@@ -225,7 +229,7 @@ impl Core {
             room_wanted: false,
             held_back: 0,
             dependents: IdMap::default(),
-            classes: Vec::new(),
+            classes: Classes::default(),
             keys: FxHashMap::default(),
             near_keys: FxHashMap::default(),
             leases: BTreeMap::new(),
@@ -379,41 +383,12 @@ impl Core {
         object
     }
 
-    fn key(&mut self, template: &Template) -> u32 {
-        template.key(self.number, || self.find_key(&template.class))
-    }
-
-    fn find_key(&mut self, class: &Class) -> u32 {
-        if let Some(key) = self.keys.get(class) {
-            return *key;
-        }
-        let key = self.add_class(class.clone(), None);
-        self.keys.insert(class.clone(), key);
-        key
-    }
-
-    fn add_class(&mut self, class: Class, near: Option<(NodeId, u64)>) -> u32 {
-        self.classes.push(ClassState {
-            class,
-            near,
-            queue: Queue::default(),
-            leases: Vec::new(),
-            open: Vec::new(),
-            slots: 0,
-            asked: 0,
-            unserved_ticks: 0,
-            ahead: false,
-            nanos: 0,
-        });
-        self.classes.len() as u32 - 1
-    }
-
     fn enqueue(&mut self, seq: u64, first: bool, out: &mut Vec<Action>) {
         self.go_near(seq);
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         task.phase = Phase::Queued;
         let key = task.key;
-        let queue = &mut self.classes[key as usize].queue;
+        let queue = &mut self.classes[key].queue;
         if first || matches!(task.spec.kind, Kind::Task { is_child: true }) {
             queue.push_front(seq);
         } else {
@@ -578,7 +553,7 @@ impl Core {
                     held.quiet_ticks = 0;
                     held.reopen(lease, &mut self.classes);
                 }
-                let class = &mut self.classes[key as usize];
+                let class = &mut self.classes[key];
                 class.nanos = match class.nanos {
                     0 => done.nanos.max(1),
                     old => (old * 7 + done.nanos) / 8 + 1,
@@ -849,7 +824,7 @@ impl Core {
                 client.unready.remove(&seq);
             }
         } else if task.phase == Phase::Queued {
-            self.classes[task.key as usize].queue.remove(seq);
+            self.classes[task.key].queue.remove(seq);
         }
     }
 

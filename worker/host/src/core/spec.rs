@@ -1,8 +1,8 @@
 //! What can be submitted.
 
 use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use mobula_proto::{Blob, HostId, ObjectId, TaskId, limits::Limits, peer::Window, resource::Class};
@@ -78,16 +78,17 @@ pub struct Template {
     pub unordered: bool,
     /// Of a constructor: the actor's limits, where they are not its type's.
     pub limits: Option<Box<Limits>>,
-    key: OnceLock<(CoreNumber, u32)>,
+    /// The number of its class, below that of the core in which it has it.
+    key: AtomicU64,
 }
 
 /// Tells the cores of a process apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CoreNumber(u64);
+pub(super) struct CoreNumber(u32);
 
 impl CoreNumber {
     pub(super) fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
@@ -105,22 +106,22 @@ impl Template {
             returns: Returns::One,
             unordered: false,
             limits: None,
-            key: OnceLock::new(),
+            key: AtomicU64::new(0),
         }
     }
 
-    /// The number of its class in `core`, found by `find` the first time. A template serves one cluster as a rule;
-    /// in others its class is looked up for each call.
-    pub(super) fn key(&self, core: CoreNumber, find: impl FnOnce() -> u32) -> u32 {
-        match self.key.get() {
-            Some((known, key)) if *known == core => *key,
-            Some(_) => find(),
-            None => {
-                let key = find();
-                // Somebody may have been faster, for another core.
-                let _kept = self.key.set((core, key));
-                key
-            }
+    /// The number that its class had in `core`. A template serves one cluster as a rule; in others its class is looked up
+    /// for each call.
+    pub(super) fn key(&self, core: CoreNumber) -> Option<u32> {
+        let kept = self.key.load(Ordering::Relaxed);
+        (kept >> 32 == u64::from(core.0)).then_some(kept as u32)
+    }
+
+    /// It has this one now.
+    pub(super) fn keep_key(&self, core: CoreNumber, key: u32) {
+        if matches!(self.key.load(Ordering::Relaxed) >> 32, known if known == 0 || known == u64::from(core.0))
+        {
+            self.key.store(u64::from(core.0) << 32 | u64::from(key), Ordering::Relaxed);
         }
     }
 }

@@ -11,6 +11,7 @@ use mobula_proto::{
 use smallvec::smallvec;
 
 mod ahead;
+mod classes;
 mod held;
 mod several;
 

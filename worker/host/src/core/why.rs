@@ -87,7 +87,7 @@ impl Core {
     }
 
     fn waits_for_lease(&self, key: u32, seq: u64) -> (String, Option<u32>) {
-        let Some(class) = self.classes.get(key as usize) else {
+        let Some(class) = self.classes.get(key) else {
             return ("waits for a lease".to_owned(), None);
         };
         let before = match class.queue.before(seq) {
