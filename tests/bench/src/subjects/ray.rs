@@ -70,7 +70,7 @@ pub const PROBES: &[Probe] = probes! {
     calls("single client tasks and get batch", &[OfPeer(150.0)]).limit(BATCHES), |place| batches(place, 1.0);
     gigabytes("multi client put gigabytes", MEMCPY_TWO), put_multi;
     calls("single client get object containing 10k refs", &[OfPeer(25.0)]), get_containing_refs;
-    calls("single client wait 1k refs", &[OfPeer(60.0)]), wait_multiple_refs;
+    calls("single client wait 1k refs", &[OfPeer(60.0)]).limit(BATCHES), wait_multiple_refs;
     sync(TASKS_SYNC, &[OfPeer(40.0)]), task_sync;
     many("single client tasks async", &[OfPeer(150.0)]), |place| batches(place, BATCH as f64);
     many("multi client tasks async", &[OfPeer(150.0)]), multi_task;

@@ -15,6 +15,7 @@ use super::{
     objects::many,
 };
 use crate::{
+    limits::pair::MESSAGES,
     measure::{Result, bounded},
     row::{Probe, Row, Stage, Target},
     system::{available_memory, cluster_memory, cores},
@@ -76,7 +77,10 @@ pub const MEMORY_PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::more("actor creation", "1/s").peer("actor creation").targets(&[Target::AtLeast(50_000.0)]),
+            Row::more("actor creation", "1/s")
+                .peer("actor creation")
+                .limit(MESSAGES)
+                .targets(&[Target::AtLeast(50_000.0)]),
             Row::less("memory of an idle actor", "kB")
                 .peer("memory of an idle actor")
                 .targets(&[Target::AtMost(10.0)]),
@@ -86,7 +90,7 @@ pub const MEMORY_PROBES: &[Probe] = &[
     },
     Probe {
         rows: &[
-            Row::more("actor creation, a million that stay", "1/s"),
+            Row::more("actor creation, a million that stay", "1/s").limit(MESSAGES),
             Row::less("memory of one of a million idle actors", "kB").targets(&[Target::AtMost(10.0)]),
         ],
         stage: Stage::Alone,
