@@ -12,7 +12,7 @@ use mobula_proto::{
 
 use crate::{
     index::{Index, Spot},
-    node::{Node, SLOTS_MAX, devices},
+    node::{Node, SLOTS_MAX, devices, slots_max},
     shapes::Shape,
     slab::Slab,
     stock::{Kinds, Need, Stock},
@@ -213,8 +213,7 @@ impl Cluster {
     /// How many more slots of a kin a node may hold, whatever it has.
     pub fn kin_room(&self, kin: Option<u32>, node: u32) -> u32 {
         let Some(kin) = kin.and_then(|at| self.kins.get(at)) else { return SLOTS_MAX };
-        let most = if kin.class.strategy == Strategy::Apart { 1 } else { SLOTS_MAX };
-        most.saturating_sub(kin.on.get(&node).copied().unwrap_or(0))
+        slots_max(&kin.class).saturating_sub(kin.on.get(&node).copied().unwrap_or(0))
     }
 
     /// Whether the labels and the strategy of a shape allow a node.

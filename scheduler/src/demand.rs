@@ -58,6 +58,10 @@ pub struct Demand {
     pub(crate) kin: Option<u32>,
     /// The group of which it is to be a part, where it waits instead.
     pub(crate) gang: Option<u32>,
+    /// The number of the node, or in a group the bundle, from which on holders are asked next for it; and of the one from
+    /// which on it is looked for room.
+    pub(crate) asked_from: u32,
+    pub(crate) looked_from: u32,
 }
 
 impl Demand {

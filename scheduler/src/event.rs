@@ -293,6 +293,9 @@ pub enum Error {
     /// The class is larger than the bundle that it is to be a part of.
     #[error("{0}")]
     LargerThanBundle(String),
+    /// A class in a group has label rules of its own.
+    #[error("work in {0} runs where its bundles are: leave its label rules out, or give them to the group")]
+    LabelsInGroup(GroupId),
     /// The label that makes places of nodes is on no node.
     #[error("no node has label {0}, whose values were to be the places of the group")]
     UnknownPlace(String),

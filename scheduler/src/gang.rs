@@ -61,6 +61,9 @@ pub(crate) struct Gang {
     pub placed: bool,
     /// When it is taken away, if it is.
     pub until: Option<Millis>,
+    /// As of a [`crate::Demand`].
+    pub asked_from: u32,
+    pub looked_from: u32,
 }
 
 impl Gang {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{
     NodeId, Quantity, Resources,
-    resource::{Device, DeviceGrant, Kind, Label},
+    resource::{Class, Device, DeviceGrant, Isolation, Kind, Label, Strategy},
 };
 
 use crate::{
@@ -18,6 +18,17 @@ use crate::{
 /// Most slots that any one class of a job holds on one node, however little each needs: tasks that run at once, and
 /// actors that live.
 pub const SLOTS_MAX: u32 = 1 << 22;
+/// The same where each is a process of its own.
+pub const PROCESSES_MAX: u32 = 1024;
+
+/// Most slots of a class on one node, however little each needs.
+pub(crate) fn slots_max(class: &Class) -> u32 {
+    match (&class.strategy, class.isolation) {
+        (Strategy::Apart, _) => 1,
+        (_, Isolation::Process) => PROCESSES_MAX,
+        (_, Isolation::Shared) => SLOTS_MAX,
+    }
+}
 
 /// A node as the scheduler sees it now.
 #[derive(Clone, Debug)]

@@ -2,9 +2,9 @@
 //!
 //! From the top down, always the child goes first that has least of what it should have:
 //!
-//! 1. A queue to which something that waits there is *owed*: it needs kinds that are guaranteed to the queue, and of each
-//!    of these the queue has less than that. Of several the one that has the smallest part of it. What needs nothing that
-//!    is guaranteed is owed to nobody, however little of the guarantee is in use.
+//! 1. A queue to which something that waits there is *owed*, or to a queue below it: it needs kinds that are guaranteed to
+//!    the queue, and of each of these the queue has less than that. Of several the one that has the smallest part of it. What
+//!    needs nothing that is guaranteed is owed to nobody, however little of the guarantee is in use.
 //! 2. The others by their *share*: the part that they use of the cluster's resource of which they use the largest part,
 //!    over their weight (dominant-resource fairness).
 //!
@@ -22,14 +22,18 @@
 //! Children lie in the order of their ranks, and each queue knows as a set of bits which shapes wait in and below it. So
 //! the first child of which something is open is found at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mobula_proto::{JobId, Quantity, Queue, resource::Kind};
 
 use crate::{
     Limit, Millis,
     bits::Bits,
-    shapes::{ShapeId, Shapes},
+    scheduler::starve::Oldest,
+    shapes::{Shape, ShapeId, Shapes},
     slab::Slab,
     stock::{Kinds, Need},
 };
@@ -60,6 +64,8 @@ pub(crate) struct Branch {
     limit: Vec<(Kind, Quantity)>,
     /// The same by number, of kinds that there are.
     promised: Vec<(usize, i64)>,
+    /// Whether anything is guaranteed to it, or to a queue below it.
+    promises: bool,
     most: Vec<(usize, i64)>,
     /// By kind. (Memory is counted in ten-thousandths of a byte: a petabyte of it is more than 64 bits hold.)
     usage: Vec<i128>,
@@ -140,9 +146,23 @@ struct Notes {
     jobs: Vec<u32>,
 }
 
+/// What is set aside in limits for somebody who has waited longest.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    pub who: Oldest,
+    pub queue: u32,
+    pub shape: ShapeId,
+    pub need: Arc<Need>,
+    /// When it is set aside no longer; or is again, where it is not now.
+    pub until: Millis,
+    pub paused: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Queues {
     all: Vec<Branch>,
+    /// As a rule nothing.
+    aside: Vec<Aside>,
     by_name: BTreeMap<String, u32>,
     /// One over what the cluster has, by kind; zero where it has none.
     inverse: Vec<f64>,
@@ -160,6 +180,7 @@ impl Branch {
             guaranteed: queue.guaranteed.iter().map(|(kind, amount)| (kind.clone(), amount)).collect(),
             limit: queue.limit.clone(),
             promised: Vec::new(),
+            promises: false,
             most: Vec::new(),
             usage: Vec::new(),
             leaving: Vec::new(),
@@ -287,7 +308,7 @@ impl Branch {
 impl Queues {
     pub fn new() -> Self {
         let (all, by_name, inverse) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let mut queues = Self { all, by_name, inverse, notes: Notes::default() };
+        let mut queues = Self { all, aside: Vec::new(), by_name, inverse, notes: Notes::default() };
         queues.replace(&[], &Kinds::new());
         queues
     }
@@ -295,6 +316,7 @@ impl Queues {
     /// Forgets all that is held and waits, which must be charged anew, and makes the tree of these, which are valid.
     pub fn replace(&mut self, list: &[Queue], kinds: &Kinds) {
         self.by_name.clear();
+        self.aside.clear();
         self.all = vec![Branch::new(&Queue::new(""), None), Branch::new(&Queue::new(""), Some(TOP))];
         for (at, queue) in (2..).zip(list) {
             self.all.push(Branch::new(queue, Some(TOP)));
@@ -317,7 +339,11 @@ impl Queues {
             }
         }
         for at in 0..self.all.len() {
-            let above = self.above(u32::try_from(at).unwrap_or(u32::MAX));
+            let above: Vec<u32> = self.above(u32::try_from(at).unwrap_or(u32::MAX)).collect();
+            if !self.all[at].guaranteed.is_empty() {
+                above.iter().for_each(|at| self.all[*at as usize].promises = true);
+            }
+            let above = above.into_iter();
             self.all[at].limited = above.filter(|q| !self.all[*q as usize].limit.is_empty()).collect();
         }
         self.learn(kinds);
@@ -530,14 +556,22 @@ impl Queues {
         let pairs = self.above(queue).flat_map(|a| self.above(other).map(move |b| (a, b)));
         let Some((a, b)) = pairs.filter(|(a, b)| a != b).find(siblings) else { return Right::None };
         let (ours, theirs) = (&self.all[a as usize], &self.all[b as usize]);
-        let without = self.usage_with(b, others, times);
-        if theirs.owed(&without, others).is_some() {
+        // A queue on either way may be guaranteed something.
+        let way = |from: u32, to: u32| {
+            let mut over = false;
+            self.above(from).take_while(move |at| !std::mem::replace(&mut over, *at == to))
+        };
+        let owed = |at: u32, of: &Need, times: i64| {
+            self.all[at as usize].owed(self.usage_with(at, of, times), of).is_some()
+        };
+        if way(other, b).any(|at| owed(at, others, times)) {
             return Right::None;
         }
-        if ours.owed(self.usage_with(a, need, 0), need).is_some() {
+        if way(queue, a).any(|at| owed(at, need, 0)) {
             return Right::Owed;
         }
         let share = ours.share_of(self.usage_with(a, need, 1), &self.inverse);
+        let without = self.usage_with(b, others, times);
         if share <= theirs.share_of(without, &self.inverse) { Right::Share } else { Right::None }
     }
 
@@ -604,20 +638,101 @@ impl Queues {
         }
     }
 
-    /// How many slots the limits above a queue still allow.
-    pub fn headroom(&self, queue: u32, need: &Need) -> u32 {
+    /// How many slots of a shape the limits above a queue still allow. What is set aside for others is not allowed.
+    pub fn headroom(&self, queue: u32, shape: ShapeId, need: &Need) -> u32 {
+        self.headroom_of(queue, shape, need, |_, _| 0)
+    }
+
+    /// The same once what is being given up is gone, and what room is being made for is there.
+    pub fn headroom_after(&self, queue: u32, shape: ShapeId, need: &Need) -> u32 {
+        let of = |list: &[i128], kind: usize| list.get(kind).copied().unwrap_or(0);
+        self.headroom_of(queue, shape, need, |branch, kind| {
+            of(&branch.leaving, kind) - of(&branch.coming, kind)
+        })
+    }
+
+    fn headroom_of(
+        &self,
+        queue: u32,
+        shape: ShapeId,
+        need: &Need,
+        more: impl Fn(&Branch, usize) -> i128,
+    ) -> u32 {
         let mut most = i128::from(u32::MAX);
         for at in &self.all[queue as usize].limited {
             let limited = &self.all[*at as usize];
             for (kind, limit) in &limited.most {
                 let each = i128::from(need.get(*kind));
                 if each > 0 {
-                    most = most
-                        .min((i128::from(*limit) - limited.usage.get(*kind).copied().unwrap_or(0)) / each);
+                    let aside = self.aside(*at, (queue, shape), *kind);
+                    let left = i128::from(*limit) - limited.used(*kind) - aside + more(limited, *kind);
+                    most = most.min(left / each);
                 }
             }
         }
         u32::try_from(most.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// What of a queue's limit is set aside for others.
+    fn aside(&self, limited: u32, who: (u32, ShapeId), kind: usize) -> i128 {
+        let others = self.aside.iter().filter(|aside| !aside.paused && (aside.queue, aside.shape) != who);
+        let below = others.filter(|aside| self.is_below(aside.queue, limited));
+        below.map(|aside| i128::from(aside.need.get(kind))).sum()
+    }
+
+    /// Sets what one slot of a shape needs aside in the limits above a queue, unless something is in one of them: two might
+    /// wait for each other for ever.
+    pub fn set_aside(&mut self, aside: Aside) {
+        let limited = &self.all[aside.queue as usize].limited;
+        let meets =
+            |other: &Aside| self.all[other.queue as usize].limited.iter().any(|at| limited.contains(at));
+        if !self.aside.iter().any(|other| other.who == aside.who || !other.paused && meets(other)) {
+            self.aside.push(aside);
+        }
+    }
+
+    /// What was set aside for as long as this is not for as long.
+    pub fn pause_asides(&mut self, now: Millis, span: Millis) {
+        self.aside.retain(|aside| !aside.paused || aside.until > now);
+        for aside in self.aside.iter_mut().filter(|aside| aside.until <= now) {
+            (aside.paused, aside.until) = (true, now.plus(span));
+        }
+    }
+
+    /// Nothing is set aside for somebody any longer.
+    pub fn forget_aside(&mut self, who: Oldest) {
+        self.aside.retain(|aside| aside.who != who);
+    }
+
+    /// Whether any queue has a limit.
+    pub fn any_limited(&self) -> bool {
+        self.all.iter().any(|branch| !branch.limit.is_empty())
+    }
+
+    /// Whether a queue is another one, or below it.
+    pub fn is_below(&self, queue: u32, above: u32) -> bool {
+        self.above(queue).any(|at| at == above)
+    }
+
+    /// The limits above a queue that allow no slot of a shape more: whose, and of what.
+    pub fn full_limits(&self, queue: u32, shape: &Shape) -> Vec<(u32, usize)> {
+        let mut full = Vec::new();
+        for at in &self.all[queue as usize].limited {
+            let limited = &self.all[*at as usize];
+            let over = |(kind, limit): &&(usize, i64)| {
+                let each = shape.need.get(*kind);
+                let left =
+                    i128::from(*limit) - limited.used(*kind) - self.aside(*at, (queue, shape.id), *kind);
+                each > 0 && left < i128::from(each)
+            };
+            full.extend(limited.most.iter().filter(over).map(|(kind, _)| (*at, *kind)));
+        }
+        full
+    }
+
+    /// Whether the limit of a queue is one of this kind.
+    pub fn limits(&self, queue: u32, kind: usize) -> bool {
+        self.all[queue as usize].most.iter().any(|(limited, _)| *limited == kind)
     }
 
     /// The queues whose limits hold for a queue: itself and those above it.
@@ -689,31 +804,47 @@ impl Queues {
         self.descend_owed(queue, open, turns, notes).or_else(|| self.descend_fair(queue, open, turns, notes))
     }
 
-    /// Of what is owed to children.
+    /// Of what is owed to children, or to those below them.
     fn descend_owed(&self, queue: u32, open: &Bits, turns: &Turns<'_>, notes: &mut Notes) -> Option<Pick> {
+        // What it has changes with each: it is looked at again soon.
+        let pick = self.most_owed(queue, open, turns, notes)?.1;
+        Some(Pick { slots: pick.slots.min(pick.quantum), ..pick })
+    }
+
+    /// The same, with the part that the queue has of what is guaranteed to it.
+    fn most_owed(
+        &self,
+        queue: u32,
+        open: &Bits,
+        turns: &Turns<'_>,
+        notes: &mut Notes,
+    ) -> Option<(f64, Pick)> {
         let mut best: Option<(f64, u32, Pick)> = None;
         for child in &self.all[queue as usize].children {
             let branch = &self.all[*child as usize];
-            if branch.promised.is_empty() || !branch.waits.meets(open) {
+            if !branch.promises || !branch.waits.meets(open) {
                 continue;
             }
-            let mut owed = branch.waits.clone();
-            owed.keep(open);
-            branch.keep_owed(&mut owed, turns.shapes);
-            if owed.is_empty() {
-                continue;
+            let mut found = None;
+            if !branch.promised.is_empty() {
+                let mut owed = branch.waits.clone();
+                owed.keep(open);
+                branch.keep_owed(&mut owed, turns.shapes);
+                let pick = if owed.is_empty() { None } else { self.descend(*child, &owed, turns, notes) };
+                found = pick.map(|pick| {
+                    let part = branch.owed(|kind| branch.used(kind), turns.shapes.need(pick.shape));
+                    (part.unwrap_or(1.0), pick)
+                });
             }
-            let Some(pick) = self.descend(*child, &owed, turns, notes) else { continue };
-            let part = branch.owed(|kind| branch.used(kind), turns.shapes.need(pick.shape));
-            let part = (part.unwrap_or(1.0), *child);
-            if best
-                .is_none_or(|(least, number, _)| part.0.total_cmp(&least).then(part.1.cmp(&number)).is_lt())
-            {
-                best = Some((part.0, part.1, pick));
+            // What it has of its own may be in use by others below it, or nothing may be guaranteed to it.
+            let Some((part, pick)) = found.or_else(|| self.most_owed(*child, open, turns, notes)) else {
+                continue;
+            };
+            if best.is_none_or(|(least, number, _)| part.total_cmp(&least).then(child.cmp(&number)).is_lt()) {
+                best = Some((part, *child, pick));
             }
         }
-        // What it has changes with each: it is looked at again soon.
-        best.map(|(.., pick)| Pick { slots: pick.slots.min(pick.quantum), ..pick })
+        best.map(|(part, _, pick)| (part, pick))
     }
 
     /// Of the child with the smallest share.
@@ -770,7 +901,7 @@ impl Queues {
         notes.jobs.clear();
         let mut oldest = i64::MAX;
         for waiting in branch.waiting.iter().filter(|waiting| open.contains(waiting.shape)) {
-            if limited && self.headroom(queue, turns.shapes.need(waiting.shape)) == 0 {
+            if limited && self.headroom(queue, waiting.shape, turns.shapes.need(waiting.shape)) == 0 {
                 continue;
             }
             for lane in &waiting.lanes {

@@ -188,6 +188,8 @@ impl Scheduler {
                     who: 0,
                     kin: None,
                     gang: None,
+                    asked_from: 0,
+                    looked_from: 0,
                 };
                 let key = new.id();
                 self.demand(new, valid, out);

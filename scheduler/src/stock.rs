@@ -126,6 +126,15 @@ impl Need {
         }
     }
 
+    /// All it needs but one kind, which is one of the first.
+    pub fn without(&self, kind: usize) -> Self {
+        let mut rest = self.clone();
+        rest.amounts.retain(|(at, _)| *at != kind);
+        rest.base[kind] = 0;
+        rest.dims[kind] = 0;
+        rest
+    }
+
     /// Adds what another needs. Of what is bounded by single devices or shared by kinds, the largest is kept.
     pub fn add(&mut self, other: &Self) {
         for (kind, each) in &other.amounts {

@@ -104,7 +104,10 @@ impl Search<'_> {
         let mut level: Vec<Rung> = Vec::new();
         for (at, held) in kin.on.iter().filter(|(at, _)| admitted(**at)) {
             let Some(full) = self.fullness(*at) else { continue };
-            let room = self.cluster.room(self.shape, *at).min(crate::node::SLOTS_MAX.saturating_sub(*held));
+            let room = self
+                .cluster
+                .room(self.shape, *at)
+                .min(crate::node::slots_max(&self.demand.class).saturating_sub(*held));
             if room > 0 {
                 level.push(Rung { held: *held, full, node: *at, room });
             }

@@ -209,19 +209,30 @@ fn the_same_trace_gives_the_same_hash_on_every_machine() {
 }
 
 /// Of the trace above.
-const HASH: u64 = 3_955_491_843_640_855_133;
+const HASH: u64 = 5_159_429_355_494_348_017;
 
 /// One CPU each: a queue floods, and another one has as much work as it can get.
 #[test]
 fn a_flood_takes_no_more_than_its_share() {
+    let queues = || vec![Queue::new("a"), Queue::new("b")];
+    flood(0, queues());
+    // Whatever priority it gives itself: between queues that is nothing.
+    flood(5, queues());
+    // And where both have no more together than the limit of a queue above.
+    let below = |name| Queue { parent: "p".to_owned(), ..Queue::new(name) };
+    let above = Queue { limit: vec![(Kind::Cpu, Quantity::whole(64))], ..Queue::new("p") };
+    flood(5, vec![above, below("a"), below("b")]);
+}
+
+fn flood(priority: i32, queues: Vec<Queue>) {
     let mut text = format!("{HEAD},queue\n");
-    (0..10_000).for_each(|_| text += "0,1.7,1 cpu,flood,0,a\n");
+    (0..10_000).for_each(|_| text += &format!("0,1.7,1 cpu,flood,{priority},a\n"));
     for task in 0..4000 {
         text += &format!("{}.{:03},1.1,1 cpu,steady,0,b\n", task / 100, 10 * (task % 100));
     }
     let tasks = trace::parse(&text).unwrap();
-    let queues = vec![Queue::new("a"), Queue::new("b")];
-    let mut replay = Replay::new(&tasks, [cpus(1, 32), cpus(2, 32)], queues, Options::default());
+    let nodes = if queues.len() == 2 { 32 } else { 40 };
+    let mut replay = Replay::new(&tasks, [cpus(1, nodes), cpus(2, nodes)], queues, Options::default());
     let (mut flood, mut steady) = (0.0, 0.0);
     // While both have more than they can run.
     for second in 1..=60 {

@@ -1,34 +1,65 @@
-//! Asking holders of idle leases to give them back for those who wait.
+//! Asking holders of leases to give them back for those who wait: an idle one at once, a busy one after a little more of
+//! its work. What comes back goes to whose turn it is.
+//!
+//! | who waits | whose holders are asked |
+//! |---|---|
+//! | a class | leases on nodes where it may run, of what is short there |
+//! | a placement group | the same, for all that its missing bundles need together |
+//! | either, at the limit of a queue | leases of that queue and those below it, of what the limit is of |
+//! | a class in a group | leases in the bundles where it may run, of what is short there |
+//!
+//! In its own queue, and in its group, who waits asks nobody of a higher priority until waiting has raised its own
+//! ([`crate::Options::ageing`]): else the few slots that come free go to what matters more anyway. Between queues
+//! priority is nothing.
+
+use std::sync::Arc;
+
+use mobula_proto::resource::{Class, Strategy};
 
 use super::Scheduler;
 use crate::{
-    Demand, Effect, Millis, RevokeKind, cluster::Cluster, demand, lease::Entry, node::Node, shapes::Shape,
+    Effect, Millis, RevokeKind, cluster::Cluster, demand, lease::Entry, node::Node, queues, shapes::Shape,
+    stock::Need,
 };
 
 /// How long those who wait stay without another look at leases that would help them.
 const INTERVAL: Millis = Millis(50);
-/// Most leases that are looked at for one demand at a time.
+/// Most leases that are looked at for one who waits at a time.
 const LEASES_MAX: usize = 256;
-/// Most nodes that are looked at for one demand at a time.
+/// Most nodes that are looked at for one who waits at a time, or bundles.
 const NODES_MAX: usize = 64;
-/// Most demands for which leases are looked at in one [`crate::Event::Tick`].
+/// Most classes for which leases are looked at in one [`crate::Event::Tick`].
 const DEMANDS_MAX: usize = 32;
+/// Most groups.
+const GANGS_MAX: usize = 8;
 
 /// Who is asked next.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
     /// When some were last asked on behalf of all.
     last: Millis,
-    /// The number of the node that is looked at first.
-    node: u32,
-    /// The demand on whose behalf is asked first.
+    /// The demand and the group on whose behalf is asked first.
     demand: Option<demand::Key>,
+    gang: u32,
+}
+
+/// Somebody who waits.
+struct Asker<'a> {
+    /// Who does not ask himself.
+    class: Option<(demand::Key, &'a Arc<Class>)>,
+    queue: u32,
+    /// Its priority, counted up by the time that it has waited.
+    level: i64,
+    shape: &'a Shape,
+    /// Queues whose limits it is at, and of which kinds.
+    full: Vec<(u32, usize)>,
 }
 
 impl Scheduler {
     /// When [`Scheduler::ask_some`] is next of use.
     pub(super) fn next_ask(&self) -> Option<Millis> {
-        (!self.by_key.is_empty() && !self.leases.is_empty()).then(|| self.asking.last.plus(INTERVAL))
+        let waits = !self.by_key.is_empty() || self.waiting_gangs > 0;
+        (waits && !self.leases.is_empty()).then(|| self.asking.last.plus(INTERVAL))
     }
 
     /// Asks on behalf of those that wait, some at a time.
@@ -45,61 +76,152 @@ impl Scheduler {
         for key in keys {
             self.ask_for(key, out);
         }
+        if self.waiting_gangs > 0 {
+            let from = self.asking.gang;
+            let waiting = |(at, gang): (u32, &crate::gang::Gang)| gang.shape.map(|_| at);
+            let rest = self.gangs.iter().filter(|(at, _)| *at >= from).filter_map(waiting);
+            let before = self.gangs.iter().filter(|(at, _)| *at < from).filter_map(waiting);
+            let mut gangs: Vec<u32> = rest.chain(before).take(GANGS_MAX + 1).collect();
+            self.asking.gang = if gangs.len() > GANGS_MAX { gangs.pop().unwrap_or(0) } else { 0 };
+            for at in gangs {
+                self.ask_for_gang(at, out);
+            }
+        }
     }
 
     /// Asks each holder of a lease that would help this demand, unless the same lease was asked for less than a term
     /// ago. Those that were granted to others since the last time are found after [`INTERVAL`].
     ///
-    /// All of them, since nobody here knows which leases are idle; an owner that is busy ignores it. In a large cluster
-    /// a part of them at a time.
+    /// All of them, since nobody here knows which leases are idle. In a large cluster a part of them at a time.
     pub(super) fn ask_for(&mut self, key: demand::Key, out: &mut Vec<Effect>) {
-        let (now, term) = (self.now, self.options.term);
-        let due = |asked: Option<Millis>| asked.is_none_or(|at| at.plus(term) <= now);
-        let Some(demand) = self.by_key.get(&key).and_then(|at| self.demands.get(*at)) else { return };
-        let Some(shape) = demand.shape.and_then(|shape| self.shapes.get(shape)) else { return };
-        if self.queues.headroom(demand.queue, &shape.need) == 0 {
-            return;
+        let Some(at) = self.by_key.get(&key).copied() else { return };
+        let Some(demand) = self.demands.get(at) else { return };
+        let level = queues::level(demand.turn(at, self.options.ageing), self.now, self.options.ageing);
+        let from = demand.asked_from;
+        let (found, next) = match (demand.gang, demand.shape.and_then(|shape| self.shapes.get(shape))) {
+            (Some(gang), _) => self.who_helps_inside(gang, demand, level, from),
+            (None, Some(shape)) => {
+                let class = Some((demand.id(), &demand.class));
+                let full = self.queues.full_limits(demand.queue, shape);
+                let asker = Asker { class, queue: demand.queue, level, shape, full };
+                self.who_helps(&asker, from)
+            }
+            (None, None) => return,
+        };
+        if let Some(demand) = self.demands.get_mut(at) {
+            demand.asked_from = next;
         }
-        let numbers = self.cluster.by_number.range(self.asking.node..);
-        let numbers = numbers.chain(self.cluster.by_number.range(..self.asking.node));
-        let (mut leases, mut next) = (0, 0);
+        self.ask(found, out);
+    }
+
+    /// The same for a group that lacks bundles.
+    fn ask_for_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
+        let Some(gang) = self.gangs.get(at) else { return };
+        let Some(shape) = gang.shape.and_then(|shape| self.shapes.get(shape)) else { return };
+        let level = queues::level(gang.turn(at, self.options.ageing), self.now, self.options.ageing);
+        let full = self.queues.full_limits(gang.queue, shape);
+        let asker = Asker { class: None, queue: gang.queue, level, shape, full };
+        let (found, next) = self.who_helps(&asker, gang.asked_from);
+        if let Some(gang) = self.gangs.get_mut(at) {
+            gang.asked_from = next;
+        }
+        self.ask(found, out);
+    }
+
+    fn ask(&mut self, leases: Vec<u32>, out: &mut Vec<Effect>) {
+        for at in leases {
+            let Some(entry) = self.leases.at_mut(at) else { continue };
+            entry.asked = Some(self.now);
+            let (lease, owner) = (entry.lease.id, entry.lease.owner);
+            let (node, slots, kind) = (entry.lease.node, entry.lease.slots, RevokeKind::Idle);
+            out.push(Effect::Revoke { lease, owner, node, slots, kind });
+        }
+    }
+
+    fn may_be_asked(&self, entry: &Entry) -> bool {
+        entry.asked.is_none_or(|at| at.plus(self.options.term) <= self.now)
+    }
+
+    /// Leases that would help, on nodes from this number on, and the number of the next node.
+    fn who_helps(&self, asker: &Asker<'_>, from: u32) -> (Vec<u32>, u32) {
+        let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
+        let (mut found, mut leases) = (Vec::new(), 0);
         for (looked, (number, at)) in numbers.enumerate() {
             if looked == NODES_MAX || leases >= LEASES_MAX {
-                next = *number;
-                break;
+                return (found, *number);
             }
             let Some(node) = self.cluster.nodes.get(*at).filter(|node| !node.draining) else { continue };
-            if !self.cluster.admits(shape, node) || !node.stock.could_ever(&shape.need) {
+            let may_run = || {
+                let large = asker.shape.key.gang.is_some();
+                self.cluster.admits(asker.shape, node) && (large || node.stock.could_ever(&asker.shape.need))
+            };
+            // What counts for a limit does so wherever it runs.
+            if asker.full.is_empty() && !may_run() {
                 continue;
             }
-            for lease in &node.leases {
-                leases += 1;
-                let Some(entry) = self.leases.at_mut(*lease) else { continue };
-                if due(entry.asked) && would_help(entry, node, demand, shape, &self.cluster) {
-                    entry.asked = Some(now);
-                    let (owner, node, slots) = (entry.lease.owner, entry.lease.node, entry.lease.slots);
-                    out.push(Effect::Revoke {
-                        lease: entry.lease.id,
-                        owner,
-                        node,
-                        slots,
-                        kind: RevokeKind::Idle,
-                    });
+            leases += node.leases.len();
+            let helps = |entry: &Entry| match asker.full.is_empty() {
+                true => asker.is_helped(entry, node, &self.cluster),
+                false => {
+                    let below = |(queue, kind): &(u32, usize)| {
+                        entry.holds(*kind) && self.queues.is_below(entry.queue, *queue)
+                    };
+                    asker.may_ask(entry) && asker.full.iter().any(below)
                 }
-            }
+            };
+            let may = |entry: &Entry| entry.inside.is_none() && self.may_be_asked(entry) && helps(entry);
+            found.extend(node.leases.iter().filter(|lease| self.leases.at(**lease).is_some_and(may)));
         }
-        self.asking.node = next;
+        (found, 0)
+    }
+
+    /// Leases in bundles of a group, from this one on, that would help what waits there, and the next bundle.
+    fn who_helps_inside(&self, gang: u32, demand: &crate::Demand, level: i64, from: u32) -> (Vec<u32>, u32) {
+        let Some(known) = self.gangs.get(gang) else { return (Vec::new(), 0) };
+        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
+        let wanted = match demand.class.strategy {
+            Strategy::Group { bundle, .. } => bundle,
+            _ => None,
+        };
+        let all = (0..).zip(&known.bundles);
+        let bundles = all.clone().filter(|(number, _)| *number >= from);
+        let bundles = bundles.chain(all.filter(|(number, _)| *number < from));
+        let bundles = bundles.filter(|(number, _)| wanted.is_none_or(|wanted| wanted == *number));
+        let (mut found, mut leases) = (Vec::new(), 0);
+        for (looked, (number, bundle)) in bundles.enumerate() {
+            if looked == NODES_MAX || leases >= LEASES_MAX {
+                return (found, number);
+            }
+            let Some(bundle) = bundle else { continue };
+            let Some(node) = self.cluster.nodes.get(bundle.at) else { continue };
+            leases += node.leases.len();
+            let helps = |entry: &Entry| {
+                let same = entry.demand() == demand.id() && entry.lease.class == demand.class;
+                let short =
+                    |(kind, each): &(usize, i64)| bundle.stock.is_short(*kind, *each) && entry.holds(*kind);
+                entry.inside == Some((gang, number))
+                    && !same
+                    && i64::from(entry.lease.priority) <= level
+                    && need.amounts.iter().any(short)
+                    && self.may_be_asked(entry)
+            };
+            found.extend(node.leases.iter().filter(|lease| self.leases.at(**lease).is_some_and(helps)));
+        }
+        (found, 0)
     }
 }
 
-/// Whether a lease holds something that the demand lacks on this node, and matters no more than the demand.
-fn would_help(entry: &Entry, node: &Node, demand: &Demand, shape: &Shape, cluster: &Cluster) -> bool {
-    let same = entry.demand() == demand.id() && entry.lease.class == demand.class;
-    if same || entry.lease.priority > demand.class.priority {
-        return false;
+impl Asker<'_> {
+    fn may_ask(&self, entry: &Entry) -> bool {
+        let own = self.class.is_some_and(|(key, class)| entry.demand() == key && entry.lease.class == *class);
+        !own && (entry.queue != self.queue || i64::from(entry.lease.priority) <= self.level)
     }
-    if entry.kin.is_some() && entry.kin == shape.key.kin && cluster.kin_room(entry.kin, entry.at) == 0 {
-        return true;
+
+    /// Whether a lease holds something that is lacking on its node.
+    fn is_helped(&self, entry: &Entry, node: &Node, cluster: &Cluster) -> bool {
+        let kin = self.shape.key.kin;
+        let crowds = kin.is_some() && entry.kin == kin && cluster.kin_room(kin, entry.at) == 0;
+        let short = |(kind, each): &(usize, i64)| node.stock.is_short(*kind, *each) && entry.holds(*kind);
+        self.may_ask(entry) && (crowds || self.shape.need.amounts.iter().any(short))
     }
-    shape.need.amounts.iter().any(|(kind, each)| node.stock.is_short(*kind, *each) && entry.holds(*kind))
 }

@@ -33,7 +33,7 @@ impl Scheduler {
     pub fn settled(&mut self) -> Result<(), String> {
         for (at, gang) in self.gangs.iter() {
             let Some(shape) = gang.shape.filter(|_| !self.searching.put_off.contains(&at)) else { continue };
-            if self.queues.headroom(gang.queue, self.shapes.need(shape)) > 0
+            if self.queues.headroom(gang.queue, shape, self.shapes.need(shape)) > 0
                 && let Some(found) = Placing::new(&mut self.cluster, gang).place(&mut LOOKS_MAX.clone())
             {
                 return Err(format!("{} waits, but there is room: {found:?}", gang.id));
@@ -51,7 +51,7 @@ impl Scheduler {
                 continue;
             };
             let Some(shape) = self.shapes.get(at) else { return Err("a demand without shape".into()) };
-            if self.queues.headroom(demand.queue, &shape.need) == 0 {
+            if self.queues.headroom(demand.queue, at, &shape.need) == 0 {
                 continue;
             }
             if let Some((_, node)) = self.nodes_by_number().find(|(at, _)| self.cluster.has_room(shape, *at))

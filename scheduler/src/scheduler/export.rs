@@ -63,7 +63,7 @@ impl Scheduler {
     fn allowed(&self, demand: &Demand) -> u64 {
         let pinned = matches!(demand.class.strategy, Strategy::Node { soft: false, .. });
         let shape = demand.shape.filter(|_| !pinned);
-        shape.map_or(0, |shape| self.queues.headroom(demand.queue, self.shapes.need(shape))).into()
+        shape.map_or(0, |shape| self.queues.headroom(demand.queue, shape, self.shapes.need(shape))).into()
     }
 
     fn limits(&self, queue: u32) -> Vec<Limit> {
@@ -91,7 +91,7 @@ impl Scheduler {
     /// Adds the bundles that a group lacks, as far as its queue may have them.
     fn bundles(&self, at: u32, gang: &Gang, all: &mut Vec<Unmet>) {
         let Some(shape) = gang.shape else { return };
-        if self.queues.headroom(gang.queue, self.shapes.need(shape)) == 0 {
+        if self.queues.headroom(gang.queue, shape, self.shapes.need(shape)) == 0 {
             return;
         }
         let spec = &gang.spec;

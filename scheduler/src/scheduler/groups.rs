@@ -64,6 +64,8 @@ impl Scheduler {
             waiting: BTreeSet::new(),
             placed: false,
             until: None,
+            asked_from: 0,
+            looked_from: 0,
         };
         self.next_arrival += 1;
         let at = self.gangs.insert(gang);
@@ -183,14 +185,18 @@ impl Scheduler {
                 .map(|gang| gang.waiting.iter().map(|turn| turn.2).collect())
                 .unwrap_or_default();
             for turn in turns {
+                let mut granted = false;
                 while let Some((bundle, node, room)) = self.room_inside(at, turn) {
                     let slots = self.demands.get(turn).map_or(0, |demand| demand.backlog.min(room));
                     if slots == 0 {
                         break;
                     }
                     self.grant(turn, node, slots, Some((at, bundle)), round);
+                    granted = true;
                 }
-                self.settle(turn);
+                if granted {
+                    self.settle(turn);
+                }
             }
         }
     }
@@ -212,7 +218,8 @@ impl Scheduler {
             let bundle = bundle.as_ref()?;
             let open = self.cluster.nodes.get(bundle.at).is_some_and(|node| !node.draining);
             let held = self.held_inside(at, number, demand);
-            let room = bundle.stock.room(&need).min(crate::node::SLOTS_MAX.saturating_sub(held));
+            let room =
+                bundle.stock.room(&need).min(crate::node::slots_max(&demand.class).saturating_sub(held));
             (open && room > 0).then_some((number, bundle.at, room))
         });
         open.max_by_key(|(number, _, room)| (*room, std::cmp::Reverse(*number)))
@@ -238,6 +245,9 @@ impl Scheduler {
         let gang = self.gangs.get(at).ok_or(Error::UnknownGroup(id))?;
         if gang.job != new.job && gang.job != ANYBODYS {
             return Err(Error::ForeignGroup(id));
+        }
+        if !new.class.labels.is_empty() || !new.class.fallbacks.is_empty() {
+            return Err(Error::LabelsInGroup(id));
         }
         let count = u32::try_from(gang.bundles.len()).unwrap_or(u32::MAX);
         let spec = &gang.spec.bundles;

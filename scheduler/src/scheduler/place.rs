@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mobula_proto::LeaseId;
+use mobula_proto::{LeaseId, resource::Isolation};
 
 use super::{Scheduler, starve::Oldest};
 use crate::{
@@ -100,7 +100,7 @@ impl Scheduler {
         let (Some(demand), Some(shape)) = (self.demands.get(pick.demand), self.shapes.get(pick.shape)) else {
             return self.shapes.close(pick.shape);
         };
-        let allowed = self.queues.headroom(demand.queue, &shape.need);
+        let allowed = self.queues.headroom(demand.queue, pick.shape, &shape.need);
         let mut want = demand.backlog.min(pick.slots).min(allowed);
         if let Some(at) = self.shapes.only(pick.shape) {
             let room = self.cluster.room(shape, at).min(allowed);
@@ -152,15 +152,21 @@ impl Scheduler {
         let Some(demand) = self.demands.get_mut(at) else { return };
         if demand.backlog == 0 {
             self.withdraw(at);
-        } else if demand.served != now
-            && let Some(shape) = demand.shape
-        {
-            let (queue, job) = (demand.queue, demand.job);
+        } else if demand.served != now {
             let old = demand.turn(at, ageing);
             demand.served = now;
-            let key = demand.id();
-            self.queues.turn_again(queue, job, shape, (old, demand.turn(at, ageing)));
-            self.lift_oldest(Oldest::Demand(key));
+            let (key, new) = (demand.id(), demand.turn(at, ageing));
+            match (demand.shape, demand.gang.and_then(|gang| self.gangs.get_mut(gang))) {
+                (Some(shape), _) => {
+                    self.queues.turn_again(demand.queue, demand.job, shape, (old, new));
+                    self.lift_oldest(Oldest::Demand(key));
+                }
+                (None, Some(gang)) => {
+                    gang.waiting.remove(&old);
+                    gang.waiting.insert(new);
+                }
+                (None, None) => {}
+            }
         }
     }
 
@@ -187,11 +193,13 @@ impl Scheduler {
             Some(_) => 0,
             None => self.queues.hold(demand.queue, demand.job, slots),
         };
-        let (grants, each) = if need.devices { (slots, 1) } else { (1, slots) };
+        // Devices are one slot's, and so are a process and what bounds it.
+        let alone = need.devices || demand.class.isolation == Isolation::Process;
+        let (grants, each) = if alone { (slots, 1) } else { (1, slots) };
         for _ in 0..grants {
             let stock = bundle.as_deref_mut().unwrap_or(&mut node.stock);
             let devices = stock.take(&need, each, &self.cluster.kinds);
-            let fresh = if devices.is_empty() { round.find((at, node_at, inside)) } else { None };
+            let fresh = if alone { None } else { round.find((at, node_at, inside)) };
             if let Some(entry) = fresh.and_then(|lease| self.leases.at_mut(lease)) {
                 entry.lease.slots += each;
                 continue;

@@ -26,7 +26,7 @@ use crate::{
     node::{Kept, Node},
     queues::Right,
     shapes::ShapeId,
-    stock::Need,
+    stock::{CPU, Need},
 };
 
 /// How long until another look is taken.
@@ -70,8 +70,6 @@ pub(super) struct Preempting {
     /// The demand and the group that are looked at first.
     demand: Option<crate::demand::Key>,
     gang: u32,
-    /// The number of the node that is looked at first.
-    node: u32,
     /// Since when what was taken is counted, and how much that was, as a part of the cluster.
     since: Millis,
     taken: f64,
@@ -84,6 +82,8 @@ pub(super) struct Preempting {
 
 /// Who waits.
 pub(super) struct Claim {
+    /// The demand, or the group, by place.
+    pub at: u32,
     pub shape: ShapeId,
     pub queue: u32,
     pub priority: i32,
@@ -264,13 +264,12 @@ impl Scheduler {
         }
         let need = Arc::clone(self.shapes.need(id));
         let coming = self.coming(id, demand.queue);
-        let want = demand.backlog.min(self.queues.headroom(demand.queue, &need));
-        let want = want.saturating_sub(coming).min(SLOTS_MAX);
+        let want = demand.backlog.saturating_sub(coming).min(SLOTS_MAX);
         if want == 0 {
             return;
         }
         let turn = demand.turn(at, self.options.ageing).0;
-        let claim = Claim { shape: id, queue: demand.queue, priority: demand.class.priority, turn };
+        let claim = Claim { at, shape: id, queue: demand.queue, priority: demand.class.priority, turn };
         let since = demand.served;
         let mut best: Option<(u32, Plan)> = None;
         if self.waited(since, patience) {
@@ -305,7 +304,12 @@ impl Scheduler {
                     self.keep(at, &claim, need, slots, harsh);
                 }
             }
-            None if coming == 0 && self.waited(since, reserve) => self.reserve(&claim, &need),
+            None if coming == 0
+                && self.waited(since, reserve)
+                && self.queues.headroom(claim.queue, id, &need) > 0 =>
+            {
+                self.reserve(&claim, &need);
+            }
             None => {}
         }
     }
@@ -325,7 +329,10 @@ impl Scheduler {
     /// others, if there are many.
     pub(super) fn nodes_for(&mut self, claim: &Claim) -> Vec<u32> {
         let Some(shape) = self.shapes.get(claim.shape) else { return Vec::new() };
-        let from = self.preempting.node;
+        let from = match shape.key.gang {
+            Some(_) => self.gangs.get(claim.at).map_or(0, |gang| gang.looked_from),
+            None => self.demands.get(claim.at).map_or(0, |demand| demand.looked_from),
+        };
         let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
         let (mut all, mut next) = (Vec::new(), 0);
         for (looked, (number, at)) in numbers.enumerate() {
@@ -343,26 +350,35 @@ impl Scheduler {
                 all.push(*at);
             }
         }
-        self.preempting.node = next;
+        match shape.key.gang {
+            Some(_) => self.gangs.get_mut(claim.at).into_iter().for_each(|gang| gang.looked_from = next),
+            None => self.demands.get_mut(claim.at).into_iter().for_each(|demand| demand.looked_from = next),
+        }
         all
     }
 
     /// Who holds something on a node, in the order in which it is taken from them.
     fn victims(&self, at: u32) -> Vec<Victim> {
         let Some(node) = self.cluster.nodes.get(at) else { return Vec::new() };
-        let leases = node.leases.iter().filter_map(|place| {
-            let entry = self.leases.at(*place)?;
-            let slots = entry.running().saturating_sub(entry.giving);
-            (entry.inside.is_none() && slots > 0).then(|| Victim {
+        let leases =
+            node.leases.iter().filter_map(|place| self.leases.at(*place).map(|entry| (place, entry)));
+        let leases = leases.filter(|(_, entry)| entry.inside.is_none()).flat_map(|(place, entry)| {
+            let running = entry.running().saturating_sub(entry.giving);
+            // Those that wait have given their CPU back, and hold the rest.
+            let waiting = entry.lease.slots.saturating_sub(entry.giving) - running;
+            let victim = move |slots: u32, need: Arc<Need>| Victim {
                 holder: Holder::Lease(*place),
                 queue: entry.queue,
                 priority: entry.lease.priority,
                 restartable: entry.lease.class.restartable,
                 slots,
-                need: Arc::clone(&entry.need),
+                need: Arc::clone(&need),
                 devices: entry.lease.devices.clone(),
-                all: Arc::clone(&entry.need),
-            })
+                all: need,
+            };
+            let running = (running > 0).then(|| victim(running, Arc::clone(&entry.need)));
+            let waiting = (waiting > 0).then(|| victim(waiting, Arc::new(entry.need.without(CPU))));
+            running.into_iter().chain(waiting)
         });
         let bundles = node.bundles.iter().filter_map(|(at, number)| {
             let gang = self.gangs.get(*at)?;
@@ -396,6 +412,15 @@ impl Scheduler {
         all
     }
 
+    /// Whether the end of a victim's slots leaves more of a limit above who waits.
+    fn is_limited_with(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
+        self.queues.limited(claim.queue).iter().any(|limited| {
+            let mut kinds = need.amounts.iter().map(|(kind, _)| *kind);
+            let limits = |kind| self.queues.limits(*limited, kind) && victim.all.get(kind) > 0;
+            self.queues.is_below(victim.queue, *limited) && kinds.any(limits)
+        })
+    }
+
     fn may_take(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
         if claim.queue == victim.queue {
             return claim.priority > victim.priority;
@@ -421,10 +446,15 @@ impl Scheduler {
                 break;
             }
             let (taken, shifts, part) = (plan.taken.clone(), plan.trial.len(), plan.part);
-            while !trial.fits(need) {
+            loop {
+                let full = self.queues.headroom_after(claim.queue, claim.shape, need) == 0;
+                if !full && trial.fits(need) {
+                    break;
+                }
                 let lacks = |kind: &(usize, i64)| trial.is_short(kind.0, kind.1);
                 let found = victims.get(next).map(|victim| {
-                    let helps = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
+                    let here = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
+                    let helps = here || full && self.is_limited_with(claim, need, victim);
                     used < victim.slots && helps && self.may_take(claim, need, victim)
                 });
                 match (found, victims.get(next)) {
@@ -587,9 +617,8 @@ impl Scheduler {
         let Some(gang) = self.gangs.get(at) else { return };
         let Some(shape) = gang.shape else { return };
         let turn = gang.turn(at, self.options.ageing).0;
-        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority, turn };
-        let headroom = self.queues.headroom(gang.queue, self.shapes.need(shape));
-        if headroom == 0 || self.coming(shape, claim.queue) > 0 {
+        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
+        if self.coming(shape, claim.queue) > 0 {
             return;
         }
         let Some(found) = self.places_for_gang(at, &claim) else { return };

@@ -8,11 +8,13 @@
 //! is guaranteed what its queue would have. It then gets the first slot that fits, or its group all it lacks. A class of
 //! which something runs waits for no more than its turn.
 //!
+//! At the limit of a queue it is the same: for whose turn is the first there, what comes free of the limit is set aside.
+//!
 //! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
 //! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
 //! each priority that others are ahead, and the longest lease for each that has waited even longer.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::GroupId;
 
@@ -21,7 +23,7 @@ use crate::{
     Millis, demand,
     gang::Placing,
     node::{Kept, Node},
-    queues::{Pick, Right, Turn},
+    queues::{Aside, Pick, Right, Turn},
     shapes::ShapeId,
     stock::Need,
 };
@@ -41,23 +43,25 @@ pub(crate) enum Oldest {
 }
 
 impl Scheduler {
-    /// Keeps nodes for those that have waited longest.
+    /// Keeps nodes for those that have waited longest, and sets aside what limits leave.
     pub(super) fn keep_for_oldest(&mut self) {
         let preempt = &self.options.preempt;
         if preempt.reserve == Millis(u64::MAX) || self.waiting_gangs == 0 && self.by_key.is_empty() {
             return;
         }
+        self.queues.pause_asides(self.now, self.aside_span());
         let kept = || self.preempting.kept.iter().filter_map(|at| self.oldest_on(*at));
         let mut slots = kept().filter(|who| matches!(who, Oldest::Demand(_))).count();
         let mut gang = kept().any(|who| matches!(who, Oldest::Gang(_)));
         let most = self.cluster.workers.div_ceil(KEPT_PART);
-        if gang && slots >= most {
+        if gang && slots >= most && !self.queues.any_limited() {
             return;
         }
         let mut all: Vec<(Turn, u32, ShapeId)> = (0..self.queues.len())
             .flat_map(|queue| self.queues.first_turns(queue).map(move |(turn, shape)| (turn, queue, shape)))
             .collect();
         all.sort_unstable();
+        self.set_aside(&all);
         let mut tried = 0;
         for ((.., at), queue, shape) in all.into_iter().take(LOOKED_MAX) {
             if tried == TRIED_MAX || gang && slots >= most {
@@ -65,23 +69,62 @@ impl Scheduler {
             }
             let Some(known) = self.shapes.get(shape) else { continue };
             let of_gang = known.key.gang.is_some();
-            if if of_gang { gang } else { slots >= most } || self.queues.headroom(queue, &known.need) == 0 {
+            if if of_gang { gang } else { slots >= most }
+                || self.queues.headroom(queue, shape, &known.need) == 0
+                || self.who_starves(at, of_gang).is_none()
+            {
                 continue;
             }
+            tried += 1;
             if of_gang {
-                if self.gangs.get(at).is_some_and(|g| self.waited(g.since, self.patience(0))) {
-                    tried += 1;
-                    gang = self.keep_for_gang(at);
-                }
-            } else if self
-                .demands
-                .get(at)
-                .is_some_and(|d| self.waited(d.served, self.patience(0)) && !self.holds_any(d))
-            {
-                tried += 1;
+                gang = self.keep_for_gang(at);
+            } else {
                 slots += usize::from(self.keep_for_slot(at));
             }
         }
+    }
+
+    /// Who it is that has waited so long that something is kept for him, if he has.
+    fn who_starves(&self, at: u32, of_gang: bool) -> Option<Oldest> {
+        if of_gang {
+            let gang = self.gangs.get(at)?;
+            self.waited(gang.since, self.patience(0)).then_some(Oldest::Gang(gang.id))
+        } else {
+            let demand = self.demands.get(at)?;
+            let starves = self.waited(demand.served, self.patience(0)) && !self.holds_any(demand);
+            starves.then_some(Oldest::Demand(demand.id()))
+        }
+    }
+
+    /// Where a limit leaves too little for whose turn is the first in its queue of those whom it holds for, what comes free
+    /// of it is set aside, or something smaller would take it each time. Half of the time at most: what he lacks in the end
+    /// may be something else.
+    fn set_aside(&mut self, all: &[(Turn, u32, ShapeId)]) {
+        if !self.queues.any_limited() {
+            return;
+        }
+        let mut seen = BTreeSet::new();
+        for ((.., at), queue, shape) in all.iter().copied() {
+            let Some(known) = self.shapes.get(shape) else { continue };
+            let is_limited = |limited: &u32| {
+                known.need.amounts.iter().any(|(kind, _)| self.queues.limits(*limited, *kind))
+            };
+            if !self.queues.limited(queue).iter().any(is_limited) || !seen.insert(queue) {
+                continue;
+            }
+            if self.queues.headroom(queue, shape, &known.need) > 0 {
+                continue;
+            }
+            if let Some(who) = self.who_starves(at, known.key.gang.is_some()) {
+                let (need, until) = (Arc::clone(&known.need), self.now.plus(self.aside_span()));
+                self.queues.set_aside(Aside { who, queue, shape, need, until, paused: false });
+            }
+        }
+    }
+
+    /// How long something is set aside before others have their turn.
+    fn aside_span(&self) -> Millis {
+        Millis(self.options.ageing.0.saturating_mul(2))
     }
 
     /// How long something waits whose priority is so much lower.
@@ -147,7 +190,7 @@ impl Scheduler {
         };
         let who = Oldest::Demand(demand.id());
         let turn = demand.turn(at, self.options.ageing).0;
-        let claim = Claim { shape, queue: demand.queue, priority: demand.class.priority, turn };
+        let claim = Claim { at, shape, queue: demand.queue, priority: demand.class.priority, turn };
         let since = demand.served;
         if self.preempting.kept.iter().any(|at| self.oldest_on(*at) == Some(who)) {
             return false;
@@ -168,7 +211,7 @@ impl Scheduler {
         };
         let (who, since) = (Oldest::Gang(gang.id), gang.since);
         let turn = gang.turn(at, self.options.ageing).0;
-        let claim = Claim { shape, queue: gang.queue, priority: gang.spec.priority, turn };
+        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
         // As if nothing ran there.
         let mut before = Vec::new();
         for node_at in self.nodes_for(&claim) {
@@ -236,8 +279,9 @@ impl Scheduler {
         }
     }
 
-    /// No node is kept for somebody alone any longer: he was granted something, or waits no more.
+    /// Nothing is kept for somebody alone any longer: he was granted something, or waits no more.
     pub(super) fn lift_oldest(&mut self, who: Oldest) {
+        self.queues.forget_aside(who);
         if self.preempting.kept.is_empty() {
             return;
         }
@@ -268,7 +312,7 @@ impl Scheduler {
                     let need = self.shapes.need(shape);
                     let room = self.kin_room(shape, node).is_some()
                         && self.cluster.nodes.get(node).is_some_and(|n| !n.draining && n.stock.fits(need));
-                    if room && self.queues.headroom(queue, need) > 0 {
+                    if room && self.queues.headroom(queue, shape, need) > 0 {
                         self.grant(at, node, 1, None, round);
                         self.settle(at);
                     }
@@ -279,7 +323,7 @@ impl Scheduler {
                     else {
                         continue;
                     };
-                    if self.queues.headroom(queue, self.shapes.need(shape)) > 0 {
+                    if self.queues.headroom(queue, shape, self.shapes.need(shape)) > 0 {
                         self.place_gang(Pick { demand: at, shape, slots: 1, part: 1.0, quantum: 1 }, round);
                     }
                 }

@@ -300,3 +300,69 @@ fn bundles_move_while_their_node_drains() {
     assert_eq!(show(&world.up(node(3), "2 cpu")), "group-1 0:node-3+1:node-3");
     assert_eq!(show(&world.step(Event::NodeDown { node: node(1) })), "", "nothing of it was left there");
 }
+
+#[test]
+fn a_group_that_waits_asks_holders_as_classes_do() {
+    let idle = |world: &mut World| show(&world.tick(50));
+    let mut world = World::new(&["2 cpu", "1 cpu 1 gpu"]);
+    world.ask(host(9), 0, &class("1 gpu"), 1);
+    assert_eq!(show(&world.ask_as(2, host(10), 0, &class("1 cpu"), 99, &[])), "node-1 x2, node-2 x1");
+    assert_eq!(show(&ask(&mut world, 1, &group(Arrange::Pack, &["1 cpu"]))), "");
+    assert_eq!(idle(&mut world), "idle? lease-2, idle? lease-3", "not the GPU's");
+    let shrunk = Event::Shrink { lease: LeaseId { number: 2 }, slots: 1 };
+    assert_eq!(
+        show(&world.step(shrunk)),
+        "group-1 0:node-1",
+        "its turn came before that of whoever holds all"
+    );
+    // Nor does it ask what matters more, before it has waited long enough.
+    let mut world = World::new(&["1 cpu"]);
+    world.ask(host(10), 0, &Class { priority: 1, ..class("1 cpu") }, 99);
+    ask(&mut world, 1, &group(Arrange::Pack, &["1 cpu"]));
+    assert_eq!(idle(&mut world), "");
+    world.now = Millis(29_900);
+    world.step(Event::Renew { lease: LeaseId { number: 1 } });
+    assert_eq!(idle(&mut world), "");
+    assert_eq!(idle(&mut world), "idle? lease-1");
+}
+
+#[test]
+fn in_a_group_everybody_has_a_turn() {
+    let mut world = World::new(&["4 cpu", "4 cpu"]);
+    ask(&mut world, 1, &group(Arrange::Spread, &["2 cpu", "2 cpu"]));
+    let (train, eval) = (inside(1, Some(0), "1 cpu"), inside(1, None, "1 cpu"));
+    assert_eq!(show(&world.ask(host(9), 0, &train, 99)), "node-1 x2");
+    assert_eq!(show(&world.ask(host(9), 1, &inside(1, Some(1), "2 cpu"), 1)), "node-2 x1");
+    let last = |world: &World| world.scheduler.leases().last().unwrap().lease.owner;
+    world.now = Millis(100);
+    assert_eq!(show(&world.ask(host(8), 0, &eval, 9)), "idle? lease-1, idle? lease-2");
+    // What comes back goes to whose turn it is, not to who always has more to do.
+    for (second, owner) in [(2, host(9)), (3, host(8)), (4, host(9)), (5, host(8))] {
+        world.now = Millis(second * 100);
+        let newest = world.scheduler.leases().last().unwrap().lease.id.number;
+        let lease = if second == 2 { 1 } else { newest };
+        assert_eq!(show(&world.release(lease)), format!("ended lease-{lease}, node-1 x2"));
+        assert_eq!(last(&world), owner);
+    }
+    // Priority counts there, too: what matters more goes first, and is not asked for.
+    let urgent = Class { priority: 1, ..train };
+    assert_eq!(show(&world.ask(host(7), 0, &urgent, 2)), "idle? lease-6");
+    assert_eq!(show(&world.release(6)), "ended lease-6, node-1 x2");
+    assert_eq!(last(&world), host(7));
+    world.now = Millis(1600);
+    let all: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+    all.into_iter().for_each(|lease| drop(world.step(Event::Renew { lease })));
+    assert_eq!(show(&world.tick(0)), "idle? lease-2");
+}
+
+#[test]
+fn label_rules_are_the_groups() {
+    let mut world = World::new(&["2 cpu|zone=us", "2 cpu|zone=eu"]);
+    ask(&mut world, 1, &group(Arrange::Spread, &["1 cpu", "1 cpu"]));
+    let rules = vec![is_in("zone", &["eu"])];
+    let want = "infeasible: work in group-1 runs where its bundles are: leave its label rules out, or give them to the group";
+    let labelled = Class { labels: rules.clone(), ..inside(1, None, "1 cpu") };
+    assert_eq!(show(&world.ask(host(9), 0, &labelled, 1)), want);
+    let fallback = Class { fallbacks: vec![rules], ..inside(1, None, "1 cpu") };
+    assert_eq!(show(&world.ask(host(9), 0, &fallback, 1)), want);
+}

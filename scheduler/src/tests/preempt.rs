@@ -1,6 +1,6 @@
 //! Who must make room for whom, when, and for how long nothing else may use it.
 
-use mobula_proto::{Group, GroupId, Queue, group::Arrange};
+use mobula_proto::{Group, GroupId, Queue, group::Arrange, resource::Isolation};
 
 use super::{sharing::queue, *};
 use crate::Preempt;
@@ -168,6 +168,97 @@ fn what_was_borrowed_comes_back() {
         &["b1, 0, 3 of 1 cpu, restartable", "b2, 0, 1 of 1 cpu, restartable"],
         &["a1, 0, 9 of 1 cpu"],
         "lease-2 x1 until 1500; lease-1 x1 until 1500; lease-1 x1 evicted; lease-2 x1 evicted; ended lease-2; node-1 x2",
+    );
+}
+
+#[test]
+fn what_is_guaranteed_below_is_nobody_elses() {
+    // In no queue on the way, whoever could be run again there.
+    let tree = [
+        "a; guaranteed 4 cpu",
+        "p; guaranteed 8 cpu",
+        "c; parent p; guaranteed 4 cpu",
+        "d; parent p; guaranteed 4 cpu",
+    ];
+    check(
+        &["12 cpu"],
+        &tree,
+        &["c, 0, 4 of 1 cpu, restartable", "d, 0, 8 of 1 cpu"],
+        &["a, 0, 4 of 1 cpu"],
+        "lease-2 x4 when done",
+    );
+    // A queue that only groups others has what they are guaranteed.
+    let tree = ["a; weight 9", "p", "b; parent p; guaranteed 2 cpu"];
+    check(
+        &["4 cpu"],
+        &tree,
+        &["a, 0, 4 of 1 cpu, restartable"],
+        &["b, 0, 9 of 1 cpu"],
+        "lease-1 x2 until 1500; lease-1 x2 evicted; node-1 x2",
+    );
+}
+
+#[test]
+fn at_a_limit_room_is_made_below_it() {
+    let tree = ["p; limit 8 cpu", "b; parent p", "c; parent p; guaranteed 2 cpu", "d"];
+    // By priority, though the node has room.
+    check(
+        &["12 cpu"],
+        &tree,
+        &["d, 0, 1 of 1 cpu, restartable", "b, 0, 8 of 1 cpu, restartable"],
+        &["b, 10, 1 of 1 cpu"],
+        "lease-2 x1 until 1500; lease-2 x1 evicted; node-1 x1",
+    );
+    // What is guaranteed below the limit.
+    check(&["12 cpu"], &tree, &["b, 0, 8 of 1 cpu"], &["c, 0, 4 of 1 cpu"], "lease-1 x2 when done");
+    // By share, not more than that.
+    check(
+        &["12 cpu"],
+        &["p; limit 8 cpu", "b; parent p", "c; parent p"],
+        &["b, 0, 8 of 1 cpu, restartable"],
+        &["c, 0, 9 of 1 cpu"],
+        "lease-1 x4 until 1500; lease-1 x4 evicted; node-1 x4",
+    );
+    // Not where that does not help with the limit.
+    check(
+        &["9 cpu 2 gpu"],
+        &["b; limit 8 cpu"],
+        &["b, 0, 1 of 1 gpu, restartable", "b, 0, 8 of 1 cpu"],
+        &["b, 1, 1 of 1 cpu 1 gpu"],
+        "lease-2 x1 when done",
+    );
+}
+
+#[test]
+fn what_waits_makes_room_with_what_it_holds_still() {
+    let preempt = Preempt { churn: 1000, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu 1 gpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 1 cpu 1 gpu, restartable").0, 1, &[]);
+    world.step(Event::Block { lease: LeaseId { number: 1 }, slots: 1 });
+    world.ask_as(2, host(20), 1, &work(", 1, 1 of 1 gpu").0, 1, &[]);
+    assert_eq!(
+        later(&mut world, 2000),
+        "lease-1 x1 until 1500; lease-1 x1 evicted; ended lease-1; node-1 GPU 0:1"
+    );
+    // But it has given its CPU back.
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 2 of 1 cpu, restartable").0, 2, &[]);
+    world.step(Event::Block { lease: LeaseId { number: 1 }, slots: 1 });
+    world.ask_as(2, host(20), 1, &work(", 1, 2 of 1 cpu").0, 2, &[]);
+    assert_eq!(later(&mut world, 2000), "lease-1 x1 until 1500; lease-1 x1 evicted; node-1 x1");
+    assert_eq!(world.scheduler.lease(LeaseId { number: 1 }).unwrap().blocked, 1);
+}
+
+#[test]
+fn of_processes_just_those_are_taken_that_must_be() {
+    let alone = |text: &str| Class { isolation: Isolation::Process, ..work(text).0 };
+    let preempt = Preempt { churn: 1000, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["4 cpu"]);
+    world.ask_as(1, host(10), 1, &alone(", 0, 4 of 1 cpu, restartable"), 4, &[]);
+    world.ask_as(2, host(20), 1, &work(", 1, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(
+        later(&mut world, 2000),
+        "lease-4 x1 until 1500; lease-4 x1 evicted; ended lease-4; node-1 x1"
     );
 }
 

@@ -1,5 +1,7 @@
 //! Devices, classes without resources, order, fairness, and asking for idle leases.
 
+use mobula_proto::resource::Isolation;
+
 use super::*;
 use crate::Preempt;
 
@@ -35,6 +37,19 @@ fn devices_are_granted_one_slot_a_lease() {
         "node-1 GPU 0:0.1, node-1 GPU 1:1+GPU 2:1, idle? lease-1",
     );
     check(&["1 gpu 1 tpu"], &[(&class("1 gpu 0.5 tpu"), 1)], "node-1 GPU 0:1+TPU 0:0.5");
+}
+
+#[test]
+fn a_process_is_one_slots() {
+    let process = Class { isolation: Isolation::Process, ..class("1 cpu") };
+    check(&["4 cpu"], &[(&process, 3)], "node-1 x1, node-1 x1, node-1 x1");
+    let mut world = check(&["4 cpu"], &[(&process, 1)], "node-1 x1");
+    assert_eq!(show(&world.ask(host(9), 0, &process, 2)), "node-1 x1, node-1 x1");
+    // Nobody starts processes without end.
+    let idle = Class { isolation: Isolation::Process, ..class("") };
+    let mut world = World::new(&["4 cpu"]);
+    assert_eq!(world.ask(host(9), 0, &idle, 5000).len(), 1024);
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x1");
 }
 
 #[test]
@@ -183,11 +198,78 @@ fn holders_of_what_is_short_are_asked_once_a_term() {
     assert_eq!(world.scheduler.next_tick(), Some(Millis(650)), "for leases that others got meanwhile");
     assert_eq!(show(&world.tick(400)), "idle? lease-1, idle? lease-2");
     assert_eq!(show(&world.release(2)), "ended lease-2, node-2 x1");
-    // What matters more is not asked for what matters less.
-    renew(&mut world);
+    // What matters more is not asked for what matters less, until that has waited long enough to matter as much.
     let mut quiet = World::new(&["1 cpu"]);
     quiet.ask(host(10), 0, &high, 1);
     assert_eq!(show(&quiet.ask(host(20), 0, &low, 1)), "");
+    let mut later = |second: u64| {
+        quiet.now = Millis(second * 1000);
+        quiet.step(Event::Renew { lease: LeaseId { number: 1 } });
+        show(&quiet.tick(0))
+    };
+    assert_eq!([later(59), later(60)], ["", "idle? lease-1"]);
+    // Between queues priority is nothing.
+    let mut two = World::new(&["1 cpu"]);
+    two.step(Event::Queues(vec![mobula_proto::Queue::new("a")]));
+    two.ask(host(10), 0, &high, 1);
+    let other = Class { queue: "a".to_owned(), ..low };
+    assert_eq!(show(&two.ask(host(20), 0, &other, 1)), "idle? lease-1");
+}
+
+#[test]
+fn whoever_waits_comes_to_every_node() {
+    // Each look is at a part of the nodes; those who wait, and look one after the other, must not always see the same part.
+    for (nodes, waiting) in [(128, 2), (256, 4), (192, 3), (320, 1)] {
+        let preempt = Preempt { patience: Millis(u64::MAX), reserve: Millis(u64::MAX), ..Preempt::default() };
+        let texts: Vec<String> = (1..=nodes).map(|number| format!("1 cpu|node=n{number}")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let mut world =
+            World { scheduler: Scheduler::new(Options { preempt, ..Options::default() }), now: Millis(0) };
+        for (number, text) in (1..).zip(&texts) {
+            let (amounts, label) = text.split_once('|').unwrap();
+            let labels = vec![("node".to_owned(), label.split_once('=').unwrap().1.to_owned())];
+            let total = resources(amounts);
+            world
+                .scheduler
+                .step(Event::NodeUp { node: node(number), total, devices: Vec::new(), labels }, world.now);
+        }
+        let one = |owner: u32, key: u32, class: Class, backlog: u32| Event::Demand {
+            owner: host(1000 + owner),
+            key,
+            job: JobId { number: owner.into() },
+            class: Arc::new(class),
+            backlog,
+            attempt: 0,
+            locality: Vec::new(),
+        };
+        world.scheduler.step(one(1, 0, spread("1 cpu"), nodes), world.now);
+        assert_eq!(world.scheduler.leases().count(), nodes as usize);
+        for far in (1..=nodes).step_by(37) {
+            let holder = world.scheduler.leases().find(|view| view.lease.node == node(far)).unwrap().lease.id;
+            let mut asked = Vec::new();
+            for other in 0..waiting {
+                let class = match other {
+                    0 => labelled(&[is_in("node", &[&format!("n{far}")])], "1 cpu"),
+                    _ => labelled(&[is_in("node", &["n1"])], "1 cpu"),
+                };
+                asked.extend(world.scheduler.step(one(2, other, class, 1), world.now));
+            }
+            for _ in 0..100 {
+                world.now = world.now.plus(Millis(50));
+                let ids: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+                for lease in ids {
+                    world.scheduler.step(Event::Renew { lease }, world.now);
+                }
+                asked.extend(world.scheduler.step(Event::Tick, world.now));
+            }
+            let heard = |effect: &Effect| matches!(effect, Effect::Revoke { lease, .. } if *lease == holder);
+            assert!(
+                asked.iter().any(heard),
+                "{waiting} wait on {nodes} nodes, and node-{far} was never asked"
+            );
+            world.scheduler.step(Event::OwnerGone { owner: host(1002) }, world.now);
+        }
+    }
 }
 
 #[test]

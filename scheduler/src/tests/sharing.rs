@@ -107,6 +107,23 @@ fn what_is_guaranteed_goes_first() {
     // Of two that are owed, the one that has the smaller part of it.
     let both = ["a; guaranteed 2 cpu", "b; guaranteed 4 cpu"];
     check("3 cpu", &both, &[("a", one, 99), ("b", one, 99)], "a 1, b 2");
+    // Of a queue that only groups others, what is guaranteed to those, and to nobody else there.
+    let below = ["a; weight 9", "p", "b; parent p; guaranteed 4 cpu", "c; parent p"];
+    check("6 cpu", &below, &[("a", one, 99), ("b", one, 99)], "a 2, b 4");
+    check("6 cpu", &below, &[("a", one, 99), ("b", one, 99), ("c", one, 99)], "a 2, b 4");
+    let below = ["a; weight 2", "p", "b; parent p; guaranteed 4 cpu", "c; parent p"];
+    check("6 cpu", &below, &[("a", one, 99), ("c", one, 99)], "a 4, c 2");
+    // Where others below a queue use all that is guaranteed to it, still.
+    let mut world = World::new(&["9 cpu"]);
+    queues(
+        &mut world,
+        &["a; weight 9", "p; guaranteed 4 cpu", "b; parent p; guaranteed 2 cpu", "c; parent p"],
+    );
+    assert_eq!(granted(&world.ask_as(1, host(10), 0, &of("c", one), 7, &[])), "c 7");
+    world.ask_as(2, host(10), 1, &class("2 cpu"), 1, &[]);
+    world.ask_as(3, host(10), 2, &of("a", one), 9, &[]);
+    world.ask_as(4, host(10), 3, &of("b", one), 9, &[]);
+    assert_eq!(granted(&world.release(2)), "b 2");
 }
 
 #[test]
@@ -159,6 +176,64 @@ fn what_a_limit_held_back_goes_on_when_it_allows_it() {
     assert_eq!(show(&world.release(4)), "ended lease-4");
     // A higher limit.
     assert_eq!(show(&queues(&mut world, &["a; limit 4 cpu", "b"])), "node-1 x1");
+}
+
+#[test]
+fn holders_are_asked_for_what_a_limit_is_of() {
+    let mut world = World::new(&["9 cpu", "9 cpu 1 gpu|zone=eu"]);
+    queues(&mut world, &["p; limit 4 cpu", "b; parent p", "c; parent p", "d"]);
+    let apart = Class { strategy: Strategy::Spread, ..of("b", "1 cpu") };
+    world.ask_as(1, host(10), 0, &of("d", "1 cpu"), 1, &[]);
+    assert_eq!(granted(&world.ask_as(2, host(10), 1, &apart, 99, &[])), "b 4");
+    let said = show(&world.ask_as(3, host(11), 0, &of("c", "1 cpu"), 9, &[]));
+    assert_eq!(said, "idle? lease-3, idle? lease-2", "wherever they are, but not others'");
+    let shrunk = |world: &mut World, number| {
+        granted(&world.step(Event::Shrink { lease: LeaseId { number }, slots: 2 }))
+    };
+    assert_eq!(shrunk(&mut world, 2), "c 2", "it has the smaller share");
+    // In one queue, too: what has waited is asked for, what matters more is not.
+    let mut world = World::new(&["9 cpu"]);
+    queues(&mut world, &["b; limit 2 cpu"]);
+    world.ask_as(1, host(10), 0, &Class { priority: 1, ..of("b", "1 cpu") }, 99, &[]);
+    assert_eq!(show(&world.ask_as(2, host(11), 0, &of("b", "1 cpu"), 1, &[])), "");
+    let urgent = Class { priority: 2, ..of("b", "1 cpu") };
+    assert_eq!(show(&world.ask_as(3, host(12), 0, &urgent, 1, &[])), "idle? lease-1");
+    // What needs nothing of what the limit is of is not at it.
+    let mut world = World::new(&["9 cpu 1 gpu"]);
+    queues(&mut world, &["b; limit 2 cpu"]);
+    world.ask_as(1, host(10), 0, &of("b", "1 cpu"), 99, &[]);
+    world.ask_as(2, host(10), 1, &class("1 gpu"), 1, &[]);
+    assert_eq!(show(&world.ask_as(2, host(11), 0, &of("b", "1 gpu"), 1, &[])), "idle? lease-2");
+}
+
+#[test]
+fn something_large_gets_its_part_of_a_limit() {
+    // In a queue that may use four of many CPUs are always more than four tasks, of which one ends each second. One that needs
+    // three would never begin.
+    let mut world = World::new(&["99 cpu"]);
+    queues(&mut world, &["b; limit 4 cpu"]);
+    let (small, large) = (of("b", "1 cpu"), of("b", "3 cpu"));
+    for key in 0..4 {
+        world.ask_as(1, host(10), key, &small, 1, &[]);
+    }
+    world.ask_as(2, host(20), 0, &large, 1, &[]);
+    for second in 1..100 {
+        for _ in 0..20 {
+            world.now = world.now.plus(Millis(50));
+            let ids: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+            ids.into_iter().for_each(|lease| drop(world.step(Event::Renew { lease })));
+            world.step(Event::Tick);
+        }
+        world.ask_as(1, host(10), 10 + second, &small, 1, &[]);
+        let oldest = world.scheduler.leases().next().unwrap().lease.id;
+        if granted(&world.step(Event::Release { lease: oldest })) == "b 1"
+            && world.scheduler.leases().any(|view| view.lease.owner == host(20))
+        {
+            assert!((30..40).contains(&second), "it began after {second} s");
+            return;
+        }
+    }
+    panic!("it never began");
 }
 
 #[test]

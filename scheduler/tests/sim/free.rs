@@ -89,14 +89,24 @@ impl World {
         let free = self.free();
         for (owner, key) in self.wanted.iter().filter(|(_, slots)| **slots > 0).map(|(key, _)| *key) {
             let (job, class) = &self.classes[&(owner, key)];
-            let limited = |queue: &String| self.limits.get(queue).is_some_and(|limits| !limits.is_empty());
-            if self.above(&class.queue).iter().any(limited) {
+            if !self.is_within_limits(class) {
                 continue;
             }
             if let Some((node, _)) = free.iter().find(|(node, free)| self.may(*job, class, **node, free)) {
                 panic!("class {key} of {owner} waits, but {node} has room: {class:?}");
             }
         }
+    }
+
+    /// Whether the limits above a queue leave room for a slot.
+    fn is_within_limits(&self, class: &Class) -> bool {
+        self.above(&class.queue).iter().all(|queue| {
+            let mut limits = self.limits.get(queue).into_iter().flatten();
+            limits.all(|(kind, limit)| {
+                let each = class.resources.get(kind).units();
+                each == 0 || self.used(queue, kind) + each <= limit.units()
+            })
+        })
     }
 
     /// Whether a slot of a class may be granted on a node.

@@ -1,19 +1,24 @@
 //! Nothing starves: a bound in numbers, checked after each step of clusters in which everybody wants more than there is.
 //!
-//! Who could run on some node, and whose queue's limits leave room for it, is placed for the first time, or again after
-//! the last of his leases has ended, within
+//! Who could run on some node is placed for the first time, or again after the last of his leases has ended, within
 //!
 //! > (1 + how much higher the highest priority is) × ageing + (1 + how many others wait) × (longest lease + grace +
 //! > [`SLACK`])
+//!
+//! Some leases end by themselves, others are held by owners who have always more to do: they end only when their owners
+//! were told that others wait, after at most as long.
 //!
 //! The first part is for how long what matters more goes ahead. After that each of the others may go ahead once more,
 //! and in the worst case one behind the other: then a node must come free, which takes until the longest lease there has
 //! ended, or what made room for somebody else by then has had its grace.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mobula_proto::{
-    Group, GroupId, HostId, JobId, LeaseId, Quantity, Queue, Resources,
+    Group, GroupId, HostId, JobId, LeaseId, Quantity, Queue,
     group::Arrange,
     resource::{Class, Kind, LabelRule},
 };
@@ -51,12 +56,13 @@ struct World {
     now: Millis,
     /// When each lease and each reserved group ends.
     leases: BTreeMap<LeaseId, (u32, Millis)>,
+    /// Classes whose leases end when it is asked for them.
+    endless: BTreeSet<u32>,
     groups: BTreeMap<GroupId, (Arc<Group>, Option<Millis>)>,
     classes: BTreeMap<u32, Arc<Class>>,
     /// By class, and by group.
     waits: BTreeMap<u32, Waits>,
     group_waits: BTreeMap<GroupId, Waits>,
-    limits: BTreeMap<String, Quantity>,
     next_group: u64,
     /// The longest wait, as a part of what it may be.
     worst: f64,
@@ -72,7 +78,10 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Grant(lease) => {
-                    let until = self.now.plus(Millis(self.random.between(50, LONGEST)));
+                    let until = match self.endless.contains(&lease.key) {
+                        true => Millis(u64::MAX),
+                        false => self.now.plus(Millis(self.random.between(50, LONGEST))),
+                    };
                     self.leases.insert(lease.id, (lease.key, until));
                     self.waits.get_mut(&lease.key).expect("it was asked for").since = self.now;
                 }
@@ -99,7 +108,14 @@ impl World {
                     self.group_waits.remove(&group);
                     self.groups.remove(&group);
                 }
-                Effect::Revoke { .. } | Effect::GroupRevoked { .. } => {}
+                // What was taken away has ended.
+                Effect::Revoke { lease, .. } => {
+                    let until = self.now.plus(Millis(self.random.between(50, LONGEST)));
+                    if let Some((_, end)) = self.leases.get_mut(&lease) {
+                        *end = until.min(*end);
+                    }
+                }
+                Effect::GroupRevoked { .. } => {}
             }
         }
     }
@@ -119,6 +135,9 @@ impl World {
             restartable: self.random.chance(30),
             ..Class::default()
         });
+        if self.random.chance(40) {
+            self.endless.insert(key);
+        }
         self.waits.insert(key, Waits { since: self.now, priority: class.priority });
         self.classes.insert(key, class);
     }
@@ -206,17 +225,6 @@ impl World {
         self.step(Event::Tick);
     }
 
-    /// Whether the limits above a queue leave no room for so much.
-    fn is_full(&self, queue: &str, resources: &Resources) -> bool {
-        let Some(limit) = self.limits.get(queue) else { return false };
-        let leases = self.scheduler.leases().filter(|view| view.lease.class.queue == queue);
-        let used = leases.map(|v| v.lease.class.resources.get(&Kind::Cpu).units() * i64::from(v.lease.slots));
-        let placed = self.groups.values().filter(|(spec, until)| spec.queue == queue && until.is_some());
-        let bundles =
-            placed.flat_map(|(spec, _)| spec.bundles.iter().map(|bundle| bundle.get(&Kind::Cpu).units()));
-        used.chain(bundles).sum::<i64>() + resources.get(&Kind::Cpu).units() > limit.units()
-    }
-
     /// The bound.
     fn check(&mut self, enforced: bool) {
         let others = (self.waits.len() + self.group_waits.len()) as u64;
@@ -224,27 +232,6 @@ impl World {
             let ahead = u64::from((HIGHEST - priority).unsigned_abs()) + 1;
             ahead * AGEING.0 + others * (LONGEST + PREEMPT.grace.0 + SLACK)
         };
-        let full: Vec<u32> = self
-            .classes
-            .iter()
-            .filter(|(_, class)| self.is_full(&class.queue, &class.resources))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in full {
-            self.waits.get_mut(&key).expect("each has one").since = self.now;
-        }
-        let full = |spec: &Group| {
-            let mut all = Resources::none();
-            spec.bundles.iter().for_each(|bundle| all.add(bundle));
-            self.is_full(&spec.queue, &all)
-        };
-        let full: Vec<GroupId> =
-            self.groups.iter().filter(|(_, (spec, _))| full(spec)).map(|(group, _)| *group).collect();
-        for group in full {
-            if let Some(waits) = self.group_waits.get_mut(&group) {
-                waits.since = self.now;
-            }
-        }
         let classes = self.waits.iter().map(|(key, waits)| (format!("class {key}"), waits));
         let groups = self.group_waits.iter().map(|(group, waits)| (group.to_string(), waits));
         for (who, waits) in classes.chain(groups) {
@@ -264,11 +251,11 @@ pub fn run(seed: u64, ageing: Millis, preempt: Preempt, enforced: bool) -> f64 {
         scheduler,
         now: Millis(0),
         leases: BTreeMap::new(),
+        endless: BTreeSet::new(),
         groups: BTreeMap::new(),
         classes: BTreeMap::new(),
         waits: BTreeMap::new(),
         group_waits: BTreeMap::new(),
-        limits: BTreeMap::new(),
         next_group: 1,
         worst: 0.0,
     };
@@ -277,9 +264,8 @@ pub fn run(seed: u64, ageing: Millis, preempt: Preempt, enforced: bool) -> f64 {
         let mut queue = Queue { parent: parent.to_owned(), ..Queue::new(name) };
         // No guarantees: who waits for what is guaranteed to him goes ahead of all this.
         queue.weight = Quantity::whole(1 + world.random.below(3) as u64);
-        if parent == "b" && world.random.chance(30) {
+        if world.random.chance(30) {
             let limit = Quantity::whole(6 + world.random.below(6) as u64);
-            world.limits.insert(name.to_owned(), limit);
             queue.limit = vec![(Kind::Cpu, limit)];
         }
         queues.push(queue);

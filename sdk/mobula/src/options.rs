@@ -306,7 +306,8 @@ impl Options {
         self.change(|set| set.class.fallbacks.push(rules.to_vec()))
     }
 
-    /// `"shared"` (the default: one process for each job and node) or `"process"`.
+    /// `"shared"` (the default: one process for each job and node) or `"process"`: a process of its own for each that runs,
+    /// up to 1,024 of one function or actor type of a job on a node. When it has ended, another call of the job may use it.
     pub fn isolation(self, isolation: &str) -> Self {
         match isolation {
             "shared" => self.change(|set| set.class.isolation = Isolation::Shared),

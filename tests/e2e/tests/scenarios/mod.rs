@@ -239,6 +239,7 @@ pub fn cases() -> Vec<Case> {
         case!(placing::labels_choose).labels(&[("disk", "fast")]),
         case!(placing::mistakes_are_reported_by_the_ref),
         case!(placing::what_is_granted_is_what_the_process_sees).cpus(2.0).resources(DEVICES),
+        case!(placing::each_that_runs_alone_has_a_process).cpus(2.0),
         case!(placing::devices_are_shared_out_and_never_twice).resources(DEVICES),
         case!(explaining::owner_and_scheduler_both_say).cpus(1.0),
         case!(grouping::bundles_are_used_and_given_back),

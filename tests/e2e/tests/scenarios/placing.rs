@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula::{ErrorKind, NodeId, ObjectRef, Result, Tensor, View};
+use mobula::{Barrier, ErrorKind, NodeId, ObjectRef, Result, Tensor, View};
 use mobula_e2e::{
     Env, Witness,
-    env::{on, witness},
+    env::{WAIT, on, witness},
     eventually,
 };
 
@@ -286,6 +286,24 @@ pub async fn what_is_granted_is_what_the_process_sees(env: Env) -> Result<()> {
         let (_, seen) = told(&options().remote().await?);
         assert_eq!(seen, format!("{none} {}", threads(2)));
     }
+    Ok(())
+}
+
+/// Who runs it, once all parties do.
+#[mobula::task(cpu = 0.5, isolation = "process")]
+async fn together(barrier: Barrier) -> Result<u32> {
+    barrier.wait(WAIT).await?;
+    Ok(std::process::id())
+}
+
+pub async fn each_that_runs_alone_has_a_process(env: Env) -> Result<()> {
+    let here = on(env.nodes().await?[0]);
+    let barrier = Barrier::new(4).await?;
+    let run = |_| together.options().strategy(here.clone()).remote(barrier.clone());
+    let mut processes = mobula::get_all(&(0..4).map(run).collect::<Vec<_>>()).await?;
+    processes.sort_unstable();
+    processes.dedup();
+    assert_eq!(processes.len(), 4, "each has its own: {processes:?}");
     Ok(())
 }
 
