@@ -37,7 +37,7 @@ impl Witness {
 
     /// Whether it was noted.
     pub fn saw(&self, fact: &str) -> bool {
-        self.path(fact).exists()
+        noted(&self.place(fact))
     }
 
     /// How often it was noted.
@@ -98,7 +98,7 @@ pub fn note(place: &str) {
     let _unwanted = file.and_then(|mut file| file.write_all(b"."));
 }
 
-/// Whether the fact at this place was noted.
+/// Whether the fact at this place was noted: wholly, since whoever notes it may be killed as soon as it is seen.
 pub fn noted(place: &str) -> bool {
-    Path::new(place).exists()
+    std::fs::metadata(place).is_ok_and(|file| file.len() > 0)
 }
