@@ -820,6 +820,13 @@ impl Objects {
         gone
     }
 
+    /// Takes back one pin of `reader` on this very copy.
+    pub fn unpin_copy(&mut self, key: Key, reader: HostId) -> Gone {
+        let mut gone = Gone::default();
+        self.drop_pins(key, reader, 1, &mut gone);
+        gone
+    }
+
     fn drop_pins(&mut self, key: Key, reader: HostId, count: u32, gone: &mut Gone) {
         let Some(entry) = self.copies.get_mut(&key) else { return };
         let Some(pins) = entry.pins.get_mut(&reader) else { return };

@@ -555,7 +555,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     assert!(matches!(rig.core.serve(&wish(false), rig.now), Serve::Part(_)));
     let other = Wish { copy: copy(there.node, 4), ..wish(false) };
     assert!(matches!(rig.core.serve(&other, rig.now), Serve::No(_)), "attempts are never mixed");
-    rig.core.served(object(1), 3, third, 10);
+    rig.core.served((object(1), 3, JOB), third, 10);
     let agent = NodeId::EMBEDDED.agent();
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     let region = RegionId { writer: agent, seq: 1 };
@@ -564,7 +564,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     rig.lines();
     rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
     assert_eq!(rig.host(id(1), ToAgent::Unpin { object: object(1) }), [""; 0], "it is still served");
-    rig.core.served(object(1), 3, third, 90);
+    rig.core.served((object(1), 3, JOB), third, 90);
     assert_eq!(rig.lines(), ["reclaim 1"]);
     assert_eq!((rig.core.usage().served_bytes, rig.core.usage().pinned), (100, 0));
     // A pull that fails leaves nothing behind.
@@ -573,7 +573,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     let wish = Wish { object: object(2), ..wish(false) };
     assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Part(_)));
     rig.core.pulled((object(2), 3, JOB), Err(Failure::new(FailureKind::ObjectLost, "gone")));
-    rig.core.served(object(2), 3, third, 0);
+    rig.core.served((object(2), 3, JOB), third, 0);
     assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
 }
 
@@ -633,12 +633,14 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     };
     assert!(matches!(rig.core.serve(&wish(2), rig.now), Serve::Later(_)));
     assert_eq!(rig.all_heard(), ["serve ObjectLost"]);
-    let Serve::Whole(place, _fd, others) = rig.core.serve(&wish(1), rig.now) else { panic!("not served") };
+    let Serve::Whole(key, place, _fd, others) = rig.core.serve(&wish(1), rig.now) else {
+        panic!("not served")
+    };
     assert!(others.is_empty());
     assert_eq!((place.bytes, place.region_bytes), (100, MIB));
     let free = ToAgent::Free { object: object(1), copy: copy(NodeId::EMBEDDED, 1) };
     assert_eq!(rig.host(id(1), free), ["node-2 Drop"], "it is still read");
-    rig.core.served(object(1), 1, by, 100);
+    rig.core.served(key, by, 100);
     assert_eq!(rig.lines(), ["host-1 < Reclaim 1"]);
     assert_eq!(rig.core.usage().served_bytes, 100);
 }
@@ -675,7 +677,9 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
             rig.lines();
             assert!(rig.core.restored((object(1), 1, JOB), Ok((region, 0))));
             assert_eq!(rig.lines(), ["serve it"]);
-            let Serve::Whole(place, ..) = rig.core.serve(&wish, rig.now) else { panic!("it is not served") };
+            let Serve::Whole(_, place, ..) = rig.core.serve(&wish, rig.now) else {
+                panic!("it is not served")
+            };
             assert_eq!((place.region, place.bytes, rig.core.usage().pinned), (region, 100, 1));
         } else {
             assert!(!rig.core.restored((object(1), 1, JOB), Err(lost)));

@@ -162,8 +162,8 @@ impl Pull {
 /// What another agent gets that asked for an object.
 #[derive(Debug)]
 pub enum Serve {
-    /// All of it: where it lies, and others that have it. Pinned until [`Core::served`].
-    Whole(Place, Arc<OwnedFd>, Vec<NodeId>),
+    /// All of it, as this copy: where it lies, and others that have it. Pinned until [`Core::served`].
+    Whole(Key, Place, Arc<OwnedFd>, Vec<NodeId>),
     /// What has come in of it as this copy, and what comes. Stays until [`Core::served`].
     Part(Key),
     /// It is to ask these, the first of them first.
@@ -363,7 +363,7 @@ impl Core {
             };
             if let Some((fd, _)) = self.objects.region(place.region) {
                 self.objects.pin(key, by.agent());
-                return Serve::Whole(place, fd, others);
+                return Serve::Whole(key, place, fd, others);
             }
         } else if !wish.whole && by != self.config.node {
             let may = |key: &Key, pull: &Pull| {
@@ -387,18 +387,19 @@ impl Core {
         Serve::No(self.no_copy(copy.attempt))
     }
 
-    /// `by` has it, or gave up, after so many bytes.
-    pub fn served(&mut self, object: ObjectId, attempt: u32, by: NodeId, bytes: u64) {
+    /// `by` has this copy, or gave up, after so many bytes. It may have been served others of the same object, in memory
+    /// of other jobs, which stay.
+    pub fn served(&mut self, key: Key, by: NodeId, bytes: u64) {
         if by != self.config.node {
             self.served_bytes += bytes;
         }
-        for (_, pull) in self.pulls.range_mut(up_to(object, attempt)).filter(|(key, _)| key.1 == attempt) {
-            if let Some(at) = pull.serving.iter().position(|node| *node == by) {
-                pull.serving.swap_remove(at);
-                return;
-            }
+        if let Some(pull) = self.pulls.get_mut(&key)
+            && let Some(at) = pull.serving.iter().position(|node| *node == by)
+        {
+            pull.serving.swap_remove(at);
+            return;
         }
-        let gone = self.objects.unpin(object, by.agent());
+        let gone = self.objects.unpin_copy(key, by.agent());
         self.gone(gone);
         self.pump();
     }

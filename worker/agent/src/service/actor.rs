@@ -33,7 +33,7 @@ use super::{
     peers::Peers,
     provision::Provision,
     routes::{Outbox, Routes, Undelivered},
-    transfer::{self, Transfers},
+    transfer::{Answered, Transfers},
 };
 use crate::{
     core::{Config, Core, Effect, Launch, objects::Key, transfer::Wish},
@@ -69,8 +69,9 @@ pub(super) enum Message {
     /// A file of spilled objects is gone.
     Deleted(u64),
     /// From an offset on.
-    Serve(Box<Wish>, u64, oneshot::Sender<transfer::Answer>),
-    Served(Box<Wish>, u64, Permit),
+    Serve(Box<Wish>, u64, oneshot::Sender<Answered>),
+    /// To this node, and so many bytes of it.
+    Served(Key, NodeId, u64),
     Tick,
     Usage(oneshot::Sender<Usage>),
     Report,
@@ -154,14 +155,15 @@ impl Post {
         answer.await.unwrap_or_else(|_| Err(Failure::new(FailureKind::Unreachable, "the agent has ended")))
     }
 
-    pub(super) async fn serve(&self, wish: &Wish, from: u64) -> transfer::Answer {
+    pub(super) async fn serve(&self, wish: Wish, from: u64) -> Answered {
         let (reply, answer) = oneshot::channel();
-        self.cast(Message::Serve(Box::new(wish.clone()), from, reply));
-        answer.await.unwrap_or_else(|_| Err(bulk::Refusal::Busy("the agent has ended".to_owned())))
+        self.cast(Message::Serve(Box::new(wish), from, reply));
+        Self::answered(answer).await
     }
 
-    pub(super) async fn served(&self, wish: Wish, bytes: u64) {
-        self.send(&self.permits(), |permit| Message::Served(Box::new(wish), bytes, permit)).await;
+    /// What comes of [`super::transfer::Answer::Later`], and of each question.
+    pub(super) async fn answered(answer: oneshot::Receiver<Answered>) -> Answered {
+        answer.await.unwrap_or_else(|_| Err(bulk::Refusal::Busy("the agent has ended".to_owned())))
     }
 
     pub(super) fn pulled(&self, key: Key, copy: Copy, result: Result<Block, Failure>) {
@@ -376,10 +378,11 @@ impl State {
             Message::Restored(wanted, result) => self.restored(wanted, result),
             Message::Spilled(file, result) => self.core.spilled(file, result, now),
             Message::Deleted(file) => self.core.file_deleted(file),
-            Message::Serve(wish, from, reply) => self.serve(*wish, from, reply),
-            Message::Served(wish, bytes, _permit) => {
-                self.core.served(wish.object, wish.copy.attempt, wish.by, bytes);
+            Message::Serve(wish, from, reply) => {
+                // Who asked may have left: what it was lent comes back.
+                let _left = reply.send(self.serve(*wish, from));
             }
+            Message::Served(key, by, bytes) => self.core.served(key, by, bytes),
             Message::Tick => {
                 self.timer = None;
                 self.core.tick(now);

@@ -32,7 +32,7 @@ use mobula_telemetry::task;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -42,6 +42,7 @@ use super::{
     delivery::{self, PeerOutbox},
     provision::Provision,
     routes::Routes,
+    transfer::Answer,
 };
 use crate::core::{
     delivery::{Begin, Incoming, SAY_DELAY, Say, Taken, Violation},
@@ -51,8 +52,11 @@ use crate::core::{
 
 /// How long a connection to a peer may take, retries included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bulk requests of one connection served at once.
+/// Most ranges that are sent over one connection at once.
 pub const SERVED_MAX: usize = 64;
+/// Most requests over one connection that wait at once for what is read back from disk, or not here yet. A further one comes
+/// again later. There are streams left for what can be had now.
+pub const WAITING_MAX: usize = 128;
 /// How long a peer's first message may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -60,9 +64,9 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const REDIAL_PAUSE: Duration = Duration::from_millis(500);
 /// Most connections of one kind to one node that are known at once. Older ones are there for what they carry.
 const CONNECTIONS_MAX: usize = 4;
-/// Why a connection is closed that whoever dialled it has given up.
 /// How often whoever waits for what is being read back here hears so before it would give up.
 const WAITS_IN_STALL: u32 = 4;
+/// Why a connection is closed that whoever dialled it has given up.
 const OVER: &str = "its dialler has dialled again";
 
 /// Which of a peer's two connections.
@@ -561,31 +565,67 @@ impl Peers {
         Ok(())
     }
 
-    async fn serve(self: &Arc<Self>, stream: (Sender, Receiver)) {
-        let asked = Mutex::new(None);
+    /// Answers a request.
+    async fn serve(self: &Arc<Self>, stream: (Sender, Receiver), serving: &Serving) {
+        let (lent, permit) = (Mutex::new(None), Mutex::new(None));
         let mut sent = 0;
-        let answer = async |request: AlignedVec| match wire::decode::<Pull>(&request) {
-            Ok(Pull::Object { object, copy, by, from, tried, whole }) => {
-                let wish = Wish { object, copy, by, tried, whole };
-                let answer = self.post.serve(&wish, from).await?;
-                if let bulk::Answer::Range(..) = answer {
-                    *asked.lock() = Some(wish);
+        let answer = async |request: AlignedVec| {
+            let pull = wire::decode::<Pull>(&request);
+            let pull = pull.map_err(|error| bulk::Refusal::Absent(error.to_string()))?;
+            *permit.lock() = serving.sending().await;
+            let (object, copy, by, from, tried, whole) = match pull {
+                Pull::Object { object, copy, by, from, tried, whole } => {
+                    (object, copy, by, from, tried, whole)
                 }
-                Ok(answer)
+                Pull::Binary { hash } => {
+                    let bytes = self.provision.serve(hash).await.map_err(bulk::Refusal::Absent)?;
+                    return Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(bytes, 0)));
+                }
+            };
+            let mut answer = self.post.serve(Wish { object, copy, by, tried, whole }, from).await?;
+            while let Answer::Later(later) = answer {
+                // What can be sent now goes meanwhile.
+                *permit.lock() = None;
+                let waits = serving.waiting.try_acquire().map_err(|_| too_many_wait())?;
+                answer = Post::answered(later).await?;
+                // It stays in memory until it is sent.
+                *permit.lock() = serving.sending().await;
+                drop(waits);
             }
-            Ok(Pull::Binary { hash }) => {
-                let bytes = self.provision.serve(hash).await.map_err(bulk::Refusal::Absent)?;
-                Ok(bulk::Answer::Range(Vec::new(), bulk::Range::whole(bytes, 0)))
+            match answer {
+                Answer::Range(note, range, what) => {
+                    *lent.lock() = Some(what);
+                    Ok(bulk::Answer::Range(note, range))
+                }
+                Answer::Elsewhere(note) => Ok(bulk::Answer::Elsewhere(note)),
+                Answer::Later(_) => Err(too_many_wait()),
             }
-            Err(error) => Err(bulk::Refusal::Absent(error.to_string())),
         };
         if let Err(error) = bulk::serve(stream, answer, self.pull_stall / WAITS_IN_STALL, &mut sent).await {
             debug!(%error, "a transfer to a peer failed");
         }
-        if let Some(wish) = asked.into_inner() {
-            self.post.served(wish, sent).await;
+        if let Some(mut lent) = lent.into_inner() {
+            lent.sent = sent;
         }
     }
+}
+
+/// What is bounded of the requests that come over one connection. There are never more than it has streams.
+struct Serving {
+    sending: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Serving {
+    async fn sending(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.sending).acquire_owned().await.ok()
+    }
+}
+
+fn too_many_wait() -> bulk::Refusal {
+    let why = format!("{WAITING_MAX} requests wait already for what is not in memory, the most that may");
+    bulk::Refusal::Busy(why)
 }
 
 /// Keeps a connection to a node that cannot dial this one.
@@ -619,7 +659,10 @@ fn streams(peers: Arc<Peers>, connection: Connection, dialled: Dialled) -> BoxFu
 
 /// Serves the streams that the peer of one connection opens, until it closes.
 async fn serve_streams(peers: Arc<Peers>, connection: Connection, dialled: Dialled) {
-    let serving = Arc::new(Semaphore::new(SERVED_MAX));
+    let serving = Arc::new(Serving {
+        sending: Arc::new(Semaphore::new(SERVED_MAX)),
+        waiting: Semaphore::new(WAITING_MAX),
+    });
     // The tasks of a connection end with it.
     loop {
         let (kind, sender, mut receiver) = match connection.accept_stream().await {
@@ -632,11 +675,9 @@ async fn serve_streams(peers: Arc<Peers>, connection: Connection, dialled: Diall
         };
         match kind {
             StreamKind::Bulk => {
-                let Ok(permit) = Arc::clone(&serving).acquire_owned().await else { return };
-                let peers = Arc::clone(&peers);
+                let (peers, serving) = (Arc::clone(&peers), Arc::clone(&serving));
                 drop(task::spawn("bulk-serve", async move {
-                    peers.serve((sender, receiver)).await;
-                    drop(permit);
+                    peers.serve((sender, receiver), &serving).await;
                 }));
             }
             StreamKind::Relay | StreamKind::Control => {

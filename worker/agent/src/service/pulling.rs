@@ -24,6 +24,7 @@ use tracing::debug;
 use super::{
     actor::Post,
     peers::{Line, Peers},
+    transfer::Answer,
 };
 use crate::core::{
     objects::Key,
@@ -155,16 +156,19 @@ impl Pulling<'_> {
     ) -> Result<Option<Ended>, Unpulled> {
         let (object, ..) = self.key;
         let wish = Wish { object, copy: self.copy, by: self.me, tried: Vec::new(), whole: true };
-        let range = match self.post.serve(&wish, sink.bytes).await {
-            Ok(bulk::Answer::Range(_, range)) => range,
-            Ok(bulk::Answer::Elsewhere(_)) => {
+        let mut answer = self.post.serve(wish, sink.bytes).await;
+        while let Ok(Answer::Later(later)) = answer {
+            answer = Post::answered(later).await;
+        }
+        let (range, _lent) = match answer {
+            Ok(Answer::Range(_, range, lent)) => (range, lent),
+            Ok(Answer::Elsewhere(_) | Answer::Later(_)) => {
                 return Err(Unpulled::defect("it was sent elsewhere from here"));
             }
             Err(bulk::Refusal::Absent(why)) => return Ok(Some(Ended::Lost(why))),
             Err(bulk::Refusal::Busy(why)) => return Ok(Some(Ended::NotNow(why))),
         };
         let copied = bulk::copy(range, self.rest(block, sink.bytes)?, sink).await;
-        self.post.served(wish, 0).await;
         Ok(copied.err().map(|error| Ended::NotNow(error.to_string())))
     }
 

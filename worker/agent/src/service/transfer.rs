@@ -28,10 +28,35 @@ use crate::core::{
 };
 
 /// The answer to another agent.
-pub(super) type Answer = Result<bulk::Answer, bulk::Refusal>;
+pub(super) type Answered = Result<Answer, bulk::Refusal>;
+
+/// What another agent gets.
+pub(super) enum Answer {
+    /// The range, behind a note. What it lies in stays in place for as long as it is lent.
+    Range(Vec<u8>, Range, Lent),
+    /// It is to be had elsewhere, as this note says.
+    Elsewhere(Vec<u8>),
+    /// It is read back from disk first, or its writer's word of it comes: the answer follows.
+    Later(oneshot::Receiver<Answered>),
+}
+
+/// A copy that is being sent to a node; that it was is said when this is dropped, wherever that is.
+pub(super) struct Lent {
+    key: Key,
+    by: NodeId,
+    post: Post,
+    /// How many bytes have left.
+    pub(super) sent: u64,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.post.cast(Message::Served(self.key, self.by, self.sent));
+    }
+}
 
 /// What another agent asked for, from which byte on, and where it waits.
-type Asked = (Wish, u64, oneshot::Sender<Answer>);
+type Asked = (Wish, u64, oneshot::Sender<Answered>);
 
 /// A copy that is coming in.
 #[derive(Debug)]
@@ -44,7 +69,6 @@ struct Coming {
 }
 
 /// All copies that are coming in.
-#[derive(Debug)]
 pub(super) struct Transfers {
     pulls: Pulls,
     coming: BTreeMap<Key, Coming>,
@@ -55,6 +79,17 @@ pub(super) struct Transfers {
 impl Transfers {
     pub(super) fn new(pulls: Pulls) -> Self {
         Self { pulls, coming: BTreeMap::new(), waiting: BTreeMap::new() }
+    }
+
+    fn wait(&mut self, key: Key, wish: Wish, from: u64) -> Answered {
+        let waiting = self.waiting.entry(key).or_default();
+        waiting.retain(|(_, _, reply)| !reply.is_closed());
+        if waiting.len() >= PART_READERS_MAX {
+            return Err(busy(format!("{PART_READERS_MAX} nodes wait for it already, the most that may")));
+        }
+        let (reply, answer) = oneshot::channel();
+        waiting.push((wish, from, reply));
+        Ok(Answer::Later(answer))
     }
 }
 
@@ -88,51 +123,35 @@ fn whole(place: Place, fd: &OwnedFd, from: u64) -> Result<Range, bulk::Refusal> 
 }
 
 impl State {
-    pub(super) fn serve(&mut self, wish: Wish, from: u64, reply: oneshot::Sender<Answer>) {
-        let wish = &wish;
-        let answer = match self.core.serve(wish, Instant::now()) {
-            Serve::Later(key) => {
-                let waiting = self.transfers.waiting.entry(key).or_default();
-                if waiting.len() < PART_READERS_MAX {
-                    waiting.push((wish.clone(), from, reply));
-                }
-                return;
+    pub(super) fn serve(&mut self, wish: Wish, from: u64) -> Answered {
+        let by = wish.by;
+        let (key, range) = match self.core.serve(&wish, Instant::now()) {
+            Serve::Later(key) => return self.transfers.wait(key, wish, from),
+            Serve::No(why) => return Err(bulk::Refusal::Absent(why)),
+            Serve::NotNow(why) => return Err(busy(why)),
+            Serve::Elsewhere(nodes) => return note(nodes).map(Answer::Elsewhere),
+            Serve::Whole(key, place, fd, others) => {
+                (key, note(others).and_then(|note| Ok((note, whole(place, &fd, from)?))))
             }
-            Serve::No(why) => {
-                let _left = reply.send(Err(bulk::Refusal::Absent(why)));
-                return;
-            }
-            Serve::NotNow(why) => {
-                let _left = reply.send(Err(bulk::Refusal::Busy(why)));
-                return;
-            }
-            Serve::Elsewhere(nodes) => {
-                let _left = reply.send(note(nodes).map(bulk::Answer::Elsewhere));
-                return;
-            }
-            Serve::Whole(place, fd, others) => {
-                note(others).and_then(|note| Ok(bulk::Answer::Range(note, whole(place, &fd, from)?)))
-            }
-            Serve::Part(key) => self.part(key, from).map(|range| bulk::Answer::Range(Vec::new(), range)),
+            Serve::Part(key) => (key, self.part(key, from).map(|range| (Vec::new(), range))),
         };
-        let failed = answer.is_err();
-        if reply.send(answer).is_err() || failed {
-            self.core.served(wish.object, wish.copy.attempt, wish.by, 0);
-        }
+        let lent = Lent { key, by, post: self.post.clone(), sent: 0 };
+        range.map(|(note, range)| Answer::Range(note, range, lent))
     }
 
     /// Those that waited until a copy was read back can have it, or not.
     pub(super) fn serve_waiting(&mut self, key: Key, served: &Result<(), Failure>) {
         for (wish, from, reply) in self.transfers.waiting.remove(&key).unwrap_or_default() {
-            match served {
-                Ok(()) => self.serve(wish, from, reply),
+            let answer = match served {
+                Ok(()) => self.serve(wish, from),
                 Err(failure) => {
                     let why = failure.message.clone();
                     let lost = failure.kind == FailureKind::ObjectLost;
-                    let refusal = if lost { bulk::Refusal::Absent(why) } else { bulk::Refusal::Busy(why) };
-                    let _left = reply.send(Err(refusal));
+                    Err(if lost { bulk::Refusal::Absent(why) } else { busy(why) })
                 }
-            }
+            };
+            // Who asked may have left: what it was lent comes back.
+            let _left = reply.send(answer);
         }
     }
 

@@ -54,7 +54,7 @@ fn dr1_a_copy_goes_once_its_owner_knows_of_another() {
         whole: false,
     };
     assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Whole(..)));
-    rig.core.served(theirs_of(1), 1, there, 100);
+    rig.core.served((theirs_of(1), 1, JOB), there, 100);
     rig.take();
     let said = rig.head(FromHead::Drain { to: vec![] });
     assert_eq!(said, ["head Draining"], "there is nowhere to go");

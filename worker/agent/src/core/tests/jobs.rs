@@ -46,16 +46,49 @@ fn o5_a_reader_of_another_job_gets_a_copy_in_its_own_memory() {
     assert_eq!(rig.host(theirs, open(here)), ["pull node-1/host-1#1.0 from node-1"]);
     // The service asks like any other node.
     let wish = Wish { object: object(1), copy: here, by: NodeId::EMBEDDED, tried: vec![], whole: true };
-    let Serve::Whole(place, _, others) = rig.core.serve(&wish, rig.now) else { panic!("not served") };
+    let Serve::Whole(key, place, _, others) = rig.core.serve(&wish, rig.now) else { panic!("not served") };
     assert_eq!((place.region, others), (REGION, vec![]));
     assert!(pulled(&mut rig, 1));
     assert_eq!(rig.lines(), ["host-2 < Opened +1fd"]);
-    rig.core.served(object(1), 1, NodeId::EMBEDDED, 100);
+    rig.core.served(key, NodeId::EMBEDDED, 100);
     let usage = rig.core.usage();
     assert_eq!((usage.objects, usage.pinned, usage.pulled_bytes, usage.served_bytes), (2, 1, 0, 0));
     // With the object both go, its owner says so once.
     assert_eq!(rig.host(ours, ToAgent::Free { object: object(1), copy: here }), ["host-1 < Reclaim 1"]);
     assert_eq!(rig.host(theirs, ToAgent::Unpin { object: object(1) }), ["reclaim 1"]);
+    assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
+}
+
+/// A node that is sent two copies of one object, each for another job, has both pinned, each until that one was sent.
+#[test]
+fn tr3_what_was_served_of_one_jobs_copy_says_nothing_of_anothers() {
+    let (mut rig, ours, theirs) = two_jobs();
+    let here = copy(NodeId::EMBEDDED, 1);
+    let wish = |by| Wish { object: object(1), copy: here, by, tried: vec![], whole: true };
+    let serve = |rig: &mut Rig, by| {
+        let Serve::Whole(key, ..) = rig.core.serve(&wish(by), rig.now) else { panic!("not served") };
+        key
+    };
+    let there = other_node().node;
+    let first = serve(&mut rig, there);
+    rig.host(theirs, open(here));
+    let local = serve(&mut rig, NodeId::EMBEDDED);
+    assert!(pulled(&mut rig, 1));
+    rig.core.served(local, NodeId::EMBEDDED, 100);
+    rig.host(theirs, ToAgent::Unpin { object: object(1) });
+    let second = serve(&mut rig, there);
+    assert_ne!(first, second);
+    rig.core.served(second, there, 100);
+    assert_eq!(rig.core.usage().pinned, 1, "the first is still being sent");
+    // Nor does a job's end.
+    let third = serve(&mut rig, there);
+    let failure = Failure::new(FailureKind::JobEnded, "over");
+    rig.head(FromHead::JobEnded { job: THEIRS, failure, nodes: vec![] });
+    rig.core.served(third, there, 100);
+    let free = ToAgent::Free { object: object(1), copy: here };
+    assert_eq!(rig.host(ours, free), ["node-2 Drop"], "its writer may not reuse it yet");
+    rig.core.served(first, there, 100);
+    assert_eq!(rig.lines(), ["host-1 < Reclaim 1"]);
     assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
 }
 

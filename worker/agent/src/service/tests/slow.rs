@@ -19,7 +19,10 @@ use mobula_store::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    super::disk::READS_MAX,
+    super::{
+        disk::READS_MAX,
+        peers::{SERVED_MAX, WAITING_MAX},
+    },
     one::{One, one_with},
     two::accept_agent,
     *,
@@ -94,13 +97,23 @@ const BYTES: u64 = MIB / 2;
 
 /// An object in a region of 8 MiB, which fills a store.
 fn made() -> (OwnedFd, Heap, Extent) {
+    let (fd, heap, mut extents) = made_in(8 * MIB, 1, BYTES);
+    (fd, heap, extents.remove(0))
+}
+
+/// So many objects of so many bytes in a region.
+fn made_in(region_bytes: u64, count: usize, bytes: u64) -> (OwnedFd, Heap, Vec<Extent>) {
     let heap = Heap::new(Default::default());
-    let writer = Writer::create(8 * MIB).unwrap();
+    let writer = Writer::create(region_bytes).unwrap();
     let fd = writer.share().unwrap();
     heap.add_region(1, writer).unwrap();
-    let mut block = heap.allocate(BYTES).unwrap();
-    block.as_mut_slice().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 249) as u8);
-    (fd, heap, block.seal())
+    let extents = (0..count).map(|_| {
+        let mut block = heap.allocate(bytes).unwrap();
+        block.as_mut_slice().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 249) as u8);
+        block.seal()
+    });
+    let extents = extents.collect();
+    (fd, heap, extents)
 }
 
 /// Fills an agent's store from the driver that owns the object; it lies there for as long as the rest lives.
@@ -395,6 +408,41 @@ async fn a_pull_ends_with_its_job() {
     .await;
 }
 
+/// However many requests wait for a disk, what lies in memory is sent meanwhile; and those that are too many come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pulls_that_wait_for_a_disk_hold_up_no_other() {
+    const COUNT: usize = WAITING_MAX + SERVED_MAX;
+    const LAST: u64 = COUNT as u64 + 1;
+    pull_many_from(SOON, SOON, COUNT, async |pulling| {
+        // The region that made room for itself.
+        let (fd, _heap, extents) = made_in(4 * MIB, 1, BYTES);
+        pulling.host.link.send_with(ToAgent::RegionAdded { seq: 2, bytes: 4 * MIB }, &[fd]).await;
+        let object = |seq| object(pulling.object.owner, seq);
+        let offset = extents[0].location().offset;
+        let sealed =
+            ToAgent::Sealed { object: object(LAST), attempt: 1, region: 2, offset, bytes: BYTES, site: 0 };
+        pulling.host.link.send(sealed).await;
+        let small = Copy { bytes: BYTES / COUNT as u64, ..pulling.copy };
+        let open = |seq, copy| ToAgent::Open { ahead: false, request: seq, object: object(seq), copy };
+        let first = open(LAST, pulling.copy);
+        (1..LAST).for_each(|seq| pulling.link().send(open(seq, small), vec![]).unwrap());
+        for _ in 0..READS_MAX {
+            assert_eq!(soon(pulling.asked.recv()).await, Some(1));
+        }
+        pulling.link().send(first, vec![]).unwrap();
+        let opened = |link: &LocalLink| match local(link).0 {
+            ToHost::Opened { request, .. } => request,
+            other => panic!("not opened: {other:?}"),
+        };
+        assert_eq!(opened(pulling.link()), LAST);
+        pulling.disk.shut(false);
+        let mut rest: Vec<u64> = (1..LAST).map(|_| opened(pulling.link())).collect();
+        rest.sort_unstable();
+        assert_eq!(rest, (1..LAST).collect::<Vec<_>>());
+    })
+    .await;
+}
+
 /// A pull, and what it pulls.
 struct FromDisk {
     disk: Gated,
@@ -404,6 +452,8 @@ struct FromDisk {
     driver: Handle,
     head: FakeHead,
     link: Option<LocalLink>,
+    /// Whoever made it.
+    host: Started,
 }
 
 impl FromDisk {
@@ -423,6 +473,16 @@ const PULL_STALL: Duration = Duration::from_millis(250);
 
 /// With an object that lies on another node's disk alone, which is shut and gives up what does not come for `stall`.
 async fn pull_from(stall: Duration, check: impl AsyncFnOnce(&mut FromDisk)) {
+    pull_many_from(stall, PULL_STALL, 1, check).await;
+}
+
+/// The same with so many, [`BYTES`] in all, each of which is tried for at least `reach`.
+async fn pull_many_from(
+    stall: Duration,
+    reach: Duration,
+    count: usize,
+    check: impl AsyncFnOnce(&mut FromDisk),
+) {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::create(&folder.path().join("ca"), "test").unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -440,7 +500,7 @@ async fn pull_from(stall: Duration, check: impl AsyncFnOnce(&mut FromDisk)) {
         options.spill.above = 1.0;
         options.spill.stall = stall;
         options.pulls.stall = PULL_STALL;
-        options.pulls.reach = PULL_STALL;
+        options.pulls.reach = reach;
         options.spill_to = target.map_or(SpillTo::Home, |target| SpillTo::Target(Arc::new(target)));
         (Agent::start(options), started)
     };
@@ -470,14 +530,17 @@ async fn pull_from(stall: Duration, check: impl AsyncFnOnce(&mut FromDisk)) {
     // What the host makes goes to disk, and leaves memory.
     host.link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }).await;
     assert!(matches!(host.link.recv().await.0, ToHost::RegionGranted { .. }));
-    let (fd, _heap, extent) = made();
+    let bytes = BYTES / count as u64;
+    let (fd, _heap, extents) = made_in(8 * MIB, count, bytes);
     host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
+    for (seq, extent) in (1..).zip(&extents) {
+        let (object, offset) = (object(job.driver, seq), extent.location().offset);
+        host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes, site: 0 }).await;
+    }
     let object = object(job.driver, 1);
     let copy = Copy { node: worker_node.node, bytes: BYTES, attempt: 1, job: job.job };
-    let offset = extent.location().offset;
-    host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }).await;
     host.link.send(ToAgent::RegionWanted { request: 2, bytes: 4 * MIB, wait_ms: 5000 }).await;
-    // Its object, and its region: in one message, if the second comes before the first is said.
+    // Its objects, and its region: in one message, if the second comes before the first is said.
     loop {
         let ToHost::Reclaim { give_back, .. } = host.link.recv().await.0 else { panic!("not asked for it") };
         if give_back {
@@ -490,7 +553,7 @@ async fn pull_from(stall: Duration, check: impl AsyncFnOnce(&mut FromDisk)) {
 
     disk.shut(true);
     let link = Some(link);
-    let mut pulling = FromDisk { disk, asked, object, copy, driver, head: driver_head, link };
+    let mut pulling = FromDisk { disk, asked, object, copy, driver, head: driver_head, link, host };
     check(&mut pulling).await;
     let FromDisk { driver, .. } = pulling;
     soon(driver.shutdown()).await.unwrap();
