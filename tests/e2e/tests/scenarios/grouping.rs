@@ -1,8 +1,8 @@
 //! Placement groups.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mobula::{Cluster, ErrorKind, LabelRule, NodeId, PlacementGroup, Result, private};
+use mobula::{Cluster, ErrorKind, LabelRule, NodeId, ObjectRef, PlacementGroup, Result, private};
 use mobula_e2e::{Env, Witness, env::witness, eventually};
 use mobula_rig::{GroupSnapshot, Part, Rig};
 
@@ -144,6 +144,40 @@ pub async fn what_runs_inside_ends_with_it(env: Env) -> Result<()> {
     })
     .await?;
     assert_eq!(witness.count("dropped") + witness.count("own") + witness.count("asked"), 3, "none ran twice");
+    all_is_free(&env).await
+}
+
+/// Some work.
+#[mobula::task]
+fn spin() {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2) {
+        std::hint::spin_loop();
+    }
+}
+
+/// More than is worked off while one who waits has his turn.
+const FLOOD: usize = 20_000;
+
+/// Whoever always has more to do gives back some for those who wait: for a group, and inside of one.
+pub async fn a_flood_passes_nobody_over(env: Env) -> Result<()> {
+    let went_on = async |flood: Vec<ObjectRef<()>>| -> Result<()> {
+        let (ready, _) = mobula::wait(&flood, flood.len(), Some(Duration::ZERO)).await?;
+        assert!(ready.len() < FLOOD, "the flood was over before");
+        for one in &flood {
+            one.cancel();
+        }
+        Ok(())
+    };
+    let outside: Vec<_> = (0..FLOOD).map(|_| spin.remote()).collect();
+    mobula::wait(&outside, 1, None).await?;
+    let group = PlacementGroup::pack().bundle(&[("cpu", 1.0)]).reserve().await?;
+    group.ready().await?;
+    went_on(outside).await?;
+    let inside: Vec<_> = (0..FLOOD).map(|_| spin.options().in_group(&group, 0).remote()).collect();
+    place.options().in_group(&group, 0).remote().await?;
+    went_on(inside).await?;
+    group.remove().await?;
     all_is_free(&env).await
 }
 

@@ -244,6 +244,7 @@ pub fn cases() -> Vec<Case> {
         case!(explaining::owner_and_scheduler_both_say).cpus(1.0),
         case!(grouping::bundles_are_used_and_given_back),
         case!(grouping::what_runs_inside_ends_with_it),
+        case!(grouping::a_flood_passes_nobody_over),
         case!(grouping::impossible_groups_are_named),
         case!(grouping::a_waiting_group_says_why),
         case!(grouping::bundles_lie_as_asked).modes(RIG),
