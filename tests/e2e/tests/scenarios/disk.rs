@@ -113,6 +113,29 @@ async fn is_found_out(env: Env, how: fn(&Path) -> std::io::Result<()>) -> Result
     env.stores_empty().await
 }
 
+/// What cannot be read back where it was put is had from who read it before, wherever it is wanted; and all of it goes with
+/// its last ref.
+pub async fn what_others_have_of_a_spoiled_disk_is_not_lost(env: Env) -> Result<()> {
+    let nodes = env.nodes().await?;
+    let (here, there) = (nodes[0], nodes[1]);
+    let given: Vec<Holding> = {
+        let all: Vec<_> = (0..4).map(|seed| give.options().strategy(on(here)).remote(seed)).collect();
+        mobula::get_all(&all).await?
+    };
+    for (seed, held) in given.iter().enumerate() {
+        assert!(check.options().strategy(on(there)).remote(&held.0, seed).await?);
+    }
+    let fills: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(here)).remote(seed)).collect();
+    mobula::wait(&fills, COUNT, None).await?;
+    assert!(spoil(&spill_folder(&env, here), flip).unwrap() > 0, "nothing was spilled");
+    drop(fills);
+    for (seed, held) in given.iter().enumerate() {
+        assert!(check.options().strategy(on(here)).remote(&held.0, seed).await?, "object {seed} is another");
+    }
+    drop(given);
+    env.stores_empty().await
+}
+
 /// Values of a task, and tasks: 72 MiB in all.
 const VALUES: usize = 3;
 const TASKS: usize = 8;

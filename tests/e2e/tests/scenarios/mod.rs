@@ -152,6 +152,7 @@ pub fn cases() -> Vec<Case> {
             .fresh(),
         case!(disk::a_spoiled_disk_is_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(disk::missing_files_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
+        case!(disk::what_others_have_of_a_spoiled_disk_is_not_lost).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(disk::files_that_were_cut_are_found_out).modes(RIG).store_bytes(32 << 20).fresh(),
         case!(tables::batches_are_read_where_they_lie).modes(EVERYWHERE),
         case!(pressure::an_object_store_takes_the_rest).store_bytes(32 << 20).spill_to("memory:///"),

@@ -665,11 +665,12 @@ impl Core {
         }
     }
 
-    /// Has a copy read back from disk for `reader`.
+    /// Has a copy read back from disk for `reader`, or fetched from whom it was given to.
     fn restore(&mut self, key: Key, reader: Reader) -> Result<(), String> {
-        let Some((slot, bytes)) = self.objects.on_disk(key) else {
+        let slot = self.objects.on_disk(key);
+        if slot.is_none() && self.objects.lies_with(key).is_none() {
             return Err(self.no_copy(key.1));
-        };
+        }
         let known = self.restores.contains_key(&key);
         if !known && self.restores.len() >= PULLS_MAX {
             return Err(format!("{PULLS_MAX} objects are being read from disk already, the most that may"));
@@ -682,12 +683,26 @@ impl Core {
             readers.push(reader);
         }
         if !known {
-            self.effects.push(Effect::Restore(key, bytes, slot));
+            match slot {
+                Some((slot, bytes)) => self.effects.push(Effect::Restore(key, bytes, slot)),
+                None => self.fetch_back(key),
+            }
         }
         Ok(())
     }
 
-    /// A copy was read back from disk to there, or why it was not; one that cannot be read is a copy no more. Returns
+    /// Pulls a primary copy that cannot be read here any more from whoever has one: [`Core::restored`] follows. It waits
+    /// for no other pull, which may wait for this one on another node.
+    fn fetch_back(&mut self, key: Key) {
+        let (_, bytes) = self.objects.lies_with(key).unwrap_or_default();
+        let copy = Copy { node: self.config.node, bytes, attempt: key.1, job: key.2 };
+        self.pulls.insert(key, Pull::new(copy));
+        self.queue.begin(key, bytes);
+        self.effects.push(Effect::Pull(key.0, copy, key.2));
+    }
+
+    /// A copy was read back from disk, or fetched from another node, to there; or why it was not. One that cannot be read is
+    /// fetched from whom it was given to, if it was, and else is a copy no more. Returns
     /// whether it is in the table; if not, its memory is the caller's to free.
     pub fn restored(&mut self, key: Key, result: Result<(RegionId, u64), Failure>) -> bool {
         let readers = self.restores.remove(&key).unwrap_or_default();
@@ -700,8 +715,14 @@ impl Core {
         });
         let failure = result.err().map(|failure| failure.of(key.0.to_string()));
         if failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::ObjectLost) {
-            let gone = self.objects.unreadable(key);
+            let on_disk = self.objects.on_disk(key).is_some();
+            let gone = if on_disk { self.objects.unreadable(key) } else { self.objects.nowhere(key) };
             self.gone(gone);
+            if on_disk && self.objects.has(key) {
+                self.restores.insert(key, readers);
+                self.fetch_back(key);
+                return false;
+            }
         }
         let mut nodes = false;
         for reader in readers {
@@ -728,7 +749,7 @@ impl Core {
     /// Nobody waits for what was read from disk for a job that is gone.
     fn restores_without(&mut self) {
         let objects = &self.objects;
-        let gone = self.restores.extract_if(.., |key, _| objects.on_disk(*key).is_none());
+        let gone = self.restores.extract_if(.., |key, _| !objects.has(*key));
         for (key, readers) in gone {
             for reader in readers {
                 if reader == Reader::Nodes {

@@ -14,6 +14,7 @@ use super::{
 mod drain;
 mod estate;
 mod jobs;
+mod lost;
 mod room;
 mod stock;
 
@@ -683,7 +684,11 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
             assert_eq!((place.region, place.bytes, rig.core.usage().pinned), (region, 100, 1));
         } else {
             assert!(!rig.core.restored((object(1), 1, JOB), Err(lost)));
-            assert_eq!(rig.lines()[..2], ["delete 1", "serve ObjectLost"]);
+            // Who asks for it may have it.
+            assert_eq!(rig.lines()[..2], ["delete 1", &format!("pull {} from node-1", object(1))]);
+            let lost = Failure::new(FailureKind::ObjectLost, "it does not");
+            assert!(!rig.core.pulled((object(1), 1, JOB), Err(lost)));
+            assert_eq!(rig.lines()[..2], ["node-2 Drop", "serve ObjectLost"]);
             assert!(matches!(rig.core.serve(&wish, rig.now), Serve::Later(_)));
             assert_eq!(rig.all_heard(), ["serve ObjectLost"]);
             assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));

@@ -102,9 +102,14 @@ impl Queue {
             return None;
         }
         queue.pop_front();
-        self.in_flight += copy.bytes;
-        self.begun.insert(key, copy.bytes);
+        self.begin(key, copy.bytes);
         Some((key, copy))
+    }
+
+    /// It begins, whatever else is under way.
+    pub(super) fn begin(&mut self, key: Key, bytes: u64) {
+        self.in_flight += bytes;
+        self.begun.insert(key, bytes);
     }
 
     /// A pull came to nothing, and what it takes still counts: [`Self::left`] follows.
@@ -292,6 +297,11 @@ impl Core {
         let (object, attempt, _) = key;
         let Some(mut pull) = self.pulls.remove(&key) else { return false };
         let Copy { node, job, .. } = pull.copy;
+        // Not for a reader of another job.
+        if node == self.config.node && job == key.2 {
+            self.pulled_bytes += result.as_ref().map_or(0, |(_, _, bytes)| *bytes);
+            return self.restored(key, result.map(|(region, offset, _)| (region, offset)));
+        }
         if result.is_err() && std::mem::take(&mut pull.ended) && !pull.waiting.is_empty() {
             // Somebody came who wants it after all.
             self.queue.add((key, pull.copy), false);
@@ -433,6 +443,12 @@ impl Search {
             lost: false,
             turns: 0,
         }
+    }
+
+    /// A pull of a primary copy that is to be on this node, `me`, and which these may have.
+    pub fn among(me: NodeId, nodes: Vec<NodeId>) -> Self {
+        let at = nodes.first().copied().unwrap_or(me);
+        Self { at, known: nodes, lost: true, ..Self::new(me) }
     }
 
     /// Whom to ask now.

@@ -1,7 +1,8 @@
-//! The task that pulls one copy: from the node with the primary one, from others that it names, or, for readers of another
-//! job, from this very node.
+//! The task that pulls one copy: from the node with the primary one, from others that it names, for readers of another job
+//! from this very node, or, where this node cannot read its primary copy any more, from those that pulled it.
 //!
-//! A copy counts as lost only where the node with the primary one says that it has none, or is declared dead. Whatever
+//! A copy counts as lost only where the node with the primary one says that it has none, or is declared dead, and where it
+//! is this node, only where all those say so or are. Whatever
 //! else goes wrong is trouble of the moment: it is tried again for [`Pulls::reach`], and then is an error that says what
 //! could not be reached, after which the copy is as good as before.
 
@@ -95,6 +96,8 @@ pub(super) struct Pulling<'a> {
     pub(super) key: Key,
     /// The primary copy.
     pub(super) copy: Copy,
+    /// Where it is to be here, and cannot be read any more: who may have one.
+    pub(super) among: Option<Vec<NodeId>>,
 }
 
 /// How one search for a source ended.
@@ -115,7 +118,7 @@ impl Pulling<'_> {
         let mut sink = Filled { progress, bytes: 0, others: None };
         let (mut since, mut have, mut pause) = (Instant::now(), 0, PAUSES.0);
         loop {
-            let ended = if self.copy.node == self.me {
+            let ended = if self.copy.node == self.me && self.among.is_none() {
                 self.copy_from_here(block, &mut sink).await?
             } else {
                 self.search(block, &mut sink).await?
@@ -176,8 +179,14 @@ impl Pulling<'_> {
     async fn search(&self, block: &mut Block, sink: &mut Filled<'_>) -> Result<Option<Ended>, Unpulled> {
         let (object, ..) = self.key;
         let (me, copy) = (self.me, self.copy);
-        let mut search = Search::new(copy.node);
-        // What the node with the primary copy said last.
+        let mut search = match &self.among {
+            Some(nodes) if nodes.is_empty() => {
+                return Ok(Some(Ended::Lost("no other node has a copy".to_owned())));
+            }
+            Some(nodes) => Search::among(me, nodes.clone()),
+            None => Search::new(copy.node),
+        };
+        // What the node with the primary copy said last; without one, any that may have it later.
         let mut primary = None;
         loop {
             let wish = Pull::Object {
@@ -227,7 +236,7 @@ impl Pulling<'_> {
                     }
                 }
             };
-            if at_primary {
+            if at_primary || self.among.is_some() && !matches!(primary, Some(Ended::NotNow(_))) {
                 primary = Some(ended);
             }
             if !goes_on {

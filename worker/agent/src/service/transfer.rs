@@ -178,6 +178,9 @@ impl State {
         let object = key.0;
         let (peers, post, me) = (Arc::clone(&self.peers), self.post.clone(), self.core.node());
         let pulls = self.transfers.pulls;
+        // One of its own that it lost.
+        let lost = copy.node == me && copy.job == key.2;
+        let among = lost.then(|| self.core.objects.lies_with(key).unwrap_or_default().0);
         let progress = Arc::new(watch::Sender::new(Progress::Have(0)));
         let (end, place) = (Arc::new(Notify::new()), block.location());
         let coming =
@@ -196,7 +199,7 @@ impl State {
                 // Not even started where the runtime ends: then so does the pull.
                 warmed.await.unwrap_or(Ok(())).map_err(|error| Unpulled::no_memory(error.to_string()))
             };
-            let pulling = Pulling { peers: &peers, post: &post, pulls, me, key, copy };
+            let pulling = Pulling { peers: &peers, post: &post, pulls, me, key, copy, among };
             let pull = pulling.run(&mut block, &progress);
             let pulled = tokio::select! {
                 pulled = futures_util::future::try_join(pull, warm) => pulled,

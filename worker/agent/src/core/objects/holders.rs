@@ -89,8 +89,12 @@ impl Holders {
 
     /// Some that may have it, for when this node is gone; not `by`.
     pub fn others(&self, by: NodeId) -> Vec<NodeId> {
-        let others = self.list.iter().filter(|holder| !holder.barren && holder.node != by);
-        others.map(|holder| holder.node).take(SOURCES_MAX).collect()
+        self.fertile().filter(|node| *node != by).take(SOURCES_MAX).collect()
+    }
+
+    /// Those that may have it.
+    pub fn fertile(&self) -> impl Iterator<Item = NodeId> {
+        self.list.iter().filter(|holder| !holder.barren).map(|holder| holder.node)
     }
 
     /// All of them.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_proto::resource::bytes_text;
+use mobula_proto::{NodeId, resource::bytes_text};
 use mobula_store::spill::slot_bytes;
 
 use super::{Gone, Key, Objects, Place};
@@ -449,23 +449,47 @@ impl Objects {
         Some((entry.disk?, entry.bytes))
     }
 
-    /// A copy was read back into this region; `false` where it is not wanted any more.
+    /// A copy was read back, or fetched from whom it was given to, into this region; `false` where it is not wanted any
+    /// more.
     pub fn restored(&mut self, key: Key, region: super::RegionId, offset: u64) -> bool {
-        if self.on_disk(key).is_none() || !self.regions.contains_key(&region) {
+        if self.find(key) != Some(None) || !self.regions.contains_key(&region) {
             return false;
         }
         self.enter(key, region, offset);
-        let bytes = self.copies.get(&key).map_or(0, |entry| entry.bytes);
-        self.disk.counters.restored += 1;
-        self.disk.counters.restored_bytes += bytes;
+        if let Some(entry) = self.copies.get(&key).filter(|entry| entry.disk.is_some()) {
+            self.disk.counters.restored += 1;
+            self.disk.counters.restored_bytes += entry.bytes;
+        }
         true
     }
 
-    /// A copy on disk cannot be read, and is no copy any more.
+    /// What there is of a copy on disk cannot be read. It goes, and with it those that others pulled, unless it may be had
+    /// back from one of these ([`Self::lies_with`]).
     pub fn unreadable(&mut self, key: Key) -> Gone {
         let mut gone = Gone::default();
-        if self.on_disk(key).is_some() {
-            self.remove(key, &mut gone);
+        let Some((slot, _)) = self.on_disk(key) else { return gone };
+        if let Some(entry) = self.copies.get_mut(&key) {
+            entry.disk = None;
+        }
+        self.disk.leave(slot, &mut gone);
+        if self.lies_with(key).is_some_and(|(nodes, _)| nodes.is_empty()) {
+            self.free_copy(key, &mut gone);
+        }
+        gone
+    }
+
+    /// Of a primary copy that is here no more, though it counts: who may still have it, and its length.
+    pub fn lies_with(&self, key: Key) -> Option<(Vec<NodeId>, u64)> {
+        let entry = self.copies.get(&key)?;
+        let elsewhere = entry.memory.is_none() && entry.disk.is_none();
+        elsewhere.then(|| (entry.holders.fertile().collect(), entry.bytes))
+    }
+
+    /// Nobody had it.
+    pub fn nowhere(&mut self, key: Key) -> Gone {
+        let mut gone = Gone::default();
+        if self.lies_with(key).is_some() {
+            self.free_copy(key, &mut gone);
         }
         gone
     }
