@@ -91,6 +91,11 @@ impl Entry {
         demand::Key { owner: self.lease.owner, key: self.lease.key }
     }
 
+    /// How many of its slots are given up, and how many of those hold CPU.
+    pub fn leaving(&self) -> (u32, u32) {
+        (self.giving, self.giving.min(self.running()))
+    }
+
     /// How many of its slots run.
     pub fn running(&self) -> u32 {
         self.lease.slots.saturating_sub(self.blocked)

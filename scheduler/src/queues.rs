@@ -33,9 +33,9 @@ use crate::{
     Limit, Millis,
     bits::Bits,
     scheduler::starve::Oldest,
-    shapes::{Shape, ShapeId, Shapes},
+    shapes::{ShapeId, Shapes},
     slab::Slab,
-    stock::{Kinds, Need},
+    stock::{CPU, Kinds, Need},
 };
 
 /// The part of the cluster, by its scarcest resource, that one may be given at once beyond its share.
@@ -85,6 +85,8 @@ pub(crate) struct Branch {
     job_of: BTreeMap<JobId, u32>,
     /// This queue and those above it that have limits.
     limited: Vec<u32>,
+    /// What is set aside of its limit for somebody in or below it.
+    aside: Option<(u32, ShapeId, Arc<Need>)>,
 }
 
 /// What waits for one shape in a queue.
@@ -162,7 +164,7 @@ pub(crate) struct Aside {
 pub(crate) struct Queues {
     all: Vec<Branch>,
     /// As a rule nothing.
-    aside: Vec<Aside>,
+    aside: BTreeMap<Oldest, Aside>,
     by_name: BTreeMap<String, u32>,
     /// One over what the cluster has, by kind; zero where it has none.
     inverse: Vec<f64>,
@@ -192,6 +194,7 @@ impl Branch {
             jobs: Slab::new(),
             job_of: BTreeMap::new(),
             limited: Vec::new(),
+            aside: None,
         }
     }
 
@@ -219,6 +222,13 @@ impl Branch {
                 shapes.without(all.needing(*kind));
             }
         }
+    }
+
+    /// What its limit of a kind leaves to this shape of this queue.
+    fn left_for(&self, who: (u32, ShapeId), kind: usize, limit: i64) -> i128 {
+        let others = self.aside.as_ref().filter(|(queue, shape, _)| (*queue, *shape) != who);
+        let aside = others.map_or(0, |(.., need)| need.get(kind));
+        i128::from(limit) - self.used(kind) - i128::from(aside)
     }
 
     fn used(&self, kind: usize) -> i128 {
@@ -308,7 +318,7 @@ impl Branch {
 impl Queues {
     pub fn new() -> Self {
         let (all, by_name, inverse) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let mut queues = Self { all, aside: Vec::new(), by_name, inverse, notes: Notes::default() };
+        let mut queues = Self { all, aside: BTreeMap::new(), by_name, inverse, notes: Notes::default() };
         queues.replace(&[], &Kinds::new());
         queues
     }
@@ -500,6 +510,16 @@ impl Queues {
         self.shift(queue, amounts, times, |queue| &mut queue.leaving);
     }
 
+    /// What is being given up of a lease changes: how many of its slots, and how many of those hold CPU ([`crate::lease::Entry::leaving`]).
+    pub fn leaves(&mut self, queue: u32, need: &Need, before: (u32, u32), after: (u32, u32)) {
+        let slots = i64::from(after.0) - i64::from(before.0);
+        let running = i64::from(after.1) - i64::from(before.1);
+        self.leave(queue, &need.amounts, slots);
+        if slots != running {
+            self.leave(queue, &[(CPU, need.get(CPU))], running - slots);
+        }
+    }
+
     /// Room is being made for so much more.
     pub fn come(&mut self, queue: u32, amounts: &[(usize, i64)], times: i64) {
         self.shift(queue, amounts, times, |queue| &mut queue.coming);
@@ -550,7 +570,23 @@ impl Queues {
 
     /// What right a queue has to a slot of `need` before another one has, or keeps, `others`: of that so many `times`
     /// more is what the other would have left, so -1 where it would give it up.
-    pub fn right(&self, queue: u32, need: &Need, other: u32, (others, times): (&Need, i64)) -> Right {
+    pub fn right(&self, queue: u32, need: &Need, other: u32, others: (&Need, i64)) -> Right {
+        self.right_with(queue, (need, 1), other, others)
+    }
+
+    /// Whether it would be a queue's turn if another one gave up a slot of `others`.
+    pub fn goes_first(&self, queue: u32, need: &Need, other: u32, others: &Need) -> bool {
+        queue == other || self.right_with(queue, (need, 0), other, (others, -1)) != Right::None
+    }
+
+    /// [`Queues::right`], as if the queue got so many slots of its need.
+    fn right_with(
+        &self,
+        queue: u32,
+        (need, more): (&Need, i64),
+        other: u32,
+        (others, times): (&Need, i64),
+    ) -> Right {
         // Where their ways to the top part.
         let siblings = |(a, b): &(u32, u32)| self.all[*a as usize].parent == self.all[*b as usize].parent;
         let pairs = self.above(queue).flat_map(|a| self.above(other).map(move |b| (a, b)));
@@ -570,7 +606,7 @@ impl Queues {
         if way(queue, a).any(|at| owed(at, need, 0)) {
             return Right::Owed;
         }
-        let share = ours.share_of(self.usage_with(a, need, 1), &self.inverse);
+        let share = ours.share_of(self.usage_with(a, need, more), &self.inverse);
         let without = self.usage_with(b, others, times);
         if share <= theirs.share_of(without, &self.inverse) { Right::Share } else { Right::None }
     }
@@ -640,68 +676,77 @@ impl Queues {
 
     /// How many slots of a shape the limits above a queue still allow. What is set aside for others is not allowed.
     pub fn headroom(&self, queue: u32, shape: ShapeId, need: &Need) -> u32 {
-        self.headroom_of(queue, shape, need, |_, _| 0)
-    }
-
-    /// The same once what is being given up is gone, and what room is being made for is there.
-    pub fn headroom_after(&self, queue: u32, shape: ShapeId, need: &Need) -> u32 {
-        let of = |list: &[i128], kind: usize| list.get(kind).copied().unwrap_or(0);
-        self.headroom_of(queue, shape, need, |branch, kind| {
-            of(&branch.leaving, kind) - of(&branch.coming, kind)
-        })
-    }
-
-    fn headroom_of(
-        &self,
-        queue: u32,
-        shape: ShapeId,
-        need: &Need,
-        more: impl Fn(&Branch, usize) -> i128,
-    ) -> u32 {
         let mut most = i128::from(u32::MAX);
         for at in &self.all[queue as usize].limited {
             let limited = &self.all[*at as usize];
             for (kind, limit) in &limited.most {
                 let each = i128::from(need.get(*kind));
                 if each > 0 {
-                    let aside = self.aside(*at, (queue, shape), *kind);
-                    let left = i128::from(*limit) - limited.used(*kind) - aside + more(limited, *kind);
-                    most = most.min(left / each);
+                    most = most.min(limited.left_for((queue, shape), *kind, *limit) / each);
                 }
             }
         }
         u32::try_from(most.max(0)).unwrap_or(u32::MAX)
     }
 
-    /// What of a queue's limit is set aside for others.
-    fn aside(&self, limited: u32, who: (u32, ShapeId), kind: usize) -> i128 {
-        let others = self.aside.iter().filter(|aside| !aside.paused && (aside.queue, aside.shape) != who);
-        let below = others.filter(|aside| self.is_below(aside.queue, limited));
-        below.map(|aside| i128::from(aside.need.get(kind))).sum()
+    /// The limits above a queue that allow no slot of a shape more: whose, and of what.
+    pub fn full_limits(&self, queue: u32, shape: ShapeId, need: &Need) -> Vec<(u32, usize)> {
+        self.full_with(queue, shape, need, |_, _| 0)
+    }
+
+    /// The same once what is being given up is gone, and what room is being made for is there.
+    pub fn full_after(&self, queue: u32, shape: ShapeId, need: &Need) -> Vec<(u32, usize)> {
+        let of = |list: &[i128], kind: usize| list.get(kind).copied().unwrap_or(0);
+        self.full_with(queue, shape, need, |branch, kind| {
+            of(&branch.leaving, kind) - of(&branch.coming, kind)
+        })
+    }
+
+    fn full_with(
+        &self,
+        queue: u32,
+        shape: ShapeId,
+        need: &Need,
+        more: impl Fn(&Branch, usize) -> i128,
+    ) -> Vec<(u32, usize)> {
+        let mut full = Vec::new();
+        for at in &self.all[queue as usize].limited {
+            let limited = &self.all[*at as usize];
+            for (kind, limit) in &limited.most {
+                let each = i128::from(need.get(*kind));
+                let left = || limited.left_for((queue, shape), *kind, *limit) + more(limited, *kind);
+                if each > 0 && left() < each {
+                    full.push((*at, *kind));
+                }
+            }
+        }
+        full
     }
 
     /// Sets what one slot of a shape needs aside in the limits above a queue, unless something is in one of them: two might
     /// wait for each other for ever.
     pub fn set_aside(&mut self, aside: Aside) {
-        let limited = &self.all[aside.queue as usize].limited;
-        let meets =
-            |other: &Aside| self.all[other.queue as usize].limited.iter().any(|at| limited.contains(at));
-        if !self.aside.iter().any(|other| other.who == aside.who || !other.paused && meets(other)) {
-            self.aside.push(aside);
+        let limited = self.all[aside.queue as usize].limited.clone();
+        let is_free = |at: &u32| self.all[*at as usize].aside.is_none();
+        if !self.aside.contains_key(&aside.who) && limited.iter().all(is_free) {
+            for at in limited {
+                self.all[at as usize].aside = Some((aside.queue, aside.shape, Arc::clone(&aside.need)));
+            }
+            self.aside.insert(aside.who, aside);
         }
     }
 
-    /// What was set aside for as long as this is not for as long.
-    pub fn pause_asides(&mut self, now: Millis, span: Millis) {
-        self.aside.retain(|aside| !aside.paused || aside.until > now);
-        for aside in self.aside.iter_mut().filter(|aside| aside.until <= now) {
-            (aside.paused, aside.until) = (true, now.plus(span));
+    fn clear_aside(&mut self, queue: u32) {
+        for at in self.all[queue as usize].limited.clone() {
+            self.all[at as usize].aside = None;
         }
     }
 
     /// Nothing is set aside for somebody any longer.
     pub fn forget_aside(&mut self, who: Oldest) {
-        self.aside.retain(|aside| aside.who != who);
+        if let Some(aside) = self.aside.remove(&who).filter(|aside| !aside.paused) {
+            self.clear_aside(aside.queue);
+        }
     }
 
     /// Whether any queue has a limit.
@@ -709,25 +754,20 @@ impl Queues {
         self.all.iter().any(|branch| !branch.limit.is_empty())
     }
 
+    /// What was set aside for as long as this is not for as long.
+    pub fn pause_asides(&mut self, now: Millis, span: Millis) {
+        self.aside.retain(|_, aside| !aside.paused || aside.until > now);
+        let mut late = Vec::new();
+        for aside in self.aside.values_mut().filter(|aside| aside.until <= now) {
+            (aside.paused, aside.until) = (true, now.plus(span));
+            late.push(aside.queue);
+        }
+        late.into_iter().for_each(|queue| self.clear_aside(queue));
+    }
+
     /// Whether a queue is another one, or below it.
     pub fn is_below(&self, queue: u32, above: u32) -> bool {
         self.above(queue).any(|at| at == above)
-    }
-
-    /// The limits above a queue that allow no slot of a shape more: whose, and of what.
-    pub fn full_limits(&self, queue: u32, shape: &Shape) -> Vec<(u32, usize)> {
-        let mut full = Vec::new();
-        for at in &self.all[queue as usize].limited {
-            let limited = &self.all[*at as usize];
-            let over = |(kind, limit): &&(usize, i64)| {
-                let each = shape.need.get(*kind);
-                let left =
-                    i128::from(*limit) - limited.used(*kind) - self.aside(*at, (queue, shape.id), *kind);
-                each > 0 && left < i128::from(each)
-            };
-            full.extend(limited.most.iter().filter(over).map(|(kind, _)| (*at, *kind)));
-        }
-        full
     }
 
     /// Whether the limit of a queue is one of this kind.
@@ -825,11 +865,12 @@ impl Queues {
             if !branch.promises || !branch.waits.meets(open) {
                 continue;
             }
-            let mut found = None;
+            let (mut found, mut rest) = (None, branch.waits.clone());
+            rest.keep(open);
             if !branch.promised.is_empty() {
-                let mut owed = branch.waits.clone();
-                owed.keep(open);
+                let mut owed = rest.clone();
                 branch.keep_owed(&mut owed, turns.shapes);
+                rest.without(&owed);
                 let pick = if owed.is_empty() { None } else { self.descend(*child, &owed, turns, notes) };
                 found = pick.map(|pick| {
                     let part = branch.owed(|kind| branch.used(kind), turns.shapes.need(pick.shape));
@@ -837,7 +878,7 @@ impl Queues {
                 });
             }
             // What it has of its own may be in use by others below it, or nothing may be guaranteed to it.
-            let Some((part, pick)) = found.or_else(|| self.most_owed(*child, open, turns, notes)) else {
+            let Some((part, pick)) = found.or_else(|| self.most_owed(*child, &rest, turns, notes)) else {
                 continue;
             };
             if best.is_none_or(|(least, number, _)| part.total_cmp(&least).then(child.cmp(&number)).is_lt()) {

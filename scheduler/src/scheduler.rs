@@ -604,7 +604,7 @@ impl Scheduler {
             self.queues.charge(queue, &entry.need.amounts, slots.into());
             let cpu = entry.need.get(CPU);
             self.queues.charge(queue, &[(CPU, cpu)], -i64::from(entry.blocked));
-            self.queues.leave(queue, &entry.need.amounts, entry.giving.into());
+            self.queues.leaves(queue, &entry.need, (0, 0), entry.leaving());
         }
         self.charge_gangs(out);
         let all: Vec<u32> = self.by_key.values().copied().collect();
@@ -660,8 +660,9 @@ impl Scheduler {
 
     fn block(&mut self, id: LeaseId, slots: u32) {
         let Some(entry) = self.leases.get_mut(id) else { return };
-        let slots = slots.min(entry.running());
+        let (slots, before) = (slots.min(entry.running()), entry.leaving());
         entry.blocked += slots;
+        self.queues.leaves(entry.queue, &entry.need, before, entry.leaving());
         let cpu = entry.need.get(CPU) * i64::from(slots);
         if cpu > 0 {
             let (at, queue, inside) = (entry.at, entry.queue, entry.inside);
@@ -671,8 +672,9 @@ impl Scheduler {
 
     fn unblock(&mut self, id: LeaseId, slots: u32) {
         let Some(entry) = self.leases.get_mut(id) else { return };
-        let slots = slots.min(entry.blocked);
+        let (slots, before) = (slots.min(entry.blocked), entry.leaving());
         entry.blocked -= slots;
+        self.queues.leaves(entry.queue, &entry.need, before, entry.leaving());
         let cpu = entry.need.get(CPU) * i64::from(slots);
         let (at, queue, inside) = (entry.at, entry.queue, entry.inside);
         self.change_cpu(at, queue, inside, -cpu);
@@ -739,7 +741,9 @@ impl Scheduler {
             self.roomy.insert(inside.0);
             return;
         }
-        self.queues.leave(entry.queue, &entry.need.amounts, -i64::from(entry.giving.min(slots)));
+        let giving = entry.giving.saturating_sub(slots);
+        let running = lease.slots.saturating_sub(slots).saturating_sub(entry.blocked.saturating_sub(waited));
+        self.queues.leaves(entry.queue, &entry.need, entry.leaving(), (giving, giving.min(running)));
         self.queues.drop_held(entry.queue, entry.job, slots);
         self.queues.charge(entry.queue, &entry.need.amounts, -i64::from(slots));
         self.queues.charge(entry.queue, &[(CPU, entry.need.get(CPU))], waited.into());

@@ -4,7 +4,7 @@
 //! | who waits | whose holders are asked |
 //! |---|---|
 //! | a class | leases on nodes where it may run, of what is short there |
-//! | a placement group | the same, for all that its missing bundles need together |
+//! | a placement group | the same, of what is short there for a bundle that it lacks; where a node is kept for it, for all that is to be there; of other queues only those before whom it would be its turn |
 //! | either, at the limit of a queue | leases of that queue and those below it, of what the limit is of |
 //! | a class in a group | leases in the bundles where it may run, of what is short there |
 //!
@@ -51,6 +51,8 @@ struct Asker<'a> {
     /// Its priority, counted up by the time that it has waited.
     level: i64,
     shape: &'a Shape,
+    /// What each slot, or each bundle that is missing, needs; none twice.
+    needs: Vec<&'a Need>,
     /// Queues whose limits it is at, and of which kinds.
     full: Vec<(u32, usize)>,
 }
@@ -102,8 +104,9 @@ impl Scheduler {
             (Some(gang), _) => self.who_helps_inside(gang, demand, level, from),
             (None, Some(shape)) => {
                 let class = Some((demand.id(), &demand.class));
-                let full = self.queues.full_limits(demand.queue, shape);
-                let asker = Asker { class, queue: demand.queue, level, shape, full };
+                let full = self.queues.full_limits(demand.queue, shape.id, &shape.need);
+                let needs = vec![&*shape.need];
+                let asker = Asker { class, queue: demand.queue, level, shape, needs, full };
                 self.who_helps(&asker, from)
             }
             (None, None) => return,
@@ -119,8 +122,13 @@ impl Scheduler {
         let Some(gang) = self.gangs.get(at) else { return };
         let Some(shape) = gang.shape.and_then(|shape| self.shapes.get(shape)) else { return };
         let level = queues::level(gang.turn(at, self.options.ageing), self.now, self.options.ageing);
-        let full = self.queues.full_limits(gang.queue, shape);
-        let asker = Asker { class: None, queue: gang.queue, level, shape, full };
+        let full = self.queues.full_limits(gang.queue, shape.id, &shape.need);
+        let missing = gang.needs.iter().zip(&gang.bundles).filter(|(_, bundle)| bundle.is_none());
+        let mut needs: Vec<&Need> = missing.map(|(need, _)| &**need).collect();
+        needs.dedup();
+        // Where one node could hold all of it.
+        needs.push(&shape.need);
+        let asker = Asker { class: None, queue: gang.queue, level, shape, needs, full };
         let (found, next) = self.who_helps(&asker, gang.asked_from);
         if let Some(gang) = self.gangs.get_mut(at) {
             gang.asked_from = next;
@@ -151,17 +159,21 @@ impl Scheduler {
                 return (found, *number);
             }
             let Some(node) = self.cluster.nodes.get(*at).filter(|node| !node.draining) else { continue };
-            let may_run = || {
-                let large = asker.shape.key.gang.is_some();
-                self.cluster.admits(asker.shape, node) && (large || node.stock.could_ever(&asker.shape.need))
+            let kept = node.kept.as_ref().filter(|kept| kept.shape == asker.shape.id);
+            let lacks = match kept {
+                Some(kept) => vec![&*kept.need],
+                None => asker.needs.iter().copied().filter(|need| node.stock.could_ever(need)).collect(),
             };
             // What counts for a limit does so wherever it runs.
-            if asker.full.is_empty() && !may_run() {
+            if asker.full.is_empty() && (lacks.is_empty() || !self.cluster.admits(asker.shape, node)) {
                 continue;
             }
             leases += node.leases.len();
             let helps = |entry: &Entry| match asker.full.is_empty() {
-                true => asker.is_helped(entry, node, &self.cluster),
+                true => {
+                    asker.is_helped(entry, node, &lacks, &self.cluster)
+                        && (kept.is_some() || self.has_right(asker, &lacks, entry))
+                }
                 false => {
                     let below = |(queue, kind): &(u32, usize)| {
                         entry.holds(*kind) && self.queues.is_below(entry.queue, *queue)
@@ -173,6 +185,13 @@ impl Scheduler {
             found.extend(node.leases.iter().filter(|lease| self.leases.at(**lease).is_some_and(may)));
         }
         (found, 0)
+    }
+
+    /// Whether a slot that comes back may be for who asks. A class asks anyway: what is idle is to come back at once.
+    fn has_right(&self, asker: &Asker<'_>, needs: &[&Need], entry: &Entry) -> bool {
+        let mut first =
+            needs.iter().map(|need| self.queues.goes_first(asker.queue, need, entry.queue, &entry.need));
+        asker.class.is_some() || first.any(|first| first)
     }
 
     /// Leases in bundles of a group, from this one on, that would help what waits there, and the next bundle.
@@ -217,11 +236,11 @@ impl Asker<'_> {
         !own && (entry.queue != self.queue || i64::from(entry.lease.priority) <= self.level)
     }
 
-    /// Whether a lease holds something that is lacking on its node.
-    fn is_helped(&self, entry: &Entry, node: &Node, cluster: &Cluster) -> bool {
+    /// Whether a lease holds something that is lacking on its node for one of these.
+    fn is_helped(&self, entry: &Entry, node: &Node, needs: &[&Need], cluster: &Cluster) -> bool {
         let kin = self.shape.key.kin;
         let crowds = kin.is_some() && entry.kin == kin && cluster.kin_room(kin, entry.at) == 0;
         let short = |(kind, each): &(usize, i64)| node.stock.is_short(*kind, *each) && entry.holds(*kind);
-        self.may_ask(entry) && (crowds || self.shape.need.amounts.iter().any(short))
+        self.may_ask(entry) && (crowds || needs.iter().any(|need| need.amounts.iter().any(short)))
     }
 }

@@ -298,7 +298,11 @@ impl Scheduler {
             if entry.giving > entry.lease.slots || entry.giving > 0 && entry.inside.is_some() {
                 return Err(format!("{} gives up {} slots", entry.lease.id, entry.giving));
             }
-            add(entry.queue, &entry.need.amounts, entry.giving.into(), 0);
+            let (giving, running) = entry.leaving();
+            for (kind, each) in &entry.need.amounts {
+                let slots = if *kind == CPU { running } else { giving };
+                add(entry.queue, &[(*kind, *each)], slots.into(), 0);
+            }
         }
         for gang in self.gangs.iter().map(|(_, gang)| gang).filter(|gang| gang.until.is_some()) {
             gang.needs.iter().for_each(|need| add(gang.queue, &need.amounts, 1, 0));

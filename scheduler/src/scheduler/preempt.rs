@@ -12,6 +12,8 @@
 //! to its end, but gets no more work. A group is given up as a whole, and only if it is restartable: work in any other may
 //! start as long as the group is there, so that nothing would end by itself, and it keeps what it has borrowed.
 //!
+//! Who waits at the limit of a queue may take what that is of from those below it, on a node where he may run then.
+//!
 //! What comes free bit by bit would go to whatever small fits first. So the node is *kept* for the shape for which room
 //! is made, until that is granted or it took too long. In the same way a node is kept for something large that has
 //! waited for long, and for which several slots must end.
@@ -280,6 +282,7 @@ impl Scheduler {
                 // There is room, but kept for somebody who comes after it.
                 if plan.slots > 0
                     && plan.taken.is_empty()
+                    && self.queues.headroom(claim.queue, id, &need) > 0
                     && let Some(who) = self.oldest_on(at)
                 {
                     return self.lift_oldest(who);
@@ -412,15 +415,6 @@ impl Scheduler {
         all
     }
 
-    /// Whether the end of a victim's slots leaves more of a limit above who waits.
-    fn is_limited_with(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
-        self.queues.limited(claim.queue).iter().any(|limited| {
-            let mut kinds = need.amounts.iter().map(|(kind, _)| *kind);
-            let limits = |kind| self.queues.limits(*limited, kind) && victim.all.get(kind) > 0;
-            self.queues.is_below(victim.queue, *limited) && kinds.any(limits)
-        })
-    }
-
     fn may_take(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
         if claim.queue == victim.queue {
             return claim.priority > victim.priority;
@@ -447,14 +441,17 @@ impl Scheduler {
             }
             let (taken, shifts, part) = (plan.taken.clone(), plan.trial.len(), plan.part);
             loop {
-                let full = self.queues.headroom_after(claim.queue, claim.shape, need) == 0;
-                if !full && trial.fits(need) {
+                let full = self.queues.full_after(claim.queue, claim.shape, need);
+                if full.is_empty() && trial.fits(need) {
                     break;
                 }
                 let lacks = |kind: &(usize, i64)| trial.is_short(kind.0, kind.1);
                 let found = victims.get(next).map(|victim| {
                     let here = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
-                    let helps = here || full && self.is_limited_with(claim, need, victim);
+                    let below = |(queue, kind): &(u32, usize)| {
+                        victim.all.get(*kind) > 0 && self.queues.is_below(victim.queue, *queue)
+                    };
+                    let helps = here || full.iter().any(below);
                     used < victim.slots && helps && self.may_take(claim, need, victim)
                 });
                 match (found, victims.get(next)) {
@@ -523,11 +520,12 @@ impl Scheduler {
 
     fn preempt_lease(&mut self, place: u32, slots: u32, until: Option<Millis>, out: &mut Vec<Effect>) {
         let Some(entry) = self.leases.at_mut(place) else { return };
+        let before = entry.leaving();
         entry.giving += slots;
         entry.until = until;
-        let (queue, need, lease) = (entry.queue, Arc::clone(&entry.need), entry.lease.id);
+        let lease = entry.lease.id;
         let (owner, node, kind) = (entry.lease.owner, entry.lease.node, RevokeKind::Preempted { until });
-        self.queues.leave(queue, &need.amounts, slots.into());
+        self.queues.leaves(entry.queue, &entry.need, before, entry.leaving());
         out.push(Effect::Revoke { lease, owner, node, slots, kind });
         self.preempting.leases.extend(until.map(|until| (until, lease)));
     }

@@ -36,7 +36,7 @@ const LOOKED_MAX: usize = 256;
 const TRIED_MAX: usize = 8;
 
 /// For whom alone a node is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Oldest {
     Demand(demand::Key),
     Gang(GroupId),

@@ -315,6 +315,23 @@ fn a_group_that_waits_asks_holders_as_classes_do() {
         "group-1 0:node-1",
         "its turn came before that of whoever holds all"
     );
+    // Not for what could never go there, nor of queues that have less than their share.
+    let mut world = World::new(&["2 cpu", "2 cpu 1 gpu"]);
+    world.step(Event::Queues(vec![super::sharing::queue("a"), super::sharing::queue("b")]));
+    let of = |queue: &str, text| Class { queue: queue.to_owned(), ..class(text) };
+    world.ask_as(1, host(10), 0, &of("a", "1 cpu"), 2, &[]);
+    world.ask_as(2, host(11), 0, &of("b", "2 cpu 1 gpu"), 1, &[]);
+    let with_gpu = |queue: &str| Group { queue: queue.to_owned(), ..group(Arrange::Pack, &["1 cpu 1 gpu"]) };
+    ask(&mut world, 1, &with_gpu("a"));
+    assert_eq!(idle(&mut world), "");
+    ask(&mut world, 2, &with_gpu(""));
+    assert_eq!(idle(&mut world), "idle? lease-2");
+    let mut world = World::new(&["2 cpu"]);
+    world.step(Event::Queues(vec![super::sharing::queue("a"), super::sharing::queue("b; weight 9")]));
+    world.ask_as(1, host(10), 0, &of("a", "1 cpu"), 1, &[]);
+    world.ask_as(2, host(11), 0, &of("b", "0.5 cpu"), 2, &[]);
+    ask(&mut world, 1, &Group { queue: "a".to_owned(), ..group(Arrange::Pack, &["0.5 cpu"]) });
+    assert_eq!(idle(&mut world), "idle? lease-1");
     // Nor does it ask what matters more, before it has waited long enough.
     let mut world = World::new(&["1 cpu"]);
     world.ask(host(10), 0, &Class { priority: 1, ..class("1 cpu") }, 99);

@@ -230,6 +230,29 @@ fn at_a_limit_room_is_made_below_it() {
 }
 
 #[test]
+fn at_a_limit_only_what_it_is_of_is_taken() {
+    // The limit of GPUs is far; whatever has some is of no help.
+    check(
+        &["12 cpu 4 gpu"],
+        &["b; limit 8 cpu 99 gpu"],
+        &["b, 0, 1 of 1 gpu, restartable", "b, 0, 8 of 1 cpu, restartable"],
+        &["b, 1, 1 of 1 cpu 1 gpu"],
+        "lease-2 x1 until 1500; lease-2 x1 evicted; node-1 GPU 1:1",
+    );
+    // What waits uses nothing of a limit of CPU, and its end leaves no more of it.
+    let preempt = Preempt { churn: 1000, ..Preempt::default() };
+    let mut world = World::with(Options { preempt, ..Options::default() }, &["8 cpu 1 gpu", "8 cpu"]);
+    queues(&mut world, &["b; limit 2 cpu"]);
+    world.ask_as(1, host(10), 1, &work("b, 0, 1 of 1 cpu 1 gpu").0, 1, &[]);
+    world.step(Event::Block { lease: LeaseId { number: 1 }, slots: 1 });
+    world.ask_as(2, host(10), 2, &work("b, 0, 2 of 1 cpu, restartable").0, 2, &[]);
+    world.ask_as(3, host(20), 1, &work("b, 1, 1 of 1 gpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 1000), "lease-1 x1 when done");
+    world.ask_as(4, host(21), 1, &work("b, 1, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 2000), "lease-2 x1 until 2500; lease-2 x1 evicted; node-2 x1");
+}
+
+#[test]
 fn what_waits_makes_room_with_what_it_holds_still() {
     let preempt = Preempt { churn: 1000, ..Preempt::default() };
     let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu 1 gpu"]);

@@ -497,16 +497,25 @@ impl Core {
         self.drain(out);
     }
 
-    /// Every [`TICK`]: renews leases with work, gives idle ones back, recalls what waits behind slow work.
+    /// Every [`TICK`]: renews leases with work, gives back idle ones and idle slots of those that others wait for, recalls
+    /// what waits behind slow work.
     pub fn tick(&mut self, out: &mut Vec<Action>) {
         let mut renew = Vec::new();
         let mut idle = Vec::new();
         let mut stuck = Vec::new();
+        let mut fewer = Vec::new();
         for (id, held) in &mut self.leases {
-            if held.in_flight > 0 || held.actors > 0 {
+            let used = held.in_flight.saturating_add(held.actors);
+            if used > 0 {
                 renew.push(*id);
                 held.quiet_ticks += 1;
                 let class = &mut self.classes[held.key];
+                let over = held.wanted_back || held.pushes_left.is_some() && class.queue.is_empty();
+                if over && used < held.slots {
+                    // One that takes long does not hold those that are done.
+                    held.keep = held.keep.min(used);
+                    fewer.push(*id);
+                }
                 // Beside those that were sent ahead because nothing is to be had elsewhere.
                 let most = if class.ahead { held.slots.saturating_mul(2) } else { held.slots };
                 if held.in_flight > most && held.quiet_ticks > QUIET_TICKS_MAX {
@@ -528,6 +537,9 @@ impl Core {
         }
         for lease in stuck {
             self.recall(lease, out);
+        }
+        for lease in fewer {
+            self.maybe_shrink(lease, out);
         }
         for lease in idle {
             self.forget_lease(lease);

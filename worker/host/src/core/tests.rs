@@ -256,6 +256,35 @@ fn an_idle_lease_goes_back_when_asked_for_or_after_a_while() {
 }
 
 #[test]
+fn one_that_takes_long_does_not_hold_the_slots_of_those_that_are_done() {
+    let mut bench = Bench::new();
+    for _ in 0..4 {
+        bench.submit(TASK, Vec::new());
+    }
+    let calls = runs(&bench.granted(grant(1, 4)));
+    assert_eq!(calls.len(), 4);
+    bench.core.revoked(LeaseId { number: 1 }, Revocation::Idle, &mut Vec::new());
+    let shrinks = |bench: &mut Bench| {
+        let mut out = Vec::new();
+        bench.core.tick(&mut out);
+        out.iter().find_map(|action| match action {
+            Action::Tell(ToAgent::Shrink { keep, .. }) => Some(*keep),
+            _ => None,
+        })
+    };
+    assert_eq!(shrinks(&mut bench), None, "all are in use");
+    for call in &calls[..3] {
+        bench.message(done(call, value(1)));
+    }
+    assert_eq!(shrinks(&mut bench), Some(1));
+    assert_eq!(shrinks(&mut bench), None, "said once");
+    let (_, out) = bench.submit(TASK, Vec::new());
+    assert!(runs(&out).is_empty(), "it is not used for what comes");
+    let out = bench.message(done(&calls[3], value(1)));
+    assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
+}
+
+#[test]
 fn a_cancelled_call_fails_at_once_and_its_slot_is_charged_until_it_ends() {
     let mut bench = Bench::new();
     let (running, _) = bench.submit(TASK, Vec::new());
