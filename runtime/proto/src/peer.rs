@@ -353,6 +353,10 @@ pub enum Outcome {
     Values(SmallVec<[Returned; 1]>),
     /// Why it failed.
     Failed(Box<Failure>),
+    /// Of a task or an actor's construction: it has not started, since these of its arguments are not where the submitter
+    /// said that they lie, which has to find them or to have them made again. Some of what the call named, so no longer than
+    /// that was.
+    Lost(Vec<(ObjectId, Copy)>),
 }
 
 /// The state of an object as its owner knows it.

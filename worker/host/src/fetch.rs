@@ -9,10 +9,19 @@ use mobula_proto::{
 use mobula_store::{Bytes, Object};
 use smallvec::SmallVec;
 
-use crate::{codec::Value, runtime::Runtime};
+use crate::{codec::Value, runtime::Runtime, store::Unopened};
 
 pub(crate) type Given = SmallVec<[Argument; 1]>;
 type Values = SmallVec<[Value; 1]>;
+
+/// Arguments that are not readable here.
+pub(crate) struct Unread {
+    pub(crate) failure: Failure,
+    /// Those that are not where they were said to lie, if that is all: their owners can say where they are, or have them made
+    /// again.
+    pub(crate) lost: Vec<(ObjectId, Copy)>,
+    given: Given,
+}
 
 /// The arguments, where all came inside the message; else they come back.
 pub(crate) fn here(arguments: Given) -> Result<Result<Values, Failure>, Given> {
@@ -40,17 +49,47 @@ pub(crate) fn stored_bytes(arguments: &Given) -> u64 {
 /// not start yet if they were here.
 pub(crate) fn all(
     runtime: &Arc<Runtime>,
-    arguments: Given,
+    given: Given,
     ahead: bool,
-    ready: impl FnOnce(&Arc<Runtime>, Result<Values, Failure>) + Send + 'static,
+    ready: impl FnOnce(&Arc<Runtime>, Result<Values, Unread>) + Send + 'static,
 ) {
-    let wanted = stored(&arguments).collect();
+    let wanted: Vec<_> = stored(&given).collect();
+    if wanted.is_empty() {
+        return ready(runtime, assemble(given, &HashMap::new()).map_err(Unread::from));
+    }
     let weak = Arc::downgrade(runtime);
     runtime.open_all(wanted, ahead, move |opened| {
-        if let Some(runtime) = weak.upgrade() {
-            ready(&runtime, opened.and_then(|stored| assemble(arguments, &stored)));
-        }
+        let Some(runtime) = weak.upgrade() else { return };
+        let read = match opened {
+            Ok(stored) => assemble(given, &stored).map_err(Unread::from),
+            Err(Unopened { failure, lost }) => Err(Unread { failure, lost, given }),
+        };
+        ready(&runtime, read);
     });
+}
+
+/// Has the owners of what was lost find it, or have it made again, and waits for that: the arguments, as they are then.
+pub(crate) async fn again(runtime: &Arc<Runtime>, unread: Unread) -> Result<Given, Failure> {
+    let Unread { failure, lost, mut given } = unread;
+    let found = runtime.find_again(&lost, &failure).await?;
+    let parts = given.iter_mut().flat_map(|argument| match argument {
+        Argument::One(part) => std::slice::from_mut(part),
+        Argument::List(parts) => parts,
+    });
+    for part in parts {
+        if let Part::Stored { object, .. } = part
+            && let Some(now) = found.get(object)
+        {
+            *part = now.clone();
+        }
+    }
+    Ok(given)
+}
+
+impl From<Failure> for Unread {
+    fn from(failure: Failure) -> Self {
+        Self { failure, lost: Vec::new(), given: Given::new() }
+    }
 }
 
 fn parts(argument: &Argument) -> &[Part] {

@@ -34,7 +34,7 @@ use crate::{
     peers::Peers,
     registry::Registry,
     site::Site,
-    store::Store,
+    store::{Store, Unopened},
     strangers,
     stream::Producer,
     wait::{Parker, Waiter},
@@ -43,6 +43,7 @@ use crate::{
 mod asking;
 mod deaths;
 mod leaving;
+mod losing;
 mod waiting;
 
 pub use asking::QUESTION_WAIT;
@@ -818,6 +819,15 @@ impl Runtime {
         read_inline(&self.core.lock(), object)
     }
 
+    /// How much of an object lies in a store; `None` where its state is not final.
+    pub fn stored_bytes(&self, object: ObjectId) -> Option<u64> {
+        match self.core.lock().objects.state(object) {
+            Some(State::Pending) => None,
+            Some(State::Stored(copy)) => Some(copy.bytes),
+            Some(State::Inline { .. } | State::Actor { .. } | State::Failed(_)) | None => Some(0),
+        }
+    }
+
     /// [`Self::read_here`] for the first of these: as many as may be asked for together of those that are not here.
     fn read_some_here(&self, objects: &[ObjectId]) -> Vec<Option<Result<Object, Failure>>> {
         let core = self.core.lock();
@@ -874,34 +884,6 @@ impl Runtime {
         }
     }
 
-    /// A copy could not be read: the owner finds another, runs the task again, or says that it is lost.
-    fn on_lost(
-        self: &Arc<Self>,
-        object: ObjectId,
-        copy: Copy,
-        failure: Failure,
-        done: Box<dyn FnOnce(Result<Object, Failure>) + Send>,
-    ) {
-        self.step(|core, out| core.own(out, |objects, fx| objects.lost(object, &copy, fx)));
-        let runtime = self.clone();
-        self.user.spawn(async move {
-            let mut waiting = Waiting::default();
-            std::future::poll_fn(|poller| {
-                if runtime.poll_ready(object, &mut waiting, poller.waker()) {
-                    std::task::Poll::Ready(())
-                } else {
-                    std::task::Poll::Pending
-                }
-            })
-            .await;
-            let again = runtime.core.lock().objects.state(object).cloned();
-            match again {
-                Some(State::Stored(newer)) if newer == copy => done(Err(failure)),
-                _ => runtime.read(object, done),
-            }
-        });
-    }
-
     /// The state of an object, for actors and for looking.
     pub fn state(&self, object: ObjectId) -> Option<State> {
         self.core.lock().objects.state(object).cloned()
@@ -912,7 +894,7 @@ impl Runtime {
         self: &Arc<Self>,
         wanted: Vec<(ObjectId, Copy)>,
         ahead: bool,
-        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
+        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Unopened>) + Send + 'static,
     ) {
         self.store.open_all(wanted, ahead, done);
     }
@@ -951,10 +933,10 @@ fn maker(kind: Kind) -> Maker {
 const SMALL_RESULT_BYTES: u64 = 256;
 /// Where more bytes than this wait for a caller to take them, larger results go to the store.
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
-/// Most objects that one thread has the agent open together, each pinned until it is decoded.
-const ASKED_TOGETHER_MAX: usize = 64;
+/// Most objects that one thread or future has the agent open together, each pinned until it is decoded.
+pub const ASKED_TOGETHER_MAX: usize = 64;
 /// And most of their bytes, but for a single one: what is pinned cannot make room for what is still to come.
-const ASKED_TOGETHER_BYTES_MAX: u64 = 64 << 20;
+pub const ASKED_TOGETHER_BYTES_MAX: u64 = 64 << 20;
 
 fn is_final(state: Option<&State>) -> bool {
     !matches!(state, Some(State::Pending))

@@ -55,12 +55,13 @@ const REGION_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// How many regions even a small store should have room for.
 const REGIONS_MIN: u64 = 8;
 
-/// What lies in regions of this host, and the attempts that made it. Most are the first values of tasks of this host, or
-/// put by it, which count up.
+/// What lies in regions of this host, by the attempt that made it: of two that ran here each has its copy, since the agent
+/// frees them one by one. Most objects have one copy, and are first values of tasks of this host, or put by it, which count
+/// up.
 struct Kept {
     me: HostId,
     first: SeqMap<(u32, Extent)>,
-    others: HashMap<ObjectId, (u32, Extent)>,
+    others: HashMap<(ObjectId, u32), Extent>,
 }
 
 impl Kept {
@@ -68,20 +69,30 @@ impl Kept {
         object.index == 0 && object.owner == self.me
     }
 
-    fn get(&self, object: &ObjectId) -> Option<&(u32, Extent)> {
-        if self.is_first(object) { self.first.get(&object.seq) } else { self.others.get(object) }
+    fn get(&self, object: ObjectId, attempt: u32) -> Option<&Extent> {
+        if self.is_first(&object)
+            && let Some((made_by, extent)) = self.first.get(&object.seq)
+            && *made_by == attempt
+        {
+            return Some(extent);
+        }
+        self.others.get(&(object, attempt))
     }
 
-    fn insert(&mut self, object: ObjectId, kept: (u32, Extent)) {
-        if self.is_first(&object) {
-            self.first.insert(object.seq, kept);
+    fn insert(&mut self, object: ObjectId, attempt: u32, extent: Extent) {
+        if self.is_first(&object) && self.first.get(&object.seq).is_none() {
+            self.first.insert(object.seq, (attempt, extent));
         } else {
-            self.others.insert(object, kept);
+            self.others.insert((object, attempt), extent);
         }
     }
 
-    fn remove(&mut self, object: &ObjectId) -> Option<(u32, Extent)> {
-        if self.is_first(object) { self.first.remove(&object.seq) } else { self.others.remove(object) }
+    fn remove(&mut self, object: ObjectId, attempt: u32) -> Option<Extent> {
+        let by = |(made_by, _): &(u32, Extent)| *made_by == attempt;
+        if self.is_first(&object) && self.first.get(&object.seq).is_some_and(by) {
+            return self.first.remove(&object.seq).map(|(_, extent)| extent);
+        }
+        self.others.remove(&(object, attempt))
     }
 }
 
@@ -91,11 +102,10 @@ pub struct Store {
     heap: Heap,
     next_region: AtomicU32,
     next_request: AtomicU64,
-    /// What lies in regions of this host, and the attempts that made it.
     kept: Mutex<Kept>,
     sites: Mutex<Sites>,
     /// What lay there, and that the agent has elsewhere by now, while it is still read in this process.
-    left: Mutex<HashMap<ObjectId, WeakExtent>>,
+    left: Mutex<HashMap<(ObjectId, u32), WeakExtent>>,
     /// What lies in regions of others.
     views: Views,
     growing: Mutex<()>,
@@ -138,6 +148,13 @@ impl Drop for Lacking {
     }
 }
 
+/// Why objects could not be opened.
+pub(crate) struct Unopened {
+    pub(crate) failure: Failure,
+    /// Those that are not where they were said to lie, if that is all.
+    pub(crate) lost: Vec<(ObjectId, Copy)>,
+}
+
 /// What helps it.
 enum Room {
     /// The agent lets it make a region.
@@ -175,8 +192,8 @@ impl Store {
     }
 
     /// Writes a value, in which are these refs, into shared memory, once, and tells the agent where it is. One that was built in place
-    /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What an earlier attempt left
-    /// here, since somebody holds it, is used again: so the copy that it gives may be another attempt's.
+    /// ([`Self::allocate`]) lies there already. Waits up to [`STORE_FULL_WAIT`] for room. What another attempt left here is
+    /// another copy, of which the agent may have heard that it counts no more.
     pub fn keep(
         &self,
         runtime: &Arc<Runtime>,
@@ -185,11 +202,6 @@ impl Store {
         (encoded, refs): (&Encoded, &[ObjectId]),
         site: Site,
     ) -> Result<Copy, Failure> {
-        let copy = |attempt, bytes| Copy { node: runtime.me().node, bytes, attempt, job: runtime.job() };
-        let there = |kept: &Kept| kept.get(&object).map(|(attempt, made)| copy(*attempt, made.len() as u64));
-        if let Some(made) = there(&self.kept.lock()) {
-            return Ok(made);
-        }
         let extent = match encoded.in_place().filter(|extent| self.heap.owns(extent)) {
             Some(extent) => extent,
             None => {
@@ -201,14 +213,7 @@ impl Store {
             }
         };
         let location = extent.location();
-        {
-            let mut kept = self.kept.lock();
-            // Another attempt that runs here as well may have been faster, while this one had no room.
-            if let Some(made) = there(&kept) {
-                return Ok(made);
-            }
-            kept.insert(object, (attempt, extent));
-        }
+        self.kept.lock().insert(object, attempt, extent);
         let site = {
             // Named before any other thread uses the number.
             let mut sites = self.sites.lock();
@@ -233,7 +238,7 @@ impl Store {
             site,
         });
         runtime.peers().wait_for_agent(runtime);
-        Ok(copy(attempt, location.len))
+        Ok(Copy { node: runtime.me().node, bytes: location.len, attempt, job: runtime.job() })
     }
 
     /// Shared memory to write into, its page faults taken. What lies there is unspecified. Waits up to
@@ -350,14 +355,11 @@ impl Store {
     pub(crate) fn reclaim(&self, runtime: &Arc<Runtime>, objects: &[(ObjectId, u32)], give_back: bool) {
         let gone: Vec<_> = {
             let mut kept = self.kept.lock();
-            let mut take = |(object, attempt): &(ObjectId, u32)| {
-                // What another attempt made stays.
-                kept.get(object).filter(|made| made.0 == *attempt)?;
-                Some((*object, kept.remove(object)?.1))
-            };
+            // What another attempt made stays.
+            let mut take = |made: &(ObjectId, u32)| Some((*made, kept.remove(made.0, made.1)?));
             objects.iter().filter_map(&mut take).collect()
         };
-        let left: Vec<_> = gone.iter().map(|(object, extent)| (*object, extent.downgrade())).collect();
+        let left: Vec<_> = gone.iter().map(|(made, extent)| (*made, extent.downgrade())).collect();
         drop(gone);
         self.left.lock().extend(left.into_iter().filter(|(_, extent)| !extent.is_gone()));
         if give_back {
@@ -451,42 +453,44 @@ impl Store {
         (self.heap.used_bytes(), self.heap.capacity_bytes())
     }
 
-    /// Makes all of these readable, then calls `done` once. `ahead`: nothing waits for them yet.
+    /// Makes all of these readable, then calls `done` once. `ahead`: nothing waits for them yet. Where some are lost, all
+    /// that are get known before.
     pub(crate) fn open_all(
         &self,
         wanted: Vec<(ObjectId, Copy)>,
         ahead: bool,
-        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Failure>) + Send + 'static,
+        done: impl FnOnce(Result<HashMap<ObjectId, Bytes>, Unopened>) + Send + 'static,
     ) {
         struct Gather<F> {
             left: usize,
             found: HashMap<ObjectId, Bytes>,
+            unopened: Option<Unopened>,
             done: Option<F>,
         }
         let distinct: HashMap<ObjectId, Copy> = wanted.into_iter().collect();
-        let gather =
-            Arc::new(Mutex::new(Gather { left: distinct.len(), found: HashMap::new(), done: Some(done) }));
+        let (left, found) = (distinct.len(), HashMap::new());
+        let gather = Arc::new(Mutex::new(Gather { left, found, unopened: None, done: Some(done) }));
         for (object, copy) in distinct {
             let gather = gather.clone();
             let one = Box::new(move |result: Result<Bytes, Failure>| {
                 let mut state = gather.lock();
                 state.left -= 1;
+                let mut over = state.left == 0;
                 match result {
                     Ok(bytes) => drop(state.found.insert(object, bytes)),
+                    Err(failure) if failure.kind == FailureKind::ObjectLost => {
+                        let lost = Vec::new();
+                        state.unopened.get_or_insert(Unopened { failure, lost }).lost.push((object, copy));
+                    }
                     Err(failure) => {
-                        if let Some(done) = state.done.take() {
-                            drop(state);
-                            done(Err(failure));
-                        }
-                        return;
+                        state.unopened = Some(Unopened { failure, lost: Vec::new() });
+                        over = true;
                     }
                 }
-                if state.left == 0
-                    && let Some(done) = state.done.take()
-                {
-                    let found = std::mem::take(&mut state.found);
+                if over && let Some(done) = state.done.take() {
+                    let (found, unopened) = (std::mem::take(&mut state.found), state.unopened.take());
                     drop(state);
-                    done(Ok(found));
+                    done(unopened.map_or(Ok(found), Err));
                 }
             });
             self.open(object, copy, ahead, one);
@@ -495,8 +499,8 @@ impl Store {
 
     /// Makes one readable, then calls `done` once; see [`Self::open_all`].
     pub(crate) fn open(&self, object: ObjectId, copy: Copy, ahead: bool, done: Callback) {
-        let own = self.kept.lock().get(&object).map(|(_, extent)| extent.bytes());
-        let left = || self.left.lock().get(&object)?.upgrade().map(|extent| extent.bytes());
+        let own = self.kept.lock().get(object, copy.attempt).map(Extent::bytes);
+        let left = || self.left.lock().get(&(object, copy.attempt))?.upgrade().map(|extent| extent.bytes());
         if let Some(bytes) = own.or_else(left) {
             return done(Ok(bytes));
         }
@@ -527,47 +531,54 @@ fn ended(runtime: &Runtime) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Alone, alone};
+    use crate::testing::{Alone, ME, alone, other};
 
     /// Longest that a thread may take to come back.
     const WAIT: Duration = Duration::from_secs(20);
 
     #[test]
-    fn of_two_attempts_that_waited_for_room_one_makes_the_copy() {
+    fn of_two_attempts_each_makes_its_copy_and_each_goes_by_itself() {
         let Alone { runtime, told: said, user: _user } = alone(&[]);
-        let object = mobula_proto::TaskId::numbered(runtime.me(), 1).object(0);
-        let keep = |attempt| {
+        let objects = [ME, other(2)].map(|owner| mobula_proto::TaskId::numbered(owner, 1).object(0));
+        let keep = |object: ObjectId, attempt: u32| {
             let runtime = runtime.clone();
             std::thread::spawn(move || {
-                let value = Encoded::from(mobula_proto::Blob::from_slice(&[7; 100]));
-                runtime.store().keep(&runtime, object, attempt, (&value, &[]), Site::Results("test"))
+                let value = Encoded::from(mobula_proto::Blob::from_slice(&[attempt as u8; 100]));
+                let made = (&value, &[][..]);
+                runtime.store().keep(&runtime, object, attempt, made, Site::Results("test")).unwrap()
             })
         };
-        let both = [1, 2].map(keep);
-        let next = || said.recv_timeout(WAIT).expect("both ask for room");
-        let mut requests = Vec::new();
-        while requests.len() < 2 {
-            if let ToAgent::RegionWanted { request, .. } = next() {
-                requests.push(request);
-            }
+        let first = keep(objects[0], 1);
+        let wish =
+            std::iter::repeat_with(|| said.recv_timeout(WAIT).expect("it asks for room")).find_map(|told| {
+                if let ToAgent::RegionWanted { request, .. } = told { Some(request) } else { None }
+            });
+        runtime.store().region_answer(wish.unwrap(), Ok(()));
+        first.join().unwrap();
+        // Where the agent has been told to free the first, and has not said so here yet, that is not given out again.
+        let rest = [(objects[0], 2), (objects[1], 1), (objects[1], 2)];
+        for (object, attempt) in rest {
+            assert_eq!(keep(object, attempt).join().unwrap().attempt, attempt);
         }
-        for request in requests {
-            runtime.store().region_answer(request, Ok(()));
-        }
-        let [one, other] = both.map(|thread| thread.join().unwrap().unwrap());
-        assert_eq!(one, other, "both say which it is");
-        let made = one.attempt;
         let sealed = |message| match message {
             ToAgent::Sealed { object, attempt, .. } => Some((object, attempt)),
             _ => None,
         };
-        assert_eq!(said.try_iter().filter_map(sealed).collect::<Vec<_>>(), [(object, made)]);
-        // What is said of the other's, which never was, leaves it alone.
-        let is_kept = || runtime.store().kept.lock().get(&object).is_some();
-        runtime.store().reclaim(&runtime, &[(object, 3 - made)], false);
-        assert!(is_kept());
-        runtime.store().reclaim(&runtime, &[(object, made)], false);
-        assert!(!is_kept());
+        let told: Vec<_> = said.try_iter().filter_map(sealed).collect();
+        assert_eq!(told, [(objects[0], 1), rest[0], rest[1], rest[2]]);
+        let byte = |object, attempt| {
+            let copy = Copy { node: ME.node, bytes: 100, attempt, job: runtime.job() };
+            let (tell, hear) = std::sync::mpsc::channel();
+            runtime.store().open(object, copy, false, Box::new(move |bytes| drop(tell.send(bytes))));
+            hear.try_recv().ok().map(|bytes| bytes.unwrap()[0])
+        };
+        for object in objects {
+            assert_eq!([1, 2].map(|attempt| byte(object, attempt)), [Some(1), Some(2)]);
+            runtime.store().reclaim(&runtime, &[(object, 1), (object, 3)], false);
+            assert_eq!([1, 2].map(|attempt| byte(object, attempt)), [None, Some(2)]);
+            runtime.store().reclaim(&runtime, &[(object, 2)], false);
+            assert_eq!(byte(object, 2), None);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod joining;
 mod leaks;
 mod lending;
 mod limits;
+mod losing;
 mod memory;
 mod objects;
 mod pinning;
@@ -209,6 +210,9 @@ pub fn cases() -> Vec<Case> {
         case!(dying::calls_allowed_at_least_once_are_tried_again),
         case!(dying::a_killed_host_is_replaced).modes(RIG),
         case!(dying::a_killed_node_is_replaced).modes(RIG).fresh(),
+        case!(losing::a_task_waits_for_an_argument_that_died_with_it).modes(RIG).fresh(),
+        case!(losing::a_borrowers_arguments_are_made_again).modes(RIG).fresh(),
+        case!(losing::a_borrowers_arguments_are_found_where_they_moved).modes(RIG).fresh(),
         case!(draining::a_node_that_drains_loses_nothing).modes(RIG).fresh(),
         case!(draining::what_was_inherited_moves_too).modes(RIG).fresh(),
         case!(draining::what_hosts_there_own_moves_too).modes(RIG).fresh(),

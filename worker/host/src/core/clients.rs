@@ -138,8 +138,20 @@ impl Core {
             let id = self.ids.task(seq);
             match self.arguments(&task.spec) {
                 Err(failure) => {
-                    let title = task.spec.title(id);
-                    self.conclude(seq, failure.cause_of(&title), out);
+                    let (title, overtaken) = (task.spec.title(id), task.spec.template.unordered);
+                    if self.has_arguments(seq) {
+                        self.conclude(seq, failure.cause_of(&title), out);
+                        continue;
+                    }
+                    // Some were lost since it was made: it waits for them where it was, and its place with the actor for it or
+                    // for another.
+                    let Some(client) = self.clients.get_mut(&actor) else { break };
+                    Flow::give_back(&mut client.flow);
+                    if !overtaken {
+                        client.outbox.push_front(seq);
+                        break;
+                    }
+                    client.unready.insert(seq);
                 }
                 Ok(arguments) => {
                     if let Some(client) = self.clients.get_mut(&actor) {

@@ -53,6 +53,13 @@ impl Flow {
             Some(_) => false,
         }
     }
+
+    /// A place that was taken is not used yet.
+    pub(super) fn give_back(flow: &mut Option<Self>) {
+        if let Some(flow) = flow {
+            flow.window = flow.window.saturating_add(1);
+        }
+    }
 }
 
 impl Core {

@@ -243,7 +243,11 @@ impl Core {
             Ok(arguments) => arguments,
             Err(failure) => {
                 let title = task.spec.title(id);
-                return self.conclude(seq, failure.cause_of(&title), out);
+                // Some may have been lost since it was queued.
+                if self.has_arguments(seq) {
+                    self.conclude(seq, failure.cause_of(&title), out);
+                }
+                return;
             }
         };
         let Some(held) = self.leases.get_mut(&lease) else { return };

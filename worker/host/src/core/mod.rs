@@ -4,7 +4,7 @@
 //! One lock in the runtime guards it, and actions are carried out before that lock is released, so messages to
 //! one host leave in the order in which they were decided.
 //!
-//! - **C-1** A task is pushed only when every ref among its arguments is final.
+//! - **C-1** A task is pushed only when every ref among its arguments is final, and waits again where that is so no more.
 //! - **C-2** Calls of one actor leave in the order in which they were submitted here.
 //! - **C-3** A task holds a reference on each ref in its arguments until it is done.
 //! - **C-4** What was pushed to a host that died is retried or failed; nothing stays pending.
@@ -13,6 +13,7 @@
 //! - **C-9** Where no slot is free and none is to be had, a slot's next task is sent ahead if its arguments lie elsewhere,
 //!   so that it has them when the slot is free; a slot that comes free in another place takes it from there.
 
+mod arguments;
 mod classes;
 mod clients;
 mod deaths;
@@ -38,7 +39,7 @@ use mobula_ownership::{Effect, Ownership};
 use mobula_proto::{
     Failure, FailureKind, HostId, IdMap, LeaseId, Names, NodeId, ObjectId, SeqMap, TaskId,
     host::ToAgent,
-    peer::{Argument, Call, Copy, Done, Message, Outcome, Part, State, Target, Value},
+    peer::{Argument, Call, Copy, Done, Message, Outcome, State, Target, Value},
     resource::Class,
 };
 use rustc_hash::FxHashMap;
@@ -335,14 +336,6 @@ impl Core {
             Kind::Method { .. } | Kind::Direct { .. } => 0,
             Kind::Task { .. } | Kind::Construct { .. } => self.key(&spec.template),
         };
-        let mut missing = 0;
-        for dependency in spec.dependencies() {
-            if !is_final(self.objects.state(dependency)) {
-                missing += 1;
-                self.dependents.entry(dependency).or_default().push(task.seq);
-                self.objects.want(dependency, &mut self.effects);
-            }
-        }
         let kind = spec.kind;
         let overtakes = spec.template.unordered;
         self.inline_bytes.fetch_add(spec.inline_bytes(), Ordering::Relaxed);
@@ -353,7 +346,7 @@ impl Core {
                 spec,
                 key,
                 attempt: 1,
-                missing,
+                missing: 0,
                 phase: Phase::Waiting,
                 incarnation: 1,
                 holds: NO_LEASE,
@@ -365,8 +358,9 @@ impl Core {
         if let Kind::Direct { host } = kind {
             self.push_direct(task.seq, host, out);
         } else if let Kind::Method { actor } = kind {
+            let ready = self.has_arguments(task.seq);
             let client = self.clients.entry(actor).or_default();
-            if overtakes && missing > 0 {
+            if overtakes && !ready {
                 client.unready.insert(task.seq);
             } else {
                 client.outbox.push_back(task.seq);
@@ -376,14 +370,18 @@ impl Core {
                 self.withdraw(task.seq);
                 self.conclude(task.seq, flow::stalled(), out);
             }
-        } else if missing == 0 {
+        } else {
             self.enqueue(task.seq, false, out);
         }
         self.drain(out);
         object
     }
 
+    /// It queues for a lease, once it has its arguments.
     fn enqueue(&mut self, seq: u64, first: bool, out: &mut Vec<Action>) {
+        if !self.has_arguments(seq) {
+            return;
+        }
         self.go_near(seq);
         let Some(task) = self.tasks.get_mut(&seq) else { return };
         task.phase = Phase::Queued;
@@ -435,46 +433,6 @@ impl Core {
         out.push(Action::Send { to, message });
     }
 
-    fn arguments(&self, spec: &Spec) -> Result<SmallVec<[Argument; 1]>, Failure> {
-        let part = |object: &ObjectId| match self.objects.state(*object) {
-            Some(State::Inline { bytes, .. }) => Ok(Part::Inline(bytes.clone())),
-            Some(State::Stored(copy)) => Ok(Part::Stored { object: *object, copy: *copy }),
-            Some(State::Failed(failure)) => Err((**failure).clone()),
-            Some(State::Actor { .. } | State::Pending) | None => {
-                Err(Failure::new(FailureKind::ObjectFreed, format!("object {object} has no value")))
-            }
-        };
-        // What each takes in the message, and what small values in lists add.
-        let mut bytes = 0;
-        let mut element = |object: &ObjectId| {
-            let part = part(object)?;
-            bytes += size_of::<Part>() + if let Part::Inline(blob) = &part { blob.len() } else { 0 };
-            Ok(part)
-        };
-        let arguments = spec
-            .inputs
-            .iter()
-            .map(|input| {
-                Ok(match input {
-                    Input::Value(bytes) => Argument::One(Part::Inline(bytes.clone())),
-                    Input::Ref(object) => Argument::One(part(object)?),
-                    Input::List(objects) => {
-                        Argument::List(objects.iter().map(&mut element).collect::<Result<_, _>>()?)
-                    }
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        if bytes > ARGUMENT_BYTES_MAX {
-            return Err(Failure::new(
-                FailureKind::Limit,
-                format!(
-                    "the lists of refs given to it make a message of {bytes} bytes, and at most {ARGUMENT_BYTES_MAX} are allowed: give fewer refs, or refs to fewer and larger values"
-                ),
-            ));
-        }
-        Ok(arguments)
-    }
-
     /// A message about objects, a result, or a death notice from an executor or owner. Others come back.
     pub fn on_message(
         &mut self,
@@ -488,7 +446,7 @@ impl Core {
                     Outcome::Values(values) => {
                         values.iter().flat_map(|value| &value.contains).copied().collect()
                     }
-                    Outcome::Failed(_) => Vec::new(),
+                    Outcome::Failed(_) | Outcome::Lost(_) => Vec::new(),
                 };
                 self.on_done(from, done, out);
                 self.objects.took(from, &lent, &mut self.effects);
@@ -553,11 +511,13 @@ impl Core {
                     held.quiet_ticks = 0;
                     held.reopen(lease, &mut self.classes);
                 }
-                let class = &mut self.classes[key];
-                class.nanos = match class.nanos {
-                    0 => done.nanos.max(1),
-                    old => (old * 7 + done.nanos) / 8 + 1,
-                };
+                if !matches!(done.outcome, Outcome::Lost(_)) {
+                    let class = &mut self.classes[key];
+                    class.nanos = match class.nanos {
+                        0 => done.nanos.max(1),
+                        old => (old * 7 + done.nanos) / 8 + 1,
+                    };
+                }
             }
             Kind::Construct { .. } | Kind::Direct { .. } => {}
         }
@@ -614,6 +574,7 @@ impl Core {
                     self.conclude(seq, *failure, out);
                 }
             }
+            Outcome::Lost(arguments) => self.on_lost_arguments(seq, &arguments, out),
         }
         if !self.several.is_empty() {
             self.stream_ended(done.task, out);
@@ -838,22 +799,9 @@ impl Core {
         };
         task.attempt += 1;
         task.cancelled = false;
-        task.missing = 0;
         task.phase = Phase::Waiting;
         self.unfinished += 1;
-        let dependencies: Vec<ObjectId> = task.spec.dependencies().collect();
-        for dependency in dependencies {
-            if !is_final(self.objects.state(dependency)) {
-                self.dependents.entry(dependency).or_default().push(id.seq);
-                self.objects.want(dependency, &mut self.effects);
-                if let Some(task) = self.tasks.get_mut(&id.seq) {
-                    task.missing += 1;
-                }
-            }
-        }
-        if self.tasks.get(&id.seq).is_some_and(|task| task.missing == 0) {
-            self.enqueue(id.seq, true, out);
-        }
+        self.enqueue(id.seq, true, out);
     }
 
     /// Gives up on a call: its result becomes `Cancelled` at once; what runs is told.

@@ -13,6 +13,7 @@ use smallvec::smallvec;
 mod ahead;
 mod classes;
 mod held;
+mod lost;
 mod several;
 
 use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};

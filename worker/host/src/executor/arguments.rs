@@ -10,6 +10,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use futures_util::future::{Aborted, abortable};
 use mobula_proto::{
     Failure, FailureKind, LeaseId, ObjectId, TaskId,
     host::ToAgent,
@@ -28,7 +29,7 @@ use crate::{
     admission::{Admission, Word},
     codec::Value,
     context::Context,
-    fetch,
+    fetch::{self, Unread},
     runtime::Runtime,
 };
 
@@ -185,8 +186,45 @@ impl Executor {
 
     fn fetch(runtime: &Arc<Runtime>, wish: Wish) {
         let Wish { run, arguments, ahead } = wish;
-        fetch::all(runtime, arguments, ahead, move |runtime, arguments| {
-            runtime.executor().fetched(runtime, run, arguments);
+        fetch::all(runtime, arguments, ahead, move |runtime, arguments| match arguments {
+            Err(unread) if !unread.lost.is_empty() && matches!(run.call.target, Target::Method { .. }) => {
+                Self::fetch_again(runtime, run, unread);
+            }
+            arguments => runtime.executor().fetched(runtime, run, arguments),
+        });
+    }
+
+    /// An actor's call keeps its place while what it is given is found or made again, since its caller has sent others behind
+    /// it. (What came under a lease goes back to its caller, so that the lease is not kept from what makes it again.)
+    fn fetch_again(runtime: &Arc<Runtime>, run: Box<Run>, unread: Unread) {
+        if let Some(actor) = &run.actor {
+            // Where it was said to lie, nobody need look again.
+            actor.inner.lock().ahead.remove(run.call.task);
+        }
+        let runtime = runtime.clone();
+        let (found, abort) = abortable({
+            let runtime = runtime.clone();
+            async move { fetch::again(&runtime, unread).await }
+        });
+        *run.context.abort.lock() = Some(abort);
+        let user = runtime.user().clone();
+        user.spawn(async move {
+            // One that has its turn waits as it would for any object.
+            let starts = matches!(run.share, Some(Share::Running(..)));
+            if starts {
+                runtime.executor().block(&runtime, &run.context, false);
+            }
+            let found = if run.context.cancelled() { Err(Aborted) } else { found.await };
+            *run.context.abort.lock() = None;
+            if starts {
+                runtime.executor().unblock(&runtime, &run.context, false);
+            }
+            match found {
+                Ok(Ok(arguments)) => Self::fetch(&runtime, Wish { run, arguments, ahead: false }),
+                Ok(Err(failure)) => runtime.executor().fetched(&runtime, run, Err(failure.into())),
+                // It was cancelled.
+                Err(Aborted) => runtime.executor().fetched(&runtime, run, Ok(SmallVec::new())),
+            }
         });
     }
 
@@ -306,15 +344,19 @@ impl Executor {
         &self,
         runtime: &Arc<Runtime>,
         mut run: Box<Run>,
-        arguments: Result<SmallVec<[Value; 1]>, Failure>,
+        arguments: Result<SmallVec<[Value; 1]>, Unread>,
     ) {
         // It has taken its turn already.
         let starts = matches!(run.share, Some(Share::Running(..)));
+        let mut lost = Vec::new();
         let early = match arguments {
-            Ok(_) if run.context.cancelled() => {
+            _ if run.context.cancelled() => {
                 Failure::new(FailureKind::Cancelled, "it was cancelled before it started")
             }
-            Err(failure) => failure.cause_of(&call_title(run.function, run.call)),
+            Err(unread) => {
+                lost = unread.lost;
+                unread.failure.cause_of(&call_title(run.function, run.call))
+            }
             Ok(arguments) => {
                 run.arguments = arguments;
                 return match run.call.target {
@@ -357,6 +399,10 @@ impl Executor {
         } else if let Some(actor) = &run.actor {
             self.never_made(actor);
         }
-        self.reply(runtime, run.caller, run.call, Err(early));
+        if lost.is_empty() {
+            self.reply(runtime, run.caller, run.call, Err(early));
+        } else {
+            self.give_back(runtime, run.caller, run.call, lost);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId,
     host::ToAgent,
-    peer::{ARGUMENTS_MAX, Done, Outcome, Returned, Target, Value},
+    peer::{ARGUMENTS_MAX, Copy, Done, Outcome, Returned, Target, Value},
     wire::INLINE_BYTES_MAX,
 };
 use smallvec::SmallVec;
@@ -52,6 +52,20 @@ impl Executor {
         let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos };
         runtime.reply(caller, done, received, contains);
     }
+
+    /// Gives a call back that has not started, since these of its arguments are lost.
+    pub(super) fn give_back(
+        &self,
+        runtime: &Arc<Runtime>,
+        caller: HostId,
+        call: Header,
+        lost: Vec<(ObjectId, Copy)>,
+    ) {
+        self.state.lock().running.remove(&call.task);
+        let outcome = Outcome::Lost(lost);
+        let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos: 0 };
+        runtime.reply(caller, done, &[], Held::default());
+    }
 }
 
 /// Keeps each result where it belongs: all of them or, where one cannot be kept, none.
@@ -93,10 +107,7 @@ fn keep_results(
             }
             Err(failure) => {
                 for (index, returned) in kept.into_iter().enumerate() {
-                    // One that an earlier attempt left here may be the object's value.
-                    if let Value::Stored(copy) = returned.value
-                        && copy.attempt == call.attempt
-                    {
+                    if let Value::Stored(copy) = returned.value {
                         let object = call.task.object(index as u32);
                         runtime.tell(ToAgent::Decline { object, copy });
                     }

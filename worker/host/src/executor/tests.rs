@@ -9,9 +9,9 @@ use std::{
 };
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
-    host::ToHost,
-    peer::{Message, Outcome, Target},
+    Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
+    host::{ToAgent, ToHost},
+    peer::{Argument, Copy, Message, Outcome, Part, State as Known, Target},
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -193,4 +193,97 @@ fn actors_end_with_their_owners() {
     bench.alone.runtime.on_agent(ToHost::NodeDied { node, failure }, Vec::new());
     bench.hears("it is gone");
     assert_eq!(bench.actors(), 1, "one whose owner lives stays");
+}
+
+fn plain(_: Arguments) -> Invocation<ActorState> {
+    let state: ActorState = std::sync::Arc::new(());
+    Invocation::Finished(Ok(state))
+}
+
+fn method(_: &ActorState, _: Arguments) -> Invocation<Results> {
+    Invocation::Finished(Ok(Results::new()))
+}
+
+/// The next copy that the agent is asked for, which it says is lost.
+fn loses(alone: &Alone) -> (ObjectId, Copy) {
+    loop {
+        match alone.told.recv_timeout(WAIT).unwrap() {
+            ToAgent::BudgetWanted { more, .. } => {
+                alone.runtime.on_agent(ToHost::Budget { more }, Vec::new());
+            }
+            ToAgent::Open { request, object, copy, .. } => {
+                let failure = Failure::new(FailureKind::ObjectLost, "its node is gone");
+                alone.runtime.on_agent(ToHost::OpenFailed { request, failure }, Vec::new());
+                return (object, copy);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_call_whose_argument_is_lost_keeps_its_place_and_a_task_goes_back() {
+    let construct = function("test::Actor", Entry::Construct { call: plain, rules: Rules::DEFAULT });
+    let entry = Entry::Method { call: method, exclusive: true, group: 0, unordered: false };
+    let [method, leaf] = [function("test::method", entry), function("test::leaf", Entry::Task(leaf))];
+    let alone = alone(&[construct, method, leaf]);
+    let (runtime, caller, owner) = (&alone.runtime, other(2), other(3));
+    let task = |seq| TaskId { owner: caller, seq, key: 7 };
+    let object = TaskId { owner, seq: 1, key: 7 }.object(0);
+    let [first, second] = [1, 2].map(|number| {
+        let node = NodeId { number: 5, incarnation: number };
+        Copy { node, bytes: 9, attempt: number, job: JobId { number: 1 } }
+    });
+    let run = |function, seq, target, given: bool| {
+        let Message::Run(mut message) = call(function, task(seq), target) else { unreachable!() };
+        if given {
+            message.arguments.push(Argument::One(Part::Stored { object, copy: first }));
+        }
+        runtime.on_peer(caller, true, Message::Run(message));
+    };
+    let answer = || match alone.next_sent() {
+        (to, Message::Done(done)) if to == caller => (done.task.seq, done.outcome),
+        sent => panic!("{sent:?}"),
+    };
+    run(construct, 1, Target::Construct { lease: lease(1), incarnation: 1 }, false);
+    assert!(matches!(answer(), (1, Outcome::Values(_))));
+
+    let target = Target::Method { actor: task(1), incarnation: 1 };
+    run(method, 2, target, true);
+    run(method, 3, target, false);
+    for (copy, now) in [
+        (first, Known::Stored(second)),
+        (second, {
+            let encoded = crate::codec::encode(&7_u64).unwrap().encoded;
+            Known::Inline { bytes: encoded.to_blob().unwrap(), contains: Vec::new() }
+        }),
+    ] {
+        assert_eq!(loses(&alone), (object, copy));
+        assert_eq!(alone.next_sent(), (owner, Message::Lost { object, copy }));
+        assert_eq!(alone.next_sent(), (owner, Message::Resolve { object }));
+        runtime.on_peer(owner, true, Message::Resolved { object, state: now });
+    }
+    for seq in [2, 3] {
+        let (answered, outcome) = answer();
+        assert!(matches!(outcome, Outcome::Values(_)), "{outcome:?}");
+        assert_eq!(answered, seq);
+    }
+    eventually(|| runtime.counts().borrowed == 0);
+
+    // Whoever gives up on one does not wait for its argument.
+    run(method, 4, target, true);
+    assert_eq!(loses(&alone), (object, first));
+    assert_eq!(alone.next_sent(), (owner, Message::Lost { object, copy: first }));
+    assert_eq!(alone.next_sent(), (owner, Message::Resolve { object }));
+    runtime.on_peer(caller, true, Message::Cancel { task: task(4), force: false });
+    match answer() {
+        (4, Outcome::Failed(failure)) => assert_eq!(failure.kind, FailureKind::Cancelled),
+        answered => panic!("{answered:?}"),
+    }
+    eventually(|| runtime.counts().borrowed == 0);
+
+    run(leaf, 5, Target::Task { lease: lease(1), slots: 1 }, true);
+    assert_eq!(loses(&alone), (object, first));
+    assert_eq!(answer(), (5, Outcome::Lost(vec![(object, first)])));
+    assert_eq!(runtime.load().1, 0);
 }
