@@ -30,7 +30,11 @@ pub fn wait<T>(
 ) -> Result<(Vec<usize>, Vec<usize>)> {
     let Some(first) = refs.first() else { return Ok(Default::default()) };
     let ids: Vec<_> = refs.iter().map(|one| one.raw.id).collect();
-    let ready = first.raw.runtime.wait(&ids, count, timeout.map(|timeout| Instant::now() + timeout))?;
+    let ready = first.raw.runtime.wait(
+        &ids,
+        count,
+        timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+    )?;
     Ok(crate::object::split(refs.len(), &ready))
 }
 

@@ -11,7 +11,7 @@ use mobula_proto::ObjectId;
 use rkyv::with::Skip;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{left, turn, while_wanted};
+use super::{end_in, left, turn, while_wanted};
 use crate::{Data, Error, ErrorKind, Lifeline, ObjectRef, Packed, Result};
 
 /// A first-in-first-out queue with a bound, in an actor. Its handle travels as an argument; the queue lives
@@ -75,7 +75,7 @@ impl<T: Data> Queue<T> {
 
     /// [`Self::put`]; fails with `TimedOut` if the queue stays full for so long.
     pub async fn put_within(&self, item: &T, wait: Duration) -> Result<()> {
-        self.put_until(item, Some(Instant::now() + wait)).await
+        self.put_until(item, end_in(wait)).await
     }
 
     async fn put_until(&self, item: &T, end: Option<Instant>) -> Result<()> {
@@ -102,13 +102,13 @@ impl<T: Data> Queue<T> {
 
     /// [`Self::get`]; fails with `TimedOut` if nothing comes for so long.
     pub async fn get_within(&self, wait: Duration) -> Result<Option<T>> {
-        Ok(self.get_until(1, Some(Instant::now() + wait)).await?.pop())
+        Ok(self.get_until(1, end_in(wait)).await?.pop())
     }
 
     /// Takes the first items, at most so many and as many as are there; waits for the first. Empty once the queue is
     /// closed and empty. Fails with `TimedOut` if nothing comes for so long.
     pub async fn get_batch(&self, most: u32, wait: Option<Duration>) -> Result<Vec<T>> {
-        self.get_until(most.max(1), wait.map(|wait| Instant::now() + wait)).await
+        self.get_until(most.max(1), wait.and_then(end_in)).await
     }
 
     async fn get_until(&self, most: u32, end: Option<Instant>) -> Result<Vec<T>> {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{left, turn, while_wanted};
+use super::{end_in, left, turn, while_wanted};
 use crate::{Error, ErrorKind, Lifeline, ObjectRef, Result};
 
 /// So many permits, in an actor; whoever acquires some holds a [`Permit`] until it is dropped. Its handle travels as
@@ -57,7 +57,7 @@ impl Semaphore {
 
     /// [`Self::acquire`]; fails with `TimedOut` if they do not become free for so long.
     pub async fn acquire_within(&self, permits: u32, wait: Duration) -> Result<Permit> {
-        self.acquire_until(permits, Some(Instant::now() + wait)).await
+        self.acquire_until(permits, end_in(wait)).await
     }
 
     async fn acquire_until(&self, permits: u32, end: Option<Instant>) -> Result<Permit> {
