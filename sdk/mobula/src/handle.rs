@@ -44,7 +44,8 @@ pub trait Handle: Sized + Unpin {
     /// The call behind this with its arguments, if an actor refused it since its inbox was full
     /// ([`crate::ErrorKind::Overloaded`]): to be submitted once more. `None` for every other call, for some of several
     /// refs, where the call was taken already, and in other processes than the one that made the call. Until it is taken,
-    /// or the last ref to the failure is dropped, the arguments stay in this process.
+    /// or the last ref to the failure is dropped, the arguments stay in this process. A program that submits it again
+    /// without a pause, and so whenever it is refused, takes processor time from the actor for which it waits.
     fn take_refused(&self) -> Option<Refused<Self>> {
         let (runtime, object) = self.first_object()?;
         Refused::take(runtime, object)

@@ -146,7 +146,9 @@ impl<H: Handle> Refused<H> {
         }
     }
 
-    /// Submits it as soon as there is room.
+    /// Submits it as soon as the budget of unfinished calls allows, and as an actor does that holds its callers back. One that
+    /// refuses calls is not asked whether it has room: it may refuse this at once again, so wait a while before, best for
+    /// the result of another call of it.
     pub fn submit(self) -> Submission<H> {
         Submission(Some(Err(self)))
     }
