@@ -66,7 +66,8 @@ pub enum ToAgent {
         /// How many it goes on with; at least 1.
         keep: u32,
     },
-    /// From an executor: running tasks of this lease wait, so their CPU is free.
+    /// From an executor: running tasks of this lease wait, so their CPU is free. The head hears of it where they have one
+    /// and go on waiting for about a millisecond.
     Block {
         /// The lease.
         lease: LeaseId,

@@ -137,8 +137,13 @@ impl Chatter {
     }
 }
 
-/// Calls that a call makes and does not wait for. One that waits lends its slot, and the head is told: that is no part
-/// of what is counted here.
+/// Waits for what it calls, and has no CPU that it could lend meanwhile.
+#[mobula::task(cpu = 0)]
+async fn asks(chatter: ChatterHandle, at: usize) -> Result<usize> {
+    chatter.say(at).await
+}
+
+/// Calls that a call makes and does not wait for.
 #[mobula::task(cpu = 0)]
 fn calls_on(chatter: ChatterHandle, at: usize) -> ObjectRef<usize> {
     chatter.say(at)
@@ -187,12 +192,15 @@ impl Steady {
         let expected: Vec<_> = (0..BATCH).collect();
         let there = echo_async.options().strategy(on(self.node));
         let inside = calls_on.options().strategy(on(self.node));
+        let asking = asks.options().strategy(on(self.node));
         for _ in 0..rounds {
             let tasks: Vec<_> = (0..BATCH).map(|at| there.remote(at)).collect();
             let said: Vec<_> = (0..BATCH).map(|at| self.chatter.say(at)).collect();
+            let asked: Vec<_> = (0..BATCH).map(|at| asking.remote(self.chatter.clone(), at)).collect();
             let nested: Vec<_> = (0..BATCH).map(|at| inside.remote(self.chatter.clone(), at)).collect();
             assert_eq!(mobula::get_all(&tasks).await?, expected);
             assert_eq!(mobula::get_all(&said).await?, expected);
+            assert_eq!(mobula::get_all(&asked).await?, expected);
             assert_eq!(mobula::get_all(&mobula::get_all(&nested).await?).await?, expected);
         }
         Ok(())

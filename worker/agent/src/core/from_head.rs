@@ -6,7 +6,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId,
     head::{Job, Node, ToAgent, ToHead},
     host::{Answer, Request, ToHost},
-    resource::{Class, DeviceGrant},
+    resource::{Class, DeviceGrant, Kind as Resource},
 };
 
 use super::{Core, Effect, JobState, hosts::Kind, leases::Need, leases::Placed};
@@ -131,7 +131,8 @@ impl Core {
         for idle in self.leases.evict_overlapping(&need) {
             self.effects.push(Effect::Kill(idle));
         }
-        match self.leases.reserve(lease, need.clone()) {
+        let has_cpu = class.resources.get(&Resource::Cpu).units() > 0;
+        match self.leases.reserve(lease, need.clone(), has_cpu) {
             Placed::Ready(host) => self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host })),
             Placed::Starting(_) => {}
             Placed::None => {

@@ -77,11 +77,14 @@ impl Core {
             ToAgent::Shrink { lease, keep } => {
                 self.effects.push(Effect::Head(ToHead::Shrink { lease, keep }));
             }
-            ToAgent::Block { lease, slots } => {
-                self.effects.push(Effect::Head(ToHead::Block { lease, slots }))
-            }
+            // One without a CPU has none to lend.
+            ToAgent::Block { lease, .. } | ToAgent::Unblock { lease, .. } if !self.leases.has_cpu(lease) => {}
+            ToAgent::Block { lease, slots } => self.waits.left(lease, slots, now),
             ToAgent::Unblock { lease, slots } => {
-                self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
+                let slots = self.waits.taken(lease, slots);
+                if slots > 0 {
+                    self.effects.push(Effect::Head(ToHead::Unblock { lease, slots }));
+                }
             }
             ToAgent::BudgetWanted { more, alone } => self.budget_wanted(id, more, alone, now),
             ToAgent::Marked { number } => {

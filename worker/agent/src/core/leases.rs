@@ -75,6 +75,7 @@ pub enum Placed {
 #[derive(Debug)]
 struct Lease {
     need: Need,
+    cpu: bool,
     host: Option<HostId>,
 }
 
@@ -118,8 +119,8 @@ impl Leases {
         self.leases.is_empty()
     }
 
-    /// Finds a host for a lease. Asking again for the same lease gives the same answer.
-    pub fn reserve(&mut self, lease: LeaseId, need: Need) -> Placed {
+    /// Finds a host for a lease, whose calls have CPUs or not. Asking again for the same lease gives the same answer.
+    pub fn reserve(&mut self, lease: LeaseId, need: Need, cpu: bool) -> Placed {
         if let Some(host) = self.leases.get(&lease).and_then(|known| known.host) {
             return self.placed(host);
         }
@@ -137,7 +138,7 @@ impl Leases {
                 found.and_then(|at| self.idle.remove(at)).map(|(_, host)| host)
             }
         };
-        self.leases.insert(lease, Lease { need, host });
+        self.leases.insert(lease, Lease { need, cpu, host });
         match host {
             Some(host) => {
                 if let Some(found) = self.hosts.get_mut(&host) {
@@ -214,6 +215,11 @@ impl Leases {
             self.leases.remove(lease);
         }
         found.leases.into_iter().collect()
+    }
+
+    /// Whether a lease is reserved, and its calls have CPUs.
+    pub fn has_cpu(&self, lease: LeaseId) -> bool {
+        self.leases.get(&lease).is_some_and(|lease| lease.cpu)
     }
 
     /// A lease that never got a host is forgotten.
@@ -304,35 +310,35 @@ mod tests {
         }
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
-        assert_eq!(leases.reserve(lease(1), own(vec![])), Placed::None);
+        assert_eq!(leases.reserve(lease(1), own(vec![]), true), Placed::None);
         leases.host_started(host(1), lease(1));
         leases.host_ready(host(1), now);
         leases.ended(lease(1), now);
         let two = Need::Own(JOB, Bounds::new(&Resources::cpu(Quantity::whole(2)), vec![]));
-        assert_eq!(leases.reserve(lease(2), two), Placed::None, "the idle one has one thread");
+        assert_eq!(leases.reserve(lease(2), two, true), Placed::None, "the idle one has one thread");
         let some = [(Kind::Cpu, Quantity::ONE), (Kind::Memory, Quantity::whole(1 << 20))];
         let limited = Bounds::new(&Resources::from_list(some).unwrap(), vec![]);
         assert_eq!(limited.memory, Some(1 << 20));
         let limited = Need::Own(JOB, limited);
-        assert_eq!(leases.reserve(lease(4), limited), Placed::None, "the idle one has no limit");
-        assert_eq!(leases.reserve(lease(3), own(vec![])), Placed::Ready(host(1)));
+        assert_eq!(leases.reserve(lease(4), limited, true), Placed::None, "the idle one has no limit");
+        assert_eq!(leases.reserve(lease(3), own(vec![]), true), Placed::Ready(host(1)));
     }
 
     #[test]
     fn a_job_has_one_shared_host() {
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
-        assert_eq!(leases.reserve(lease(1), Need::Shared(JOB)), Placed::None);
+        assert_eq!(leases.reserve(lease(1), Need::Shared(JOB), true), Placed::None);
         leases.host_started(host(1), lease(1));
-        assert_eq!(leases.reserve(lease(2), Need::Shared(JOB)), Placed::Starting(host(1)));
+        assert_eq!(leases.reserve(lease(2), Need::Shared(JOB), true), Placed::Starting(host(1)));
         assert_eq!(leases.host_ready(host(1), now), vec![lease(1), lease(2)]);
-        assert_eq!(leases.reserve(lease(2), Need::Shared(JOB)), Placed::Ready(host(1)), "asked again");
+        assert_eq!(leases.reserve(lease(2), Need::Shared(JOB), true), Placed::Ready(host(1)), "asked again");
         leases.ended(lease(1), now);
         leases.ended(lease(2), now);
         assert_eq!(leases.expire(now + Duration::from_secs(60)), vec![], "it stays while its job does");
-        assert_eq!(leases.reserve(lease(3), Need::Shared(JOB)), Placed::Ready(host(1)));
+        assert_eq!(leases.reserve(lease(3), Need::Shared(JOB), true), Placed::Ready(host(1)));
         assert_eq!(leases.host_gone(host(1)), vec![lease(3)]);
-        assert_eq!(leases.reserve(lease(4), Need::Shared(JOB)), Placed::None);
+        assert_eq!(leases.reserve(lease(4), Need::Shared(JOB), true), Placed::None);
     }
 
     #[test]
@@ -340,15 +346,15 @@ mod tests {
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
         let need = own(vec![gpu(0, 10_000)]);
-        assert_eq!(leases.reserve(lease(1), need.clone()), Placed::None);
+        assert_eq!(leases.reserve(lease(1), need.clone(), true), Placed::None);
         leases.host_started(host(1), lease(1));
         leases.host_ready(host(1), now);
-        assert_eq!(leases.reserve(lease(2), need.clone()), Placed::None, "it is taken");
+        assert_eq!(leases.reserve(lease(2), need.clone(), true), Placed::None, "it is taken");
         leases.host_started(host(2), lease(2));
         leases.ended(lease(2), now);
         assert_eq!(leases.host_ready(host(2), now), vec![], "its lease ended while it started");
         leases.ended(lease(1), now + Duration::from_secs(1));
-        assert_eq!(leases.reserve(lease(3), need.clone()), Placed::Ready(host(1)), "the warmest");
+        assert_eq!(leases.reserve(lease(3), need.clone(), true), Placed::Ready(host(1)), "the warmest");
         assert_eq!(leases.next_deadline(), Some(now + Duration::from_secs(10)));
         assert_eq!(leases.expire(now + Duration::from_secs(10)), vec![host(2)]);
         assert_eq!(leases.host_gone(host(2)), vec![]);
@@ -357,7 +363,7 @@ mod tests {
         let half = own(vec![gpu(0, 5_000)]);
         assert_eq!(leases.evict_overlapping(&need), vec![]);
         assert_eq!(leases.evict_overlapping(&half), vec![host(1)]);
-        assert_eq!(leases.reserve(lease(4), need), Placed::None);
+        assert_eq!(leases.reserve(lease(4), need, true), Placed::None);
         leases.host_started(host(3), lease(4));
         leases.host_ready(host(3), now);
         assert_eq!(leases.evicted(lease(4)), Some(host(3)));
@@ -369,8 +375,8 @@ mod tests {
         let now = Instant::now();
         let mut leases = Leases::new(Duration::from_secs(10));
         leases.host_attached(host(1), JOB);
-        assert_eq!(leases.reserve(lease(1), Need::Shared(JOB)), Placed::Ready(host(1)));
-        leases.reserve(lease(2), own(vec![]));
+        assert_eq!(leases.reserve(lease(1), Need::Shared(JOB), true), Placed::Ready(host(1)));
+        leases.reserve(lease(2), own(vec![]), true);
         leases.host_started(host(2), lease(2));
         leases.job_gone(JOB);
         assert!(leases.is_empty());

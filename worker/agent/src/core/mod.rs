@@ -18,6 +18,7 @@ pub mod hosts;
 pub mod leases;
 pub mod objects;
 pub mod transfer;
+mod waits;
 
 mod budget;
 mod early;
@@ -53,6 +54,7 @@ use hosts::{Hosts, Kind};
 use leases::{Bounds, Leases, Need};
 use objects::{Gone, Key, Objects, Place, Slot, Spill};
 use transfer::{PULL_WAITERS_MAX, PULLS_MAX, Pull};
+use waits::Waits;
 
 /// What a core is told once.
 #[derive(Clone, Debug)]
@@ -147,6 +149,7 @@ pub struct Core {
     /// Objects and regions.
     pub objects: Objects,
     leases: Leases,
+    waits: Waits,
     hosts: Hosts,
     jobs: BTreeMap<JobId, JobState>,
     endings: BTreeMap<JobId, ending::Ending>,
@@ -185,6 +188,7 @@ impl Core {
         Self {
             objects: Objects::new(config.store_bytes, config.spill),
             leases: Leases::new(config.idle_timeout),
+            waits: Waits::default(),
             hosts: Hosts::default(),
             jobs: BTreeMap::new(),
             endings: BTreeMap::new(),
@@ -254,6 +258,7 @@ impl Core {
         let deadlines = [
             self.objects.next_deadline(),
             self.leases.next_deadline(),
+            self.waits.next_deadline(),
             self.early.next_deadline(),
             self.budget.next_deadline(),
             self.drain_deadline(),
@@ -268,6 +273,11 @@ impl Core {
     pub fn tick(&mut self, now: Instant) {
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
+        }
+        for (lease, slots) in self.waits.tick(now) {
+            if self.leases.has_cpu(lease) {
+                self.effects.push(Effect::Head(ToHead::Block { lease, slots }));
+            }
         }
         let due = self.early.tick(now);
         self.wishes_due(due);

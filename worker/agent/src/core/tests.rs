@@ -253,6 +253,28 @@ fn a_lease_starts_the_shared_host_once() {
 }
 
 #[test]
+fn the_head_hears_of_waits_that_last_and_of_cpus() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let cpu = Class { resources: Resources::cpu(Quantity::ONE), ..Class::default() };
+    let host = rig.launched(1, cpu);
+    rig.head(reserve(2, Class { resources: Resources::none(), ..Class::default() }));
+    let block = |number| ToAgent::Block { lease: lease(number), slots: 1 };
+    let unblock = |number| ToAgent::Unblock { lease: lease(number), slots: 1 };
+    for number in [1, 2] {
+        assert_eq!(rig.host(host, block(number)), [""; 0]);
+        assert_eq!(rig.host(host, unblock(number)), [""; 0]);
+        assert_eq!(rig.host(host, block(number)), [""; 0]);
+    }
+    rig.now = rig.core.waits.next_deadline().unwrap();
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["head Block"]);
+    assert_eq!(rig.host(host, unblock(2)), [""; 0]);
+    assert_eq!(rig.host(host, unblock(1)), ["head Unblock"]);
+    assert_eq!(rig.core.waits.next_deadline(), None);
+}
+
+#[test]
 fn a_host_of_another_program_is_refused() {
     let mut rig = Rig::new(false);
     rig.driver(false);
