@@ -1,10 +1,6 @@
 //! Facts that tasks leave for the test to see, whatever becomes of them.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 use mobula::{Error, ErrorKind, Result};
 

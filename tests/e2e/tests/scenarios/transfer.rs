@@ -153,6 +153,12 @@ pub fn a_transfer_outlives_its_source() -> Outcome {
         rig_there.stop(Part::Node(1)).unwrap();
         rig_there.kill(Part::Node(1)).unwrap();
         assert!(read.await?);
+        drop((object, first, second));
+        rig_there
+            .wait("the copies to go with the last ref", COUNTED_WAIT, |rig| {
+                Ok(rig.snapshot()?.nodes.iter().all(|node| node.usage.objects == 0))
+            })
+            .unwrap();
         Ok(())
     })?;
     rig.wait("both copies to be counted", COUNTED_WAIT, |rig| {

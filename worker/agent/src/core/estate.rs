@@ -190,6 +190,17 @@ impl Core {
         let (nodes, me) = (&self.nodes, self.config.node);
         let owned = self.objects.owned_by(dead, |node| node == me || nodes.contains_key(&node));
         self.with_estate(|estate, acts| estate.buried(dead, owned, acts));
+        if dead.is_agent() {
+            // Owners have looked elsewhere by now, and nobody says any more when these are to go.
+            let gone = self.objects.drop_pulled_from(dead.node);
+            self.gone(gone);
+            self.pump();
+        }
+    }
+
+    /// Whether a node is gone, and every living host was heard about that.
+    pub(super) fn is_buried(&self, node: NodeId) -> bool {
+        self.has_gone(node) && !self.deaths.contains_key(&node.agent())
     }
 
     /// A job has ended, and its objects have gone.

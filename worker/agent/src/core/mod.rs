@@ -586,6 +586,10 @@ impl Core {
         };
         let key = (object, copy.attempt, job);
         if let Some(place) = self.objects.find(key) {
+            if self.nodes.contains_key(&copy.node) && copy.node != self.config.node {
+                // A node that left has given it to another.
+                self.objects.pulled_of(key, &copy);
+            }
             if place.is_some() {
                 self.opened(id, request, key);
             } else if let Err(why) = self.restore(key, Reader::Host(id, request)) {

@@ -17,7 +17,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    ops::{Bound, RangeInclusive},
+    ops::{Bound, RangeBounds, RangeInclusive},
     os::fd::OwnedFd,
     sync::Arc,
     time::Instant,
@@ -870,7 +870,25 @@ impl Objects {
         self.free_all(range, |key, _| key.1 == attempt)
     }
 
-    fn free_all(&mut self, range: RangeInclusive<Key>, which: impl Fn(&Key, Option<Origin>) -> bool) -> Gone {
+    /// What was pulled of primary copies that lay on this node is of no use any more.
+    pub fn drop_pulled_from(&mut self, node: NodeId) -> Gone {
+        self.free_all(.., |_, origin| origin.is_some_and(|origin| origin.node == node))
+    }
+
+    /// The primary copy of one that was pulled is this one, wherever it was then.
+    pub fn pulled_of(&mut self, key: Key, copy: &wire::Copy) {
+        if let Some(Entry { origin: Some(origin), .. }) = self.copies.get_mut(&key)
+            && origin.job == copy.job
+        {
+            origin.node = copy.node;
+        }
+    }
+
+    fn free_all(
+        &mut self,
+        range: impl RangeBounds<Key>,
+        which: impl Fn(&Key, Option<Origin>) -> bool,
+    ) -> Gone {
         let mut gone = Gone::default();
         let goes = |key: &Key, entry: &mut Entry| which(key, entry.origin) && entry.free(*key, &mut gone);
         let idle: Vec<_> = self.copies.extract_if(range, goes).collect();

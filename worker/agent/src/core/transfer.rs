@@ -329,6 +329,7 @@ impl Core {
                 }
                 // What came from this very node may have been freed there meanwhile.
                 if pull.dropped
+                    || self.is_buried(node)
                     || (node == self.config.node && self.objects.find((object, attempt, job)).is_none())
                 {
                     let gone = self.objects.drop_pulled(object, attempt, job);

@@ -52,3 +52,42 @@ fn what_cannot_be_read_back_is_had_from_who_was_given_it() {
         assert!(rig.core.queue.is_empty());
     }
 }
+
+/// What was pulled from a node goes once that is dead and its owner has looked elsewhere, also what comes in only then from
+/// others; but not what another node has the primary copy of by now.
+#[test]
+fn what_was_pulled_from_a_dead_node_goes_with_its_burial() {
+    let third = NodeId { number: 3, incarnation: 1 };
+    let (there, dead) = (copy(other_node().node, 3), other_node().node);
+    let failure = || Failure::new(FailureKind::NodeDied, "killed");
+    let open = |copy| ToAgent::Open { ahead: false, request: 1, object: object(1), copy };
+    // Comes in before the burial or after; and then that the primary copy is elsewhere.
+    for (early, moved) in [(true, false), (false, false), (true, true)] {
+        let mut rig = Rig::new(false);
+        rig.driver(false);
+        rig.head(FromHead::NodeUp(Node { node: third, ..other_node() }));
+        rig.host(id(1), open(there));
+        let region = began(&mut rig, 1);
+        let comes = |rig: &mut Rig| {
+            assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
+            assert_eq!(rig.lines()[0], "host-1 < Opened +1fd");
+        };
+        if early {
+            comes(&mut rig);
+        }
+        rig.head(FromHead::NodeDown { node: dead, failure: failure() });
+        if moved {
+            rig.host(id(1), open(Copy { node: third, ..there }));
+            rig.host(id(1), ToAgent::Unpin { object: object(1) });
+        }
+        rig.head(FromHead::Buried { host: dead.agent() });
+        if !early {
+            comes(&mut rig);
+        }
+        assert_eq!(rig.core.usage().objects, 1, "it is read");
+        rig.host(id(1), ToAgent::Unpin { object: object(1) });
+        assert_eq!(rig.core.usage().objects, u64::from(moved));
+        rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
+        assert_eq!((rig.core.usage().objects, rig.core.usage().pinned), (0, 0));
+    }
+}
