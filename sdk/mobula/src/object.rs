@@ -27,6 +27,10 @@ use tokio::sync::oneshot;
 
 use crate::{Error, Result, View};
 
+mod all;
+
+pub use all::get_all;
+
 /// A value that is being made somewhere, or lies there.
 ///
 /// It is an argument wherever a `T` is one. The value lives as long as a ref to it does, in whichever process.
@@ -255,6 +259,11 @@ impl Reading {
     pub(crate) fn into_raw(self) -> Raw {
         self.raw
     }
+
+    /// The object is not final, as far as was seen.
+    fn waits(&self) -> bool {
+        self.answer.is_none()
+    }
 }
 
 impl Future for Reading {
@@ -386,15 +395,6 @@ fn put_by<T: Data>(
     let runtime = crate::cluster::current()?;
     let id = put(&runtime, &codec::encode(value)?, site)?;
     Ok(ObjectRef::adopt(runtime, id))
-}
-
-/// All the values, in order; the first failure otherwise.
-pub async fn get_all<T: Data>(refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
-    let mut values = Vec::with_capacity(refs.len());
-    for one in refs {
-        values.push(one.await?);
-    }
-    Ok(values)
 }
 
 /// Waits until `count` of the refs are ready or the time is up; gives the positions of the first so many that are
