@@ -5,6 +5,10 @@
 //! that the tools of each provider use (`AWS_…`, `GOOGLE_…`, `AZURE_…`), or from the machine's role; never from the URL,
 //! which is shown to people.
 //!
+//! What a killed process left is removed at its next start, but for parts of files that it had not completed: no store
+//! lists those among its files. A folder is emptied all the same; a bucket of S3 or Google needs a lifecycle rule that ends
+//! incomplete multipart uploads after a day, and Azure removes them by itself after a week.
+//!
 //! Nothing waits for ever: requests have a limit and are tried again a few times, and each operation as a whole has one
 //! ([`Limits`]).
 

@@ -111,7 +111,7 @@ pub(crate) fn open(
             let folder = url.to_file_path().map_err(|()| bad("it is no path of a file"))?.join(own);
             // Others must not read what lies there, whatever the mode of its files.
             private(&folder).map_err(|source| Error::Unusable {
-                detail: format!("making the folder {}: {source}", folder.display()),
+                detail: format!("making the folder {}, or emptying it: {source}", folder.display()),
                 cure,
             })?;
             (Arc::new(LocalFileSystem::new_with_prefix(&folder).map_err(unset)?), Some(folder))
@@ -151,8 +151,13 @@ fn shown(text: &str) -> String {
     }
 }
 
+/// Makes the folder, empty: what an earlier process had begun to write there has a name that the store does not list.
 fn private(folder: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 

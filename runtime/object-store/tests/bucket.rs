@@ -165,7 +165,10 @@ fn a_folder_is_for_one_node_and_leaves_nothing() {
     let kept = open(&url, other.path(), &[]).unwrap();
     spill::write(&kept, 1, &[(vec![1], vec![1])]).unwrap();
     std::fs::create_dir(&own).unwrap();
-    std::fs::write(own.join("9.spill"), "left").unwrap();
+    // One that was complete, and one that was not.
+    for name in ["9.spill", "9.spill#1"] {
+        std::fs::write(own.join(name), "left").unwrap();
+    }
     let bucket = open(&url, home.path(), &[]).unwrap();
     assert_eq!(files(&own), 0);
     drop(bucket);

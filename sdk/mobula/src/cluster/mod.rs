@@ -293,8 +293,8 @@ impl Builder {
 
     /// Where nodes write objects that their stores have no room for: a folder, in which each makes one of its own, or
     /// with the feature `object-store` a URL of an object store, such as `s3://bucket/folder`, with credentials in the
-    /// environment. A folder beside the node's own files unless set. For embedded and local clusters. What cannot be
-    /// used is an error of [`Builder::start`].
+    /// environment; give the bucket a lifecycle rule that ends incomplete uploads. A folder beside the node's own files
+    /// unless set. For embedded and local clusters. What cannot be used is an error of [`Builder::start`].
     pub fn spill_to(mut self, place: impl Into<std::path::PathBuf>) -> Self {
         self.spill_to = Some(place.into());
         self

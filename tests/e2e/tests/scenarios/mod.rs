@@ -129,6 +129,7 @@ pub fn cases() -> Vec<Case> {
         case!(pressure::a_driver_puts_four_stores_full).store_bytes(32 << 20),
         case!(pressure::results_outgrow_the_store).store_bytes(32 << 20),
         case!(pressure::a_host_killed_meanwhile_leaves_nothing).modes(RIG).store_bytes(32 << 20),
+        case!(pressure::a_stopped_process_keeps_nobody_else_from_room).modes(RIG).store_bytes(32 << 20),
         case!(pressure::arguments_and_results_share_the_store).store_bytes(32 << 20),
         case!(pressure::calls_that_wait_leave_room_for_results).store_bytes(32 << 20),
         case!(pressure::processes_share_the_store).modes(RIG).store_bytes(32 << 20),

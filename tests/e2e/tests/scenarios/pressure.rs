@@ -1,7 +1,11 @@
 //! Stores that are too small for what they hold: the disk takes the rest.
 
 use mobula::{Builder, NodeId, Result, prelude::*};
-use mobula_e2e::{Env, Part, env::on, eventually};
+use mobula_e2e::{
+    Env, Part,
+    env::{Standing, on},
+    eventually,
+};
 
 use super::{detaching::drive, driver::Outcome};
 
@@ -71,15 +75,53 @@ pub async fn an_object_store_takes_the_rest(env: Env) -> Result<()> {
 }
 
 pub async fn results_outgrow_the_store(env: Env) -> Result<()> {
-    let node: NodeId = env.nodes().await?[0];
+    results_outgrow(&env, env.nodes().await?[0]).await?;
+    env.stores_empty().await
+}
+
+async fn results_outgrow(env: &Env, node: NodeId) -> Result<()> {
     let made: Vec<_> = (0..COUNT).map(|seed| make.options().strategy(on(node)).remote(seed)).collect();
     mobula::wait(&made, COUNT, None).await?;
     for seed in shuffled() {
         let right = check.options().strategy(on(node)).remote(&made[seed], seed);
         assert!(right.await?, "object {seed} is another");
     }
-    have_spilled(&env).await?;
-    drop(made);
+    have_spilled(env).await
+}
+
+struct Hoarder {
+    held: Vec<ObjectRef<Tensor>>,
+}
+
+#[mobula::actor(cpu = 0)]
+impl Hoarder {
+    fn new() -> Self {
+        Self { held: Vec::new() }
+    }
+
+    /// Puts twice as many, so that it keeps memory for more beside what it holds.
+    fn hold(&mut self, count: usize) -> Result<u32> {
+        let put = |seed| mobula::put(&Tensor::from_vec(&[BYTES], bytes(seed))?);
+        self.held = (0..2 * count).map(put).collect::<Result<_>>()?;
+        self.held.truncate(count);
+        Ok(std::process::id())
+    }
+
+    async fn all_right(&self) -> Result<bool> {
+        let all = mobula::get_all(&self.held).await?;
+        Ok(all.iter().enumerate().all(|(seed, tensor)| is_right(tensor, seed)))
+    }
+}
+
+/// Half of the store is a process's that is stopped, and gives nothing back: others have the other half.
+pub async fn a_stopped_process_keeps_nobody_else_from_room(env: Env) -> Result<()> {
+    let node: NodeId = env.nodes().await?[0];
+    let hoarder = Hoarder::spawn().options(|o| o.strategy(on(node)).isolation("process")).await?;
+    let process = Standing::still(hoarder.hold(2).await?)?;
+    results_outgrow(&env, node).await?;
+    drop(process);
+    assert!(hoarder.all_right().await?);
+    drop(hoarder);
     env.stores_empty().await
 }
 

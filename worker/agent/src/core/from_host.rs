@@ -37,6 +37,10 @@ enum Sealing {
 impl Core {
     /// A message of a host's, with the descriptors that came along. Relays do not come here.
     pub fn from_host(&mut self, id: HostId, message: ToAgent, fds: Vec<OwnedFd>, now: Instant) {
+        self.objects.at(now);
+        if self.objects.heard(id) {
+            self.pump();
+        }
         let Some(host) = self.hosts.get(id) else { return };
         if let ToAgent::Hello { hello, driver, registry, .. } = message {
             self.hello(id, hello, driver, registry, now);

@@ -105,14 +105,21 @@ pub enum Effect {
     Ready(HostId, JobId),
     /// Make a pair of rings for these two, with their doorbells.
     Rings([(HostId, Arc<OwnedFd>); 2]),
-    /// Pull this into the agent's own memory for this job; [`Core::pulled`] follows.
-    Pull(ObjectId, Copy, JobId),
+    /// Pull this, to be this copy in the agent's own memory; [`Core::pulled`] follows. Whether nothing waits for it yet.
+    Pull(Key, Copy, bool),
+    /// Something waits now for what is pulled or read back, maybe ahead: it is not to wait for memory behind what nothing
+    /// waits for.
+    Hurry(Key),
+    /// If this pull has no memory yet, it is not to begin: [`Core::pull_recalled`] follows, and another [`Effect::Pull`]
+    /// some time.
+    Recall(Key),
     /// Nobody wants what is being pulled any more: [`Core::pulled`] follows at once.
     EndPull(Key),
     /// Write a file of copies, which stay in memory until [`Core::spilled`] follows.
     Spill(Spill),
-    /// Read a copy of so many bytes back into the agent's own memory for its job; [`Core::restored`] follows.
-    Restore(Key, u64, Slot),
+    /// Read a copy of so many bytes back into the agent's own memory for its job; [`Core::restored`] follows. Whether
+    /// nothing waits for it yet.
+    Restore(Key, u64, Slot, bool),
     /// Remove a file of spilled copies.
     DeleteFile(u64),
     /// Other agents that had to wait for this copy can be served now, or not.
@@ -131,6 +138,14 @@ enum Reader {
     Host(HostId, Request),
     /// Other agents, whose wishes are kept outside.
     Nodes,
+}
+
+/// A copy that is being read back.
+#[derive(Debug)]
+struct Restore {
+    readers: Vec<Reader>,
+    /// None of them waits for it yet.
+    ahead: bool,
 }
 
 #[derive(Debug)]
@@ -160,7 +175,7 @@ pub struct Core {
     pulls: BTreeMap<Key, Pull>,
     queue: transfer::Queue,
     filling: transfer::Filling,
-    restores: BTreeMap<Key, Vec<Reader>>,
+    restores: BTreeMap<Key, Restore>,
     draining: Option<drain::Draining>,
     noting: drain::Noting,
     given: drain::Given,
@@ -271,6 +286,7 @@ impl Core {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) {
+        self.objects.at(now);
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
         }
@@ -289,6 +305,7 @@ impl Core {
         self.bury_without_the_silent(now);
         self.count_no_longer(now);
         self.objects.retry(now);
+        self.objects.unanswered(now);
         if self.objects.overdue(now) {
             self.look_for_room(now);
         }
@@ -361,8 +378,8 @@ impl Core {
         let failure = failure.on(self.config.node.to_string());
         self.drivers.remove(&id);
         self.pulls_without(id);
-        for readers in self.restores.values_mut() {
-            readers.retain(|reader| !matches!(reader, Reader::Host(host, _) if *host == id));
+        for restore in self.restores.values_mut() {
+            restore.readers.retain(|reader| !matches!(reader, Reader::Host(host, _) if *host == id));
         }
         let leases = self.leases.host_gone(id);
         let steward = self.stewards.remove(&id);
@@ -592,7 +609,7 @@ impl Core {
             }
             if place.is_some() {
                 self.opened(id, request, key);
-            } else if let Err(why) = self.restore(key, Reader::Host(id, request)) {
+            } else if let Err(why) = self.restore(key, Reader::Host(id, request), ahead) {
                 self.effects.push(failed(FailureKind::Limit, why));
             }
             return;
@@ -633,7 +650,7 @@ impl Core {
         if !known {
             self.queue.add((key, copy), ahead);
         } else if !ahead {
-            self.queue.hurry(object, job);
+            self.hurry(job, object);
         }
         self.start_pulls();
     }
@@ -679,8 +696,9 @@ impl Core {
         }
     }
 
-    /// Has a copy read back from disk for `reader`, or fetched from whom it was given to.
-    fn restore(&mut self, key: Key, reader: Reader) -> Result<(), String> {
+    /// Has a copy read back from disk for `reader`, or fetched from whom it was given to. It may not wait for it yet
+    /// (`ahead`).
+    fn restore(&mut self, key: Key, reader: Reader, ahead: bool) -> Result<(), String> {
         let slot = self.objects.on_disk(key);
         if slot.is_none() && self.objects.lies_with(key).is_none() {
             return Err(self.no_copy(key.1));
@@ -689,7 +707,8 @@ impl Core {
         if !known && self.restores.len() >= PULLS_MAX {
             return Err(format!("{PULLS_MAX} objects are being read from disk already, the most that may"));
         }
-        let readers = self.restores.entry(key).or_default();
+        let Restore { readers, ahead: before } =
+            self.restores.entry(key).or_insert_with(|| Restore { readers: Vec::new(), ahead });
         if readers.len() >= PULL_WAITERS_MAX {
             return Err(format!("{PULL_WAITERS_MAX} readers wait for it already, the most that may"));
         }
@@ -698,9 +717,11 @@ impl Core {
         }
         if !known {
             match slot {
-                Some((slot, bytes)) => self.effects.push(Effect::Restore(key, bytes, slot)),
+                Some((slot, bytes)) => self.effects.push(Effect::Restore(key, bytes, slot, ahead)),
                 None => self.fetch_back(key),
             }
+        } else if !ahead && std::mem::take(before) {
+            self.effects.push(Effect::Hurry(key));
         }
         Ok(())
     }
@@ -711,15 +732,15 @@ impl Core {
         let (_, bytes) = self.objects.lies_with(key).unwrap_or_default();
         let copy = Copy { node: self.config.node, bytes, attempt: key.1, job: key.2 };
         self.pulls.insert(key, Pull::new(copy));
-        self.queue.begin(key, bytes);
-        self.effects.push(Effect::Pull(key.0, copy, key.2));
+        self.queue.begin(key, bytes, false);
+        self.effects.push(Effect::Pull(key, copy, false));
     }
 
     /// A copy was read back from disk, or fetched from another node, to there; or why it was not. One that cannot be read is
     /// fetched from whom it was given to, if it was, and else is a copy no more. Returns
     /// whether it is in the table; if not, its memory is the caller's to free.
     pub fn restored(&mut self, key: Key, result: Result<(RegionId, u64), Failure>) -> bool {
-        let readers = self.restores.remove(&key).unwrap_or_default();
+        let readers = self.restores.remove(&key).map_or_else(Vec::new, |restore| restore.readers);
         let result = result.and_then(|(region, offset)| {
             if self.objects.restored(key, region, offset) {
                 Ok(())
@@ -733,7 +754,7 @@ impl Core {
             let gone = if on_disk { self.objects.unreadable(key) } else { self.objects.nowhere(key) };
             self.gone(gone);
             if on_disk && self.objects.has(key) {
-                self.restores.insert(key, readers);
+                self.restores.insert(key, Restore { readers, ahead: false });
                 self.fetch_back(key);
                 return false;
             }
@@ -764,8 +785,8 @@ impl Core {
     fn restores_without(&mut self) {
         let objects = &self.objects;
         let gone = self.restores.extract_if(.., |key, _| !objects.has(*key));
-        for (key, readers) in gone {
-            for reader in readers {
+        for (key, restore) in gone {
+            for reader in restore.readers {
                 if reader == Reader::Nodes {
                     let failure =
                         Failure::new(FailureKind::ObjectLost, "its job is over").of(key.0.to_string());

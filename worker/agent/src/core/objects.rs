@@ -12,6 +12,8 @@
 //! - **O-6** A primary leaves memory only once it lies in a complete file, and a file stays while an object in it lives.
 //! - **O-7** The bytes of all files never exceed what they may take: those of a file count from before it is begun until the
 //!   disk has deleted it.
+//! - **O-9** Nobody waits for memory of a process that says nothing: who does not answer within [`ANSWER_WAIT`] when it is told to
+//!   let go of some is not counted on until it speaks, and others' memory comes free instead.
 //!
 //! What lies on disk is in [`spill`].
 
@@ -20,7 +22,7 @@ use std::{
     ops::{Bound, RangeBounds, RangeInclusive},
     os::fd::OwnedFd,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mobula_proto::{
@@ -30,12 +32,14 @@ use mobula_proto::{
     resource::bytes_text,
 };
 
+mod answers;
 mod holders;
 mod makers;
 mod shown;
 mod spill;
 mod waits;
 
+pub use answers::ANSWER_WAIT;
 pub use holders::{FAN_OUT, Holders, SPREAD_BYTES_MIN};
 pub use spill::{Limits, Slot, Spill, SpillItem};
 pub use waits::BUSY_WAIT_MAX;
@@ -162,14 +166,18 @@ struct Region {
     spilling: usize,
     secondary: usize,
     dirty: usize,
+    /// Bytes of the latter.
+    dirty_bytes: u64,
     /// When one of them was used last.
     used_at: u64,
-    /// Its writer cannot give it back: it still reads what lay there itself.
+    /// It does not come free by itself: its writer still reads what lay there, or who was told to let go of it says nothing.
     kept: bool,
     /// Its writer is gone: it is dropped with its last object.
     orphan: bool,
     /// Its writer was asked to give it back since the last object in it was sealed.
     asked: bool,
+    /// When somebody was told last to let go of it.
+    told_at: u64,
     /// Who has it mapped, to read.
     mapped: BTreeSet<HostId>,
     /// Its writer dropped it: it goes with its last mapping.
@@ -245,8 +253,15 @@ impl Entry {
 pub struct Objects {
     capacity: u64,
     used: u64,
-    /// Bytes of dropped regions, which come free when their readers have unmapped them.
+    /// Bytes of dropped regions, which come free when their readers have unmapped them; but for those whose readers say
+    /// nothing.
     going: u64,
+    /// What time it is, as far as that is known.
+    now: Option<Instant>,
+    /// Who has each of these regions is to let go of it until then, having been told at that time.
+    answers: VecDeque<(Instant, RegionId, u64)>,
+    /// Who did not.
+    silent: BTreeSet<HostId>,
     granted: BTreeMap<HostId, Vec<u64>>,
     regions: BTreeMap<RegionId, Region>,
     copies: BTreeMap<Key, Entry>,
@@ -268,6 +283,9 @@ impl Objects {
             capacity,
             used: 0,
             going: 0,
+            now: None,
+            answers: VecDeque::new(),
+            silent: BTreeSet::new(),
             granted: BTreeMap::new(),
             regions: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -320,6 +338,9 @@ impl Objects {
         deadline: Instant,
         wait_ms: u64,
     ) -> Want {
+        if let Some(now) = deadline.checked_sub(Duration::from_millis(wait_ms)) {
+            self.at(now);
+        }
         if bytes > self.capacity {
             return Want::Refused(Failure::new(
                 FailureKind::ObjectTooLarge,
@@ -384,63 +405,15 @@ impl Objects {
         reserve > 0 && self.used.saturating_sub(self.of_agent()) > self.capacity - reserve
     }
 
-    /// How many bytes `writer` lacks for a region of `bytes` where so many are in use.
-    fn lacks(&self, writer: HostId, bytes: u64, used: u64) -> u64 {
-        let lacks = used.saturating_add(bytes).saturating_sub(self.capacity);
-        let reserve = self.for_reading();
-        if writer.is_agent() || reserve == 0 {
-            return lacks;
-        }
-        let of_hosts = used.saturating_sub(self.of_agent());
-        // One alone may be as large as the store.
-        if of_hosts == 0 {
-            return lacks;
-        }
-        lacks.max(of_hosts.saturating_add(bytes).saturating_sub(self.capacity - reserve))
-    }
-
     /// Whether a region is granted now; `first` says that nobody waits who asked before.
     fn is_next(&self, writer: HostId, bytes: u64, first: bool) -> bool {
         let reserved = || writer.is_agent() && self.of_agent().saturating_add(bytes) <= self.for_reading();
-        (first || reserved()) && self.lacks(writer, bytes, self.used) == 0
+        (first || reserved()) && self.lacks(writer, bytes, self.used).is_nothing()
     }
 
     fn grant(&mut self, writer: HostId, bytes: u64) {
         self.used += bytes;
         self.granted.entry(writer).or_default().push(bytes);
-    }
-
-    /// How many bytes the first request in line lacks, beside those that come free by themselves; zero where nobody
-    /// waits.
-    pub fn short_by(&self) -> u64 {
-        let staying = self.used - self.going;
-        self.waiting.front().map_or(0, |first| self.lacks(first.writer, first.bytes, staying))
-    }
-
-    /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep
-    /// them for reuse, and may give them back.
-    pub fn idle_writers(&mut self) -> BTreeSet<HostId> {
-        let mut writers = BTreeSet::new();
-        if self.short_by() > 0 {
-            for (id, region) in &mut self.regions {
-                let kept = region.copies.is_empty() && !region.orphan && !region.dropped;
-                if kept && !std::mem::replace(&mut region.asked, true) {
-                    writers.insert(id.writer);
-                }
-            }
-        }
-        writers
-    }
-
-    /// The writer gave back what it could: what it still has it needs.
-    pub fn trimmed(&mut self, writer: HostId) {
-        for id in self.regions_of(writer) {
-            if let Some(region) = self.regions.get_mut(&id)
-                && region.asked
-            {
-                region.kept = true;
-            }
-        }
     }
 
     /// Notes a region that was granted.
@@ -476,10 +449,12 @@ impl Objects {
                 spilling: 0,
                 secondary: 0,
                 dirty: 0,
+                dirty_bytes: 0,
                 used_at: 0,
                 kept: false,
                 orphan: false,
                 asked: false,
+                told_at: 0,
                 mapped: BTreeSet::new(),
                 dropped: false,
             },
@@ -531,15 +506,17 @@ impl Objects {
         if region.mapped.is_empty() {
             self.remove_from_table(id);
         } else if !std::mem::replace(&mut region.dropped, true) {
+            region.kept = false;
             self.going += region.bytes;
             gone.unmap.extend(region.mapped.iter().map(|host| (*host, id)));
+            self.told(id);
         }
     }
 
     fn remove_from_table(&mut self, id: RegionId) {
         if let Some(region) = self.regions.remove(&id) {
             self.used -= region.bytes;
-            if region.dropped {
+            if region.dropped && !region.kept {
                 self.going -= region.bytes;
             }
         }
@@ -668,7 +645,9 @@ impl Objects {
         region.pinned += usize::from(!entry.pins.is_empty());
         region.secondary += usize::from(entry.origin.is_some());
         region.dirty += usize::from(entry.is_dirty());
-        self.disk.dirty_bytes += if entry.is_dirty() { entry.bytes } else { 0 };
+        let dirty_bytes = if entry.is_dirty() { entry.bytes } else { 0 };
+        region.dirty_bytes += dirty_bytes;
+        self.disk.dirty_bytes += dirty_bytes;
     }
 
     /// A copy, in the table or not any more, lies in memory no more: its writer may reuse that. It is not pinned, and
@@ -682,10 +661,12 @@ impl Objects {
         primary: bool,
         gone: &mut Gone,
     ) {
-        self.disk.dirty_bytes -= if dirty { bytes } else { 0 };
+        let dirty_bytes = if dirty { bytes } else { 0 };
+        self.disk.dirty_bytes -= dirty_bytes;
         let Some(region) = self.regions.get_mut(&id) else { return };
         region.copies.remove(&key);
         region.dirty -= usize::from(dirty);
+        region.dirty_bytes -= dirty_bytes;
         region.secondary -= usize::from(!primary);
         if !region.orphan {
             gone.reclaim(id.writer, key);
@@ -787,6 +768,7 @@ impl Objects {
             if let Some(region) = memory.and_then(|(id, _)| self.regions.get_mut(&id)) {
                 region.secondary -= 1;
                 region.dirty += 1;
+                region.dirty_bytes += bytes;
                 self.disk.dirty_bytes += bytes;
             }
         }
@@ -924,6 +906,7 @@ impl Objects {
     /// A host is gone: its pins, mappings, grants and requests go; its regions stay while objects in them live.
     pub fn host_gone(&mut self, host: HostId) -> Gone {
         let mut gone = Gone::default();
+        self.silent.remove(&host);
         self.waiting.retain(|waiting| waiting.writer != host);
         for bytes in self.granted.remove(&host).unwrap_or_default() {
             self.used -= bytes;
@@ -985,7 +968,9 @@ impl Objects {
                     region.mapped.retain(|host| *host == id.writer);
                     region.copies.clear();
                     [region.pinned, region.spilling, region.secondary, region.dirty] = [0; 4];
+                    region.dirty_bytes = 0;
                     if !std::mem::replace(&mut region.dropped, true) {
+                        region.kept = false;
                         self.going += region.bytes;
                     }
                 }

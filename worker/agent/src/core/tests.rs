@@ -195,7 +195,9 @@ fn line(effect: &Effect) -> String {
         Effect::Close(host) => format!("close {}", short(host)),
         Effect::Ready(host, _) => format!("ready {}", short(host)),
         Effect::Rings([(one, _), (other, _)]) => format!("rings {} {}", short(one), short(other)),
-        Effect::Pull(object, copy, _) => format!("pull {object} from {}", copy.node),
+        Effect::Pull(key, copy, _) => format!("pull {} from {}", key.0, copy.node),
+        Effect::Hurry(key) => format!("hurry {}", key.0),
+        Effect::Recall(key) => format!("recall {}", key.0),
         Effect::EndPull((object, ..)) => format!("end the pull of {object}"),
         Effect::Spill(spill) => format!("spill {} into {}", spill.items.len(), spill.file),
         Effect::Restore((object, ..), ..) => format!("restore {object}"),
@@ -608,7 +610,7 @@ fn tr4_what_is_waited_for_is_pulled_before_what_is_fetched_ahead() {
     let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
     let begun = |rig: &mut Rig| {
         let pulls = rig.take().into_iter().filter_map(|effect| match effect {
-            Effect::Pull(object, ..) => Some(object.seq),
+            Effect::Pull(key, ..) => Some(key.0.seq),
             _ => None,
         });
         pulls.collect::<Vec<_>>()
@@ -625,6 +627,10 @@ fn tr4_what_is_waited_for_is_pulled_before_what_is_fetched_ahead() {
         assert_eq!(begun(&mut rig), if request == 1 { vec![1] } else { vec![] }, "one at a time");
     }
     assert_eq!(hurry(&mut rig, 6), [0; 0]);
+    let again = ToAgent::Open { ahead: false, request: 9, object: object(1), copy: there };
+    let said = rig.host(id(1), again.clone());
+    assert_eq!(said, ["hurry node-1/host-1#1.0"], "it may lack memory");
+    assert_eq!(rig.host(id(1), again), [""; 0], "that is known");
     let mut order = vec![1];
     while let Some(seq) = order.last().filter(|_| order.len() < asked.len()) {
         let gone = Failure::new(FailureKind::ObjectLost, "gone");

@@ -61,10 +61,17 @@ impl Default for Pulls {
 pub(super) struct Queue {
     in_flight_max: u64,
     in_flight: u64,
-    begun: BTreeMap<Key, u64>,
+    begun: BTreeMap<Key, Begun>,
     waiting: VecDeque<(Key, Copy)>,
     /// For what nothing waits yet.
     ahead: VecDeque<(Key, Copy)>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    bytes: u64,
+    /// Nothing waited for it yet.
+    ahead: bool,
 }
 
 impl Queue {
@@ -87,29 +94,51 @@ impl Queue {
         if ahead { &mut self.ahead } else { &mut self.waiting }.push_back(pull);
     }
 
-    /// Something waits now for what was to be fetched ahead.
-    pub(super) fn hurry(&mut self, object: ObjectId, job: JobId) {
+    /// Something waits now for what was to be fetched ahead. Which pulls have begun so.
+    fn hurry(&mut self, object: ObjectId, job: JobId) -> Vec<Key> {
         while let Some(at) = self.ahead.iter().position(|(key, _)| (key.0, key.2) == (object, job)) {
             self.waiting.extend(self.ahead.remove(at));
         }
+        let begun = self.begun.range_mut(up_to(object, u32::MAX)).filter(|(key, _)| key.2 == job);
+        begun.filter_map(|(key, begun)| std::mem::take(&mut begun.ahead).then_some(*key)).collect()
     }
 
-    /// The next one whose turn it is.
-    fn next(&mut self) -> Option<(Key, Copy)> {
-        let queue = if self.waiting.is_empty() { &mut self.ahead } else { &mut self.waiting };
+    /// The next one whose turn it is, and whether nothing waits for it yet.
+    fn next(&mut self) -> Option<(Key, Copy, bool)> {
+        let ahead = self.waiting.is_empty();
+        let queue = if ahead { &self.ahead } else { &self.waiting };
         let (key, copy) = *queue.front()?;
-        if self.in_flight > 0 && self.in_flight.saturating_add(copy.bytes) > self.in_flight_max {
+        if !self.fits(&copy) {
             return None;
         }
-        queue.pop_front();
-        self.begin(key, copy.bytes);
-        Some((key, copy))
+        if ahead { &mut self.ahead } else { &mut self.waiting }.pop_front();
+        self.begin(key, copy.bytes, ahead);
+        Some((key, copy, ahead))
     }
 
     /// It begins, whatever else is under way.
-    pub(super) fn begin(&mut self, key: Key, bytes: u64) {
+    pub(super) fn begin(&mut self, key: Key, bytes: u64, ahead: bool) {
         self.in_flight += bytes;
-        self.begun.insert(key, bytes);
+        self.begun.insert(key, Begun { bytes, ahead });
+    }
+
+    fn fits(&self, copy: &Copy) -> bool {
+        self.in_flight == 0 || self.in_flight.saturating_add(copy.bytes) <= self.in_flight_max
+    }
+
+    /// Those that have begun ahead, where something waits for one that may not begin beside them.
+    fn in_the_way(&self) -> impl Iterator<Item = Key> {
+        let waits = self.waiting.front().is_some_and(|(_, copy)| !self.fits(copy));
+        self.begun.iter().filter(move |(_, begun)| waits && begun.ahead).map(|(key, _)| *key)
+    }
+
+    /// One of them goes back to the front of its line.
+    fn put_back(&mut self, key: Key, copy: Copy) {
+        if let Some(begun) = self.begun.remove(&key) {
+            self.in_flight -= begun.bytes;
+            let queue = if begun.ahead { &mut self.ahead } else { &mut self.waiting };
+            queue.push_front((key, copy));
+        }
     }
 
     /// A pull came to nothing, and what it takes still counts: [`Self::left`] follows.
@@ -124,7 +153,7 @@ impl Queue {
     /// A pull is over, or shall not begin any more.
     fn over(&mut self, key: Key) {
         match self.begun.remove(&key) {
-            Some(bytes) => self.in_flight -= bytes,
+            Some(begun) => self.in_flight -= begun.bytes,
             None => {
                 for queue in [&mut self.waiting, &mut self.ahead] {
                     queue.retain(|(other, _)| *other != key);
@@ -199,12 +228,23 @@ pub struct Wish {
 impl Core {
     /// Begins the pulls whose turn it is. One that nobody wants any more is left out.
     pub(super) fn start_pulls(&mut self) {
-        while let Some((key, copy)) = self.queue.next() {
+        while let Some((key, copy, ahead)) = self.queue.next() {
             if self.pulls.contains_key(&key) {
-                self.effects.push(Effect::Pull(key.0, copy, key.2));
+                self.effects.push(Effect::Pull(key, copy, ahead));
             } else {
                 self.queue.over(key);
             }
+        }
+        // What is fetched ahead, and waits for memory yet, gives its turn to what something waits for.
+        let lacks_memory = |key: &Key| !self.filling.pulls.contains_key(key);
+        self.effects.extend(self.queue.in_the_way().filter(lacks_memory).map(Effect::Recall));
+    }
+
+    /// A pull that was recalled has taken no memory.
+    pub fn pull_recalled(&mut self, key: Key) {
+        if let Some(pull) = self.pulls.get(&key) {
+            self.queue.put_back(key, pull.copy);
+            self.start_pulls();
         }
     }
 
@@ -271,9 +311,14 @@ impl Core {
 
     /// A host of `job` waits now for what it asked for ahead.
     pub(super) fn hurry(&mut self, job: JobId, object: ObjectId) {
-        if self.pulls.range(up_to(object, u32::MAX)).any(|(key, _)| key.2 == job) {
-            self.queue.hurry(object, job);
-        }
+        let restores = self.restores.range_mut(up_to(object, u32::MAX)).filter(|(key, _)| key.2 == job);
+        let hurried =
+            restores.filter_map(|(key, restore)| std::mem::take(&mut restore.ahead).then_some(*key));
+        self.effects.extend(hurried.map(Effect::Hurry));
+        // What has begun may lack memory.
+        let pulls = self.pulls.range(up_to(object, u32::MAX)).any(|(key, _)| key.2 == job);
+        let begun = if pulls { self.queue.hurry(object, job) } else { Vec::new() };
+        self.effects.extend(begun.into_iter().map(Effect::Hurry));
     }
 
     /// A pull ended: where the agent put the copy, or why there is none. Returns whether the copy is in the table;
@@ -367,7 +412,7 @@ impl Core {
                 others = known;
             }
             let Some(place) = self.objects.find(key).flatten() else {
-                return match self.restore(key, Reader::Nodes) {
+                return match self.restore(key, Reader::Nodes, false) {
                     Ok(()) => Serve::Later(key),
                     Err(why) => Serve::NotNow(why),
                 };
@@ -555,7 +600,7 @@ mod tests {
         queue.add((key(1), copy(60)), true);
         queue.add((key(2), copy(20)), false);
         queue.add((key(3), copy(500)), false);
-        let next = |queue: &mut Queue| queue.next().map(|(key, _)| key);
+        let next = |queue: &mut Queue| queue.next().map(|(key, ..)| key);
         assert_eq!(next(&mut queue), Some(key(2)));
         assert_eq!(
             next(&mut queue),

@@ -10,7 +10,7 @@ use std::{
 
 use mobula_net::{bulk, ring};
 use mobula_proto::{
-    Failure, FailureKind, HostId, JobId, NodeId, RegionId,
+    Failure, FailureKind, HostId, NodeId, RegionId,
     head::{self, Between, ToHead, Usage},
     host::{self, ToAgent, ToHost},
     peer::Copy,
@@ -331,6 +331,7 @@ impl Actor for Service {
 impl State {
     fn handle(&mut self, message: Message) {
         let now = Instant::now();
+        self.core.objects.at(now);
         match message {
             Message::Host(host, said, fds, _permit) => self.host_said(host, said, fds, now),
             Message::Head(said, _permit) => {
@@ -339,10 +340,12 @@ impl State {
                     head::ToAgent::HostEnded { host, .. } => self.routes.host_gone(*host),
                     head::ToAgent::NodeDown { node, .. } => {
                         self.peers.node_down(*node);
-                        for wanted in self.memory.without(*node) {
+                        let (gone, steps) = self.memory.without(*node);
+                        for wanted in gone {
                             let text = format!("{node}, which held it, is gone");
                             self.lost(wanted, Failure::new(FailureKind::ObjectLost, text));
                         }
+                        self.steps(steps);
                     }
                     _ => {}
                 }
@@ -472,7 +475,7 @@ impl State {
 
     /// Gives back memory of the agent's own; says whether that changed anything.
     fn sweep(&mut self) -> bool {
-        let short = self.core.objects.short_by() > 0;
+        let short = self.core.objects.short_of_own() > 0;
         let (agent, now) = (self.core.node().agent(), Instant::now());
         if let Some(bytes) = self.memory.drop_spare(short, now) {
             self.core.spare_dropped(bytes);
@@ -510,13 +513,22 @@ impl State {
                 }
             }
             Effect::Rings(pair) => self.rings(pair),
-            Effect::Pull(object, copy, job) => {
-                let Copy { bytes, attempt, .. } = copy;
-                self.want(Wanted { key: (object, attempt, job), bytes, from: memory::From::Node(copy) });
+            Effect::Pull(key, copy, ahead) => {
+                self.want(Wanted { key, bytes: copy.bytes, from: memory::From::Node(copy), ahead });
+            }
+            Effect::Hurry(key) => {
+                let steps = self.memory.hurry(key);
+                self.steps(steps);
+            }
+            Effect::Recall(key) => {
+                if let Some(steps) = self.memory.unwant(key) {
+                    self.core.pull_recalled(key);
+                    self.steps(steps);
+                }
             }
             Effect::EndPull(key) => self.end_pull(key),
-            Effect::Restore(key, bytes, slot) => {
-                self.want(Wanted { key, bytes, from: memory::From::Disk(slot) });
+            Effect::Restore(key, bytes, slot, ahead) => {
+                self.want(Wanted { key, bytes, from: memory::From::Disk(slot), ahead });
             }
             Effect::Spill(spill) => {
                 self.disk.write(spill, |region| Some(self.core.objects.region(region)?.0))
@@ -524,14 +536,13 @@ impl State {
             Effect::DeleteFile(file) => self.disk.delete(file),
             Effect::Serve(key, served) => self.serve_waiting(key, &served),
             Effect::Reclaim(copies) => {
-                for (job, steps) in self.memory.reclaim(&copies) {
-                    self.steps(job, steps);
-                }
+                let steps = self.memory.reclaim(&copies);
+                self.steps(steps);
             }
             Effect::Room(request, result) => self.room(request, result),
             Effect::JobGone(job) => {
-                if let Some((_, bytes)) = self.memory.job_gone(job) {
-                    self.core.objects.ungrant(self.core.node().agent(), bytes);
+                for (request, bytes) in self.memory.job_gone(job) {
+                    self.core.unwant_region(self.core.node().agent(), request, bytes);
                 }
                 match &self.launching.users {
                     // The folder goes with its user, after the last host.
@@ -592,10 +603,10 @@ impl State {
 
     fn want(&mut self, wanted: Wanted) {
         let steps = self.memory.want(wanted);
-        self.steps(wanted.key.2, steps);
+        self.steps(steps);
     }
 
-    pub(super) fn steps(&mut self, job: JobId, steps: Vec<Step>) {
+    pub(super) fn steps(&mut self, steps: Vec<Step>) {
         for step in steps {
             match step {
                 Step::Start(wanted, block) => match wanted.from {
@@ -605,10 +616,10 @@ impl State {
                 Step::Unask(request, bytes) => {
                     self.core.unwant_region(self.core.node().agent(), request, bytes);
                 }
-                Step::Ask(request, bytes) => {
+                Step::Ask(request, bytes, spare) => {
                     let agent = self.core.node().agent();
-                    if let Some(spare) = self.memory.spare_for(job, bytes) {
-                        // It becomes that region, in whose name it is counted from now on.
+                    if let Some(spare) = spare {
+                        // It is counted in that region's name from now on.
                         self.core.objects.ungrant(agent, spare);
                     }
                     self.core.want_region(agent, request, bytes, memory::ROOM_WAIT, Instant::now());
@@ -620,7 +631,8 @@ impl State {
     fn room(&mut self, request: host::Request, result: Result<(), Failure>) {
         let agent = self.core.node().agent();
         let Some((job, bytes)) = self.memory.asked(request) else { return };
-        let made = result.and_then(|()| self.memory.make_region(job));
+        let granted = result.is_ok();
+        let made = result.and_then(|()| self.memory.make_region(request));
         let added = made.and_then(|(seq, len, fd)| {
             let region = RegionId { writer: agent, seq };
             self.core
@@ -629,17 +641,19 @@ impl State {
                 .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
         });
         let steps = match added {
-            Ok(()) => self.memory.granted(job),
+            Ok(()) => self.memory.granted(request),
             Err(failure) => {
-                self.core.objects.ungrant(agent, bytes);
-                let (lost, steps) = self.memory.refused(job);
+                if granted {
+                    self.core.objects.ungrant(agent, bytes);
+                }
+                let (lost, steps) = self.memory.refused(request);
                 if let Some(lost) = lost {
                     self.lost(lost, failure);
                 }
                 steps
             }
         };
-        self.steps(job, steps);
+        self.steps(steps);
     }
 
     /// There will be no memory for a copy, or nobody to get it from.

@@ -374,7 +374,8 @@ mod tests {
             let owner = HostId { node: NodeId::EMBEDDED, seq: 1 };
             let key = (ObjectId { owner, seq: file, key: 0, index: 0 }, 1, JobId { number: 1 });
             let slot = Slot { file, offset: 0 };
-            disk.read(Wanted { key, bytes: 1, from: From::Disk(slot) }, slot, heap.allocate(1).unwrap());
+            let wanted = Wanted { key, bytes: 1, from: From::Disk(slot), ahead: false };
+            disk.read(wanted, slot, heap.allocate(1).unwrap());
         };
         let given_up = |message| match message {
             Message::Restored(_, Err(failure)) => {

@@ -43,6 +43,8 @@ pub(super) struct Wanted {
     pub(super) key: Key,
     pub(super) bytes: u64,
     pub(super) from: From,
+    /// Nothing waits for it yet.
+    pub(super) ahead: bool,
 }
 
 /// Where it comes from.
@@ -53,12 +55,50 @@ pub(super) enum From {
     Disk(Slot),
 }
 
+/// What waits for memory, and comes from the same kind of place.
+#[derive(Debug, Default)]
+struct Line {
+    /// What something waits for, then what is fetched ahead; each in the order in which it came.
+    waiting: VecDeque<Wanted>,
+    /// The region that is asked for the first one.
+    asked: Option<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    request: Request,
+    bytes: u64,
+    key: Key,
+}
+
+impl Line {
+    fn add(&mut self, wanted: Wanted) {
+        let at = if wanted.ahead {
+            self.waiting.len()
+        } else {
+            self.waiting.partition_point(|other| !other.ahead)
+        };
+        self.waiting.insert(at, wanted);
+    }
+
+    /// Whether the first one has memory now.
+    fn start_first(&mut self, heap: &Heap, steps: &mut Vec<Step>) -> Result<bool, heap::NeedRegion> {
+        let Some(first) = self.waiting.front() else { return Ok(false) };
+        // A block of nothing would have no place of its own.
+        let block = heap.allocate(first.bytes.max(1))?;
+        steps.extend(self.waiting.pop_front().map(|first| Step::Start(first, block)));
+        Ok(true)
+    }
+}
+
+/// What is read from disk does not wait for what is pulled: it has room of its own in the store, and what it is read for
+/// may hold what the pull lacks. It is served first, too.
+const LINES: usize = 2;
+
 #[derive(Debug)]
 struct JobHeap {
     heap: Heap,
-    waiting: VecDeque<Wanted>,
-    /// The request for a region that is under way, and its size.
-    asked: Option<(Request, u64)>,
+    lines: [Line; LINES],
     /// When it pulled last.
     pulled: Instant,
     /// The largest copy that it pulled from a node, in bytes.
@@ -66,10 +106,24 @@ struct JobHeap {
 }
 
 impl JobHeap {
-    /// Whether memory is warmed ahead for it, so much at once: it moves large copies, and they fit.
+    /// Whether memory is warmed ahead for it, so much at once.
     fn warms(&self, bytes: u64) -> bool {
-        self.largest >= LARGE_BYTES && self.largest <= bytes
+        warms(self.largest, bytes)
     }
+
+    fn line(&mut self, from: From) -> &mut Line {
+        let [disk, nodes] = &mut self.lines;
+        match from {
+            From::Disk(_) => disk,
+            From::Node(_) => nodes,
+        }
+    }
+}
+
+/// Whether memory is warmed ahead, so much at once, for a job whose largest copy has so many bytes: it moves large ones,
+/// and they fit.
+fn warms(largest: u64, bytes: u64) -> bool {
+    largest >= LARGE_BYTES && largest <= bytes
 }
 
 /// A step of the pulls of one job.
@@ -77,10 +131,18 @@ impl JobHeap {
 pub(super) enum Step {
     /// There is memory for this one.
     Start(Wanted, Block),
-    /// A region of so many bytes is needed.
-    Ask(Request, u64),
+    /// A region of so many bytes is needed, and becomes of the spare, of so many bytes, where there is one for it.
+    Ask(Request, u64, Option<u64>),
     /// It is not any more.
     Unask(Request, u64),
+}
+
+/// Memory that is warmed ahead.
+#[derive(Debug)]
+struct Aside {
+    spare: Spare,
+    /// The region that it becomes, in whose name it is counted.
+    request: Option<Request>,
 }
 
 /// All of it.
@@ -93,7 +155,7 @@ pub(super) struct Memory {
     requests: Request,
     regions: u32,
     warm_bytes: u64,
-    spare: Option<Spare>,
+    aside: Option<Aside>,
 }
 
 impl Memory {
@@ -108,7 +170,7 @@ impl Memory {
             requests: 0,
             regions: 0,
             warm_bytes: store_bytes / WARM_SHARE / REGION_STEP_BYTES * REGION_STEP_BYTES,
-            spare: None,
+            aside: None,
         }
     }
 
@@ -118,8 +180,7 @@ impl Memory {
         let region_bytes_min = self.region_bytes;
         let entry = self.jobs.entry(job).or_insert_with(|| JobHeap {
             heap: Heap::new(heap::Options { region_bytes_min }),
-            waiting: VecDeque::new(),
-            asked: None,
+            lines: Default::default(),
             pulled: Instant::now(),
             largest: 0,
         });
@@ -127,86 +188,121 @@ impl Memory {
         if matches!(wanted.from, From::Node(_)) {
             entry.largest = entry.largest.max(wanted.bytes);
         }
-        entry.waiting.push_back(wanted);
+        entry.line(wanted.from).add(wanted);
         self.steps(job)
     }
 
+    /// Something waits now for what was to be fetched ahead; nothing happens where it has memory.
+    pub(super) fn hurry(&mut self, key: Key) -> Vec<Step> {
+        let Some(entry) = self.jobs.get_mut(&key.2) else { return Vec::new() };
+        for line in &mut entry.lines {
+            let at = line.waiting.iter().position(|wanted| wanted.key == key && wanted.ahead);
+            if let Some(wanted) = at.and_then(|at| line.waiting.remove(at)) {
+                line.add(Wanted { ahead: false, ..wanted });
+            }
+        }
+        self.steps(key.2)
+    }
+
+    /// Gives memory to what is first in each line, and asks for the rest.
     fn steps(&mut self, job: JobId) -> Vec<Step> {
         let mut steps = Vec::new();
-        let Some(entry) = self.jobs.get_mut(&job) else { return steps };
-        if entry.asked.is_some() {
-            return steps;
-        }
-        while let Some(first) = entry.waiting.front().copied() {
-            // A block of nothing would have no place of its own.
-            match entry.heap.allocate(first.bytes.max(1)) {
-                Ok(block) => {
-                    entry.waiting.pop_front();
-                    steps.push(Step::Start(first, block));
+        let Some(JobHeap { heap, lines, largest, .. }) = self.jobs.get_mut(&job) else { return steps };
+        for line in lines {
+            let need = loop {
+                match line.start_first(heap, &mut steps) {
+                    Ok(true) => {}
+                    Ok(false) => break None,
+                    Err(need) => break Some(need.bytes),
                 }
-                Err(need) => {
-                    self.requests += 1;
-                    // A spare is cut for a copy that takes most of it, and holds many smaller ones whole: cutting it
-                    // each time would throw away nearly all that was warmed.
-                    let spare = self.spare.as_ref().map(Spare::len).filter(|len| entry.warms(*len));
-                    let bytes = spare.filter(|len| need.bytes <= len / 2).unwrap_or(need.bytes);
-                    entry.asked = Some((self.requests, bytes));
-                    steps.push(Step::Ask(self.requests, bytes));
-                    break;
-                }
+            };
+            let first = line.waiting.front().map(|wanted| wanted.key);
+            if let Some(Asked { request, bytes, .. }) = line.asked.take_if(|asked| Some(asked.key) != first) {
+                self.aside.take_if(|aside| aside.request == Some(request));
+                steps.push(Step::Unask(request, bytes));
+            }
+            if let (Some(key), Some(need), None) = (first, need, &line.asked) {
+                self.requests += 1;
+                let request = self.requests;
+                let free = self.aside.as_mut().filter(|aside| {
+                    let len = aside.spare.len();
+                    aside.request.is_none() && warms(*largest, len) && len >= need
+                });
+                let spare = free.map(|aside| {
+                    aside.request = Some(request);
+                    aside.spare.len()
+                });
+                // A spare is cut for a copy that takes most of it, and holds many smaller ones whole: cutting it
+                // each time would throw away nearly all that was warmed.
+                let bytes = spare.filter(|len| need <= len / 2).unwrap_or(need);
+                line.asked = Some(Asked { request, bytes, key });
+                steps.push(Step::Ask(request, bytes, spare));
             }
         }
         steps
     }
 
+    fn line_of(&mut self, request: Request) -> Option<(JobId, &Heap, &mut Line)> {
+        let lines = self.jobs.iter_mut().flat_map(|(job, JobHeap { heap, lines, .. })| {
+            let heap = &*heap;
+            lines.iter_mut().map(move |line| (*job, heap, line))
+        });
+        lines
+            .into_iter()
+            .find(|(_, _, line)| line.asked.as_ref().is_some_and(|asked| asked.request == request))
+    }
+
     /// Which job asked for room, and how much.
-    pub(super) fn asked(&self, request: Request) -> Option<(JobId, u64)> {
-        self.jobs.iter().find_map(|(job, entry)| match entry.asked {
-            Some((asked, bytes)) if asked == request => Some((*job, bytes)),
-            _ => None,
-        })
+    pub(super) fn asked(&mut self, request: Request) -> Option<(JobId, u64)> {
+        self.line_of(request).and_then(|(job, _, line)| Some((job, line.asked.as_ref()?.bytes)))
     }
 
     /// Makes the region that was granted: its number, size and a descriptor to share.
-    pub(super) fn make_region(&mut self, job: JobId) -> Result<(u32, u64, OwnedFd), Failure> {
+    pub(super) fn make_region(&mut self, request: Request) -> Result<(u32, u64, OwnedFd), Failure> {
         let failed = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
-        let entry =
-            self.jobs.get_mut(&job).ok_or_else(|| Failure::new(FailureKind::JobEnded, "the job ended"))?;
-        let Some((_, bytes)) = entry.asked else {
+        let spare = self.aside.take_if(|aside| aside.request == Some(request)).map(|aside| aside.spare);
+        let seq = self.regions + 1;
+        let Some((_, heap, Line { asked: Some(Asked { bytes, .. }), .. })) = self.line_of(request) else {
             return Err(Failure::new(FailureKind::Internal, "room was granted that nobody asked for"));
         };
-        let writer = match self.spare.take_if(|spare| entry.warms(spare.len()) && spare.len() >= bytes) {
+        let bytes = *bytes;
+        let writer = match spare {
             Some(spare) => spare.into_writer(bytes),
             None => Writer::create(bytes),
         };
         let writer = writer.map_err(failed)?;
         let fd = writer.share().map_err(failed)?;
-        self.regions += 1;
-        entry.heap.add_region(self.regions, writer).map_err(failed)?;
-        Ok((self.regions, bytes, fd))
+        heap.add_region(seq, writer).map_err(failed)?;
+        self.regions = seq;
+        Ok((seq, bytes, fd))
     }
 
-    /// The region is there: what can go on.
-    pub(super) fn granted(&mut self, job: JobId) -> Vec<Step> {
-        if let Some(entry) = self.jobs.get_mut(&job) {
-            entry.asked = None;
-        }
-        self.steps(job)
+    /// The region is there: what can go on. The copy that it was asked for comes first, so that smaller ones do not take
+    /// it piece by piece.
+    pub(super) fn granted(&mut self, request: Request) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let Some((job, heap, line)) = self.line_of(request) else { return steps };
+        line.asked = None;
+        // It asks again where this is not enough.
+        let _started = line.start_first(heap, &mut steps);
+        steps.extend(self.steps(job));
+        steps
     }
 
-    /// There is no room: the first copy in line fails, the others try again.
-    pub(super) fn refused(&mut self, job: JobId) -> (Option<Wanted>, Vec<Step>) {
-        let Some(entry) = self.jobs.get_mut(&job) else { return (None, Vec::new()) };
-        entry.asked = None;
-        let failed = entry.waiting.pop_front();
+    /// There is no room: the copy that it was asked for fails, the others try again.
+    pub(super) fn refused(&mut self, request: Request) -> (Option<Wanted>, Vec<Step>) {
+        let Some((job, _, line)) = self.line_of(request) else { return (None, Vec::new()) };
+        line.asked = None;
+        let failed = line.waiting.pop_front();
+        self.aside.take_if(|aside| aside.request == Some(request));
         (failed, self.steps(job))
     }
 
     /// A node is gone: the pulls from there that have no memory yet will not begin.
-    pub(super) fn without(&mut self, node: NodeId) -> Vec<Wanted> {
+    pub(super) fn without(&mut self, node: NodeId) -> (Vec<Wanted>, Vec<Step>) {
         let mut gone = Vec::new();
-        for entry in self.jobs.values_mut() {
-            entry.waiting.retain(|wanted| {
+        for line in self.jobs.values_mut().flat_map(|entry| &mut entry.lines) {
+            line.waiting.retain(|wanted| {
                 let stays = !matches!(wanted.from, From::Node(copy) if copy.node == node);
                 if !stays {
                     gone.push(*wanted);
@@ -214,16 +310,16 @@ impl Memory {
                 stays
             });
         }
-        gone
+        let jobs: BTreeSet<_> = gone.iter().map(|wanted| wanted.key.2).collect();
+        (gone, jobs.into_iter().flat_map(|job| self.steps(job)).collect())
     }
 
     /// The pull of this copy is not to begin any more; nothing where it does not wait for memory.
     pub(super) fn unwant(&mut self, key: Key) -> Option<Vec<Step>> {
-        let waiting = &mut self.jobs.get_mut(&key.2)?.waiting;
-        let at =
-            waiting.iter().position(|wanted| wanted.key == key && matches!(wanted.from, From::Node(_)))?;
+        let [_, Line { waiting, .. }] = &mut self.jobs.get_mut(&key.2)?.lines;
+        let at = waiting.iter().position(|wanted| wanted.key == key)?;
         waiting.remove(at);
-        Some(self.start_waiting(key.2))
+        Some(self.steps(key.2))
     }
 
     /// Keeps a copy that is in the table now.
@@ -232,27 +328,10 @@ impl Memory {
     }
 
     /// Frees copies; what waits for memory may have it, which is warm, rather than a region of its own.
-    pub(super) fn reclaim(&mut self, copies: &[Key]) -> Vec<(JobId, Vec<Step>)> {
+    pub(super) fn reclaim(&mut self, copies: &[Key]) -> Vec<Step> {
         let gone = copies.iter().filter(|key| self.extents.remove(*key).is_some());
         let jobs: BTreeSet<_> = gone.map(|key| key.2).collect();
-        jobs.into_iter().map(|job| (job, self.start_waiting(job))).collect()
-    }
-
-    fn start_waiting(&mut self, job: JobId) -> Vec<Step> {
-        let mut steps = Vec::new();
-        let Some(entry) = self.jobs.get_mut(&job) else { return steps };
-        while let Some(first) = entry.waiting.front().copied()
-            && let Ok(block) = entry.heap.allocate(first.bytes.max(1))
-        {
-            entry.waiting.pop_front();
-            steps.push(Step::Start(first, block));
-        }
-        if entry.waiting.is_empty()
-            && let Some((request, bytes)) = entry.asked.take()
-        {
-            steps.push(Step::Unask(request, bytes));
-        }
-        steps
+        jobs.into_iter().flat_map(|job| self.steps(job)).collect()
     }
 
     /// Drops regions in which nothing lies, but for what a job keeps for reuse; `short` says that somebody lacks room,
@@ -279,11 +358,11 @@ impl Memory {
 
     /// How large a spare there should be now; `None` where there is one already, or nobody has use for it.
     pub(super) fn spare_wanted(&self, now: Instant) -> Option<u64> {
-        if self.spare.is_some() || !self.busy(now) {
+        if self.aside.is_some() || !self.busy(now) {
             return None;
         }
         // What is being pulled comes first.
-        if self.jobs.values().any(|entry| entry.asked.is_some()) {
+        if self.jobs.values().flat_map(|entry| &entry.lines).any(|line| line.asked.is_some()) {
             return None;
         }
         let warm: u64 = self.jobs.values().map(|entry| entry.heap.warm_free_bytes()).sum();
@@ -318,26 +397,25 @@ impl Memory {
             .name("mobula-warm".to_owned())
             .spawn(warm)
             .map_err(|error| Failure::new(FailureKind::StoreFull, error.to_string()))?;
-        self.spare = Some(spare);
+        self.aside = Some(Aside { spare, request: None });
         Ok(())
     }
 
-    /// The bytes of the spare, where this job's region of `bytes` would be made of it.
-    pub(super) fn spare_for(&self, job: JobId, bytes: u64) -> Option<u64> {
-        let entry = self.jobs.get(&job)?;
-        self.spare.as_ref().map(Spare::len).filter(|len| entry.warms(*len) && *len >= bytes)
-    }
-
-    /// Drops the spare where it has no use (any more) or somebody lacks room, and says how many bytes that were.
+    /// Drops the spare where it has no use (any more) or somebody lacks room, and says how many bytes are not used by that.
     pub(super) fn drop_spare(&mut self, short: bool, now: Instant) -> Option<u64> {
         let useless = short || !self.busy(now);
-        self.spare.take_if(|_| useless).map(|spare| spare.len())
+        let dropped = self.aside.take_if(|_| useless)?;
+        // What is a region's already is counted in its name.
+        Some(if dropped.request.is_some() { 0 } else { dropped.spare.len() })
     }
 
-    /// A job is gone, and all its memory here.
-    pub(super) fn job_gone(&mut self, job: JobId) -> Option<(Request, u64)> {
+    /// A job is gone, and all its memory here; the regions that are asked for are not needed.
+    pub(super) fn job_gone(&mut self, job: JobId) -> Vec<(Request, u64)> {
         self.extents.retain(|key, _| key.2 != job);
-        self.jobs.remove(&job).and_then(|entry| entry.asked)
+        let Some(JobHeap { lines, .. }) = self.jobs.remove(&job) else { return Vec::new() };
+        let asked: Vec<_> = lines.into_iter().filter_map(|line| line.asked).collect();
+        self.aside.take_if(|aside| asked.iter().any(|asked| aside.request == Some(asked.request)));
+        asked.into_iter().map(|Asked { request, bytes, .. }| (request, bytes)).collect()
     }
 }
 
@@ -355,18 +433,120 @@ mod tests {
         (ObjectId { owner, seq, key: 0, index: 0 }, 1, JOB)
     }
 
+    fn from_node(seq: u64, bytes: u64, ahead: bool) -> Wanted {
+        let key = key(seq);
+        let copy = Copy { node: key.0.owner.node, bytes, attempt: 1, job: JOB };
+        Wanted { key, bytes, from: From::Node(copy), ahead }
+    }
+
+    fn from_disk(seq: u64, bytes: u64, ahead: bool) -> Wanted {
+        Wanted { from: From::Disk(Slot { file: 1, offset: 0 }), ..from_node(seq, bytes, ahead) }
+    }
+
     /// Takes memory for a copy from another node; says whether a region was made for it.
     fn pull(memory: &mut Memory, key: Key, bytes: u64) -> bool {
-        let copy = Copy { node: key.0.owner.node, bytes, attempt: 1, job: JOB };
-        let mut steps = memory.want(Wanted { key, bytes, from: From::Node(copy) });
-        let made = matches!(steps[..], [Step::Ask(..)]);
-        if made {
-            memory.make_region(JOB).unwrap();
-            steps = memory.granted(JOB);
+        let mut steps = memory.want(from_node(key.0.seq, bytes, false));
+        let made = match steps[..] {
+            [Step::Ask(request, ..)] => Some(request),
+            _ => None,
+        };
+        if let Some(request) = made {
+            memory.make_region(request).unwrap();
+            steps = memory.granted(request);
         }
         let Some(Step::Start(_, block)) = steps.pop() else { panic!("no memory") };
         memory.keep(key, block.seal());
-        made
+        made.is_some()
+    }
+
+    /// Each step in words; what starts stays where it is.
+    fn said(steps: Vec<Step>) -> Vec<String> {
+        let line = |step| match step {
+            Step::Start(wanted, block) => {
+                std::mem::forget(block);
+                format!("start {}", wanted.key.0.seq)
+            }
+            Step::Ask(request, bytes, spare) => {
+                format!(
+                    "ask {request}: {}{}",
+                    bytes / MIB,
+                    if spare.is_some() { " of the spare" } else { "" }
+                )
+            }
+            Step::Unask(request, _) => format!("unask {request}"),
+        };
+        steps.into_iter().map(line).collect()
+    }
+
+    fn granted(memory: &mut Memory, request: Request) -> Vec<String> {
+        memory.make_region(request).unwrap();
+        said(memory.granted(request))
+    }
+
+    #[test]
+    fn what_is_read_from_disk_does_not_wait_for_what_is_pulled() {
+        let mut memory = Memory::new(256 * MIB);
+        assert_eq!(said(memory.want(from_node(1, 100 * MIB, false))), ["ask 1: 100"]);
+        assert_eq!(said(memory.want(from_node(2, MIB, false))), [""; 0], "in the order in which they came");
+        assert_eq!(said(memory.want(from_disk(3, MIB, false))), ["ask 2: 16"]);
+        assert_eq!(said(memory.want(from_disk(4, 2 * MIB, false))), [""; 0]);
+        assert_eq!(granted(&mut memory, 2), ["start 3", "start 4"]);
+        // What is free is theirs, whatever is asked for.
+        assert_eq!(said(memory.want(from_disk(5, 2 * MIB, false))), ["start 5"]);
+        assert_eq!(said(memory.want(from_disk(6, 60 * MIB, false))), ["ask 3: 60"]);
+        // A region is for what it was asked for: others do not take it piece by piece.
+        assert_eq!(granted(&mut memory, 1), ["start 1", "start 2"]);
+        assert_eq!(memory.asked(3), Some((JOB, 60 * MIB)));
+        let (failed, steps) = memory.refused(3);
+        assert_eq!((failed.map(|wanted| wanted.key), steps.len()), (Some(key(6)), 0));
+    }
+
+    #[test]
+    fn what_something_waits_for_gets_memory_before_what_is_fetched_ahead() {
+        for from in [from_node, from_disk] {
+            let mut memory = Memory::new(256 * MIB);
+            assert_eq!(said(memory.want(from(1, 100 * MIB, true))), ["ask 1: 100"]);
+            assert_eq!(said(memory.want(from(2, 100 * MIB, true))), [""; 0]);
+            assert_eq!(said(memory.want(from(3, 16 * MIB, false))), ["unask 1", "ask 2: 16"]);
+            assert_eq!(said(memory.want(from(4, MIB, false))), [""; 0]);
+            assert_eq!(said(memory.hurry(key(2))), [""; 0], "it is not before the others");
+            assert_eq!(said(memory.hurry(key(9))), [""; 0]);
+            assert_eq!(granted(&mut memory, 2), ["start 3", "ask 3: 16"]);
+            assert_eq!(granted(&mut memory, 3), ["start 4", "ask 4: 100"]);
+            assert_eq!(granted(&mut memory, 4), ["start 2", "ask 5: 100"]);
+            assert_eq!(said(memory.want(from(5, MIB, false))), ["start 5"], "there is room beside");
+        }
+    }
+
+    #[test]
+    fn a_region_is_asked_for_the_first_in_line_only() {
+        let mut memory = Memory::new(256 * MIB);
+        assert!(pull(&mut memory, key(1), 16 * MIB));
+        assert_eq!(said(memory.want(from_node(2, 16 * MIB, false))), ["ask 2: 16"]);
+        assert_eq!(said(memory.want(from_node(3, 32 * MIB, false))), [""; 0]);
+        assert_eq!(said(memory.reclaim(&[key(1)])), ["start 2", "unask 2", "ask 3: 32"]);
+        assert_eq!(said(memory.unwant(key(3)).unwrap()), ["unask 3"]);
+        assert!(memory.unwant(key(2)).is_none(), "it has memory");
+        assert_eq!(said(memory.want(from_node(4, MIB, false))), ["ask 4: 16"]);
+        assert_eq!(said(memory.want(from_disk(5, MIB, false))), ["ask 5: 16"]);
+        let (gone, steps) = memory.without(key(4).0.owner.node);
+        assert_eq!((gone.len(), said(steps)), (1, vec!["unask 4".to_owned()]));
+        assert_eq!(memory.job_gone(JOB), [(5, 16 * MIB)]);
+    }
+
+    #[test]
+    fn a_spare_is_one_regions_and_goes_with_it() {
+        let mut memory = Memory::new(1024 * MIB);
+        assert!(pull(&mut memory, key(1), 128 * MIB));
+        memory.make_spare(256 * MIB).unwrap();
+        assert_eq!(said(memory.want(from_node(2, 128 * MIB, false))), ["ask 2: 256 of the spare"]);
+        assert_eq!(said(memory.want(from_disk(3, 128 * MIB, false))), ["ask 3: 128"]);
+        assert_eq!(said(memory.unwant(key(2)).unwrap()), ["unask 2"]);
+        assert_eq!(memory.drop_spare(true, Instant::now()), None, "nobody counts it any more");
+        memory.make_spare(256 * MIB).unwrap();
+        assert_eq!(said(memory.want(from_node(4, 256 * MIB, false))), ["ask 4: 256 of the spare"]);
+        assert_eq!(memory.drop_spare(true, Instant::now()), Some(0), "it is counted as the region");
+        assert_eq!(granted(&mut memory, 4), ["start 4"]);
     }
 
     #[test]
@@ -377,7 +557,7 @@ mod tests {
         // More than half of the store.
         assert!(pull(&mut memory, key(1), 1024 * MIB));
         assert_eq!(memory.empty_bytes(), 0, "something lies there");
-        assert!(memory.reclaim(&[key(1)])[0].1.is_empty());
+        assert!(memory.reclaim(&[key(1)]).is_empty());
         assert_eq!(memory.empty_bytes(), 1024 * MIB);
         assert!(memory.sweep(AGENT, false, later(20)).is_empty());
         assert!(!pull(&mut memory, key(2), 1000 * MIB), "it lies where the first lay");

@@ -234,7 +234,7 @@ impl State {
         } else if let Some(steps) = self.memory.unwant(key) {
             let Unpulled { kind, why } = Unpulled::unwanted();
             self.core.pulled(key, Err(Failure::new(kind, why)));
-            self.steps(key.2, steps);
+            self.steps(steps);
         }
     }
 

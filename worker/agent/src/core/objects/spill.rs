@@ -13,7 +13,7 @@ use std::{
 use mobula_proto::{NodeId, resource::bytes_text};
 use mobula_store::spill::slot_bytes;
 
-use super::{Gone, Key, Objects, Place};
+use super::{Gone, Key, Objects, Place, waits::Lack};
 
 /// Most files that are written at once.
 pub const SPILLS_MAX: usize = 2;
@@ -202,10 +202,37 @@ impl Disk {
         self.trouble.as_ref().and_then(|(at, _)| *at)
     }
 
+    /// Whether files may take so many bytes more; if not, that is what an error says.
+    fn has_place_for(&mut self, bytes: u64) -> bool {
+        let has_place = bytes == 0 || self.bytes.saturating_add(bytes) <= self.limits.disk_bytes;
+        // What could not be written says more, and is tried again only after a while.
+        if !has_place && self.limits.disk_bytes > 0 && self.retry_at().is_none() {
+            let (used, most) = (bytes_text(self.bytes), bytes_text(self.limits.disk_bytes));
+            let leaving = match self.leaving_bytes {
+                0 => String::new(),
+                bytes => format!(", {} of that by files yet to be deleted", bytes_text(bytes)),
+            };
+            self.trouble =
+                Some((None, format!("{used} of the {most} that files may take are used{leaving}")));
+        }
+        has_place
+    }
+
     /// Whether a further file may be begun.
     fn may_begin(&self) -> bool {
         self.limits.disk_bytes > 0 && self.spills.len() < SPILLS_MAX && self.retry_at().is_none()
     }
+}
+
+/// What became of copies that were to leave memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Emptied {
+    /// They have, or will when they lie on disk.
+    Yes,
+    /// The disk takes no more so large a one.
+    TooLarge,
+    /// It takes nothing for the moment, or ever.
+    NotNow,
 }
 
 /// What is to be done to make room.
@@ -223,43 +250,17 @@ impl Objects {
     /// Empties regions while the first in line lacks room, and begins to write files, also ahead of need.
     pub fn make_room(&mut self) -> Room {
         let mut room = Room::default();
-        let mut lacking = match self.short_by() {
-            0 => 0,
-            short => short.saturating_sub(self.coming().saturating_add(self.own_empty_bytes)),
+        let mut lacking = match self.first_lacks() {
+            lack if lack.is_nothing() => lack,
+            lack => self.coming(lack).less(self.own_empty_bytes, true),
         };
-        if lacking > 0 {
-            let mut regions: Vec<_> = self
-                .regions
-                .iter()
-                .filter(|(_, region)| {
-                    region.pinned == 0 && !region.dropped && region.copies.len() > region.spilling
-                })
-                .map(|(id, region)| {
-                    let primary = region.secondary < region.copies.len();
-                    (u8::from(primary) + u8::from(region.dirty > 0), region.used_at, *id, region.bytes)
-                })
-                .collect();
-            regions.sort_unstable();
-            for (_, _, id, bytes) in regions {
-                if lacking == 0 || !self.empty(self.idle_in(id), &mut room) {
-                    break;
-                }
-                lacking = lacking.saturating_sub(bytes);
-            }
+        if !lacking.is_nothing() {
+            lacking = self.empty_regions(lacking, &mut room);
             // What is left holds something pinned. Room beside that serves its own writer.
-            if lacking > 0
+            if !lacking.is_nothing()
                 && let Some(writer) = self.waiting.front().map(|first| first.writer)
             {
-                let mut idle: Vec<_> =
-                    self.regions_of(writer).into_iter().flat_map(|id| self.idle_in(id)).collect();
-                idle.sort_unstable_by_key(|key| self.copies.get(key).map(|entry| entry.used_at));
-                for key in idle {
-                    let bytes = self.copies.get(&key).map_or(0, |entry| entry.bytes);
-                    if lacking == 0 || !self.empty(vec![key], &mut room) {
-                        break;
-                    }
-                    lacking = lacking.saturating_sub(bytes);
-                }
+                self.empty_in_part(lacking.bytes(), writer, &mut room);
             }
         }
         self.write_ahead(&mut room);
@@ -267,19 +268,75 @@ impl Objects {
         room
     }
 
-    /// Bytes that come free without more being done, but for the agent's own regions.
-    fn coming(&self) -> u64 {
-        self.regions
+    /// Empties regions, and says what is lacking then.
+    fn empty_regions(&mut self, mut lacking: Lack, room: &mut Room) -> Lack {
+        let mut regions: Vec<_> = self
+            .regions
             .iter()
             .filter(|(id, region)| {
-                let kept = region.kept || region.orphan || id.writer.is_agent();
-                let given_back = region.copies.is_empty() && !kept;
-                let emptied =
-                    region.pinned == 0 && region.spilling > 0 && region.spilling == region.copies.len();
-                !region.dropped && (given_back || emptied)
+                region.pinned == 0
+                    && !region.dropped
+                    && region.copies.len() > region.spilling
+                    && !self.is_stuck(**id, region)
             })
-            .map(|(_, region)| region.bytes)
-            .sum()
+            .map(|(id, region)| {
+                let primary = region.secondary < region.copies.len();
+                (u8::from(primary) + u8::from(region.dirty > 0), region.used_at, *id, region.bytes)
+            })
+            .collect();
+        regions.sort_unstable();
+        let mut goes_on = true;
+        // First those without which nothing else helps.
+        for hosts_only in [true, false] {
+            regions.retain(|&(_, _, id, bytes)| {
+                let of_agent = id.writer.is_agent();
+                let rest = if hosts_only { lacking.of_hosts } else { lacking.all };
+                if !goes_on || rest == 0 || (hosts_only && of_agent) {
+                    return true;
+                }
+                let dirty = self.regions.get(&id).map_or(0, |region| region.dirty_bytes);
+                // A smaller one may have a place on the disk where this one has none.
+                if self.disk.has_place_for(dirty) {
+                    match self.empty(self.idle_in(id), room) {
+                        Emptied::Yes => lacking = lacking.less(bytes, of_agent),
+                        Emptied::TooLarge => {}
+                        Emptied::NotNow => goes_on = false,
+                    }
+                }
+                false
+            });
+        }
+        lacking
+    }
+
+    /// Takes idle copies out of regions that are this writer's, in which something else is pinned.
+    fn empty_in_part(&mut self, mut lacking: u64, writer: super::HostId, room: &mut Room) {
+        let mut idle: Vec<_> = self.regions_of(writer).into_iter().flat_map(|id| self.idle_in(id)).collect();
+        idle.sort_unstable_by_key(|key| self.copies.get(key).map(|entry| entry.used_at));
+        for key in idle {
+            if lacking == 0 {
+                return;
+            }
+            let bytes = self.copies.get(&key).map_or(0, |entry| entry.bytes);
+            match self.empty(vec![key], room) {
+                Emptied::Yes => lacking = lacking.saturating_sub(bytes),
+                Emptied::TooLarge => {}
+                Emptied::NotNow => return,
+            }
+        }
+    }
+
+    /// What is lacking beside what comes free without more being done, but for the agent's own regions that are empty.
+    fn coming(&self, mut lacking: Lack) -> Lack {
+        for (id, region) in &self.regions {
+            let of_agent = id.writer.is_agent();
+            let given_back = region.copies.is_empty() && !(region.kept || region.orphan || of_agent);
+            let emptied = region.pinned == 0 && region.spilling > 0 && region.spilling == region.copies.len();
+            if (given_back || emptied) && !region.dropped && !self.is_stuck(*id, region) {
+                lacking = lacking.less(region.bytes, of_agent);
+            }
+        }
+        lacking
     }
 
     fn idle_in(&self, id: super::RegionId) -> Vec<Key> {
@@ -288,15 +345,22 @@ impl Objects {
         copies.filter(idle).copied().collect()
     }
 
-    /// Takes these idle copies out of memory, now or when they lie on disk; `false` where the disk takes no more.
-    fn empty(&mut self, keys: Vec<Key>, room: &mut Room) -> bool {
+    /// Takes these idle copies out of memory, now or when they lie on disk; none of them where that has no place for all
+    /// that are in no file.
+    fn empty(&mut self, keys: Vec<Key>, room: &mut Room) -> Emptied {
+        let dirty = keys.iter().filter_map(|key| self.copies.get(key)).filter(|entry| entry.is_dirty());
+        let size =
+            dirty.fold(0, |sum: u64, entry| sum.saturating_add(slot_bytes(entry.bytes).unwrap_or(u64::MAX)));
+        if !self.disk.has_place_for(size) {
+            return Emptied::TooLarge;
+        }
         for key in keys {
             let Some(entry) = self.copies.get_mut(&key) else { continue };
             if entry.is_dirty() {
-                if !self.spill(key, room) {
-                    return false;
+                match self.spill(key, room) {
+                    Emptied::Yes => continue,
+                    not => return not,
                 }
-                continue;
             }
             self.disk.counters.evicted += 1;
             self.disk.counters.evicted_bytes += entry.bytes;
@@ -307,27 +371,17 @@ impl Objects {
                 self.leave(key, memory, bytes, false, true, &mut room.gone);
             }
         }
-        true
+        Emptied::Yes
     }
 
-    /// Puts a copy into the file that is being filled; `false` where there may be none.
-    fn spill(&mut self, key: Key, room: &mut Room) -> bool {
-        let Some(Some(place)) = self.find(key) else { return true };
-        let Some(size) = slot_bytes(place.bytes) else { return false };
-        if self.disk.bytes.saturating_add(size) > self.disk.limits.disk_bytes {
-            if self.disk.limits.disk_bytes > 0 {
-                let (used, most) = (bytes_text(self.disk.bytes), bytes_text(self.disk.limits.disk_bytes));
-                let leaving = match self.disk.leaving_bytes {
-                    0 => String::new(),
-                    bytes => format!(", {} of that by files yet to be deleted", bytes_text(bytes)),
-                };
-                self.disk.trouble =
-                    Some((None, format!("{used} of the {most} that files may take are used{leaving}")));
-            }
-            return false;
-        }
+    /// Puts a copy into the file that is being filled.
+    fn spill(&mut self, key: Key, room: &mut Room) -> Emptied {
+        let Some(Some(place)) = self.find(key) else { return Emptied::Yes };
+        let Some(size) = slot_bytes(place.bytes).filter(|size| self.disk.has_place_for(*size)) else {
+            return Emptied::TooLarge;
+        };
         if room.open.is_none() && !self.disk.may_begin() {
-            return false;
+            return Emptied::NotNow;
         }
         let next = self.disk.next_file;
         let (file, filled) = room.open.get_or_insert_with(|| (Spill { file: next, items: Vec::new() }, 0));
@@ -345,7 +399,7 @@ impl Objects {
         if full {
             self.close(room);
         }
-        true
+        Emptied::Yes
     }
 
     fn close(&mut self, room: &mut Room) {
@@ -369,12 +423,16 @@ impl Objects {
             .collect();
         regions.sort_unstable();
         for (_, id) in regions {
+            let dirty = self.regions.get(&id).map_or(0, |region| region.dirty_bytes);
+            if !self.disk.has_place_for(dirty) {
+                continue;
+            }
             for key in self.idle_in(id) {
                 if unwritten(&self.disk) <= self.disk.below_bytes {
                     return;
                 }
                 let dirty = self.copies.get(&key).is_some_and(|entry| entry.is_dirty());
-                if dirty && !self.spill(key, room) {
+                if dirty && self.spill(key, room) == Emptied::NotNow {
                     return;
                 }
             }
@@ -414,6 +472,7 @@ impl Objects {
                 self.disk.counters.spilled_bytes += entry.bytes;
                 if let Some(region) = region {
                     region.dirty -= 1;
+                    region.dirty_bytes -= entry.bytes;
                 }
                 if let Some(file) = self.disk.files.get_mut(&file) {
                     file.live += 1;

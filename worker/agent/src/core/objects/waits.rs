@@ -23,7 +23,64 @@ pub(super) struct Waiting {
     pub(super) wait_ms: u64,
 }
 
+/// What somebody lacks for a region.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lack {
+    /// Bytes of the store.
+    pub(super) all: u64,
+    /// Bytes of what hosts may have of it. Of these only hosts' regions give any.
+    pub(super) of_hosts: u64,
+}
+
+impl Lack {
+    pub(super) fn bytes(self) -> u64 {
+        self.all.max(self.of_hosts)
+    }
+
+    pub(super) fn is_nothing(self) -> bool {
+        self.bytes() == 0
+    }
+
+    /// A region of so many bytes comes free.
+    pub(super) fn less(self, bytes: u64, of_agent: bool) -> Self {
+        let of_hosts = if of_agent { 0 } else { bytes };
+        Self { all: self.all.saturating_sub(bytes), of_hosts: self.of_hosts.saturating_sub(of_hosts) }
+    }
+}
+
 impl Objects {
+    /// How many bytes `writer` lacks for a region of `bytes` where so many are in use.
+    pub(super) fn lacks(&self, writer: HostId, bytes: u64, used: u64) -> Lack {
+        let all = used.saturating_add(bytes).saturating_sub(self.capacity);
+        let reserve = self.for_reading();
+        if writer.is_agent() || reserve == 0 {
+            return Lack { all, of_hosts: 0 };
+        }
+        let of_hosts = match used.saturating_sub(self.of_agent()) {
+            // One alone may be as large as the store.
+            0 => 0,
+            of_hosts => of_hosts.saturating_add(bytes).saturating_sub(self.capacity - reserve),
+        };
+        Lack { all, of_hosts }
+    }
+
+    /// How many bytes the first request in line lacks, beside those that come free by themselves; zero where nobody
+    /// waits.
+    pub fn short_by(&self) -> u64 {
+        self.first_lacks().bytes()
+    }
+
+    /// How many of them the agent's own regions may give: none of what hosts may have.
+    pub fn short_of_own(&self) -> u64 {
+        let Lack { all, of_hosts } = self.first_lacks();
+        all.saturating_sub(of_hosts)
+    }
+
+    pub(super) fn first_lacks(&self) -> Lack {
+        let staying = self.used - self.going;
+        self.waiting.front().map_or(Lack::default(), |first| self.lacks(first.writer, first.bytes, staying))
+    }
+
     /// Grants what fits now, in order; what is reserved for the agent, out of it.
     pub fn grants(&mut self) -> Vec<(HostId, Request)> {
         self.grant_where(|objects, writer, bytes, first| objects.is_next(writer, bytes, first))
@@ -31,7 +88,7 @@ impl Objects {
 
     /// Grants whatever fits, in whichever order: nobody has anything to wait for but others who wait.
     pub fn grants_out_of_turn(&mut self) -> Vec<(HostId, Request)> {
-        self.grant_where(|objects, writer, bytes, _| objects.lacks(writer, bytes, objects.used) == 0)
+        self.grant_where(|objects, writer, bytes, _| objects.lacks(writer, bytes, objects.used).is_nothing())
     }
 
     /// Grants what `may` be granted: it is asked with who waits, for how many bytes, and whether that is the first in turn.
@@ -93,6 +150,10 @@ impl Objects {
         let overdue = self.waiting.iter().filter(|waiting| waiting.deadline <= now).count();
         let mut left = if all { 0 } else { overdue / 2 };
         let (used, capacity) = (self.used, self.capacity);
+        let silent = match self.silent.first() {
+            Some(host) => format!("; {host} says nothing (is it stopped?), and its memory is not counted on"),
+            None => String::new(),
+        };
         let mut out = Vec::new();
         let disk = &self.disk;
         self.waiting.retain_mut(|waiting| {
@@ -108,7 +169,7 @@ impl Objects {
             let failure = Failure::new(
                 FailureKind::StoreFull,
                 format!(
-                    "no room for a region of {} within {} ms: {} of the store's {} are in use{}",
+                    "no room for a region of {} within {} ms: {} of the store's {} are in use{}{silent}",
                     bytes_text(waiting.bytes),
                     u128::from(waiting.wait_ms) + more,
                     bytes_text(used),
@@ -122,10 +183,10 @@ impl Objects {
         out
     }
 
-    /// When [`Objects::overdue`] has something to do next.
+    /// When [`Objects::overdue`], [`Objects::retry`] or [`Objects::unanswered`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let waits = self.waiting.iter().map(|waiting| waiting.deadline).min();
-        waits.into_iter().chain(self.disk.retry_at()).min()
+        waits.into_iter().chain(self.disk.retry_at()).chain(self.answers_until()).min()
     }
 
     /// The writer needs no region any more: room came free in those that it has. Gives back what it was granted

@@ -31,6 +31,51 @@ fn later(rig: &mut Rig) -> Vec<String> {
     rig.lines()
 }
 
+/// What is fetched ahead has begun, and lacks memory: it does not keep what something waits for from beginning.
+#[test]
+fn tr4_what_is_fetched_ahead_gives_its_turn_back_while_it_lacks_memory() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
+    let open = |seq, ahead| ToAgent::Open { ahead, request: seq, object: object(seq), copy: there };
+    let pull = |seq| format!("pull {} from {}", object(seq), there.node);
+    let recall = |seq| format!("recall {}", object(seq));
+    let key = |seq| (object(seq), 3, JOB);
+    assert_eq!(rig.host(id(1), open(1, true)), [pull(1)]);
+    assert_eq!(rig.host(id(1), open(2, false)), [recall(1)]);
+    rig.core.pull_recalled(key(1));
+    assert_eq!(rig.lines(), [pull(2)]);
+    assert_eq!(rig.host(id(1), open(3, false)), [""; 0], "something waits for that one");
+    let lost = || Err(Failure::new(FailureKind::ObjectLost, "gone"));
+    rig.core.pulled(key(2), lost());
+    rig.core.pulled(key(3), lost());
+    let said = rig.lines();
+    assert!(said.contains(&pull(3)) && said.contains(&pull(1)), "{said:?}");
+    // Once it has memory it goes on.
+    began(&mut rig, 1);
+    assert_eq!(rig.host(id(1), open(4, false)), [""; 0]);
+}
+
+#[test]
+fn o9_a_host_that_says_nothing_keeps_others_from_no_room() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let [one, other] = [rig.launched(1, own()), rig.launched(2, own())];
+    for (host, seq) in [(one, 1), (other, 2)] {
+        rig.host(host, ToAgent::RegionWanted { request: 1, bytes: 2 * MIB, wait_ms: 0 });
+        rig.host_with(host, ToAgent::RegionAdded { seq, bytes: 2 * MIB }, vec![fd()]);
+    }
+    let full =
+        ToAgent::Sealed { object: object(1), attempt: 1, region: 2, offset: 0, bytes: 2 * MIB, site: 0 };
+    rig.host(other, full);
+    let wanted = ToAgent::RegionWanted { request: 2, bytes: 2 * MIB, wait_ms: 5000 };
+    let asked = rig.host(id(1), wanted);
+    assert!(asked.len() == 1 && asked[0].starts_with("host-2 < Reclaim"), "{asked:?}");
+    let began = rig.now;
+    assert_eq!(later(&mut rig), ["spill 1 into 1"]);
+    assert_eq!(rig.now, began + objects::ANSWER_WAIT);
+}
+
 const ASKED: [&str; 2] = ["host-2 < MayMakeRoom", "host-3 < MayMakeRoom"];
 
 #[test]

@@ -298,6 +298,26 @@ fn what_is_read_back_has_room_that_no_host_gets() {
 }
 
 #[test]
+fn what_is_read_back_does_not_wait_for_what_is_pulled() {
+    let mut objects = full(Limits { above: 1.0, restore: 0.25, ..limits() });
+    let now = Instant::now();
+    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
+    for spill in objects.make_room().spills {
+        objects.spilled(spill.file, Ok(()), now);
+    }
+    objects.make_room();
+    objects.remove_region(RegionId { writer: host(2), seq: 1 }).unwrap();
+    assert_eq!(objects.grants(), [(host(4), 1)]);
+    assert_eq!(
+        objects.want(AGENT, 2, 3 * MIB, now, 0),
+        Want::Waiting,
+        "a pull that is larger than all that is free"
+    );
+    assert_eq!(objects.want(AGENT, 3, MIB, now, 0), Want::Granted);
+    assert_eq!(objects.want(AGENT, 4, MIB, now, 0), Want::Waiting, "no more than is for it");
+}
+
+#[test]
 fn files_have_a_bound_and_spilling_can_be_off() {
     let now = Instant::now();
     for (disk_bytes, part) in [(0, "are in use"), (MIB, "of the 1.0 MiB that files may take are used")] {
@@ -311,34 +331,155 @@ fn files_have_a_bound_and_spilling_can_be_off() {
 
 #[test]
 fn o7_a_file_counts_until_the_disk_has_deleted_it() {
-    let disk_bytes = slot_bytes(MIB).unwrap() + MIB;
-    let mut objects = full(Limits { above: 1.0, disk_bytes, ..limits() });
+    let two = slot_bytes(MIB).unwrap() * 2;
+    let mut objects = full(Limits { above: 1.0, disk_bytes: two + MIB, ..limits() });
     let now = Instant::now();
-    assert_eq!(objects.want(host(4), 1, MIB, now, 0), Want::Waiting);
-    assert_eq!(names(&objects.make_room().spills), [(1, vec![10])]);
-    assert_eq!(objects.free(object(10), 0..=1, None), Gone::default());
-    assert_eq!(objects.spilled(1, Ok(()), now).delete, [1]);
-    let one = slot_bytes(MIB).unwrap();
-    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
+    assert_eq!(objects.want(host(4), 1, 3 * MIB, now, 0), Want::Waiting);
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![10]), (2, vec![11])]);
+    for file in [1, 2] {
+        assert_eq!(objects.free(object(9 + file), 0..=1, None), Gone::default());
+        assert_eq!(objects.spilled(file, Ok(()), now).delete, [file]);
+    }
+    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (two, two));
     assert!(objects.make_room().spills.is_empty(), "there is room for one");
     let text = expire(&mut objects, now + PAUSE * 2)[0].2.to_string();
-    assert!(text.contains("2.0 MiB that files may take are used, 1.0 MiB of that by files yet"), "{text}");
-    objects.deleted(1);
-    objects.deleted(1);
+    assert!(text.contains("3.0 MiB that files may take are used, 2.0 MiB of that by files yet"), "{text}");
+    for file in [1, 1, 2] {
+        objects.deleted(file);
+    }
     assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (0, 0));
-    assert_eq!(objects.want(host(4), 2, 2 * MIB, now, 0), Want::Waiting);
-    assert_eq!(names(&objects.make_room().spills), [(2, vec![11])]);
-    objects.spilled(2, Ok(()), now);
-    // Nothing is left that might be read back, though the file is there: no room is kept for that.
-    for number in [11, 20, 21] {
+    assert_eq!(objects.want(host(4), 2, 3 * MIB, now, 0), Want::Waiting);
+    assert_eq!(names(&objects.make_room().spills), [(3, vec![20]), (4, vec![21])]);
+    for file in [3, 4] {
+        objects.spilled(file, Ok(()), now);
+    }
+    // Nothing is left that might be read back, though the files are there: no room is kept for that.
+    for number in [20, 21] {
         objects.free(object(number), 0..=1, None);
     }
     for seq in 1..=2 {
         objects.remove_region(RegionId { writer: host(2), seq }).unwrap();
     }
     assert_eq!(objects.grants(), [(host(4), 2)]);
-    assert_eq!(objects.want(host(4), 3, 2 * MIB, now, 0), Want::Granted);
-    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (one, one));
+    assert_eq!(objects.want(host(4), 3, MIB, now, 0), Want::Granted);
+    assert_eq!((objects.disk_bytes(), objects.undeleted_bytes()), (two, two));
+}
+
+/// A region of `writer` with one object, of the same number.
+fn region_with(
+    objects: &mut Objects,
+    writer: HostId,
+    seq: u32,
+    [region, bytes]: [u64; 2],
+    origin: Option<Origin>,
+) {
+    assert_eq!(objects.want(writer, u64::from(seq), region, Instant::now(), 0), Want::Granted);
+    let id = RegionId { writer, seq };
+    objects.add_region(id, JOB, region, fd()).unwrap();
+    objects.seal(object(u64::from(seq)), 1, id, 0, bytes, origin).unwrap();
+}
+
+#[test]
+fn what_the_disk_has_no_place_for_does_not_keep_others_in_memory() {
+    let now = Instant::now();
+    for above in [1.0, 0.1] {
+        let limits = Limits { above, below: 0.0, disk_bytes: 2 * MIB, ..limits() };
+        let mut objects = Objects::new(8 * MIB, limits);
+        region_with(&mut objects, host(2), 1, [4 * MIB, 3 * MIB], None);
+        region_with(&mut objects, host(2), 2, [2 * MIB, MIB], None);
+        if above == 1.0 {
+            assert_eq!(objects.want(host(4), 1, 3 * MIB, now, 0), Want::Waiting);
+        }
+        assert_eq!(names(&objects.make_room().spills), [(1, vec![2])], "written ahead above {above}");
+        objects.spilled(1, Ok(()), now);
+        assert!(objects.make_room().spills.is_empty());
+    }
+}
+
+#[test]
+fn what_the_agent_keeps_does_not_go_where_only_hosts_regions_help() {
+    let mut objects = Objects::new(16 * MIB, Limits { above: 1.0, ..limits() });
+    let now = Instant::now();
+    let origin = Some(Origin { node: NodeId { number: 2, incarnation: 1 }, job: JOB });
+    for seq in 1..=7 {
+        region_with(&mut objects, host(2), seq, [2 * MIB, MIB], None);
+    }
+    region_with(&mut objects, AGENT, 8, [2 * MIB, MIB], origin);
+    let first = RegionId { writer: host(2), seq: 1 };
+    // One lies on disk, and so hosts have all of their share with the others and that of who asks.
+    assert_eq!(objects.want(AGENT, 1, MIB, now, 0), Want::Waiting);
+    objects.pin((object(8), 1, JOB), host(3)).unwrap();
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![1])]);
+    objects.spilled(1, Ok(()), now);
+    objects.make_room();
+    objects.unpin(object(8), host(3));
+    objects.unwant(AGENT, 1, MIB);
+    objects.remove_region(first).unwrap();
+    region_with(&mut objects, host(3), 9, [2 * MIB, MIB], None);
+
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, now, 0), Want::Waiting);
+    objects.own_empty_bytes = 2 * MIB;
+    assert_eq!(objects.short_of_own(), 0);
+    let room = objects.make_room();
+    assert_eq!((names(&room.spills), room.gone), (vec![(2, vec![2])], Gone::default()));
+    assert!(objects.find((object(8), 1, JOB)).is_some_and(|place| place.is_some()));
+}
+
+#[test]
+fn o9_a_writer_that_says_nothing_is_not_waited_for() {
+    let mut objects = Objects::new(6 * MIB, Limits { above: 1.0, ..limits() });
+    region_with(&mut objects, host(2), 1, [2 * MIB, MIB], None);
+    region_with(&mut objects, host(2), 2, [2 * MIB, MIB], None);
+    region_with(&mut objects, host(3), 3, [2 * MIB, MIB], None);
+    let now = Instant::now();
+    let [late, later] = [now + ANSWER_WAIT, now + ANSWER_WAIT * 2];
+    objects.free(object(1), 0..=1, None);
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, later, 2000), Want::Waiting);
+    assert!(objects.make_room().spills.is_empty(), "its region may come");
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert_eq!(objects.next_deadline(), Some(late));
+    objects.unanswered(late - Duration::from_millis(1));
+    assert!(objects.make_room().spills.is_empty(), "it may still");
+    objects.unanswered(late);
+    assert_eq!(
+        names(&objects.make_room().spills),
+        [(1, vec![3])],
+        "what it has beside would not come either"
+    );
+    assert_eq!(objects.next_deadline(), Some(later));
+    objects.spilled(1, Ok(()), late);
+    assert_eq!(objects.make_room().gone.reclaim[&host(3)].len(), 1);
+    objects.remove_region(RegionId { writer: host(3), seq: 3 }).unwrap();
+    assert_eq!(objects.want(host(5), 1, 2 * MIB, later, 2000), Want::Waiting);
+    objects.unwant(host(4), 1, 2 * MIB);
+    assert_eq!(objects.grants(), [], "an eighth is for reading");
+    assert!(objects.make_room().spills.is_empty());
+    let text = objects.refuse(later + PAUSE, true)[0].2.to_string();
+    assert!(text.contains("host-2 says nothing (is it stopped?)"), "{text}");
+    assert_eq!(objects.want(host(5), 2, 2 * MIB, later, 2000), Want::Waiting);
+    assert!(objects.heard(host(2)) && !objects.heard(host(2)));
+    assert_eq!(names(&objects.make_room().spills), [(2, vec![2])]);
+}
+
+#[test]
+fn o9_a_reader_that_says_nothing_is_not_waited_for() {
+    let mut objects = full(Limits { above: 1.0, restore: 0.0, ..limits() });
+    let now = Instant::now();
+    let first = RegionId { writer: host(2), seq: 1 };
+    objects.mapped(first, JOB, host(3));
+    for number in [10, 11] {
+        objects.free(object(number), 0..=1, None);
+    }
+    assert_eq!(objects.want(host(4), 1, 2 * MIB, now, 0), Want::Waiting);
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert_eq!(objects.remove_region(first).unwrap().unmap, [(host(3), first)]);
+    objects.trimmed(host(2));
+    assert!(objects.make_room().spills.is_empty(), "it goes with its last mapping");
+    objects.unanswered(now + ANSWER_WAIT);
+    assert_eq!(names(&objects.make_room().spills), [(1, vec![20]), (2, vec![21])]);
+    objects.unmapped(first, host(3));
+    assert_eq!(objects.grants(), [(host(4), 1)], "it did");
+    assert_eq!((objects.used(), objects.going), (4 * MIB, 0));
 }
 
 #[test]
@@ -393,6 +534,8 @@ struct Model {
     /// Files that are to be deleted, and how large every file is.
     deleting: Vec<u64>,
     sizes: BTreeMap<u64, u64>,
+    /// Who is stopped, and says nothing.
+    stopped: Option<HostId>,
 }
 
 impl Model {
@@ -412,6 +555,7 @@ impl Model {
             files: HashSet::new(),
             deleting: Vec::new(),
             sizes: BTreeMap::new(),
+            stopped: None,
         }
     }
 
@@ -439,6 +583,10 @@ impl Model {
         let there: u64 = there.map(|file| self.sizes[file]).sum();
         assert!(there == self.objects.disk_bytes() && there <= DISK_BYTES, "{there} bytes of files");
         for writer in self.objects.idle_writers() {
+            if self.stopped == Some(writer) {
+                continue;
+            }
+            self.objects.heard(writer);
             self.objects.trimmed(writer);
             self.give_back(writer);
         }
@@ -551,7 +699,16 @@ impl Model {
                     self.objects.deleted(self.deleting.swap_remove(nth % self.deleting.len()));
                 }
                 self.now += Duration::from_millis(200);
+                self.objects.at(self.now);
                 self.objects.retry(self.now);
+                self.objects.unanswered(self.now);
+                // Who goes on answers what it was asked meanwhile.
+                let stopped = (which % 2 == 0).then_some(host(1));
+                if let Some(writer) = std::mem::replace(&mut self.stopped, stopped) {
+                    self.objects.heard(writer);
+                    self.objects.trimmed(writer);
+                    self.give_back(writer);
+                }
                 expire(&mut self.objects, self.now);
             }
         }
