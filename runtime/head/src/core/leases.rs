@@ -10,7 +10,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
     head::ToAgent,
     host::{Eviction, Grant, Revocation},
-    resource::{Class, Isolation},
+    resource::Class,
 };
 use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
@@ -446,7 +446,6 @@ impl Core {
     fn revocation(&self, lease: LeaseId, kind: RevokeKind) -> Option<Revocation> {
         self.leases.held.get(&lease)?;
         let view = self.scheduler.lease(lease);
-        let whole = |class: &Class| class.isolation == Isolation::Process;
         Some(match kind {
             RevokeKind::Idle => Revocation::Idle,
             RevokeKind::Expired => Revocation::Expired,
@@ -456,11 +455,9 @@ impl Core {
                 // A group is given up with all that is in it.
                 keep: view.filter(|v| v.lease.bundle.is_none()).map_or(0, |v| v.lease.slots - v.giving),
             },
-            RevokeKind::Evicted => Revocation::Evicted {
-                // Only all of a process can be stopped for certain.
-                keep: view.filter(|v| !whole(&v.lease.class)).map_or(0, |v| v.lease.slots),
-                why: Eviction::Preempted,
-            },
+            RevokeKind::Evicted => {
+                Revocation::Evicted { keep: view.map_or(0, |v| v.lease.slots), why: Eviction::Preempted }
+            }
             RevokeKind::Removed => Revocation::Evicted { keep: 0, why: Eviction::GroupRemoved },
         })
     }

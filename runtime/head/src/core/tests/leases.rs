@@ -288,19 +288,17 @@ impl World {
 
 #[test]
 fn of_a_lease_only_the_slots_that_others_need_are_taken() {
-    use mobula_proto::{host::Eviction, resource::Isolation};
-    let low = |isolation| Class { restartable: true, isolation, ..Class::default() };
+    use mobula_proto::host::Eviction;
+    let low = Class { restartable: true, ..Class::default() };
     let high = Class { function: "high".to_owned(), priority: 1, ..Class::default() };
-    // Whether the owner gives the slot back in time, and the isolation.
-    for (gives, isolation) in
-        [(true, Isolation::Shared), (false, Isolation::Shared), (false, Isolation::Process)]
-    {
+    // Whether the owner gives the slot back in time.
+    for gives in [true, false] {
         let mut world = World::new();
         let a = world.join("a", 0);
         let b = world.join("b", 4);
         let job = world.start_job(a, 1).job;
         world.all(b.link);
-        world.demand_of(a, 1, job, low(isolation), 4);
+        world.demand_of(a, 1, job, low.clone(), 4);
         let (lease, slots) = world.reserved(b);
         assert_eq!(slots, 4);
         world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
@@ -318,23 +316,51 @@ fn of_a_lease_only_the_slots_that_others_need_are_taken() {
         } else {
             world.pass_renewed(a, 1200);
             let told = world.all(a.link);
-            let want = if isolation == Isolation::Shared { 3 } else { 0 };
-            let kind = Revocation::Evicted { keep: want, why: Eviction::Preempted };
+            let kind = Revocation::Evicted { keep: 3, why: Eviction::Preempted };
             let evicted = |said: &ToAgent| matches!(said, ToAgent::Revoked { kind: how, .. } if *how == kind);
             assert_eq!(told.iter().filter(|said| evicted(said)).count(), 1, "{told:?}");
         }
         let left = world.core.scheduler.lease(lease).map(|view| view.lease.slots);
         let said = world.all(b.link);
         let ended = said.iter().any(|said| matches!(said, ToAgent::LeaseEnded { evicted: true, .. }));
-        // A process that is to be stopped is stopped as a whole.
-        assert_eq!(
-            (left, ended),
-            if isolation == Isolation::Shared { (Some(3), false) } else { (None, true) }
-        );
+        assert_eq!((left, ended), (Some(3), false));
         let next =
             |said: &ToAgent| matches!(said, ToAgent::Reserve { slots: 1, class, .. } if class.priority == 1);
         assert_eq!(said.iter().filter(|said| next(said)).count(), 1, "{said:?}");
     }
+}
+
+#[test]
+fn of_processes_only_one_is_stopped_where_others_need_one() {
+    use mobula_proto::{host::Eviction, resource::Isolation};
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 4);
+    let job = world.start_job(a, 1).job;
+    world.all(b.link);
+    let low = Class { restartable: true, isolation: Isolation::Process, ..Class::default() };
+    world.demand_of(a, 1, job, low, 4);
+    let reserved = |said: ToAgent| match said {
+        ToAgent::Reserve { lease, slots, .. } => Some((lease, slots)),
+        _ => None,
+    };
+    let all: Vec<_> = world.all(b.link).into_iter().filter_map(reserved).collect();
+    assert_eq!(all.iter().map(|(_, slots)| *slots).collect::<Vec<_>>(), [1; 4], "a process each");
+    for (at, (lease, _)) in (1..).zip(&all) {
+        world.says(b.link, ToHead::LeaseReady { lease: *lease, host: b.host(at) });
+    }
+    world.demand_of(a, 2, job, Class { function: "high".to_owned(), priority: 1, ..Class::default() }, 1);
+    world.all(a.link);
+    world.pass_renewed(a, 2000);
+    let told = world.all(a.link);
+    for kind in [Revocation::Preempted { keep: 0 }, Revocation::Evicted { keep: 0, why: Eviction::Preempted }]
+    {
+        let so = |said: &&ToAgent| matches!(said, ToAgent::Revoked { kind: how, .. } if *how == kind);
+        assert_eq!(told.iter().filter(so).count(), 1, "{told:?}");
+    }
+    let ended = |said: &&ToAgent| matches!(said, ToAgent::LeaseEnded { evicted: true, .. });
+    assert_eq!(world.all(b.link).iter().filter(ended).count(), 1);
+    assert_eq!(world.core.scheduler.leases().count(), 4, "three of them, and the other");
 }
 
 #[test]
