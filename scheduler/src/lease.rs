@@ -26,7 +26,7 @@ pub struct Lease {
     pub job: JobId,
     /// Where.
     pub node: NodeId,
-    /// How many tasks may run at once; at least 1, and exactly 1 where `devices` are granted.
+    /// How many tasks may run at once; at least 1, and exactly 1 where `devices` are granted, or each has a process of its own.
     pub slots: u32,
     /// What each slot holds, how it was placed, and the queue that is charged.
     pub class: Arc<Class>,
