@@ -51,7 +51,7 @@ struct Asker<'a> {
     /// Its priority, counted up by the time that it has waited.
     level: i64,
     shape: &'a Shape,
-    /// What each slot, or each bundle that is missing, needs; none twice.
+    /// What each slot needs; or each bundle that is missing, and all of those together.
     needs: Vec<&'a Need>,
     /// Queues whose limits it is at, and of which kinds.
     full: Vec<(u32, usize)>,
