@@ -5,7 +5,7 @@ use mobula_proto::{
     peer::{Copy, State},
 };
 
-use crate::{Effect, Ownership, owner::change};
+use crate::{Effect, Ownership, entry::Entry, owner::change};
 
 impl Ownership {
     /// A host died of `failure`. What is held here of its objects is claimed from whoever has the values; what nobody
@@ -21,27 +21,24 @@ impl Ownership {
         }
     }
 
-    /// A node died of `failure`, and all its hosts with it. Owned objects stored there are lost. Answered with
-    /// [`Effect::Mourned`] for the node's agent.
+    /// A node died of `failure`, and all its hosts with it. Owned objects stored there are lost unless others have copies
+    /// ([`Effect::Salvage`]). Answered with [`Effect::Mourned`] for the node's agent, once that is known.
     pub fn node_died(&mut self, node: NodeId, failure: &Failure, fx: &mut Vec<Effect>) {
         if self.dead.node(node) {
             return;
         }
         self.dead.add_node(node);
-        self.bury(node.agent(), &|host| host.node == node, failure, fx);
-        let mut lost: Vec<(ObjectId, Copy)> = self
-            .objects
-            .iter()
-            .filter(|(object, _)| object.owner == self.me)
-            .filter_map(|(object, entry)| match entry.state {
-                State::Stored(copy) if copy.node == node => Some((object, copy)),
-                _ => None,
-            })
-            .collect();
-        // Sorted, a task's values come together, so that its rebuilding is said once.
-        lost.sort_unstable_by_key(|(object, _)| *object);
+        let stored = |(object, entry): (ObjectId, &Entry)| match entry.state {
+            State::Stored(copy) if copy.node == node && object.owner == self.me => Some((object, copy)),
+            _ => None,
+        };
+        let lost: Vec<(ObjectId, Copy)> = self.objects.iter().filter_map(stored).collect();
         for (object, copy) in lost {
-            self.lost(object, &copy, fx);
+            self.seek(object, copy);
+        }
+        self.bury(node.agent(), &|host| host.node == node, failure, fx);
+        if self.sought.contains_key(&node) {
+            fx.push(Effect::Salvage { node });
         }
     }
 

@@ -61,11 +61,21 @@
 //! record. So at the moment in which a host hears of the death, each ref that it has
 //! passed on is claimed by it, or has reached a host that claims it when it hears, or has claimed it already.
 //!
-//! If the node of the owner of record dies, all that was claimed there is claimed anew, and the copy is lost unless another
-//! node has one. One that leaves gave it to another, which keeps it for that agent ([`Estate::claim_for_agent`]) until it is
+//! Where the node with the primary copy died, too, whoever has pulled one keeps that, as long as it was told of the refs
+//! inside. If the node of the owner of record dies, all that was claimed there is claimed anew, and the copy is lost unless
+//! another node has one. One that leaves gave it to another, which keeps it for that agent ([`Estate::claim_for_agent`]) until it is
 //! buried: by then whoever holds the object has claimed it. What
 //! was not in a store when its owner died (inline values, results not made yet, actors) is not inherited by anybody. A host
 //! that ends because its node leaves moves its inline values into the store first ([`Ownership::stored`]).
+//!
+//! A node that dies before it has mourned others is mourned first: what it held of those is held by whoever holds what it
+//! owned, and claimed only then.
+//!
+//! # When a copy is lost
+//!
+//! What its owner knows to be lost is pending until all agents have said whether they have another ([`Effect::Salvage`]): who
+//! pulled one from a node that is gone keeps it from then on as the primary one. Only then is it made again, or fails. An
+//! owner has mourned a node only once it has heard all of them, so nobody drops such a copy before.
 //!
 //! If a caller dies, its arguments' refs that are not registered yet may go stale: using one gives `ObjectFreed`.
 
@@ -79,6 +89,7 @@ mod estate;
 mod objects;
 mod orphan;
 mod owner;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
@@ -125,6 +136,13 @@ pub enum Effect {
     Forgotten {
         /// The object.
         object: ObjectId,
+    },
+    /// Copies of owned objects that lay on this node are lost: if it is gone, have the agents keep those that they have, and
+    /// say which. Answered with [`Ownership::salvaged`], whose last part comes once all agents have answered, or once the
+    /// node says that it lives.
+    Salvage {
+        /// Where they lay.
+        node: NodeId,
     },
     /// An owned object's stored value was lost and the object is pending again: run its task once more. May come
     /// again while the task runs, for another of its values.
@@ -217,6 +235,8 @@ pub struct Ownership {
     mourning: BTreeMap<HostId, Mourning>,
     /// Third parties' objects that are kept for whom they were lent to, with a reference for each occurrence.
     lent: BTreeMap<HostId, BTreeMap<ObjectId, u32>>,
+    /// Owned objects, pending, of which others are asked for copies: by the node where they lay, with the copy lost there.
+    sought: BTreeMap<NodeId, BTreeMap<ObjectId, Copy>>,
 }
 
 impl Ownership {
@@ -231,6 +251,7 @@ impl Ownership {
             dead: Dead::default(),
             mourning: BTreeMap::new(),
             lent: BTreeMap::new(),
+            sought: BTreeMap::new(),
         }
     }
 
@@ -379,6 +400,7 @@ impl Ownership {
                 fx.push(Effect::Free { object, copy });
             }
             if entry.is_pending() {
+                self.stop_seeking(object, fx);
                 // Whoever still waits has dropped its refs; it is told all the same (O5).
                 for to in entry.waiters() {
                     fx.push(Effect::Send {

@@ -143,6 +143,8 @@ impl Ownership {
         }
         held.sort_unstable();
         let mut mourning = Mourning { left: 1, failure: failure.clone() };
+        // What others copied from there goes at the burial.
+        mourning.left += u32::from(dead.is_agent() && self.sought.contains_key(&dead.node));
         // What it lent is counted for this host before it is not counted for the dead any more.
         for outstanding in self.outstanding.values_mut() {
             if outstanding.took.iter().any(|(from, _)| gone(*from)) {

@@ -1,7 +1,7 @@
 //! The owner's side: states, results, who else holds what.
 
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, ObjectId,
+    Failure, HostId, NodeId, ObjectId,
     peer::{Copy, Message, State},
 };
 
@@ -51,6 +51,7 @@ impl Ownership {
             let via = if inner.owner == from { Via::Registered } else { Via::Lent };
             self.receive(*inner, via, fx);
         }
+        self.stop_seeking(object, fx);
         self.finish(object, state, contains, fx);
         true
     }
@@ -97,6 +98,7 @@ impl Ownership {
             }
             State::Inline { .. } | State::Failed(_) => return,
         }
+        self.stop_seeking(object, fx);
         self.finish(object, State::failed(failure), Vec::new(), fx);
     }
 
@@ -108,9 +110,9 @@ impl Ownership {
         }
     }
 
-    /// A copy could not be read. An owned object stored there is rebuilt if possible and fails otherwise. A borrowed
-    /// one is pending again, and its owner is told and asked; if the owner is dead it fails. Nothing if the object
-    /// lies elsewhere by now.
+    /// A copy could not be read. An owned object stored there is pending until another copy is found ([`Effect::Salvage`]);
+    /// else it is rebuilt if possible and fails otherwise. A borrowed one is pending again, and its owner is told and asked; if
+    /// the owner is dead it fails. Nothing if the object lies elsewhere by now.
     pub fn lost(&mut self, object: ObjectId, lost: &Copy, fx: &mut Vec<Effect>) {
         let owner = object.owner;
         let Some(entry) = self.objects.get_mut(&object) else { return };
@@ -118,30 +120,16 @@ impl Ownership {
         if copy != *lost {
             return;
         }
-        let Copy { node, attempt, .. } = copy;
+        if owner == self.me {
+            if self.seek(object, copy) {
+                fx.push(Effect::Salvage { node: copy.node });
+            }
+            return;
+        }
         entry.value_lost();
         entry.state = State::Pending;
-        if owner == self.me {
-            let rebuildable = entry.rebuildable;
-            if !self.dead.node(node) {
-                fx.push(Effect::Free { object, copy });
-            }
-            if rebuildable {
-                let rebuild = Effect::Rebuild { task: object.task() };
-                if fx.last() != Some(&rebuild) {
-                    fx.push(rebuild);
-                }
-            } else {
-                let mut failure = Failure::new(
-                    FailureKind::ObjectLost,
-                    format!("its copy on {node} cannot be read, and it cannot be made again"),
-                )
-                .of(format!("object {object}"));
-                failure.attempt = attempt;
-                self.finish(object, State::failed(failure), Vec::new(), fx);
-            }
-        } else if self.dead.host(owner) {
-            self.claim_again(object, node, fx);
+        if self.dead.host(owner) {
+            self.claim_again(object, copy.node, fx);
         } else {
             entry.asked = true;
             fx.push(Effect::Send { to: owner, message: Message::Lost { object, copy } });
@@ -152,8 +140,11 @@ impl Ownership {
     /// The primary copy of an owned object, by the same attempt, is elsewhere now. False where the object does not lie
     /// where that copy came from, or the copy's node is dead: then it is not needed. Borrowers who ask for the old copy in
     /// vain ask here next; so it must not come back to a node within the time that such a message takes.
-    pub fn moved(&mut self, object: ObjectId, from: NodeId, copy: Copy) -> bool {
+    pub fn moved(&mut self, object: ObjectId, from: NodeId, copy: Copy, fx: &mut Vec<Effect>) -> bool {
         let dead = self.dead.node(copy.node);
+        if !dead && self.found(object, from, copy, fx) {
+            return true;
+        }
         let Some(entry) = self.objects.get_mut(&object).filter(|_| object.owner == self.me && !dead) else {
             return false;
         };

@@ -598,11 +598,32 @@ pub enum Between {
         object: ObjectId,
         /// The copy.
         copy: Copy,
-        /// How many refs are inside it.
-        refs: u32,
+        /// How many refs are inside it; `None` where only its owner knows.
+        refs: Option<u32>,
         /// Its owner is dead, and the node that drains is owner of record: the copy is claimed for that node's agent, until
         /// it takes that back or is buried.
         inherited: bool,
+    },
+    /// From the agent of an owner that lost copies on a node. To that node: do you live? To all others, where it is gone: what
+    /// you pulled from there of what this host owns is the primary copy from now on. Answered with [`Between::Salvaged`].
+    Salvage {
+        /// The owner.
+        owner: HostId,
+        /// Where the copies were.
+        node: NodeId,
+    },
+    /// Answer to [`Between::Salvage`].
+    Salvaged {
+        /// From the question.
+        owner: HostId,
+        /// From the question.
+        node: NodeId,
+        /// Who answers.
+        by: NodeId,
+        /// What it has; at most [`crate::peer::CLAIMS_MAX`].
+        copies: Vec<(ObjectId, Copy)>,
+        /// Whether more follows.
+        more: bool,
     },
     /// From the node that has the primary copy now to the owner's: tell it. Answered with [`Between::Noted`].
     Moved {
@@ -611,6 +632,13 @@ pub enum Between {
         /// Where it was.
         from: NodeId,
         /// Where it is.
+        copy: Copy,
+    },
+    /// To a node that has copied an object, from the one that has the primary copy now: it is here.
+    LiesHere {
+        /// The object.
+        object: ObjectId,
+        /// The primary copy.
         copy: Copy,
     },
     /// The owner's answer to [`Between::Moved`].
@@ -698,6 +726,8 @@ pub enum Pull {
 
 /// Most nodes in [`Sources`].
 pub const SOURCES_MAX: usize = 8;
+/// Most refs inside a value that [`Sources`] names.
+pub const SOURCE_REFS_MAX: usize = 64;
 
 /// The note in an answer to [`Pull::Object`] of the node with the primary copy: others that have it, or a part of it.
 /// Where the answer is no range, the first of them is to be asked.
@@ -705,6 +735,8 @@ pub const SOURCES_MAX: usize = 8;
 pub struct Sources {
     /// At most [`SOURCES_MAX`].
     pub nodes: Vec<NodeId>,
+    /// The refs inside the value; `None` where they are more than [`SOURCE_REFS_MAX`], or not known.
+    pub refs: Option<Vec<ObjectId>>,
 }
 
 /// The cluster as people see it: what `mobula status` prints and the HTTP API serves.

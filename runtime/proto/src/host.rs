@@ -174,6 +174,12 @@ pub enum ToAgent {
         /// The objects, and where their primary copies were last; at most [`crate::peer::CLAIMS_MAX`].
         objects: Vec<(ObjectId, Option<NodeId>)>,
     },
+    /// Copies of what this host owns are lost which lay on this node: if that is gone, whoever has others is to keep them.
+    /// Answered with [`ToHost::Salvaged`].
+    Salvage {
+        /// The node.
+        node: NodeId,
+    },
     /// This host holds an object no more that it claimed.
     Unclaim {
         /// The object.
@@ -586,6 +592,15 @@ pub enum ToHost {
         from: NodeId,
         /// Where it is.
         copy: Copy,
+    },
+    /// Answer to [`ToAgent::Salvage`], or a part of it.
+    Salvaged {
+        /// From the question.
+        node: NodeId,
+        /// Copies of what lay there, which are primary ones from now on; at most [`crate::peer::CLAIMS_MAX`].
+        copies: Vec<(ObjectId, Copy)>,
+        /// Whether more follows. Without, that was all that there is.
+        more: bool,
     },
     /// What holds these objects, which this host owns and which lie on the asker's node? Answered with [`ToAgent::Holds`].
     WhatHolds {

@@ -427,10 +427,15 @@ impl Runtime {
                 self.tell(ToAgent::Explained { request, found });
             }
             ToHost::Moved { object, from, copy } => {
-                let known = |objects: &mut Ownership, _: &mut Vec<_>| objects.moved(object, from, copy);
+                let known = |objects: &mut Ownership, fx: &mut Vec<_>| objects.moved(object, from, copy, fx);
                 let known = self.step(|core, out| core.own(out, known));
                 let noted = if known { Noted::Yes } else { Noted::Unknown };
                 self.tell(ToAgent::Noted { object, copy, noted });
+            }
+            ToHost::Salvaged { node, copies, more } => {
+                let salvaged =
+                    |objects: &mut Ownership, fx: &mut Vec<_>| objects.salvaged(node, &copies, more, fx);
+                self.step(|core, out| core.own(out, salvaged));
             }
             ToHost::WhatHolds { asker, number, objects } => {
                 let held = self.core.lock().held(&objects);

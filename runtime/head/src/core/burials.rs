@@ -21,22 +21,30 @@ impl Core {
         }
     }
 
-    /// A node has mourned, or is gone.
+    /// A node has mourned, or was buried itself.
     pub(super) fn mourned(&mut self, node: NodeId, dead: HostId) {
-        let Some(left) = self.burials.0.get_mut(&dead) else { return };
-        left.remove(&node);
-        if left.is_empty() {
-            self.burials.0.remove(&dead);
-            self.broadcast(None, ToAgent::Buried { host: dead });
+        let mut next = vec![(node, dead)];
+        while let Some((node, dead)) = next.pop() {
+            let Some(left) = self.burials.0.get_mut(&dead) else { continue };
+            left.remove(&node);
+            if left.is_empty() {
+                self.burials.0.remove(&dead);
+                self.broadcast(None, ToAgent::Buried { host: dead });
+                if dead.is_agent() {
+                    next.extend(self.burials.0.keys().map(|other| (dead.node, *other)));
+                }
+            }
         }
     }
 
-    /// A node is gone, with all its hosts.
+    /// A node is gone, with all its hosts. Others hold what it held, and claim what was in that only when they mourn this node:
+    /// until they have, whom it was to mourn is not buried either.
     pub(super) fn bury_node(&mut self, node: NodeId) {
-        let waiting: Vec<HostId> = self.burials.0.keys().copied().collect();
-        for dead in waiting {
-            self.mourned(node, dead);
-        }
         self.begin_burial(node.agent());
+        if !self.burials.0.contains_key(&node.agent()) {
+            for dead in self.burials.0.keys().copied().collect::<Vec<_>>() {
+                self.mourned(node, dead);
+            }
+        }
     }
 }

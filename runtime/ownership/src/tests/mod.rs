@@ -1,2 +1,3 @@
 mod estate;
+mod salvage;
 mod scenarios;

@@ -456,11 +456,12 @@ fn o7_refs_inside_a_lost_value_are_held_until_the_object_goes() {
     let (x, old, new) = (object(O, 1), object(E, 1), object(E, 2));
     own.create(x, true);
     own.complete(E, x, State::Stored(copy(1)), vec![old], &mut vec![]);
+    assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [Effect::Salvage { node: AWAY }]);
+    assert_eq!(own.state(x), Some(&State::Pending));
     assert_eq!(
-        fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)),
+        fx(&mut own, |own, fx| own.salvaged(AWAY, &[], false, fx)),
         [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
-    assert_eq!(own.state(x), Some(&State::Pending));
     assert_eq!(fx(&mut own, |own, fx| own.lost(x, &copy(1), fx)), [], "known already");
     assert!(own.complete(E, x, State::Stored(copy(2)), vec![new], &mut vec![]));
     assert_eq!(own.contains(x), [new]);
@@ -489,11 +490,12 @@ fn a_borrower_reports_a_lost_copy_and_asks_again() {
         fx(&mut borrower, |own, fx| own.lost(x, &copy(1), fx)),
         [sent(O, lost.clone()), sent(O, ask.clone())]
     );
+    assert_eq!(message(&mut own, B, lost), [Effect::Salvage { node: AWAY }]);
+    assert_eq!(message(&mut own, B, ask), []);
     assert_eq!(
-        message(&mut own, B, lost),
+        fx(&mut own, |own, fx| own.salvaged(AWAY, &[], false, fx)),
         [Effect::Free { object: x, copy: copy(1) }, Effect::Rebuild { task: x.task() }]
     );
-    assert_eq!(message(&mut own, B, ask), []);
     let answer = Message::Resolved { object: x, state: State::Stored(copy(2)) };
     let rebuilt = fx(&mut own, |own, fx| assert!(own.complete(E, x, State::Stored(copy(2)), vec![], fx)));
     assert_eq!(rebuilt, [Effect::Ready { object: x }, sent(B, answer.clone())]);
@@ -510,9 +512,12 @@ fn a_nodes_death_loses_what_it_stored() {
         own.complete(E, x, State::Stored(copy(1)), vec![], &mut vec![]);
     }
     own.retained(E, &[put]);
+    assert_eq!(fx(&mut own, |own, fx| own.node_died(AWAY, &killed(), fx)), [Effect::Salvage { node: AWAY }]);
+    assert_eq!(own.counts().pending, 3);
+    // It has mourned only when it knows, since others keep what they have until it has.
     assert_eq!(
-        fx(&mut own, |own, fx| own.node_died(AWAY, &killed(), fx)),
-        [Effect::Mourned { host: AWAY.agent() }, Effect::Ready { object: put }, Effect::Rebuild { task }]
+        fx(&mut own, |own, fx| own.salvaged(AWAY, &[], false, fx)),
+        [Effect::Ready { object: put }, Effect::Rebuild { task }, Effect::Mourned { host: AWAY.agent() }]
     );
     assert_eq!(kind(&own, put), FailureKind::ObjectLost);
     assert_eq!(own.counts().pending, 2);

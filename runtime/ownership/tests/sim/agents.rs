@@ -38,6 +38,16 @@ impl Agent {
             willed: BTreeSet::new(),
         }
     }
+
+    /// Whether it has not heard that this other node is gone.
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.nodes.contains(&node)
+    }
+
+    /// The other nodes that live.
+    pub fn others(&self) -> BTreeSet<NodeId> {
+        self.nodes.clone()
+    }
 }
 
 /// The head: for whom which nodes have not mourned yet.
@@ -59,14 +69,18 @@ pub enum News {
     Claim(Vec<(ObjectId, Option<NodeId>)>),
     Unclaim(ObjectId, NodeId),
     Mourned(HostId),
+    Lost(NodeId),
     // An agent to a host.
     Claimed(Answers),
+    Copies(NodeId, Vec<(ObjectId, Copy)>, bool),
     // An agent to another.
     Ask(HostId, u64, Vec<ObjectId>),
     Answer(HostId, u64, Answers),
     Release(HostId, ObjectId),
     Give((ObjectId, u32)),
     Given((ObjectId, u32)),
+    Salvage(HostId, NodeId),
+    Salvaged(HostId, NodeId, Vec<(ObjectId, Copy)>),
     // An agent to the head.
     Ended(HostId),
     AllMourned(HostId),
@@ -92,10 +106,15 @@ impl World {
     }
 
     /// What the store of a node has of an object: the newest attempt's copy.
-    fn find(&self, node: NodeId, object: ObjectId) -> Option<Record> {
+    fn find(&self, node: NodeId, object: ObjectId, from: impl Fn(NodeId) -> bool) -> Option<Record> {
         let here = |key: &&(ObjectId, u32)| self.is_at(**key, node);
         let mut all = self.values.range((object, 0)..=(object, u32::MAX));
-        let ((_, attempt), contains) = all.rfind(|(key, _)| here(key))?;
+        let found = all.rfind(|(key, _)| here(key)).map(|(key, _)| *key);
+        let key = found.or_else(|| self.pulled_to(node, object, from))?;
+        if !self.is_named(key, node) {
+            return None;
+        }
+        let ((_, attempt), contains) = self.values.get_key_value(&key)?;
         Some(Record {
             copy: Copy { node, bytes: 1, attempt: *attempt, job: JOB },
             at: 0,
@@ -115,6 +134,13 @@ impl World {
     fn act_on(&mut self, agent: usize, acts: Vec<Act>) {
         let (node, party) = (self.agents[agent].node, self.hosts.len() + agent);
         for act in acts {
+            if let Act::Answer { answers, .. } | Act::Tell { answers, .. } = &act {
+                let records =
+                    answers.iter().filter_map(|(object, record)| Some((*object, record.as_ref()?.copy)));
+                for (object, copy) in records.filter(|(_, copy)| copy.node == node) {
+                    self.copies.salvaged[1] += u64::from(self.promote((object, copy.attempt), node));
+                }
+            }
             let (to, news) = match act {
                 Act::Ask { node, host, number, objects } => {
                     (self.agent_party(node), News::Ask(host, number, objects))
@@ -141,7 +167,8 @@ impl World {
         let here: Vec<(ObjectId, u32)> = all.map(|(key, _)| *key).filter(is_here).collect();
         // A result that its owner did not want may lie here, too.
         let last = self.hosts[self.number(object.owner)].own.state(object);
-        let elsewhere = here.iter().any(|key| self.given.contains_key(key));
+        let doubled = |key| self.is_double(key, node) || self.double(key, node).is_some();
+        let elsewhere = here.iter().any(|key| self.given.contains_key(key) || doubled(*key));
         if !here.is_empty() && !elsewhere && !matches!(last, Some(State::Failed(_) | State::Inline { .. })) {
             self.assert_unreachable(object);
         }
@@ -150,8 +177,8 @@ impl World {
             let heir = self.given.get(&key).copied();
             if heir == Some(node) {
                 self.given.remove(&key);
-            } else if !self.succeed(key) {
-                self.values.remove(&key);
+            } else if self.is_double(key, node) || !self.succeed(key) {
+                self.remove_at(key, node);
             } else if let Some(heir) = heir {
                 let agent = self.agent_party(node);
                 if self.agents[agent - self.hosts.len()].willed.remove(&key) {
@@ -185,9 +212,11 @@ impl World {
             self.hosts_at(node).into_iter().filter(|host| *host != dead && !gone.contains(host)).collect();
         if dead.is_agent() {
             self.agents[agent].nodes.remove(&dead.node);
+            self.salvage_without(agent, dead.node);
             let nodes = self.agents[agent].nodes.clone();
             self.with_estate(agent, |estate, world, acts| {
-                estate.node_gone(dead.node, &nodes, |object| world.find(node, object), acts);
+                let gone = |from| from != node && !nodes.contains(&from);
+                estate.node_gone(dead.node, &nodes, |object| world.find(node, object, gone), acts);
             });
         }
         for host in &hosts {
@@ -241,10 +270,6 @@ impl World {
 
     pub fn node_missed(&mut self, node: NodeId) {
         self.head.nodes.remove(&node);
-        let waiting: Vec<HostId> = self.head.burials.keys().copied().collect();
-        for dead in waiting {
-            self.node_mourned(node, dead);
-        }
         self.head_hears(node.agent());
     }
 
@@ -259,6 +284,12 @@ impl World {
         if left.is_empty() {
             self.head.burials.remove(&dead);
             self.broadcast(|| News::Buried(dead));
+            if dead.is_agent() {
+                // Whom that node was to mourn.
+                for other in self.head.burials.keys().copied().collect::<Vec<_>>() {
+                    self.node_mourned(dead.node, other);
+                }
+            }
         }
     }
 
@@ -334,6 +365,7 @@ impl World {
                     self.with(at, |own, fx| own.claimed(object, found, fx));
                 }
             }
+            News::Copies(node, copies, more) => self.copies_found(at, node, &copies, more),
             News::Died(dead) if dead.is_agent() => self.hear_of_node(at, dead.node),
             News::Died(dead) => self.hear_of_host(at, self.number(dead)),
             News::Buried(dead) => self.with(at, |own, fx| own.buried(dead, fx)),
@@ -354,7 +386,8 @@ impl World {
         }
         match news {
             News::Claim(objects) => self.with_estate(agent, |estate, world, acts| {
-                estate.claim(host.unwrap(), objects, &nodes, |object| world.find(node, object), acts);
+                let gone = |from| from != node && !nodes.contains(&from);
+                estate.claim(host.unwrap(), objects, &nodes, |object| world.find(node, object, gone), acts);
             }),
             News::Unclaim(object, at) => self.with_estate(agent, |estate, _, acts| {
                 if at == node || nodes.contains(&at) {
@@ -365,10 +398,11 @@ impl World {
                 self.with_estate(agent, |estate, _, acts| estate.mourned(host.unwrap(), dead, acts));
             }
             News::Ask(host, number, objects) => self.with_estate(agent, |estate, world, acts| {
-                estate.on_claim(host, number, objects, |object| world.find(node, object), acts);
+                estate.on_claim(host, number, objects, |object| world.find(node, object, |_| true), acts);
             }),
             News::Answer(host, number, answers) => self.with_estate(agent, |estate, world, acts| {
-                let find = |object| world.find(node, object);
+                let gone = |from| from != node && !nodes.contains(&from);
+                let find = |object| world.find(node, object, gone);
                 estate.on_claimed(peer.unwrap(), (host, number), answers, &nodes, find, acts);
             }),
             News::Release(host, object) => {
@@ -379,6 +413,7 @@ impl World {
                 let is_there = self.values.contains_key(&key) && self.is_at(key, from);
                 if is_there && !self.given.contains_key(&key) && !self.is_at(key, node) {
                     self.given.insert(key, node);
+                    self.told_of_refs(key, node);
                     self.agents[agent].estate.claim_for_agent(from, key.0);
                     let to = self.agent_party(from);
                     self.send(self.hosts.len() + agent, to, Wire::News(News::Given(key)));
@@ -392,6 +427,12 @@ impl World {
                     self.send(self.hosts.len() + agent, from, Wire::News(release));
                 }
             }
+            News::Lost(lost) => self.salvage(agent, host.unwrap(), lost),
+            News::Salvage(owner, lost) => {
+                let copies = self.keep_salvaged(node, lost, owner);
+                self.send(self.hosts.len() + agent, from, Wire::News(News::Salvaged(owner, lost, copies)));
+            }
+            News::Salvaged(owner, lost, copies) => self.salvaged(agent, peer.unwrap(), (owner, lost), copies),
             News::Died(dead) if dead.node == node => {}
             News::Died(dead) => self.agent_hears(agent, dead),
             News::Buried(dead) => {
@@ -405,8 +446,13 @@ impl World {
                     let owned = world.values.keys().filter(here).map(|(object, _)| *object);
                     estate.buried(dead, owned.filter(|object| is_of(object.owner)), acts);
                 });
+                if dead.is_agent() {
+                    self.drop_pulled_from(node, dead.node);
+                }
             }
-            News::Claimed(_) | News::Ended(_) | News::AllMourned(_) => panic!("not for an agent"),
+            News::Claimed(_) | News::Copies(..) | News::Ended(_) | News::AllMourned(_) => {
+                panic!("not for an agent")
+            }
         }
     }
 

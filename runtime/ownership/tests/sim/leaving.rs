@@ -1,13 +1,48 @@
 //! Nodes that leave: what their agents inherited is kept elsewhere first, as far as there is time.
 
-use mobula_proto::{NodeId, ObjectId};
+use mobula_proto::{NodeId, ObjectId, peer::Copy};
 
-use super::{Wire, World, agents::News};
+use super::{JOB, Wire, World, agents::News};
 
 impl World {
     /// Whether a copy lies in the store of a node.
     pub fn is_at(&self, key: (ObjectId, u32), node: NodeId) -> bool {
-        self.hosts[self.places[&key]].id.node == node || self.given.get(&key) == Some(&node)
+        let at_its_place = self.hosts[self.places[&key]].id.node == node && !self.is_stranded(key);
+        at_its_place || self.given.get(&key) == Some(&node) || self.is_double(key, node)
+    }
+
+    /// Whether the copy exists, but not where it is looked for.
+    pub fn is_elsewhere(&self, object: ObjectId, copy: Copy) -> bool {
+        let key = (object, copy.attempt);
+        self.values.contains_key(&key) && !self.is_at(key, copy.node)
+    }
+
+    /// A stored value goes to the node of `to`, and its owner hears of it.
+    pub fn relocate(&mut self, to: usize) {
+        let keys: Vec<(ObjectId, u32)> = self.values.keys().copied().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let (object, attempt) = keys[self.random.below(keys.len())];
+        let owner = self.number(object.owner);
+        if !self.hosts[owner].alive || self.is_stranded((object, attempt)) {
+            return;
+        }
+        let from = self.hosts[self.places[&(object, attempt)]].id.node;
+        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt, job: JOB };
+        // It does not come back while a message about its absence may be under way: that takes another drain.
+        if !self.been.insert((object, attempt, copy.node)) {
+            return;
+        }
+        let key = (object, attempt);
+        if self.is_double(key, copy.node) || self.double(key, from).is_some() {
+            return;
+        }
+        if self.with(owner, |own, fx| own.moved(object, from, copy, fx)) {
+            self.places.insert(key, to);
+            self.pulled_of(key, from, copy.node);
+            self.relocated += 1;
+        }
     }
 
     /// A node is to leave, and gives what it inherited to others.

@@ -21,6 +21,7 @@
 mod agents;
 mod checks;
 mod leaving;
+mod salvage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -170,6 +171,7 @@ struct World {
     /// Where a stored value lies besides, since its node is to leave.
     given: BTreeMap<(ObjectId, u32), NodeId>,
     leaving: Option<NodeId>,
+    copies: salvage::Copies,
     /// How many values outlived their node in that way.
     willed: u64,
     /// Refs that were ever inside an object's value.
@@ -254,6 +256,7 @@ impl World {
             places: BTreeMap::new(),
             given: BTreeMap::new(),
             leaving: None,
+            copies: salvage::Copies::default(),
             willed: 0,
             inside: BTreeMap::new(),
             leaky: BTreeSet::new(),
@@ -328,19 +331,19 @@ impl World {
                 }
                 Effect::Free { object, copy } => {
                     let key = (object, copy.attempt);
-                    let freed = self.values.remove(&key);
-                    assert!(freed.is_some() || self.vanished.contains(&key), "{object} freed twice");
+                    let freed = self.remove_at(key, copy.node);
+                    assert!(freed || self.vanished.contains(&key), "{object} freed twice");
                     // As agents do: what earlier attempts made there goes along.
                     let earlier = self.values.range((object, 0)..key).map(|(key, _)| *key);
                     let earlier: Vec<_> = earlier.filter(|key| self.is_at(*key, copy.node)).collect();
                     for key in earlier {
-                        self.values.remove(&key);
+                        self.remove_at(key, copy.node);
                     }
                 }
                 Effect::Decline { object, copy } => {
                     let key = (object, copy.attempt);
-                    let declined = self.values.remove(&key);
-                    assert!(declined.is_some() || self.vanished.contains(&key), "{object} declined twice");
+                    let declined = self.remove_at(key, copy.node);
+                    assert!(declined || self.vanished.contains(&key), "{object} declined twice");
                 }
                 Effect::Ready { object } => {
                     assert!(!matches!(self.hosts[at].own.state(object), Some(State::Pending)));
@@ -353,6 +356,7 @@ impl World {
                     self.hosts[at].registered.remove(&object);
                     self.tell_agent(at, News::Unclaim(object, node));
                 }
+                Effect::Salvage { node } => self.tell_agent(at, News::Lost(node)),
                 Effect::Mourned { host } => self.tell_agent(at, News::Mourned(host)),
                 Effect::Settled { token } => settled.push(token),
             }
@@ -507,8 +511,11 @@ impl World {
                 self.with(at, |own, fx| own.lost(object, &copy, fx));
                 return Vec::new();
             }
-            Some(State::Stored(copy)) => match self.values.get(&(object, copy.attempt)) {
-                Some(refs) => refs.clone(),
+            Some(State::Stored(copy)) => match self.values.get(&(object, copy.attempt)).cloned() {
+                Some(refs) => {
+                    self.pulled((object, copy.attempt), self.hosts[at].id.node, copy.node);
+                    refs
+                }
                 None => {
                     let vanished = self.vanished.contains(&(object, copy.attempt));
                     assert!(vanished || !self.is_safe(at, object), "{object} was freed though readable");
@@ -547,35 +554,6 @@ impl World {
             let pending = self.hosts[at].own.state(object) == Some(&State::Pending);
             self.with(at, |own, _| own.placed(object, Copy { node, bytes: 1, attempt, job: JOB }));
             self.placed += u64::from(pending && self.hosts[at].own.state(object) != Some(&State::Pending));
-        }
-    }
-
-    /// Whether the copy exists, but not where it is looked for.
-    fn is_elsewhere(&self, object: ObjectId, copy: Copy) -> bool {
-        let key = (object, copy.attempt);
-        self.values.contains_key(&key) && !self.is_at(key, copy.node)
-    }
-
-    /// A stored value goes to the node of `to`, and its owner hears of it.
-    fn relocate(&mut self, to: usize) {
-        let keys: Vec<(ObjectId, u32)> = self.values.keys().copied().collect();
-        if keys.is_empty() {
-            return;
-        }
-        let (object, attempt) = keys[self.random.below(keys.len())];
-        let owner = self.number(object.owner);
-        if !self.hosts[owner].alive {
-            return;
-        }
-        let from = self.hosts[self.places[&(object, attempt)]].id.node;
-        let copy = Copy { node: self.hosts[to].id.node, bytes: 1, attempt, job: JOB };
-        // It does not come back while a message about its absence may be under way: that takes another drain.
-        if !self.been.insert((object, attempt, copy.node)) {
-            return;
-        }
-        if self.with(owner, |own, _| own.moved(object, from, copy)) {
-            self.places.insert((object, attempt), to);
-            self.relocated += 1;
         }
     }
 
@@ -624,6 +602,7 @@ impl World {
     fn hear_of_node(&mut self, at: usize, node: NodeId) {
         let dead: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].id.node == node).collect();
         self.hosts[at].told.extend(&dead);
+        self.note_lost(at, node);
         self.mourn(at, &dead, |own, failure, fx| own.node_died(node, failure, fx));
     }
 
@@ -729,6 +708,7 @@ impl World {
     }
 
     fn kill_host(&mut self, at: usize) {
+        self.copies.deaths += 1;
         self.kill(at);
         for to in 0..self.hosts.len() {
             if to != at && self.hosts[to].born && self.random.one_in(4) {
@@ -741,6 +721,7 @@ impl World {
     }
 
     fn kill_node(&mut self, node: NodeId) {
+        self.copies.deaths += 1;
         for at in 0..self.hosts.len() {
             if self.hosts[at].id.node == node && self.hosts[at].alive {
                 self.kill(at);
@@ -750,8 +731,13 @@ impl World {
         let gone = |key: &(ObjectId, u32)| hosts[self.places[key]].id.node == node;
         let gone: Vec<(ObjectId, u32)> = self.values.keys().filter(|key| gone(key)).copied().collect();
         self.given.retain(|_, to| *to != node);
+        self.copies_without(node);
         for key in gone {
-            if !self.succeed(key) {
+            if self.values.contains_key(&key)
+                && !self.succeed(key)
+                && !self.is_doubled(key, node)
+                && !self.strand(key)
+            {
                 self.vanish(key);
             }
         }
@@ -780,6 +766,7 @@ impl World {
     fn vanish(&mut self, key: (ObjectId, u32)) {
         self.values.remove(&key);
         self.given.remove(&key);
+        self.forget_copies(key);
         self.vanished.insert(key);
     }
 
@@ -792,6 +779,7 @@ impl World {
         let at = alive[self.random.below(alive.len())];
         if self.breaks && self.random.one_in(4) {
             self.ask_again();
+            self.salvage_again();
         }
         if self.random.below(100) < self.drops {
             if !self.hosts[at].handles.is_empty() {
@@ -847,7 +835,7 @@ impl World {
     fn drain(&mut self) {
         loop {
             while self.step() {}
-            if self.ask_again() {
+            if self.ask_again() | self.salvage_again() {
                 continue;
             }
             let Some(busy) = self.hosts.iter().position(|host| host.alive && !host.tasks.is_empty()) else {
@@ -860,7 +848,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 10]) {
+    fn run(seed: u64, counts: &mut [u64; 12]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         world.strict = world.random.one_in(2);
@@ -914,6 +902,9 @@ impl World {
             if losses && world.random.one_in(40) {
                 world.make_again();
             }
+            if world.random.one_in(60) {
+                world.evict();
+            }
         }
         world.drain();
         for at in 0..world.hosts.len() {
@@ -943,6 +934,8 @@ impl World {
         counts[7] += world.willed;
         counts[8] += world.placed;
         counts[9] += world.made_again;
+        counts[10] += world.copies.salvaged[0];
+        counts[11] += world.copies.salvaged[1];
     }
 }
 
@@ -958,7 +951,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0_u64; 10];
+    let mut counts = [0_u64; 12];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -966,9 +959,10 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed, again] = counts;
+    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed, again, found, kept] =
+        counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies; {again} values made again in vain",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies; {again} values made again in vain; {found} pulled copies found for owners, {kept} kept for those who held refs of dead ones",
         time / 1_000_000
     );
     // What is not in it is not tested.

@@ -26,6 +26,7 @@ mod pinning;
 mod placing;
 mod pressure;
 mod room;
+mod salvaging;
 mod scale;
 mod several;
 mod sharing;
@@ -300,6 +301,7 @@ pub const SOLOS: &[Solo] = &[
     solo!(joining::an_unknown_head_is_named),
     solo!(memory::a_killed_agents_groups_are_removed),
     solo!(transfer::a_broadcast_is_shared_by_its_readers),
+    solo!(salvaging::what_others_have_read_outlives_its_node),
     solo!(transfer::a_transfer_outlives_its_source),
     solo!(transfer::a_transfer_outlives_a_source_that_has_a_part),
     solo!(transfer::what_is_fetched_takes_no_slot),

@@ -59,16 +59,23 @@ struct Keep {
 
 impl Keep {
     /// Says what is to be kept, with the refs inside.
-    fn say(&self, me: NodeId, (object, attempt, job): Key, contains: &[ObjectId], effects: &mut Vec<Effect>) {
+    fn say(
+        &self,
+        me: NodeId,
+        (object, attempt, job): Key,
+        contains: Option<&[ObjectId]>,
+        effects: &mut Vec<Effect>,
+    ) {
         let (copy, inherited) = (Copy { node: me, bytes: self.bytes, attempt, job }, self.inherited);
         let count = |refs: usize| u32::try_from(refs).unwrap_or(u32::MAX);
         let mut at = 0;
-        for refs in contains.chunks(RECORD_REFS_MAX) {
+        for refs in contains.unwrap_or_default().chunks(RECORD_REFS_MAX) {
             let message = Between::Contains { object, copy, at: count(at), refs: refs.to_vec() };
             effects.push(Effect::Peer(self.to, message));
             at += refs.len();
         }
-        effects.push(Effect::Peer(self.to, Between::Keep { object, copy, refs: count(at), inherited }));
+        let refs = contains.map(|refs| count(refs.len()));
+        effects.push(Effect::Peer(self.to, Between::Keep { object, copy, refs, inherited }));
     }
 }
 
@@ -92,7 +99,8 @@ pub(super) struct Draining {
 /// What is known of a copy that is to be kept here.
 #[derive(Debug)]
 pub(super) struct Gift {
-    contains: Vec<ObjectId>,
+    /// `None` where nobody but its owner knows.
+    contains: Option<Vec<ObjectId>>,
     /// For the agent of the node that gives it.
     inherited: bool,
 }
@@ -253,7 +261,7 @@ impl Core {
         let (objects, bytes) = self.objects.primaries();
         // What lies elsewhere too is not left behind.
         let willed = self.draining.iter().flat_map(|draining| draining.willed.keys());
-        let willed = willed.filter_map(|key| self.objects.primary(key.0, self.config.node));
+        let willed = willed.filter_map(|key| self.objects.primary(key.0, self.config.node, |_| false));
         let (objects, bytes) = willed.fold((objects, bytes), |(objects, bytes), record| {
             (objects.saturating_sub(1), bytes.saturating_sub(record.copy.bytes))
         });
@@ -286,15 +294,15 @@ impl Core {
     }
 
     /// A node that drains gives a copy away to this one.
-    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, refs: u32, inherited: bool) {
+    pub(super) fn keep(&mut self, object: ObjectId, copy: Copy, refs: Option<u32>, inherited: bool) {
         let key = (object, copy.attempt, copy.job);
         let (from, contains) = self.given.remove(&key).unwrap_or((copy.node, Vec::new()));
         let full = self.noting.len() >= NOTING_MAX && !self.noting.contains_key(&key);
-        let named = from == copy.node && contains.len() == refs as usize;
+        let named = from == copy.node && refs.is_none_or(|refs| contains.len() == refs as usize);
         if !named || self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
             return self.not_kept(key, copy.node);
         }
-        let gift = Gift { contains, inherited };
+        let gift = Gift { contains: refs.map(|_| contains), inherited };
         if self.objects.find(key).is_some() {
             return self.keep_here(key, copy.node, gift);
         }
@@ -321,8 +329,8 @@ impl Core {
         let Some(bytes) = self.objects.promote(key) else {
             return self.not_kept(key, from);
         };
-        if self.objects.contained(key).is_empty() {
-            self.objects.set_contains(key, gift.contains);
+        if let Some(contains) = gift.contains {
+            self.objects.set_contains(key, contains);
         }
         if gift.inherited {
             self.estate.claim_for_agent(from, object);
@@ -442,11 +450,14 @@ impl Core {
         let me = self.config.node;
         let others: Vec<NodeId> =
             nodes.into_iter().filter(|node| *node != me && self.nodes.contains_key(node)).collect();
-        if !self.objects.held_by(key, &others) {
-            let (object, attempt, job) = key;
-            for node in others {
-                self.effects.push(Effect::Peer(node, Between::Drop { object, attempt, job }));
-            }
+        let (object, attempt, job) = key;
+        let bytes = self.objects.held_by(key, &others);
+        for node in others {
+            let message = match bytes {
+                Some(bytes) => Between::LiesHere { object, copy: Copy { node: me, bytes, attempt, job } },
+                None => Between::Drop { object, attempt, job },
+            };
+            self.effects.push(Effect::Peer(node, message));
         }
     }
 

@@ -2,7 +2,7 @@
 //! the head says when all living hosts have been heard ([`ToHead::Mourned`] of every node, then `Buried`).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -11,15 +11,26 @@ use mobula_proto::{
     Failure, HostId, JobId, NodeId, ObjectId,
     head::{Between, ToHead},
     host::ToHost,
+    peer::Record,
 };
 
-use super::{Core, Effect};
+use super::{Core, Effect, objects::Objects};
 
 /// Claims that are not answered are made again at least so much later, and at most twice as much.
 const CLAIM_AGAIN: Duration = Duration::from_secs(2);
 /// How long a host may take to say what it holds of what a dead one owned. One that is stopped says nothing, and meanwhile
 /// nothing goes that the dead one owned or borrowed, whosever it is.
 const MOURN_WAIT: Duration = Duration::from_secs(60);
+
+/// What this node has of an object: the primary copy, or one that was pulled from a node that is gone.
+fn here<'a>(
+    objects: &'a Objects,
+    me: NodeId,
+    gone: &'a BTreeMap<u32, u32>,
+) -> impl Fn(ObjectId) -> Option<Record> + 'a {
+    let is_gone = |node: NodeId| gone.get(&node.number).is_some_and(|last| node.incarnation <= *last);
+    move |object| objects.primary(object, me, is_gone)
+}
 
 impl Core {
     fn with_estate(&mut self, step: impl FnOnce(&mut Estate, &mut Vec<Act>)) {
@@ -30,6 +41,9 @@ impl Core {
 
     fn carry_out(&mut self, acts: Vec<Act>) {
         for act in acts {
+            if let Act::Answer { answers, .. } | Act::Tell { answers, .. } = &act {
+                self.keep_what_is_claimed(answers);
+            }
             let (to, message) = match act {
                 Act::Ask { node, host, number, objects } => (node, Between::Claim { host, number, objects }),
                 Act::Answer { node, host, number, answers } => {
@@ -54,6 +68,16 @@ impl Core {
             if self.nodes.contains_key(&to) {
                 self.effects.push(Effect::Peer(to, message));
             }
+        }
+    }
+
+    /// What was pulled, and is kept for somebody now, is the primary copy.
+    fn keep_what_is_claimed(&mut self, answers: &Answers) {
+        let records = answers.iter().filter_map(|(object, record)| Some((*object, record.as_ref()?)));
+        for (object, Record { copy, .. }) in
+            records.filter(|(_, record)| record.copy.node == self.config.node)
+        {
+            self.objects.promote((object, copy.attempt, copy.job));
         }
     }
 
@@ -102,8 +126,8 @@ impl Core {
         self.deaths.insert(node.agent(), failure);
         self.mourn_until.insert(node.agent(), now + MOURN_WAIT);
         let (hosts, others, mut acts) = (self.ready_hosts(), self.others(), Vec::new());
-        let (me, here) = (self.config.node, &self.objects);
-        self.estate.node_gone(node, &others, |object| here.primary(object, me), &mut acts);
+        let find = here(&self.objects, self.config.node, &self.gone_nodes);
+        self.estate.node_gone(node, &others, find, &mut acts);
         self.estate.died(node.agent(), hosts, &mut acts);
         self.carry_out(acts);
     }
@@ -139,8 +163,8 @@ impl Core {
     /// A host here claims objects of dead owners.
     pub(super) fn claim(&mut self, host: HostId, objects: Vec<(ObjectId, Option<NodeId>)>, now: Instant) {
         let (nodes, mut acts) = (self.others(), Vec::new());
-        let (me, here) = (self.config.node, &self.objects);
-        self.estate.claim(host, objects, &nodes, |object| here.primary(object, me), &mut acts);
+        let find = here(&self.objects, self.config.node, &self.gone_nodes);
+        self.estate.claim(host, objects, &nodes, find, &mut acts);
         self.carry_out(acts);
         if self.estate.is_asking() {
             self.ask_again_at.get_or_insert(now + CLAIM_AGAIN);
@@ -158,15 +182,16 @@ impl Core {
     /// Another agent claims objects for a host of its own.
     pub(super) fn claimed_from_here(&mut self, host: HostId, number: u64, objects: Vec<ObjectId>) {
         let (me, here, mut acts) = (self.config.node, &self.objects, Vec::new());
-        self.estate.on_claim(host, number, objects, |object| here.primary(object, me), &mut acts);
+        // Whoever asks may have heard of deaths of which nobody has heard here.
+        let find = |object| here.primary(object, me, |_| true);
+        self.estate.on_claim(host, number, objects, find, &mut acts);
         self.carry_out(acts);
     }
 
     /// The answer of another agent.
     pub(super) fn claims_answered(&mut self, from: NodeId, host: HostId, number: u64, answers: Answers) {
         let (nodes, mut acts) = (self.others(), Vec::new());
-        let (me, here) = (self.config.node, &self.objects);
-        let find = |object| here.primary(object, me);
+        let find = here(&self.objects, self.config.node, &self.gone_nodes);
         self.estate.on_claimed(from, (host, number), answers, &nodes, find, &mut acts);
         self.carry_out(acts);
     }
@@ -192,6 +217,7 @@ impl Core {
         self.with_estate(|estate, acts| estate.buried(dead, owned, acts));
         if dead.is_agent() {
             // Owners have looked elsewhere by now, and nobody says any more when these are to go.
+            self.salvages.buried(dead.node);
             let gone = self.objects.drop_pulled_from(dead.node);
             self.gone(gone);
             self.pump();
@@ -206,7 +232,7 @@ impl Core {
     /// A job has ended, and its objects have gone.
     pub(super) fn estate_without(&mut self) {
         let (objects, me) = (&self.objects, self.config.node);
-        self.estate.retain(|object| objects.primary(object, me).is_some());
+        self.estate.retain(|object| objects.primary(object, me, |_| false).is_some());
         self.will_without();
     }
 }

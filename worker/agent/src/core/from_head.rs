@@ -95,6 +95,7 @@ impl Core {
             self.tell(host, ToHost::NodeDied { node, failure: failure.clone() });
         }
         self.node_mourned(node, failure, now);
+        self.salvage_without(node, now);
     }
 
     fn job_started(&mut self, request: Request, job: Job, now: Instant) {

@@ -159,6 +159,7 @@ impl Core {
                 }
             }
             ToAgent::Unclaim { object, node } => self.release(id, object, node),
+            ToAgent::Salvage { node } => self.salvage(id, node, now),
             ToAgent::Free { object, .. } if object.owner != id => {
                 self.violation(id, &format!("it freed {object}, which is not its own"));
             }

@@ -10,6 +10,7 @@
 //! | `budget` | how much of the store arguments of what runs may take |
 //! | `estate` | objects of dead owners |
 //! | [`drain`] | what moves off a node that is to leave |
+//! | `salvage` | copies of what lay on nodes that are gone |
 //! | [`delivery`] | what must be sent to another agent again, and what came before |
 
 pub mod delivery;
@@ -26,6 +27,7 @@ mod ending;
 mod estate;
 mod from_head;
 mod from_host;
+mod salvage;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -184,6 +186,7 @@ pub struct Core {
     early: early::Early,
     budget: Budget,
     estate: Estate,
+    salvages: salvage::Salvages,
     /// How those died who are not buried yet; an agent stands for the hosts of its node.
     deaths: BTreeMap<HostId, Failure>,
     /// How long hosts here may take to say what they hold of what those owned.
@@ -221,6 +224,7 @@ impl Core {
             early: early::Early::default(),
             budget: Budget::new(config.store_bytes),
             estate: Estate::new(config.node),
+            salvages: salvage::Salvages::default(),
             deaths: BTreeMap::new(),
             mourn_until: BTreeMap::new(),
             ask_again_at: None,
@@ -278,6 +282,7 @@ impl Core {
             self.budget.next_deadline(),
             self.drain_deadline(),
             self.ask_again_at,
+            self.salvages.next_deadline(),
             self.countings.next_deadline(),
             self.mourn_until.values().min().copied(),
         ];
@@ -302,6 +307,7 @@ impl Core {
         }
         self.look(now);
         self.ask_again(now);
+        self.salvage_again(now);
         self.bury_without_the_silent(now);
         self.count_no_longer(now);
         self.objects.retry(now);
@@ -391,6 +397,7 @@ impl Core {
         let gone = self.objects.host_gone(id);
         self.gone(gone);
         self.mourns_no_more(id);
+        self.salvages.host_gone(id);
         self.budget_without(id);
         if let Some(job) = host.job {
             if host.ready || steward {
@@ -605,7 +612,7 @@ impl Core {
         if let Some(place) = self.objects.find(key) {
             if self.nodes.contains_key(&copy.node) && copy.node != self.config.node {
                 // A node that left has given it to another.
-                self.objects.pulled_of(key, &copy);
+                self.objects.pulled_of(object, &copy);
             }
             if place.is_some() {
                 self.opened(id, request, key);
@@ -821,9 +828,14 @@ impl Core {
             Between::Claim { host, number, objects } => self.claimed_from_here(host, number, objects),
             Between::Claimed { host, number, by, answers } => self.claims_answered(by, host, number, answers),
             Between::Unclaim { host, object } => self.unclaimed(host, object),
+            Between::Salvage { owner, node } => self.say_salvaged(owner, node),
+            Between::Salvaged { owner, node, by, copies, more } => {
+                self.salvaged((owner, node), by, copies, more);
+            }
             Between::Contains { object, copy, at, refs } => self.given_contains(object, copy, at, &refs),
             Between::Keep { object, copy, refs, inherited } => self.keep(object, copy, refs, inherited),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
+            Between::LiesHere { object, copy } => self.objects.pulled_of(object, &copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
             Between::WhatHolds { by, owner, number, objects } => self.what_holds(by, owner, number, objects),
             Between::Holds { owner, number, held } => self.holds(owner, number, held),

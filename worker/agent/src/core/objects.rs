@@ -27,6 +27,7 @@ use std::{
 
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, RegionId,
+    head::SOURCE_REFS_MAX,
     host::Request,
     peer::{self as wire, Record},
     resource::bytes_text,
@@ -223,8 +224,9 @@ struct Entry {
     /// `None` for a primary.
     origin: Option<Origin>,
     holders: Holders,
-    /// The refs inside it.
+    /// The refs inside it, and whether they are known.
     contains: Vec<ObjectId>,
+    named: bool,
     /// The place in the program that made it; empty where that is not known.
     site: Arc<str>,
     used_at: u64,
@@ -584,6 +586,7 @@ impl Objects {
             origin,
             holders: Holders::default(),
             contains: Vec::new(),
+            named: origin.is_none(),
             site: Arc::clone(&self.nowhere),
             used_at: 0,
         };
@@ -603,20 +606,30 @@ impl Objects {
     /// Notes the refs inside a copy.
     pub fn set_contains(&mut self, key: Key, refs: Vec<ObjectId>) {
         if let Some(entry) = self.copies.get_mut(&key) {
-            entry.contains = refs;
+            (entry.contains, entry.named) = (refs, true);
         }
     }
 
-    /// The refs inside a copy, where it is a primary one.
-    pub fn contained(&self, key: Key) -> &[ObjectId] {
-        self.copies.get(&key).map_or(&[], |entry| &entry.contains)
+    /// The refs inside a copy for whoever pulls it; `None` where they are not known here, or too many for that.
+    pub fn refs_for_readers(&self, key: Key) -> Option<&[ObjectId]> {
+        self.contained(key).filter(|refs| refs.len() <= SOURCE_REFS_MAX)
     }
 
-    /// The newest primary copy of an object, and the refs inside it; `None` where several jobs say to have made it (O-8).
-    pub fn primary(&self, object: ObjectId, node: NodeId) -> Option<Record> {
-        let all = self.copies.range(up_to(object, u32::MAX));
-        let mut primary = all.filter(|(_, entry)| entry.origin.is_none() && !entry.freed);
-        let ((_, attempt, job), entry) = primary.next_back()?;
+    /// The refs inside a copy; `None` where they are not known here.
+    pub fn contained(&self, key: Key) -> Option<&[ObjectId]> {
+        self.copies.get(&key).filter(|entry| entry.named).map(|entry| &entry.contains[..])
+    }
+
+    /// The newest primary copy of an object, and the refs inside it, or the newest one that was pulled from a node that
+    /// `from` says yes to; `None` where those are not known here, or several jobs say to have made it (O-8).
+    pub fn primary(&self, object: ObjectId, node: NodeId, from: impl Fn(NodeId) -> bool) -> Option<Record> {
+        let may = |key: &Key, origin: Origin| origin.job == key.2 && from(origin.node);
+        let all = self.copies.range(up_to(object, u32::MAX)).filter(|(_, entry)| !entry.freed);
+        let newest = all
+            .filter(|(key, entry)| entry.origin.is_none_or(|origin| may(key, origin)))
+            .max_by_key(|(key, entry)| (entry.origin.is_none(), **key));
+        // Of what holds refs that are not known here, those could go while it stays.
+        let ((_, attempt, job), entry) = newest.filter(|(_, entry)| entry.named)?;
         if self.is_made_by_others(object, *job) {
             return None;
         }
@@ -775,16 +788,31 @@ impl Objects {
         Some(bytes)
     }
 
+    /// What was pulled from a node of what a host owns, in memory of the job in which it lay there.
+    pub fn pulled_from(&self, node: NodeId, owner: HostId) -> Vec<Key> {
+        let came =
+            |key: &Key, entry: &Entry| !entry.freed && entry.origin == Some(Origin { node, job: key.2 });
+        let all = self.copies.range(of_owner(owner));
+        all.filter(|(key, entry)| key.0.owner == owner && came(key, entry)).map(|(key, _)| *key).collect()
+    }
+
+    /// The length of a primary copy; `None` where there is none.
+    pub fn primary_bytes(&self, key: Key) -> Option<u64> {
+        let entry = self.copies.get(&key).filter(|entry| !entry.freed && entry.origin.is_none())?;
+        Some(entry.bytes)
+    }
+
     /// Another node has the primary copy now: who copied this one, to be told by that node from now on.
     pub fn give_away(&mut self, key: Key) -> Vec<NodeId> {
         let entry = self.copies.get_mut(&key);
         entry.map(|entry| std::mem::take(&mut entry.holders).nodes().collect()).unwrap_or_default()
     }
 
-    /// These have copies of a primary one that came from elsewhere; `false` where it has gone meanwhile.
-    pub fn held_by(&mut self, key: Key, nodes: &[NodeId]) -> bool {
-        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed);
-        entry.map(|entry| entry.holders.add(nodes)).is_some()
+    /// These have copies of a primary one that came from elsewhere. Its length; `None` where it has gone meanwhile.
+    pub fn held_by(&mut self, key: Key, nodes: &[NodeId]) -> Option<u64> {
+        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed)?;
+        entry.holders.add(nodes);
+        Some(entry.bytes)
     }
 
     /// Takes back one pin of `reader` (of a freed copy first, where it has several attempts pinned).
@@ -857,10 +885,11 @@ impl Objects {
         self.free_all(.., |_, origin| origin.is_some_and(|origin| origin.node == node))
     }
 
-    /// The primary copy of one that was pulled is this one, wherever it was then.
-    pub fn pulled_of(&mut self, key: Key, copy: &wire::Copy) {
-        if let Some(Entry { origin: Some(origin), .. }) = self.copies.get_mut(&key)
-            && origin.job == copy.job
+    /// The primary copy of what was pulled is this one, wherever it was then.
+    pub fn pulled_of(&mut self, object: ObjectId, copy: &wire::Copy) {
+        let all = self.copies.range_mut(up_to(object, copy.attempt)).filter(|(key, _)| key.1 == copy.attempt);
+        for origin in
+            all.filter_map(|(_, entry)| entry.origin.as_mut()).filter(|origin| origin.job == copy.job)
         {
             origin.node = copy.node;
         }

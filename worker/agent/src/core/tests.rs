@@ -16,6 +16,7 @@ mod estate;
 mod jobs;
 mod lost;
 mod room;
+mod salvage;
 mod stock;
 
 const JOB: JobId = JobId { number: 7 };

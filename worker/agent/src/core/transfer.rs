@@ -185,11 +185,21 @@ pub(super) struct Pull {
     ended: bool,
     /// The node that it comes from drains, and gives it to this one, with these refs inside it.
     pub(super) keep: Option<Gift>,
+    /// The refs inside it, where its source named them.
+    refs: Option<Vec<ObjectId>>,
 }
 
 impl Pull {
     pub(super) fn new(copy: Copy) -> Self {
-        Self { copy, waiting: Vec::new(), serving: Vec::new(), dropped: false, ended: false, keep: None }
+        Self {
+            copy,
+            waiting: Vec::new(),
+            serving: Vec::new(),
+            dropped: false,
+            ended: false,
+            keep: None,
+            refs: None,
+        }
     }
 }
 
@@ -292,6 +302,13 @@ impl Core {
         self.gone(gone);
     }
 
+    /// What is pulled has these refs inside; [`Core::pulled`] follows.
+    pub fn pull_names(&mut self, key: Key, refs: Vec<ObjectId>) {
+        if let Some(pull) = self.pulls.get_mut(&key) {
+            pull.refs = Some(refs);
+        }
+    }
+
     fn filled(&mut self, region: RegionId) {
         let Some(count) = self.filling.regions.get_mut(&region) else { return };
         *count -= 1;
@@ -363,6 +380,9 @@ impl Core {
         });
         match sealed {
             Ok(key) => {
+                if let Some(refs) = pull.refs {
+                    self.objects.set_contains(key, refs);
+                }
                 for by in pull.serving {
                     self.objects.pin(key, by.agent());
                 }

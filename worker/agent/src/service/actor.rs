@@ -33,7 +33,7 @@ use super::{
     peers::Peers,
     provision::Provision,
     routes::{Outbox, Routes, Undelivered},
-    transfer::{Answered, Transfers},
+    transfer::{Answered, Pulled, Transfers},
 };
 use crate::{
     core::{Config, Core, Effect, Launch, objects::Key, transfer::Wish},
@@ -61,7 +61,7 @@ pub(super) enum Message {
     /// With what limits its memory.
     Linked(HostId, Outbox, Option<Arc<Group>>),
     Ended(HostId, Failure),
-    Pulled(Key, Copy, Result<Block, Failure>),
+    Pulled(Key, Copy, Result<Pulled, Failure>),
     /// Of a pull that came to nothing: its memory in that region, of so many bytes, is let go of.
     PullLeft(RegionId, u64),
     Restored(Wanted, Result<Block, Failure>),
@@ -166,7 +166,7 @@ impl Post {
         answer.await.unwrap_or_else(|_| Err(bulk::Refusal::Busy("the agent has ended".to_owned())))
     }
 
-    pub(super) fn pulled(&self, key: Key, copy: Copy, result: Result<Block, Failure>) {
+    pub(super) fn pulled(&self, key: Key, copy: Copy, result: Result<Pulled, Failure>) {
         self.cast(Message::Pulled(key, copy, result));
     }
 

@@ -505,6 +505,8 @@ impl Peers {
                 self.routes.output(to, host, stderr, line).await;
             }
             Between::NotHere { host: HostId { node, .. }, .. }
+            | Between::Salvage { owner: HostId { node, .. }, .. }
+            | Between::Salvaged { by: node, .. }
             | Between::Claim { host: HostId { node, .. }, .. }
             | Between::Unclaim { host: HostId { node, .. }, .. }
             | Between::Claimed { by: node, .. }
@@ -515,7 +517,10 @@ impl Peers {
             Between::OutputEnded { node, .. } if node != from => {
                 warn!(peer = %from, "a node speaks for another");
             }
-            Between::Contains { copy, .. } | Between::Keep { copy, .. } | Between::Moved { copy, .. }
+            Between::Contains { copy, .. }
+            | Between::Keep { copy, .. }
+            | Between::Moved { copy, .. }
+            | Between::LiesHere { copy, .. }
                 if copy.node != from =>
             {
                 warn!(peer = %from, "a node gives away what is another's");
@@ -538,9 +543,12 @@ impl Peers {
             | Between::Claim { .. }
             | Between::Claimed { .. }
             | Between::Unclaim { .. }
+            | Between::Salvage { .. }
+            | Between::Salvaged { .. }
             | Between::Contains { .. }
             | Between::Keep { .. }
             | Between::Moved { .. }
+            | Between::LiesHere { .. }
             | Between::Noted { .. }
             | Between::WhatHolds { .. }
             | Between::Holds { .. }

@@ -13,8 +13,8 @@ use std::{
 
 use mobula_net::bulk::{self, Progress};
 use mobula_proto::{
-    FailureKind, NodeId,
-    head::{Pull, SOURCES_MAX, Sources},
+    FailureKind, NodeId, ObjectId,
+    head::{Pull, SOURCE_REFS_MAX, SOURCES_MAX, Sources},
     peer::Copy,
     wire,
 };
@@ -65,11 +65,12 @@ struct Filled<'a> {
     progress: &'a watch::Sender<Progress>,
     bytes: u64,
     others: Option<Vec<NodeId>>,
+    refs: Option<Vec<ObjectId>>,
 }
 
 impl bulk::Sink for Filled<'_> {
     fn note(&mut self, note: &[u8]) {
-        self.others = sources(note);
+        self.others = self.sources(note);
     }
 
     fn filled(&mut self, bytes: u64) {
@@ -78,12 +79,18 @@ impl bulk::Sink for Filled<'_> {
     }
 }
 
-fn sources(note: &[u8]) -> Option<Vec<NodeId>> {
-    // As long as the reader allows; and copied to where its parts are aligned.
-    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(note.len());
-    aligned.extend_from_slice(note);
-    let Sources { nodes } = wire::decode(&aligned).ok()?;
-    (nodes.len() <= SOURCES_MAX).then_some(nodes)
+impl Filled<'_> {
+    /// Who else has it; keeps the refs inside it.
+    fn sources(&mut self, note: &[u8]) -> Option<Vec<NodeId>> {
+        // As long as the reader allows; and copied to where its parts are aligned.
+        let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(note.len());
+        aligned.extend_from_slice(note);
+        let Sources { nodes, refs } = wire::decode(&aligned).ok()?;
+        if let Some(refs) = refs.filter(|refs| refs.len() <= SOURCE_REFS_MAX) {
+            self.refs = Some(refs);
+        }
+        (nodes.len() <= SOURCES_MAX).then_some(nodes)
+    }
 }
 
 /// One pull.
@@ -109,13 +116,13 @@ enum Ended {
 }
 
 impl Pulling<'_> {
-    /// Fills the block.
+    /// Fills the block. Returns the refs inside, where it was told of them.
     pub(super) async fn run(
         &self,
         block: &mut Block,
         progress: &watch::Sender<Progress>,
-    ) -> Result<(), Unpulled> {
-        let mut sink = Filled { progress, bytes: 0, others: None };
+    ) -> Result<Option<Vec<ObjectId>>, Unpulled> {
+        let mut sink = Filled { progress, bytes: 0, others: None, refs: None };
         let (mut since, mut have, mut pause) = (Instant::now(), 0, PAUSES.0);
         loop {
             let ended = if self.copy.node == self.me && self.among.is_none() {
@@ -124,7 +131,7 @@ impl Pulling<'_> {
                 self.search(block, &mut sink).await?
             };
             let why = match ended {
-                None => return Ok(()),
+                None => return Ok(sink.refs),
                 Some(Ended::Lost(why)) => return Err(Unpulled::lost(why)),
                 Some(Ended::NotNow(why)) => why,
             };
@@ -216,7 +223,7 @@ impl Pulling<'_> {
                     match result {
                         Ok(()) => return Ok(None),
                         Err(bulk::Error::Elsewhere { note }) => {
-                            let nodes = sources(&note).unwrap_or_default();
+                            let nodes = sink.sources(&note).unwrap_or_default();
                             let why = "nobody is named who has it".to_owned();
                             (Ended::NotNow(why), search.elsewhere(nodes))
                         }

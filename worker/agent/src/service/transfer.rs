@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use mobula_net::bulk::{self, Progress, Range};
-use mobula_proto::{Failure, FailureKind, NodeId, RegionId, head::Sources, peer::Copy, wire};
+use mobula_proto::{Failure, FailureKind, NodeId, ObjectId, RegionId, head::Sources, peer::Copy, wire};
 use mobula_store::{
     heap::{Block, Extent, Location, Warming},
     region::Reader,
@@ -57,6 +57,9 @@ impl Drop for Lent {
 
 /// What another agent asked for, from which byte on, and where it waits.
 type Asked = (Wish, u64, oneshot::Sender<Answered>);
+
+/// A copy that came in, and the refs inside it, where they are known.
+pub(super) type Pulled = (Block, Option<Vec<ObjectId>>);
 
 /// A copy that is coming in.
 #[derive(Debug)]
@@ -110,8 +113,8 @@ fn busy(error: impl std::fmt::Display) -> bulk::Refusal {
     bulk::Refusal::Busy(error.to_string())
 }
 
-fn note(nodes: Vec<NodeId>) -> Result<Vec<u8>, bulk::Refusal> {
-    let note = wire::encode(&Sources { nodes }).map_err(busy)?;
+fn note(nodes: Vec<NodeId>, refs: Option<&[ObjectId]>) -> Result<Vec<u8>, bulk::Refusal> {
+    let note = wire::encode(&Sources { nodes, refs: refs.map(<[_]>::to_vec) }).map_err(busy)?;
     Ok(note.to_vec())
 }
 
@@ -129,9 +132,13 @@ impl State {
             Serve::Later(key) => return self.transfers.wait(key, wish, from),
             Serve::No(why) => return Err(bulk::Refusal::Absent(why)),
             Serve::NotNow(why) => return Err(busy(why)),
-            Serve::Elsewhere(nodes) => return note(nodes).map(Answer::Elsewhere),
+            Serve::Elsewhere(nodes) => {
+                let key = (wish.object, wish.copy.attempt, wish.copy.job);
+                return note(nodes, self.core.objects.refs_for_readers(key)).map(Answer::Elsewhere);
+            }
             Serve::Whole(key, place, fd, others) => {
-                (key, note(others).and_then(|note| Ok((note, whole(place, &fd, from)?))))
+                let note = note(others, self.core.objects.refs_for_readers(key));
+                (key, note.and_then(|note| Ok((note, whole(place, &fd, from)?))))
             }
             Serve::Part(key) => (key, self.part(key, from).map(|range| (Vec::new(), range))),
         };
@@ -206,10 +213,10 @@ impl State {
                 () = end.notified() => Err(Unpulled::unwanted()),
             };
             match pulled {
-                Ok(((), ())) => {
+                Ok((refs, ())) => {
                     let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                     debug!(%object, bytes = copy.bytes, cold, ms, "pulled");
-                    post.pulled(key, copy, Ok(block));
+                    post.pulled(key, copy, Ok((block, refs)));
                 }
                 Err(Unpulled { kind, why }) => {
                     progress.send_replace(Progress::Failed);
@@ -238,10 +245,13 @@ impl State {
         }
     }
 
-    pub(super) fn pulled(&mut self, key: Key, copy: Copy, result: Result<Block, Failure>) {
+    pub(super) fn pulled(&mut self, key: Key, copy: Copy, result: Result<Pulled, Failure>) {
         let coming = self.transfers.coming.remove(&key);
         match result {
-            Ok(block) => {
+            Ok((block, refs)) => {
+                if let Some(refs) = refs {
+                    self.core.pull_names(key, refs);
+                }
                 let extent = block.seal();
                 let place = extent.location();
                 let region = RegionId { writer: self.core.node().agent(), seq: place.region_seq };

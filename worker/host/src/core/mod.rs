@@ -688,6 +688,7 @@ impl Core {
                         out.push(Action::Tell(ToAgent::Decline { object, copy }));
                     }
                     Effect::Claim { objects } => out.push(Action::Tell(ToAgent::Claim { objects })),
+                    Effect::Salvage { node } => out.push(Action::Tell(ToAgent::Salvage { node })),
                     Effect::Unclaim { object, node } => {
                         out.push(Action::Tell(ToAgent::Unclaim { object, node }));
                     }

@@ -89,6 +89,13 @@ impl Bench {
         out
     }
 
+    /// No other copies are found of what was lost on that node, as `out` asks.
+    fn nobody_has(&mut self, node: NodeId, out: &mut Vec<Action>) {
+        let asks = |action: &Action| matches!(action, Action::Tell(ToAgent::Salvage { node: asked }) if *asked == node);
+        assert!(out.iter().any(asks), "{out:?}");
+        self.core.own(out, |objects, fx| objects.salvaged(node, &[], false, fx));
+    }
+
     fn failure(&self, object: ObjectId) -> Failure {
         match self.core.objects.state(object) {
             Some(State::Failed(failure)) => (**failure).clone(),

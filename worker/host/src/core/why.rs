@@ -6,6 +6,8 @@ use super::{Core, Kind, Phase, Task, is_final};
 
 /// Most arguments that are named where several are waited for.
 const NAMED_MAX: usize = 3;
+/// Of a value whose copy was lost.
+const SOUGHT: &str = "was lost with its copy: other nodes are asked whether they have one";
 
 impl Core {
     /// What this is and what it waits for; `None` where nothing is known of it here any more.
@@ -53,6 +55,7 @@ impl Core {
                 (Kind::Construct { .. }, Some(State::Actor { host, incarnation })) => {
                     (format!("lives on {host}, started {}", times(*incarnation)), None)
                 }
+                _ if self.objects.is_sought(id.object(0)) => (SOUGHT.to_owned(), None),
                 _ => (
                     "has ended; what it was given is kept, so that its result can be made again".to_owned(),
                     None,
@@ -134,6 +137,7 @@ impl Core {
             State::Stored(copy) => format!("is there: its value lies in the store of {}", copy.node),
             State::Actor { host, .. } => format!("lives on {host}"),
             State::Failed(failure) => format!("has failed: {}", failure.headline()),
+            State::Pending if self.objects.is_sought(object) => SOUGHT.to_owned(),
             State::Pending => "is not there yet".to_owned(),
         };
         Some(Explained { what: format!("object {object}"), why, key: None })

@@ -124,7 +124,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     let (mut rig, host) = with_copies(0);
     let there = other_node().node;
     let given = copy(there, 3);
-    let keep = || Between::Keep { object: theirs_of(5), copy: given, refs: 0, inherited: false };
+    let keep = || Between::Keep { object: theirs_of(5), copy: given, refs: Some(0), inherited: false };
     rig.core.from_peer(keep());
     assert_eq!(rig.lines(), [format!("pull {} from node-2", theirs_of(5))]);
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
@@ -146,6 +146,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     let third = NodeId { number: 3, incarnation: 1 };
     rig.core.node_up(Node { node: third, ..other_node() });
     rig.core.from_peer(Between::Held { object: theirs_of(5), attempt: 3, job: JOB, nodes: vec![third] });
+    assert_eq!(rig.lines(), ["node-3 LiesHere"]);
     rig.core.from_peer(Between::Free { object: theirs_of(5), copy: here });
     assert_eq!(rig.lines(), ["reclaim 1", "node-3 Drop"]);
     assert_eq!(rig.core.objects.primaries(), (0, 0));
@@ -191,7 +192,7 @@ fn what_is_given_comes_with_the_refs_inside() {
         let refs = refs.iter().map(|seq| theirs_of(*seq)).collect();
         Between::Contains { object, copy: given, at, refs }
     };
-    let keep = || Between::Keep { object, copy: given, refs: 3, inherited: false };
+    let keep = || Between::Keep { object, copy: given, refs: Some(3), inherited: false };
     // One part is lost, since too many waited: it is given again later.
     rig.core.from_peer(part(0, &[1]));
     rig.core.from_peer(part(2, &[3]));
@@ -206,7 +207,7 @@ fn what_is_given_comes_with_the_refs_inside() {
     rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
     rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
     assert!(rig.core.pulled((object, 3, JOB), Ok((region, 0, 100))));
-    assert_eq!(rig.core.objects.contained((object, 3, JOB)), [1, 2, 3].map(theirs_of));
+    assert_eq!(rig.core.objects.contained((object, 3, JOB)), Some(&[1, 2, 3].map(theirs_of)[..]));
     rig.take();
     // Given on, it says them too.
     rig.core.node_up(Node { node: NodeId { number: 3, incarnation: 1 }, ..other_node() });
@@ -300,7 +301,12 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
     rig.take();
     let give = |rig: &mut Rig, region: u32| {
         let given = copy(third, 3);
-        rig.core.from_peer(Between::Keep { object: theirs_of(5), copy: given, refs: 0, inherited: true });
+        rig.core.from_peer(Between::Keep {
+            object: theirs_of(5),
+            copy: given,
+            refs: Some(0),
+            inherited: true,
+        });
         assert_eq!(rig.lines(), [format!("pull {} from node-3", theirs_of(5))]);
         let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: region };
         rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
@@ -316,7 +322,7 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
     rig.core.from_peer(Between::Keep {
         object: theirs_of(5),
         copy: copy(third, 3),
-        refs: 0,
+        refs: Some(0),
         inherited: true,
     });
     assert_eq!(rig.lines(), ["node-3 Kept"]);
@@ -343,7 +349,7 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
     rig.core.from_peer(Between::Keep {
         object: theirs_of(5),
         copy: copy(fourth, 3),
-        refs: 0,
+        refs: Some(0),
         inherited: true,
     });
     rig.head(FromHead::NodeDown { node: fourth, failure: failure() });

@@ -126,7 +126,7 @@ fn who_was_not_told_of_an_object_gets_nothing() {
         }
     }
     assert_eq!(answers, [(guessed, None)]);
-    assert!(rig.core.objects.primary(object(1), NodeId::EMBEDDED).is_some());
+    assert!(rig.core.objects.primary(object(1), NodeId::EMBEDDED, |_| false).is_some());
     assert_eq!(rig.host(ours, open(here)), ["host-1 < Opened +1fd"]);
 }
 
@@ -173,7 +173,7 @@ fn o8_nobody_gives_an_object_other_bytes_than_its_job_did() {
     // And what the owner leaves is its own.
     rig.core.host_ended(ours, Failure::new(FailureKind::HostDied, "killed"), rig.now);
     for seq in [3, 4] {
-        let record = rig.core.objects.primary(object(seq), NodeId::EMBEDDED);
+        let record = rig.core.objects.primary(object(seq), NodeId::EMBEDDED, |_| false);
         assert_eq!(record.map(|record| record.copy.job), Some(JOB), "{seq}");
     }
 }
@@ -195,17 +195,17 @@ fn o8_nobody_inherits_what_others_say_a_dead_host_owned() {
     };
     assert_eq!(rig.host(theirs, seal(9, 512)), [""; 0]);
     assert_eq!(rig.host(ours, seal(1, 512)), [""; 0]);
-    assert!(rig.core.objects.primary(of_there, NodeId::EMBEDDED).is_none());
+    assert!(rig.core.objects.primary(of_there, NodeId::EMBEDDED, |_| false).is_none());
     let failure = Failure::new(FailureKind::HostDied, "killed by signal 9");
     let told = rig.head(FromHead::HostEnded { host: there, job: JOB, failure });
     assert_eq!(told, ["host-2 < Reclaim 1", "host-1 < HostDied host-4", "host-2 < HostDied host-4"]);
-    let record = rig.core.objects.primary(of_there, NodeId::EMBEDDED).unwrap();
+    let record = rig.core.objects.primary(of_there, NodeId::EMBEDDED, |_| false).unwrap();
     assert_eq!((record.copy.attempt, record.copy.job), (1, JOB));
     // Nor what they say of one that is dead.
     rig.core.host_ended(ours, Failure::new(FailureKind::HostDied, "killed"), rig.now);
     rig.take();
     assert_eq!(rig.host(theirs, sealed(7)), ["host-2 < Reclaim 1"]);
-    let record = rig.core.objects.primary(object(1), NodeId::EMBEDDED).unwrap();
+    let record = rig.core.objects.primary(object(1), NodeId::EMBEDDED, |_| false).unwrap();
     assert_eq!((record.copy.attempt, record.copy.job), (1, JOB));
 }
 

@@ -33,6 +33,8 @@ impl Bench {
     fn node_dies(&mut self) -> Vec<Action> {
         let mut out = Vec::new();
         self.core.node_died(ELSEWHERE, &Failure::new(FailureKind::NodeDied, "no power"), &mut out);
+        assert!(tasks(&out).is_empty(), "others are asked first: {out:?}");
+        self.nobody_has(ELSEWHERE, &mut out);
         out
     }
 
@@ -70,6 +72,29 @@ fn c1_what_is_queued_waits_for_an_argument_that_is_lost() {
         (after[0].task, after[0].attempt, &after[0].arguments[..]),
         (user.task(), 1, &[Argument::One(part)][..])
     );
+}
+
+#[test]
+fn c1_what_is_queued_waits_until_another_copy_is_found() {
+    let mut bench = Bench::new();
+    let object = bench.result();
+    let _busy: Vec<_> = (0..2).flat_map(|_| runs(&bench.submit(TASK, Vec::new()).1)).collect();
+    let (user, _) = bench.submit(TASK, vec![Input::Ref(object)]);
+    let mut out = Vec::new();
+    bench.core.node_died(ELSEWHERE, &Failure::new(FailureKind::NodeDied, "no power"), &mut out);
+    out.extend(bench.granted(grant(2, 4)));
+    assert!(tasks(&out).is_empty() && bench.is_pending(object));
+    assert!(bench.core.explain(object.task()).unwrap().why.contains("other nodes are asked"));
+    let found = [(object, copy(NODE, 1))];
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(ELSEWHERE, &found, true, fx));
+    let after = runs(&out);
+    let part = Part::Stored { object, copy: copy(NODE, 1) };
+    assert_eq!(
+        (after[0].task, after[0].attempt, &after[0].arguments[..]),
+        (user.task(), 1, &[Argument::One(part)][..])
+    );
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(ELSEWHERE, &[], false, fx));
+    assert_eq!(tasks(&out), [user.task()], "nothing is made again");
 }
 
 #[test]
@@ -189,7 +214,8 @@ fn a_construction_that_comes_back_gives_its_slot_up_until_its_argument_is_there(
     let object = bench.result();
     let (user, out) = bench.submit(Kind::Construct { restarts: 0 }, vec![Input::Ref(object)]);
     let call = runs(&out).remove(0);
-    let out = bench.message(done(&call, Outcome::Lost(vec![(object, copy(ELSEWHERE, 1))])));
+    let mut out = bench.message(done(&call, Outcome::Lost(vec![(object, copy(ELSEWHERE, 1))])));
+    bench.nobody_has(ELSEWHERE, &mut out);
     let again = runs(&out).remove(0);
     assert_eq!(again.task, object.task(), "one of ours is made again");
     assert_eq!(runs(&bench.submit(TASK, Vec::new()).1).len(), 1, "the slot serves others");

@@ -125,6 +125,7 @@ impl Bench {
             let State::Stored(copy) = objects.state(object).cloned().unwrap() else { panic!("not stored") };
             objects.lost(object, &Copy { node: THERE.node, attempt, ..copy }, fx);
         });
+        self.nobody_has(THERE.node, &mut out);
         out
     }
 
@@ -423,6 +424,7 @@ fn c8_a_dead_node_takes_items_and_their_maker() {
     }
     let mut out = Vec::new();
     bench.core.node_died(elsewhere.node, &Failure::new(FailureKind::NodeDied, "gone"), &mut out);
+    bench.nobody_has(elsewhere.node, &mut out);
     assert_eq!(cancels(&out), 1, "the attempt runs on, on another node, and has passed them");
     bench.died();
     let again = streams(&bench.granted(grant(2, 1))).remove(0);

@@ -1,0 +1,176 @@
+//! What becomes of copies that lay on a node that is gone: others that were pulled from there are the primary ones from now on.
+//!
+//! An owner that lost copies with a node has its agent ask all others ([`Between::Salvage`]) before anything is made again or
+//! given up. Who has pulled such copies keeps them from then on, whether it has heard of the node's end or not, and says so
+//! ([`Between::Salvaged`]); the owner declines what it has from somebody else already. What no owner asks for goes at the
+//! node's burial ([`Core::buried`](super::Core)), by when all have asked.
+//!
+//! Where the owner's agent has not heard of any end, the node itself is asked: it answers, and has nothing else, or is
+//! declared gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use mobula_proto::{
+    HostId, NodeId, ObjectId,
+    head::Between,
+    host::ToHost,
+    peer::{CLAIMS_MAX, Copy},
+};
+
+use super::{Core, Effect, objects::Key};
+
+/// Who has not answered for so long is asked again, since too many messages for one node are lost; to be asked twice changes
+/// nothing.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Of whom a host here waits for an answer.
+#[derive(Debug)]
+struct Asking {
+    left: BTreeSet<NodeId>,
+    again: Instant,
+}
+
+/// What is asked, and what was answered.
+#[derive(Debug, Default)]
+pub(super) struct Salvages {
+    /// By the node where the copies were, and their owner.
+    asking: BTreeMap<(NodeId, HostId), Asking>,
+    /// What is kept here since that owner asked for it; until the node is buried.
+    kept: BTreeMap<(NodeId, HostId), Vec<Key>>,
+}
+
+impl Salvages {
+    /// When [`Core::salvage_again`] has something to do.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.asking.values().map(|asking| asking.again).min()
+    }
+
+    /// A host here is gone, and waits for nothing.
+    pub(super) fn host_gone(&mut self, host: HostId) {
+        self.asking.retain(|(_, owner), _| *owner != host);
+    }
+
+    /// A node is buried: nobody asks for its copies any more.
+    pub(super) fn buried(&mut self, node: NodeId) {
+        self.kept.retain(|(from, _), _| *from != node);
+    }
+}
+
+impl Core {
+    /// A host here lost copies of its objects on that node.
+    pub(super) fn salvage(&mut self, owner: HostId, node: NodeId, now: Instant) {
+        if self.has_gone(node) {
+            let left = self.nodes.keys().copied().filter(|other| *other != self.config.node).collect();
+            self.say_salvaged(owner, node);
+            self.ask_for_salvage(owner, node, left, now);
+        } else {
+            let lives = |node: &NodeId| *node != self.config.node && self.nodes.contains_key(node);
+            self.ask_for_salvage(
+                owner,
+                node,
+                BTreeSet::from([node]).into_iter().filter(lives).collect(),
+                now,
+            );
+        }
+    }
+
+    fn ask_for_salvage(&mut self, owner: HostId, node: NodeId, left: BTreeSet<NodeId>, now: Instant) {
+        for other in &left {
+            self.effects.push(Effect::Peer(*other, Between::Salvage { owner, node }));
+        }
+        self.salvages.asking.insert((node, owner), Asking { left, again: now + ASK_AGAIN });
+        self.look_at_salvage(owner, node);
+    }
+
+    fn look_at_salvage(&mut self, owner: HostId, node: NodeId) {
+        if self.salvages.asking.get(&(node, owner)).is_some_and(|asking| asking.left.is_empty()) {
+            self.salvages.asking.remove(&(node, owner));
+            self.tell(owner, ToHost::Salvaged { node, copies: Vec::new(), more: false });
+        }
+    }
+
+    /// Asks those again who have not answered.
+    pub(super) fn salvage_again(&mut self, now: Instant) {
+        for ((node, owner), asking) in
+            self.salvages.asking.iter_mut().filter(|(_, asking)| asking.again <= now)
+        {
+            asking.again = now + ASK_AGAIN;
+            for other in &asking.left {
+                self.effects.push(Effect::Peer(*other, Between::Salvage { owner: *owner, node: *node }));
+            }
+        }
+    }
+
+    /// A node is gone: it answers nothing, and others have what it had.
+    pub(super) fn salvage_without(&mut self, gone: NodeId, now: Instant) {
+        let mut waiting = Vec::new();
+        for ((node, owner), asking) in &mut self.salvages.asking {
+            if asking.left.remove(&gone) {
+                waiting.push((*owner, *node));
+            }
+        }
+        for (owner, node) in waiting {
+            if node == gone {
+                self.salvage(owner, node, now);
+            } else {
+                self.look_at_salvage(owner, node);
+            }
+        }
+    }
+
+    /// An owner, here or elsewhere, lost copies on a node: what is here of them is kept, and said.
+    pub(super) fn say_salvaged(&mut self, owner: HostId, node: NodeId) {
+        let me = self.config.node;
+        if node != me {
+            let kept = self.salvages.kept.entry((node, owner)).or_default();
+            for key in self.objects.pulled_from(node, owner) {
+                self.objects.promote(key);
+                kept.push(key);
+            }
+            if kept.is_empty() || self.is_buried(node) {
+                self.salvages.kept.remove(&(node, owner));
+            }
+        }
+        let here = self.salvages.kept.get(&(node, owner)).into_iter().flatten();
+        let copy = |key: &Key| {
+            let bytes = self.objects.primary_bytes(*key)?;
+            Some((key.0, Copy { node: me, bytes, attempt: key.1, job: key.2 }))
+        };
+        let copies: Vec<(ObjectId, Copy)> = here.filter_map(copy).collect();
+        let parts = copies.chunks(CLAIMS_MAX).map(<[_]>::to_vec);
+        if owner.node == me {
+            // What others have comes behind it.
+            for copies in parts {
+                self.tell(owner, ToHost::Salvaged { node, copies, more: true });
+            }
+            return;
+        }
+        let mut parts: Vec<_> = parts.collect();
+        let last = parts.pop().unwrap_or_default();
+        for (copies, more) in parts.into_iter().map(|part| (part, true)).chain([(last, false)]) {
+            let message = Between::Salvaged { owner, node, by: me, copies, more };
+            self.effects.push(Effect::Peer(owner.node, message));
+        }
+    }
+
+    /// The answer of another agent, or a part of it. One whose owner is gone keeps in vain what it has until that is buried.
+    pub(super) fn salvaged(
+        &mut self,
+        (owner, node): (HostId, NodeId),
+        by: NodeId,
+        copies: Vec<(ObjectId, Copy)>,
+        more: bool,
+    ) {
+        let copies: Vec<_> = copies.into_iter().filter(|(object, _)| object.owner == owner).collect();
+        if !copies.is_empty() {
+            self.tell(owner, ToHost::Salvaged { node, copies, more: true });
+        }
+        if !more && let Some(asking) = self.salvages.asking.get_mut(&(node, owner)) {
+            asking.left.remove(&by);
+            self.look_at_salvage(owner, node);
+        }
+    }
+}
