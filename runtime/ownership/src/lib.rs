@@ -127,6 +127,16 @@ pub enum Effect {
         /// The copy.
         copy: Copy,
     },
+    /// One copy that counts of an owned object is as good as another: this one is that one's from now on, as if it had been
+    /// pulled from there.
+    Spare {
+        /// The object.
+        object: ObjectId,
+        /// The copy that need not count.
+        copy: Copy,
+        /// The one that does.
+        primary: Copy,
+    },
     /// The object became final: it was pending, or its stored value was lost or given up and it has failed now.
     Ready {
         /// The object.

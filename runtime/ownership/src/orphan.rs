@@ -230,10 +230,17 @@ impl Ownership {
     /// An orphan's copy cannot be read: whoever has another keeps that, from now on.
     pub(crate) fn claim_again(&mut self, object: ObjectId, from: NodeId, fx: &mut Vec<Effect>) {
         let Some(entry) = self.objects.get_mut(&object) else { return };
-        if std::mem::take(&mut entry.registered) > 0 && !self.dead.node(from) {
+        let was_claimed = std::mem::take(&mut entry.registered) > 0;
+        let under_way = entry.ack();
+        if was_claimed && !self.dead.node(from) {
             fx.push(Effect::Unclaim { object, node: from });
         }
-        if self.is_unclaimed(object) {
+        // Where that claim waits for what is inside, it waits for this one, too.
+        if was_claimed && let Some(outstanding) = under_way.and_then(|token| self.outstanding.get_mut(&token))
+        {
+            outstanding.left += 1;
+            fx.push(Effect::Claim { objects: vec![(object, None)] });
+        } else if self.is_unclaimed(object) {
             self.register(object, fx);
         }
     }

@@ -142,7 +142,7 @@ impl Ownership {
     /// vain ask here next; so it must not come back to a node within the time that such a message takes.
     pub fn moved(&mut self, object: ObjectId, from: NodeId, copy: Copy, fx: &mut Vec<Effect>) -> bool {
         let dead = self.dead.node(copy.node);
-        if !dead && self.found(object, from, copy, fx) {
+        if !dead && self.found(object, copy, fx) {
             return true;
         }
         let Some(entry) = self.objects.get_mut(&object).filter(|_| object.owner == self.me && !dead) else {

@@ -23,12 +23,13 @@ impl Ownership {
         self.sought.values().any(|sought| sought.contains_key(&object))
     }
 
-    /// The node `copy.node` has a copy of an owned object that is sought since it was lost on the node `from`.
-    pub(crate) fn found(&mut self, object: ObjectId, from: NodeId, copy: Copy, fx: &mut Vec<Effect>) -> bool {
-        let Some(sought) = self.sought.get_mut(&from) else { return false };
-        if sought.get(&object) != Some(&Copy { node: from, ..copy }) {
+    /// There is a copy of an owned object that is sought, wherever it was lost.
+    pub(crate) fn found(&mut self, object: ObjectId, copy: Copy, fx: &mut Vec<Effect>) -> bool {
+        let is_lost = |was: &Copy| Copy { node: copy.node, ..*was } == copy;
+        let mut sought = self.sought.values_mut();
+        let Some(sought) = sought.find(|sought| sought.get(&object).is_some_and(is_lost)) else {
             return false;
-        }
+        };
         sought.remove(&object);
         self.finish(object, State::Stored(copy), Vec::new(), fx);
         true
@@ -55,9 +56,15 @@ impl Ownership {
     /// what has not been found by now is made again, or is lost for good.
     pub fn salvaged(&mut self, node: NodeId, copies: &[(ObjectId, Copy)], more: bool, fx: &mut Vec<Effect>) {
         for (object, copy) in copies {
-            if !self.moved(*object, node, *copy, fx) {
-                fx.push(Effect::Decline { object: *object, copy: *copy });
+            if self.moved(*object, node, *copy, fx) {
+                continue;
             }
+            fx.push(match self.state(*object) {
+                Some(State::Stored(primary)) if Copy { node: copy.node, ..*primary } == *copy => {
+                    Effect::Spare { object: *object, copy: *copy, primary: *primary }
+                }
+                _ => Effect::Decline { object: *object, copy: *copy },
+            });
         }
         if more {
             return;

@@ -535,6 +535,8 @@ pub enum Between {
         last: u32,
         /// The attempt.
         attempt: u32,
+        /// Only what was made in memory of this job.
+        job: Option<JobId>,
     },
     /// From the agent with the primary copy to one that pulled it: drop your copies by this and earlier attempts.
     Drop {
@@ -561,6 +563,9 @@ pub enum Between {
         number: u64,
         /// The objects; at most [`crate::peer::CLAIMS_MAX`].
         objects: Vec<ObjectId>,
+        /// Nodes that are gone, of which the receiver may not have heard yet: what was pulled from there is as good as a
+        /// primary copy.
+        gone: Vec<NodeId>,
     },
     /// Answer to [`Between::Claim`].
     Claimed {

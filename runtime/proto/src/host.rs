@@ -200,6 +200,15 @@ pub enum ToAgent {
         /// Its primary copy.
         copy: Copy,
     },
+    /// From the owner: this copy need not count, since that one does: it is that one's, as if it had been pulled from there.
+    Spare {
+        /// The object.
+        object: ObjectId,
+        /// The copy.
+        copy: Copy,
+        /// The one that counts.
+        primary: Copy,
+    },
     /// From the owner: this copy does not count, and one that another attempt made may. Or from a host of the job in whose
     /// memory a copy on this node lies, which was never told to the owner.
     Decline {

@@ -77,7 +77,7 @@ fn what_lies_elsewhere_is_not_lost_with_its_node() {
         [
             Effect::Ready { object: object(1) },
             Effect::Send { to: B, message: Message::Resolved { object: object(1), state: state.clone() } },
-            Effect::Decline { object: object(1), copy: at(NODE, 1) },
+            Effect::Spare { object: object(1), copy: at(NODE, 1), primary: at(THIRD, 1) },
             Effect::Decline { object: object(2), copy: at(THIRD, 2) },
             Effect::Decline { object: object(3), copy: at(THIRD, 1) },
         ]
@@ -131,4 +131,22 @@ fn a_copy_is_not_sought_for_what_has_a_value_or_is_gone() {
             .any(|effect| matches!(effect, Effect::Send { message: Message::Return { .. }, .. }))
     };
     assert!(!returned(1, &mut own) && !returned(2, &mut own) && returned(4, &mut own));
+}
+
+/// The node that was chosen dies while another one's answer is under way.
+#[test]
+fn a_copy_counts_wherever_the_object_was_lost_last() {
+    let mut own = owner([1]);
+    own.node_died(AWAY, &died(), &mut vec![]);
+    own.salvaged(AWAY, &[(object(1), at(THIRD, 1))], true, &mut vec![]);
+    own.node_died(THIRD, &died(), &mut vec![]);
+    assert_eq!(own.state(object(1)), Some(&State::Pending));
+    assert_eq!(
+        fx(&mut own, |own, fx| own.salvaged(AWAY, &[(object(1), at(NODE, 1))], true, fx)),
+        [Effect::Ready { object: object(1) }]
+    );
+    for node in [AWAY, THIRD] {
+        own.salvaged(node, &[], false, &mut vec![]);
+    }
+    assert_eq!(own.state(object(1)), Some(&State::Stored(at(NODE, 1))));
 }

@@ -74,7 +74,7 @@ pub enum News {
     Claimed(Answers),
     Copies(NodeId, Vec<(ObjectId, Copy)>, bool),
     // An agent to another.
-    Ask(HostId, u64, Vec<ObjectId>),
+    Ask(HostId, u64, Vec<ObjectId>, BTreeSet<NodeId>),
     Answer(HostId, u64, Answers),
     Release(HostId, ObjectId),
     Give((ObjectId, u32)),
@@ -138,12 +138,13 @@ impl World {
                 let records =
                     answers.iter().filter_map(|(object, record)| Some((*object, record.as_ref()?.copy)));
                 for (object, copy) in records.filter(|(_, copy)| copy.node == node) {
-                    self.copies.salvaged[1] += u64::from(self.promote((object, copy.attempt), node));
+                    self.copies.salvaged[1] += u64::from(self.keep((object, copy.attempt), node));
                 }
             }
             let (to, news) = match act {
                 Act::Ask { node, host, number, objects } => {
-                    (self.agent_party(node), News::Ask(host, number, objects))
+                    let gone = self.gone_for(agent);
+                    (self.agent_party(node), News::Ask(host, number, objects, gone))
                 }
                 Act::Answer { node, host, number, answers } => {
                     (self.agent_party(node), News::Answer(host, number, answers))
@@ -199,6 +200,13 @@ impl World {
         if self.agents[agent].estate.is_late(object) {
             self.free_orphan(node, object);
         }
+    }
+
+    /// Nodes that an agent knows to be gone.
+    fn gone_for(&self, agent: usize) -> BTreeSet<NodeId> {
+        let Agent { node, ref nodes, .. } = self.agents[agent];
+        let all = self.agents.iter().map(|agent| agent.node);
+        all.filter(|other| *other != node && !nodes.contains(other)).collect()
     }
 
     fn hosts_at(&self, node: NodeId) -> Vec<HostId> {
@@ -397,8 +405,10 @@ impl World {
             News::Mourned(dead) => {
                 self.with_estate(agent, |estate, _, acts| estate.mourned(host.unwrap(), dead, acts));
             }
-            News::Ask(host, number, objects) => self.with_estate(agent, |estate, world, acts| {
-                estate.on_claim(host, number, objects, |object| world.find(node, object, |_| true), acts);
+            News::Ask(host, number, objects, gone) => self.with_estate(agent, |estate, world, acts| {
+                // Whoever asks may have heard of deaths of which nobody has heard here.
+                let gone = |from| gone.contains(&from) || from != node && !nodes.contains(&from);
+                estate.on_claim(host, number, objects, |object| world.find(node, object, gone), acts);
             }),
             News::Answer(host, number, answers) => self.with_estate(agent, |estate, world, acts| {
                 let gone = |from| from != node && !nodes.contains(&from);

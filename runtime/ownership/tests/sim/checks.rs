@@ -69,9 +69,8 @@ impl World {
                 (_, Some(State::Inline { contains, .. })) => next.extend(contains),
                 (Some(State::Failed(_) | State::Inline { .. }), _) | (_, Some(State::Failed(_))) => {}
                 _ => {
-                    // What was inside a value whose node has died after others may be gone.
                     let stored = self.values.range((at, 0)..=(at, u32::MAX));
-                    let stored = stored.filter(|(key, _)| self.copies.deaths < 2 || !self.is_stranded(**key));
+                    let stored = stored.filter(|(key, _)| self.may_be_claimed(**key));
                     // Of several attempts' values only one counts.
                     next.extend(stored.take(1).flat_map(|(_, refs)| refs.iter().copied()));
                 }

@@ -332,7 +332,8 @@ impl World {
                 Effect::Free { object, copy } => {
                     let key = (object, copy.attempt);
                     let freed = self.remove_at(key, copy.node);
-                    assert!(freed || self.vanished.contains(&key), "{object} freed twice");
+                    let node_died = self.agents.iter().any(|agent| agent.node == copy.node && !agent.alive);
+                    assert!(freed || node_died || self.vanished.contains(&key), "{object} freed twice");
                     // As agents do: what earlier attempts made there goes along.
                     let earlier = self.values.range((object, 0)..key).map(|(key, _)| *key);
                     let earlier: Vec<_> = earlier.filter(|key| self.is_at(*key, copy.node)).collect();
@@ -343,7 +344,8 @@ impl World {
                 Effect::Decline { object, copy } => {
                     let key = (object, copy.attempt);
                     let declined = self.remove_at(key, copy.node);
-                    assert!(declined || self.vanished.contains(&key), "{object} declined twice");
+                    let known = self.vanished.contains(&key) || self.was_kept(key, copy.node);
+                    assert!(declined || known, "{object} declined twice");
                 }
                 Effect::Ready { object } => {
                     assert!(!matches!(self.hosts[at].own.state(object), Some(State::Pending)));
@@ -357,6 +359,9 @@ impl World {
                     self.tell_agent(at, News::Unclaim(object, node));
                 }
                 Effect::Salvage { node } => self.tell_agent(at, News::Lost(node)),
+                Effect::Spare { object, copy, primary } => {
+                    self.spare((object, copy.attempt), copy.node, primary.node);
+                }
                 Effect::Mourned { host } => self.tell_agent(at, News::Mourned(host)),
                 Effect::Settled { token } => settled.push(token),
             }
@@ -722,6 +727,7 @@ impl World {
 
     fn kill_node(&mut self, node: NodeId) {
         self.copies.deaths += 1;
+        self.pull_from(node);
         for at in 0..self.hosts.len() {
             if self.hosts[at].id.node == node && self.hosts[at].alive {
                 self.kill(at);
@@ -848,7 +854,7 @@ impl World {
         }
     }
 
-    fn run(seed: u64, counts: &mut [u64; 12]) {
+    fn run(seed: u64, counts: &mut [u64; 13]) {
         let mut world = Self::new(seed);
         let crashes = world.random.one_in(2);
         world.strict = world.random.one_in(2);
@@ -936,6 +942,7 @@ impl World {
         counts[9] += world.made_again;
         counts[10] += world.copies.salvaged[0];
         counts[11] += world.copies.salvaged[1];
+        counts[12] += world.copies.spared;
     }
 }
 
@@ -951,7 +958,7 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
         None => 0..setting("MOBULA_SEEDS").unwrap_or(SEEDS),
     };
     let count = seeds.end - seeds.start;
-    let mut counts = [0_u64; 12];
+    let mut counts = [0_u64; 13];
     for seed in seeds {
         let run = || World::run(seed, &mut counts);
         if let Err(cause) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -959,10 +966,23 @@ fn objects_live_exactly_as_long_as_they_are_reachable() {
             std::panic::resume_unwind(cause);
         }
     }
-    let [objects, crashed, leaky, time, relocated, claims, inherited, willed, placed, again, found, kept] =
-        counts;
+    let [
+        objects,
+        crashed,
+        leaky,
+        time,
+        relocated,
+        claims,
+        inherited,
+        willed,
+        placed,
+        again,
+        found,
+        kept,
+        spared,
+    ] = counts;
     eprintln!(
-        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies; {again} values made again in vain; {found} pulled copies found for owners, {kept} kept for those who held refs of dead ones",
+        "{count} seeds, {objects} objects, {relocated} moved, {} s of virtual time; deaths in {crashed}; {leaky} objects kept in vain; {claims} claims, {inherited} copies freed by owners of record, {willed} given by them before their nodes left; {placed} refs said where the value lies; {again} values made again in vain; {found} pulled copies found for owners, {kept} kept for those who held refs of dead ones, {spared} beside them",
         time / 1_000_000
     );
     // What is not in it is not tested.

@@ -26,12 +26,16 @@ pub struct Copies {
     doubles: BTreeSet<(Key, NodeId)>,
     /// Of whom agents wait for answers about copies, by the node where those were and their owner.
     asking: BTreeMap<(usize, NodeId, HostId), BTreeSet<NodeId>>,
-    /// What agents keep since owners asked for it.
-    kept: BTreeMap<(NodeId, NodeId, HostId), BTreeSet<Key>>,
+    /// What agents keep since owners asked for it, and from where it had come.
+    kept: BTreeMap<(NodeId, Key), NodeId>,
+    /// What they ever kept.
+    was_kept: BTreeSet<(NodeId, Key)>,
     /// What hosts lost with nodes: the object, the attempt that made its value, and the node.
     last: Vec<(usize, ObjectId, u32, NodeId)>,
     /// How often hosts or nodes died.
     pub deaths: u32,
+    /// How many copies were kept beside one that counts.
+    pub spared: u64,
     /// How many values went on as copies for owners that live, and for those of the dead.
     pub salvaged: [u64; 2],
 }
@@ -40,6 +44,13 @@ impl World {
     /// Whether a value counts nowhere at the moment.
     pub fn is_stranded(&self, key: Key) -> bool {
         self.copies.stranded.contains(&key)
+    }
+
+    /// Whether whoever holds a ref can get at a value. Not where only copies are left whose insides nobody knows, nor where
+    /// its node has died after others: then what is inside may be gone.
+    pub fn may_be_claimed(&self, key: Key) -> bool {
+        let mut pulled = self.copies.pulled.get(&key).into_iter().flat_map(|at| at.keys());
+        !self.is_stranded(key) || self.copies.deaths < 2 && pulled.any(|node| self.is_named(key, *node))
     }
 
     /// Whether a further copy that counts lies there.
@@ -84,6 +95,27 @@ impl World {
     /// A node that was given a copy knows what is inside.
     pub fn told_of_refs(&mut self, key: Key, node: NodeId) {
         self.copies.unnamed.remove(&(key, node));
+    }
+
+    /// Others have read some of what lies on a node that dies.
+    pub fn pull_from(&mut self, node: NodeId) {
+        let mut held = BTreeSet::new();
+        for at in self.living() {
+            let host = &self.hosts[at];
+            held.extend(host.handles.iter().filter_map(|handle| match host.own.state(*handle) {
+                Some(State::Stored(copy)) if copy.node == node => Some((*handle, copy.attempt)),
+                _ => None,
+            }));
+        }
+        let others = self.agents.iter().filter(|agent| agent.alive && agent.node != node);
+        let others: Vec<NodeId> = others.map(|agent| agent.node).collect();
+        for key in held {
+            for to in &others {
+                if self.values.contains_key(&key) && self.is_at(key, node) {
+                    self.pulled(key, *to, node);
+                }
+            }
+        }
     }
 
     /// Some copy leaves memory.
@@ -163,7 +195,7 @@ impl World {
 
     /// The node from which it was pulled is buried.
     pub fn drop_pulled_from(&mut self, node: NodeId, from: NodeId) {
-        self.copies.kept.retain(|(at, of, _), _| (*at, *of) != (node, from));
+        self.copies.kept.retain(|(at, _), of| (*at, *of) != (node, from));
         for (key, at) in self.pulled_where(|_, at, came| at == node && came == from) {
             self.unpull(key, at);
         }
@@ -190,6 +222,14 @@ impl World {
         }
         self.unpull(key, node);
         true
+    }
+
+    /// The same, until its owner has said whether it shall.
+    pub fn keep(&mut self, key: Key, node: NodeId) -> bool {
+        let from = self.copies.pulled.get(&key).and_then(|at| at.get(&node)).copied();
+        let Some(from) = from.filter(|_| self.promote(key, node)) else { return false };
+        self.copies.kept.insert((node, key), from);
+        self.copies.was_kept.insert((node, key))
     }
 
     /// A host lost copies on a node.
@@ -235,13 +275,30 @@ impl World {
             return Vec::new();
         }
         for (key, _) in self.pulled_where(|key, at, came| at == me && came == node && key.0.owner == owner) {
-            if self.promote(key, me) {
-                self.copies.kept.entry((me, node, owner)).or_default().insert(key);
-            }
+            self.keep(key, me);
         }
-        let kept = self.copies.kept.get(&(me, node, owner)).into_iter().flatten().copied();
+        let kept = self.copies.kept.keys().filter(|(at, key)| *at == me && key.0.owner == owner);
+        let kept = kept.map(|(_, key)| *key);
         let kept = kept.filter(|key| self.values.contains_key(key) && self.is_at(*key, me));
         kept.map(|(object, attempt)| (object, Copy { node: me, bytes: 1, attempt, job: JOB })).collect()
+    }
+
+    /// Whether an agent has kept that for its owner, who may have said more than once that it need not.
+    pub fn was_kept(&self, key: Key, node: NodeId) -> bool {
+        self.copies.was_kept.contains(&(node, key))
+    }
+
+    /// The owner says that another copy counts instead of one that was kept for it: that is as if pulled from there.
+    pub fn spare(&mut self, key: Key, node: NodeId, primary: NodeId) {
+        if self.copies.kept.remove(&(node, key)).is_none() || !self.is_at(key, node) {
+            return;
+        }
+        let lies_there = self.is_at(key, primary);
+        self.remove_at(key, node);
+        if lies_there {
+            self.copies.pulled.entry(key).or_default().insert(node, primary);
+            self.copies.spared += 1;
+        }
     }
 
     /// Another agent has answered.

@@ -218,6 +218,7 @@ impl Core {
             let died = self.deaths.contains_key(&owner) || self.deaths.contains_key(&owner.node.agent());
             if ours
                 || died && !inherited
+                || self.salvages.keeps(key)
                 || draining.keeps.contains_key(&key)
                 || draining.willed.contains_key(&key)
             {
@@ -299,7 +300,13 @@ impl Core {
         let (from, contains) = self.given.remove(&key).unwrap_or((copy.node, Vec::new()));
         let full = self.noting.len() >= NOTING_MAX && !self.noting.contains_key(&key);
         let named = from == copy.node && refs.is_none_or(|refs| contains.len() == refs as usize);
-        if !named || self.draining.is_some() || full || !self.nodes.contains_key(&copy.node) {
+        // Of two copies that are kept for their owner it may have chosen either.
+        if !named
+            || self.salvages.keeps(key)
+            || self.draining.is_some()
+            || full
+            || !self.nodes.contains_key(&copy.node)
+        {
             return self.not_kept(key, copy.node);
         }
         let gift = Gift { contains: refs.map(|_| contains), inherited };

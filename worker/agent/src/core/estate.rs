@@ -28,8 +28,11 @@ fn here<'a>(
     me: NodeId,
     gone: &'a BTreeMap<u32, u32>,
 ) -> impl Fn(ObjectId) -> Option<Record> + 'a {
-    let is_gone = |node: NodeId| gone.get(&node.number).is_some_and(|last| node.incarnation <= *last);
-    move |object| objects.primary(object, me, is_gone)
+    move |object| objects.primary(object, me, |node| is_gone(gone, node))
+}
+
+fn is_gone(gone: &BTreeMap<u32, u32>, node: NodeId) -> bool {
+    gone.get(&node.number).is_some_and(|last| node.incarnation <= *last)
 }
 
 impl Core {
@@ -45,7 +48,11 @@ impl Core {
                 self.keep_what_is_claimed(answers);
             }
             let (to, message) = match act {
-                Act::Ask { node, host, number, objects } => (node, Between::Claim { host, number, objects }),
+                Act::Ask { node, host, number, objects } => {
+                    let gone =
+                        self.deaths.keys().filter(|dead| dead.is_agent()).map(|dead| dead.node).collect();
+                    (node, Between::Claim { host, number, objects, gone })
+                }
                 Act::Answer { node, host, number, answers } => {
                     (node, Between::Claimed { host, number, by: self.config.node, answers })
                 }
@@ -73,11 +80,11 @@ impl Core {
 
     /// What was pulled, and is kept for somebody now, is the primary copy.
     fn keep_what_is_claimed(&mut self, answers: &Answers) {
-        let records = answers.iter().filter_map(|(object, record)| Some((*object, record.as_ref()?)));
-        for (object, Record { copy, .. }) in
-            records.filter(|(_, record)| record.copy.node == self.config.node)
-        {
-            self.objects.promote((object, copy.attempt, copy.job));
+        let me = self.config.node;
+        let records = answers.iter().filter_map(|(object, record)| Some((*object, record.as_ref()?.copy)));
+        for (object, copy) in records.filter(|(_, copy)| copy.node == me) {
+            // Its owner may live, whatever its claimant has heard, and look for it.
+            self.keep_salvaged((object, copy.attempt, copy.job));
         }
     }
 
@@ -180,10 +187,16 @@ impl Core {
     }
 
     /// Another agent claims objects for a host of its own.
-    pub(super) fn claimed_from_here(&mut self, host: HostId, number: u64, objects: Vec<ObjectId>) {
-        let (me, here, mut acts) = (self.config.node, &self.objects, Vec::new());
-        // Whoever asks may have heard of deaths of which nobody has heard here.
-        let find = |object| here.primary(object, me, |_| true);
+    pub(super) fn claimed_from_here(
+        &mut self,
+        host: HostId,
+        number: u64,
+        objects: Vec<ObjectId>,
+        gone: &[NodeId],
+    ) {
+        let (me, here, known, mut acts) = (self.config.node, &self.objects, &self.gone_nodes, Vec::new());
+        let is_gone = |node: NodeId| is_gone(known, node) || gone.contains(&node);
+        let find = |object| here.primary(object, me, is_gone);
         self.estate.on_claim(host, number, objects, find, &mut acts);
         self.carry_out(acts);
     }

@@ -160,6 +160,10 @@ impl Core {
             }
             ToAgent::Unclaim { object, node } => self.release(id, object, node),
             ToAgent::Salvage { node } => self.salvage(id, node, now),
+            ToAgent::Spare { object, .. } if object.owner != id => {
+                self.violation(id, &format!("it spoke for {object}, which is not its own"));
+            }
+            ToAgent::Spare { object, copy, primary } => self.spare(object, copy, primary),
             ToAgent::Free { object, .. } if object.owner != id => {
                 self.violation(id, &format!("it freed {object}, which is not its own"));
             }
@@ -170,9 +174,10 @@ impl Core {
             }
             ToAgent::Discard { node, object, last, attempt } => {
                 if node == self.config.node {
-                    self.discard_here(object, last, attempt);
+                    self.discard_here(object, last, attempt, None);
                 } else if self.nodes.contains_key(&node) {
-                    self.effects.push(Effect::Peer(node, Between::Discard { object, last, attempt }));
+                    let message = Between::Discard { object, last, attempt, job: None };
+                    self.effects.push(Effect::Peer(node, message));
                 }
             }
             ToAgent::Open { request, object, copy, ahead } => {
@@ -364,11 +369,11 @@ impl Core {
         if self.is_to_come(object, copy, now) {
             return;
         }
-        if copy.node != self.config.node && self.nodes.contains_key(&copy.node) {
-            let message = Between::Discard { object, last: object.index, attempt };
+        if copy.node == self.config.node {
+            self.free_here(object, attempt..=attempt, Some(copy.job));
+        } else if self.nodes.contains_key(&copy.node) {
+            let message = Between::Discard { object, last: object.index, attempt, job: Some(copy.job) };
             self.effects.push(Effect::Peer(copy.node, message));
-        } else {
-            self.free_here(object, attempt..=attempt, None);
         }
     }
 

@@ -815,17 +815,20 @@ impl Core {
     pub fn from_peer(&mut self, message: Between) {
         match message {
             Between::Free { object, copy } => self.free_here(object, 0..=copy.attempt, None),
-            Between::Discard { object, last, attempt } => self.discard_here(object, last, attempt),
+            Between::Discard { object, last, attempt, job } => self.discard_here(object, last, attempt, job),
             Between::Drop { object, attempt, job } => {
                 for (_, pull) in self.pulls.range_mut(objects::up_to(object, attempt)) {
                     pull.dropped |= pull.copy.job == job;
                 }
+                self.drop_salvaged((object, attempt, job));
                 let gone = self.objects.drop_pulled(object, attempt, job);
                 self.gone(gone);
                 self.pump();
             }
             Between::OutputEnded { job, node } => self.output_ended(job, node),
-            Between::Claim { host, number, objects } => self.claimed_from_here(host, number, objects),
+            Between::Claim { host, number, objects, gone } => {
+                self.claimed_from_here(host, number, objects, &gone);
+            }
             Between::Claimed { host, number, by, answers } => self.claims_answered(by, host, number, answers),
             Between::Unclaim { host, object } => self.unclaimed(host, object),
             Between::Salvage { owner, node } => self.say_salvaged(owner, node),
@@ -835,7 +838,7 @@ impl Core {
             Between::Contains { object, copy, at, refs } => self.given_contains(object, copy, at, &refs),
             Between::Keep { object, copy, refs, inherited } => self.keep(object, copy, refs, inherited),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
-            Between::LiesHere { object, copy } => self.objects.pulled_of(object, &copy),
+            Between::LiesHere { object, copy } => self.lies_there(object, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
             Between::WhatHolds { by, owner, number, objects } => self.what_holds(by, owner, number, objects),
             Between::Holds { owner, number, held } => self.holds(owner, number, held),
@@ -857,8 +860,8 @@ impl Core {
         self.pump();
     }
 
-    fn discard_here(&mut self, first: ObjectId, last: u32, attempt: u32) {
-        let gone = self.objects.discard(first, last, attempt);
+    fn discard_here(&mut self, first: ObjectId, last: u32, attempt: u32, home: Option<JobId>) {
+        let gone = self.objects.discard(first, last, attempt, home);
         self.gone(gone);
         self.pump();
     }

@@ -34,6 +34,7 @@ use mobula_proto::{
 };
 
 mod answers;
+mod copies;
 mod holders;
 mod makers;
 mod shown;
@@ -194,7 +195,7 @@ pub(super) fn up_to(object: ObjectId, attempt: u32) -> RangeInclusive<Key> {
 }
 
 /// All copies of what a host owns; with an agent, of what the hosts of its node own.
-fn of_owner(owner: HostId) -> RangeInclusive<Key> {
+pub(super) fn of_owner(owner: HostId) -> RangeInclusive<Key> {
     let last = if owner.is_agent() { HostId { seq: u32::MAX, ..owner } } else { owner };
     let from = *up_to(ObjectId { owner, seq: 0, key: 0, index: 0 }, 0).start();
     let to = ObjectId { owner: last, seq: u64::MAX, key: u64::MAX, index: u32::MAX };
@@ -208,6 +209,11 @@ pub struct Origin {
     pub node: NodeId,
     /// The job in whose memory the primary one lies.
     pub job: JobId,
+}
+
+/// Whether the primary copy lies in memory of `home`, if that is given.
+fn is_of(home: Option<JobId>, key: &Key, origin: Option<Origin>) -> bool {
+    home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
 }
 
 #[derive(Debug)]
@@ -770,51 +776,6 @@ impl Objects {
         all.filter(primary).map(|(key, entry)| (*key, entry.bytes))
     }
 
-    /// A copy that came from elsewhere is the primary one from now on. Its bytes; `None` where there is none.
-    pub fn promote(&mut self, key: Key) -> Option<u64> {
-        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed)?;
-        let bytes = entry.bytes;
-        if entry.origin.take().is_some() {
-            let memory = entry.memory;
-            self.count_primary(true, bytes, true);
-            // What was pulled lies in no file.
-            if let Some(region) = memory.and_then(|(id, _)| self.regions.get_mut(&id)) {
-                region.secondary -= 1;
-                region.dirty += 1;
-                region.dirty_bytes += bytes;
-                self.disk.dirty_bytes += bytes;
-            }
-        }
-        Some(bytes)
-    }
-
-    /// What was pulled from a node of what a host owns, in memory of the job in which it lay there.
-    pub fn pulled_from(&self, node: NodeId, owner: HostId) -> Vec<Key> {
-        let came =
-            |key: &Key, entry: &Entry| !entry.freed && entry.origin == Some(Origin { node, job: key.2 });
-        let all = self.copies.range(of_owner(owner));
-        all.filter(|(key, entry)| key.0.owner == owner && came(key, entry)).map(|(key, _)| *key).collect()
-    }
-
-    /// The length of a primary copy; `None` where there is none.
-    pub fn primary_bytes(&self, key: Key) -> Option<u64> {
-        let entry = self.copies.get(&key).filter(|entry| !entry.freed && entry.origin.is_none())?;
-        Some(entry.bytes)
-    }
-
-    /// Another node has the primary copy now: who copied this one, to be told by that node from now on.
-    pub fn give_away(&mut self, key: Key) -> Vec<NodeId> {
-        let entry = self.copies.get_mut(&key);
-        entry.map(|entry| std::mem::take(&mut entry.holders).nodes().collect()).unwrap_or_default()
-    }
-
-    /// These have copies of a primary one that came from elsewhere. Its length; `None` where it has gone meanwhile.
-    pub fn held_by(&mut self, key: Key, nodes: &[NodeId]) -> Option<u64> {
-        let entry = self.copies.get_mut(&key).filter(|entry| !entry.freed)?;
-        entry.holders.add(nodes);
-        Some(entry.bytes)
-    }
-
     /// Takes back one pin of `reader` (of a freed copy first, where it has several attempts pinned).
     pub fn unpin(&mut self, object: ObjectId, reader: HostId) -> Gone {
         let mut gone = Gone::default();
@@ -860,8 +821,7 @@ impl Objects {
     /// primary one lies in memory of `home`, if that is given.
     pub fn free(&mut self, object: ObjectId, attempts: RangeInclusive<u32>, home: Option<JobId>) -> Gone {
         self.free_all(up_to(object, *attempts.end()), |key, origin| {
-            attempts.contains(&key.1)
-                && home.is_none_or(|home| origin.map_or(key.2, |origin| origin.job) == home)
+            attempts.contains(&key.1) && is_of(home, key, origin)
         })
     }
 
@@ -870,29 +830,20 @@ impl Objects {
         self.free_all(up_to(object, attempt), |_, origin| origin.is_some_and(|origin| origin.job == home))
     }
 
-    /// The values of a task from this one to that with index `last`, by this attempt alone, go as if each were freed.
-    pub fn discard(&mut self, first: ObjectId, last: u32, attempt: u32) -> Gone {
+    /// The values of a task from this one to that with index `last`, by this attempt alone, go as if each were freed; only those
+    /// of which the primary one lies in memory of `home`, if that is given.
+    pub fn discard(&mut self, first: ObjectId, last: u32, attempt: u32, home: Option<JobId>) -> Gone {
         if last < first.index {
             return Gone::default();
         }
         let last = ObjectId { index: last, ..first };
         let range = *up_to(first, 0).start()..=*up_to(last, attempt).end();
-        self.free_all(range, |key, _| key.1 == attempt)
+        self.free_all(range, |key, origin| key.1 == attempt && is_of(home, key, origin))
     }
 
     /// What was pulled of primary copies that lay on this node is of no use any more.
     pub fn drop_pulled_from(&mut self, node: NodeId) -> Gone {
         self.free_all(.., |_, origin| origin.is_some_and(|origin| origin.node == node))
-    }
-
-    /// The primary copy of what was pulled is this one, wherever it was then.
-    pub fn pulled_of(&mut self, object: ObjectId, copy: &wire::Copy) {
-        let all = self.copies.range_mut(up_to(object, copy.attempt)).filter(|(key, _)| key.1 == copy.attempt);
-        for origin in
-            all.filter_map(|(_, entry)| entry.origin.as_mut()).filter(|origin| origin.job == copy.job)
-        {
-            origin.node = copy.node;
-        }
     }
 
     fn free_all(

@@ -2,7 +2,8 @@
 //!
 //! An owner that lost copies with a node has its agent ask all others ([`Between::Salvage`]) before anything is made again or
 //! given up. Who has pulled such copies keeps them from then on, whether it has heard of the node's end or not, and says so
-//! ([`Between::Salvaged`]); the owner declines what it has from somebody else already. What no owner asks for goes at the
+//! ([`Between::Salvaged`]). Where several do, the first counts, and the others' are that one's as if they had been pulled from
+//! there ([`Core::spare`](super::Core)), so that they are there when it dies as well. What no owner asks for goes at the
 //! node's burial ([`Core::buried`](super::Core)), by when all have asked.
 //!
 //! Where the owner's agent has not heard of any end, the node itself is asked: it answers, and has nothing else, or is
@@ -20,17 +21,23 @@ use mobula_proto::{
     peer::{CLAIMS_MAX, Copy},
 };
 
-use super::{Core, Effect, objects::Key};
+use super::{
+    Core, Effect,
+    objects::{self, Key, Origin},
+};
 
 /// Who has not answered for so long is asked again, since too many messages for one node are lost; to be asked twice changes
 /// nothing.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long an owner waits for those that say nothing and are not declared dead either; as long as a pull tries.
+const ASK_WAIT: Duration = Duration::from_secs(20);
 
 /// Of whom a host here waits for an answer.
 #[derive(Debug)]
 struct Asking {
     left: BTreeSet<NodeId>,
     again: Instant,
+    until: Instant,
 }
 
 /// What is asked, and what was answered.
@@ -38,14 +45,20 @@ struct Asking {
 pub(super) struct Salvages {
     /// By the node where the copies were, and their owner.
     asking: BTreeMap<(NodeId, HostId), Asking>,
-    /// What is kept here since that owner asked for it; until the node is buried.
-    kept: BTreeMap<(NodeId, HostId), Vec<Key>>,
+    /// What is kept here since its owner asked for it, and where it had come from; until that node is buried, or the owner
+    /// has said that another copy counts.
+    kept: BTreeMap<Key, NodeId>,
 }
 
 impl Salvages {
     /// When [`Core::salvage_again`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.asking.values().map(|asking| asking.again).min()
+        self.asking.values().map(|asking| asking.again.min(asking.until)).min()
+    }
+
+    /// Whether the owner of a copy here may not have said yet whether it counts.
+    pub(super) fn keeps(&self, key: Key) -> bool {
+        self.kept.contains_key(&key)
     }
 
     /// A host here is gone, and waits for nothing.
@@ -55,7 +68,7 @@ impl Salvages {
 
     /// A node is buried: nobody asks for its copies any more.
     pub(super) fn buried(&mut self, node: NodeId) {
-        self.kept.retain(|(from, _), _| *from != node);
+        self.kept.retain(|_, from| *from != node);
     }
 }
 
@@ -81,7 +94,8 @@ impl Core {
         for other in &left {
             self.effects.push(Effect::Peer(*other, Between::Salvage { owner, node }));
         }
-        self.salvages.asking.insert((node, owner), Asking { left, again: now + ASK_AGAIN });
+        let asking = Asking { left, again: now + ASK_AGAIN, until: now + ASK_WAIT };
+        self.salvages.asking.insert((node, owner), asking);
         self.look_at_salvage(owner, node);
     }
 
@@ -92,15 +106,23 @@ impl Core {
         }
     }
 
-    /// Asks those again who have not answered.
+    /// Asks those again who have not answered, and waits no longer for those that were asked long ago.
     pub(super) fn salvage_again(&mut self, now: Instant) {
-        for ((node, owner), asking) in
-            self.salvages.asking.iter_mut().filter(|(_, asking)| asking.again <= now)
-        {
-            asking.again = now + ASK_AGAIN;
-            for other in &asking.left {
-                self.effects.push(Effect::Peer(*other, Between::Salvage { owner: *owner, node: *node }));
+        let mut over = Vec::new();
+        for ((node, owner), asking) in &mut self.salvages.asking {
+            if asking.until <= now {
+                tracing::warn!(%node, %owner, silent = ?asking.left, "nothing is heard of other copies of what was lost");
+                asking.left.clear();
+                over.push((*owner, *node));
+            } else if asking.again <= now {
+                asking.again = now + ASK_AGAIN;
+                for other in &asking.left {
+                    self.effects.push(Effect::Peer(*other, Between::Salvage { owner: *owner, node: *node }));
+                }
             }
+        }
+        for (owner, node) in over {
+            self.look_at_salvage(owner, node);
         }
     }
 
@@ -124,22 +146,20 @@ impl Core {
     /// An owner, here or elsewhere, lost copies on a node: what is here of them is kept, and said.
     pub(super) fn say_salvaged(&mut self, owner: HostId, node: NodeId) {
         let me = self.config.node;
+        let mut copies: Vec<(ObjectId, Copy)> = Vec::new();
         if node != me {
-            let kept = self.salvages.kept.entry((node, owner)).or_default();
-            for key in self.objects.pulled_from(node, owner) {
-                self.objects.promote(key);
-                kept.push(key);
+            if !self.is_buried(node) {
+                for key in self.objects.pulled_from(node, owner) {
+                    self.keep_salvaged(key);
+                }
             }
-            if kept.is_empty() || self.is_buried(node) {
-                self.salvages.kept.remove(&(node, owner));
-            }
+            // Those of nodes that died before among them: the owner may have chosen one there.
+            let of_owner = self.salvages.kept.range(objects::of_owner(owner)).map(|(key, _)| *key);
+            copies.extend(of_owner.filter(|key| key.0.owner == owner).filter_map(|key| {
+                let bytes = self.objects.primary_bytes(key)?;
+                Some((key.0, Copy { node: me, bytes, attempt: key.1, job: key.2 }))
+            }));
         }
-        let here = self.salvages.kept.get(&(node, owner)).into_iter().flatten();
-        let copy = |key: &Key| {
-            let bytes = self.objects.primary_bytes(*key)?;
-            Some((key.0, Copy { node: me, bytes, attempt: key.1, job: key.2 }))
-        };
-        let copies: Vec<(ObjectId, Copy)> = here.filter_map(copy).collect();
         let parts = copies.chunks(CLAIMS_MAX).map(<[_]>::to_vec);
         if owner.node == me {
             // What others have comes behind it.
@@ -153,6 +173,14 @@ impl Core {
         for (copies, more) in parts.into_iter().map(|part| (part, true)).chain([(last, false)]) {
             let message = Between::Salvaged { owner, node, by: me, copies, more };
             self.effects.push(Effect::Peer(owner.node, message));
+        }
+    }
+
+    /// A copy counts from now on, if it did not.
+    pub(super) fn keep_salvaged(&mut self, key: Key) {
+        if let Some(origin) = self.objects.origin(key) {
+            self.objects.promote(key);
+            self.salvages.kept.insert(key, origin.node);
         }
     }
 
@@ -172,5 +200,42 @@ impl Core {
             asking.left.remove(&by);
             self.look_at_salvage(owner, node);
         }
+    }
+
+    /// An owner here has another copy that counts: this one is that one's.
+    pub(super) fn spare(&mut self, object: ObjectId, copy: Copy, primary: Copy) {
+        let key = (object, copy.attempt, copy.job);
+        if primary.node == self.config.node {
+            self.held(key, vec![copy.node]);
+        } else if self.nodes.contains_key(&primary.node) {
+            let Copy { node, attempt, job, .. } = copy;
+            let message = Between::Held { object, attempt, job, nodes: vec![node] };
+            self.effects.push(Effect::Peer(primary.node, message));
+        }
+    }
+
+    /// The primary copy of what was copied here is there, whoever said before that this one is.
+    pub(super) fn lies_there(&mut self, object: ObjectId, copy: Copy) {
+        self.objects.pulled_of(object, &copy);
+        let key = (object, copy.attempt, copy.job);
+        if self.salvages.kept.remove(&key).is_some()
+            && !self.estate.has(object)
+            && !self.objects.demote(key, Origin { node: copy.node, job: copy.job })
+        {
+            self.drop_copy(key);
+        }
+    }
+
+    /// The copy that counted instead of one that is kept here is gone: so is this one.
+    pub(super) fn drop_salvaged(&mut self, key: Key) {
+        if self.salvages.kept.remove(&key).is_some() {
+            self.drop_copy(key);
+        }
+    }
+
+    fn drop_copy(&mut self, key: Key) {
+        let gone = self.objects.free_one(key);
+        self.gone(gone);
+        self.pump();
     }
 }

@@ -319,7 +319,7 @@ fn what_a_host_made_before_it_died_is_discarded() {
         assert!(rig.core.objects.find((value(index), attempt, JOB)).is_some(), "{index} by {attempt}");
     }
     assert_eq!(rig.core.usage().objects, 4, "that of another task stays, too");
-    rig.core.from_peer(Between::Discard { object: value(0), last: u32::MAX, attempt: 2 });
+    rig.core.from_peer(Between::Discard { object: value(0), last: u32::MAX, attempt: 2, job: None });
     assert_eq!((rig.lines(), rig.core.usage().objects), (vec!["host-2 < Reclaim 2".to_owned()], 2));
     rig.head(FromHead::NodeUp(other_node()));
     assert_eq!(rig.host(id(1), discard(other_node().node, value(1), 2)), ["node-2 Discard"]);

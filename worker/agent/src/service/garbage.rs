@@ -12,8 +12,8 @@ use mobula_proto::{HostId, JobId, ObjectId, head::Between, peer::Copy};
 #[derive(Debug, Default)]
 pub(super) struct Garbage {
     freed: BTreeMap<ObjectId, Copy>,
-    /// First value, last index, attempt.
-    discarded: BTreeSet<(ObjectId, u32, u32)>,
+    /// First value, last index, attempt, in whose memory.
+    discarded: BTreeSet<(ObjectId, u32, u32, Option<JobId>)>,
     dropped: BTreeMap<(ObjectId, JobId), u32>,
     /// How often it was claimed in vain.
     unclaimed: BTreeMap<(HostId, ObjectId), u32>,
@@ -34,8 +34,8 @@ impl Garbage {
                 }
                 Ok(())
             }
-            Between::Discard { object, last, attempt } => {
-                self.discarded.insert((object, last, attempt));
+            Between::Discard { object, last, attempt, job } => {
+                self.discarded.insert((object, last, attempt, job));
                 Ok(())
             }
             Between::Drop { object, attempt, job } => {
@@ -67,8 +67,8 @@ impl Garbage {
         if let Some((object, copy)) = self.freed.pop_first() {
             return Some(Between::Free { object, copy });
         }
-        if let Some((object, last, attempt)) = self.discarded.pop_first() {
-            return Some(Between::Discard { object, last, attempt });
+        if let Some((object, last, attempt, job)) = self.discarded.pop_first() {
+            return Some(Between::Discard { object, last, attempt, job });
         }
         if let Some(((object, job), attempt)) = self.dropped.pop_first() {
             return Some(Between::Drop { object, attempt, job });
@@ -164,7 +164,7 @@ mod tests {
         const CLAIMS: u64 = 200;
         let (outbox, mut queue) = PeerOutbox::new(Default::default());
         let host = HostId { node: NodeId::EMBEDDED, seq: 2 };
-        let claim = |number| Between::Claim { host, number, objects: vec![object(1)] };
+        let claim = |number| Between::Claim { host, number, objects: vec![object(1)], gone: vec![] };
         for number in 0..CLAIMS {
             assert_eq!(outbox.tell(claim(number)), Ok(()));
         }

@@ -688,6 +688,9 @@ impl Core {
                         out.push(Action::Tell(ToAgent::Decline { object, copy }));
                     }
                     Effect::Claim { objects } => out.push(Action::Tell(ToAgent::Claim { objects })),
+                    Effect::Spare { object, copy, primary } => {
+                        out.push(Action::Tell(ToAgent::Spare { object, copy, primary }));
+                    }
                     Effect::Salvage { node } => out.push(Action::Tell(ToAgent::Salvage { node })),
                     Effect::Unclaim { object, node } => {
                         out.push(Action::Tell(ToAgent::Unclaim { object, node }));

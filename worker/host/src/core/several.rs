@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use mobula_ownership::Ownership;
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, TaskId,
     peer::{Call, Item, Message, Returned, State, StreamCall, Window},
@@ -90,6 +91,11 @@ impl Stream {
         self.reported = self.consumed;
         Some(self.consumed)
     }
+}
+
+/// Whether a value that was there is nowhere any more.
+fn is_gone(objects: &Ownership, object: ObjectId) -> bool {
+    matches!(objects.state(object), Some(State::Pending)) && !objects.is_sought(object)
 }
 
 impl Core {
@@ -175,7 +181,11 @@ impl Core {
         };
         (stream.consumed, stream.reported) = (Progress::default(), Progress::default());
         stream.restarting = false;
-        // What was lost is made again with all that follows; what is not needed of that goes when it arrives.
+        // What was lost is made again with all that follows; what is not needed of that goes when it arrives. So does what may
+        // still be found elsewhere.
+        let objects = &self.objects;
+        let pending = |index: &&u32| matches!(objects.state(call.task.object(**index)), Some(State::Pending));
+        stream.lost = stream.stored.iter().filter(pending).copied().collect();
         let skip = stream.lost.first().map_or(stream.received, |index| index - 1);
         let unread = Window { items: stream.unread.len() as u32, bytes: stream.unread_bytes };
         Message::RunStream(Box::new(StreamCall {
@@ -393,11 +403,14 @@ impl Core {
     pub(super) fn note_lost(&mut self, id: TaskId, out: &mut Vec<Action>) {
         let Some(Several::Stream(stream)) = self.several.get_mut(&id.seq) else { return };
         let objects = &self.objects;
-        let gone = |index: &&u32| matches!(objects.state(id.object(**index)), Some(State::Pending));
-        stream.lost = stream.stored.iter().filter(gone).copied().collect();
+        let gone = |index: &&u32| is_gone(objects, id.object(**index));
+        let before = stream.lost.len();
+        stream.lost.extend(stream.stored.iter().filter(gone));
         let Some(task) = self.tasks.get(&id.seq) else { return };
         let Phase::Pushed { host, .. } = task.phase else { return };
-        if !task.may_run_again() {
+        if stream.lost.len() == before {
+            // The attempt that runs makes them.
+        } else if !task.may_run_again() {
             self.fail_lost(id);
         } else if !std::mem::replace(&mut stream.restarting, true) {
             out.push(Action::Send { to: host, message: Message::Cancel { task: id, force: false } });
@@ -430,15 +443,20 @@ impl Core {
         );
         match self.several.get_mut(&task.seq) {
             None => self.objects.fail(task.object(0), failure, &mut self.effects),
-            // None of them is on its way.
+            // None of them is on its way, but some may still be found elsewhere.
             Some(Several::Values { count, .. }) => {
-                for index in 0..*count {
-                    self.fail_pending(task.object(index), &failure);
+                for object in (0..*count).map(|index| task.object(index)) {
+                    if is_gone(&self.objects, object) {
+                        self.objects.fail(object, failure.clone(), &mut self.effects);
+                    }
                 }
             }
             Some(Several::Stream(stream)) => {
-                for index in std::mem::take(&mut stream.lost) {
-                    self.fail_pending(task.object(index), &failure);
+                let lost = std::mem::take(&mut stream.lost).into_iter().map(|index| task.object(index));
+                for object in lost {
+                    if is_gone(&self.objects, object) {
+                        self.objects.fail(object, failure.clone(), &mut self.effects);
+                    }
                 }
             }
         }

@@ -229,7 +229,12 @@ fn with_inherited() -> (Rig, HostId, NodeId) {
     let failure = Failure::new(FailureKind::HostDied, "killed");
     rig.head(FromHead::HostEnded { host: dead, job: JobId { number: 99 }, failure });
     let claimant = HostId { node: there, seq: 4 };
-    rig.core.from_peer(Between::Claim { host: claimant, number: 7, objects: vec![theirs_of(1)] });
+    rig.core.from_peer(Between::Claim {
+        host: claimant,
+        number: 7,
+        objects: vec![theirs_of(1)],
+        gone: vec![],
+    });
     rig.head(FromHead::Buried { host: dead });
     rig.take();
     (rig, claimant, third)
@@ -336,6 +341,7 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
         host: HostId { node: there, seq: 4 },
         number: 1,
         objects: vec![theirs_of(5)],
+        gone: vec![],
     });
     rig.take();
     rig.head(FromHead::Buried { host: third.agent() });

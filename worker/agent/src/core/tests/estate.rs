@@ -55,7 +55,7 @@ fn what_is_claimed_outlives_its_owner_and_goes_with_the_last_claim() {
     rig.core.from_peer(Between::Claimed { host, number: 1, by: there, answers: none.clone() });
     assert_eq!(answers(&mut rig), none, "no node has it");
     let theirs = HostId { node: there, seq: 4 };
-    rig.core.from_peer(Between::Claim { host: theirs, number: 7, objects: vec![object(1)] });
+    rig.core.from_peer(Between::Claim { host: theirs, number: 7, objects: vec![object(1)], gone: vec![] });
     assert_eq!(answers(&mut rig), [(object(1), Some(Record { copy, at: 0, contains: vec![], more: false }))]);
     // Nothing goes before everybody was heard.
     assert_eq!(rig.host(host, ToAgent::Mourned { host: id(1) }), ["head Mourned"]);
@@ -183,7 +183,12 @@ fn refs_in_a_value_are_told_in_parts() {
     rig.host(host, value);
     let there = other_node().node;
     let theirs = HostId { node: there, seq: 4 };
-    rig.core.from_peer(Between::Claim { host: theirs, number: 7, objects: vec![object(3), object(2)] });
+    rig.core.from_peer(Between::Claim {
+        host: theirs,
+        number: 7,
+        objects: vec![object(3), object(2)],
+        gone: vec![],
+    });
     let (mut named, mut parts) = (Vec::new(), 0);
     for effect in rig.take() {
         let Effect::Peer(_, Between::Claimed { number: 7, answers, .. }) = effect else { continue };

@@ -115,6 +115,7 @@ fn who_was_not_told_of_an_object_gets_nothing() {
         host: HostId { node: by, seq: 3 },
         number: 7,
         objects: vec![guessed],
+        gone: vec![],
     });
     for effect in rig.take() {
         match effect {

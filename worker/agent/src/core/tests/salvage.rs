@@ -85,7 +85,7 @@ fn who_lost_its_copies_is_told_of_all_others() {
     rig.core.from_peer(answer(FOURTH, vec![], false));
     assert_eq!(rig.lines(), [""; 0]);
     // Who does not answer is asked again, until it is gone, too.
-    rig.now += Duration::from_secs(2);
+    rig.now += Duration::from_secs(5);
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["node-2 Salvage"]);
     rig.core.from_peer(answer(FOURTH, vec![], false));
@@ -131,14 +131,14 @@ fn what_is_kept_for_an_owner_is_said_as_often_as_it_asks_until_the_node_is_burie
     rig.core.from_peer(ask());
     assert_eq!(salvages(&mut rig), [(there, vec![1, 2, 3], false)]);
     assert_eq!(rig.core.objects.primaries(), (3, 300));
-    rig.core.from_peer(Between::Discard { object: theirs(1), last: 0, attempt: 3 });
+    rig.core.from_peer(Between::Discard { object: theirs(1), last: 0, attempt: 3, job: Some(JOB) });
     assert_eq!(rig.lines(), ["reclaim 1"], "it has another");
     rig.core.from_peer(ask());
     assert_eq!(salvages(&mut rig), [(there, vec![2, 3], false)], "the answer may have been lost");
     // If the owner dies, too, only that is anybody's of which is known what is inside.
     died(&mut rig, DEAD);
     let host = HostId { node: FOURTH, seq: 1 };
-    let claim = Between::Claim { host, number: 1, objects: vec![theirs(2), theirs(3)] };
+    let claim = Between::Claim { host, number: 1, objects: vec![theirs(2), theirs(3)], gone: vec![] };
     rig.core.from_peer(claim);
     let claimed = rig.take().into_iter().find_map(|effect| match effect {
         Effect::Peer(FOURTH, Between::Claimed { answers, .. }) => Some(answers),
@@ -161,9 +161,13 @@ fn what_is_kept_for_an_owner_is_said_as_often_as_it_asks_until_the_node_is_burie
 fn what_was_pulled_outlives_its_owner_and_its_node() {
     let mut rig = with_pulled(&[theirs(1), theirs(2), theirs(3)]);
     let host = HostId { node: FOURTH, seq: 1 };
-    let claim = |objects| Between::Claim { host, number: 1, objects };
-    // Whoever asks may have heard more; but what is inside the second is not known.
-    rig.core.from_peer(claim(vec![theirs(1), theirs(2)]));
+    let claim = |objects, gone| Between::Claim { host, number: 1, objects, gone };
+    // As long as nobody says that the node is gone, the primary copy is there.
+    rig.core.from_peer(claim(vec![theirs(1), theirs(2)], vec![]));
+    assert_eq!(rig.lines(), ["node-4 Claimed"]);
+    assert_eq!(rig.core.objects.primaries(), (0, 0));
+    // Whoever asks may have heard of it first; but what is inside the second is not known.
+    rig.core.from_peer(claim(vec![theirs(1), theirs(2)], vec![DEAD]));
     assert_eq!(rig.lines(), ["node-4 Claimed"]);
     assert_eq!(rig.core.objects.primaries(), (1, 100));
     // One of this node finds it here once the other is known to be gone.
@@ -175,4 +179,88 @@ fn what_was_pulled_outlives_its_owner_and_its_node() {
     assert_eq!(rig.core.objects.primaries(), (2, 200));
     rig.head(FromHead::Buried { host: DEAD.agent() });
     assert_eq!(rig.core.usage().objects, 2);
+}
+
+/// What was found and is not needed goes where it is, and nowhere else: it is of the same attempt as what counts.
+#[test]
+fn what_is_declined_of_a_dead_node_or_another_job_takes_nothing_along() {
+    let mut rig = with_pulled(&[object(1)]);
+    died(&mut rig, DEAD);
+    rig.host(id(1), ToAgent::Salvage { node: DEAD });
+    died(&mut rig, FOURTH);
+    let decline = |copy: Copy| ToAgent::Decline { object: object(1), copy };
+    assert_eq!(rig.host(id(1), decline(copy(FOURTH, 3))), [""; 0]);
+    let other = JobId { number: 8 };
+    rig.host(id(1), decline(Copy { job: other, ..copy(NodeId::EMBEDDED, 3) }));
+    rig.core.from_peer(Between::Discard { object: object(1), last: 0, attempt: 3, job: Some(other) });
+    assert_eq!(rig.core.objects.primaries(), (1, 100));
+    assert_eq!(rig.host(id(1), decline(copy(NodeId::EMBEDDED, 3))), ["reclaim 1"]);
+}
+
+/// Two nodes have a copy: the one that does not count is the other's, and is there when that dies as well.
+#[test]
+fn a_spare_copy_is_as_if_pulled_from_the_one_that_counts() {
+    let owner = theirs(1).owner;
+    let there = other_node().node;
+    let mut rig = with_pulled(&[theirs(1), theirs(2)]);
+    died(&mut rig, DEAD);
+    rig.core.from_peer(Between::Salvage { owner, node: DEAD });
+    assert_eq!(salvages(&mut rig), [(there, vec![1, 2], false)]);
+    // Until its owner has said which counts, none of them moves off a node that drains, and none is kept for another.
+    rig.head(FromHead::Drain { to: vec![FOURTH] });
+    assert!(!rig.take().iter().any(|effect| matches!(effect, Effect::Peer(..))));
+    rig.head(FromHead::Resume);
+    let keep = Between::Keep { object: theirs(2), copy: copy(FOURTH, 3), refs: Some(0), inherited: false };
+    rig.core.from_peer(keep);
+    match &rig.take()[..] {
+        [Effect::Peer(FOURTH, Between::Kept { taken: mobula_proto::head::Taken::No, .. })] => {}
+        other => panic!("{other:?}"),
+    }
+    // The first copies lie on the fourth node from now on.
+    rig.core.from_peer(Between::LiesHere { object: theirs(1), copy: copy(FOURTH, 3) });
+    assert_eq!(rig.core.objects.primaries(), (1, 100));
+    // And when that dies, here; with what was kept for its owner before, of which the answer may be under way.
+    died(&mut rig, FOURTH);
+    rig.core.from_peer(Between::Salvage { owner, node: FOURTH });
+    assert_eq!(salvages(&mut rig), [(there, vec![1, 2], false)]);
+    // The one that counted has gone: so do its others.
+    rig.core.from_peer(Between::Drop { object: theirs(1), attempt: 3, job: JOB });
+    assert_eq!((rig.lines(), rig.core.usage().objects), (vec!["reclaim 1".to_owned()], 1));
+    rig.core.from_peer(Between::LiesHere { object: theirs(1), copy: copy(there, 3) });
+    assert_eq!(rig.core.objects.primaries(), (1, 100), "however late that is heard");
+}
+
+#[test]
+fn an_owner_says_which_copy_is_spare_to_where_the_other_lies() {
+    let mut rig = with_pulled(&[object(1)]);
+    died(&mut rig, DEAD);
+    rig.host(id(1), ToAgent::Salvage { node: DEAD });
+    let spare = |copy, primary| ToAgent::Spare { object: object(1), copy, primary };
+    let (here, there, fourth) = (copy(NodeId::EMBEDDED, 3), copy(other_node().node, 3), copy(FOURTH, 3));
+    assert_eq!(rig.host(id(1), spare(there, fourth)), ["node-4 Held"]);
+    assert_eq!(rig.host(id(1), spare(fourth, here)), ["node-4 LiesHere"]);
+    assert_eq!(
+        rig.host(id(1), ToAgent::Free { object: object(1), copy: here }),
+        ["reclaim 1", "node-4 Drop"]
+    );
+    // It may have gone meanwhile.
+    assert_eq!(rig.host(id(1), spare(there, here)), ["node-2 Drop"]);
+    let of_other = ToAgent::Spare { object: theirs(1), copy: there, primary: here };
+    assert_eq!(rig.host(id(1), of_other), ["close host-1"]);
+}
+
+#[test]
+fn nobody_waits_for_ever_for_who_says_nothing() {
+    let mut rig = with_pulled(&[]);
+    died(&mut rig, DEAD);
+    assert_eq!(rig.host(id(1), ToAgent::Salvage { node: DEAD }), ["node-2 Salvage", "node-4 Salvage"]);
+    for _ in 0..3 {
+        rig.now += Duration::from_secs(5);
+        rig.core.tick(rig.now);
+        assert_eq!(rig.lines(), ["node-2 Salvage", "node-4 Salvage"]);
+    }
+    rig.now += Duration::from_secs(5);
+    rig.core.tick(rig.now);
+    assert_eq!(rig.lines(), ["host-1 < Salvaged"]);
+    assert_eq!(rig.core.salvages.next_deadline(), None);
 }

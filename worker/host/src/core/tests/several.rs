@@ -9,7 +9,7 @@ use mobula_proto::{
 };
 use smallvec::smallvec;
 
-use super::{Bench, JOB, TASK, THERE, actor, any, done, grant, runs, spec, value};
+use super::{Bench, JOB, NODE, TASK, THERE, actor, any, done, grant, runs, spec, value};
 use crate::core::{Action, Kind, Maker, Returns, Taken};
 
 const WINDOW: Window = Window { items: 4, bytes: 1000 };
@@ -434,6 +434,34 @@ fn c8_a_dead_node_takes_items_and_their_maker() {
     assert_eq!((last.call.attempt, last.skip), (3, 0));
     assert_eq!(cancels(&bench.close(object)), 1);
     bench.message(done(&last.call, value(0)));
+    bench.is_clean();
+}
+
+/// The next attempt at a stream begins while it is asked whether others have copies of its items: it makes them, too.
+#[test]
+fn c8_an_attempt_makes_what_may_still_be_found() {
+    let mut bench = Bench::new();
+    let object = submit(&mut bench, Returns::Stream(WINDOW), 2);
+    let call = streams(&bench.granted(grant(1, 1))).remove(0);
+    let elsewhere = HostId { node: NodeId { number: 2, incarnation: 1 }, seq: 1 };
+    for index in 0..3 {
+        bench.message(item(&call.call, index, stored(1, elsewhere.node)));
+    }
+    bench.died();
+    let mut out = Vec::new();
+    bench.core.node_died(elsewhere.node, &Failure::new(FailureKind::NodeDied, "gone"), &mut out);
+    out.extend(bench.granted(grant(2, 1)));
+    let again = streams(&out).remove(0);
+    assert_eq!((again.call.attempt, again.skip), (2, 0));
+    bench.makes_items(&again.call, 0..1);
+    let found = [(object.task().object(2), Copy { node: NODE, bytes: 100, attempt: 1, job: JOB })];
+    let mut out = Vec::new();
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(elsewhere.node, &found, true, fx));
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(elsewhere.node, &[], false, fx));
+    assert_eq!(cancels(&out), 0, "it is on its way");
+    bench.makes_items(&again.call, 1..3);
+    bench.message(done(&again.call, value(0)));
+    bench.close(object);
     bench.is_clean();
 }
 
