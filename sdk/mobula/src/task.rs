@@ -13,7 +13,7 @@ use mobula_host::{
     context,
     core::{Kind, Spec},
     registry::Function,
-    runtime::Runtime,
+    runtime::{Blocked, Runtime},
 };
 use mobula_proto::{Failure, FailureKind, HostId, ObjectId};
 
@@ -66,7 +66,7 @@ impl<H: Handle> Call<H> {
 
     /// Submits it as a task as soon as the budget of unfinished calls allows.
     pub fn submit_later(self) -> Submission<H> {
-        Submission(Some(self.try_submit()))
+        Submission::new(self.try_submit())
     }
 
     /// Submits it as a call of this actor.
@@ -150,26 +150,43 @@ impl<H: Handle> Refused<H> {
     /// refuses calls is not asked whether it has room: it may refuse this at once again, so wait a while before, best for
     /// the result of another call of it.
     pub fn submit(self) -> Submission<H> {
-        Submission(Some(Err(self)))
+        Submission::new(Err(self))
     }
 }
 
-/// The future of a call's submission; of its ref, that is, not of its result.
+/// The future of a call's submission; of its ref, that is, not of its result. In a call, who awaits it counts as waiting for
+/// an object: what runs meanwhile may be what makes room.
 #[must_use = "nothing is submitted before it is awaited, if the budget is full"]
-pub struct Submission<H>(Option<std::result::Result<H, Refused<H>>>);
+pub struct Submission<H> {
+    state: Option<std::result::Result<H, Refused<H>>>,
+    /// While there is no room.
+    blocked: Option<Blocked>,
+}
+
+impl<H> Submission<H> {
+    fn new(tried: std::result::Result<H, Refused<H>>) -> Self {
+        Self { state: Some(tried), blocked: None }
+    }
+}
 
 impl<H: Handle> Future for Submission<H> {
     type Output = H;
 
     fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<H> {
-        let state = &mut self.get_mut().0;
+        let Self { state, blocked } = self.get_mut();
         loop {
             match state.take() {
-                Some(Ok(submitted)) => return Poll::Ready(submitted),
+                Some(Ok(submitted)) => {
+                    *blocked = None;
+                    return Poll::Ready(submitted);
+                }
                 Some(Err(refused)) if refused.runtime.poll_room(refused.spec.kind, poller.waker()) => {
                     *state = Some(refused.try_again());
                 }
                 pending => {
+                    if let (Some(Err(refused)), None) = (&pending, &blocked) {
+                        *blocked = Blocked::enter(&refused.runtime, false);
+                    }
                     *state = pending;
                     return Poll::Pending;
                 }

@@ -627,3 +627,25 @@ pub async fn a_full_budget_holds_submitters_back(_env: Env) -> Result<()> {
     assert_eq!(mobula::get_all(&full).await?, (0..BUDGET as u64).collect::<Vec<_>>());
     Ok(())
 }
+
+/// Children that are more than may be unfinished at once.
+#[mobula::task]
+async fn submits(count: u64) -> Result<u64> {
+    let mut children = Vec::new();
+    for number in 0..count {
+        children.push(double.submit(number).await);
+    }
+    Ok(mobula::get_all(&children).await?.iter().sum())
+}
+
+#[mobula::task]
+fn double(number: u64) -> u64 {
+    2 * number
+}
+
+/// With the one CPU there is.
+pub async fn who_awaits_room_in_the_budget_lends_its_cpu(_env: Env) -> Result<()> {
+    const CHILDREN: u64 = 20;
+    assert_eq!(submits.remote(CHILDREN).await?, CHILDREN * (CHILDREN - 1));
+    Ok(())
+}

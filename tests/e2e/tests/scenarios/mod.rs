@@ -180,6 +180,11 @@ pub fn cases() -> Vec<Case> {
         case!(limits::a_flood_waits),
         case!(limits::a_flood_from_several_hosts_waits),
         case!(limits::a_full_budget_holds_submitters_back).budget(limits::BUDGET),
+        // Tasks run in the process whose calls are bounded.
+        case!(limits::who_awaits_room_in_the_budget_lends_its_cpu)
+            .modes(&[Mode::Embedded])
+            .cpus(1.0)
+            .budget(limits::BUDGET),
         case!(limits::actors_that_flood_each_other_go_on),
         case!(limits::circles_of_shared_calls_go_on),
         case!(limits::circles_of_exclusive_calls_end),
