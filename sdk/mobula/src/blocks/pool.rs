@@ -3,13 +3,14 @@
 use std::{
     collections::VecDeque,
     fmt,
+    future::IntoFuture,
     marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rkyv::with::Skip;
 
-use crate::{Actor, ActorHandle, Data, Error, ErrorKind, ObjectRef, Result, Spawn, WeakRef};
+use crate::{Actor, ActorHandle, Data, Error, ErrorKind, ObjectRef, Result, Spawn, WeakRef, object::Get};
 
 /// Calls of a [`ActorPool::map`] that each member has at once: one that runs and one that is there when it ends.
 const AHEAD: usize = 2;
@@ -218,7 +219,14 @@ impl<A: Actor> ActorPool<A> {
         items: I,
         call: F,
     ) -> Unordered<A, I::IntoIter, R, F> {
-        Unordered { pool: self.clone(), items: items.into_iter(), call, taken: 0, running: Vec::new() }
+        Unordered {
+            pool: self.clone(),
+            items: items.into_iter(),
+            call,
+            taken: 0,
+            running: Vec::new(),
+            reading: None,
+        }
     }
 }
 
@@ -229,6 +237,8 @@ pub struct Unordered<A: Actor, I, R, F> {
     call: F,
     taken: usize,
     running: Vec<(usize, ObjectRef<R>)>,
+    /// What is there and on its way to whoever asked for the next one, or asks next.
+    reading: Option<(usize, Get<R>)>,
 }
 
 impl<A, I, R, F> Unordered<A, I, R, F>
@@ -238,7 +248,7 @@ where
     R: Data,
     F: Fn(&A::Handle, I::Item) -> ObjectRef<R>,
 {
-    /// The next result, and the place of its item from 0; `None` after the last.
+    /// The next result, and the place of its item from 0; `None` after the last. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<(usize, Result<R>)> {
         loop {
             while self.running.len() < AHEAD * self.pool.members.len().max(1) {
@@ -247,12 +257,18 @@ where
                 self.running.push((self.taken, self.pool.call(|member| call(member, item))));
                 self.taken += 1;
             }
+            if let Some((place, get)) = &mut self.reading {
+                let next = (*place, get.await);
+                self.reading = None;
+                return Some(next);
+            }
             if self.running.is_empty() {
                 return None;
             }
             if let Some(at) = self.running.iter().position(|(_, one)| one.is_ready()) {
                 let (place, one) = self.running.swap_remove(at);
-                return Some((place, one.await));
+                self.reading = Some((place, one.into_future()));
+                continue;
             }
             let refs: Vec<_> = self.running.iter().map(|(_, one)| one.clone()).collect();
             if let Err(error) = crate::wait(&refs, 1, None).await {

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mobula::{ActorPool, Barrier, Error, ErrorKind, Lifeline, ObjectRef, Packed, Queue, Result, Semaphore};
@@ -15,6 +15,9 @@ use mobula_e2e::{Env, eventually};
 const LONG: Duration = Duration::from_secs(20);
 /// How long something is waited for that does not come.
 const SHORT: Duration = Duration::from_millis(50);
+
+/// So many numbers are read from the store, which takes more than one poll.
+const LARGE: usize = 20_000;
 
 struct Worker {
     done: u64,
@@ -39,6 +42,10 @@ impl Worker {
 
     fn done(&self) -> u64 {
         self.done
+    }
+
+    fn fill(&self, x: u64) -> Vec<u64> {
+        vec![x; LARGE]
     }
 }
 
@@ -130,6 +137,37 @@ pub async fn a_pool_counts_calls_from_when_it_chooses(_env: Env) -> Result<()> {
     drop(lifeline);
     mobula::get_all(&held).await?;
     assert_eq!(pool.in_flight(), [0; 3]);
+    Ok(())
+}
+
+pub async fn a_pool_loses_no_result_that_nobody_took(_env: Env) -> Result<()> {
+    const ITEMS: u64 = 30;
+    let pool = ActorPool::<Worker>::spawn(2, |_| Worker::spawn()).await?;
+    let mut results = pool.map_unordered(0..ITEMS, |worker, x| worker.fill(x));
+    let mut seen = Vec::new();
+    let (mut waited, end) = (0, Instant::now() + LONG);
+    loop {
+        // Asked once, and given up.
+        let next = {
+            let mut next = Box::pin(results.next());
+            poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await
+        };
+        match next {
+            Poll::Ready(Some((at, result))) => {
+                assert_eq!(result?, vec![at as u64; LARGE]);
+                seen.push(at as u64);
+            }
+            Poll::Ready(None) => break,
+            Poll::Pending => {
+                assert!(Instant::now() < end, "{seen:?} came, and no others");
+                waited += 1;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..ITEMS).collect::<Vec<_>>());
+    assert!(waited > 0, "nothing was given up");
     Ok(())
 }
 

@@ -192,6 +192,7 @@ pub fn cases() -> Vec<Case> {
         case!(memory::an_actor_is_held_to_its_memory),
         case!(blocks::a_pool_shares_work),
         case!(blocks::a_pool_counts_calls_from_when_it_chooses),
+        case!(blocks::a_pool_loses_no_result_that_nobody_took),
         case!(blocks::a_queue_passes_items),
         case!(blocks::a_queue_waits_no_longer_than_it_may),
         case!(blocks::an_item_that_nobody_got_stays_in_its_place),
