@@ -112,12 +112,14 @@ pub fn what_others_have_read_outlives_its_node() -> Outcome {
         let (first, second) = (reader(nodes[2]).await?, reader(nodes[3]).await?);
         let made = maker.make(1);
         let once = make.options().strategy(on(nodes[1])).retries(0).remote(2);
+        let twice = maker.make(8);
         let (held, nested) = (maker.put(3).await?, maker.nest(4, 1).await?);
         // More refs than are named to who pulls a value: it is known whole to its owner alone.
         let many = maker.nest(5, 65).await?;
         for reader in [&first, &second] {
             assert_eq!(reader.sum(Held(made.clone())).await?, sum(1));
             assert_eq!(reader.sum(Held(once.clone())).await?, sum(2));
+            assert_eq!(reader.sum(Held(twice.clone())).await?, sum(8));
             assert_eq!(reader.sum(Held(held.0.clone())).await?, sum(3));
             assert_eq!(reader.all(HeldOuter(nested.0.clone())).await?, 2 * sum(4));
             assert_eq!(reader.outer(HeldOuter(many.0.clone())).await?, sum(5));
@@ -141,6 +143,8 @@ pub fn what_others_have_read_outlives_its_node() -> Outcome {
         assert_eq!(first.sum(Held(once.clone())).await?, sum(2));
         rig_there.kill(Part::Node(2)).unwrap();
         assert_eq!(second.sum(Held(once)).await?, sum(2));
+        // Nobody has read this one since the first death; both had it.
+        assert_eq!(sum_of(&twice.await?), sum(8));
         drop((maker, first, second, outer));
         rig_there
             .wait("the copies to go with the last ref", GONE_WAIT, |rig| {

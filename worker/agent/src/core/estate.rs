@@ -31,7 +31,8 @@ fn here<'a>(
     move |object| objects.primary(object, me, |node| is_gone(gone, node))
 }
 
-fn is_gone(gone: &BTreeMap<u32, u32>, node: NodeId) -> bool {
+/// Whether the head said that a node is gone.
+pub(super) fn is_gone(gone: &BTreeMap<u32, u32>, node: NodeId) -> bool {
     gone.get(&node.number).is_some_and(|last| node.incarnation <= *last)
 }
 
@@ -230,7 +231,8 @@ impl Core {
         self.with_estate(|estate, acts| estate.buried(dead, owned, acts));
         if dead.is_agent() {
             // Owners have looked elsewhere by now, and nobody says any more when these are to go.
-            self.salvages.buried(dead.node);
+            let objects = &self.objects;
+            self.salvages.buried(dead.node, |key| objects.primary_bytes(key).is_some());
             let gone = self.objects.drop_pulled_from(dead.node);
             self.gone(gone);
             self.pump();
@@ -245,6 +247,7 @@ impl Core {
     /// A job has ended, and its objects have gone.
     pub(super) fn estate_without(&mut self) {
         let (objects, me) = (&self.objects, self.config.node);
+        self.salvages.retain(|key| objects.primary_bytes(key).is_some());
         self.estate.retain(|object| objects.primary(object, me, |_| false).is_some());
         self.will_without();
     }

@@ -609,11 +609,8 @@ impl Core {
             Effect::Tell(id, ToHost::OpenFailed { request, failure }, Vec::new())
         };
         let key = (object, copy.attempt, job);
+        self.lies_there(object, copy);
         if let Some(place) = self.objects.find(key) {
-            if self.nodes.contains_key(&copy.node) && copy.node != self.config.node {
-                // A node that left has given it to another.
-                self.objects.pulled_of(object, &copy);
-            }
             if place.is_some() {
                 self.opened(id, request, key);
             } else if let Err(why) = self.restore(key, Reader::Host(id, request), ahead) {
@@ -653,7 +650,7 @@ impl Core {
             self.effects.push(failed(FailureKind::Limit, why));
             return;
         }
-        pull.waiting.push((id, request));
+        pull.waiting.push((id, request, copy));
         if !known {
             self.queue.add((key, copy), ahead);
         } else if !ahead {
@@ -838,7 +835,7 @@ impl Core {
             Between::Contains { object, copy, at, refs } => self.given_contains(object, copy, at, &refs),
             Between::Keep { object, copy, refs, inherited } => self.keep(object, copy, refs, inherited),
             Between::Moved { object, from, copy } => self.moved(object, from, copy),
-            Between::LiesHere { object, copy } => self.lies_there(object, copy),
+            Between::LiesHere { object, copy } => self.is_spare(object, copy),
             Between::Noted { object, copy, noted } => self.noted(object, copy, noted),
             Between::WhatHolds { by, owner, number, objects } => self.what_holds(by, owner, number, objects),
             Between::Holds { owner, number, held } => self.holds(owner, number, held),

@@ -23,6 +23,7 @@ use mobula_proto::{
 
 use super::{
     Core, Effect,
+    estate::is_gone,
     objects::{self, Key, Origin},
 };
 
@@ -45,9 +46,17 @@ struct Asking {
 pub(super) struct Salvages {
     /// By the node where the copies were, and their owner.
     asking: BTreeMap<(NodeId, HostId), Asking>,
-    /// What is kept here since its owner asked for it, and where it had come from; until that node is buried, or the owner
-    /// has said that another copy counts.
-    kept: BTreeMap<Key, NodeId>,
+    /// What is kept here since its owner asked for it, until the owner has said that another copy counts.
+    kept: BTreeMap<Key, Kept>,
+}
+
+/// A copy that is kept.
+#[derive(Debug)]
+struct Kept {
+    /// Where it had come from.
+    from: NodeId,
+    /// That node is buried: its owner has asked, and will hardly say anything else.
+    settled: bool,
 }
 
 impl Salvages {
@@ -58,7 +67,7 @@ impl Salvages {
 
     /// Whether the owner of a copy here may not have said yet whether it counts.
     pub(super) fn keeps(&self, key: Key) -> bool {
-        self.kept.contains_key(&key)
+        self.kept.get(&key).is_some_and(|kept| !kept.settled)
     }
 
     /// A host here is gone, and waits for nothing.
@@ -66,9 +75,17 @@ impl Salvages {
         self.asking.retain(|(_, owner), _| *owner != host);
     }
 
-    /// A node is buried: nobody asks for its copies any more.
-    pub(super) fn buried(&mut self, node: NodeId) {
-        self.kept.retain(|_, from| *from != node);
+    /// A job has ended, and its objects have gone.
+    pub(super) fn retain(&mut self, is_here: impl Fn(Key) -> bool) {
+        self.kept.retain(|key, _| is_here(*key));
+    }
+
+    /// A node is buried: nobody asks for its copies any more. What is said of them may come later.
+    pub(super) fn buried(&mut self, node: NodeId, is_here: impl Fn(Key) -> bool) {
+        self.kept.retain(|key, kept| {
+            kept.settled |= kept.from == node;
+            is_here(*key)
+        });
     }
 }
 
@@ -180,7 +197,7 @@ impl Core {
     pub(super) fn keep_salvaged(&mut self, key: Key) {
         if let Some(origin) = self.objects.origin(key) {
             self.objects.promote(key);
-            self.salvages.kept.insert(key, origin.node);
+            self.salvages.kept.insert(key, Kept { from: origin.node, settled: false });
         }
     }
 
@@ -214,11 +231,26 @@ impl Core {
         }
     }
 
-    /// The primary copy of what was copied here is there, whoever said before that this one is.
+    /// The primary copy of what was copied here is there. Where the one that it was copied from is gone, that node does not
+    /// know of this one.
     pub(super) fn lies_there(&mut self, object: ObjectId, copy: Copy) {
-        self.objects.pulled_of(object, &copy);
+        if copy.node == self.config.node || !self.nodes.contains_key(&copy.node) {
+            return;
+        }
+        let gone = &self.gone_nodes;
+        if self.objects.pulled_of(object, &copy, |from| is_gone(gone, from)) {
+            let Copy { node, attempt, job, .. } = copy;
+            let nodes = vec![self.config.node];
+            self.effects.push(Effect::Peer(node, Between::Held { object, attempt, job, nodes }));
+        }
+    }
+
+    /// The same, whoever said before that this one is the primary copy.
+    pub(super) fn is_spare(&mut self, object: ObjectId, copy: Copy) {
+        self.lies_there(object, copy);
         let key = (object, copy.attempt, copy.job);
-        if self.salvages.kept.remove(&key).is_some()
+        if self.nodes.contains_key(&copy.node)
+            && self.salvages.kept.remove(&key).is_some()
             && !self.estate.has(object)
             && !self.objects.demote(key, Origin { node: copy.node, job: copy.job })
         {
@@ -226,9 +258,9 @@ impl Core {
         }
     }
 
-    /// The copy that counted instead of one that is kept here is gone: so is this one.
+    /// The copy that counted instead of one that is kept here is gone: so is this one, unless somebody claims it.
     pub(super) fn drop_salvaged(&mut self, key: Key) {
-        if self.salvages.kept.remove(&key).is_some() {
+        if self.salvages.kept.remove(&key).is_some() && !self.estate.has(key.0) {
             self.drop_copy(key);
         }
     }

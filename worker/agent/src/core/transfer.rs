@@ -176,7 +176,8 @@ pub(super) struct Filling {
 pub(super) struct Pull {
     /// The primary copy.
     pub(super) copy: Copy,
-    pub(super) waiting: Vec<(HostId, Request)>,
+    /// Who waits for it, with the primary copy that it knows of: where this one dies, that may be another.
+    pub(super) waiting: Vec<(HostId, Request, Copy)>,
     /// Nodes that are served what has come in.
     serving: Vec<NodeId>,
     /// The object was freed meanwhile: it goes with its last pin.
@@ -270,7 +271,7 @@ impl Core {
         let mut unread = Vec::new();
         for (key, pull) in &mut self.pulls {
             let before = pull.waiting.len();
-            pull.waiting.retain(|(waiting, _)| *waiting != host);
+            pull.waiting.retain(|(waiting, ..)| *waiting != host);
             let read = !pull.waiting.is_empty() || !pull.serving.is_empty() || pull.keep.is_some();
             if pull.waiting.len() < before && !read {
                 unread.push(*key);
@@ -386,7 +387,7 @@ impl Core {
                 for by in pull.serving {
                     self.objects.pin(key, by.agent());
                 }
-                for (host, request) in pull.waiting {
+                for (host, request, _) in pull.waiting {
                     self.opened(host, request, key);
                 }
                 if let Some(gift) = pull.keep {
@@ -394,10 +395,12 @@ impl Core {
                 }
                 // What came from this very node may have been freed there meanwhile.
                 if pull.dropped
-                    || self.is_buried(node)
                     || (node == self.config.node && self.objects.find((object, attempt, job)).is_none())
                 {
                     let gone = self.objects.drop_pulled(object, attempt, job);
+                    self.gone(gone);
+                } else if self.is_buried(node) {
+                    let gone = self.objects.free_one(key);
                     self.gone(gone);
                 }
                 true
@@ -406,8 +409,16 @@ impl Core {
                 if pull.keep.is_some() {
                     self.not_kept(key, node);
                 }
+                // What is lost there may lie elsewhere by now.
+                let is_lost = failure.kind == FailureKind::ObjectLost;
+                let elsewhere = |(_, _, copy): &(HostId, Request, Copy)| is_lost && copy.node != node;
+                let (again, failed): (Vec<_>, Vec<_>) = pull.waiting.into_iter().partition(elsewhere);
+                if let Some((_, _, copy)) = again.first().copied() {
+                    self.pulls.insert(key, Pull { waiting: again, ..Pull::new(copy) });
+                    self.queue.add((key, copy), false);
+                }
                 let failure = failure.of(object.to_string());
-                for (host, request) in pull.waiting {
+                for (host, request, _) in failed {
                     let message = ToHost::OpenFailed { request, failure: failure.clone() };
                     self.effects.push(Effect::Tell(host, message, Vec::new()));
                 }

@@ -148,7 +148,8 @@ impl Core {
     }
 
     fn fail_pending(&mut self, object: ObjectId, failure: &Failure) {
-        if matches!(self.objects.state(object), Some(State::Pending)) {
+        // What may still be found elsewhere fails only if it is not.
+        if is_gone(&self.objects, object) {
             self.objects.fail(object, failure.clone(), &mut self.effects);
         }
     }
@@ -445,18 +446,13 @@ impl Core {
             None => self.objects.fail(task.object(0), failure, &mut self.effects),
             // None of them is on its way, but some may still be found elsewhere.
             Some(Several::Values { count, .. }) => {
-                for object in (0..*count).map(|index| task.object(index)) {
-                    if is_gone(&self.objects, object) {
-                        self.objects.fail(object, failure.clone(), &mut self.effects);
-                    }
+                for index in 0..*count {
+                    self.fail_pending(task.object(index), &failure);
                 }
             }
             Some(Several::Stream(stream)) => {
-                let lost = std::mem::take(&mut stream.lost).into_iter().map(|index| task.object(index));
-                for object in lost {
-                    if is_gone(&self.objects, object) {
-                        self.objects.fail(object, failure.clone(), &mut self.effects);
-                    }
+                for index in std::mem::take(&mut stream.lost) {
+                    self.fail_pending(task.object(index), &failure);
                 }
             }
         }

@@ -73,13 +73,22 @@ impl Objects {
         Some(entry.bytes)
     }
 
-    /// The primary copy of what was pulled is this one, wherever it was then.
-    pub fn pulled_of(&mut self, object: ObjectId, copy: &wire::Copy) {
+    /// The primary copy of what was pulled is this one, wherever it was then. One that was freed and is still read is of use
+    /// again. Whether its node does not know of any, since where they came from is gone, or they had been freed.
+    pub fn pulled_of(
+        &mut self,
+        object: ObjectId,
+        copy: &wire::Copy,
+        is_gone: impl Fn(NodeId) -> bool,
+    ) -> bool {
+        let mut unknown = false;
         let all = self.copies.range_mut(up_to(object, copy.attempt)).filter(|(key, _)| key.1 == copy.attempt);
-        for origin in
-            all.filter_map(|(_, entry)| entry.origin.as_mut()).filter(|origin| origin.job == copy.job)
-        {
-            origin.node = copy.node;
+        for (_, entry) in all {
+            if let Some(origin) = entry.origin.as_mut().filter(|origin| origin.job == copy.job) {
+                unknown |= origin.node != copy.node && is_gone(origin.node) || entry.freed;
+                (origin.node, entry.freed) = (copy.node, false);
+            }
         }
+        unknown
     }
 }

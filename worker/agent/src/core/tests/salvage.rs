@@ -122,7 +122,7 @@ fn a_node_that_is_not_known_to_be_gone_is_asked_itself() {
 }
 
 #[test]
-fn what_is_kept_for_an_owner_is_said_as_often_as_it_asks_until_the_node_is_buried() {
+fn what_is_kept_for_an_owner_is_said_as_often_as_it_asks() {
     let mut rig = with_pulled(&[object(1), theirs(1), theirs(2), theirs(3)]);
     let owner = theirs(1).owner;
     let there = other_node().node;
@@ -153,7 +153,7 @@ fn what_is_kept_for_an_owner_is_said_as_often_as_it_asks_until_the_node_is_burie
     rig.head(FromHead::Buried { host: DEAD.agent() });
     assert_eq!(rig.core.usage().objects, 2, "what nobody has asked for goes");
     rig.core.from_peer(ask());
-    assert_eq!(salvages(&mut rig), [(there, vec![], false)]);
+    assert_eq!(salvages(&mut rig), [(there, vec![2, 3], false)]);
 }
 
 /// Where the owner died as well: who holds refs claims what was pulled as if it were the primary copy, and it is from then on.
@@ -263,4 +263,70 @@ fn nobody_waits_for_ever_for_who_says_nothing() {
     rig.core.tick(rig.now);
     assert_eq!(rig.lines(), ["host-1 < Salvaged"]);
     assert_eq!(rig.core.salvages.next_deadline(), None);
+}
+
+/// A reader that knows where the object lies by now waits with one that does not.
+#[test]
+fn who_knows_of_another_place_does_not_hear_that_it_is_lost() {
+    let mut rig = with_pulled(&[]);
+    let host = rig.launched(1, Class::default());
+    let open = |at| ToAgent::Open { ahead: false, request: 1, object: object(1), copy: copy(at, 3) };
+    assert_eq!(rig.host(id(1), open(DEAD)), [format!("pull {} from node-3", object(1))]);
+    died(&mut rig, DEAD);
+    assert_eq!(rig.host(host, open(FOURTH)), [""; 0]);
+    let lost = || Failure::new(FailureKind::ObjectLost, "its node is gone");
+    assert!(!rig.core.pulled((object(1), 3, JOB), Err(lost())));
+    assert_eq!(rig.lines(), ["host-1 < OpenFailed ObjectLost", &format!("pull {} from node-4", object(1))]);
+    assert!(!rig.core.pulled((object(1), 3, JOB), Err(lost())));
+    assert_eq!(rig.lines(), ["host-2 < OpenFailed ObjectLost"]);
+    assert!(rig.core.queue.is_empty());
+}
+
+/// What is said of a copy may come behind the burial of the node that it came from.
+#[test]
+fn a_spare_copy_is_one_however_late_that_is_heard() {
+    let owner = theirs(1).owner;
+    let mut rig = with_pulled(&[theirs(1), theirs(2)]);
+    died(&mut rig, DEAD);
+    rig.core.from_peer(Between::Salvage { owner, node: DEAD });
+    rig.head(FromHead::Buried { host: DEAD.agent() });
+    rig.take();
+    // From a node that has died since it does not count.
+    let fifth = NodeId { number: 5, incarnation: 1 };
+    rig.core.from_peer(Between::LiesHere { object: theirs(1), copy: copy(fifth, 3) });
+    assert_eq!(rig.core.objects.primaries(), (2, 200));
+    rig.core.from_peer(Between::LiesHere { object: theirs(1), copy: copy(FOURTH, 3) });
+    assert_eq!(rig.core.objects.primaries(), (1, 100));
+    rig.core.from_peer(Between::Drop { object: theirs(1), attempt: 3, job: JOB });
+    assert_eq!(rig.core.usage().objects, 1);
+    // One that is claimed stays, whatever becomes of the other.
+    let host = HostId { node: FOURTH, seq: 1 };
+    rig.core.from_peer(Between::Claim { host, number: 1, objects: vec![theirs(1)], gone: vec![] });
+    let mut rig = with_pulled(&[theirs(1)]);
+    died(&mut rig, DEAD);
+    rig.core.from_peer(Between::Salvage { owner, node: DEAD });
+    rig.core.from_peer(Between::Claim { host, number: 1, objects: vec![theirs(1)], gone: vec![] });
+    rig.core.from_peer(Between::Drop { object: theirs(1), attempt: 3, job: JOB });
+    assert_eq!(rig.core.usage().objects, 1);
+}
+
+/// What a reader still has of a dead node's is of use to others once they know where the object lies.
+#[test]
+fn what_is_read_when_its_node_is_buried_is_opened_again() {
+    let mut rig = with_pulled(&[]);
+    let host = rig.launched(1, Class::default());
+    let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
+    let open = |at| ToAgent::Open { ahead: false, request: 1, object: object(1), copy: copy(at, 3) };
+    rig.host(id(1), open(DEAD));
+    died(&mut rig, DEAD);
+    assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
+    rig.head(FromHead::Buried { host: DEAD.agent() });
+    rig.take();
+    assert_eq!(rig.host(host, open(FOURTH)), ["node-4 Held", "host-2 < Opened +1fd"]);
+    for reader in [id(1), host] {
+        rig.host(reader, ToAgent::Unpin { object: object(1) });
+    }
+    assert_eq!(rig.core.usage().objects, 1, "it is a copy like any other");
+    rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
+    assert_eq!(rig.core.usage().objects, 0);
 }

@@ -437,6 +437,27 @@ fn c8_a_dead_node_takes_items_and_their_maker() {
     bench.is_clean();
 }
 
+/// A task's attempts are used up while it is asked whether others have a copy of one of its values.
+#[test]
+fn c8_what_may_still_be_found_does_not_fail_with_its_task() {
+    let mut bench = Bench::new();
+    let object = submit(&mut bench, Returns::Many(2), 2);
+    let call = runs(&bench.granted(grant(1, 1))).remove(0);
+    let elsewhere = NodeId { number: 2, incarnation: 1 };
+    let both = |first, second| smallvec![returned(stored(1, first)), returned(stored(1, second))];
+    bench.message(done(&call, Outcome::Values(both(elsewhere, THERE.node))));
+    bench.lost(object.task().object(1), 1);
+    bench.granted(grant(2, 1));
+    let mut out = Vec::new();
+    bench.core.node_died(elsewhere, &Failure::new(FailureKind::NodeDied, "gone"), &mut out);
+    bench.died();
+    assert_eq!(bench.failure(object.task().object(1)).kind, FailureKind::HostDied);
+    let found = [(object, Copy { node: NODE, bytes: 100, attempt: 1, job: JOB })];
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(elsewhere, &found, true, fx));
+    bench.core.own(&mut out, |objects, fx| objects.salvaged(elsewhere, &[], false, fx));
+    assert!(matches!(bench.core.objects.state(object), Some(State::Stored(copy)) if copy.node == NODE));
+}
+
 /// The next attempt at a stream begins while it is asked whether others have copies of its items: it makes them, too.
 #[test]
 fn c8_an_attempt_makes_what_may_still_be_found() {
