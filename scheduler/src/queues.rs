@@ -591,9 +591,11 @@ impl Queues {
         if way(queue, a).any(|at| owed(at, need, 0)) {
             return Right::Owed;
         }
-        let share = ours.share_of(self.usage_with(a, need, more), &self.inverse);
-        let without = self.usage_with(b, others, times);
-        if share <= theirs.share_of(without, &self.inverse) { Right::Share } else { Right::None }
+        let share = |more: i64| ours.share_of(self.usage_with(a, need, more), &self.inverse);
+        let their_share = |times: i64| theirs.share_of(self.usage_with(b, others, times), &self.inverse);
+        // What is exchanged may change neither share, where other kinds make it: then it would be allowed back as well.
+        let smaller = more == 0 || share(0) < their_share(0);
+        if smaller && share(more) <= their_share(times) { Right::Share } else { Right::None }
     }
 
     /// The place of a job in a queue where something of it waits or is held.

@@ -274,7 +274,7 @@ impl Scheduler {
         }
         if draining {
             self.draining.insert(at);
-            self.lift(at);
+            self.lift_with(at);
         } else {
             self.draining.remove(&at);
         }
@@ -349,7 +349,7 @@ impl Scheduler {
     }
 
     fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
-        self.lift(at);
+        self.lift_with(at);
         self.draining.remove(&at);
         let Some(node) = self.cluster.remove(at) else { return };
         self.freed.retain(|freed| *freed != at);

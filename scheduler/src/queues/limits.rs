@@ -109,6 +109,29 @@ impl Queues {
         }
     }
 
+    /// What is set aside for others in the limits above a queue, which would allow more slots of a shape without it.
+    pub fn asides_against(&self, queue: u32, shape: ShapeId, need: &Need) -> Vec<&Aside> {
+        let full = self.full_limits(queue, shape, need);
+        let others = |aside: &&Aside| {
+            let is_it = |(at, kind): &(u32, usize)| {
+                let held = self.all[*at as usize].aside.as_ref();
+                held.is_some_and(|(queue, shape, _)| (*queue, *shape) == (aside.queue, aside.shape))
+                    && aside.need.get(*kind) > 0
+            };
+            !aside.paused && (aside.queue, aside.shape) != (queue, shape) && full.iter().any(is_it)
+        };
+        self.aside.values().filter(others).collect()
+    }
+
+    /// Nothing is set aside for somebody until then, whatever comes first.
+    pub fn pause_aside(&mut self, who: Oldest, until: Millis) {
+        if let Some(aside) = self.aside.get_mut(&who).filter(|aside| !aside.paused) {
+            (aside.paused, aside.until) = (true, until);
+            let queue = aside.queue;
+            self.clear_aside(queue);
+        }
+    }
+
     /// Whether any queue has a limit.
     pub fn any_limited(&self) -> bool {
         self.all.iter().any(|branch| !branch.limit.is_empty())

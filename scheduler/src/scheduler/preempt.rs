@@ -6,7 +6,8 @@
 //! | a queue below what is guaranteed to it | queues that are beyond what is guaranteed to them, down to that |
 //! | a queue with a smaller share | what is restartable, of queues that have a larger one even without it |
 //!
-//! The rule is the order of the queues ([`crate::queues`]), and never allows the same exchange back. On one node are
+//! The rule is the order of the queues ([`crate::queues`]), and never allows the same exchange back: a queue whose share is
+//! the same as another's takes nothing of it, even where the exchange would leave both shares as they are. On one node are
 //! taken just the slots that are needed: restartable ones first, then those that matter least, the newest first. Their
 //! owners are told ([`RevokeKind::Preempted`]). What is restartable is taken away after its grace; anything else may run
 //! to its end, but gets no more work. A group is given up as a whole, and only if it is restartable: work in any other may
@@ -25,6 +26,8 @@ use mobula_proto::{LeaseId, resource::DeviceGrant};
 use super::Scheduler;
 use crate::{
     Effect, Millis, RevokeKind,
+    gang::{self, Gang},
+    lease::Entry,
     node::{Kept, Node},
     queues::Right,
     shapes::ShapeId,
@@ -97,7 +100,7 @@ pub(super) struct Claim {
 enum Holder {
     /// A lease, by place.
     Lease(u32),
-    /// A group that has a bundle there.
+    /// A group that has bundles there.
     Gang(u32),
 }
 
@@ -127,6 +130,16 @@ struct Plan {
     trial: Vec<(u32, Arc<Need>, bool)>,
     /// The part of the cluster that is taken.
     part: f64,
+}
+
+/// Groups that are given up on trial. Each is so as a whole, for all of its bundles, wherever they are.
+#[derive(Debug, Default)]
+struct Given(BTreeSet<u32>);
+
+impl Given {
+    fn has(&self, victim: &Victim) -> bool {
+        matches!(victim.holder, Holder::Gang(at) if self.0.contains(&at))
+    }
 }
 
 impl Plan {
@@ -275,9 +288,11 @@ impl Scheduler {
         let since = demand.served;
         let mut best: Option<(u32, Plan)> = None;
         if self.waited(since, patience) {
+            self.pass_asides(&claim, &need);
             for at in self.nodes_for(&claim) {
                 let Some(room) = self.kin_room(id, at) else { continue };
-                let plan = self.plan(at, &claim, std::iter::repeat_n(&need, want.min(room) as usize));
+                let needs = std::iter::repeat_n(&need, want.min(room) as usize);
+                let plan = self.plan(at, &claim, needs, &mut Given::default());
                 self.undo(&plan);
                 // There is room, but kept for somebody who comes after it.
                 if plan.slots > 0
@@ -383,21 +398,24 @@ impl Scheduler {
             let waiting = (waiting > 0).then(|| victim(waiting, Arc::new(entry.need.without(CPU))));
             running.into_iter().chain(waiting)
         });
-        let bundles = node.bundles.iter().filter_map(|(at, number)| {
-            let gang = self.gangs.get(*at)?;
-            let bundle = gang.bundles.get(*number as usize)?.as_ref()?;
-            (gang.spec.restartable && gang.until.is_none() && gang.shape.is_none()).then(|| Victim {
-                holder: Holder::Gang(*at),
+        let gangs: BTreeSet<u32> = node.bundles.iter().map(|(gang, _)| *gang).collect();
+        let gangs = gangs.into_iter().filter_map(|at| {
+            let placed = |gang: &&Gang| gang.until.is_none() && gang.shape.is_none();
+            let gang = self.gangs.get(at).filter(placed).filter(|gang| gang.spec.restartable)?;
+            let here = || node.bundles.range((at, 0)..=(at, u32::MAX)).map(|(_, number)| *number as usize);
+            let bundles = here().filter_map(|number| gang.bundles[number].as_ref());
+            Some(Victim {
+                holder: Holder::Gang(at),
                 queue: gang.queue,
                 priority: gang.spec.priority,
                 restartable: true,
                 slots: 1,
-                need: Arc::clone(&gang.needs[*number as usize]),
-                devices: bundle.devices.clone(),
-                all: Arc::new(crate::gang::sum(gang.needs.iter())),
+                need: Arc::new(gang::sum(here().map(|number| &gang.needs[number]))),
+                devices: bundles.flat_map(|bundle| bundle.devices.iter().cloned()).collect(),
+                all: Arc::new(gang::sum(gang.needs.iter())),
             })
         });
-        let mut all: Vec<Victim> = leases.chain(bundles).collect();
+        let mut all: Vec<Victim> = leases.chain(gangs).collect();
         let newest = |holder: &Holder| match holder {
             Holder::Lease(place) => self.leases.at(*place).map(|entry| entry.lease.id.number),
             Holder::Gang(_) => None,
@@ -415,7 +433,10 @@ impl Scheduler {
         all
     }
 
-    fn may_take(&self, claim: &Claim, need: &Need, victim: &Victim) -> bool {
+    fn may_take(&self, claim: &Claim, need: &Need, victim: &Victim, given: &Given) -> bool {
+        if given.has(victim) {
+            return true;
+        }
         if claim.queue == victim.queue {
             return claim.priority > victim.priority;
         }
@@ -426,56 +447,104 @@ impl Scheduler {
         }
     }
 
+    /// Notes on trial that a victim gives up what it holds, and whether that was not known before.
+    fn give_up(&mut self, victim: &Victim, given: &mut Given) -> bool {
+        if given.has(victim) {
+            return false;
+        }
+        if let Holder::Gang(at) = victim.holder {
+            given.0.insert(at);
+        }
+        self.queues.leave(victim.queue, &victim.all.amounts, 1);
+        true
+    }
+
+    fn keep_after_all(&mut self, victim: &Victim, given: &mut Given) {
+        if let Holder::Gang(at) = victim.holder {
+            given.0.remove(&at);
+        }
+        self.queues.leave(victim.queue, &victim.all.amounts, -1);
+    }
+
     /// Whose slots on a node would make room for these needs, one after the other, as far as possible. What that does to
-    /// the queues is noted there, until [`Scheduler::undo`].
-    fn plan<'a>(&mut self, at: u32, claim: &Claim, needs: impl Iterator<Item = &'a Arc<Need>>) -> Plan {
-        let victims = self.victims(at);
+    /// the queues is noted there, until [`Scheduler::undo`]; which groups are given up, in `given`.
+    fn plan<'a>(
+        &mut self,
+        at: u32,
+        claim: &Claim,
+        needs: impl Iterator<Item = &'a Arc<Need>>,
+        given: &mut Given,
+    ) -> Plan {
+        let mut victims = self.victims(at);
+        // What is given up already for bundles elsewhere costs nothing.
+        victims.sort_by_key(|victim| !given.has(victim));
         let mut plan = Plan::default();
         let Some(mut trial) = self.cluster.nodes.get(at).map(|node| node.stock.clone()) else { return plan };
-        let (mut next, mut used) = (0, 0);
+        // How much of each is taken, and which is looked at next.
+        let (mut used, mut next) = (vec![0; victims.len()], 0);
         let gang = self.shapes.get(claim.shape).is_some_and(|shape| shape.key.gang.is_some());
         'needs: for need in needs {
             // About as much is taken as is given.
             if plan.slots > 0 && plan.part + self.queues.part(need) > self.budget() && !gang {
                 break;
             }
-            let (taken, shifts, part) = (plan.taken.clone(), plan.trial.len(), plan.part);
+            // By number, and whether the queues know of it by this.
+            let mut took: Vec<(usize, bool)> = Vec::new();
             loop {
                 let full = self.queues.full_after(claim.queue, claim.shape, need);
                 if full.is_empty() && trial.fits(need) {
                     break;
                 }
+                let Some(victim) = victims.get(next) else {
+                    // Not for this one: what was taken for it stays where it is.
+                    for (number, _) in took.iter().filter(|(_, new)| *new) {
+                        self.keep_after_all(&victims[*number], given);
+                    }
+                    break 'needs;
+                };
                 let lacks = |kind: &(usize, i64)| trial.is_short(kind.0, kind.1);
-                let found = victims.get(next).map(|victim| {
-                    let here = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
-                    let below = |(queue, kind): &(u32, usize)| {
-                        victim.all.get(*kind) > 0 && self.queues.is_below(victim.queue, *queue)
-                    };
-                    let helps = here || full.iter().any(below);
-                    used < victim.slots && helps && self.may_take(claim, need, victim)
-                });
-                match (found, victims.get(next)) {
-                    (Some(true), Some(victim)) => {
-                        trial.give(&victim.need, 1, 0, &victim.devices);
-                        self.queues.leave(victim.queue, &victim.all.amounts, 1);
-                        plan.trial.push((victim.queue, Arc::clone(&victim.all), false));
-                        plan.part += self.queues.part(&victim.all);
-                        used += 1;
-                        match plan.taken.last_mut().filter(|(holder, ..)| *holder == victim.holder) {
-                            Some((_, slots, _)) => *slots += 1,
-                            None => plan.taken.push((victim.holder, 1, victim.restartable)),
-                        }
-                    }
-                    (Some(false), _) => (next, used) = (next + 1, 0),
-                    _ => {
-                        // Not for this one: what was taken for it stays where it is.
-                        plan.taken = taken;
-                        plan.part = part;
-                        for (queue, all, _) in plan.trial.drain(shifts..) {
-                            self.queues.leave(queue, &all.amounts, -1);
-                        }
-                        break 'needs;
-                    }
+                let here = need.amounts.iter().any(|kind| victim.need.get(kind.0) > 0 && lacks(kind));
+                let below = |(queue, kind): &(u32, usize)| {
+                    victim.all.get(*kind) > 0 && self.queues.is_below(victim.queue, *queue)
+                };
+                let helps = here || !given.has(victim) && full.iter().any(below);
+                if used[next] < victim.slots && helps && self.may_take(claim, need, victim, given) {
+                    trial.give(&victim.need, 1, 0, &victim.devices);
+                    took.push((next, self.give_up(victim, given)));
+                    used[next] += 1;
+                } else {
+                    next += 1;
+                }
+            }
+            // What was taken later may be enough without what was taken before: what matters most is spared first.
+            let mut needed = None;
+            for place in (0..took.len()).rev() {
+                let (number, new) = took[place];
+                if !new || needed == Some(number) {
+                    continue;
+                }
+                let victim = &victims[number];
+                trial.take_these(&victim.need, &victim.devices);
+                self.keep_after_all(victim, given);
+                if trial.fits(need) && self.queues.full_after(claim.queue, claim.shape, need).is_empty() {
+                    took.remove(place);
+                    used[number] -= 1;
+                    next = next.min(number);
+                } else {
+                    trial.give(&victim.need, 1, 0, &victim.devices);
+                    self.give_up(victim, given);
+                    needed = Some(number);
+                }
+            }
+            for (number, new) in took {
+                let victim = &victims[number];
+                if new {
+                    plan.trial.push((victim.queue, Arc::clone(&victim.all), false));
+                    plan.part += self.queues.part(&victim.all);
+                }
+                match plan.taken.last_mut().filter(|(holder, ..)| *holder == victim.holder) {
+                    Some((_, slots, _)) => *slots += 1,
+                    None => plan.taken.push((victim.holder, 1, victim.restartable)),
                 }
             }
             trial.take(need, 1, &self.cluster.kinds);
@@ -534,7 +603,7 @@ impl Scheduler {
         let Some(gang) = self.gangs.get_mut(at).filter(|gang| gang.until.is_none()) else { return };
         gang.until = Some(until);
         let (group, queue) = (gang.id, gang.queue);
-        let all = crate::gang::sum(gang.needs.iter());
+        let all = gang::sum(gang.needs.iter());
         self.queues.leave(queue, &all.amounts, 1);
         self.preempting.gangs.insert((until, at));
         out.push(Effect::GroupRevoked { group, until });
@@ -550,7 +619,7 @@ impl Scheduler {
     pub(super) fn not_given_up(&mut self, at: u32) {
         let Some(gang) = self.gangs.get_mut(at) else { return };
         if let Some(until) = gang.until.take() {
-            let all = crate::gang::sum(gang.needs.iter());
+            let all = gang::sum(gang.needs.iter());
             self.queues.leave(gang.queue, &all.amounts, -1);
             self.preempting.gangs.remove(&(until, at));
             // What it still has is granted from again.
@@ -582,14 +651,15 @@ impl Scheduler {
         let lacking = |at: &u32| {
             let node = self.cluster.nodes.get(*at)?;
             // What fits as soon as any one slot ends has its turn without this.
-            let soon = |place: &u32| {
-                self.leases.at(*place).is_some_and(|entry| {
-                    let mut trial = node.stock.clone();
-                    trial.give(&entry.need, 1, 0, &entry.lease.devices);
-                    trial.fits(need)
-                })
+            let soon = |entry: &Entry| {
+                let mut trial = node.stock.clone();
+                trial.give(&entry.need, 1, 0, &entry.lease.devices);
+                trial.fits(need)
             };
-            if node.leases.iter().any(soon) || node.leases.is_empty() {
+            // What is inside of a bundle holds nothing of the node.
+            let leases = node.leases.iter().filter_map(|place| self.leases.at(*place));
+            let mut leases = leases.filter(|entry| entry.inside.is_none()).peekable();
+            if leases.peek().is_none() || leases.any(soon) {
                 return None;
             }
             let part = |kind: &(usize, i64)| {
@@ -606,7 +676,7 @@ impl Scheduler {
     /// Makes room for one of the groups that wait.
     fn preempt_for_a_gang(&mut self, out: &mut Vec<Effect>) {
         let from = self.preempting.gang;
-        let due = |(at, gang): (u32, &crate::gang::Gang)| {
+        let due = |(at, gang): (u32, &Gang)| {
             (gang.shape.is_some() && self.waited(gang.since, self.options.preempt.patience)).then_some(at)
         };
         let rest = self.gangs.iter().filter(|(at, _)| *at >= from).find_map(due);
@@ -622,16 +692,16 @@ impl Scheduler {
         let Some(found) = self.places_for_gang(at, &claim) else { return };
         // Now node by node, just what is needed.
         let nodes: BTreeSet<u32> = found.iter().map(|(_, node)| *node).collect();
-        let (mut plans, mut whole) = (Vec::new(), true);
+        let (mut plans, mut whole, mut given) = (Vec::new(), true, Given::default());
         for node in nodes {
             let here: Vec<Arc<Need>> = found
                 .iter()
                 .filter(|(_, at)| *at == node)
                 .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
                 .collect();
-            let plan = self.plan(node, &claim, here.iter());
+            let plan = self.plan(node, &claim, here.iter(), &mut given);
             whole &= plan.slots as usize == here.len();
-            plans.push((node, plan, crate::gang::sum(here.iter())));
+            plans.push((node, plan, gang::sum(here.iter())));
         }
         plans.iter().for_each(|(_, plan, _)| self.undo(plan));
         let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
@@ -646,13 +716,14 @@ impl Scheduler {
     /// Where the bundles that a group lacks could go if all made room who must.
     fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
         let need = Arc::clone(self.shapes.need(claim.shape));
-        let (mut before, mut left) = (Vec::new(), Vec::new());
+        let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
         for node_at in self.nodes_for(claim) {
             for victim in self.victims(node_at) {
                 let mut slots = 0;
-                while slots < victim.slots && self.may_take(claim, &need, &victim) {
-                    self.queues.leave(victim.queue, &victim.all.amounts, 1);
-                    left.push((victim.queue, Arc::clone(&victim.all)));
+                while slots < victim.slots && self.may_take(claim, &need, &victim, &given) {
+                    if self.give_up(&victim, &mut given) {
+                        left.push((victim.queue, Arc::clone(&victim.all)));
+                    }
                     slots += 1;
                 }
                 let Some(node) = self.cluster.nodes.get_mut(node_at).filter(|_| slots > 0) else { continue };

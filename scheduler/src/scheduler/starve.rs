@@ -8,7 +8,8 @@
 //! is guaranteed what its queue would have. It then gets the first slot that fits, or its group all it lacks. A class of
 //! which something runs waits for no more than its turn.
 //!
-//! At the limit of a queue it is the same: for whose turn is the first there, what comes free of the limit is set aside.
+//! At the limit of a queue it is the same: for whose turn is the first there, what comes free of the limit is set aside,
+//! but for the same others.
 //!
 //! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
 //! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
@@ -148,6 +149,11 @@ impl Scheduler {
             let need = self.shapes.need(claim.shape);
             return self.queues.right(claim.queue, need, kept.queue, (&kept.need, 0)) == Right::Owed;
         }
+        self.goes_before(claim, who)
+    }
+
+    /// Whether it is somebody's turn before that of another one in the same queue.
+    fn goes_before(&self, claim: &Claim, who: Oldest) -> bool {
         let ageing = self.options.ageing;
         let turn = match who {
             Oldest::Demand(key) => {
@@ -158,6 +164,20 @@ impl Scheduler {
             }
         };
         turn.is_none_or(|turn| claim.turn < turn.0)
+    }
+
+    /// What is set aside in limits may be used by who is due before, or is owed what that queue would have: as for nodes,
+    /// see [`Scheduler::yields`]. It is set aside again when there should be the room that is made for him.
+    pub(super) fn pass_asides(&mut self, claim: &Claim, need: &Need) {
+        let preempt = &self.options.preempt;
+        let until = self.now.plus(preempt.patience).plus(preempt.grace);
+        let yields = |aside: &&Aside| match aside.queue == claim.queue {
+            true => self.goes_before(claim, aside.who),
+            false => self.queues.right(claim.queue, need, aside.queue, (&aside.need, 0)) == Right::Owed,
+        };
+        let against = self.queues.asides_against(claim.queue, claim.shape, need).into_iter();
+        let all: Vec<Oldest> = against.filter(yields).map(|aside| aside.who).collect();
+        all.into_iter().for_each(|who| self.queues.pause_aside(who, until));
     }
 
     /// Whether a class of an owner runs anywhere: it gets on, if slowly.
@@ -282,6 +302,18 @@ impl Scheduler {
     /// Nothing is kept for somebody alone any longer: he was granted something, or waits no more.
     pub(super) fn lift_oldest(&mut self, who: Oldest) {
         self.queues.forget_aside(who);
+        self.lift_kept(who);
+    }
+
+    /// A node is kept no longer, since it goes; nor are the others of a group, which are of no use without it.
+    pub(super) fn lift_with(&mut self, at: u32) {
+        match self.oldest_on(at) {
+            Some(who) => self.lift_kept(who),
+            None => self.lift(at),
+        }
+    }
+
+    fn lift_kept(&mut self, who: Oldest) {
         if self.preempting.kept.is_empty() {
             return;
         }

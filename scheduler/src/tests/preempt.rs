@@ -103,6 +103,14 @@ fn what_matters_more_takes_from_what_matters_less() {
         &[", 1, 1 of 3 cpu"],
         "lease-1 x3 until 1500; lease-1 x3 evicted; node-1 x1",
     );
+    // Not what was not needed after all, once more than that is taken.
+    check(
+        &["15 cpu"],
+        &[],
+        &[", 0, 1 of 8 cpu, restartable", ", 0, 1 of 7 cpu, restartable"],
+        &[", 1, 1 of 8 cpu"],
+        "lease-1 x1 until 1500; lease-1 x1 evicted; ended lease-1; node-1 x1",
+    );
     // Nothing that would not help.
     check(
         &["2 cpu 1 gpu"],
@@ -307,9 +315,16 @@ fn room_is_kept_for_whom_it_is_made() {
 
 #[test]
 fn something_large_does_not_wait_behind_small_things_for_ever() {
-    let run = |reserve: Millis| {
+    let run = |reserve: Millis, grouped: bool| {
         let preempt = Preempt { reserve, ..Preempt::default() };
-        let mut world = World::with(Options { preempt, ..Options::default() }, &["2 cpu", "2 cpu"]);
+        let node = if grouped { "4 cpu" } else { "2 cpu" };
+        let mut world = World::with(Options { preempt, ..Options::default() }, &[node, node]);
+        if grouped {
+            // What is inside of a group holds nothing that would be anybody else's.
+            ask_group(&mut world, 1, &group(&["2 cpu", "2 cpu"], 0, false));
+            let strategy = Strategy::Group { group: GroupId { number: 1 }, bundle: None };
+            world.ask_as(1, host(9), 1, &Class { strategy, ..class("2 cpu") }, 2, &[]);
+        }
         let (small, large) = (class("1 cpu"), class("2 cpu"));
         for key in 0..4 {
             world.ask(host(10), key, &small, 1);
@@ -319,7 +334,7 @@ fn something_large_does_not_wait_behind_small_things_for_ever() {
         for second in 1..60 {
             later(&mut world, 1000);
             world.ask(host(10), 10 + second, &small, 1);
-            let oldest = world.scheduler.leases().next().unwrap().lease.id;
+            let oldest = world.scheduler.leases().find(|view| view.lease.bundle.is_none()).unwrap().lease.id;
             let effects = world.step(Event::Release { lease: oldest });
             if effects.iter().any(|e| matches!(e, Effect::Grant(lease) if lease.job.number == 2)) {
                 return second;
@@ -327,8 +342,11 @@ fn something_large_does_not_wait_behind_small_things_for_ever() {
         }
         60
     };
-    assert_eq!(run(Millis(u64::MAX)), 60, "never");
-    assert!((10..15).contains(&run(Millis(10_000))), "within what runs on one node, once a node is kept");
+    assert_eq!(run(Millis(u64::MAX), false), 60, "never");
+    for grouped in [false, true] {
+        let began = run(Millis(10_000), grouped);
+        assert!((10..15).contains(&began), "within what runs on one node, once a node is kept: {began}");
+    }
 }
 
 #[test]
@@ -402,4 +420,108 @@ fn a_group_takes_what_all_of_it_needs_or_nothing() {
     world.ask_as(2, host(10), 2, &work(", 1, 1 of 2 cpu, restartable").0, 1, &[]);
     ask_group(&mut world, 1, &group(&["2 cpu", "2 cpu"], 1, false));
     assert_eq!(later(&mut world, 2000), "");
+}
+
+#[test]
+fn what_one_group_gives_up_counts_once() {
+    // By share: of two groups of another queue that holds all, one is enough.
+    let mut world = World::new(&["1 cpu"; 8]);
+    queues(&mut world, &["a", "b"]);
+    let four = |queue: &str| Group { queue: queue.to_owned(), ..group(&["1 cpu"; 4], 0, true) };
+    for number in 1..3 {
+        assert!(ask_group(&mut world, number, &four("b")).starts_with(&format!("group-{number} 0:")));
+    }
+    assert_eq!(ask_group(&mut world, 3, &four("a")), "");
+    let said = later(&mut world, 2000);
+    assert_eq!(said.matches("revoked").count(), 1, "{said}");
+    assert!(said.contains("group-3 0:"), "{said}");
+    // At a limit: that all of it goes would not be enough.
+    let mut world = World::new(&["12 cpu"]);
+    queues(&mut world, &["b; limit 8 cpu"]);
+    ask_group(&mut world, 1, &Group { queue: "b".to_owned(), ..group(&["2 cpu"; 2], 0, true) });
+    world.ask_as(2, host(10), 1, &work("b, 1, 4 of 1 cpu").0, 4, &[]);
+    world.ask_as(3, host(20), 1, &work("b, 1, 1 of 6 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 2000), "");
+    world.ask_as(3, host(20), 1, &work("b, 1, 1 of 4 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 2000), "group-1 revoked; group-1 lost [0, 1]; node-1 x1");
+}
+
+#[test]
+fn what_was_spared_for_one_bundle_is_taken_for_the_next() {
+    let mut world = World::new(&["15 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 8 cpu, restartable").0, 1, &[]);
+    world.ask_as(2, host(10), 2, &work(", 0, 1 of 7 cpu, restartable").0, 1, &[]);
+    ask_group(&mut world, 1, &group(&["8 cpu", "7 cpu"], 1, false));
+    let said = later(&mut world, 2000);
+    assert!(said.ends_with("group-1 0:node-1+1:node-1"), "{said}");
+}
+
+#[test]
+fn queues_with_the_same_share_take_nothing_from_each_other() {
+    // Both use half of the GPUs: that decides, however many of the CPUs they have.
+    let mut world = World::new(&["10 cpu 2 gpu"]);
+    queues(&mut world, &["a", "b", "c"]);
+    world.ask_as(1, host(10), 1, &work("c, 0, 4 of 1 cpu").0, 4, &[]);
+    for (job, queue) in (2..).zip(["a", "b"]) {
+        world.ask_as(job, host(10), 10 * job as u32, &work(&format!("{queue}, 0, 1 of 1 gpu")).0, 1, &[]);
+        let small = work(&format!("{queue}, 0, 3 of 1 cpu, restartable")).0;
+        assert_eq!(show(&world.ask_as(job, host(10), job as u32, &small, 3, &[])), "node-1 x3");
+    }
+    for (job, queue) in (2..).zip(["a", "b"]) {
+        let small = work(&format!("{queue}, 0, 3 of 1 cpu, restartable")).0;
+        world.ask_as(job, host(10), job as u32, &small, 9, &[]);
+    }
+    assert_eq!(later(&mut world, 60_000), "");
+}
+
+#[test]
+fn what_is_set_aside_of_a_limit_is_for_those_before_as_well() {
+    let shrink = |world: &mut World, slots: u32| {
+        said(&world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots }))
+    };
+    // Something large has a part of a limit set aside.
+    let mut world = World::new(&["99 cpu"]);
+    queues(&mut world, &["b; limit 8 cpu"]);
+    world.ask_as(1, host(10), 1, &work("b, 0, 8 of 1 cpu").0, 8, &[]);
+    world.ask_as(2, host(20), 1, &work("b, 0, 1 of 6 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 31_000), "");
+    // What matters more needs one slot to go, and gets it.
+    world.ask_as(3, host(30), 1, &work("b, 10, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 1000), "lease-1 x1 when done");
+    assert_eq!(shrink(&mut world, 1), "node-1 x1");
+    // Then it is set aside again.
+    later(&mut world, 2000);
+    world.ask_as(1, host(10), 2, &work("b, 0, 9 of 1 cpu").0, 9, &[]);
+    assert_eq!(shrink(&mut world, 5), "");
+    assert_eq!(shrink(&mut world, 1), "node-1 x1");
+    assert!(world.scheduler.leases().any(|view| view.lease.owner == host(20)));
+    // The same where it is guaranteed to another queue below the limit; but not where nothing is.
+    let tree = ["p; limit 8 cpu", "b; parent p", "c; parent p; guaranteed 2 cpu", "d; parent p"];
+    let mut world = World::new(&["99 cpu"]);
+    queues(&mut world, &tree);
+    world.ask_as(1, host(10), 1, &work("b, 0, 8 of 1 cpu").0, 8, &[]);
+    world.ask_as(2, host(20), 1, &work("b, 0, 1 of 6 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 31_000), "");
+    world.ask_as(3, host(30), 1, &work("d, 10, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 1000), "");
+    assert_eq!(shrink(&mut world, 1), "");
+    world.ask_as(4, host(40), 1, &work("c, 0, 1 of 1 cpu").0, 1, &[]);
+    assert_eq!(later(&mut world, 1000), "node-1 x1");
+    assert!(world.scheduler.leases().any(|view| view.lease.owner == host(40)));
+}
+
+#[test]
+fn nodes_kept_for_a_group_are_so_together() {
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    world.ask_as(1, host(10), 1, &class("1 cpu"), 9, &[]);
+    let spec = Group { arrange: Arrange::StrictSpread, ..group(&["2 cpu", "2 cpu"], 0, false) };
+    ask_group(&mut world, 1, &spec);
+    later(&mut world, 31_000);
+    let lease = world.scheduler.leases().find(|view| view.lease.node == node(1)).unwrap().lease.id;
+    assert_eq!(said(&world.step(Event::Shrink { lease, slots: 1 })), "", "it is kept");
+    assert_eq!(
+        said(&world.step(Event::NodeDrain { node: node(2) })),
+        "node-1 x1",
+        "without the other it is not"
+    );
 }
