@@ -63,7 +63,6 @@ pub(crate) struct Gang {
     pub until: Option<Millis>,
     /// As of a [`crate::Demand`].
     pub asked_from: u32,
-    pub looked_from: u32,
 }
 
 impl Gang {

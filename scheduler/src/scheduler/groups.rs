@@ -65,7 +65,6 @@ impl Scheduler {
             placed: false,
             until: None,
             asked_from: 0,
-            looked_from: 0,
         };
         self.next_arrival += 1;
         let at = self.gangs.insert(gang);

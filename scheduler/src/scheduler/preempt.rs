@@ -19,6 +19,10 @@
 //! is made, until that is granted or it took too long. In the same way a node is kept for something large that has
 //! waited for long, and for which several slots must end.
 
+mod gangs;
+
+pub(super) use gangs::NODES_EACH;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{LeaseId, resource::DeviceGrant};
@@ -29,7 +33,7 @@ use crate::{
     gang::{self, Gang},
     lease::Entry,
     node::{Kept, Node},
-    queues::Right,
+    queues::{Right, Turn},
     shapes::ShapeId,
     stock::{CPU, Need},
 };
@@ -72,9 +76,18 @@ impl Default for Preempt {
 #[derive(Debug, Default)]
 pub(super) struct Preempting {
     last: Millis,
-    /// The demand and the group that are looked at first.
+    /// The demand and the group that are looked at first, of those that are so each after the other.
     demand: Option<crate::demand::Key>,
     gang: u32,
+    /// Whether the last group was one whose turn was first.
+    by_turn: bool,
+    /// How many nodes were looked through for groups, less what each look allows; and to keep some for one.
+    debt: usize,
+    pub keep_debt: usize,
+    /// The last group for which none could be kept.
+    pub kept_after: Option<Turn>,
+    /// A group that took too much for what was left of a second.
+    put_off: Option<u32>,
     /// Since when what was taken is counted, and how much that was, as a part of the cluster.
     since: Millis,
     taken: f64,
@@ -251,17 +264,30 @@ impl Scheduler {
         if soonest == Millis(u64::MAX) {
             return;
         }
-        self.keep_for_oldest();
-        self.preempt_for_a_gang(out);
+        if self.waiting_gangs == 0 && self.by_key.is_empty() {
+            return;
+        }
+        let turns = self.first_turns();
+        self.keep_for_oldest(&turns);
+        self.preempt_for_gangs(&turns, out);
+        // Half of those whose turn is first, and the others each after the other.
+        let mut next: Vec<u32> = Vec::new();
+        if self.by_key.len() > DEMANDS_MAX {
+            let soonest = |at: &u32| self.demands.get(*at).is_some_and(|d| self.waited(d.served, soonest));
+            let single = |shape: ShapeId| self.shapes.get(shape).is_some_and(|s| s.key.gang.is_none());
+            let first = turns.iter().filter(|(.., shape)| single(*shape)).map(|((.., at), ..)| *at);
+            next.extend(first.filter(soonest).take(DEMANDS_MAX / 2));
+        }
         let from = self.preempting.demand;
         let rest = self.by_key.iter().filter(|(key, _)| from.is_none_or(|from| **key >= from));
         let before = self.by_key.iter().filter(|(key, _)| from.is_some_and(|from| **key < from));
-        let mut next: Vec<_> =
-            rest.chain(before).map(|(key, at)| (*key, *at)).take(DEMANDS_MAX + 1).collect();
-        self.preempting.demand = if next.len() > DEMANDS_MAX { next.pop().map(|(key, _)| key) } else { None };
+        let mut others = rest.chain(before).filter(|(_, at)| !next.contains(at));
+        let each: Vec<u32> = others.by_ref().take(DEMANDS_MAX - next.len()).map(|(_, at)| *at).collect();
+        self.preempting.demand = others.next().map(|(key, _)| *key);
+        next.extend(each);
         // Those that have waited longest for what they are due.
-        next.sort_by_key(|(_, at)| self.demands.get(*at).map(|d| d.turn(*at, self.options.ageing)));
-        for (_, at) in next {
+        next.sort_by_key(|at| self.demands.get(*at).map(|d| d.turn(*at, self.options.ageing)));
+        for at in next {
             self.preempt_for(at, out);
         }
     }
@@ -343,14 +369,22 @@ impl Scheduler {
         Some(self.cluster.kin_room(kin, at)).filter(|room| *room > 0)
     }
 
-    /// Some nodes that could hold what waits, and are kept for nobody, or for somebody who comes after it: each time
-    /// others, if there are many.
+    /// Nodes that could hold what waits, and are kept for nobody, or for somebody who comes after it: for a group all, since
+    /// it may need any of them together; else some, each time others if there are many.
     pub(super) fn nodes_for(&mut self, claim: &Claim) -> Vec<u32> {
         let Some(shape) = self.shapes.get(claim.shape) else { return Vec::new() };
-        let from = match shape.key.gang {
-            Some(_) => self.gangs.get(claim.at).map_or(0, |gang| gang.looked_from),
-            None => self.demands.get(claim.at).map_or(0, |demand| demand.looked_from),
-        };
+        let fine = |node: &Node| self.is_open(node, claim) && self.cluster.admits(shape, node);
+        if shape.key.gang.is_some() {
+            let Some(gang) = self.gangs.get(claim.at) else { return Vec::new() };
+            let has_place = |node: &Node| {
+                gang.spec.place.is_empty() || self.cluster.index.admits(gang.rules[1], node.spot)
+            };
+            let all = self.cluster.by_number.values().copied();
+            return all
+                .filter(|at| self.cluster.nodes.get(*at).is_some_and(|n| fine(n) && has_place(n)))
+                .collect();
+        }
+        let from = self.demands.get(claim.at).map_or(0, |demand| demand.looked_from);
         let numbers = self.cluster.by_number.range(from..).chain(self.cluster.by_number.range(..from));
         let (mut all, mut next) = (Vec::new(), 0);
         for (looked, (number, at)) in numbers.enumerate() {
@@ -358,20 +392,12 @@ impl Scheduler {
                 next = *number;
                 break;
             }
-            let fine = |node: &Node| {
-                let gang = shape.key.gang.is_some();
-                self.is_open(node, claim)
-                    && self.cluster.admits(shape, node)
-                    && (gang || node.stock.could_ever(&shape.need))
-            };
-            if self.cluster.nodes.get(*at).is_some_and(fine) {
+            let node = self.cluster.nodes.get(*at);
+            if node.is_some_and(|node| fine(node) && node.stock.could_ever(&shape.need)) {
                 all.push(*at);
             }
         }
-        match shape.key.gang {
-            Some(_) => self.gangs.get_mut(claim.at).into_iter().for_each(|gang| gang.looked_from = next),
-            None => self.demands.get_mut(claim.at).into_iter().for_each(|demand| demand.looked_from = next),
-        }
+        self.demands.get_mut(claim.at).into_iter().for_each(|demand| demand.looked_from = next);
         all
     }
 
@@ -671,73 +697,6 @@ impl Scheduler {
         if let Some((_, at)) = nodes.iter().filter_map(lacking).min() {
             self.keep(at, claim, Arc::clone(need), 1, true);
         }
-    }
-
-    /// Makes room for one of the groups that wait.
-    fn preempt_for_a_gang(&mut self, out: &mut Vec<Effect>) {
-        let from = self.preempting.gang;
-        let due = |(at, gang): (u32, &Gang)| {
-            (gang.shape.is_some() && self.waited(gang.since, self.options.preempt.patience)).then_some(at)
-        };
-        let rest = self.gangs.iter().filter(|(at, _)| *at >= from).find_map(due);
-        let Some(at) = rest.or_else(|| self.gangs.iter().find_map(due)) else { return };
-        self.preempting.gang = at + 1;
-        let Some(gang) = self.gangs.get(at) else { return };
-        let Some(shape) = gang.shape else { return };
-        let turn = gang.turn(at, self.options.ageing).0;
-        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
-        if self.coming(shape, claim.queue) > 0 {
-            return;
-        }
-        let Some(found) = self.places_for_gang(at, &claim) else { return };
-        // Now node by node, just what is needed.
-        let nodes: BTreeSet<u32> = found.iter().map(|(_, node)| *node).collect();
-        let (mut plans, mut whole, mut given) = (Vec::new(), true, Given::default());
-        for node in nodes {
-            let here: Vec<Arc<Need>> = found
-                .iter()
-                .filter(|(_, at)| *at == node)
-                .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
-                .collect();
-            let plan = self.plan(node, &claim, here.iter(), &mut given);
-            whole &= plan.slots as usize == here.len();
-            plans.push((node, plan, gang::sum(here.iter())));
-        }
-        plans.iter().for_each(|(_, plan, _)| self.undo(plan));
-        let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
-        let harsh = all.iter().any(|plan| plan.harsh() > 0);
-        if whole && all.iter().any(|plan| !plan.taken.is_empty()) && self.commit(&all, out) {
-            for (node, _, need) in plans {
-                self.keep(node, &claim, Arc::new(need), 1, harsh);
-            }
-        }
-    }
-
-    /// Where the bundles that a group lacks could go if all made room who must.
-    fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
-        let need = Arc::clone(self.shapes.need(claim.shape));
-        let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
-        for node_at in self.nodes_for(claim) {
-            for victim in self.victims(node_at) {
-                let mut slots = 0;
-                while slots < victim.slots && self.may_take(claim, &need, &victim, &given) {
-                    if self.give_up(&victim, &mut given) {
-                        left.push((victim.queue, Arc::clone(&victim.all)));
-                    }
-                    slots += 1;
-                }
-                let Some(node) = self.cluster.nodes.get_mut(node_at).filter(|_| slots > 0) else { continue };
-                if before.last().is_none_or(|(at, _)| *at != node_at) {
-                    before.push((node_at, node.stock.clone()));
-                }
-                node.stock.give(&victim.need, slots, 0, &victim.devices);
-            }
-            self.cluster.touch(node_at);
-        }
-        for (queue, all) in left {
-            self.queues.leave(queue, &all.amounts, -1);
-        }
-        self.places_with(at, before)
     }
 
     /// Whether room may be made on a node for somebody.

@@ -19,7 +19,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::GroupId;
 
-use super::{Scheduler, place::Round, preempt::Claim};
+use super::{
+    Scheduler,
+    place::Round,
+    preempt::{Claim, NODES_EACH},
+};
 use crate::{
     Millis, demand,
     gang::Placing,
@@ -45,11 +49,12 @@ pub(crate) enum Oldest {
 
 impl Scheduler {
     /// Keeps nodes for those that have waited longest, and sets aside what limits leave.
-    pub(super) fn keep_for_oldest(&mut self) {
+    pub(super) fn keep_for_oldest(&mut self, all: &[(Turn, u32, ShapeId)]) {
         let preempt = &self.options.preempt;
-        if preempt.reserve == Millis(u64::MAX) || self.waiting_gangs == 0 && self.by_key.is_empty() {
+        if preempt.reserve == Millis(u64::MAX) {
             return;
         }
+        self.preempting.keep_debt = self.preempting.keep_debt.saturating_sub(NODES_EACH);
         self.queues.pause_asides(self.now, self.aside_span());
         let kept = || self.preempting.kept.iter().filter_map(|at| self.oldest_on(*at));
         let mut slots = kept().filter(|who| matches!(who, Oldest::Demand(_))).count();
@@ -58,13 +63,12 @@ impl Scheduler {
         if gang && slots >= most && !self.queues.any_limited() {
             return;
         }
-        let mut all: Vec<(Turn, u32, ShapeId)> = (0..self.queues.len())
-            .flat_map(|queue| self.queues.first_turns(queue).map(move |(turn, shape)| (turn, queue, shape)))
-            .collect();
-        all.sort_unstable();
-        self.set_aside(&all);
+        self.set_aside(all);
         let mut tried = 0;
-        for ((.., at), queue, shape) in all.into_iter().take(LOOKED_MAX) {
+        // Those behind the last group for which no nodes could be kept, then the first ones again.
+        let (after, mut behind) = (self.preempting.kept_after, false);
+        for (turn, queue, shape) in all.iter().copied().take(LOOKED_MAX) {
+            let at = turn.2;
             if tried == TRIED_MAX || gang && slots >= most {
                 break;
             }
@@ -76,13 +80,34 @@ impl Scheduler {
             {
                 continue;
             }
-            tried += 1;
             if of_gang {
+                if after.is_some_and(|after| turn <= after) {
+                    continue;
+                }
+                behind = true;
+                if self.preempting.keep_debt >= NODES_EACH {
+                    continue;
+                }
+                self.preempting.keep_debt += self.cluster.by_number.len();
+                tried += 1;
                 gang = self.keep_for_gang(at);
+                self.preempting.kept_after = (!gang).then_some(turn);
             } else {
+                tried += 1;
                 slots += usize::from(self.keep_for_slot(at));
             }
         }
+        if !behind {
+            self.preempting.kept_after = None;
+        }
+    }
+
+    /// What has waited longest in each queue of each job and shape, in this order.
+    pub(super) fn first_turns(&self) -> Vec<(Turn, u32, ShapeId)> {
+        let first = |queue| self.queues.first_turns(queue).map(move |(turn, shape)| (turn, queue, shape));
+        let mut all: Vec<(Turn, u32, ShapeId)> = (0..self.queues.len()).flat_map(first).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Who it is that has waited so long that something is kept for him, if he has.

@@ -525,3 +525,61 @@ fn nodes_kept_for_a_group_are_so_together() {
         "without the other it is not"
     );
 }
+
+#[test]
+fn room_is_made_for_a_group_however_many_nodes_it_needs() {
+    let strict = |count: usize, arrange: Arrange, place: &str, priority: i32| Group {
+        arrange,
+        place: place.to_owned(),
+        ..group(&vec!["1 cpu"; count], priority, false)
+    };
+    // Most of many nodes at once.
+    let mut world = World::new(&["1 cpu"; 100]);
+    world.ask_as(1, host(200), 1, &work(", 0, 1 of 1 cpu, restartable").0, 100, &[]);
+    ask_group(&mut world, 1, &strict(80, Arrange::StrictSpread, "", 1));
+    let said = later(&mut world, 2000);
+    assert!(said.contains("group-1 0:"), "{said}");
+    assert_eq!(world.scheduler.leases().count(), 20, "no more than it needs had to go");
+    // All of one place, whose nodes lie among many others.
+    let nodes: Vec<String> = (0..300).map(|number| format!("1 cpu|rack=r{}", number % 20)).collect();
+    let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    world.ask_as(1, host(400), 1, &work(", 0, 1 of 1 cpu, restartable").0, 300, &[]);
+    ask_group(&mut world, 1, &strict(15, Arrange::StrictPack, "rack", 1));
+    let said = later(&mut world, 2000);
+    assert!(said.contains("group-1 0:"), "{said}");
+    // The same for one that may take from nobody, and waits behind small things: nodes are kept for it.
+    let mut world = World::new(&["1 cpu"; 100]);
+    world.ask_as(1, host(200), 1, &class("1 cpu"), 999, &[]);
+    ask_group(&mut world, 1, &strict(80, Arrange::StrictSpread, "", 0));
+    later(&mut world, 31_000);
+    let before: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
+    let all: Vec<Effect> =
+        before.into_iter().flat_map(|lease| world.step(Event::Release { lease })).collect();
+    assert!(all.iter().any(|effect| matches!(effect, Effect::GroupPlaced { .. })), "{}", show(&all));
+}
+
+#[test]
+fn what_matters_most_is_looked_at_soon_among_very_many() {
+    let mut world = World::new(&["4 cpu", "4 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 1 cpu, restartable").0, 8, &[]);
+    let waits = Arc::new(class("2 cpu"));
+    let urgent = Arc::new(Class { priority: 10, ..class("2 cpu") });
+    let each = (0..50).flat_map(|owner| (0..100).map(move |key| (20 + owner, key)));
+    for (owner, key, class) in each.map(|(o, k)| (o, k, &waits)).chain([(90, 0, &urgent)]) {
+        let (owner, job, class) = (host(owner), JobId { number: 2 }, Arc::clone(class));
+        let event = Event::Demand { owner, key, job, class, backlog: 1, attempt: 0, locality: Vec::new() };
+        world.scheduler.step(event, world.now);
+    }
+    let told = later(&mut world, 1500);
+    assert!(told.contains("lease-1 x2 until") || told.contains("lease-2 x2 until"), "{told}");
+    // The same with groups.
+    let mut world = World::new(&["4 cpu", "4 cpu"]);
+    world.ask_as(1, host(10), 1, &work(", 0, 1 of 1 cpu, restartable").0, 8, &[]);
+    for number in 1..=1000 {
+        let spec = group(&["2 cpu", "2 cpu"], if number == 1000 { 10 } else { 0 }, false);
+        let (group, job) = (GroupId { number }, JobId { number });
+        world.scheduler.step(Event::Group { group, job, spec: Arc::new(spec) }, world.now);
+    }
+    let told = later(&mut world, 1500);
+    assert!(told.contains("until"), "{told}");
+}

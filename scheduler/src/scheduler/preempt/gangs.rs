@@ -1,0 +1,122 @@
+//! Making room for groups.
+//!
+//! For one all nodes are looked through: its bundles may lie anywhere, and must do so together. In a large cluster that is
+//! much for one look, and the next group has to wait for as many looks as it was worth.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Claim, Given, Plan, Scheduler};
+use crate::{
+    Effect,
+    gang::{self, Gang},
+    queues::Turn,
+    shapes::ShapeId,
+    stock::Need,
+};
+
+/// So many nodes may be looked through in each look, beside those for the first group.
+pub(in crate::scheduler) const NODES_EACH: usize = 256;
+
+impl Scheduler {
+    /// Makes room for some of the groups that wait: by turns those whose turn is first, and each after the other.
+    pub(super) fn preempt_for_gangs(&mut self, turns: &[(Turn, u32, ShapeId)], out: &mut Vec<Effect>) {
+        self.preempting.debt = self.preempting.debt.saturating_sub(NODES_EACH);
+        if self.preempting.taken == 0.0
+            && let Some(at) = self.preempting.put_off.take()
+        {
+            self.preempt_for_gang(at, out);
+        }
+        if self.waiting_gangs == 0 || self.preempting.debt >= NODES_EACH {
+            return;
+        }
+        let patience = self.options.preempt.patience;
+        let due = |gang: &Gang| gang.shape.is_some() && self.waited(gang.since, patience);
+        let of_gang = |shape: ShapeId| self.shapes.get(shape).is_some_and(|shape| shape.key.gang.is_some());
+        let first = turns.iter().filter(|(.., shape)| of_gang(*shape)).map(|((.., at), ..)| *at);
+        let first: Vec<u32> = first.filter(|at| self.gangs.get(*at).is_some_and(due)).collect();
+        let mut each: Vec<u32> = self.gangs.iter().filter(|(_, gang)| due(gang)).map(|(at, _)| at).collect();
+        let from = each.partition_point(|at| *at < self.preempting.gang);
+        each.rotate_left(from);
+        let mut first = first.into_iter();
+        let mut each = each.into_iter();
+        while self.preempting.debt < NODES_EACH {
+            self.preempting.by_turn = !self.preempting.by_turn;
+            let next = if self.preempting.by_turn { first.next() } else { None };
+            let Some(at) = next.or_else(|| each.next().inspect(|at| self.preempting.gang = at + 1)) else {
+                break;
+            };
+            // That it was looked at is worth something as well.
+            self.preempting.debt += 1;
+            self.preempt_for_gang(at, out);
+        }
+    }
+
+    /// Makes room for a group that waits, where it can be.
+    fn preempt_for_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
+        let Some(gang) = self.gangs.get(at) else { return };
+        let Some(shape) = gang.shape else { return };
+        let turn = gang.turn(at, self.options.ageing).0;
+        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
+        if self.coming(shape, claim.queue) > 0 {
+            return;
+        }
+        self.preempting.debt += self.cluster.by_number.len() + gang.bundles.len();
+        let need = Arc::clone(self.shapes.need(shape));
+        self.pass_asides(&claim, &need);
+        let Some(found) = self.places_for_gang(at, &claim) else { return };
+        // Now node by node, just what is needed.
+        let nodes: BTreeSet<u32> = found.iter().map(|(_, node)| *node).collect();
+        let (mut plans, mut whole, mut given) = (Vec::new(), true, Given::default());
+        for node in nodes {
+            let here: Vec<Arc<Need>> = found
+                .iter()
+                .filter(|(_, at)| *at == node)
+                .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
+                .collect();
+            let plan = self.plan(node, &claim, here.iter(), &mut given);
+            whole &= plan.slots as usize == here.len();
+            plans.push((node, plan, gang::sum(here.iter())));
+        }
+        plans.iter().for_each(|(_, plan, _)| self.undo(plan));
+        let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
+        let harsh = all.iter().any(|plan| plan.harsh() > 0);
+        if !whole || all.iter().all(|plan| plan.taken.is_empty()) {
+            return;
+        }
+        if !self.commit(&all, out) {
+            // It may need more than is ever left of a second in which others took some.
+            self.preempting.put_off.get_or_insert(at);
+            return;
+        }
+        for (node, _, need) in plans {
+            self.keep(node, &claim, Arc::new(need), 1, harsh);
+        }
+    }
+
+    /// Where the bundles that a group lacks could go if all made room who must.
+    fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
+        let need = Arc::clone(self.shapes.need(claim.shape));
+        let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
+        for node_at in self.nodes_for(claim) {
+            for victim in self.victims(node_at) {
+                let mut slots = 0;
+                while slots < victim.slots && self.may_take(claim, &need, &victim, &given) {
+                    if self.give_up(&victim, &mut given) {
+                        left.push((victim.queue, Arc::clone(&victim.all)));
+                    }
+                    slots += 1;
+                }
+                let Some(node) = self.cluster.nodes.get_mut(node_at).filter(|_| slots > 0) else { continue };
+                if before.last().is_none_or(|(at, _)| *at != node_at) {
+                    before.push((node_at, node.stock.clone()));
+                }
+                node.stock.give(&victim.need, slots, 0, &victim.devices);
+            }
+            self.cluster.touch(node_at);
+        }
+        for (queue, all) in left {
+            self.queues.leave(queue, &all.amounts, -1);
+        }
+        self.places_with(at, before)
+    }
+}
