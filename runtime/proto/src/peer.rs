@@ -36,6 +36,16 @@ pub enum Message {
     },
     /// Executor to submitter: this ended.
     Done(Done),
+    /// Executor to submitter: the time given for this ran out, and its code was asked to stop. [`Message::Done`] follows
+    /// when that has ended, with what it keeps of its arguments.
+    Expired {
+        /// The task.
+        task: TaskId,
+        /// Which attempt.
+        attempt: u32,
+        /// What its results are from now on.
+        failure: Box<Failure>,
+    },
     /// Submitter to executor: stop it, or do not start it.
     Cancel {
         /// The task.

@@ -217,7 +217,9 @@ impl Options {
         self.change(|set| set.buffer.0.bytes = bytes)
     }
 
-    /// Longest that it may run, from its start.
+    /// Longest that it may run, from its start; it then fails with `TimedOut` at once, and its code is asked to stop as by
+    /// [`ObjectRef::cancel`](crate::ObjectRef::cancel). It keeps its slot until it returns. With `isolation = "process"`, a
+    /// task or an actor's construction that has not returned 5 s later ends with its process.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.change(|set| set.timeout = Some(timeout))
     }

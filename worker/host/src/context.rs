@@ -40,6 +40,7 @@ pub struct Context {
     /// In an actor's method: how it runs.
     pub(crate) seat: Option<Seat>,
     pub(crate) cancelled: AtomicBool,
+    /// Of a call with a timeout: it has ended, or its time ran out, whichever came first.
     pub(crate) finished: AtomicBool,
     pub(crate) waiting: AtomicU32,
     /// Its code has begun.

@@ -25,7 +25,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, IdMap, LeaseId, TaskId,
     host::ToAgent,
     limits::Limits,
-    peer::{Call, Target},
+    peer::{Call, Message, Target},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smallvec::SmallVec;
@@ -36,7 +36,7 @@ use ready::{Ready, is_long};
 use slots::{LEND_TICK, Left, Slots};
 
 use crate::{
-    codec::{Arguments, Results, Value},
+    codec::{Arguments, Held, Results, Value},
     context::{self, Context},
     core::{NO_LEASE, title},
     fetch, guarded,
@@ -643,6 +643,9 @@ impl Executor {
         drop(arguments);
         drop(share);
         note_time(function, nanos);
+        // Its caller knows already why there is no result, and waits for its end only.
+        let expired = call.timeout_ms > 0 && context.finished.swap(true, Ordering::AcqRel);
+        let result = if expired { Err(out_of_time(call)) } else { result };
         if let (Target::Construct { .. }, Some(actor), Err(_)) = (call.target, &actor, &result) {
             self.never_made(actor);
         }
@@ -652,14 +655,12 @@ impl Executor {
             let failure =
                 if failure.kind == FailureKind::Cancelled { ended().unwrap_or(failure) } else { failure };
             let returned = failure.kind == FailureKind::Returned && failure.what.is_empty();
-            let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
+            let mut failure = describe(runtime, function, call, failure);
             if returned {
                 // Nobody can tell which line returned it; that of the function is a start.
                 failure.message =
                     format!("error at {}:{}: {}", function.file, function.line, failure.message);
             }
-            failure.attempt = call.attempt;
-            failure.attempts_max = call.attempts_max;
             failure
         });
         let refs = std::mem::take(&mut *context.refs.lock());
@@ -691,9 +692,7 @@ impl Executor {
         {
             self.start(runtime, next);
         }
-        if !context.finished.swap(true, Ordering::AcqRel) {
-            self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
-        }
+        self.send_done(runtime, caller, (call, context.function), nanos, result, &refs);
         if let (Some(seat), Some(actor)) = (context.seat, actor) {
             actor.inner.lock().inbox.finished(seat);
             next = self.take_next(runtime, &actor);
@@ -708,28 +707,37 @@ impl Executor {
         next
     }
 
-    /// Ends a call that has not run, or does so no more.
+    /// Ends a call that has not run.
     fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Results, Failure>) {
         self.state.lock().running.remove(&call.task);
         // It made nothing that is kept.
         self.send_done(runtime, caller, (call, ""), 0, result, &[]);
     }
 
-    /// The time given for a call ran out: answer at once, and ask the code to stop.
-    fn expire(&self, runtime: &Arc<Runtime>, run: &Expiry) {
+    /// The time given for a call ran out, unless it has just ended: says so at once, and asks the code to stop. It runs
+    /// until it returns, as one that is cancelled, and its end is told then.
+    fn expire(&self, runtime: &Arc<Runtime>, run: &Expiry) -> bool {
         if run.context.finished.swap(true, Ordering::AcqRel) {
-            return;
+            return false;
         }
-        let mut failure = Failure::new(
-            FailureKind::TimedOut,
-            format!("it ran longer than the {} ms that it was given", run.call.timeout_ms),
-        )
-        .of(call_title(run.function, run.call))
-        .on(runtime.me().node.to_string());
-        failure.attempt = run.call.attempt;
-        failure.attempts_max = run.call.attempts_max;
-        self.reply(runtime, run.caller, run.call, Err(failure));
+        let failure = Box::new(describe(runtime, run.function, run.call, out_of_time(run.call)));
+        let message = Message::Expired { task: run.call.task, attempt: run.call.attempt, failure };
+        runtime.send(run.caller, message, Held::default());
         run.context.stop(runtime);
+        if let Target::Construct { incarnation, .. } = run.call.target {
+            // Nobody has a handle to what it may make yet.
+            self.terminate(runtime, run.call.task, incarnation);
+        }
+        true
+    }
+
+    /// Whether this call's code still runs, and whether nothing else's does.
+    fn still_runs(&self, context: &Arc<Context>) -> (bool, bool) {
+        let state = self.state.lock();
+        let is_it = |other: &&Arc<Context>| Arc::ptr_eq(other, context);
+        let runs = state.running.get(&context.task).is_some_and(|other| is_it(&other));
+        let begun = |other: &&Arc<Context>| other.begun.load(Ordering::Acquire);
+        (runs, !state.running.values().filter(begun).any(|other| !is_it(&other)))
     }
 
     /// Ends idle threads; running calls go on until they return.
@@ -746,8 +754,12 @@ impl Executor {
     }
 }
 
-/// Exit code of a host that a forced cancellation ended.
+/// Exit code of a host that a forced cancellation ended, or a call that did not end in time.
 pub const FORCED_EXIT: i32 = 75;
+
+/// How much longer than its time a task or an actor's construction may take to notice that it is over, where it has a
+/// process to itself. Others would never have its slot, nor anybody the memory and the devices that it holds.
+const EXPIRED_GRACE: Duration = Duration::from_secs(5);
 
 struct Expiry {
     call: Header,
@@ -763,10 +775,39 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
     let after = Duration::from_millis(run.call.timeout_ms);
     runtime.user().spawn(async move {
         tokio::time::sleep(after).await;
-        if let Some(runtime) = weak.upgrade() {
-            runtime.executor().expire(&runtime, &expiry);
+        let expired = weak.upgrade().is_some_and(|runtime| runtime.executor().expire(&runtime, &expiry));
+        // An actor may have other use for its process than one call that does not end.
+        if !expired || matches!(expiry.call.target, Target::Method { .. }) {
+            return;
+        }
+        loop {
+            tokio::time::sleep(EXPIRED_GRACE).await;
+            let Some(runtime) = weak.upgrade().filter(|runtime| !runtime.is_shared()) else { return };
+            match runtime.executor().still_runs(&expiry.context) {
+                (false, _) => return,
+                (true, false) => {}
+                (true, true) => {
+                    tracing::info!(task = %expiry.call.task, "a call that goes on after its time ends this process");
+                    std::process::exit(FORCED_EXIT);
+                }
+            }
         }
     });
+}
+
+fn out_of_time(call: Header) -> Failure {
+    Failure::new(
+        FailureKind::TimedOut,
+        format!("it ran longer than the {} ms that it was given", call.timeout_ms),
+    )
+}
+
+/// What failed, where, and which attempt it was.
+fn describe(runtime: &Runtime, function: &Function, call: Header, failure: Failure) -> Failure {
+    let mut failure = failure.of(call_title(function, call)).on(runtime.me().node.to_string());
+    failure.attempt = call.attempt;
+    failure.attempts_max = call.attempts_max;
+    failure
 }
 
 fn call_title(function: &Function, call: Header) -> String {

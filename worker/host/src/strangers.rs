@@ -17,7 +17,7 @@ pub(crate) fn may(names: &Names, message: &Message) -> bool {
         | Message::Return { object: of, .. }
         | Message::Lost { object: of, .. } => object(of),
         Message::Kill { actor } | Message::Room { actor, .. } => names.is_true(*actor),
-        Message::NoRoom { task, .. } => names.is_true(*task),
+        Message::NoRoom { task, .. } | Message::Expired { task, .. } => names.is_true(*task),
         Message::Done(done) => names.is_true(done.task) && done.retained.iter().all(object),
         Message::Item(item) => names.is_true(item.task),
         Message::Consumed { .. }
@@ -65,6 +65,7 @@ mod tests {
                 Message::Kill { actor: task },
                 Message::Room { actor: task, incarnation: 1, calls: 1 },
                 Message::NoRoom { task, inbox: 1 },
+                Message::Expired { task, attempt: 1, failure: Box::new(failure.clone()) },
                 done(task, vec![]),
                 done(names.task(1), vec![object]),
             ]

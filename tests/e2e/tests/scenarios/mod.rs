@@ -8,6 +8,7 @@ mod disk;
 mod draining;
 pub mod driver;
 mod dying;
+mod expiring;
 mod explaining;
 mod files;
 mod forging;
@@ -207,6 +208,10 @@ pub fn cases() -> Vec<Case> {
         case!(cancelling::sync_code_is_asked),
         case!(cancelling::force_needs_a_process),
         case!(cancelling::time_runs_out),
+        case!(expiring::what_a_late_call_kept_is_there).modes(PROCESSES),
+        case!(expiring::one_that_does_not_stop_keeps_no_other_waiting).cpus(2.0),
+        case!(expiring::a_process_that_does_not_stop_serves_no_other).cpus(1.0),
+        case!(expiring::an_actor_that_comes_too_late_does_not_live),
         case!(dying::a_task_is_tried_again),
         case!(dying::attempts_end),
         case!(dying::actors_end_with_their_owner),

@@ -218,7 +218,8 @@ impl Core {
     /// Ends an owned actor for good.
     pub fn end_actor(&mut self, actor: TaskId, failure: Failure, out: &mut Vec<Action>) {
         let Some(task) = self.tasks.get(&actor.seq).filter(|_| actor.owner == self.me) else { return };
-        if !matches!(task.spec.kind, Kind::Construct { .. }) {
+        let is_given_up = task.cancelled && matches!(task.phase, Phase::Pushed { .. });
+        if !matches!(task.spec.kind, Kind::Construct { .. }) || is_given_up {
             return;
         }
         let at = match task.phase {

@@ -456,6 +456,9 @@ impl Core {
                 self.on_item(from, item, out);
                 self.objects.took(from, &lent, &mut self.effects);
             }
+            Message::Expired { task, attempt, failure } => {
+                self.on_expired(from, task, attempt, *failure, out);
+            }
             Message::Recalled { lease, tasks } => self.on_recalled(from, lease, &tasks, out),
             Message::Retired { actor, incarnation } => self.on_retired(from, actor, incarnation, out),
             Message::Kill { actor } => self.end_actor(actor, killed(), out),
@@ -467,6 +470,36 @@ impl Core {
         }
         self.drain(out);
         Ok(())
+    }
+
+    /// The time given for a call ran out: its results fail at once. As where it is cancelled, its slot and what it was given
+    /// stay its until its code has ended, as its `Done` says.
+    fn on_expired(
+        &mut self,
+        from: HostId,
+        id: TaskId,
+        attempt: u32,
+        failure: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        let seq = id.seq;
+        let counts = self.tasks.get(&seq).is_some_and(|task| {
+            matches!(task.phase, Phase::Pushed { host, .. } if host == from)
+                && task.attempt == attempt
+                && !task.cancelled
+                && !self.is_discarded(seq, task, from)
+        });
+        // A stream's attempt that was stopped to be made again is so whatever stopped it.
+        if id.owner != self.me || !counts || self.is_restarting(seq) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        task.cancelled = true;
+        let (title, returns) = (task.spec.title(id), task.spec.template.returns);
+        if let Kind::Construct { .. } = task.spec.kind {
+            self.give_name_up(id.object(0), out);
+        }
+        self.fail_results(id, returns, &failure.of(title));
     }
 
     fn on_done(&mut self, from: HostId, done: Done, out: &mut Vec<Action>) {
@@ -523,7 +556,12 @@ impl Core {
         }
         match done.outcome {
             Outcome::Values(values) => {
-                if let Kind::Construct { .. } = kind {
+                if let (Kind::Construct { .. }, true) = (kind, cancelled) {
+                    // It was given up meanwhile, and nobody else would end it.
+                    let message = Message::Terminate { actor: done.task, incarnation };
+                    out.push(Action::Send { to: from, message });
+                    self.conclude(seq, Failure::new(FailureKind::Cancelled, "it was cancelled"), out);
+                } else if let Kind::Construct { .. } = kind {
                     task.phase = Phase::Kept;
                     self.one_finished(out);
                     let at = State::Actor { host: from, incarnation };
@@ -762,6 +800,8 @@ impl Core {
                     self.maybe_release(lease, out);
                 }
             }
+            // Given up already: its slot is free when its code has ended.
+            Some(task) if task.cancelled && matches!(task.phase, Phase::Pushed { .. }) => {}
             Some(task) if matches!(task.spec.kind, Kind::Construct { .. }) => {
                 // The last handle went before the actor was up.
                 let host = match task.phase {

@@ -12,6 +12,7 @@ use smallvec::smallvec;
 
 mod ahead;
 mod classes;
+mod expired;
 mod held;
 mod lost;
 mod several;

@@ -1,6 +1,6 @@
 //! What a call or an actor that was submitted here waits for, in words for people.
 
-use mobula_proto::{ObjectId, TaskId, host::Explained, peer::State};
+use mobula_proto::{FailureKind, ObjectId, TaskId, host::Explained, peer::State};
 
 use super::{Core, Kind, Phase, Task, is_final};
 
@@ -17,13 +17,19 @@ impl Core {
         }
         let Some(task) = self.tasks.get(&id.seq) else { return self.explain_value(id.object(0)) };
         let what = task.spec.title(id);
-        let cancelled = if task.cancelled { ", and was cancelled" } else { "" };
+        let given_up = match (task.cancelled, self.objects.state(id.object(0))) {
+            (false, _) => "",
+            (true, Some(State::Failed(failure))) if failure.kind == FailureKind::TimedOut => {
+                ", but its time has run out: it was asked to stop, and keeps its slot until its code returns"
+            }
+            (true, _) => ", and was cancelled",
+        };
         let attempt = match task.attempt {
             0 | 1 => String::new(),
             attempt => format!(" (attempt {attempt} of {})", task.attempts_max()),
         };
         let (why, key) = self.waits(id, task);
-        Some(Explained { what, why: format!("{why}{attempt}{cancelled}"), key })
+        Some(Explained { what, why: format!("{why}{attempt}{given_up}"), key })
     }
 
     /// What it waits for, and its class's number where that is a lease.

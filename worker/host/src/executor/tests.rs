@@ -110,6 +110,51 @@ fn what_no_thread_will_run_fails() {
     assert!(matches!(outcome(4), Outcome::Values(_)));
 }
 
+/// This call, with so little time that it runs out at once.
+fn hurried(message: Message) -> Message {
+    let Message::Run(mut call) = message else { unreachable!() };
+    call.timeout_ms = 1;
+    Message::Run(call)
+}
+
+fn is_out_of_time(failure: &Failure, what: &str) -> bool {
+    let attempts = (failure.attempt, failure.attempts_max);
+    failure.kind == FailureKind::TimedOut && failure.what.contains(what) && attempts == (1, 1)
+}
+
+fn gated(_: Arguments) -> Invocation<Results> {
+    drop(GATE.lock());
+    Invocation::Finished(Ok(Results::new()))
+}
+
+#[test]
+fn a_call_whose_time_ran_out_keeps_its_slot_until_it_ends() {
+    let [gated, leaf] =
+        [function("test::gated", Entry::Task(gated)), function("test::leaf", Entry::Task(leaf))];
+    let alone = alone(&[gated, leaf]);
+    let runtime = &alone.runtime;
+    let task = |seq| TaskId { owner: other(2), seq, key: 7 };
+    let target = Target::Task { lease: lease(1), slots: 1 };
+    let gate = GATE.lock();
+    runtime.on_peer(other(2), true, hurried(call(gated, task(1), target)));
+    let (to, Message::Expired { task: late, attempt: 1, failure }) = alone.next_sent() else {
+        panic!("its time does not run out")
+    };
+    assert!((to, late) == (other(2), task(1)) && is_out_of_time(&failure, "test::gated"), "{failure:?}");
+    runtime.on_peer(other(2), true, call(leaf, task(2), target));
+    assert_eq!(runtime.executor().recall(other(2), lease(1)), [task(2)], "it does not run beside it");
+    assert_eq!(runtime.load().1, 1);
+    drop(gate);
+    let (to, Message::Done(done)) = alone.next_sent() else { panic!("its end is not told") };
+    assert_eq!((to, done.task), (other(2), task(1)));
+    let Outcome::Failed(failure) = done.outcome else { panic!("nobody wants its value") };
+    assert!(is_out_of_time(&failure, "test::gated") && done.nanos > 0, "{failure:?}");
+    assert_eq!(runtime.load().1, 0);
+    runtime.on_peer(other(2), true, call(leaf, task(3), target));
+    let (_, Message::Done(done)) = alone.next_sent() else { panic!("the slot is not free") };
+    assert!(matches!(done.outcome, Outcome::Values(_)));
+}
+
 struct Bench {
     alone: Alone,
     actor: &'static Function,
@@ -193,6 +238,23 @@ fn actors_end_with_their_owners() {
     bench.alone.runtime.on_agent(ToHost::NodeDied { node, failure }, Vec::new());
     bench.hears("it is gone");
     assert_eq!(bench.actors(), 1, "one whose owner lives stays");
+}
+
+#[test]
+fn an_actor_whose_construction_took_too_long_does_not_live() {
+    let bench = Bench::new();
+    let gate: MutexGuard<'_, ()> = GATE.lock();
+    let target = Target::Construct { lease: lease(1), incarnation: 1 };
+    let message = call(bench.actor, TaskId { owner: other(2), seq: 1, key: 7 }, target);
+    bench.alone.runtime.on_peer(other(2), true, hurried(message));
+    bench.hears("it is being made");
+    let (_, Message::Expired { failure, .. }) = bench.alone.next_sent() else { panic!("it has all time") };
+    assert!(is_out_of_time(&failure, "test::Actor"), "{failure:?}");
+    assert_eq!(bench.alone.runtime.load().1, 1, "it is being made still");
+    drop(gate);
+    bench.hears("it is gone");
+    assert!(!bench.answers(other(2)));
+    assert_eq!(bench.actors(), 0);
 }
 
 fn plain(_: Arguments) -> Invocation<ActorState> {
