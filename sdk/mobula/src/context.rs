@@ -13,7 +13,8 @@ pub fn current() -> Result<Arc<Context>> {
     host::task().ok_or_else(|| Error::new(ErrorKind::Internal, "no task runs on this thread"))
 }
 
-/// Whether somebody gave up on the running task; `false` outside one.
+/// Whether somebody gave up on the running task, or its time has run out; `false` outside one. Waiting for objects on its
+/// thread then fails as `Cancelled`.
 pub fn cancelled() -> bool {
     host::task().is_some_and(|task| task.cancelled())
 }

@@ -201,6 +201,11 @@ impl<T> fmt::Debug for ObjectStream<T> {
     }
 }
 
+/// Whether waiting for the next item would fail so again: in async code, or in a call that was cancelled.
+fn is_for_ever(error: &Error) -> bool {
+    matches!(error.kind(), FailureKind::BlockingInAsync | FailureKind::Cancelled)
+}
+
 /// The items of an [`ObjectStream`] as values, waited for on this thread.
 #[derive(Debug)]
 pub struct Items<T>(ObjectStream<T>);
@@ -210,12 +215,7 @@ impl<T: Data> Iterator for Items<T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.0.get_next();
-        // In async code it would be the same error for ever.
-        if let Some(Err(error)) = &next
-            && error.kind() == FailureKind::BlockingInAsync
-        {
-            self.0.ended = true;
-        }
+        self.0.ended |= matches!(&next, Some(Err(error)) if is_for_ever(error));
         next
     }
 }
@@ -258,9 +258,7 @@ impl<T> Iterator for Refs<T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.0.get_next_ref();
-        if matches!(&next, Some(Err(error)) if error.kind() == FailureKind::BlockingInAsync) {
-            self.0.ended = true;
-        }
+        self.0.ended |= matches!(&next, Some(Err(error)) if is_for_ever(error));
         next
     }
 }

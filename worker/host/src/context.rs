@@ -12,8 +12,9 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId, ObjectId, TaskId, resource::DeviceGrant,
 };
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
-use crate::{inbox::Seat, runtime::Runtime, stream::Producer};
+use crate::{inbox::Seat, runtime::Runtime, stream::Producer, wait::Parker};
 
 /// A call that runs.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct Context {
     pub(crate) admitted: AtomicU64,
     pub(crate) abort: Mutex<Option<futures_util::future::AbortHandle>>,
     pub(crate) refs: Mutex<Vec<ObjectId>>,
+    /// Its threads that wait for something.
+    pub(crate) parked: Mutex<SmallVec<[Arc<Parker>; 1]>>,
     /// For calls that give a stream.
     pub(crate) producer: Option<Arc<Producer>>,
 }
@@ -66,7 +69,8 @@ impl Context {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Asks its code to stop, which async code does at its next await and a stream's before its next item.
+    /// Asks its code to stop, which async code does at its next await and a stream's before its next item. Where sync code
+    /// waits, that fails.
     pub(crate) fn stop(&self, runtime: &Runtime) {
         self.cancelled.store(true, Ordering::Relaxed);
         if let Some(abort) = self.abort.lock().as_ref() {
@@ -75,6 +79,30 @@ impl Context {
         if let Some(producer) = &self.producer {
             producer.wake(runtime);
         }
+        let mut others = false;
+        for parker in self.parked.lock().iter() {
+            others |= parker.interrupt();
+        }
+        if others {
+            // One of them may lead, and sleep on the doorbell.
+            runtime.peers().nudge();
+        }
+    }
+
+    /// Waits on this thread, as `park` does, until that is over or the call is stopped: then it says so.
+    pub(crate) fn park(&self, parker: &Arc<Parker>, park: impl FnOnce()) -> Result<(), Failure> {
+        let stopped = || Err(Failure::new(FailureKind::Cancelled, "it was cancelled"));
+        {
+            let mut parked = self.parked.lock();
+            // Under the lock: `stop` finds whoever has not seen that it was called.
+            if self.cancelled() {
+                return stopped();
+            }
+            parked.push(parker.clone());
+        }
+        park();
+        self.parked.lock().retain(|other| !Arc::ptr_eq(other, parker));
+        if self.cancelled() { stopped() } else { Ok(()) }
     }
 
     /// Whether it makes progress, as far as is known: it has begun, and waits neither for an object nor for room.

@@ -214,6 +214,7 @@ impl Executor {
             admitted: 0.into(),
             abort: Mutex::new(None),
             refs: Mutex::new(Vec::new()),
+            parked: Mutex::default(),
             producer,
         });
         let arguments = fetch::here(call.arguments);

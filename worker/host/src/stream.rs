@@ -201,7 +201,7 @@ impl Producing {
             if self.producer.has_room(&self.context, || Waiter::Thread(parker.clone()))? {
                 return Ok(());
             }
-            self.runtime.park(&parker, &mut blocked, None);
+            self.runtime.park(&parker, &mut blocked, None)?;
         }
     }
 
@@ -262,7 +262,7 @@ impl Runtime {
     }
 
     /// [`Runtime::poll_item`] that waits on this thread. A slot that the calling task holds serves others meanwhile.
-    /// Refused inside async code.
+    /// Fails where that task is cancelled. Refused inside async code.
     pub fn next_item(self: &Arc<Self>, stream: ObjectId) -> Result<Option<ObjectId>, Failure> {
         context::refuse_async()?;
         let mut blocked = None;
@@ -271,7 +271,13 @@ impl Runtime {
             match self.take_item(stream, || Waiter::Thread(parker.clone())) {
                 Taken::Item(item) => return Ok(Some(item)),
                 Taken::End => return Ok(None),
-                Taken::NotYet => self.park(&parker, &mut blocked, None),
+                Taken::NotYet => {
+                    let waited = self.park(&parker, &mut blocked, None);
+                    if waited.is_err() {
+                        self.unregister(&[stream], |waiter| waiter.is(&parker));
+                    }
+                    waited?;
+                }
             }
         }
     }

@@ -29,6 +29,16 @@ impl Parker {
         self.missing.load(Ordering::Acquire) <= 0
     }
 
+    /// Wakes it, whatever is missing. Says whether that is a thread other than this one, as [`Waiter::wake`] does.
+    pub fn interrupt(&self) -> bool {
+        let waits = self.missing.swap(0, Ordering::AcqRel) > 0;
+        let other = waits && self.thread.id() != std::thread::current().id();
+        if other {
+            self.thread.unpark();
+        }
+        other
+    }
+
     /// Waits until woken or until the deadline.
     pub fn park(&self, deadline: Option<Instant>) {
         while !self.is_woken() {

@@ -105,6 +105,56 @@ pub async fn sync_code_is_asked(_env: Env) -> Result<()> {
 }
 
 #[mobula::task]
+fn passes(started: String, gate: String) -> u32 {
+    witness::note(&started);
+    witness::pass(&gate);
+    7
+}
+
+#[mobula::task]
+fn waits_in_get(started: String, gate: String, dropped: String) -> Result<u32> {
+    let _noted = Noted(dropped);
+    passes.remote(started, gate).get()
+}
+
+#[mobula::task]
+fn hands_on(started: String, gate: String) -> impl Iterator<Item = u32> {
+    witness::note(&started);
+    std::iter::once_with(move || {
+        witness::pass(&gate);
+        7
+    })
+}
+
+#[mobula::task]
+fn waits_for_an_item(started: String, gate: String, dropped: String) -> Result<u32> {
+    let _noted = Noted(dropped);
+    hands_on.remote(started, gate).into_iter().sum()
+}
+
+pub async fn sync_code_that_waits_is_woken(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let get = waits_in_get.remote(witness.place("got"), gate.place(), witness.place("get dropped"));
+    let item = waits_for_an_item.remote(witness.place("made"), gate.place(), witness.place("item dropped"));
+    for (object, started, dropped) in [(&get, "got", "get dropped"), (&item, "made", "item dropped")] {
+        witness.sees(started).await?;
+        assert!(object.cancel());
+        witness.sees(dropped).await?;
+    }
+    let short = Duration::from_millis(700);
+    let late = waits_in_get.options().timeout(short).remote(
+        witness.place("late"),
+        gate.place(),
+        witness.place("late dropped"),
+    );
+    let error = late.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    witness.sees("late dropped").await?;
+    gate.open()
+}
+
+#[mobula::task]
 fn deaf(started: String) {
     witness::note(&started);
     std::thread::sleep(4 * WAIT);

@@ -122,7 +122,7 @@ impl Late {
 pub async fn an_actor_that_comes_too_late_does_not_live(_env: Env) -> Result<()> {
     let witness = Witness::new()?;
     let gate = witness.gate("gate")?;
-    let late = Late::spawn(gate.place()).name("late").options(|options| options.timeout(SHORT)).start();
+    let late = Late::spawn(gate.place()).options(|options| options.timeout(SHORT)).start();
     let call = late.touch().await.unwrap_err();
     assert_eq!(call.kind(), ErrorKind::ActorDied, "{call}");
     assert!(call.to_string().contains("ran longer than"), "{call}");

@@ -206,6 +206,7 @@ pub fn cases() -> Vec<Case> {
         case!(cancelling::async_code_is_dropped_at_its_await),
         case!(cancelling::what_waits_never_runs).cpus(1.0),
         case!(cancelling::sync_code_is_asked),
+        case!(cancelling::sync_code_that_waits_is_woken).cpus(4.0),
         case!(cancelling::force_needs_a_process),
         case!(cancelling::time_runs_out),
         case!(expiring::what_a_late_call_kept_is_there).modes(PROCESSES),

@@ -155,6 +155,52 @@ fn a_call_whose_time_ran_out_keeps_its_slot_until_it_ends() {
     assert!(matches!(done.outcome, Outcome::Values(_)));
 }
 
+fn reads_a_stream(_: Arguments) -> Invocation<Results> {
+    let stream = AWAITED.lock().unwrap();
+    let item = context::runtime().unwrap().next_item(stream);
+    Invocation::Finished(item.map(|_| Results::new()))
+}
+
+fn waits_for_very_many(_: Arguments) -> Invocation<Results> {
+    let awaited = vec![AWAITED.lock().unwrap(); 3000];
+    let ready = context::runtime().unwrap().wait(&awaited, awaited.len(), None);
+    Invocation::Finished(ready.map(|_| Results::new()))
+}
+
+#[test]
+fn a_call_that_waits_is_woken_when_it_is_cancelled_or_its_time_runs_out() {
+    let [one, many, stream] = [
+        function("test::waits", Entry::Task(waits)),
+        function("test::waits_for_very_many", Entry::Task(waits_for_very_many)),
+        function("test::reads_a_stream", Entry::Task(reads_a_stream)),
+    ];
+    let alone = alone(&[one, many, stream]);
+    let runtime = &alone.runtime;
+    *AWAITED.lock() = Some(runtime.pending());
+    let target = Target::Task { lease: lease(1), slots: 1 };
+    let ends = |task, kind| match alone.next_sent() {
+        (_, Message::Done(done)) if done.task == task => match done.outcome {
+            Outcome::Failed(failure) => assert_eq!(failure.kind, kind, "{failure:?}"),
+            outcome => panic!("{outcome:?}"),
+        },
+        sent => panic!("{sent:?}"),
+    };
+    for (seq, function) in (1..).zip([one, many, stream]) {
+        let task = TaskId { owner: other(2), seq, key: 7 };
+        runtime.on_peer(other(2), true, call(function, task, target));
+        eventually(|| runtime.waits() > 0 && runtime.executor().state.lock().blocked == 1);
+        runtime.on_peer(other(2), true, Message::Cancel { task, force: false });
+        ends(task, FailureKind::Cancelled);
+        assert_eq!(runtime.waits(), 0);
+
+        let task = TaskId { owner: other(2), seq: seq + 10, key: 7 };
+        runtime.on_peer(other(2), true, hurried(call(function, task, target)));
+        let (_, Message::Expired { .. }) = alone.next_sent() else { panic!("its time does not run out") };
+        ends(task, FailureKind::TimedOut);
+        assert_eq!(runtime.waits(), 0);
+    }
+}
+
 struct Bench {
     alone: Alone,
     actor: &'static Function,

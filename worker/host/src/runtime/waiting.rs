@@ -25,8 +25,8 @@ impl Runtime {
     }
 
     /// Waits on this thread until `count` of the objects are final, and gives the positions of the first so many that
-    /// are; of fewer only after the deadline. A slot that the calling task holds serves others meanwhile. Refused
-    /// inside async code.
+    /// are; of fewer only after the deadline. A slot that the calling task holds serves others meanwhile. Fails where that
+    /// task is cancelled before enough are. Refused inside async code.
     pub fn wait(
         self: &Arc<Self>,
         objects: &[ObjectId],
@@ -35,7 +35,7 @@ impl Runtime {
     ) -> Result<Ready, Failure> {
         context::refuse_async()?;
         if count >= objects.len() && objects.len() > PORTION {
-            return Ok(self.wait_for_all(objects, deadline));
+            return self.wait_for_all(objects, deadline);
         }
         let mut parker = None;
         // A thread counts each of its objects, so one that is there twice wakes it twice.
@@ -43,14 +43,22 @@ impl Runtime {
             Waiter::Thread(parker.insert(Parker::new(missing)).clone())
         });
         let Some(parker) = parker else { return Ok(ready) };
-        self.park(&parker, &mut None, deadline);
+        let waited = self.park(&parker, &mut None, deadline);
         self.unregister(objects, |waiter| waiter.is(&parker));
-        Ok(ready_among(&self.core.lock(), objects, count))
+        let ready = ready_among(&self.core.lock(), objects, count);
+        if ready.len() < count.min(objects.len()) {
+            waited?;
+        }
+        Ok(ready)
     }
 
     /// [`Self::wait`] for all of very many. The last ones first: when they are final most others are, for which nobody
     /// need be registered then.
-    fn wait_for_all(self: &Arc<Self>, objects: &[ObjectId], deadline: Option<Instant>) -> Ready {
+    fn wait_for_all(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+        deadline: Option<Instant>,
+    ) -> Result<Ready, Failure> {
         if objects.iter().any(|object| object.owner != self.me()) {
             // What other hosts have to say about theirs comes meanwhile.
             self.step(|core, out| {
@@ -60,17 +68,17 @@ impl Runtime {
             });
         }
         for portion in objects.rchunks(PORTION) {
-            let ready = self.wait(portion, portion.len(), deadline);
-            if ready.is_ok_and(|ready| ready.len() < portion.len()) {
-                return ready_among(&self.core.lock(), objects, objects.len());
+            if self.wait(portion, portion.len(), deadline)?.len() < portion.len() {
+                return Ok(ready_among(&self.core.lock(), objects, objects.len()));
             }
         }
-        (0..objects.len()).collect()
+        Ok((0..objects.len()).collect())
     }
 
     /// The values of the first of these objects, or why there are none, in order; of at least one, and no more than should
     /// be pinned together. Their states are final. Those that are not in this process are asked for together; meanwhile
-    /// this thread waits, and the slot of the calling task with it. Refused inside async code.
+    /// this thread waits, and the slot of the calling task with it. Fails where that task is cancelled meanwhile. Refused
+    /// inside async code.
     pub fn read_some(
         self: &Arc<Self>,
         objects: &[ObjectId],
@@ -91,8 +99,11 @@ impl Runtime {
                 drop(answered);
             });
         }
-        self.park_here(&parker);
+        let waited = Self::interruptible(&parker, || self.park_here(&parker));
         let found = std::mem::take(&mut *found.lock());
+        if found.iter().any(Option::is_none) {
+            waited?;
+        }
         let dropped = || {
             Err(self
                 .ended()
@@ -111,9 +122,29 @@ impl Runtime {
         }
     }
 
-    /// Waits on this thread until it is woken. The slot of the calling task serves others meanwhile, for as long as
-    /// `blocked` lives.
+    /// Waits on this thread, as `park` does, and fails where the calling task is cancelled meanwhile.
+    fn interruptible(parker: &Arc<Parker>, park: impl FnOnce()) -> Result<(), Failure> {
+        match context::task() {
+            Some(call) => call.park(parker, park),
+            None => {
+                park();
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits on this thread until it is woken; fails where the calling task is cancelled. Its slot serves others meanwhile,
+    /// for as long as `blocked` lives.
     pub(crate) fn park(
+        self: &Arc<Self>,
+        parker: &Arc<Parker>,
+        blocked: &mut Option<Blocked>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Failure> {
+        Self::interruptible(parker, || self.park_lending(parker, blocked, deadline))
+    }
+
+    fn park_lending(
         self: &Arc<Self>,
         parker: &Arc<Parker>,
         blocked: &mut Option<Blocked>,
@@ -214,7 +245,7 @@ impl Runtime {
         true
     }
 
-    fn unregister(&self, objects: &[ObjectId], is_gone: impl Fn(&Waiter) -> bool) {
+    pub(crate) fn unregister(&self, objects: &[ObjectId], is_gone: impl Fn(&Waiter) -> bool) {
         let mut waiters = self.waiters.lock();
         for object in objects {
             if let Some(list) = waiters.get_mut(object) {
