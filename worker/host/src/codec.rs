@@ -5,7 +5,7 @@
 //! decoded, so that their owners know who holds them without the author doing anything. Both use a
 //! thread-local context, since rkyv's traits have no place for ours.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, thread::LocalKey};
 
 use mobula_ownership::Via;
 use mobula_proto::{
@@ -141,26 +141,44 @@ thread_local! {
     static SOURCES: RefCell<Vec<Source>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What lies on top of a thread's stack for as long as this lives: a value's own code may panic, and whoever encodes or
+/// decodes next on the thread must find nothing of it.
+struct Pushed<T: 'static> {
+    stack: &'static LocalKey<RefCell<Vec<T>>>,
+    below: usize,
+}
+
+impl<T> Pushed<T> {
+    fn new(stack: &'static LocalKey<RefCell<Vec<T>>>, top: T) -> Self {
+        let below = stack.with_borrow_mut(|stack| {
+            stack.push(top);
+            stack.len() - 1
+        });
+        Self { stack, below }
+    }
+
+    fn take(&self) -> Option<T> {
+        self.stack.with_borrow_mut(|stack| (stack.len() > self.below).then(|| stack.pop()).flatten())
+    }
+}
+
+impl<T> Drop for Pushed<T> {
+    fn drop(&mut self) {
+        // Let go of outside of the stack, since that may give refs back.
+        drop(self.take());
+    }
+}
+
 /// Encodes a value.
 pub fn encode<T: Data>(value: &T) -> Result<Output, Failure> {
-    COLLECTORS.with_borrow_mut(|stack| stack.push(Collector::default()));
-    let mut collector = None;
+    let pushed = Pushed::new(&COLLECTORS, Collector::default());
     let encoded = wire::encode_with(value, layout::HEADER_BYTES, |front| {
-        let Collector { held, buffers } = COLLECTORS.with_borrow_mut(Vec::pop).unwrap_or_default();
-        collector = Some(held);
-        Encoded::new(front, buffers)
+        let Collector { held, buffers } = pushed.take().unwrap_or_default();
+        (Encoded::new(front, buffers), held)
     });
-    match (encoded, collector) {
-        (Ok(encoded), Some(refs)) => {
-            check_refs(refs.ids.len())?;
-            Ok(Output { encoded, refs })
-        }
-        (result, _) => {
-            drop(COLLECTORS.with_borrow_mut(Vec::pop));
-            let error = result.err().map_or_else(String::new, |error| error.to_string());
-            Err(codec_failure::<T>("encoded", &error))
-        }
-    }
+    let (encoded, refs) = encoded.map_err(|error| codec_failure::<T>("encoded", &error.to_string()))?;
+    check_refs(refs.ids.len())?;
+    Ok(Output { encoded, refs })
 }
 
 /// Memory of the store in which an object is built: `meta` is what its archive holds, and refers to its one buffer, of
@@ -187,10 +205,9 @@ pub fn build<T: wire::Message>(
 
 /// Decodes a value out of `object`; `via` says what keeps the refs inside it alive meanwhile.
 pub fn decode<T: Data>(object: &Object, via: Via) -> Result<T, Failure> {
-    SOURCES.with_borrow_mut(|stack| stack.push(Source { object: object.clone(), via }));
-    let value = rkyv::from_bytes::<T, rancor::Error>(object.archive());
-    SOURCES.with_borrow_mut(|stack| drop(stack.pop()));
-    value.map_err(|e| codec_failure::<T>("decoded", &e.to_string()))
+    let _pushed = Pushed::new(&SOURCES, Source { object: object.clone(), via });
+    rkyv::from_bytes::<T, rancor::Error>(object.archive())
+        .map_err(|error| codec_failure::<T>("decoded", &error.to_string()))
 }
 
 fn codec_failure<T>(what: &str, detail: &str) -> Failure {
@@ -315,3 +332,6 @@ impl Arguments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
