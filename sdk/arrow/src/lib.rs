@@ -6,6 +6,11 @@
 //! receiving one copies nothing: its arrays lie in the object store, read-only, and keep their object pinned there for as
 //! long as any of them, or a part of one, lives.
 //!
+//! A part of a batch ([`RecordBatch::slice`]) takes what its own rows take, with two exceptions. Arrays of views
+//! (`Utf8View`, `BinaryView`) take all their buffers, as long as their rows name at least half of the bytes there; where
+//! they name less, that is copied together first. The values of a dictionary travel whole, whichever of them the keys
+//! name: unpack the column, or pack it anew, where that is too much.
+//!
 //! What arrives is validated as Arrow asks, so malformed bytes are an error. That costs nothing for numbers, and a look at
 //! each value of strings, lists and dictionaries.
 //!

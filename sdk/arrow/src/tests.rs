@@ -7,7 +7,7 @@ use arrow_array::{
     builder::{BinaryViewBuilder, ListBuilder, MapBuilder, StringBuilder, StringViewBuilder, StructBuilder},
     types::*,
 };
-use arrow_buffer::{OffsetBuffer, i256};
+use arrow_buffer::{Buffer, OffsetBuffer, i256};
 use arrow_data::ArrayData;
 use arrow_schema::{Field, Fields, Schema};
 use mobula_host::{Via, codec};
@@ -211,13 +211,34 @@ fn a_part_takes_no_more_than_itself() {
     let words: Vec<_> = (0..10_000).map(|at| format!("a word of some length, {at}")).collect();
     let lists =
         ListArray::from_iter_primitive::<Int32Type, _, _>((0..10_000).map(|at| Some(vec![Some(at); 10])));
+    let mut views = BinaryViewBuilder::new();
+    words.iter().enumerate().for_each(|(at, word)| views.append_option((at % 3 != 0).then_some(word)));
     let batch = of(vec![
-        ("words", Arc::new(StringArray::from_iter_values(words)) as ArrayRef),
-        ("lists", Arc::new(lists)),
+        ("lists", Arc::new(lists) as ArrayRef),
+        ("text_views", Arc::new(StringViewArray::from_iter_values(&words))),
+        ("byte_views", Arc::new(views.finish())),
+        ("words", Arc::new(StringArray::from_iter_values(words))),
     ]);
-    let part = encoded(&Batch(batch.slice(5000, 10)));
+    let slice = batch.slice(5000, 10);
+    let part = encoded(&Batch(slice.clone()));
     assert!(part.len() < 4000, "{} bytes", part.len());
-    assert!(encoded(&Batch(batch)).len() > 500_000);
+    assert_eq!(decoded(&part).unwrap().0, slice);
+    assert!(encoded(&Batch(batch)).len() > 1_000_000);
+}
+
+/// The buffers of views are copied only where that saves more than half of them.
+#[test]
+fn views_of_most_of_their_buffers_are_not_copied() {
+    let words: Vec<_> = (0..1000).map(|at| format!("a word of some length, {at:04}")).collect();
+    let all = StringViewArray::from_iter_values(&words);
+    let data = |array: &StringViewArray| write::views::<StringViewType>(&array.to_data());
+    let addresses = |buffers: &[Buffer]| buffers.iter().map(|buffer| buffer.as_ptr()).collect::<Vec<_>>();
+    for (rows, copied) in [(1000, false), (501, false), (499, true), (0, true)] {
+        let buffers = data(&all.slice(1000 - rows, rows));
+        assert_eq!(addresses(&buffers[1..]) != addresses(all.data_buffers()), copied, "{rows} rows");
+        let bytes: usize = buffers[1..].iter().map(Buffer::len).sum();
+        assert_eq!(bytes, if copied { rows } else { 1000 } * words[0].len(), "{rows} rows");
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
-//! From arrays to nodes and buffers. Nothing is copied here but offsets and bits of arrays that are parts of others.
+//! From arrays to nodes and buffers. Nothing is copied here but offsets and bits of arrays that are parts of others, and
+//! what views name of buffers most of which nobody names.
 
-use arrow_array::{Array, RecordBatch};
+use arrow_array::{
+    Array, GenericByteViewArray, RecordBatch,
+    types::{BinaryViewType, ByteViewType, StringViewType},
+};
 use arrow_buffer::{BooleanBuffer, Buffer};
 use arrow_data::ArrayData;
 use arrow_schema::{DataType, Field};
@@ -70,10 +74,8 @@ fn node(field: &Field, data: &ArrayData, depth: usize, nodes: &mut Vec<Node>) ->
             let (offsets, from, to) = offsets::<i64>(data)?;
             buffers.extend([offsets, part(&data.buffers()[1], from, to - from)?]);
         }
-        DataType::Utf8View | DataType::BinaryView => {
-            buffers.push(plain(16)?);
-            buffers.extend(data.buffers()[1..].iter().cloned());
-        }
+        DataType::Utf8View => buffers = views::<StringViewType>(data),
+        DataType::BinaryView => buffers = views::<BinaryViewType>(data),
         DataType::List(item) | DataType::Map(item, _) => {
             let (offsets, from, to) = offsets::<i32>(data)?;
             buffers.push(offsets);
@@ -116,6 +118,18 @@ fn node(field: &Field, data: &ArrayData, depth: usize, nodes: &mut Vec<Node>) ->
         node(&field, &child, depth + 1, nodes)?;
     }
     Ok(())
+}
+
+/// The views of an array and the buffers that they lie in: those that it has, or one with what the views name, copied
+/// together, where that is less than half.
+pub(crate) fn views<T: ByteViewType + ?Sized>(data: &ArrayData) -> Vec<Buffer> {
+    let mut array = GenericByteViewArray::<T>::from(data.clone());
+    let held: usize = array.data_buffers().iter().map(Buffer::len).sum();
+    if array.total_buffer_bytes_used() < held / 2 {
+        array = array.gc();
+    }
+    let views = array.views().inner().clone();
+    std::iter::once(views).chain(array.data_buffers().iter().cloned()).collect()
 }
 
 /// Puts a buffer beside the archive, where it is copied to once, when the object is written.
