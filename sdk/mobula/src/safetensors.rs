@@ -30,7 +30,10 @@ use safetensors::{
     tensor::{Dtype as Stored, Metadata, TensorInfo, View},
 };
 
-use crate::{Dtype, Tensor, tensor::RANK_MAX};
+use crate::{
+    Dtype, Tensor,
+    tensor::{RANK_MAX, TooDeep},
+};
 
 /// Longest header of a file, in bytes: the format's own limit.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -185,6 +188,10 @@ pub fn write<'a>(
         // The header's own key for what else there is to say.
         if name == "__metadata__" || named.contains_key(&name) {
             return Err(unwritable(format!("there cannot be a tensor `{name}`, or not twice")));
+        }
+        let rank = tensor.shape().len();
+        if rank > RANK_MAX {
+            return Err(unwritable(format!("tensor `{name}`: {}", TooDeep { rank })));
         }
         named.insert(name, Contiguous(tensor.contiguous()?));
     }
@@ -373,6 +380,10 @@ mod tests {
         let path = folder.path().join("twice");
         let error = write(&path, [("a", &one), ("a", &one)], NOTHING).unwrap_err();
         assert!(error.to_string().contains("`a`") && !path.exists(), "{error}");
+        let deep = Tensor::from_array(&ndarray::ArrayD::<u8>::zeros(vec![1; RANK_MAX + 1]));
+        let error = write(&path, [("deep", &deep)], NOTHING).unwrap_err().to_string();
+        assert!(error.contains("tensor `deep`") && error.contains("33 dimensions, more than 32"), "{error}");
+        assert!(!path.exists());
         assert!(write(&path, [("__metadata__", &one)], NOTHING).is_err());
         let nowhere = write(folder.path().join("no/folder"), [("a", &one)], NOTHING).unwrap_err();
         assert!(matches!(nowhere, Error::Io { .. }), "{nowhere}");

@@ -164,7 +164,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A copy of an array, in row-major order.
+    /// A copy of an array, in row-major order. One of more than [`RANK_MAX`] dimensions can be sent, put or written only once
+    /// some of them are joined, by [`Self::reshape`].
     pub fn from_array<T: Element, D: ndarray::Dimension>(array: &ndarray::ArrayRef<T, D>) -> Self {
         let values: Vec<T> = array.iter().copied().collect();
         Self::in_order(T::DTYPE, array.shape().to_vec(), Bytes::from_vec(values))
@@ -452,12 +453,22 @@ where
     S::Error: Source,
 {
     fn serialize(&self, serializer: &mut S) -> std::result::Result<Self::Resolver, S::Error> {
+        if self.shape.len() > RANK_MAX {
+            return Err(S::Error::new(TooDeep { rank: self.shape.len() }));
+        }
         let bytes = self.contiguous().map_err(S::Error::new)?.bytes;
         let buffer = codec::collect_buffer(bytes).map_err(S::Error::new)?;
         let meta = Meta::new(self.dtype, &self.shape, buffer);
         let inner = meta.serialize(serializer)?;
         Ok(TensorResolver { meta, inner })
     }
+}
+
+/// Why a tensor cannot travel.
+#[derive(Debug, thiserror::Error)]
+#[error("the tensor has {rank} dimensions, more than {RANK_MAX}: join some of them with `reshape`")]
+pub(crate) struct TooDeep {
+    pub(crate) rank: usize,
 }
 
 /// Why received bytes are no tensor.

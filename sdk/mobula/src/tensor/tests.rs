@@ -15,6 +15,16 @@ fn shapes_and_types_are_checked() {
 }
 
 #[test]
+fn too_many_dimensions_are_refused_where_a_tensor_is_sent() {
+    let of = |rank| Tensor::from_array(&ArrayD::<u8>::zeros(vec![1; rank]));
+    codec::encode(&of(RANK_MAX)).unwrap();
+    let error = codec::encode(&of(RANK_MAX + 1)).err().unwrap();
+    assert_eq!(error.kind, FailureKind::Codec);
+    assert!(error.message.contains("has 33 dimensions, more than 32: join some"), "{error}");
+    codec::encode(&of(RANK_MAX + 1).reshape(&[1]).unwrap()).unwrap();
+}
+
+#[test]
 fn parts_share_their_bytes() {
     let at = |tensor: &Tensor| tensor.bytes.as_ptr().addr();
     let tensor = Tensor::from_vec(&[2, 3], vec![1u16, 2, 3, 4, 5, 6]).unwrap();
