@@ -298,10 +298,12 @@ pub struct Spill {
     /// store, such as s3://bucket/folder
     ///
     /// Unit: path, or URL of s3, gs, az, file or memory, with credentials in the environment (AWS_…, GOOGLE_…, AZURE_…);
-    /// URLs need a `mobula` built with the feature object-store. Default: node/spill in the home. Cost: none; of an
-    /// object store, what its owner charges, and 32 MiB for each file on its way. If wrong: the node does not start
-    /// (MOB5001, MOB5002); on a slow disk, what waits for room or for spilled objects is slow; in memory (tmpfs),
-    /// spilling frees none.
+    /// URLs need a `mobula` built with the feature object-store. Nodes may share a folder, also of a network. What a killed
+    /// node leaves in one, the next node there on a machine of that name removes (if the file system has locks); what it
+    /// leaves at a URL, its own next start does, so for homes that do not last, give the prefix an expiry rule. Default:
+    /// node/spill in the home. Cost: none; of an object store, what its owner charges, and 32 MiB for each file on its way.
+    /// If wrong: the node does not start (MOB5001, MOB5002); on a slow disk, what waits for room or for spilled objects is
+    /// slow; in memory (tmpfs), spilling frees none.
     #[arg(long, value_name = "PATH|URL", env = "MOBULA_SPILL_SPILL_FOLDER", hide_env_values = true)]
     pub spill_folder: Option<PathBuf>,
     /// Disk that spilled objects may take, such as 200GiB; 0 turns spilling off

@@ -5,9 +5,14 @@
 //! that the tools of each provider use (`AWS_…`, `GOOGLE_…`, `AZURE_…`), or from the machine's role; never from the URL,
 //! which is shown to people.
 //!
-//! What a killed process left is removed at its next start, but for parts of files that it had not completed: no store
-//! lists those among its files. A folder is emptied all the same; a bucket of S3 or Google needs a lifecycle rule that ends
-//! incomplete multipart uploads after a day, and Azure removes them by itself after a week.
+//! What a killed process left is removed at the next start with the same home, which keeps the name under which it wrote;
+//! but for parts of files that it had not completed: no store lists those among its files. A folder is emptied all the
+//! same; a bucket of S3 or Google needs a lifecycle rule that ends incomplete multipart uploads after a day, and Azure
+//! removes them by itself after a week.
+//!
+//! A cluster that a program starts for itself, or a node in a container without a volume, never has the same home again:
+//! complete files of one that was killed stay for ever. Give their prefix an expiry rule, of more time than such a process
+//! lives.
 //!
 //! Nothing waits for ever: requests have a limit and are tried again a few times, and each operation as a whole has one
 //! ([`Limits`]).

@@ -264,3 +264,36 @@ fn what_a_test_leaves_is_named() {
         assert!(left.contains(named), "no {named} in {left}");
     }
 }
+
+/// Whether it exits, or is killed and somebody else tidies up after it.
+#[tokio::test]
+async fn a_folder_for_spilled_objects_outlives_its_process_only_until_the_next_one() {
+    const FOLDER: &str = "MOBULA_TEST_FOLDER";
+    const HOW: &str = "MOBULA_TEST_HOW";
+    if let (Some(folder), Some(how)) = (std::env::var_os(FOLDER), std::env::var_os(HOW)) {
+        let _cluster = Cluster::embedded().spill_to(folder).start().await.unwrap();
+        if how == "exit" {
+            std::process::exit(7);
+        }
+        std::process::abort();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let there =
+        || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let run = |how| {
+        let mut program = std::process::Command::new(std::env::current_exe().unwrap());
+        program
+            .args(["a_folder_for_spilled_objects_outlives_its_process_only_until_the_next_one", "--exact"]);
+        program.env(FOLDER, folder.path()).env(HOW, how).output().unwrap()
+    };
+    let exited = run("exit");
+    assert!(exited.status.code() == Some(7) && there().is_empty(), "{exited:?} left {:?}", there());
+    run("abort");
+    let left = there();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let cluster = Cluster::embedded().spill_to(folder.path()).start().await.unwrap();
+    let now = there();
+    assert!(now.len() == 1 && now != left, "{left:?}, then {now:?}");
+    drop(cluster);
+    assert_eq!(there(), Vec::<std::path::PathBuf>::new());
+}

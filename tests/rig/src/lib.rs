@@ -234,11 +234,10 @@ impl Node {
         offer: Offer,
     ) -> Result<Self> {
         let who = Part::Node(at).to_string();
-        let spill = offer.spill_folder(&home);
         let task =
             Task::Node { home: home.clone(), head, token, name: format!("rig-{at}"), offer: Box::new(offer) };
         let (process, ready) = start(&who, program, &task)?;
-        let Ready::Node { node, socket } = ready else { return Err(unexpected(&who, &ready)) };
+        let Ready::Node { node, socket, spill } = ready else { return Err(unexpected(&who, &ready)) };
         Ok(Self { process: Some(process), number: node, socket, home, spill })
     }
 }

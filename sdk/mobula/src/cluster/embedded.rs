@@ -1,6 +1,6 @@
 //! Head, agent and host in the author's own process.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mobula_agent::{
     Agent, HeadLink, LocalLink, SendError,
@@ -19,7 +19,6 @@ pub(super) struct Embedded {
     agent: Option<mobula_agent::Handle>,
     head: Option<mobula_head::Handle>,
     io: Option<tokio::runtime::Runtime>,
-    spill: Option<PathBuf>,
     _home: Home,
 }
 
@@ -87,9 +86,8 @@ pub(super) async fn define_queues(head: &mobula_head::Handle, queues: &[Queue]) 
 
 pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<Cluster> {
     let io = io_runtime()?;
-    let home = Home::new()?;
+    let mut home = Home::new()?;
     let resources = detected(builder)?;
-    let spill = super::spill::folder(builder.spill_to.as_deref(), home.path());
     let spill_to = super::spill::target(builder.spill_to.as_deref(), home.path())?;
     let (head, agent, link) = io.block_on(async {
         let EmbeddedHead { to_head, from_head, handle } = Head::start_embedded()
@@ -115,9 +113,12 @@ pub(super) fn start(builder: &Builder, user: &tokio::runtime::Handle) -> Result<
         let link = agent.attach();
         Ok::<_, Error>((handle, agent, link))
     })?;
+    if let Some(spill) = agent.spill_folder() {
+        home.and(spill);
+    }
     let program = Program::current(false)?;
     let (runtime, over) = builder.join(adapt(link), program, true, user)?;
-    let embedded = Embedded { agent: Some(agent), head: Some(head), io: Some(io), spill, _home: home };
+    let embedded = Embedded { agent: Some(agent), head: Some(head), io: Some(io), _home: home };
     Ok(Cluster::new(runtime, "embedded", Some(Box::new(embedded)), over))
 }
 
@@ -126,7 +127,7 @@ impl Keeper for Embedded {
         let (Some(agent), Some(head), Some(io)) = (&self.agent, &self.head, &self.io) else {
             return Vec::new();
         };
-        let mut left = left_with("the agent", agent, io, self.spill.clone());
+        let mut left = left_with("the agent", agent, io);
         match io.block_on(head.snapshot()) {
             Ok(snapshot) => {
                 left.extend(snapshot.jobs.iter().map(|job| format!("{} has not ended", job.job)));
@@ -146,7 +147,6 @@ pub(super) fn left_with(
     who: &str,
     agent: &mobula_agent::Handle,
     io: &tokio::runtime::Runtime,
-    spill: Option<PathBuf>,
 ) -> Vec<String> {
     let usage = io.block_on(agent.usage());
     let mut left: Vec<_> = held::in_store(who, &usage).into_iter().collect();
@@ -156,7 +156,13 @@ pub(super) fn left_with(
             usage.store_used_bytes, usage.hosts
         ));
     }
-    left.extend(spill.iter().flat_map(|folder| held::files(folder)).map(|file| format!("{who} left {file}")));
+    left.extend(
+        agent
+            .spill_folder()
+            .iter()
+            .flat_map(|folder| held::spilled(folder))
+            .map(|file| format!("{who} left {file}")),
+    );
     left
 }
 

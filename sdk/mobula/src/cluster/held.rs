@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use mobula_proto::head::{Snapshot, Usage};
+use mobula_store::spill::Folder;
 
 /// What anybody holds of a cluster, as its head says it: nothing where a program has let go of everything. What ends with
 /// its job by itself does not count as long as that goes on: placement groups, and what hosts keep for reuse.
@@ -66,6 +67,14 @@ pub fn mapped_bytes(pid: u32) -> u64 {
 pub fn files(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     entries.filter_map(|entry| Some(entry.ok()?.path().display().to_string())).collect()
+}
+
+/// The files of spilled objects in an agent's folder for them.
+pub(super) fn spilled(folder: &Path) -> Vec<String> {
+    files(folder)
+        .into_iter()
+        .filter(|file| !Path::new(file).file_name().is_some_and(Folder::is_mark))
+        .collect()
 }
 
 #[cfg(test)]

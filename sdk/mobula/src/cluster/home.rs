@@ -18,23 +18,25 @@ const LOCK: &str = "lock";
 /// A folder without a lock is somebody's who was killed before there was one, if it is older than this.
 const UNLOCKED_MAX: Duration = Duration::from_secs(60);
 
-/// Those of this process.
-static HOMES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Those of this process, and what goes with them.
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-fn homes() -> MutexGuard<'static, Vec<PathBuf>> {
-    HOMES.lock().unwrap_or_else(PoisonError::into_inner)
+fn folders() -> MutexGuard<'static, Vec<PathBuf>> {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removes those that this process still has, since it exits.
 pub(super) fn remove_all() {
-    for home in std::mem::take(&mut *homes()) {
-        let _gone = fs::remove_dir_all(home);
+    for folder in std::mem::take(&mut *folders()) {
+        let _gone = fs::remove_dir_all(folder);
     }
 }
 
 /// A folder that goes with this value; or, where this process is killed, with the next one that makes such a folder.
 pub(super) struct Home {
     folder: tempfile::TempDir,
+    /// Folders elsewhere that are removed with it where the process exits.
+    others: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -47,7 +49,7 @@ impl Home {
         let home = Self::within(&parent).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("no temporary folder in {}: {error}", parent.display()))
         })?;
-        homes().push(home.path().to_owned());
+        folders().push(home.path().to_owned());
         super::exit::watch();
         Ok(home)
     }
@@ -59,17 +61,23 @@ impl Home {
         let lock = File::create(&early)?;
         lock.lock()?;
         fs::rename(early, folder.path().join(LOCK))?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder, others: Vec::new(), _lock: lock })
     }
 
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// Has this folder go too where the process exits. Whoever made it removes it otherwise.
+    pub(super) fn and(&mut self, folder: &Path) {
+        self.others.push(folder.to_owned());
+        folders().push(folder.to_owned());
+    }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        homes().retain(|other| other != self.folder.path());
+        folders().retain(|other| other != self.folder.path() && !self.others.contains(other));
     }
 }
 

@@ -70,13 +70,12 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
         // Its jobs run as the person who started it.
         job_uids: None,
     };
-    let started: Vec<Result<(Node, Ready)>> = std::thread::scope(|scope| {
+    let started: Vec<Result<(Process, Ready)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = tokens
             .into_iter()
             .zip(1u32..)
             .map(|(token, number)| {
                 let home = home.path().join(format!("node-{number}"));
-                let spill = offer.spill_folder(&home);
                 let task = Task::Node {
                     home,
                     head: quic,
@@ -85,9 +84,7 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
                     offer: Box::new(offer.clone()),
                 };
                 let (program, arguments) = (&program, &arguments);
-                scope.spawn(move || {
-                    Process::start(program, arguments, &task).map(|(node, ready)| ((node, spill), ready))
-                })
+                scope.spawn(move || Process::start(program, arguments, &task))
             })
             .collect();
         threads
@@ -103,8 +100,8 @@ pub(super) fn start(builder: &Builder, nodes: u32, user: &tokio::runtime::Handle
     let mut first = None;
     for node in started {
         let (node, ready) = node?;
-        let Ready::Node { socket, .. } = ready else { return Err(unexpected(ready)) };
-        processes.nodes.push(node);
+        let Ready::Node { socket, spill, .. } = ready else { return Err(unexpected(ready)) };
+        processes.nodes.push((node, spill));
         first.get_or_insert(socket);
     }
     let socket = first.ok_or_else(|| Error::new(ErrorKind::Internal, "the local cluster has no node"))?;

@@ -293,8 +293,13 @@ impl Builder {
 
     /// Where nodes write objects that their stores have no room for: a folder, in which each makes one of its own, or
     /// with the feature `object-store` a URL of an object store, such as `s3://bucket/folder`, with credentials in the
-    /// environment; give the bucket a lifecycle rule that ends incomplete uploads. A folder beside the node's own files
-    /// unless set. For embedded and local clusters. What cannot be used is an error of [`Builder::start`].
+    /// environment. A folder beside the node's own files unless set. For embedded and local clusters. What cannot be used
+    /// is an error of [`Builder::start`].
+    ///
+    /// What a cluster leaves in a folder whose process is killed, the next one there on a machine of the same name removes,
+    /// if the file system has locks. At a URL it stays for ever, since each cluster writes under a name of its own: give the
+    /// bucket a lifecycle rule that ends incomplete uploads, and what lies under this prefix an expiry, longer than any
+    /// cluster lives.
     pub fn spill_to(mut self, place: impl Into<std::path::PathBuf>) -> Self {
         self.spill_to = Some(place.into());
         self

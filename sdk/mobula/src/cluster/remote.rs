@@ -35,13 +35,13 @@ pub(super) const MODE: &str = "remote";
 pub(super) struct Remote {
     agent: Option<mobula_agent::Handle>,
     io: Option<tokio::runtime::Runtime>,
-    home: Home,
+    _home: Home,
 }
 
 impl Keeper for Remote {
     fn left(&self) -> Vec<String> {
         let (Some(agent), Some(io)) = (&self.agent, &self.io) else { return Vec::new() };
-        embedded::left_with("the driver's own agent", agent, io, super::spill::folder(None, self.home.path()))
+        embedded::left_with("the driver's own agent", agent, io)
     }
 }
 
@@ -113,7 +113,7 @@ pub(super) fn start(
         Ok::<_, Error>((agent, link))
     })?;
     let (runtime, over) = builder.join(embedded::adapt(link), Program::current(true)?, false, user)?;
-    let remote = Remote { agent: Some(agent), io: Some(io), home };
+    let remote = Remote { agent: Some(agent), io: Some(io), _home: home };
     Ok(Cluster::new(runtime, MODE, Some(Box::new(remote)), over))
 }
 

@@ -76,13 +76,6 @@ pub struct Offer {
     pub job_uids: Option<String>,
 }
 
-impl Offer {
-    /// Where the agent with this home keeps files of spilled objects; `None` where that is no folder.
-    pub fn spill_folder(&self, home: &Path) -> Option<PathBuf> {
-        super::spill::folder(self.spill_to.as_deref(), home)
-    }
-}
-
 /// What a child prints, as one line of JSON, when it is ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ready {
@@ -103,6 +96,8 @@ pub enum Ready {
         node: u32,
         /// Its socket for drivers.
         socket: PathBuf,
+        /// Where it keeps files of spilled objects, if that is a folder.
+        spill: Option<PathBuf>,
     },
     /// It did not start.
     Failed(String),
@@ -181,7 +176,7 @@ impl Process {
             bytes => left.push(format!("{who} has {bytes} bytes of the store mapped")),
         }
         left.extend(
-            spill.iter().flat_map(|folder| held::files(folder)).map(|file| format!("{who} left {file}")),
+            spill.iter().flat_map(|folder| held::spilled(folder)).map(|file| format!("{who} left {file}")),
         );
         left
     }
@@ -323,7 +318,8 @@ async fn run(task: Task) -> Result<()> {
                 Some(uids) => Some(uids.map_err(|error: mobula_agent::users::Error| trouble(&error))?),
             };
             let agent = Agent::start(options).await.map_err(|error| trouble(&error))?;
-            say(&Ready::Node { node: agent.node().number, socket });
+            let spill = agent.spill_folder().map(Path::to_owned);
+            say(&Ready::Node { node: agent.node().number, socket, spill });
             tokio::select! {
                 () = input_ended() => drop(agent.shutdown().await),
                 _ended = agent.closed() => {}

@@ -1,9 +1,6 @@
 //! Where and when an embedded or local cluster writes objects that its stores have no room for.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use mobula_agent::service::{self, SpillTo};
 use mobula_store::spill::Place;
@@ -57,20 +54,10 @@ impl Limits {
 
 /// What `place` names, for the agent with this home. Blocks while an object store is reached.
 pub(super) fn target(place: Option<&Path>, home: &Path) -> Result<SpillTo> {
-    named(place).or_else(|url| object_store(&url, home))
-}
-
-/// The folder in which the agent with this home then writes; `None` where it writes elsewhere.
-pub(super) fn folder(place: Option<&Path>, home: &Path) -> Option<PathBuf> {
-    named(place).ok()?.folder(home)
-}
-
-/// A folder, or a URL.
-fn named(place: Option<&Path>) -> std::result::Result<SpillTo, String> {
     match place.map(Place::of) {
         None => Ok(SpillTo::Home),
         Some(Place::Folder(folder)) => Ok(SpillTo::Folder(folder)),
-        Some(Place::Url(url)) => Err(url),
+        Some(Place::Url(url)) => object_store(&url, home),
     }
 }
 

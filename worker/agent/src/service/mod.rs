@@ -103,28 +103,22 @@ pub enum SpillTo {
     /// The folder `spill` in the agent's home.
     #[default]
     Home,
-    /// A folder that is made in this one (0700), named after the agent's home.
+    /// A folder that is made in this one, as [`Folder::within`] does: others may use it too.
     Folder(PathBuf),
     /// Somewhere else, which is this agent's alone.
     Target(Arc<dyn Target>),
 }
 
 impl SpillTo {
-    /// The folder that an agent with this home makes for them; `None` where they do not lie in one.
-    pub fn folder(&self, home: &Path) -> Option<PathBuf> {
-        self.folder_or_target(home).ok()
-    }
-
-    fn folder_or_target(&self, home: &Path) -> Result<PathBuf, &Arc<dyn Target>> {
-        match self {
-            Self::Home => Ok(home.join("spill")),
-            Self::Folder(within) => {
-                let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
-                let name = blake3::hash(home.as_os_str().as_encoded_bytes()).to_hex();
-                Ok(within.join(format!("mobula-spill-{}", &name[..16])))
-            }
-            Self::Target(target) => Err(target),
-        }
+    /// With the folder, where it is one.
+    fn open(self, home: &Path) -> Result<(Arc<dyn Target>, Option<PathBuf>), mobula_store::Error> {
+        let folder = match self {
+            Self::Home => Folder::new(home.join("spill"))?,
+            Self::Folder(within) => Folder::within(within)?,
+            Self::Target(target) => return Ok((target, None)),
+        };
+        let path = folder.path().to_owned();
+        Ok((Arc::new(folder), Some(path)))
     }
 }
 
@@ -254,6 +248,7 @@ pub enum Error {
 pub struct Handle {
     node: NodeId,
     address: Option<SocketAddr>,
+    spill_folder: Option<PathBuf>,
     post: actor::Post,
     routes: Arc<routes::Routes>,
     stop: Arc<Notify>,
@@ -295,12 +290,12 @@ impl Agent {
             }
             None => None,
         };
-        let spill = match options.spill.disk_bytes {
-            0 => None,
-            _ => Some(match options.spill_to.folder_or_target(&options.home) {
-                Ok(folder) => Arc::new(Folder::new(folder)?) as Arc<dyn Target>,
-                Err(target) => Arc::clone(target),
-            }),
+        let (spill, spill_folder) = match options.spill.disk_bytes {
+            0 => (None, None),
+            _ => {
+                let (target, folder) = options.spill_to.open(&options.home)?;
+                (Some(target), folder)
+            }
         };
         let store = binaries::Store::open(options.home.join("binaries"), options.binaries_bytes)?;
         let store_bytes = options.store_bytes.max(STORE_BYTES_MIN);
@@ -420,7 +415,7 @@ impl Agent {
             drop(drivers);
             close.send_replace(Some(result.map_err(Arc::new)));
         }));
-        Ok(Handle { node, address, post, routes, stop, closed })
+        Ok(Handle { node, address, spill_folder, post, routes, stop, closed })
     }
 }
 
@@ -497,6 +492,11 @@ impl Handle {
     /// The UDP address that it has open, if any.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// The folder in which it keeps files of spilled objects, if that is one.
+    pub fn spill_folder(&self) -> Option<&Path> {
+        self.spill_folder.as_deref()
     }
 
     /// Links a driver in this process. Must be called inside a tokio runtime. The first message must be

@@ -50,6 +50,33 @@ pub(super) async fn one_with(set: impl FnOnce(&mut Options)) -> One {
     One { handle, head: FakeHead { from_agent, to_agent }, started, _home: home, socket }
 }
 
+/// Two machines may have homes at the same path, and a folder that both see.
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_with_one_home_path_have_folders_of_their_own_in_a_shared_one() {
+    let machines = tempfile::tempdir().unwrap();
+    let [home, shared, away] = ["home", "shared", "away"].map(|name| machines.path().join(name));
+    let start = async || {
+        let one = one_with(|options| {
+            options.home = home.clone();
+            options.spill_to = SpillTo::Folder(shared.clone());
+        })
+        .await;
+        let own = one.handle.spill_folder().unwrap().to_owned();
+        assert_eq!(own.parent(), Some(&*shared));
+        let file = own.join("1.spill");
+        std::fs::write(&file, "").unwrap();
+        (one, own, file)
+    };
+    let (first, one, file) = start().await;
+    std::fs::rename(&home, &away).unwrap();
+    let (second, other, _) = start().await;
+    assert!(one != other && file.exists(), "{one:?} and {other:?}");
+    soon(second.handle.shutdown()).await.unwrap();
+    assert!(file.exists() && !other.exists());
+    soon(first.handle.shutdown()).await.unwrap();
+    assert!(!one.exists());
+}
+
 impl One {
     /// An in-process driver whose job runs.
     pub(super) async fn driver(&mut self) -> (LocalLink, Job) {
