@@ -52,7 +52,7 @@ impl Told<'_> {
         let (need, queue) = (&*shape.need, demand.queue);
         let wish = Wish { class, need, shape, queue, priority: class.priority };
         let times = if demand.backlog == 1 { String::new() } else { format!(", {} times", demand.backlog) };
-        let text = match self.limit(queue, need) {
+        let text = match self.limit(queue, shape) {
             Some(limit) => limit,
             None => match self.lacks(&wish) {
                 Ok(text) => text,
@@ -73,7 +73,7 @@ impl Told<'_> {
             head += &format!(" beside the {keeps} that it has");
         }
         let position = self.position(gang.queue, turn);
-        if let Some(limit) = self.limit(gang.queue, &shape.need) {
+        if let Some(limit) = self.limit(gang.queue, shape) {
             return format!("{head}; {limit}; {position}");
         }
         // The largest is what is hardest to find room for.
@@ -144,8 +144,12 @@ impl Told<'_> {
     }
 
     /// The limit that allows no slot more, if one does.
-    fn limit(&self, queue: u32, need: &Need) -> Option<String> {
-        let (name, kind, limit) = self.queues.full(queue, need)?;
+    fn limit(&self, queue: u32, shape: &Shape) -> Option<String> {
+        let Some((name, kind, limit)) = self.queues.full(queue, &shape.need) else {
+            let (aside, _) = *self.queues.full_limits(queue, shape.id, &shape.need).first()?;
+            let name = queue_name(&self.queues.get(aside).name);
+            return Some(format!("what the limit of {name} leaves is set aside for what has waited longer"));
+        };
         let has = Quantity::from_units(limit).unwrap_or_default();
         let kind = self.cluster.kinds.name(kind)?;
         Some(format!("{} is at its limit of {}", queue_name(name), amount(kind, has)))
@@ -182,10 +186,13 @@ impl Told<'_> {
             (_, false) => format!("{} nodes have the {}", open.len(), labels(wish.class)),
         };
         let kept = |n: &&Node| n.is_kept_from(Some(wish.shape.id)) && n.stock.fits(wish.need);
-        let text = if open.iter().any(kept) {
-            "what is free is kept for what has waited longer".to_owned()
-        } else {
-            self.busy(wish, &open).unwrap_or_else(|| "with as many slots of it as there may be".to_owned())
+        let kept = open.iter().copied().find(kept).and_then(|n| n.kept.as_ref());
+        let text = match kept.map(|kept| kept.oldest.is_some()) {
+            Some(true) => "what is free is kept for what has waited longer".to_owned(),
+            Some(false) => "what is free is kept for what goes before it".to_owned(),
+            None => self
+                .busy(wish, &open)
+                .unwrap_or_else(|| "with as many slots of it as there may be".to_owned()),
         };
         Ok(format!("{count}, {text}"))
     }

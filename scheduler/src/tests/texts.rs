@@ -362,3 +362,48 @@ fn what_keeps_apart_is_told_with_where_it_is_and_what_is_pinned_is_not() {
         [("1 CPU".to_owned(), 4, both.clone()), ("1 CPU".to_owned(), 1, both), ("2 CPU".to_owned(), 6, None),]
     );
 }
+
+#[test]
+fn why_says_for_whom_something_is_kept_or_set_aside() {
+    let options = || Options { term: Millis(1_000_000), ..Options::default() };
+    let shrink = |world: &mut World| {
+        world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 });
+    };
+    // What a limit leaves is set aside for what has waited longest, which one slot is not enough for.
+    let mut world = World::with(options(), &["99 cpu"]);
+    world.step(Event::Queues(vec![queue("b; limit 8 cpu")]));
+    let of = |text: &str| Class { queue: "b".to_owned(), ..class(text) };
+    world.ask(host(9), 0, &of("1 cpu"), 8);
+    world.ask_as(2, host(8), 0, &of("6 cpu"), 1, &[]);
+    world.tick(31_000);
+    shrink(&mut world);
+    world.ask(host(9), 1, &of("1 cpu"), 1);
+    let aside = "what the limit of queue b leaves is set aside for what has waited longer";
+    assert_eq!(
+        world.scheduler.why(host(9), 1).unwrap(),
+        format!("needs 1 CPU; {aside}; position 2 of queue b")
+    );
+    let spec = Group { queue: "b".to_owned(), ..group(Arrange::Pack, "", &["1 cpu"]) };
+    let (id, job) = (GroupId { number: 3 }, JobId { number: 2 });
+    world.step(Event::Group { group: id, job, spec: Arc::new(spec) });
+    assert_eq!(
+        world.scheduler.why_group(id).unwrap(),
+        format!("needs 1 bundle of 1 CPU (pack); {aside}; position 3 of queue b")
+    );
+    // A node is kept for what room is made for, or for what has waited longest.
+    for (priority, kept_for) in [(1, "goes before it"), (0, "has waited longer")] {
+        let mut world = World::with(options(), &["4 cpu"]);
+        world.ask(host(9), 0, &class("1 cpu"), 4);
+        world.ask_as(2, host(8), 0, &Class { priority, ..class("4 cpu") }, 1, &[]);
+        world.tick(if priority > 0 { 600 } else { 31_000 });
+        shrink(&mut world);
+        world.ask(host(9), 1, &class("1 cpu"), 1);
+        assert_eq!(
+            world.scheduler.why(host(9), 1).unwrap(),
+            format!(
+                "needs 1 CPU; node-1 alone could hold it, what is free is kept for what {kept_for}; position 2 of the \
+                 default queue"
+            )
+        );
+    }
+}
