@@ -125,11 +125,22 @@ impl Cluster {
     pub fn rules(&mut self, list: &[LabelRule]) -> u32 {
         let (at, regroup) = self.index.rules(list);
         if regroup {
-            self.index.clear();
-            let all: Vec<u32> = self.by_number.values().copied().collect();
-            all.into_iter().for_each(|at| self.place_in_index(at));
+            self.regroup();
         }
         at
+    }
+
+    fn regroup(&mut self) {
+        self.index.clear();
+        let all: Vec<u32> = self.by_number.values().copied().collect();
+        all.into_iter().for_each(|at| self.place_in_index(at));
+    }
+
+    /// Nodes are no longer told apart by labels that no rule names any more: each key makes every search slower.
+    pub fn forget_keys(&mut self) {
+        if self.index.forget_keys() {
+            self.regroup();
+        }
     }
 
     /// The index will be told that a node changed, before it is asked.

@@ -213,6 +213,8 @@ pub(crate) struct Index {
     by_labels: BTreeMap<(Vec<Label>, bool, Size), u32>,
     /// Label keys that some rule has named: the others tell no nodes apart.
     keys: BTreeSet<String>,
+    /// Whether rules are used no longer since keys were last forgotten.
+    unused: bool,
     rules: Vec<Rules>,
     by_rules: BTreeMap<Vec<LabelRule>, u32>,
 }
@@ -225,6 +227,7 @@ impl Index {
             groups: Vec::new(),
             by_labels: BTreeMap::new(),
             keys: BTreeSet::new(),
+            unused: false,
             rules: Vec::new(),
             by_rules: BTreeMap::new(),
         }
@@ -292,8 +295,28 @@ impl Index {
         let rules = &mut self.rules[at as usize];
         rules.users = rules.users.saturating_sub(1);
         if rules.users == 0 {
+            self.unused |= !rules.list.is_empty();
             self.by_rules.remove(&rules.list);
         }
+    }
+
+    /// Forgets label keys that only rules named which are used no longer. Says whether there were any: then all nodes must
+    /// be inserted anew, after [`Index::clear`].
+    pub fn forget_keys(&mut self) -> bool {
+        if !std::mem::take(&mut self.unused) {
+            return false;
+        }
+        let used = self.rules.iter().filter(|rules| rules.users > 0).flat_map(|rules| &rules.list);
+        let used: BTreeSet<String> = used.map(|rule| key_of(rule).to_owned()).collect();
+        let fewer = used.len() < self.keys.len();
+        self.keys = used;
+        fewer
+    }
+
+    /// How many groups of nodes are told apart.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.groups.len()
     }
 
     /// Forgets all nodes.

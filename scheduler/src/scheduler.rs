@@ -75,6 +75,9 @@ struct Owner {
     demands: usize,
 }
 
+/// How often labels that tell nodes apart for nobody any more are forgotten: as a rule they are named again before.
+const TIDIED_EACH: Millis = Millis(60_000);
+
 /// Decides which node runs the work of which class. See the text of the crate.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -110,6 +113,8 @@ pub struct Scheduler {
     /// Groups that lack bundles.
     waiting_gangs: usize,
     searching: Allowance,
+    /// When labels were last forgotten.
+    tidied: Millis,
 }
 
 impl Scheduler {
@@ -140,6 +145,7 @@ impl Scheduler {
             preempting: preempt::Preempting::default(),
             waiting_gangs: 0,
             searching: Allowance::default(),
+            tidied: Millis(0),
         }
     }
 
@@ -215,6 +221,10 @@ impl Scheduler {
             Event::OwnerGone { owner } => self.owner_gone(owner, out),
             Event::Tick => {
                 self.search_again();
+                if self.now >= self.tidied.plus(TIDIED_EACH) {
+                    self.tidied = self.now;
+                    self.cluster.forget_keys();
+                }
                 self.expire(out);
                 self.evict(out);
                 // Ask only for those who wait even after that.
@@ -253,6 +263,12 @@ impl Scheduler {
         let gang = self.gangs.get(at)?;
         let turn = gang.turn(at, self.options.ageing);
         Some(self.told().gang_waits(gang, self.shapes.get(gang.shape?)?, turn))
+    }
+
+    /// How many groups of nodes searches tell apart.
+    #[cfg(test)]
+    pub(crate) fn node_groups(&self) -> usize {
+        self.cluster.index.count()
     }
 
     fn told(&self) -> why::Told<'_> {

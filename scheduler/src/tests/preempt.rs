@@ -548,10 +548,11 @@ fn room_is_made_for_a_group_however_many_nodes_it_needs() {
     let said = later(&mut world, 2000);
     assert!(said.contains("group-1 0:"), "{said}");
     // The same for one that may take from nobody, and waits behind small things: nodes are kept for it.
-    let mut world = World::new(&["1 cpu"; 100]);
+    let options = Options { term: Millis(1_000_000), ..Options::default() };
+    let mut world = World::with(options, &["1 cpu"; 100]);
     world.ask_as(1, host(200), 1, &class("1 cpu"), 999, &[]);
     ask_group(&mut world, 1, &strict(80, Arrange::StrictSpread, "", 0));
-    later(&mut world, 31_000);
+    world.tick(31_000);
     let before: Vec<LeaseId> = world.scheduler.leases().map(|view| view.lease.id).collect();
     let all: Vec<Effect> =
         before.into_iter().flat_map(|lease| world.step(Event::Release { lease })).collect();
@@ -564,7 +565,7 @@ fn what_matters_most_is_looked_at_soon_among_very_many() {
     world.ask_as(1, host(10), 1, &work(", 0, 1 of 1 cpu, restartable").0, 8, &[]);
     let waits = Arc::new(class("2 cpu"));
     let urgent = Arc::new(Class { priority: 10, ..class("2 cpu") });
-    let each = (0..50).flat_map(|owner| (0..100).map(move |key| (20 + owner, key)));
+    let each = (0..20).flat_map(|owner| (0..100).map(move |key| (20 + owner, key)));
     for (owner, key, class) in each.map(|(o, k)| (o, k, &waits)).chain([(90, 0, &urgent)]) {
         let (owner, job, class) = (host(owner), JobId { number: 2 }, Arc::clone(class));
         let event = Event::Demand { owner, key, job, class, backlog: 1, attempt: 0, locality: Vec::new() };

@@ -293,3 +293,20 @@ fn waiting_tasks_give_back_their_cpu_only() {
     world.release(4);
     assert_eq!(world.available(1), "2 CPU, 100 B memory");
 }
+
+#[test]
+fn labels_tell_nodes_apart_only_as_long_as_some_rule_names_them() {
+    let nodes: Vec<String> =
+        (0..50).map(|number| format!("2 cpu|host=h{number} zone=z{}", number % 2)).collect();
+    let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(world.scheduler.node_groups(), 1);
+    world.ask(host(99), 1, &labelled(&[is_in("zone", &["z1"])], "1 cpu"), 99);
+    world.ask(host(99), 2, &labelled(&[is_in("host", &["h7"])], "2 cpu"), 1);
+    assert_eq!(world.scheduler.node_groups(), 50);
+    world.ask(host(99), 2, &class("2 cpu"), 0);
+    world.tick(60_000);
+    assert_eq!(world.scheduler.node_groups(), 2, "one rule is still used");
+    // Of the same key as before.
+    world.ask(host(99), 3, &labelled(&[is_in("host", &["h8"])], "2 cpu"), 1);
+    assert_eq!(world.scheduler.node_groups(), 50);
+}
