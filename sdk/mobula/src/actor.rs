@@ -10,7 +10,7 @@ use std::{
     task::Poll,
 };
 
-use mobula_host::{codec, core::Kind, registry::Function, runtime::Blocked};
+use mobula_host::{codec, core::Kind, registry::Function, runtime::Awaited};
 use mobula_proto::{
     Failure, FailureKind, ObjectId, TaskId,
     host::{Answer, Question},
@@ -62,13 +62,13 @@ impl ActorHandle {
     /// waiting for an object. Others may be faster between this and the call, which then is held up all the same.
     pub async fn room(&self) {
         let kind = Kind::Method { actor: self.raw.id };
-        let mut blocked: Option<Blocked> = None;
+        let mut awaited: Option<Awaited> = None;
         std::future::poll_fn(|poller| {
             if self.raw.runtime.poll_room(kind, poller.waker()) {
                 return Poll::Ready(());
             }
-            if blocked.is_none() {
-                blocked = Blocked::enter(&self.raw.runtime, false);
+            if awaited.is_none() {
+                awaited = Awaited::begin(&self.raw.runtime);
             }
             Poll::Pending
         })

@@ -14,7 +14,7 @@ use mobula_host::{
     Via,
     codec::{self, Data},
     context,
-    runtime::{Blocked, Runtime, Waiting},
+    runtime::{Awaited, Runtime, Waiting},
     site::Site,
 };
 use mobula_proto::{Failure, ObjectId, peer::Copy};
@@ -256,6 +256,11 @@ impl Reading {
         Self { raw, waits: Waits::default(), answer: None }
     }
 
+    /// Nobody asks for it for a while.
+    pub(crate) fn rest(&mut self) {
+        self.waits = Waits::default();
+    }
+
     pub(crate) fn into_raw(self) -> Raw {
         self.raw
     }
@@ -296,18 +301,18 @@ impl Future for Reading {
 #[derive(Default)]
 struct Waits {
     waiting: Waiting,
-    /// The slot of the current task serves others.
-    blocked: Option<Blocked>,
+    /// The slot of the current call serves others.
+    awaited: Option<Awaited>,
 }
 
 impl Waits {
     fn poll_ready(&mut self, raw: &Raw, poller: &Context<'_>) -> bool {
         if raw.runtime.poll_ready(raw.id, &mut self.waiting, poller.waker()) {
-            self.blocked = None;
+            self.awaited = None;
             return true;
         }
-        if self.blocked.is_none() {
-            self.blocked = Blocked::enter(&raw.runtime, false);
+        if self.awaited.is_none() {
+            self.awaited = Awaited::begin(&raw.runtime);
         }
         false
     }
@@ -412,7 +417,7 @@ pub async fn wait<T>(
         match runtime.poll_ready_among(&ids, count, &mut waits.waiting, poller.waker()) {
             Some(ready) => Poll::Ready(ready),
             None => {
-                waits.blocked = waits.blocked.take().or_else(|| Blocked::enter(runtime, false));
+                waits.awaited = waits.awaited.take().or_else(|| Awaited::begin(runtime));
                 Poll::Pending
             }
         }

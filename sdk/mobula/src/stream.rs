@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_core::Stream;
-use mobula_host::{codec::Data, runtime::Blocked};
+use mobula_host::{codec::Data, runtime::Awaited};
 use mobula_proto::{FailureKind, peer::State};
 
 use crate::{Error, ObjectRef, Result, object::Reading};
@@ -41,7 +41,7 @@ pub const BUFFER_BYTES_DEFAULT: u64 = 32 << 20;
 #[must_use = "dropping a stream cancels the call that makes it"]
 pub struct ObjectStream<T> {
     call: Closing<T>,
-    blocked: Option<Blocked>,
+    awaited: Option<Awaited>,
     reading: Option<Reading>,
     ended: bool,
 }
@@ -55,9 +55,21 @@ impl<T> Drop for Closing<T> {
     }
 }
 
+/// A stream whose next item somebody waits for. Who gives that up waits no more, though the stream stays.
+struct Asked<'a, T>(&'a mut ObjectStream<T>);
+
+impl<T> Drop for Asked<'_, T> {
+    fn drop(&mut self) {
+        self.0.awaited = None;
+        if let Some(reading) = &mut self.0.reading {
+            reading.rest();
+        }
+    }
+}
+
 impl<T> ObjectStream<T> {
     pub(crate) fn of(call: ObjectRef<T>) -> Self {
-        Self { call: Closing(call), blocked: None, reading: None, ended: false }
+        Self { call: Closing(call), awaited: None, reading: None, ended: false }
     }
 
     /// The object that stands for its end.
@@ -78,7 +90,8 @@ impl<T> ObjectStream<T> {
 
     /// The next item as a ref, when there is one; `None` at the end.
     pub async fn next_ref(&mut self) -> Option<Result<ObjectRef<T>>> {
-        poll_fn(|poller| self.poll_ref(poller)).await
+        let asked = Asked(self);
+        poll_fn(|poller| asked.0.poll_ref(poller)).await
     }
 
     /// Waits for the next item on this thread, and gives a ref to it; `None` at the end. For sync code; in async code
@@ -109,19 +122,19 @@ impl<T> ObjectStream<T> {
         let next = raw.runtime.poll_item(raw.id, poller.waker());
         match next {
             Poll::Pending => {
-                // While it waits, the slot of the current task serves others.
-                if self.blocked.is_none() {
-                    self.blocked = Blocked::enter(&raw.runtime, false);
+                // While it waits, the slot of the current call serves others.
+                if self.awaited.is_none() {
+                    self.awaited = Awaited::begin(&raw.runtime);
                 }
                 Poll::Pending
             }
             Poll::Ready(Some(item)) => {
                 let item = ObjectRef::adopt(raw.runtime.clone(), item);
-                self.blocked = None;
+                self.awaited = None;
                 Poll::Ready(Some(Ok(item)))
             }
             Poll::Ready(None) => {
-                self.blocked = None;
+                self.awaited = None;
                 Poll::Ready(self.end())
             }
         }
@@ -145,7 +158,8 @@ impl<T> ObjectStream<T> {
 impl<T: Data> ObjectStream<T> {
     /// The next item, when there is one; `None` at the end. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Result<T>> {
-        poll_fn(|poller| self.poll_value(poller)).await
+        let asked = Asked(self);
+        poll_fn(|poller| asked.0.poll_value(poller)).await
     }
 
     /// Waits for the next item on this thread; `None` at the end. For sync code; in async code it is a typed error,

@@ -13,7 +13,7 @@ use mobula_host::{
     context,
     core::{Kind, Spec},
     registry::Function,
-    runtime::{Blocked, Runtime},
+    runtime::{Awaited, Runtime},
 };
 use mobula_proto::{Failure, FailureKind, HostId, ObjectId};
 
@@ -160,12 +160,12 @@ impl<H: Handle> Refused<H> {
 pub struct Submission<H> {
     state: Option<std::result::Result<H, Refused<H>>>,
     /// While there is no room.
-    blocked: Option<Blocked>,
+    awaited: Option<Awaited>,
 }
 
 impl<H> Submission<H> {
     fn new(tried: std::result::Result<H, Refused<H>>) -> Self {
-        Self { state: Some(tried), blocked: None }
+        Self { state: Some(tried), awaited: None }
     }
 }
 
@@ -173,19 +173,19 @@ impl<H: Handle> Future for Submission<H> {
     type Output = H;
 
     fn poll(self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<H> {
-        let Self { state, blocked } = self.get_mut();
+        let Self { state, awaited } = self.get_mut();
         loop {
             match state.take() {
                 Some(Ok(submitted)) => {
-                    *blocked = None;
+                    *awaited = None;
                     return Poll::Ready(submitted);
                 }
                 Some(Err(refused)) if refused.runtime.poll_room(refused.spec.kind, poller.waker()) => {
                     *state = Some(refused.try_again());
                 }
                 pending => {
-                    if let (Some(Err(refused)), None) = (&pending, &blocked) {
-                        *blocked = Blocked::enter(&refused.runtime, false);
+                    if let (Some(Err(refused)), None) = (&pending, &awaited) {
+                        *awaited = Awaited::begin(&refused.runtime);
                     }
                     *state = pending;
                     return Poll::Pending;

@@ -43,7 +43,12 @@ pub struct Context {
     pub(crate) cancelled: AtomicBool,
     /// Of a call with a timeout: it has ended, or its time ran out, whichever came first.
     pub(crate) finished: AtomicBool,
+    /// What it waits for with its slot given up.
     pub(crate) waiting: AtomicU32,
+    /// Waits of its async code, which count in `waiting` while none of it is polled.
+    pub(crate) awaits: AtomicU32,
+    /// A wait has ended since its actor was told last that it waits.
+    pub(crate) moved: AtomicBool,
     /// Its code has begun.
     pub(crate) begun: AtomicBool,
     /// How many of its threads wait for room in the store.

@@ -2,8 +2,8 @@
 //!
 //! Sync code runs on plain threads that the pool adds when work waits and no thread is free; async code on the
 //! runtime for user code. A lease runs at most its number of slots at once, and an actor one `&mut self` call at
-//! a time; a call that waits for an object gives its slot back meanwhile, so that nested work cannot starve
-//! itself.
+//! a time; a call that waits for an object, and none of whose code runs, gives its slot back meanwhile, so
+//! that nested work cannot starve itself.
 
 mod actors;
 mod arguments;
@@ -209,6 +209,8 @@ impl Executor {
             cancelled: false.into(),
             finished: false.into(),
             waiting: 0.into(),
+            awaits: 0.into(),
+            moved: false.into(),
             begun: false.into(),
             lacking: 0.into(),
             admitted: 0.into(),

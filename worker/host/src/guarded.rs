@@ -6,7 +6,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, Once},
+    sync::{Arc, Once, atomic::Ordering},
     task::{Context as Poller, Poll},
 };
 
@@ -75,18 +75,39 @@ pub fn end<T>(what: T) {
     }
 }
 
-/// Async user code, polled with its context entered and its panics caught.
+/// Async user code, polled with its context entered and its panics caught. While it waits for objects, and none of it is
+/// polled, its slot serves others.
 pub struct Polled<T, C> {
     runtime: Arc<Runtime>,
     context: Arc<Context>,
     call: Option<C>,
     running: Option<Running<T>>,
+    /// The second poll comes right behind the first, whatever that gives.
+    twice: bool,
+    /// Its slot serves others.
+    lent: bool,
 }
 
 impl<T, C> Polled<T, C> {
-    /// Calls `call` at the first poll.
-    pub fn new(runtime: Arc<Runtime>, context: Arc<Context>, call: C) -> Self {
-        Self { runtime, context, call: Some(call), running: None }
+    /// Calls `call` at the first poll, which another follows right away if it shall be polled `twice`.
+    pub fn new(runtime: Arc<Runtime>, context: Arc<Context>, call: C, twice: bool) -> Self {
+        Self { runtime, context, call: Some(call), running: None, twice, lent: false }
+    }
+
+    /// Nothing of it runs until it is polled again.
+    fn rest(&mut self) {
+        // A wait may end elsewhere, if its future was moved there. The next poll looks again.
+        self.lent = self.context.awaits.load(Ordering::Acquire) > 0;
+        if self.lent {
+            self.runtime.executor().block(&self.runtime, &self.context, false);
+        }
+    }
+
+    /// It runs.
+    fn go_on(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            self.runtime.executor().unblock(&self.runtime, &self.context, false);
+        }
     }
 }
 
@@ -98,6 +119,8 @@ impl<T, C: FnOnce() -> Invocation<T>> Future for Polled<T, C> {
 
     fn poll(self: Pin<&mut Self>, poller: &mut Poller<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        this.go_on();
+        let twice = std::mem::take(&mut this.twice);
         let _entered = context::enter(&this.runtime, Some(this.context.clone()), true);
         if let Some(call) = this.call.take() {
             match catching(call) {
@@ -111,7 +134,12 @@ impl<T, C: FnOnce() -> Invocation<T>> Future for Polled<T, C> {
         };
         let polled = catching(|| running.as_mut().poll(poller));
         let result = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Pending) => {
+                if !twice {
+                    this.rest();
+                }
+                return Poll::Pending;
+            }
             Ok(Poll::Ready(result)) => result,
             Err(failure) => Err(failure),
         };
@@ -124,6 +152,7 @@ impl<T, C: FnOnce() -> Invocation<T>> Future for Polled<T, C> {
 
 impl<T, C> Drop for Polled<T, C> {
     fn drop(&mut self) {
+        self.go_on();
         // Refs inside the future are given back to the right runtime.
         let _entered = context::enter(&self.runtime, Some(self.context.clone()), true);
         self.running = None;

@@ -330,8 +330,12 @@ impl<R> Inbox<R> {
         self.still = 0;
     }
 
-    /// A call that runs waits for an object from now on.
-    pub fn waits(&mut self, seat: Seat) {
+    /// A call that runs waits for an object from now on; and whether something that it waited for before has come. Code that
+    /// is polled and then waits as before has not moved.
+    pub fn waits(&mut self, seat: Seat, moved: bool) {
+        if moved {
+            self.still = 0;
+        }
         match seat {
             Seat::Alone => self.exclusive_waits = true,
             Seat::Group(group) => self.group(group).waiting += 1,
@@ -350,7 +354,6 @@ impl<R> Inbox<R> {
                 }
             }
         }
-        self.still = 0;
     }
 
     /// Whether [`Self::tick`] has anything to look at.

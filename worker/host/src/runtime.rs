@@ -47,7 +47,7 @@ mod losing;
 mod waiting;
 
 pub use asking::QUESTION_WAIT;
-pub use waiting::{Ready, Waiting};
+pub use waiting::{Awaited, Ready, Waiting};
 
 /// What follows from a step of the core and is done without its lock.
 enum Later {
@@ -962,7 +962,7 @@ pub(crate) fn parse(bytes: Bytes) -> Result<Object, Failure> {
     Object::parse(bytes).map_err(|error| Failure::new(FailureKind::Codec, error.to_string()))
 }
 
-/// While this lives, the slot of the current call serves others.
+/// While this lives, the slot of the current call serves others. Code that is polled has [`Awaited`].
 pub struct Blocked {
     runtime: Arc<Runtime>,
     context: Arc<context::Context>,
@@ -980,6 +980,7 @@ impl Blocked {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
+        self.context.moved.store(true, Ordering::Release);
         self.runtime.executor.unblock(&self.runtime, &self.context, self.thread);
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     codec::{self, Data, Results},
     context::{self, Context},
     core::Taken,
-    runtime::{Blocked, Runtime},
+    runtime::{Awaited, Runtime},
     site::Site,
     wait::{Parker, Waiter},
 };
@@ -149,7 +149,7 @@ impl Producer {
 /// Resolves when a producer may make the next item.
 struct Waiting<'a> {
     of: &'a Producing,
-    blocked: Option<Blocked>,
+    awaited: Option<Awaited>,
 }
 
 impl Future for Waiting<'_> {
@@ -160,12 +160,12 @@ impl Future for Waiting<'_> {
         let Producing { runtime, context, producer } = this.of;
         let has = producer.has_room(context, || Waiter::Task(poller.waker().clone()));
         if matches!(has, Ok(false)) {
-            if this.blocked.is_none() {
-                this.blocked = Blocked::enter(runtime, false);
+            if this.awaited.is_none() {
+                this.awaited = Awaited::begin(runtime);
             }
             return Poll::Pending;
         }
-        this.blocked = None;
+        this.awaited = None;
         Poll::Ready(has.map(drop))
     }
 }
@@ -207,7 +207,7 @@ impl Producing {
 
     /// [`Self::wait`] for async code.
     fn waiting(&self) -> Waiting<'_> {
-        Waiting { of: self, blocked: None }
+        Waiting { of: self, awaited: None }
     }
 }
 

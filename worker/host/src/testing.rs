@@ -70,12 +70,21 @@ pub(crate) fn other(seq: u32) -> HostId {
 }
 
 pub(crate) fn function(name: &'static str, entry: Entry) -> &'static Function {
+    function_of(name, entry, false)
+}
+
+/// One that gives futures.
+pub(crate) fn async_function(name: &'static str, entry: Entry) -> &'static Function {
+    function_of(name, entry, true)
+}
+
+fn function_of(name: &'static str, entry: Entry, is_async: bool) -> &'static Function {
     Box::leak(Box::new(Function {
         name,
         signature: "()",
         file: "src/main.rs",
         line: 7,
-        is_async: false,
+        is_async,
         entry,
         id: OnceLock::new(),
         nanos: AtomicU64::new(0),

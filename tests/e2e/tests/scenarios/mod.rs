@@ -77,6 +77,8 @@ pub fn cases() -> Vec<Case> {
         case!(tasks::refs_travel_inside_values),
         case!(tasks::large_arguments_and_results),
         case!(tasks::nested_on_one_cpu).cpus(1.0),
+        case!(tasks::who_waits_and_computes_keeps_its_cpu).modes(&[Mode::Embedded]).cpus(1.0),
+        case!(tasks::who_gave_up_waiting_keeps_its_cpu).modes(&[Mode::Embedded]).cpus(1.0),
         case!(tasks::a_task_knows_itself),
         case!(tasks::a_process_of_its_own),
         case!(scale::many_refs_and_results),

@@ -1,7 +1,9 @@
 //! Functions that run elsewhere.
 
+use std::time::Duration;
+
 use mobula::{Result, Serde, prelude::*};
-use mobula_e2e::Env;
+use mobula_e2e::{Env, Witness, env::witness, eventually};
 
 #[mobula::task]
 fn square(x: u64) -> u64 {
@@ -219,6 +221,83 @@ pub async fn nested_on_one_cpu(_env: Env) -> Result<()> {
     let (deep, wide) = (depth.remote(60), fibonacci.remote(10));
     assert_eq!(wide.await?, 55);
     assert_eq!(deep.await?, 60);
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+fn behind(gate: String) {
+    witness::pass(&gate);
+}
+
+#[mobula::task(cpu = 0)]
+fn items_behind(gate: String) -> impl Iterator<Item = u64> {
+    witness::pass(&gate);
+    [1, 2].into_iter()
+}
+
+#[mobula::task]
+fn note(place: String) {
+    witness::note(&place);
+}
+
+/// Waits for an object, and beside that goes on with what came before.
+#[mobula::task]
+async fn waits_and_computes(never: Vec<ObjectRef<()>>, busy: String, go: String) -> Result<()> {
+    let compute = async {
+        witness::note(&busy);
+        witness::pass(&go);
+    };
+    tokio::join!(&never[0], compute).0
+}
+
+/// Gives up waiting for an item, and goes on with something else, of which the runtime knows nothing.
+#[mobula::task]
+async fn gives_up(gate: String, busy: String, go: String) -> Result<u64> {
+    let mut items = items_behind.remote(gate);
+    let early = tokio::time::timeout(Duration::from_millis(5), items.next()).await;
+    assert!(early.is_err(), "there is none yet");
+    witness::note(&busy);
+    while !witness::noted(&go) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(items.next().await.transpose()?.unwrap_or_default())
+}
+
+/// Whoever notes that it is busy keeps the one CPU.
+async fn is_busy(env: &Env, witness: &Witness) -> Result<ObjectRef<()>> {
+    witness.sees("busy").await?;
+    let other = note.remote(witness.place("other"));
+    eventually("another call to wait for the CPU", async || {
+        let waiting = env.cluster.snapshot().await?.waiting;
+        Ok(waiting.iter().any(|class| class.function.ends_with("tasks::note")))
+    })
+    .await?;
+    assert!(!witness.saw("other"), "it has the CPU, too");
+    Ok(other)
+}
+
+pub async fn who_waits_and_computes_keeps_its_cpu(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let [gate, go] = [witness.gate("gate")?, witness.gate("go")?];
+    let never = behind.remote(gate.place());
+    let call = waits_and_computes.remote(vec![never], witness.place("busy"), go.place());
+    let other = is_busy(&env, &witness).await?;
+    go.open()?;
+    // From now on it waits, and does nothing besides.
+    other.await?;
+    gate.open()?;
+    call.await
+}
+
+pub async fn who_gave_up_waiting_keeps_its_cpu(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let call = gives_up.remote(gate.place(), witness.place("busy"), witness.place("go"));
+    let other = is_busy(&env, &witness).await?;
+    witness.say("go");
+    other.await?;
+    gate.open()?;
+    assert_eq!(call.await?, 1);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The executor's actors: their inboxes, and which of their calls may start.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use mobula_proto::{Failure, FailureKind, HostId, TaskId, limits::Limits, peer::Message};
 use parking_lot::Mutex;
@@ -251,7 +251,7 @@ impl Executor {
         let (Some(seat), Some(actor)) = (context.seat, self.actor_of(context)) else { return };
         let watch = {
             let mut inner = actor.inner.lock();
-            inner.inbox.waits(seat);
+            inner.inbox.waits(seat, context.moved.swap(false, Ordering::AcqRel));
             inner.watch()
         };
         if watch {

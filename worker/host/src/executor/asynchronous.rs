@@ -28,7 +28,7 @@ pub(super) fn spawn(runtime: &Arc<Runtime>, run: Box<Run>) {
     if run.call.timeout_ms > 0 {
         watch_timeout(runtime, &run);
     }
-    runtime.user().spawn(drive(runtime.clone(), run));
+    runtime.user().spawn(drive(runtime.clone(), run, false));
 }
 
 type Polling = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -84,13 +84,13 @@ impl Shell {
 /// would cost more than they do. One that waits gets its task then, whose id is another than that of the [`Shell`].
 pub(super) fn begin(runtime: &Arc<Runtime>, shell: &mut Shell, run: Box<Run>) {
     let _entered = runtime.user().enter();
-    if let Some(call) = shell.poll(Box::pin(drive(runtime.clone(), run))) {
+    if let Some(call) = shell.poll(Box::pin(drive(runtime.clone(), run, true))) {
         runtime.user().spawn(call);
     }
 }
 
-/// One call, from its first poll to its result.
-async fn drive(runtime: Arc<Runtime>, mut run: Box<Run>) {
+/// One call, from its first poll to its result; `twice`: a second one follows right away.
+async fn drive(runtime: Arc<Runtime>, mut run: Box<Run>, twice: bool) {
     let arguments = Arguments::new(std::mem::take(&mut run.arguments));
     let started = Instant::now();
     run.context.begun.store(true, Ordering::Release);
@@ -98,12 +98,12 @@ async fn drive(runtime: Arc<Runtime>, mut run: Box<Run>) {
     match &run.function.entry {
         Entry::Task(call) => {
             let call = *call;
-            let result = polled(&runtime, &run.context, move || call(arguments)).await;
+            let result = polled(&runtime, &run.context, move || call(arguments), twice).await;
             executor.finish(&runtime, run, nanos_since(started), result);
         }
         Entry::Construct { call, .. } => {
             let call = *call;
-            let result = polled(&runtime, &run.context, move || call(arguments)).await;
+            let result = polled(&runtime, &run.context, move || call(arguments), twice).await;
             if let Some(next) = executor.constructed(&runtime, run, nanos_since(started), result) {
                 executor.start(&runtime, next);
             }
@@ -112,7 +112,7 @@ async fn drive(runtime: Arc<Runtime>, mut run: Box<Run>) {
             let call = *call;
             let state = run.actor.as_ref().and_then(|actor| actor.inner.lock().state.clone());
             let result = match state {
-                Some(state) => polled(&runtime, &run.context, move || call(&state, arguments)).await,
+                Some(state) => polled(&runtime, &run.context, move || call(&state, arguments), twice).await,
                 None => Err(Failure::new(FailureKind::ActorDied, "the actor ended")),
             };
             executor.finish(&runtime, run, nanos_since(started), result);
@@ -125,13 +125,14 @@ async fn polled<T: Send + 'static>(
     runtime: &Arc<Runtime>,
     context: &Arc<Context>,
     call: impl FnOnce() -> Invocation<T> + Send + 'static,
+    twice: bool,
 ) -> Result<T, Failure> {
     let (handle, registration) = AbortHandle::new_pair();
     *context.abort.lock() = Some(handle.clone());
     if context.cancelled() {
         handle.abort();
     }
-    let polled = guarded::Polled::new(runtime.clone(), context.clone(), call);
+    let polled = guarded::Polled::new(runtime.clone(), context.clone(), call, twice);
     let mut inner = Abortable::new(polled, registration);
     let result = (&mut inner).await;
     guarded::end(inner);

@@ -1,10 +1,12 @@
 //! What becomes of calls and actors, in a host on its own.
 
 use std::{
+    future::poll_fn,
     sync::{
         atomic::Ordering,
         mpsc::{self, Receiver, Sender},
     },
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -19,7 +21,8 @@ use crate::{
     codec::{Arguments, Results},
     context,
     registry::{ActorState, Entry, Function, Invocation, Rules},
-    testing::{Alone, alone, call, function, lease, other},
+    runtime::{Awaited, Waiting},
+    testing::{Alone, alone, async_function, call, function, lease, other},
 };
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -199,6 +202,99 @@ fn a_call_that_waits_is_woken_when_it_is_cancelled_or_its_time_runs_out() {
         ends(task, FailureKind::TimedOut);
         assert_eq!(runtime.waits(), 0);
     }
+}
+
+/// Each of them ends a poll of [`polled`].
+static POLLS: Mutex<Option<Receiver<()>>> = Mutex::new(None);
+/// What wakes [`polled`] at any time.
+static WAKES: Mutex<Option<Waker>> = Mutex::new(None);
+
+/// Waits for an object, and does something else in each poll.
+fn polled(_: Arguments) -> Invocation<Results> {
+    Invocation::Future(Box::pin(async {
+        let runtime = context::runtime().unwrap();
+        let object = AWAITED.lock().unwrap();
+        let (mut waiting, mut awaited) = (Waiting::default(), None);
+        poll_fn(|poller| {
+            let ready = runtime.poll_ready(object, &mut waiting, poller.waker());
+            awaited = if ready { None } else { awaited.take().or_else(|| Awaited::begin(&runtime)) };
+            *WAKES.lock() = Some(poller.waker().clone());
+            say("polled");
+            POLLS.lock().as_ref().unwrap().recv().unwrap();
+            if ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        Ok(Results::new())
+    }))
+}
+
+#[test]
+fn a_call_lends_its_slot_only_while_none_of_its_code_is_polled() {
+    let [stopped, polled] =
+        ["test::stopped", "test::polled"].map(|name| async_function(name, Entry::Task(polled)));
+    // As far as is known it takes no time, so a thread of the pool polls it first, and at once the runtime for async code.
+    polled.nanos.store(1, Ordering::Relaxed);
+    let leaf = function("test::leaf", Entry::Task(leaf));
+    let alone = alone(&[polled, stopped, leaf]);
+    let runtime = &alone.runtime;
+    let (hears, heard) = mpsc::channel();
+    let (ends, polls) = mpsc::channel();
+    (*HEARS.lock(), *POLLS.lock(), *AWAITED.lock()) = (Some(hears), Some(polls), Some(runtime.pending()));
+    let next = |what| assert_eq!(heard.recv_timeout(WAIT), Ok(what));
+    let says = |told| match told {
+        ToAgent::Block { .. } => Some("lent"),
+        ToAgent::Unblock { .. } => Some("back"),
+        ToAgent::Relay { .. } => Some("a result"),
+        _ => None,
+    };
+    let said = || alone.told.try_iter().filter_map(says).collect::<Vec<_>>();
+    let will_say = |what| loop {
+        if let Some(told) = says(alone.told.recv_timeout(WAIT).unwrap()) {
+            break assert_eq!(told, what);
+        }
+    };
+    let run = |function, seq| {
+        let target = Target::Task { lease: lease(1), slots: 1 };
+        runtime.on_peer(other(2), true, call(function, TaskId { owner: other(2), seq, key: 7 }, target));
+    };
+    run(polled, 1);
+    next("polled");
+    run(leaf, 2);
+    assert!(said().is_empty(), "it waits, and goes on beside that");
+    ends.send(()).unwrap();
+    next("polled");
+    assert!(said().is_empty(), "it has not rested");
+    ends.send(()).unwrap();
+    // The other has its slot, and then nobody here.
+    will_say("lent");
+    will_say("a result");
+    for _ in 0..3 {
+        WAKES.lock().take().unwrap().wake();
+        next("polled");
+        assert_eq!(said(), ["back"]);
+        ends.send(()).unwrap();
+        will_say("lent");
+    }
+    runtime.fail(AWAITED.lock().unwrap(), Failure::new(FailureKind::Cancelled, "enough"));
+    next("polled");
+    assert_eq!(said(), ["back"]);
+    ends.send(()).unwrap();
+    will_say("a result");
+    eventually(|| runtime.executor().state.lock().leases.is_empty());
+    // Nor does it leave a slot lent where it is stopped.
+    *AWAITED.lock() = Some(runtime.pending());
+    run(stopped, 3);
+    next("polled");
+    ends.send(()).unwrap();
+    will_say("lent");
+    runtime.on_peer(
+        other(2),
+        true,
+        Message::Cancel { task: TaskId { owner: other(2), seq: 3, key: 7 }, force: false },
+    );
+    will_say("back");
+    will_say("a result");
+    eventually(|| runtime.executor().state.lock().leases.is_empty());
 }
 
 struct Bench {

@@ -62,7 +62,7 @@ fn in2_groups_have_limits_of_their_own() {
     inbox.finished(Seat::Group(1));
     assert_eq!(started(&mut inbox), [13]);
     // One that waits gives its turn up, and takes it again without waiting for it.
-    inbox.waits(SHARED);
+    inbox.waits(SHARED, false);
     assert_eq!(started(&mut inbox), [2]);
     inbox.goes_on(SHARED);
     inbox.finished(SHARED);
@@ -77,7 +77,7 @@ fn in2_a_mut_call_that_waits_keeps_the_actor() {
     comes(&mut inbox, Seat::Alone, ONE, 1);
     comes(&mut inbox, SHARED, ONE, 2);
     assert_eq!(started(&mut inbox), [1]);
-    inbox.waits(Seat::Alone);
+    inbox.waits(Seat::Alone, false);
     assert_eq!(inbox.start(), None);
     inbox.goes_on(Seat::Alone);
     inbox.finished(Seat::Alone);
@@ -172,12 +172,32 @@ fn in4_a_circle_is_noticed_only_where_all_wait() {
     for _ in 0..2 * STALLED_TICKS {
         assert!(inbox.tick().is_empty(), "it computes");
     }
-    inbox.waits(Seat::Alone);
+    inbox.waits(Seat::Alone, false);
     let mut ticks = (1..).map(|tick| (tick, inbox.tick()));
     let (tick, told) = ticks.find(|(_, told)| !told.is_empty()).unwrap();
     assert_eq!((tick, &told[..]), (STALLED_TICKS, &[TWO][..]));
     inbox.goes_on(Seat::Alone);
     assert!(inbox.tick().is_empty());
+}
+
+#[test]
+fn in2_only_what_comes_is_movement() {
+    for moves in [false, true] {
+        let mut inbox = inbox(|limits| limits.inbox = 1);
+        comes(&mut inbox, Seat::Alone, ONE, 1);
+        assert_eq!(started(&mut inbox), [1]);
+        comes(&mut inbox, SHARED, ONE, 2);
+        assert_eq!(comes(&mut inbox, SHARED, TWO, 3), Knock::Wait);
+        inbox.asked(TWO, true);
+        inbox.waits(Seat::Alone, false);
+        // It is polled again and again, between the looks.
+        let told = (0..2 * STALLED_TICKS).any(|_| {
+            inbox.goes_on(Seat::Alone);
+            inbox.waits(Seat::Alone, moves);
+            !inbox.tick().is_empty()
+        });
+        assert_eq!(told, !moves);
+    }
 }
 
 #[test]
@@ -189,7 +209,7 @@ fn in2_so_many_wait_until_nothing_moves() {
     }
     for seq in 0..=u64::from(WAITING_MAX) {
         assert_eq!(inbox.start(), Some(seq));
-        inbox.waits(SHARED);
+        inbox.waits(SHARED, false);
     }
     assert_eq!(inbox.start(), None, "as many wait as may");
     assert!(inbox.wants_ticks());

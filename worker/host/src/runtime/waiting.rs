@@ -288,6 +288,39 @@ impl Drop for Place {
     }
 }
 
+/// A wait of async code. As long as there is any of its call, the call's slot serves others while none of its code is
+/// polled: what is polled may do anything besides.
+pub struct Awaited(By);
+
+/// Who polls the code that waits.
+enum By {
+    /// [`crate::guarded::Polled`], which looks whether there are any.
+    Call(Arc<context::Context>),
+    /// Sync code, in a way of its own.
+    Thread { _blocked: Blocked },
+}
+
+impl Awaited {
+    /// From now on; `None` outside a call.
+    pub fn begin(runtime: &Arc<Runtime>) -> Option<Self> {
+        if !context::is_async() {
+            return Blocked::enter(runtime, false).map(|blocked| Self(By::Thread { _blocked: blocked }));
+        }
+        let context = context::task()?;
+        context.awaits.fetch_add(1, Ordering::AcqRel);
+        Some(Self(By::Call(context)))
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if let By::Call(context) = &self.0 {
+            context.awaits.fetch_sub(1, Ordering::AcqRel);
+            context.moved.store(true, Ordering::Release);
+        }
+    }
+}
+
 /// Wakes a thread that waits for so many of these, when it is dropped.
 struct Answered(Arc<Runtime>, Arc<Parker>);
 
