@@ -646,7 +646,7 @@ impl Executor {
         drop(arguments);
         drop(share);
         note_time(function, nanos);
-        // Its caller knows already why there is no result, and waits for its end only.
+        // Its caller knows already why there is no result, and waits for its end only. An actor that it made goes.
         let expired = call.timeout_ms > 0 && context.finished.swap(true, Ordering::AcqRel);
         let result = if expired { Err(out_of_time(call)) } else { result };
         if let (Target::Construct { .. }, Some(actor), Err(_)) = (call.target, &actor, &result) {
@@ -727,10 +727,6 @@ impl Executor {
         let message = Message::Expired { task: run.call.task, attempt: run.call.attempt, failure };
         runtime.send(run.caller, message, Held::default());
         run.context.stop(runtime);
-        if let Target::Construct { incarnation, .. } = run.call.target {
-            // Nobody has a handle to what it may make yet.
-            self.terminate(runtime, run.call.task, incarnation);
-        }
         true
     }
 
