@@ -85,14 +85,15 @@ impl<T> ObjectRef<T> {
     }
 
     /// Gives up on the task that makes it; the ref then fails with `Cancelled`, and so do the refs to the task's other
-    /// results. Async code is dropped at its next
-    /// `await`; sync code is asked through [`crate::context::cancelled`]. Returns `false` where the task is done
-    /// already or was submitted elsewhere.
+    /// results. Async code is dropped at its next `await`; sync code is asked through [`crate::context::cancelled`], and
+    /// where it waits for an object that fails as `Cancelled`. Returns `false` where the task is done already or was
+    /// submitted elsewhere.
     pub fn cancel(&self) -> bool {
         self.raw.runtime.cancel(self.raw.id, false)
     }
 
-    /// Like [`ObjectRef::cancel`], and ends the process that runs it: for tasks of `isolation = "process"`.
+    /// Like [`ObjectRef::cancel`], and ends the process that runs it: for tasks of `isolation = "process"`, also of those that
+    /// were cancelled, or whose time has run out, and have not stopped.
     pub fn cancel_by_force(&self) -> Result<bool> {
         self.raw.runtime.check_force(self.raw.id)?;
         Ok(self.raw.runtime.cancel(self.raw.id, true))
