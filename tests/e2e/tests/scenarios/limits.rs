@@ -302,15 +302,15 @@ impl Sink {
     }
 }
 
-/// Calls of a flood, and their size: 524 MB in all.
-const FLOOD: u64 = 32_000;
+/// Calls of a flood, and their size: 655 MB in all.
+const FLOOD: u64 = 40_000;
 const FLOOD_BYTES: usize = 16 << 10;
 /// Calls that a flood may have unfinished at once: the inbox, as many in its process, and what was on its way before
 /// the first found the inbox full, which takes as long as the actor's process is kept from running.
-const FLOOD_PEAK: usize = 10_000;
+const FLOOD_PEAK: usize = 20_000;
 
 /// By so much the memory of a process may grow meanwhile, shared memory included: well below what a flood sends.
-const FLOOD_RESIDENT: u64 = 256 << 20;
+const FLOOD_RESIDENT: u64 = 400 << 20;
 
 /// Bytes of memory that this process has.
 fn resident() -> u64 {
