@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use mobula::{Builder, Cluster, ErrorKind, NodeId, Result, prelude::*, private};
+use mobula::{Cluster, ErrorKind, NodeId, Result, prelude::*};
 use mobula_e2e::env::on;
 use mobula_rig::{Part, Rig};
 
-use super::driver::Outcome;
+use super::{
+    driver::Outcome,
+    transfer::{drive, placed},
+};
 
 /// More than is kept by its owner.
 const BYTES: usize = 1 << 20;
@@ -82,21 +85,8 @@ impl Reader {
     }
 }
 
-async fn places(rig: &Rig, cluster: &Cluster) -> Result<Vec<NodeId>> {
-    let mut nodes = cluster.nodes().await?;
-    nodes.sort_by_key(|node| (0..).find(|at| rig.number(*at).unwrap() == node.number));
-    Ok(nodes)
-}
-
 async fn reader(node: NodeId) -> Result<ReaderHandle> {
     Reader::spawn().options(|options| options.strategy(on(node))).await
-}
-
-fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
-    let (outcome, left) = private::drive(builder.quiet(), async |cluster: Cluster| run(cluster).await)?;
-    outcome?;
-    assert!(left.is_empty(), "{left:?}");
-    Ok(())
 }
 
 /// What cannot be made again, or whose owner died with the node, is read from where it was read before, and what nobody has
@@ -107,7 +97,7 @@ pub fn what_others_have_read_outlives_its_node() -> Outcome {
     let builder = Cluster::connect(&rig.socket(0)?);
     let rig_there = &mut rig;
     drive(builder, async |cluster| {
-        let nodes = places(rig_there, &cluster).await?;
+        let nodes = placed(rig_there, &cluster).await?;
         let maker = Maker::spawn().options(|options| options.strategy(on(nodes[1]))).await?;
         let (first, second) = (reader(nodes[2]).await?, reader(nodes[3]).await?);
         let made = maker.make(1);

@@ -65,7 +65,7 @@ async fn reader(node: NodeId) -> Result<ReaderHandle> {
     Ok(reader)
 }
 
-fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
+pub(super) fn drive(builder: Builder, run: impl AsyncFnOnce(Cluster) -> Result<()>) -> Outcome {
     let (outcome, left) = private::drive(builder.quiet(), async |cluster: Cluster| run(cluster).await)?;
     outcome?;
     assert!(left.is_empty(), "{left:?}");
@@ -85,7 +85,7 @@ fn counted(rig: &Rig, nodes: usize) -> mobula_rig::Result<Vec<(u64, u64)>> {
 }
 
 /// The nodes by their place in the rig, whichever joined first.
-async fn placed(rig: &Rig, cluster: &Cluster) -> Result<Vec<NodeId>> {
+pub(super) async fn placed(rig: &Rig, cluster: &Cluster) -> Result<Vec<NodeId>> {
     let mut nodes = cluster.nodes().await?;
     let place = |node: &NodeId| (0..).find(|at| rig.number(*at).unwrap() == node.number);
     nodes.sort_by_key(place);
