@@ -63,6 +63,11 @@ pub enum Event {
         /// Bytes of the work's arguments by node; the [`crate::demand::LOCALITY_MAX`] largest are considered.
         locality: Vec<(NodeId, u64)>,
     },
+    /// Its owner hears of a lease now: its term begins, and it is asked for if somebody waits for what it holds.
+    Announced {
+        /// The lease.
+        lease: LeaseId,
+    },
     /// A lease still has work: its term begins anew.
     Renew {
         /// The lease.

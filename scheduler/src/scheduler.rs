@@ -202,6 +202,10 @@ impl Scheduler {
                 self.place_all(out);
                 self.ask_for(key, out);
             }
+            Event::Announced { lease } => {
+                self.renew(lease);
+                self.ask_newcomer(lease, out);
+            }
             Event::Renew { lease } => self.renew(lease),
             Event::Release { lease } => self.end(lease, None, out),
             Event::Shrink { lease, slots } => self.shrink(lease, slots, out),

@@ -14,11 +14,20 @@
 
 use std::sync::Arc;
 
-use mobula_proto::resource::{Class, Strategy};
+use mobula_proto::{
+    LeaseId,
+    resource::{Class, Strategy},
+};
 
 use super::Scheduler;
 use crate::{
-    Effect, Millis, RevokeKind, cluster::Cluster, demand, lease::Entry, node::Node, queues, shapes::Shape,
+    Effect, Millis, RevokeKind,
+    cluster::Cluster,
+    demand,
+    lease::Entry,
+    node::{Kept, Node},
+    queues,
+    shapes::Shape,
     stock::Need,
 };
 
@@ -32,6 +41,8 @@ const NODES_MAX: usize = 64;
 const DEMANDS_MAX: usize = 32;
 /// Most groups.
 const GANGS_MAX: usize = 8;
+/// Most of those who wait that are looked at when an owner hears of a lease.
+const NEWCOMER_DEMANDS_MAX: usize = 8;
 
 /// Who is asked next.
 #[derive(Debug, Default)]
@@ -70,10 +81,7 @@ impl Scheduler {
             return;
         }
         self.asking.last = self.now;
-        let from = self.asking.demand;
-        let rest = self.by_key.iter().filter(|(key, _)| from.is_none_or(|from| **key >= from));
-        let before = self.by_key.iter().filter(|(key, _)| from.is_some_and(|from| **key < from));
-        let mut keys: Vec<_> = rest.chain(before).map(|(key, _)| *key).take(DEMANDS_MAX + 1).collect();
+        let mut keys: Vec<_> = self.waiting().map(|(key, _)| *key).take(DEMANDS_MAX + 1).collect();
         self.asking.demand = if keys.len() > DEMANDS_MAX { keys.pop() } else { None };
         for key in keys {
             self.ask_for(key, out);
@@ -98,23 +106,63 @@ impl Scheduler {
     pub(super) fn ask_for(&mut self, key: demand::Key, out: &mut Vec<Effect>) {
         let Some(at) = self.by_key.get(&key).copied() else { return };
         let Some(demand) = self.demands.get(at) else { return };
-        let level = queues::level(demand.turn(at, self.options.ageing), self.now, self.options.ageing);
         let from = demand.asked_from;
-        let (found, next) = match (demand.gang, demand.shape.and_then(|shape| self.shapes.get(shape))) {
-            (Some(gang), _) => self.who_helps_inside(gang, demand, level, from),
-            (None, Some(shape)) => {
-                let class = Some((demand.id(), &demand.class));
-                let full = self.queues.full_limits(demand.queue, shape.id, &shape.need);
-                let needs = vec![&*shape.need];
-                let asker = Asker { class, queue: demand.queue, level, shape, needs, full };
-                self.who_helps(&asker, from)
+        let (found, next) = match (demand.gang, self.asker(at)) {
+            (Some(gang), _) => {
+                let level =
+                    queues::level(demand.turn(at, self.options.ageing), self.now, self.options.ageing);
+                self.who_helps_inside(gang, demand, level, from)
             }
+            (None, Some(asker)) => self.who_helps(&asker, from),
             (None, None) => return,
         };
         if let Some(demand) = self.demands.get_mut(at) {
             demand.asked_from = next;
         }
         self.ask(found, out);
+    }
+
+    /// A demand that waits, if it is not for room in a group.
+    fn asker(&self, at: u32) -> Option<Asker<'_>> {
+        let demand = self.demands.get(at)?;
+        let shape = self.shapes.get(demand.shape?)?;
+        Some(Asker {
+            class: Some((demand.id(), &demand.class)),
+            queue: demand.queue,
+            level: queues::level(demand.turn(at, self.options.ageing), self.now, self.options.ageing),
+            shape,
+            needs: vec![&*shape.need],
+            full: self.queues.full_limits(demand.queue, shape.id, &shape.need),
+        })
+    }
+
+    /// Asks for a lease of which its owner hears now, if it would help some of those who wait: else it lay idle until the
+    /// next look wherever its owner needs it for less time than that takes.
+    pub(super) fn ask_newcomer(&mut self, lease: LeaseId, out: &mut Vec<Effect>) {
+        let Some(at) = self.leases.find(lease) else { return };
+        let Some(entry) = self.leases.at(at) else { return };
+        let Some(node) = self.cluster.nodes.get(entry.at) else { return };
+        if entry.inside.is_some() || node.draining || !self.may_be_asked(entry) {
+            return;
+        }
+        let helps = |asker: &Asker<'_>| {
+            let lacks = asker.lacks(node);
+            self.may_help(asker, node, &lacks) && self.helps(asker, node, &lacks, entry)
+        };
+        let mut askers =
+            self.waiting().take(NEWCOMER_DEMANDS_MAX).filter_map(|(_, demand)| self.asker(*demand));
+        if askers.any(|asker| helps(&asker)) {
+            drop(askers);
+            self.ask(vec![at], out);
+        }
+    }
+
+    /// Demands that wait, from the one on whose behalf is asked next.
+    fn waiting(&self) -> impl Iterator<Item = (&demand::Key, &u32)> {
+        let from = self.asking.demand;
+        let rest = self.by_key.iter().filter(move |(key, _)| from.is_none_or(|from| **key >= from));
+        let before = self.by_key.iter().filter(move |(key, _)| from.is_some_and(|from| **key < from));
+        rest.chain(before)
     }
 
     /// The same for a group that lacks bundles.
@@ -159,32 +207,33 @@ impl Scheduler {
                 return (found, *number);
             }
             let Some(node) = self.cluster.nodes.get(*at).filter(|node| !node.draining) else { continue };
-            let kept = node.kept.as_ref().filter(|kept| kept.shape == asker.shape.id);
-            let lacks = match kept {
-                Some(kept) => vec![&*kept.need],
-                None => asker.needs.iter().copied().filter(|need| node.stock.could_ever(need)).collect(),
-            };
-            // What counts for a limit does so wherever it runs.
-            if asker.full.is_empty() && (lacks.is_empty() || !self.cluster.admits(asker.shape, node)) {
+            let lacks = asker.lacks(node);
+            if !self.may_help(asker, node, &lacks) {
                 continue;
             }
             leases += node.leases.len();
-            let helps = |entry: &Entry| match asker.full.is_empty() {
-                true => {
-                    asker.is_helped(entry, node, &lacks, &self.cluster)
-                        && (kept.is_some() || self.has_right(asker, &lacks, entry))
-                }
-                false => {
-                    let below = |(queue, kind): &(u32, usize)| {
-                        entry.holds(*kind) && self.queues.is_below(entry.queue, *queue)
-                    };
-                    asker.may_ask(entry) && asker.full.iter().any(below)
-                }
+            let may = |entry: &Entry| {
+                entry.inside.is_none() && self.may_be_asked(entry) && self.helps(asker, node, &lacks, entry)
             };
-            let may = |entry: &Entry| entry.inside.is_none() && self.may_be_asked(entry) && helps(entry);
             found.extend(node.leases.iter().filter(|lease| self.leases.at(**lease).is_some_and(may)));
         }
         (found, 0)
+    }
+
+    /// Whether leases on a node may help who lacks this there. What counts for a limit does so wherever it runs.
+    fn may_help(&self, asker: &Asker<'_>, node: &Node, lacks: &[&Need]) -> bool {
+        !asker.full.is_empty() || !lacks.is_empty() && self.cluster.admits(asker.shape, node)
+    }
+
+    /// Whether this one does.
+    fn helps(&self, asker: &Asker<'_>, node: &Node, lacks: &[&Need], entry: &Entry) -> bool {
+        if asker.full.is_empty() {
+            return asker.is_helped(entry, node, lacks, &self.cluster)
+                && (asker.has_kept(node).is_some() || self.has_right(asker, lacks, entry));
+        }
+        let below =
+            |(queue, kind): &(u32, usize)| entry.holds(*kind) && self.queues.is_below(entry.queue, *queue);
+        asker.may_ask(entry) && asker.full.iter().any(below)
     }
 
     /// Whether a slot that comes back may be for who asks. A class asks anyway: what is idle is to come back at once.
@@ -230,7 +279,20 @@ impl Scheduler {
     }
 }
 
-impl Asker<'_> {
+impl<'a> Asker<'a> {
+    /// What is kept for it on a node.
+    fn has_kept(&self, node: &'a Node) -> Option<&'a Kept> {
+        node.kept.as_ref().filter(|kept| kept.shape == self.shape.id)
+    }
+
+    /// What it lacks on a node: all that is kept for it there, or what could ever be there of its needs.
+    fn lacks(&self, node: &'a Node) -> Vec<&'a Need> {
+        match self.has_kept(node) {
+            Some(kept) => vec![&*kept.need],
+            None => self.needs.iter().copied().filter(|need| node.stock.could_ever(need)).collect(),
+        }
+    }
+
     fn may_ask(&self, entry: &Entry) -> bool {
         let own = self.class.is_some_and(|(key, class)| entry.demand() == key && entry.lease.class == *class);
         !own && (entry.queue != self.queue || i64::from(entry.lease.priority) <= self.level)

@@ -217,6 +217,28 @@ fn holders_of_what_is_short_are_asked_once_a_term() {
 }
 
 #[test]
+fn who_hears_of_a_lease_hears_who_waits_for_it() {
+    let mut world = World::new(&["2 cpu 1 gpu"]);
+    let (one, low) = (class("1 cpu"), Class { priority: -1, ..class("1 cpu") });
+    let hears = |world: &mut World, number| show(&world.step(Event::Announced { lease: LeaseId { number } }));
+    assert_eq!(show(&world.ask(host(10), 0, &one, 1)), "node-1 x1");
+    assert_eq!(hears(&mut world, 1), "", "nobody waits");
+    assert_eq!(show(&world.ask(host(10), 1, &class("1 gpu"), 1)), "node-1 GPU 0:1");
+    assert_eq!(show(&world.ask(host(20), 0, &one, 1)), "node-1 x1");
+    assert_eq!(show(&world.ask(host(20), 1, &low, 1)), "", "what matters more is not asked for");
+    assert_eq!(hears(&mut world, 3), "", "nor when it is heard of");
+    assert_eq!(show(&world.ask(host(30), 0, &one, 2)), "idle? lease-1, idle? lease-3");
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x1");
+    assert_eq!(hears(&mut world, 2), "", "a GPU helps nobody");
+    assert_eq!(hears(&mut world, 4), "", "its own next slot waits");
+    assert_eq!(show(&world.ask(host(40), 0, &one, 1)), "idle? lease-4");
+    assert_eq!(show(&world.release(3)), "ended lease-3, node-1 x1");
+    assert_eq!(hears(&mut world, 5), "idle? lease-5");
+    assert_eq!(hears(&mut world, 5), "", "once a term");
+    assert_eq!(hears(&mut world, 3), "", "it has ended");
+}
+
+#[test]
 fn whoever_waits_comes_to_every_node() {
     // Each look is at a part of the nodes; those who wait, and look one after the other, must not always see the same part.
     for (nodes, waiting) in [(128, 2), (256, 4), (192, 3), (320, 1)] {

@@ -310,8 +310,6 @@ impl Core {
                 self.leases.wanted.remove(&(owner, key));
             }
         }
-        // The owner's term begins when it learns of the lease.
-        self.schedule(scheduler::Event::Renew { lease });
         let Some(view) = self.scheduler.lease(lease) else { return };
         let grant = Grant {
             lease,
@@ -325,6 +323,8 @@ impl Core {
         if let Some(kind) = wanted_back {
             self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind });
         }
+        // What it has to say of it comes behind the grant.
+        self.schedule(scheduler::Event::Announced { lease });
         self.announced(lease, owner, from);
     }
 

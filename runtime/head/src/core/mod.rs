@@ -325,6 +325,11 @@ impl Core {
         own.into_iter().chain([self.scheduler.next_tick()]).flatten().min()
     }
 
+    /// The scheduler's part of [`Self::next_tick`]: cheap enough to ask for after each message.
+    pub fn next_look(&self) -> Option<Millis> {
+        self.scheduler.next_tick()
+    }
+
     fn tick(&mut self) {
         self.renew_pending();
         self.schedule(mobula_scheduler::Event::Tick);

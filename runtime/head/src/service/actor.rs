@@ -310,7 +310,7 @@ struct State {
     /// Whether the note to self that ends the batch is on its way.
     flushing: bool,
     /// The timer of the next tick.
-    tick: Option<task::Guard>,
+    tick: Option<(Millis, task::Guard)>,
     /// Who waits for what is in the stores, by request.
     counting: BTreeMap<u64, mpsc::Sender<(NodeId, Store)>>,
     counted: u64,
@@ -595,19 +595,28 @@ impl State {
         Ok(())
     }
 
-    /// Starts the timer of the next tick where one is needed; an idle head has none.
+    /// Starts the timer of the next tick where one is needed; an idle head has none. One that runs is shortened for what
+    /// the scheduler is to do sooner; for anything else [`TICK_MS_MAX`] is soon enough.
     fn arm(&mut self, myself: &ActorRef<Envelope>) {
-        if self.tick.is_some() || self.stopping {
+        let next = match &self.tick {
+            _ if self.stopping => None,
+            Some((at, _)) => self.core.next_look().filter(|next| next < at),
+            None => self.core.next_tick(),
+        };
+        let Some(next) = next else { return };
+        let now = self.now();
+        let wait = next.0.saturating_sub(now.0).clamp(TICK_MS_MIN, TICK_MS_MAX);
+        let at = now.plus(Millis(wait));
+        if self.tick.as_ref().is_some_and(|(armed, _)| *armed <= at) {
             return;
         }
-        let Some(at) = self.core.next_tick() else { return };
-        let wait = at.0.saturating_sub(self.now().0).clamp(TICK_MS_MIN, TICK_MS_MAX);
         let actor = myself.clone();
-        self.tick = Some(task::scoped("head-tick", async move {
+        let timer = task::scoped("head-tick", async move {
             tokio::time::sleep(Duration::from_millis(wait)).await;
             // An error means that the head has ended.
             let _ended = actor.send_message(Envelope { body: Body::Tick, _permit: None });
-        }));
+        });
+        self.tick = Some((at, timer));
     }
 
     fn create_token(&mut self, role: Role, ttl: Duration, reply: oneshot::Sender<Result<String, Failure>>) {

@@ -52,7 +52,7 @@ pub const MAILBOX_MAX: usize = 4096;
 /// Messages that wait to be sent on one link. An agent that falls so far behind is given up.
 pub const LINK_QUEUE_MAX: usize = 4096;
 /// Shortest time between two ticks, in milliseconds: how late the end of a lease's term may be noticed.
-pub const TICK_MS_MIN: u64 = 100;
+pub const TICK_MS_MIN: u64 = 50;
 /// Longest time between two ticks while anything waits, in milliseconds.
 pub const TICK_MS_MAX: u64 = 1000;
 /// Longest life of a join token.

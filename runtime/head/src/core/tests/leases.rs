@@ -135,6 +135,27 @@ fn who_hears_of_a_lease_that_others_wait_for_hears_of_them_too() {
     world.says(a.link, ToHead::Release { lease });
     assert!(matches!(world.first(a.link), Some(ToAgent::LeaseEnded { .. })));
     assert!(world.reserved(a).0 > lease);
+    // The same for who waited before it was granted, though no time passes.
+    let mut first = World::new();
+    let a = first.join("a", 1);
+    let job = first.start_job(a, 1).job;
+    for owner in 1..=3 {
+        first.demand(a, a.host(owner), job, 1, 1);
+    }
+    for _ in 0..2 {
+        let (lease, _) = first.reserved(a);
+        first.says(a.link, ToHead::LeaseReady { lease, host: a.host(9) });
+        let heard = first.all(a.link);
+        assert!(matches!(
+            heard[..],
+            [ToAgent::Granted { .. }, ToAgent::Revoked { kind: Revocation::Idle, .. }]
+        ));
+        first.says(a.link, ToHead::Release { lease });
+        assert!(matches!(first.first(a.link), Some(ToAgent::LeaseEnded { .. })));
+    }
+    let (lease, _) = first.reserved(a);
+    first.says(a.link, ToHead::LeaseReady { lease, host: a.host(9) });
+    assert!(matches!(first.all(a.link)[..], [ToAgent::Granted { .. }]), "nobody waits any more");
 }
 
 #[test]
