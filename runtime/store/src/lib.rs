@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`region`] | one `memfd`: mapped writable by its only writer, sealed, mapped read-only by readers |
+//! | [`region`] | one `memfd`: mapped writable by its only writer, sealed for others, mapped read-only by readers |
 //! | [`spare`] | memory that is warmed before it is known what for |
 //! | [`heap`] | the allocator of one writer, over as many regions as it needs |
 //! | [`bytes`] | immutable bytes that are cheap to clone, wherever they lie |
@@ -14,10 +14,11 @@
 //!
 //! - **ST-1** A mapping lives as long as anything that points into it: blocks, extents and byte slices hold
 //!   an `Arc` of the mapping, not only of the region that made it.
-//! - **ST-2** A region has one writer. [`region::Writer::create`] makes the only writable mapping and then
-//!   seals the file; the kernel refuses every later one, in this process too.
-//! - **ST-3** A region never shrinks (a spare is cut before it becomes one): the seals forbid it, so no access inside a mapping meets the end of
-//!   the file. Readers refuse a descriptor without the seals.
+//! - **ST-2** A region has one writer. [`region::Writer::create`] makes the only writable mapping, and before anybody else
+//!   gets a descriptor the file is sealed: the kernel refuses every later one, in this process too.
+//! - **ST-3** A region never shrinks (a spare is cut before it becomes one): while it is here alone nobody does that, and
+//!   from then on the seals forbid it, so no access inside a mapping meets the end of the file. Readers refuse a
+//!   descriptor without the seals.
 //! - **ST-4** Ranges handed out never overlap ([`heap`]'s free lists, property-tested). So one
 //!   [`heap::Block`] is the only way to its memory, until it is sealed; from then on nobody writes there
 //!   until the last [`heap::Extent`] of it, and every [`bytes::Bytes`] made from that, is gone.

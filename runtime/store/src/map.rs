@@ -2,7 +2,9 @@
 
 use std::{
     ffi::c_void,
-    os::fd::BorrowedFd,
+    io::IoSlice,
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::{
         Arc,
@@ -11,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::{
+    io::Errno,
+    mm::{Advice, MapFlags, ProtFlags},
+};
 
 use crate::Error;
 
@@ -49,6 +54,8 @@ pub(crate) struct Mapping {
     len: usize,
     /// What unmaps it, where this is only its first part.
     whole: Option<Arc<Mapping>>,
+    /// The file, where it is mapped to be written.
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: a mapping is plain memory that any thread may address; who may read or write which part of it is
@@ -58,9 +65,19 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` > 0 bytes, writable or read-only, at a place that the kernel chooses.
-    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, writable: bool) -> Result<Self, Error> {
-        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    /// Maps `len` > 0 bytes to be read, at a place that the kernel chooses.
+    pub(crate) fn readable(fd: BorrowedFd<'_>, len: usize) -> Result<Self, Error> {
+        Self::new(fd, len, ProtFlags::READ)
+    }
+
+    /// The same to be written.
+    pub(crate) fn writable(file: OwnedFd, len: usize) -> Result<Self, Error> {
+        let mut mapping = Self::new(file.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+        mapping.file = Some(file);
+        Ok(mapping)
+    }
+
+    fn new(fd: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> Result<Self, Error> {
         let failed = |errno| Error::os("mapping a region", len as u64, errno);
         let place = Self::place(len).map_err(failed)?;
         let flags = if place.is_null() { MapFlags::SHARED } else { MapFlags::SHARED | MapFlags::FIXED };
@@ -74,20 +91,20 @@ impl Mapping {
             failed(errno)
         })?;
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) => Ok(Self { start, len, whole: None }),
+            Some(start) => Ok(Self { start, len, whole: None, file: None }),
             // Page zero is never chosen without a hint; were it, we would not want it.
-            None => Err(Error::os("mapping a region", len as u64, rustix::io::Errno::NOMEM)),
+            None => Err(Error::os("mapping a region", len as u64, Errno::NOMEM)),
         }
     }
 
     /// The first `len` bytes of another mapping, or all where it is shorter.
     pub(crate) fn part(whole: Arc<Mapping>, len: usize) -> Self {
-        Self { start: whole.start, len: len.min(whole.len), whole: Some(whole) }
+        Self { start: whole.start, len: len.min(whole.len), whole: Some(whole), file: None }
     }
 
     /// Reserves addresses for `len` bytes at a multiple of a huge page, since only there can one be mapped whole.
     /// Null, for any address, where `len` is smaller than that.
-    fn place(len: usize) -> Result<*mut c_void, rustix::io::Errno> {
+    fn place(len: usize) -> Result<*mut c_void, Errno> {
         let Some(reserved) = len.checked_add(HUGE_PAGE_BYTES).filter(|_| len >= HUGE_PAGE_BYTES) else {
             return Ok(std::ptr::null_mut());
         };
@@ -113,6 +130,14 @@ impl Mapping {
         }
     }
 
+    /// The file, where it is mapped to be written.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.whole {
+            Some(whole) => whole.file(),
+            None => self.file.as_ref().map(AsFd::as_fd),
+        }
+    }
+
     /// Bytes mapped.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -129,7 +154,7 @@ impl Mapping {
 
     /// Advises the kernel about the pages from `offset` (rounded down to a page) for `len` bytes.
     /// Only for advice that never changes contents.
-    fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), rustix::io::Errno> {
+    fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
         let start = offset - offset % rustix::param::page_size();
         let end = (offset + len).min(self.len);
         // SAFETY: the range lies in this mapping (rounded down to a page, cut at the end), and the two kinds
@@ -173,6 +198,46 @@ impl Mapping {
         self.populate_pages(offset, len)
     }
 
+    /// Whether huge pages are not to be had, or not worth having, for what lies in a range that nobody has touched: tries
+    /// one where that is not known.
+    pub(crate) fn only_small(&self, range: Range<u64>) -> Result<bool, Error> {
+        let small = || COLLAPSES.load(Ordering::Relaxed) == NO || SMALL_LEFT.load(Ordering::Relaxed) > 0;
+        let start = (range.start as usize).next_multiple_of(HUGE_PAGE_BYTES);
+        if start + HUGE_PAGE_BYTES > range.end as usize {
+            return Ok(true);
+        }
+        Ok(small() || !self.populate(start, HUGE_PAGE_BYTES)? || small())
+    }
+
+    /// Writes to the file at `offset`, which lies in it with all that is written. The kernel fills new pages so without
+    /// clearing them first, or a fault for each. False where the file has its seals by now, so that nobody can.
+    pub(crate) fn write(&self, mut offset: u64, parts: &[IoSlice<'_>]) -> Result<bool, Error> {
+        let Some(file) = self.file() else { return Ok(false) };
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let mut parts = parts.to_vec();
+        let mut left = &mut parts[..];
+        // Those that are empty in front.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match rustix::io::pwritev(file, left, offset) {
+                Ok(written) if written > 0 => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::PERM) => return Ok(false),
+                Ok(_) | Err(Errno::NOSPC) => {
+                    return Err(Error::os("filling a region", bytes as u64, Errno::NOMEM));
+                }
+                Err(errno) => return Err(Error::os("filling a region", bytes as u64, errno)),
+            }
+        }
+        // Huge pages are tried again after so much of small ones: see `populate`.
+        let _counted = SMALL_LEFT
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(bytes)));
+        Ok(true)
+    }
+
     /// Puts huge pages where there is nothing or small ones, from `start` to `end`, multiples of a huge page; contents
     /// stay. That can be ten times as fast as faulting in small pages, and reading is faster ever after. Where the
     /// kernel has no huge page, or none for us, all stays as it is. False where it cannot even populate.
@@ -201,7 +266,6 @@ impl Mapping {
     }
 
     fn populate_pages(&self, offset: usize, len: usize) -> Result<bool, Error> {
-        use rustix::io::Errno;
         loop {
             return match self.advise(offset, len, Advice::LinuxPopulateWrite) {
                 Ok(()) => Ok(true),

@@ -1,7 +1,7 @@
 //! One region of shared memory: a memory file with one writer and any number of readers.
 //!
-//! The writer maps the file readable and writable and *then* seals it against future writes, growth,
-//! shrinking and further sealing. Its own mapping goes on working; whoever gets the descriptor afterwards can
+//! The writer maps the file readable and writable and *then*, before anybody else sees it, seals it against future writes,
+//! growth, shrinking and further sealing. Its own mapping goes on working; whoever gets the descriptor afterwards can
 //! map it read-only and nothing else: no writable mapping, no `write`, no truncation, no hole punched, and a
 //! read-only mapping cannot be made writable either. So a reader that saw the seals needs no trust in the
 //! writer for its own memory safety: the mapping cannot end early, and all it can meet is changing contents,
@@ -45,37 +45,42 @@ fn all_seals() -> SealFlags {
 /// every reader's mapping are gone.
 #[derive(Debug)]
 pub struct Writer {
-    fd: OwnedFd,
     mapping: Arc<Mapping>,
     space: Space,
 }
 
 impl Writer {
-    /// Creates a region of `bytes` (1 to [`BYTES_MAX`], rounded up to a page), maps it and seals it. No page
-    /// is touched. Fails where the system has no address space or descriptor left.
+    /// Creates a region of `bytes` (1 to [`BYTES_MAX`], rounded up to a page) and maps it. No page is touched. Fails where the system has no address space or descriptor left.
     pub fn create(bytes: u64) -> Result<Self, Error> {
-        let (fd, len) = file(bytes)?;
-        let mapping = Mapping::new(fd.as_fd(), len, true)?;
+        let (file, len) = file(bytes)?;
+        let mapping = Mapping::writable(file, len)?;
         if len >= HUGE_PAGE_BYTES {
             mapping.prefer_huge_pages();
         }
-        Self::from_parts(fd, mapping, 0)
+        Ok(Self::from_mapping(mapping, 0))
     }
 
-    /// Seals a file that is mapped, all of it and here alone; its first `warmed` bytes were touched.
-    pub(crate) fn from_parts(fd: OwnedFd, mapping: Mapping, warmed: u64) -> Result<Self, Error> {
-        let bytes = mapping.len() as u64;
-        rustix::fs::fcntl_add_seals(&fd, all_seals())
-            .map_err(|errno| Error::os("sealing a region (needs Linux 5.1)", bytes, errno))?;
-        let mut space = Space::new(bytes);
+    /// Of a file that is mapped, all of it and here alone; its first `warmed` bytes were touched.
+    pub(crate) fn from_mapping(mapping: Mapping, warmed: u64) -> Self {
+        let mut space = Space::new(mapping.len() as u64);
         space.touch(warmed);
-        Ok(Self { fd, mapping: Arc::new(mapping), space })
+        Self { mapping: Arc::new(mapping), space }
     }
 
-    /// A descriptor to hand to a reader: close-on-exec, and good for nothing but reading.
+    /// A descriptor to hand to a reader: close-on-exec, and good for nothing but reading. Seals the region, if that has not
+    /// been done.
     pub fn share(&self) -> Result<OwnedFd, Error> {
-        rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)
-            .map_err(|errno| Error::os("sharing a region", self.len(), errno))
+        let fd = self.descriptor()?;
+        seal(&fd)?;
+        Ok(fd)
+    }
+
+    /// A descriptor that stays in this process until it is sealed ([`seal`]). Until then [`crate::Block::write_at`] is
+    /// fast, and [`Reader::map_known`] reads it.
+    pub fn descriptor(&self) -> Result<OwnedFd, Error> {
+        let failed = |errno| Error::os("sharing a region", self.len(), errno);
+        let file = self.mapping.file().ok_or_else(|| failed(Errno::BADF))?;
+        rustix::io::fcntl_dupfd_cloexec(file, 0).map_err(failed)
     }
 
     /// Its size in bytes, a multiple of the page size; never zero.
@@ -107,6 +112,26 @@ impl Writer {
     pub(crate) fn space_mut(&mut self) -> &mut Space {
         &mut self.space
     }
+}
+
+/// Gives a region its seals, if it has not got them: from then on it may be handed out.
+///
+/// # Errors
+/// Where the descriptor is none of a region.
+pub fn seal(fd: impl AsFd) -> Result<(), Error> {
+    if is_sealed(fd.as_fd()) {
+        return Ok(());
+    }
+    match rustix::fs::fcntl_add_seals(&fd, all_seals()) {
+        Ok(()) => Ok(()),
+        // Another thread was faster.
+        Err(Errno::PERM) if is_sealed(fd.as_fd()) => Ok(()),
+        Err(errno) => Err(Error::os("sealing a region (needs Linux 5.1)", 0, errno)),
+    }
+}
+
+pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(all_seals()))
 }
 
 /// A memory file of `bytes`, rounded up to a page, and its size.
@@ -159,6 +184,11 @@ impl Reader {
             return Err(Error::Unsealed { missing: missing.join(", ") });
         }
         // Only now: what is sealed cannot change its size between the check and the mapping.
+        Self::map_known(fd, expected_len)
+    }
+
+    /// The same for a region that this process writes itself, sealed or not, or whose seals it has checked before.
+    pub fn map_known(fd: OwnedFd, expected_len: u64) -> Result<Arc<Self>, Error> {
         let stat =
             rustix::fs::fstat(&fd).map_err(|errno| Error::os("measuring a region", expected_len, errno))?;
         let found = u64::try_from(stat.st_size).unwrap_or(0);
@@ -169,7 +199,7 @@ impl Reader {
             Ok(len) if (1..=BYTES_MAX).contains(&found) => len,
             _ => return Err(Error::RegionSize { bytes: found }),
         };
-        Ok(Arc::new(Self { mapping: Mapping::new(fd.as_fd(), len, false)? }))
+        Ok(Arc::new(Self { mapping: Mapping::readable(fd.as_fd(), len)? }))
     }
 
     /// Its size in bytes; never zero.

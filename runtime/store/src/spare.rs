@@ -1,10 +1,8 @@
 //! Memory that is warmed before anybody knows what for.
 //!
 //! A spare is a memory file without seals that nothing was written to and no other process has seen. A thread of its own
-//! takes its page faults; when a region is needed, it is cut to size, sealed, and becomes one, with all that was warmed
+//! takes its page faults; when a region is needed, it is cut to size and becomes one, with all that was warmed
 //! until then.
-
-use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
     Error,
@@ -19,7 +17,6 @@ const ENDED: u64 = u64::MAX;
 /// See the module's text. Dropped, its memory goes back to the system.
 #[derive(Debug)]
 pub struct Spare {
-    fd: OwnedFd,
     mapping: Arc<Mapping>,
     warmed: Arc<AtomicU64>,
 }
@@ -38,10 +35,10 @@ impl Spare {
     /// # Errors
     /// Where the system has no address space or descriptor left.
     pub fn create(bytes: u64) -> Result<Self, Error> {
-        let (fd, len) = region::file(bytes)?;
-        let mapping = Mapping::new(fd.as_fd(), len, true)?;
+        let (file, len) = region::file(bytes)?;
+        let mapping = Mapping::writable(file, len)?;
         mapping.prefer_huge_pages();
-        Ok(Self { fd, mapping: Arc::new(mapping), warmed: Arc::new(AtomicU64::new(0)) })
+        Ok(Self { mapping: Arc::new(mapping), warmed: Arc::new(AtomicU64::new(0)) })
     }
 
     /// Its size in bytes; never zero.
@@ -64,18 +61,18 @@ impl Spare {
     /// the system, and whoever warms it stops.
     ///
     /// # Errors
-    /// Where it is too small, or the system refuses the seals.
+    /// Where it is too small, or the system refuses another size.
     pub fn into_writer(self, bytes: u64) -> Result<Writer, Error> {
         let page = rustix::param::page_size() as u64;
         let bytes = bytes.max(1).checked_next_multiple_of(page).ok_or(Error::RegionSize { bytes })?;
         let len = region::check("spare", 0, bytes, self.mapping.len()).map(|_| bytes as usize)?;
         let warmed = self.warmed.swap(ENDED, Ordering::AcqRel).min(bytes);
-        region::size(self.fd.as_fd(), bytes)?;
+        if let Some(file) = self.mapping.file() {
+            region::size(file, bytes)?;
+        }
         // From here on no access goes past the file's new end: the mapping that stays is as long as the file.
         let mapping = Mapping::part(Arc::clone(&self.mapping), len);
-        let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)
-            .map_err(|errno| Error::os("making a region", bytes, errno))?;
-        Writer::from_parts(fd, mapping, warmed)
+        Ok(Writer::from_mapping(mapping, warmed))
     }
 }
 
@@ -116,6 +113,8 @@ impl Warming {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsFd, BorrowedFd};
+
     use super::*;
     use crate::{Heap, HeapOptions, Reader};
 
@@ -148,10 +147,10 @@ mod tests {
         let spare = Spare::create(16 * MIB).unwrap();
         let mut warming = spare.warming();
         while warming.step().unwrap() {}
-        let blocks = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_blocks as u64 * 512;
-        assert_eq!(blocks(&spare.fd), 16 * MIB);
+        let blocks = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_blocks as u64 * 512;
+        assert_eq!(blocks(spare.mapping.file().unwrap()), 16 * MIB);
         let writer = spare.into_writer(4 * MIB).unwrap();
-        assert_eq!(blocks(&writer.share().unwrap()), 4 * MIB);
+        assert_eq!(blocks(writer.share().unwrap().as_fd()), 4 * MIB);
         let spare = Spare::create(16 * MIB).unwrap();
         let mut warming = spare.warming();
         drop(spare);

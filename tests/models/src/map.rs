@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashMap,
-    os::fd::{AsFd, BorrowedFd},
+    io::IoSlice,
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     rc::Rc,
     sync::{
@@ -64,6 +66,8 @@ pub(crate) struct Mapping {
     len: usize,
     /// `None` where the size stays.
     file: Option<std::sync::Arc<File>>,
+    /// What leads to it.
+    fd: Option<OwnedFd>,
     /// As in the store. Goes last, so that whoever drops the bytes has heard of all who used them.
     whole: Option<Arc<Mapping>>,
 }
@@ -90,16 +94,31 @@ impl Mapping {
         let bytes: Box<[AtomicU8]> = (0..len).map(|_| AtomicU8::new(0)).collect();
         let mut mappings = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
         mappings.push((bytes.as_ptr().addr(), Rc::new(Memory::new(len))));
-        Self { bytes: std::sync::Arc::new(Bytes(bytes)), len, file: None, whole: None }
+        Self { bytes: std::sync::Arc::new(Bytes(bytes)), len, file: None, fd: None, whole: None }
     }
 
-    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, _writable: bool) -> Result<Self, Error> {
-        Ok(Self { file: Some(file(fd.as_fd())?), ..Self::of(len) })
+    pub(crate) fn writable(fd: OwnedFd, len: usize) -> Result<Self, Error> {
+        Ok(Self { file: Some(file(fd.as_fd())?), fd: Some(fd), ..Self::of(len) })
     }
 
     pub(crate) fn part(whole: Arc<Self>, len: usize) -> Self {
         let (bytes, file) = (std::sync::Arc::clone(&whole.bytes), whole.file.clone());
-        Self { bytes, len: len.min(whole.len), file, whole: Some(whole) }
+        Self { bytes, len: len.min(whole.len), file, fd: None, whole: Some(whole) }
+    }
+
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.whole {
+            Some(whole) => whole.file(),
+            None => self.fd.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    pub(crate) fn only_small(&self, _range: Range<u64>) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    pub(crate) fn write(&self, _offset: u64, _parts: &[IoSlice<'_>]) -> Result<bool, Error> {
+        Ok(false)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -48,6 +48,11 @@ pub(crate) fn size(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), Error> {
     map::resize(fd, bytes as usize)
 }
 
+/// Nothing is written through files here.
+pub(crate) fn is_sealed(_file: BorrowedFd<'_>) -> bool {
+    true
+}
+
 pub(crate) fn check(what: &'static str, offset: u64, len: u64, size: usize) -> Result<usize, Error> {
     let size = size as u64;
     let inside = offset + len <= size;
@@ -66,11 +71,11 @@ impl Writer {
         Self { mapping: Arc::new(Mapping::of(bytes as usize)), space: Space::new(bytes) }
     }
 
-    pub(crate) fn from_parts(_fd: OwnedFd, mapping: Mapping, warmed: u64) -> Result<Self, Error> {
+    pub(crate) fn from_mapping(mapping: Mapping, warmed: u64) -> Self {
         mapping.check_populated(warmed as usize);
         let mut space = Space::new(mapping.len() as u64);
         space.touch(warmed);
-        Ok(Self { mapping: Arc::new(mapping), space })
+        Self { mapping: Arc::new(mapping), space }
     }
 
     /// Its size in bytes.

@@ -1,6 +1,11 @@
 //! Processes as `/proc` shows them.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+};
 
 /// A process that cannot be mistaken for a later one of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,11 +78,18 @@ pub fn groups_of(agent: u32) -> Vec<PathBuf> {
     found
 }
 
-/// Bytes that a process has in memory, shared ones included; 0 where it is gone.
-pub fn resident_bytes(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
+/// Bytes that there are of the memory files that a process has open, whoever has them mapped; 0 where it is gone.
+pub fn memory_file_bytes(pid: u32) -> u64 {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let mut files = BTreeMap::new();
+    for entry in entries.flatten() {
+        let is_memory =
+            fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"));
+        if let Some(file) = fs::metadata(entry.path()).ok().filter(|_| is_memory) {
+            files.insert(file.ino(), file.blocks() * 512);
+        }
+    }
+    files.values().sum()
 }
 
 /// What the open descriptors of this process lead to, sorted.

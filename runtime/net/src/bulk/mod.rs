@@ -4,7 +4,7 @@
 //! says what it wants and ends its half. The server answers with 16 bytes, status (1 byte), zeros (3), length of a note
 //! (4, little-endian) and length of the range (8, little-endian), then the note, whose meaning is the callers', and then
 //! the range. There is no staging on either side: the server hands quinn slices of the memory that it serves, and the
-//! reader copies each decrypted chunk to its place.
+//! reader copies decrypted chunks to their place ([`Dest`]).
 //!
 //! What a server has only a part of yet it serves as it comes in ([`Range::growing`]), so that a reader can be the
 //! source of the next one. Bytes come in order: what a reader has of a range is always its front, and another server
@@ -29,7 +29,9 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// all of it is acknowledged, and looks through all pieces for each packet: too large stalls, too small crawls.
 const PIECE_BYTES: usize = 256 << 10;
 /// A reader says how far it has come in steps of this many bytes: each may wake the servers of its part.
-const PROGRESS_BYTES: usize = PIECE_BYTES;
+const PROGRESS_BYTES: u64 = PIECE_BYTES as u64;
+/// Most chunks that a reader copies at once.
+const CHUNKS: usize = 16;
 const HEADER_BYTES: usize = 16;
 const STATUS_RANGE: u8 = 0;
 const STATUS_REFUSED: u8 = 1;
@@ -78,6 +80,12 @@ pub enum Error {
         /// How far it had come.
         bytes: u64,
     },
+    /// What came in cannot be put in its place.
+    #[error("what came in has no place here: {reason}")]
+    Place {
+        /// Why.
+        reason: String,
+    },
     /// The server cannot get, or read, the rest of what it serves.
     #[error("the rest cannot be served: {reason}")]
     Source {
@@ -92,7 +100,7 @@ impl Error {
         match self {
             Self::Net(error) => error.retryable(),
             Self::Stalled { .. } | Self::Source { .. } | Self::Busy { .. } => true,
-            Self::Refused { .. } | Self::Elsewhere { .. } | Self::Length { .. } => false,
+            Self::Refused { .. } | Self::Elsewhere { .. } | Self::Length { .. } | Self::Place { .. } => false,
         }
     }
 }
@@ -203,7 +211,35 @@ pub enum Refusal {
     Busy(String),
 }
 
-/// Where a pull goes to, and who hears of it. What it says last holds when the pull ends, however that is.
+/// Where a range is put.
+pub trait Dest {
+    /// How many bytes it takes.
+    fn bytes(&self) -> u64;
+
+    /// Copies `parts` to `at`, one behind the other; all of it lies within.
+    ///
+    /// # Errors
+    /// Why it cannot, for people.
+    fn put(&mut self, at: u64, parts: &[Bytes]) -> Result<(), String>;
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]> + ?Sized> Dest for T {
+    fn bytes(&self) -> u64 {
+        self.as_ref().len() as u64
+    }
+
+    fn put(&mut self, at: u64, parts: &[Bytes]) -> Result<(), String> {
+        let mut space = self.as_mut().get_mut(at as usize..).unwrap_or_default();
+        for part in parts {
+            let (first, rest) = space.split_at_mut_checked(part.len()).ok_or("it is too long")?;
+            first.copy_from_slice(part);
+            space = rest;
+        }
+        Ok(())
+    }
+}
+
+/// Who hears of a pull. What it says last holds when the pull ends, however that is.
 pub trait Sink {
     /// The note in front of the range.
     fn note(&mut self, _note: &[u8]) {}
@@ -229,7 +265,7 @@ async fn moving<T, E: Into<Error>>(
 pub async fn pull(
     connection: &Connection,
     request: &[u8],
-    dest: &mut [u8],
+    dest: &mut (impl Dest + ?Sized),
     stall: Duration,
     sink: &mut impl Sink,
 ) -> Result<(), Error> {
@@ -251,7 +287,7 @@ pub async fn pull(
 
 async fn answer(
     stream: &mut RecvStream,
-    dest: &mut [u8],
+    dest: &mut (impl Dest + ?Sized),
     stall: Duration,
     sink: &mut impl Sink,
 ) -> Result<(), Error> {
@@ -275,11 +311,11 @@ async fn answer(
     let mut text = vec![0; note as usize];
     exactly(stream, &mut text, stall).await?;
     match status {
-        STATUS_RANGE if length == dest.len() as u64 => {
+        STATUS_RANGE if length == dest.bytes() => {
             sink.note(&text);
             fill(stream, dest, stall, sink).await
         }
-        STATUS_RANGE => Err(Error::Length { want: dest.len() as u64, got: length }),
+        STATUS_RANGE => Err(Error::Length { want: dest.bytes(), got: length }),
         STATUS_ELSEWHERE => Err(Error::Elsewhere { note: text }),
         STATUS_BUSY => Err(Error::Busy { reason: String::from_utf8_lossy(&text).into_owned() }),
         _ => Err(Error::Refused { reason: String::from_utf8_lossy(&text).into_owned() }),
@@ -303,26 +339,34 @@ async fn exactly(stream: &mut RecvStream, dest: &mut [u8], stall: Duration) -> R
     .await
 }
 
-/// Copies chunk after chunk to its place until the stream ends.
+/// Copies chunks to their place until the stream ends.
 async fn fill(
     stream: &mut RecvStream,
-    dest: &mut [u8],
+    dest: &mut (impl Dest + ?Sized),
     stall: Duration,
     sink: &mut impl Sink,
 ) -> Result<(), Error> {
+    let mut chunks: [Bytes; CHUNKS] = Default::default();
     let (mut filled, mut said) = (0, 0);
     loop {
-        let chunk = moving(stall, filled as u64, stream.read_chunk(usize::MAX, true)).await;
-        if said < filled && (filled - said >= PROGRESS_BYTES || filled == dest.len() || chunk.is_err()) {
-            sink.filled((filled - said) as u64);
+        let come = moving(stall, filled, stream.read_chunks(&mut chunks)).await;
+        if said < filled && (filled - said >= PROGRESS_BYTES || filled == dest.bytes() || come.is_err()) {
+            sink.filled(filled - said);
             said = filled;
         }
-        let Some(chunk) = chunk? else {
-            return if filled == dest.len() { Ok(()) } else { Err(Malformed::Truncated.into()) };
+        let Some(come) = come? else {
+            return if filled == dest.bytes() { Ok(()) } else { Err(Malformed::Truncated.into()) };
         };
-        let space = filled.checked_add(chunk.bytes.len()).and_then(|end| dest.get_mut(filled..end));
-        space.ok_or(Malformed::BulkHeader)?.copy_from_slice(&chunk.bytes);
-        filled += chunk.bytes.len();
+        // At most all of them.
+        let chunks = &mut chunks[..come];
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if bytes > dest.bytes() - filled {
+            return Err(Malformed::BulkHeader.into());
+        }
+        dest.put(filled, chunks).map_err(|reason| Error::Place { reason })?;
+        filled += bytes;
+        // What they lie in is for the next.
+        chunks.fill(Bytes::new());
     }
 }
 
@@ -330,24 +374,26 @@ async fn fill(
 ///
 /// # Errors
 /// Where it is not, or cannot be read to its end. The front of `dest` is filled as far as `sink` has heard, or further.
-pub async fn copy(mut range: Range, dest: &mut [u8], sink: &mut impl Sink) -> Result<(), Error> {
-    let (want, got) = (dest.len() as u64, range.end - range.from);
+pub async fn copy(
+    mut range: Range,
+    dest: &mut (impl Dest + ?Sized),
+    sink: &mut impl Sink,
+) -> Result<(), Error> {
+    let (want, got) = (dest.bytes(), range.end - range.from);
     if want != got {
         return Err(Error::Length { want, got });
     }
     let mut filled = 0;
-    loop {
+    while filled < want {
         let piece = range.next().await?;
-        let space = filled + piece.len();
-        let Some(space) = dest.get_mut(filled..space).filter(|space| !space.is_empty()) else {
-            return Ok(());
-        };
-        space.copy_from_slice(&piece);
-        filled += piece.len();
-        sink.filled(piece.len() as u64);
+        let bytes = piece.len() as u64;
+        dest.put(filled, &[piece]).map_err(|reason| Error::Place { reason })?;
+        filled += bytes;
+        sink.filled(bytes);
         // Others have something to do, too.
         tokio::task::yield_now().await;
     }
+    Ok(())
 }
 
 /// Answers one bulk stream: `source` maps the request to an answer, or to a refusal that the reader sees. While that takes

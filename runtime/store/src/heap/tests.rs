@@ -190,3 +190,40 @@ fn a_region_is_as_large_as_was_asked() {
         }
     }
 }
+
+#[test]
+fn new_memory_is_filled_through_the_file_until_others_see_it() {
+    // Too small for a huge page, so that what the machine makes of those does not matter.
+    let heap = Heap::new(Options { region_bytes_min: MIB });
+    let writer = Writer::create(MIB).unwrap();
+    let fd = writer.descriptor().unwrap();
+    let resident = || rustix::fs::fstat(&fd).unwrap().st_blocks as u64 * 512;
+    heap.add_region(1, writer).unwrap();
+    let mut first = heap.allocate(10_000).unwrap();
+    let mut second = heap.allocate(100_000).unwrap();
+    first.as_mut_slice().fill(1);
+    assert!(second.fill_by_file().unwrap());
+    let data: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    let parts = |from: usize, to: usize| -> Vec<IoSlice<'_>> {
+        let mut parts: Vec<_> = data[from..to].chunks(9_999).map(IoSlice::new).collect();
+        parts.insert(1, IoSlice::new(&[]));
+        parts
+    };
+    // In parts that end within pages, the second over some of the first.
+    second.write_at(0, &parts(0, 30_001)).unwrap();
+    second.write_at(29_000, &parts(29_000, 60_000)).unwrap();
+    assert_eq!(resident(), 72 * 1024, "only what was written has memory");
+    // What others see cannot be written through the file, and is written all the same.
+    drop(heap.share(1).unwrap());
+    second.write_at(60_000, &parts(60_000, 100_000)).unwrap();
+    assert!(second[..] == data[..], "the same bytes");
+    assert!(first.iter().all(|byte| *byte == 1), "and nothing in front of them");
+    for (at, len) in [(100_000, 1), (99_999, 2), (u64::MAX, 1)] {
+        let outside = second.write_at(at, &[IoSlice::new(&data[..len])]);
+        assert!(matches!(outside, Err(Error::OutOfBounds { .. })), "{at} {len}");
+    }
+    // Memory that was used is not new, nor is that of a region that others have seen.
+    assert!(!second.fill_by_file().unwrap());
+    drop((first, second));
+    assert!(!heap.allocate(10_000).unwrap().fill_by_file().unwrap());
+}

@@ -50,6 +50,24 @@ fn st_2_nobody_can_write_a_shared_region() {
 }
 
 #[test]
+fn a_region_is_this_process_s_alone_until_it_is_shared() {
+    let writer = Writer::create(MIB).unwrap();
+    let alone = writer.descriptor().unwrap();
+    assert!(matches!(Reader::map(alone.try_clone().unwrap(), MIB), Err(Error::Unsealed { .. })));
+    let here = Reader::map_known(alone.try_clone().unwrap(), MIB).unwrap();
+    assert_eq!(rustix::io::pwrite(&alone, b"x", 0), Ok(1));
+    let heap = Heap::new(Options::default());
+    heap.add_region(1, writer).unwrap();
+    // Once is enough, through whichever descriptor, and from then on nobody writes.
+    seal(&alone).unwrap();
+    seal(heap.share(1).unwrap().0).unwrap();
+    assert_eq!(rustix::io::pwrite(&alone, b"y", 0), Err(Errno::PERM));
+    assert_eq!(here.bytes(0, 1, None).unwrap()[..], *b"x");
+    assert_eq!(Reader::map(alone, MIB).unwrap().bytes(0, 1, None).unwrap()[..], *b"x");
+    assert!(seal(fs::File::open("/proc/self/exe").unwrap()).is_err());
+}
+
+#[test]
 fn shared_descriptors_do_not_survive_exec() {
     let shared = Writer::create(1).unwrap().share().unwrap();
     let flags = rustix::io::fcntl_getfd(&shared).unwrap();
@@ -163,7 +181,7 @@ fn warming_takes_pages_and_keeps_contents() {
 fn a_removed_region_returns_its_memory_to_the_system() {
     let heap = Heap::new(Options::default());
     let writer = Writer::create(4 * MIB).unwrap();
-    let inode = rustix::fs::fstat(&writer.fd).unwrap().st_ino;
+    let inode = rustix::fs::fstat(writer.mapping.file().unwrap()).unwrap().st_ino;
     let mapped = || {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         maps.lines().any(|line| {

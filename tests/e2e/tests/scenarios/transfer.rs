@@ -143,11 +143,11 @@ pub fn a_transfer_outlives_its_source() -> Outcome {
         let first = reader(nodes[2]).await?;
         assert!(first.read(Holding(object.clone())).await?);
         let second = reader(nodes[3]).await?;
-        let before = processes::resident_bytes(rig_there.pid(Part::Node(3)).unwrap());
+        let before = processes::memory_file_bytes(rig_there.pid(Part::Node(3)).unwrap());
         let read = second.read(Holding(object.clone()));
         rig_there
             .wait("some of it to come in", COUNTED_WAIT, |rig| {
-                Ok(processes::resident_bytes(rig.pid(Part::Node(3))?) > before + 16 * MIB)
+                Ok(processes::memory_file_bytes(rig.pid(Part::Node(3))?) > before + 16 * MIB)
             })
             .unwrap();
         rig_there.stop(Part::Node(1)).unwrap();
@@ -189,10 +189,10 @@ pub fn a_transfer_outlives_a_source_that_has_a_part() -> Outcome {
         // The first two are served by the source, the third one by the first.
         let mut reads = Vec::new();
         for (at, reader) in (2..).zip(&readers) {
-            let resident = |rig: &Rig| rig.pid(Part::Node(at)).map(processes::resident_bytes).unwrap();
-            let before = resident(rig_there);
+            let there = |rig: &Rig| rig.pid(Part::Node(at)).map(processes::memory_file_bytes).unwrap();
+            let before = there(rig_there);
             reads.push(reader.read(Holding(object.clone())));
-            let begun = |rig: &mut Rig| Ok(resident(rig) > before + 16 * MIB);
+            let begun = |rig: &mut Rig| Ok(there(rig) > before + 16 * MIB);
             rig_there.wait("some of it to come in", COUNTED_WAIT, begun).unwrap();
         }
         // From here on the first has no more than a part.

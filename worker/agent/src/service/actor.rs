@@ -17,7 +17,7 @@ use mobula_proto::{
 };
 use mobula_store::{
     heap::{Block, Extent},
-    region::Reader,
+    region::{Reader, seal},
     spill::Target,
 };
 use mobula_telemetry::task;
@@ -561,6 +561,13 @@ impl State {
     }
 
     fn tell(&mut self, host: HostId, message: ToHost, fds: Vec<Arc<OwnedFd>>) {
+        // One of this agent's own may not be sealed yet, and never leaves without.
+        if let ToHost::Opened { region, .. } = message
+            && let Some(error) = fds.iter().find_map(|fd| seal(fd).err())
+        {
+            warn!(%host, %region, %error, "a region cannot be shared with a host, which is ended");
+            return self.end(host);
+        }
         // Before it touches a page of the region.
         if matches!(message, ToHost::RegionGranted { .. })
             && let Some(group) = self.limited.get(&host)

@@ -259,7 +259,7 @@ fn mapped(
                 let gone = || os(std::io::ErrorKind::NotFound.into());
                 let fd = region_fd(place.region).ok_or_else(gone)?;
                 let fd = fd.as_fd().try_clone_to_owned().map_err(os)?;
-                readers.entry(place.region).or_insert(Reader::map(fd, place.region_bytes)?)
+                readers.entry(place.region).or_insert(Reader::map_known(fd, place.region_bytes)?)
             }
         };
         objects.push((name(item.key.0, item.key.1), reader.bytes(place.offset, place.bytes, None)?));

@@ -257,7 +257,7 @@ impl Memory {
         self.line_of(request).and_then(|(job, _, line)| Some((job, line.asked.as_ref()?.bytes)))
     }
 
-    /// Makes the region that was granted: its number, size and a descriptor to share.
+    /// Makes the region that was granted: its number, size and a descriptor, to be sealed before others get it.
     pub(super) fn make_region(&mut self, request: Request) -> Result<(u32, u64, OwnedFd), Failure> {
         let failed = |error: mobula_store::Error| Failure::new(FailureKind::StoreFull, error.to_string());
         let spare = self.aside.take_if(|aside| aside.request == Some(request)).map(|aside| aside.spare);
@@ -271,7 +271,7 @@ impl Memory {
             None => Writer::create(bytes),
         };
         let writer = writer.map_err(failed)?;
-        let fd = writer.share().map_err(failed)?;
+        let fd = writer.descriptor().map_err(failed)?;
         heap.add_region(seq, writer).map_err(failed)?;
         self.regions = seq;
         Ok((seq, bytes, fd))

@@ -7,10 +7,12 @@
 //! could not be reached, after which the copy is as good as before.
 
 use std::{
+    io::IoSlice,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use mobula_net::bulk::{self, Progress};
 use mobula_proto::{
     FailureKind, NodeId, ObjectId,
@@ -19,6 +21,7 @@ use mobula_proto::{
     wire,
 };
 use mobula_store::heap::Block;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -93,6 +96,24 @@ impl Filled<'_> {
     }
 }
 
+/// What is still to be filled of a block.
+struct Rest<'a> {
+    block: &'a mut Block,
+    from: u64,
+    end: u64,
+}
+
+impl bulk::Dest for Rest<'_> {
+    fn bytes(&self) -> u64 {
+        self.end - self.from
+    }
+
+    fn put(&mut self, at: u64, parts: &[Bytes]) -> Result<(), String> {
+        let parts: SmallVec<[IoSlice<'_>; 16]> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        self.block.write_at(self.from + at, &parts).map_err(|error| error.to_string())
+    }
+}
+
 /// One pull.
 pub(super) struct Pulling<'a> {
     pub(super) peers: &'a Arc<Peers>,
@@ -149,13 +170,8 @@ impl Pulling<'_> {
         }
     }
 
-    fn rest<'b>(&self, block: &'b mut Block, from: u64) -> Result<&'b mut [u8], Unpulled> {
-        let size = usize::try_from(self.copy.bytes).map_err(Unpulled::defect)?;
-        // Never more than `size`.
-        block
-            .as_mut_slice()
-            .get_mut(from as usize..size)
-            .ok_or_else(|| Unpulled::defect("its memory is too small"))
+    fn rest<'b>(&self, block: &'b mut Block, from: u64) -> Rest<'b> {
+        Rest { block, from, end: self.copy.bytes }
     }
 
     /// From a copy in memory of another job.
@@ -178,8 +194,11 @@ impl Pulling<'_> {
             Err(bulk::Refusal::Absent(why)) => return Ok(Some(Ended::Lost(why))),
             Err(bulk::Refusal::Busy(why)) => return Ok(Some(Ended::NotNow(why))),
         };
-        let copied = bulk::copy(range, self.rest(block, sink.bytes)?, sink).await;
-        Ok(copied.err().map(|error| Ended::NotNow(error.to_string())))
+        match bulk::copy(range, &mut self.rest(block, sink.bytes), sink).await {
+            Ok(()) => Ok(None),
+            Err(bulk::Error::Place { reason }) => Err(Unpulled::no_memory(reason)),
+            Err(error) => Ok(Some(Ended::NotNow(error.to_string()))),
+        }
     }
 
     /// From whichever node has it, as far as one search goes.
@@ -205,7 +224,7 @@ impl Pulling<'_> {
                 whole: search.whole(),
             };
             let request = wire::encode(&wish).map_err(Unpulled::defect)?;
-            let dest = self.rest(block, sink.bytes)?;
+            let mut dest = self.rest(block, sink.bytes);
             let at_primary = search.at() == copy.node;
             let (ended, goes_on) = match self.peers.connection(search.at(), Line::Bulk).await {
                 Err(error) => {
@@ -216,12 +235,13 @@ impl Pulling<'_> {
                     (ended, search.failed(false))
                 }
                 Ok(connection) => {
-                    let result = bulk::pull(&connection, &request, dest, self.pulls.stall, sink).await;
+                    let result = bulk::pull(&connection, &request, &mut dest, self.pulls.stall, sink).await;
                     if let Some(others) = sink.others.take() {
                         search.others(others);
                     }
                     match result {
                         Ok(()) => return Ok(None),
+                        Err(bulk::Error::Place { reason }) => return Err(Unpulled::no_memory(reason)),
                         Err(bulk::Error::Elsewhere { note }) => {
                             let nodes = sink.sources(&note).unwrap_or_default();
                             let why = "nobody is named who has it".to_owned();

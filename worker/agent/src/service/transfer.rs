@@ -120,7 +120,7 @@ fn note(nodes: Vec<NodeId>, refs: Option<&[ObjectId]>) -> Result<Vec<u8>, bulk::
 
 fn whole(place: Place, fd: &OwnedFd, from: u64) -> Result<Range, bulk::Refusal> {
     let fd = fd.as_fd().try_clone_to_owned().map_err(busy)?;
-    let reader = Reader::map(fd, place.region_bytes).map_err(busy)?;
+    let reader = Reader::map_known(fd, place.region_bytes).map_err(busy)?;
     let bytes = reader.bytes(place.offset, place.bytes, None).map_err(busy)?;
     Ok(Range::whole(Bytes::from_owner(bytes), from))
 }
@@ -171,7 +171,7 @@ impl State {
         let (fd, region_bytes) =
             self.core.objects.region(region).ok_or_else(|| busy("its memory is gone"))?;
         let fd = fd.as_fd().try_clone_to_owned().map_err(busy)?;
-        let reader = Reader::map(fd, region_bytes).map_err(busy)?;
+        let reader = Reader::map_known(fd, region_bytes).map_err(busy)?;
         let part = ready.clone();
         let slice = move |at: u64, len: usize| {
             let bytes = reader.bytes(location.offset + at, len as u64, None);
@@ -197,8 +197,9 @@ impl State {
         self.core.pull_began(key, region);
         drop(task::spawn("pull", async move {
             let begun = Instant::now();
-            // Page faults are taken ahead of what comes in, on another thread.
-            let warming = block.warming();
+            // Where they have to be, page faults are taken ahead of what comes in, on another thread.
+            let by_file = block.fill_by_file();
+            let warming = if matches!(by_file, Ok(true)) { None } else { block.warming() };
             let cold = warming.as_ref().map_or(0, Warming::left);
             let mut warmed = warming.map(|warming| tokio::task::spawn_blocking(move || warming.finish()));
             let warm = async {
