@@ -63,7 +63,8 @@ pub enum Event {
         /// Bytes of the work's arguments by node; the [`crate::demand::LOCALITY_MAX`] largest are considered.
         locality: Vec<(NodeId, u64)>,
     },
-    /// Its owner hears of a lease now: its term begins, and it is asked for if somebody waits for what it holds.
+    /// Its owner hears of a lease now: its term begins, and one that is in no group is asked for where that would help
+    /// somebody at once.
     Announced {
         /// The lease.
         lease: LeaseId,

@@ -669,6 +669,11 @@ pub struct Class {
 }
 
 impl Class {
+    /// Whether each of its leases has a process of its own.
+    pub fn has_own_process(&self) -> bool {
+        self.isolation == Isolation::Process || self.resources.iter().any(|(kind, _)| kind.is_device())
+    }
+
     /// Checks what came from outside: names, amounts and counts.
     pub fn validate(&self) -> Result<(), Error> {
         self.resources.validate_request()?;

@@ -136,8 +136,8 @@ impl Scheduler {
         })
     }
 
-    /// Asks for a lease of which its owner hears now, if it would help some of those who wait: else it lay idle until the
-    /// next look wherever its owner needs it for less time than that takes.
+    /// Asks for a lease of which its owner hears now, if what it holds is all that some of those who wait lack there, and it
+    /// would be their turn: else it lay idle until the next look wherever its owner needs it for less time than that takes.
     pub(super) fn ask_newcomer(&mut self, lease: LeaseId, out: &mut Vec<Effect>) {
         let Some(at) = self.leases.find(lease) else { return };
         let Some(entry) = self.leases.at(at) else { return };
@@ -145,9 +145,18 @@ impl Scheduler {
         if entry.inside.is_some() || node.draining || !self.may_be_asked(entry) {
             return;
         }
+        let gets = |need: &Need| {
+            let back = |kind| entry.need.get(kind).saturating_mul(entry.lease.slots.into());
+            need.amounts
+                .iter()
+                .all(|(kind, each)| node.stock.free_of(*kind).saturating_add(back(*kind)) >= *each)
+        };
         let helps = |asker: &Asker<'_>| {
-            let lacks = asker.lacks(node);
-            self.may_help(asker, node, &lacks) && self.helps(asker, node, &lacks, entry)
+            let mut lacks = asker.lacks(node);
+            lacks.retain(|need| {
+                gets(need) && self.queues.goes_first(asker.queue, need, entry.queue, &entry.need)
+            });
+            !lacks.is_empty() && self.may_help(asker, node, &lacks) && self.helps(asker, node, &lacks, entry)
         };
         let mut askers =
             self.waiting().take(NEWCOMER_DEMANDS_MAX).filter_map(|(_, demand)| self.asker(*demand));
@@ -159,10 +168,11 @@ impl Scheduler {
 
     /// Demands that wait, from the one on whose behalf is asked next.
     fn waiting(&self) -> impl Iterator<Item = (&demand::Key, &u32)> {
-        let from = self.asking.demand;
-        let rest = self.by_key.iter().filter(move |(key, _)| from.is_none_or(|from| **key >= from));
-        let before = self.by_key.iter().filter(move |(key, _)| from.is_some_and(|from| **key < from));
-        rest.chain(before)
+        let (rest, before) = match self.asking.demand {
+            Some(from) => (self.by_key.range(from..), Some(self.by_key.range(..from))),
+            None => (self.by_key.range(..), None),
+        };
+        rest.chain(before.into_iter().flatten())
     }
 
     /// The same for a group that lacks bundles.

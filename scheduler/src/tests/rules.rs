@@ -236,6 +236,31 @@ fn who_hears_of_a_lease_hears_who_waits_for_it() {
     assert_eq!(hears(&mut world, 5), "idle? lease-5");
     assert_eq!(hears(&mut world, 5), "", "once a term");
     assert_eq!(hears(&mut world, 3), "", "it has ended");
+
+    // What it holds is not all that is lacking.
+    let mut world = World::new(&["4 cpu"]);
+    assert_eq!(show(&world.ask(host(10), 0, &class("2 cpu"), 1)), "node-1 x1");
+    assert_eq!(show(&world.ask(host(20), 0, &class("4 cpu"), 1)), "idle? lease-1");
+    assert_eq!(show(&world.ask(host(30), 0, &one, 1)), "node-1 x1");
+    assert_eq!(hears(&mut world, 2), "");
+    assert_eq!(
+        show(&world.ask(host(40), 0, &class("3 cpu"), 1)),
+        "idle? lease-2",
+        "one who asks for himself"
+    );
+    world.release(1);
+    // It would not be its turn: what it gave up would come back.
+    let mut world = World::new(&["3 cpu"]);
+    let queue =
+        |name, weight| mobula_proto::Queue { weight: amount(weight), ..mobula_proto::Queue::new(name) };
+    world.step(Event::Queues(vec![queue("a", "9"), queue("b", "1")]));
+    let of = |queue: &str| Class { queue: queue.to_owned(), ..class("1 cpu") };
+    for (owner, queue) in [(10, "b"), (20, "a"), (30, "b"), (21, "a"), (31, "b")] {
+        world.ask(host(owner), 0, &of(queue), 1);
+    }
+    assert_eq!(show(&world.release(1)), "ended lease-1, node-1 x1");
+    assert_eq!(world.scheduler.lease(LeaseId { number: 4 }).unwrap().lease.owner, host(21));
+    assert_eq!(hears(&mut world, 4), "");
 }
 
 #[test]

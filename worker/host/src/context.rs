@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -43,6 +43,8 @@ pub struct Context {
     pub(crate) cancelled: AtomicBool,
     /// Of a call with a timeout: it has ended, or its time ran out, whichever came first.
     pub(crate) finished: AtomicBool,
+    /// What waits for that time to run out.
+    pub(crate) timer: OnceLock<tokio::task::AbortHandle>,
     /// What it waits for with its slot given up.
     pub(crate) waiting: AtomicU32,
     /// Waits of its async code, which count in `waiting` while none of it is polled.

@@ -15,7 +15,7 @@ mod tests;
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -208,6 +208,7 @@ impl Executor {
             seat: seat(function),
             cancelled: false.into(),
             finished: false.into(),
+            timer: OnceLock::new(),
             waiting: 0.into(),
             awaits: 0.into(),
             moved: false.into(),
@@ -648,6 +649,10 @@ impl Executor {
         note_time(function, nanos);
         // Its caller knows already why there is no result, and waits for its end only. An actor that it made goes.
         let expired = call.timeout_ms > 0 && context.finished.swap(true, Ordering::AcqRel);
+        if let Some(timer) = context.timer.get() {
+            // It would keep all this until the time that was given is over.
+            timer.abort();
+        }
         let result = if expired { Err(out_of_time(call)) } else { result };
         if let (Target::Construct { .. }, Some(actor), Err(_)) = (call.target, &actor, &result) {
             self.never_made(actor);
@@ -772,7 +777,7 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
         Expiry { call: run.call, caller: run.caller, function: run.function, context: run.context.clone() };
     let weak = Arc::downgrade(runtime);
     let after = Duration::from_millis(run.call.timeout_ms);
-    runtime.user().spawn(async move {
+    let timer = runtime.user().spawn(async move {
         tokio::time::sleep(after).await;
         let expired = weak.upgrade().is_some_and(|runtime| runtime.executor().expire(&runtime, &expiry));
         // An actor may have other use for its process than one call that does not end.
@@ -792,6 +797,8 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
             }
         }
     });
+    // Its code has not begun, nor ended.
+    let _only = run.context.timer.set(timer.abort_handle());
 }
 
 fn out_of_time(call: Header) -> Failure {

@@ -102,6 +102,8 @@ impl Core {
             slots: 0,
             asked: 0,
             unserved_ticks: 0,
+            failed_starts: 0,
+            pause_ticks: 0,
             idle_ticks: 0,
             ahead: false,
             nanos: 0,

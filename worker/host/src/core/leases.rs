@@ -27,6 +27,13 @@ const IDLE_TICKS_MAX: u32 = 2;
 /// How much longer a lease that others wait for may be used, by what its tasks took of late: changing hands costs both
 /// sides a round trip to the head.
 const QUANTUM_NANOS: u64 = 20_000_000;
+/// The same where each lease has a process of its own: who gets the slot next starts one, and what it loads.
+const OWN_QUANTUM_NANOS: u64 = 2_000_000_000;
+/// Hosts of a class that fail to start, one after the other with no grant between and no lease held, until what is queued
+/// fails as they did.
+const STARTS_MAX: u32 = 3;
+/// Longest pause after one, in ticks.
+const START_PAUSE_TICKS_MAX: u32 = 32;
 /// Fewest bytes of arguments on a node for which a task goes there: pulling them takes about a millisecond, asking the
 /// head for a lease less.
 const NEAR_BYTES_MIN: u64 = 1 << 20;
@@ -70,6 +77,17 @@ impl ClassState {
         match self.nanos {
             0 => 1,
             nanos => (PIPELINE_NANOS / nanos).clamp(1, PIPELINE_TASKS_MAX),
+        }
+    }
+
+    /// How many more tasks each slot may have pushed to it once others wait for it.
+    fn quantum(&self) -> u64 {
+        match (self.class.has_own_process(), self.nanos) {
+            (false, 0) => 0,
+            // The first one took the start along.
+            (true, 0) => 1,
+            (false, nanos) => QUANTUM_NANOS / nanos,
+            (true, nanos) => OWN_QUANTUM_NANOS / nanos,
         }
     }
 
@@ -161,6 +179,9 @@ impl Core {
         if wanted > 0 && class.class.resources.is_empty() && class.class.isolation == Isolation::Shared {
             // Slots that cost nothing: as many again as there are, or a million actors would hold leases by the thousand.
             wanted = wanted.max(class.slots.min(BACKLOG_SLOTS_MAX as u64) as u32);
+        }
+        if class.pause_ticks > 0 {
+            return;
         }
         // Asking again for every task would be a message each; the head needs the order of magnitude.
         let news = (wanted == 0) != (class.asked == 0) || wanted >= class.asked.saturating_mul(2);
@@ -294,6 +315,7 @@ impl Core {
         class.slots += u64::from(grant.slots);
         class.asked = class.asked.saturating_sub(grant.slots);
         class.unserved_ticks = 0;
+        class.failed_starts = 0;
         self.leases.insert(
             grant.lease,
             LeaseState {
@@ -380,12 +402,11 @@ impl Core {
         match kind {
             Revocation::Idle => {
                 let class = &self.classes[held.key];
-                let more = match class.nanos {
-                    1.. if !class.queue.is_empty() => QUANTUM_NANOS / class.nanos * u64::from(held.slots),
-                    _ => 0,
-                };
-                held.pushes_left.get_or_insert(more);
-                held.wanted_back |= more == 0;
+                let more = if class.queue.is_empty() { 0 } else { class.quantum() * u64::from(held.slots) };
+                // Its tasks may take longer than those before them did.
+                let left = held.pushes_left.map_or(more, |left| left.min(more));
+                held.pushes_left = Some(left);
+                held.wanted_back |= left == 0;
                 if held.wanted_back && held.in_flight > held.slots {
                     self.recall(lease, out);
                 }
@@ -491,10 +512,19 @@ impl Core {
         }
     }
 
-    /// No node could ever satisfy the class.
+    /// No node could ever satisfy the class; or a host that was to run it has not started, which may be that node's
+    /// trouble alone: then slots are asked for again after a pause, for as long as others run it, or a few times.
     pub fn infeasible(&mut self, key: u32, failure: &Failure, out: &mut Vec<Action>) {
         let Some(class) = self.classes.get_mut(key) else { return };
         class.asked = 0;
+        if failure.kind.is_system() {
+            class.failed_starts = class.failed_starts.saturating_add(1);
+            if !class.leases.is_empty() || class.failed_starts < STARTS_MAX {
+                class.pause_ticks = (1 << class.failed_starts.min(8)).min(START_PAUSE_TICKS_MAX);
+                return;
+            }
+            class.failed_starts = 0;
+        }
         for seq in std::mem::take(&mut class.queue) {
             self.conclude(seq, failure.clone(), out);
         }
@@ -552,7 +582,9 @@ impl Core {
         let mut unserved = Vec::new();
         for (key, class) in self.classes.iter_mut() {
             class.unserved_ticks = if class.asked > 0 { class.unserved_ticks.saturating_add(1) } else { 0 };
-            if class.unserved_ticks == UNSERVED_TICKS_MAX {
+            let paused = class.pause_ticks > 0;
+            class.pause_ticks = class.pause_ticks.saturating_sub(1);
+            if class.unserved_ticks == UNSERVED_TICKS_MAX || paused && class.pause_ticks == 0 {
                 unserved.push(key);
             }
         }

@@ -152,6 +152,10 @@ struct ClassState {
     asked: u32,
     /// Ticks since slots were wanted and none came.
     unserved_ticks: u32,
+    /// Hosts for it that failed to start since it was granted something.
+    failed_starts: u32,
+    /// For so many ticks no slots are asked for.
+    pause_ticks: u32,
     /// Ticks since something of it waited or ran.
     idle_ticks: u32,
     /// Tasks were sent ahead of their slots, and some may wait for them still.
@@ -544,10 +548,11 @@ impl Core {
                     held.quiet_ticks = 0;
                     held.reopen(lease, &mut self.classes);
                 }
-                if !matches!(done.outcome, Outcome::Lost(_)) {
+                // One that was stopped before it ran took none.
+                if done.nanos > 0 && !matches!(done.outcome, Outcome::Lost(_)) {
                     let class = &mut self.classes[key];
                     class.nanos = match class.nanos {
-                        0 => done.nanos.max(1),
+                        0 => done.nanos,
                         old => (old * 7 + done.nanos) / 8 + 1,
                     };
                 }
@@ -707,9 +712,7 @@ impl Core {
     /// Whether a call submitted here has a process of its own; `None` where it is done or not ours.
     pub fn has_own_process(&self, object: ObjectId) -> Option<bool> {
         let task = self.tasks.get(&object.seq).filter(|_| object.owner == self.me)?;
-        let class = &task.spec.template.class;
-        let devices = class.resources.iter().any(|(kind, _)| kind.is_device());
-        Some(class.isolation == mobula_proto::resource::Isolation::Process || devices)
+        Some(task.spec.template.class.has_own_process())
     }
 
     /// Carries out what the ownership protocol decided, until nothing follows any more.

@@ -16,6 +16,7 @@ mod expired;
 mod held;
 mod lost;
 mod several;
+mod shared;
 
 use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};
 

@@ -131,6 +131,25 @@ fn gated(_: Arguments) -> Invocation<Results> {
 }
 
 #[test]
+fn what_has_ended_leaves_no_timer() {
+    const CALLS: u64 = 100;
+    let [leaf] = [function("test::leaf", Entry::Task(leaf))];
+    let alone = alone(&[leaf]);
+    let runtime = &alone.runtime;
+    let target = Target::Task { lease: lease(1), slots: 1 };
+    let before = runtime.user().metrics().num_alive_tasks();
+    for seq in 1..=CALLS {
+        let Message::Run(mut call) = call(leaf, TaskId { owner: other(2), seq, key: 7 }, target) else {
+            unreachable!()
+        };
+        call.timeout_ms = 3_600_000;
+        runtime.on_peer(other(2), true, Message::Run(call));
+        let (_, Message::Done(_)) = alone.next_sent() else { panic!("no result") };
+    }
+    eventually(|| runtime.user().metrics().num_alive_tasks() <= before);
+}
+
+#[test]
 fn a_call_whose_time_ran_out_keeps_its_slot_until_it_ends() {
     let [gated, leaf] =
         [function("test::gated", Entry::Task(gated)), function("test::leaf", Entry::Task(leaf))];
