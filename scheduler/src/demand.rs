@@ -2,7 +2,10 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
-use mobula_proto::{HostId, JobId, NodeId, resource::Class};
+use mobula_proto::{
+    HostId, JobId, NodeId,
+    resource::{Class, Strategy},
+};
 
 use crate::{Millis, queues, shapes::ShapeId};
 
@@ -67,6 +70,14 @@ pub struct Demand {
 impl Demand {
     pub(crate) fn id(&self) -> Key {
         Key { owner: self.owner, key: self.key }
+    }
+
+    /// The only bundle of its group that it may use, if it names one.
+    pub(crate) fn bundle(&self) -> Option<u32> {
+        match self.class.strategy {
+            Strategy::Group { bundle, .. } => bundle,
+            _ => None,
+        }
     }
 
     /// When its turn is in its queue. `at` is its own number.

@@ -12,7 +12,12 @@
 
 pub mod search;
 
-use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use mobula_proto::{GroupId, JobId, group, group::Arrange, resource::DeviceGrant};
 
@@ -57,6 +62,8 @@ pub(crate) struct Gang {
     pub shape: Option<ShapeId>,
     /// Classes that wait for room inside.
     pub waiting: BTreeSet<queues::Turn>,
+    /// Bundles of which nobody is granted anything whose turn comes after that of who has waited for long.
+    pub held: BTreeMap<u32, queues::Turn>,
     /// Whether all of it was reserved once: then it waits for what it lost, and is refused no more.
     pub placed: bool,
     /// When it is taken away, if it is.
@@ -68,6 +75,16 @@ pub(crate) struct Gang {
 impl Gang {
     pub fn missing(&self) -> Vec<u32> {
         (0..).zip(&self.bundles).filter(|(_, bundle)| bundle.is_none()).map(|(number, _)| number).collect()
+    }
+
+    /// The numbers of its bundles.
+    pub fn numbers(&self) -> Range<u32> {
+        0..u32::try_from(self.bundles.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a bundle is held for somebody whose turn comes before this one.
+    pub fn is_held_from(&self, number: u32, turn: queues::Turn) -> bool {
+        self.held.get(&number).is_some_and(|keeper| *keeper < turn)
     }
 
     /// Whether all that is missing is alike: then it does not matter in which order it is placed.
@@ -310,15 +327,37 @@ impl<'a> Placing<'a> {
 }
 
 impl Gang {
-    /// What a class waits for inside of it.
-    pub fn why_inside(&self, demand: &crate::Demand) -> String {
+    /// What a class waits for inside of it. `turn` is when it is its turn.
+    pub fn why_inside(&self, demand: &crate::Demand, turn: queues::Turn, cluster: &Cluster) -> String {
         let slots =
             if demand.backlog == 1 { "1 slot".to_owned() } else { format!("{} slots", demand.backlog) };
         let waits = format!("waits for {slots} of {} each", demand.class.resources);
-        match (self.until, self.missing().len()) {
-            (Some(_), _) => format!("{waits}: {} is being given up", self.id),
-            (None, 0) => format!("{waits}: the bundles of {} that fit are in use", self.id),
-            (None, missing) => {
+        if self.until.is_some() {
+            return format!("{waits}: {} is being given up", self.id);
+        }
+        let need = Need::of(&demand.class.resources, &cluster.kinds);
+        let fits = |number: u32| {
+            let bundle = self.bundles.get(number as usize)?.as_ref()?;
+            let wanted = demand.bundle().is_none_or(|wanted| wanted == number);
+            (wanted && bundle.stock.fits(&need)).then_some((number, cluster.nodes.get(bundle.at)?))
+        };
+        let drains = |(_, node): &(u32, &Node)| node.draining;
+        if self
+            .numbers()
+            .filter_map(fits)
+            .any(|(number, node)| !node.draining && self.is_held_from(number, turn))
+        {
+            return format!("{waits}: what is free in {} is kept for what has waited longer", self.id);
+        }
+        if let Some((number, node)) = self.numbers().filter_map(fits).find(drains) {
+            return format!(
+                "{waits}: {} drains, and bundle {number} of {} moves when what runs in it has ended",
+                node.id, self.id
+            );
+        }
+        match self.missing().len() {
+            0 => format!("{waits}: the bundles of {} that fit are in use", self.id),
+            missing => {
                 format!(
                     "{waits}: {} of the {} bundles of {} are not reserved",
                     missing,

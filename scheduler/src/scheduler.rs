@@ -101,8 +101,10 @@ pub struct Scheduler {
     gang_of: BTreeMap<GroupId, u32>,
     /// How many groups each job has.
     groups_of: BTreeMap<JobId, usize>,
-    /// Groups inside of which something became free in this step.
-    roomy: BTreeSet<u32>,
+    /// Groups inside of which something became free in this step, and where.
+    roomy: BTreeMap<u32, groups::Roomy>,
+    /// Groups inside of which bundles are held, and until when at least one of them is.
+    holding: BTreeMap<u32, Millis>,
     /// Nodes that drain.
     draining: BTreeSet<u32>,
     queues: Queues,
@@ -137,7 +139,8 @@ impl Scheduler {
             gangs: Slab::new(),
             gang_of: BTreeMap::new(),
             groups_of: BTreeMap::new(),
-            roomy: BTreeSet::new(),
+            roomy: BTreeMap::new(),
+            holding: BTreeMap::new(),
             draining: BTreeSet::new(),
             queues: Queues::new(),
             freed: Vec::new(),
@@ -225,6 +228,7 @@ impl Scheduler {
             Event::OwnerGone { owner } => self.owner_gone(owner, out),
             Event::Tick => {
                 self.search_again();
+                self.hold_no_longer();
                 if self.now >= self.tidied.plus(TIDIED_EACH) {
                     self.tidied = self.now;
                     self.cluster.forget_keys();
@@ -245,7 +249,9 @@ impl Scheduler {
     pub fn next_tick(&self) -> Option<Millis> {
         let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
         let search = self.searching.next();
-        expiry.into_iter().chain(self.next_ask()).chain(self.next_preempt()).chain(search).min()
+        let held = self.holding.values().copied().min();
+        let looks = self.next_ask().into_iter().chain(self.next_preempt());
+        expiry.into_iter().chain(looks).chain(search).chain(held).min()
     }
 
     /// What a demand waits for, in a sentence; `None` when nothing of it waits.
@@ -253,7 +259,10 @@ impl Scheduler {
         let at = *self.by_key.get(&demand::Key { owner, key })?;
         let demand = self.demands.get(at)?;
         match demand.gang {
-            Some(gang) => Some(self.gangs.get(gang)?.why_inside(demand)),
+            Some(gang) => {
+                let turn = demand.turn(at, self.options.ageing);
+                Some(self.gangs.get(gang)?.why_inside(demand, turn, &self.cluster))
+            }
             None => {
                 let turn = demand.turn(at, self.options.ageing);
                 Some(self.told().waits(demand, self.shapes.get(demand.shape?)?, turn))
@@ -290,7 +299,9 @@ impl Scheduler {
         if let Some(found) = self.cluster.nodes.get_mut(at) {
             found.draining = draining;
             // Their bundles are granted from again, or may be empty and move.
-            self.roomy.extend(found.bundles.iter().map(|(gang, _)| *gang));
+            for (gang, bundle) in &found.bundles {
+                self.roomy.entry(*gang).or_default().bundles.insert(*bundle);
+            }
         }
         if draining {
             self.draining.insert(at);
@@ -438,8 +449,9 @@ impl Scheduler {
         {
             // The same wish, longer or shorter: it keeps its turn.
             (old.backlog, old.attempt, old.locality) = (new.backlog, new.attempt, new.locality);
-            let gang = old.gang;
-            self.roomy.extend(gang);
+            if let Some(gang) = old.gang {
+                self.roomy.entry(gang).or_default().demands.insert(at);
+            }
             self.look_again(at);
             return;
         }
@@ -492,10 +504,10 @@ impl Scheduler {
         match shape {
             Some(shape) => self.queues.wait(queue, job, shape, turn),
             None => {
-                if let Some(gang) = gang.and_then(|gang| self.gangs.get_mut(gang)) {
+                if let Some((gang, inside)) = gang.and_then(|at| Some((self.gangs.get_mut(at)?, at))) {
                     gang.waiting.insert(turn);
+                    self.roomy.entry(inside).or_default().demands.insert(at);
                 }
-                self.roomy.extend(gang);
             }
         }
         at
@@ -530,8 +542,11 @@ impl Scheduler {
         self.by_key.remove(&demand.id());
         self.lift_oldest(starve::Oldest::Demand(demand.id()));
         let turn = demand.turn(at, self.options.ageing);
-        if let Some(gang) = demand.gang.and_then(|gang| self.gangs.get_mut(gang)) {
+        if let Some((gang, inside)) = demand.gang.and_then(|at| Some((self.gangs.get_mut(at)?, at))) {
             gang.waiting.remove(&turn);
+            if gang.held.values().any(|keeper| *keeper == turn) {
+                self.roomy.entry(inside).or_default();
+            }
         }
         if let Some(shape) = demand.shape {
             self.queues.stop_waiting(demand.queue, demand.job, shape, turn);
@@ -710,7 +725,9 @@ impl Scheduler {
             if let Some(bundle) = self.bundle(inside) {
                 bundle.stock.add(CPU, freed);
             }
-            self.roomy.insert(inside.0);
+            if freed > 0 {
+                self.roomy.entry(inside.0).or_default().bundles.insert(inside.1);
+            }
             return;
         }
         if freed > 0 {
@@ -758,7 +775,7 @@ impl Scheduler {
             if let Some(bundle) = self.bundle(inside) {
                 bundle.stock.give(&entry.need, slots, waited, &lease.devices);
             }
-            self.roomy.insert(inside.0);
+            self.roomy.entry(inside.0).or_default().bundles.insert(inside.1);
             return;
         }
         let giving = entry.giving.saturating_sub(slots);

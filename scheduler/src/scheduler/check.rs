@@ -42,7 +42,7 @@ impl Scheduler {
         for demand in self.demands() {
             let Some(at) = demand.shape else {
                 let waits = self.by_key.get(&demand.id()).copied();
-                if demand.gang.zip(waits).is_some_and(|(gang, at)| self.room_inside(gang, at).is_some()) {
+                if demand.gang.zip(waits).is_some_and(|(gang, at)| self.fits_inside(gang, at)) {
                     return Err(format!(
                         "class {} of {} waits, but its group has room",
                         demand.key, demand.owner

@@ -1,18 +1,26 @@
 //! Placement groups: from the wish to the last bundle given back, and what runs inside.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mobula_proto::{
     Group, GroupId, JobId, LeaseId,
     group::Arrange,
-    resource::{Class, LabelRule, Strategy},
+    resource::{Class, LabelRule},
 };
 
-use super::{Scheduler, place::Round, starve::Oldest};
+use super::{
+    Scheduler,
+    place::Round,
+    starve::{Oldest, lack},
+};
 use crate::{
-    BundlePlace, Demand, Effect, Error, RevokeKind,
+    BundlePlace, Demand, Effect, Error, Millis, RevokeKind,
     gang::{self, Bundle, Gang, Placing},
-    queues::{DEFAULT, Pick},
+    queues::{DEFAULT, Pick, Turn},
     shapes,
     stock::{Need, Stock},
     why,
@@ -23,6 +31,20 @@ pub const PER_JOB_MAX: usize = 16_384;
 
 /// The job of groups that outlive theirs: what any job runs may be in them.
 pub const ANYBODYS: JobId = JobId { number: 0 };
+
+/// For so many of those that have waited longest inside of a group bundles are held at a time.
+const HELD_MAX: usize = 4;
+
+/// What is new inside of a group.
+#[derive(Debug, Default)]
+pub(super) struct Roomy {
+    /// Whether it may be anything.
+    pub anywhere: bool,
+    /// Bundles where something became free.
+    pub bundles: BTreeSet<u32>,
+    /// Demands that are new, or want more.
+    pub demands: BTreeSet<u32>,
+}
 
 impl Scheduler {
     pub(super) fn group(
@@ -62,6 +84,7 @@ impl Scheduler {
             since: self.now,
             shape: None,
             waiting: BTreeSet::new(),
+            held: BTreeMap::new(),
             placed: false,
             until: None,
             asked_from: 0,
@@ -168,60 +191,160 @@ impl Scheduler {
             let stock = Stock::new(&gang.spec.bundles[slot], devices.iter().cloned(), &self.cluster.kinds);
             places.push(BundlePlace { bundle: number, node: node.id, devices: devices.clone() });
             gang.bundles[slot] = Some(Bundle { at, stock, devices });
+            self.roomy.entry(pick.demand).or_default().bundles.insert(number);
         }
         round.groups.push(Effect::GroupPlaced { group: gang.id, bundles: places });
-        self.roomy.insert(pick.demand);
         // Others may wait for the same, but each has its own places.
         self.lift_shape(pick.shape);
     }
 
     /// Grants what waits inside of groups where something became free.
+    ///
+    /// What has waited for long has a bundle held for it, as it would have a node kept for it outside: nobody whose turn
+    /// comes later is granted anything there, or what comes free bit by bit would go to whatever small fits first.
     pub(super) fn place_inside(&mut self, round: &mut Round) {
-        while let Some(at) = self.roomy.pop_first() {
-            let turns: Vec<u32> = self
-                .gangs
-                .get(at)
-                .map(|gang| gang.waiting.iter().map(|turn| turn.2).collect())
-                .unwrap_or_default();
+        while let Some((at, roomy)) = self.roomy.pop_first() {
+            let Some(gang) = self.gangs.get(at) else { continue };
+            let turns: Vec<Turn> = gang.waiting.iter().copied().collect();
+            let (mut held, mut until, mut tried) = (BTreeMap::new(), Millis(u64::MAX), 0);
             for turn in turns {
                 let mut granted = false;
-                while let Some((bundle, node, room)) = self.room_inside(at, turn) {
-                    let slots = self.demands.get(turn).map_or(0, |demand| demand.backlog.min(room));
+                for (Reverse(room), bundle, node) in self.rooms_inside(at, turn.2, &roomy, &held) {
+                    let slots = self.demands.get(turn.2).map_or(0, |demand| demand.backlog.min(room));
                     if slots == 0 {
                         break;
                     }
-                    self.grant(turn, node, slots, Some((at, bundle)), round);
+                    self.grant(turn.2, node, slots, Some((at, bundle)), round);
                     granted = true;
                 }
                 if granted {
-                    self.settle(turn);
+                    self.settle(turn.2);
+                } else if tried < HELD_MAX
+                    && let Some((round, end)) = self.hold_span(turn.2)
+                {
+                    tried += 1;
+                    if let Some(bundle) = self.to_hold(at, turn.2, round, &held) {
+                        held.insert(bundle, turn);
+                        until = until.min(end);
+                    }
                 }
+            }
+            self.hold_inside(at, held, until);
+        }
+    }
+
+    /// Bundles that have room for a demand, of those that are new to it: those with the most room first, each with its
+    /// node.
+    fn rooms_inside(
+        &self,
+        at: u32,
+        place: u32,
+        roomy: &Roomy,
+        held: &BTreeMap<u32, Turn>,
+    ) -> Vec<(Reverse<u32>, u32, u32)> {
+        let Some((gang, demand)) = self.gangs.get(at).zip(self.demands.get(place)) else { return Vec::new() };
+        if gang.until.is_some() {
+            return Vec::new();
+        }
+        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
+        let room = |number: u32| {
+            let node = gang.bundles.get(number as usize)?.as_ref()?.at;
+            let room = self.room_inside(at, number, demand, &need).filter(|_| !held.contains_key(&number))?;
+            Some((Reverse(room), number, node))
+        };
+        let everywhere = roomy.anywhere || roomy.demands.contains(&place);
+        let mut rooms: Vec<_> = match demand.bundle() {
+            Some(wanted) if everywhere || roomy.bundles.contains(&wanted) => {
+                room(wanted).into_iter().collect()
+            }
+            Some(_) => Vec::new(),
+            None if everywhere => gang.numbers().filter_map(room).collect(),
+            None => roomy.bundles.iter().copied().filter_map(room).collect(),
+        };
+        rooms.sort_unstable();
+        rooms
+    }
+
+    /// How many slots of a demand a bundle has room for, if any.
+    fn room_inside(&self, at: u32, number: u32, demand: &Demand, need: &Need) -> Option<u32> {
+        let bundle = self.gangs.get(at)?.bundles.get(number as usize)?.as_ref()?;
+        let most = crate::node::slots_max(&demand.class).saturating_sub(self.held_inside(at, number, demand));
+        let room = bundle.stock.room(need).min(most);
+        let open = self.cluster.nodes.get(bundle.at).is_some_and(|node| !node.draining);
+        (open && room > 0).then_some(room)
+    }
+
+    /// Whether a demand that waits could be granted something inside of its group. For tests and debugging.
+    pub(super) fn fits_inside(&self, at: u32, place: u32) -> bool {
+        let Some((gang, demand)) = self.gangs.get(at).zip(self.demands.get(place)) else { return false };
+        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
+        let turn = demand.turn(place, self.options.ageing);
+        let mut may = gang.numbers().filter(|number| {
+            demand.bundle().is_none_or(|wanted| wanted == *number) && !gang.is_held_from(*number, turn)
+        });
+        gang.until.is_none() && may.any(|number| self.room_inside(at, number, demand, &need).is_some())
+    }
+
+    /// Whether a demand has waited so long that a bundle is held for it now: for the how manyth time, and until when. Half
+    /// of the time at most, since what it lacks may never end, or wait itself for what comes later.
+    fn hold_span(&self, place: u32) -> Option<(u64, Millis)> {
+        let since = self.demands.get(place)?.served;
+        let reserve = self.options.preempt.reserve;
+        if !self.waited(since, reserve) {
+            return None;
+        }
+        let (start, span) = (since.plus(reserve), self.aside_span().0.max(1));
+        let times = self.now.0.saturating_sub(start.0) / span;
+        let end = Millis(start.0.saturating_add((times + 1).saturating_mul(span)));
+        (times % 2 == 0).then_some((times / 2, end))
+    }
+
+    /// The bundle that is held for a demand: the one that lacks the least for it, but each time that this was of no use one
+    /// after the other.
+    fn to_hold(&self, at: u32, place: u32, times: u64, held: &BTreeMap<u32, Turn>) -> Option<u32> {
+        let (gang, demand) = self.gangs.get(at).zip(self.demands.get(place))?;
+        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
+        let lacks = |number: u32| {
+            let bundle = gang.bundles.get(number as usize)?.as_ref()?;
+            let open = self.cluster.nodes.get(bundle.at).is_some_and(|node| !node.draining);
+            let may = open && bundle.stock.could_ever(&need) && !bundle.stock.fits(&need);
+            (may && !held.contains_key(&number)).then(|| (lack(&bundle.stock, &need), number))
+        };
+        let mut all = match demand.bundle() {
+            Some(wanted) => wanted..wanted.saturating_add(1),
+            None => gang.numbers(),
+        };
+        match times.checked_sub(1) {
+            None => all.filter_map(lacks).min().map(|(_, number)| number),
+            Some(others) => {
+                let count = u64::try_from(all.clone().filter_map(lacks).count()).unwrap_or(u64::MAX).max(1);
+                all.by_ref().filter_map(lacks).nth(usize::try_from(others % count).ok()?).map(|(_, n)| n)
             }
         }
     }
 
-    /// The first bundle that has room for a demand, its node, and how much room.
-    pub(super) fn room_inside(&self, at: u32, demand: u32) -> Option<(u32, u32, u32)> {
-        let (gang, demand) = (self.gangs.get(at)?, self.demands.get(demand)?);
-        if gang.until.is_some() {
-            return None;
-        }
-        let need = Need::of(&demand.class.resources, &self.cluster.kinds);
-        let wanted = match demand.class.strategy {
-            Strategy::Group { bundle, .. } => bundle,
-            _ => None,
+    /// Notes which bundles are held, and until when. What was held and is no longer, or for somebody else, is granted from
+    /// again.
+    fn hold_inside(&mut self, at: u32, held: BTreeMap<u32, Turn>, until: Millis) {
+        let Some(gang) = self.gangs.get_mut(at) else { return };
+        match held.is_empty() {
+            true => self.holding.remove(&at),
+            false => self.holding.insert(at, until),
         };
-        let bundles =
-            (0..).zip(&gang.bundles).filter(|(number, _)| wanted.is_none_or(|wanted| wanted == *number));
-        let open = bundles.filter_map(|(number, bundle)| {
-            let bundle = bundle.as_ref()?;
-            let open = self.cluster.nodes.get(bundle.at).is_some_and(|node| !node.draining);
-            let held = self.held_inside(at, number, demand);
-            let room =
-                bundle.stock.room(&need).min(crate::node::slots_max(&demand.class).saturating_sub(held));
-            (open && room > 0).then_some((number, bundle.at, room))
-        });
-        open.max_by_key(|(number, _, room)| (*room, std::cmp::Reverse(*number)))
+        let before = std::mem::replace(&mut gang.held, held);
+        let changed = before.into_iter().filter(|(bundle, keeper)| gang.held.get(bundle) != Some(keeper));
+        let changed: BTreeSet<u32> = changed.map(|(bundle, _)| bundle).collect();
+        if !changed.is_empty() {
+            self.roomy.entry(at).or_default().bundles.extend(changed);
+        }
+    }
+
+    /// Looks anew at what was held long enough.
+    pub(super) fn hold_no_longer(&mut self) {
+        let late = self.holding.iter().filter(|(_, until)| **until <= self.now).map(|(at, _)| *at);
+        for at in late {
+            self.roomy.entry(at).or_default();
+        }
     }
 
     /// Slots of a class of an owner in a bundle.
@@ -274,7 +397,7 @@ impl Scheduler {
             return;
         }
         let mut empty = BTreeSet::new();
-        for at in &self.roomy {
+        for at in self.roomy.keys() {
             // One that is being given up loses all of them soon.
             let Some(gang) = self.gangs.get(*at).filter(|gang| gang.until.is_none()) else { continue };
             let placed =
@@ -379,6 +502,7 @@ impl Scheduler {
         let count = self.gangs.get(at).map_or(0, |gang| gang.bundles.len());
         (0..count).for_each(|number| self.give_bundle(at, u32::try_from(number).unwrap_or(u32::MAX)));
         self.roomy.remove(&at);
+        self.holding.remove(&at);
         let Some(gang) = self.gangs.remove(at) else { return };
         self.gang_of.remove(&gang.id);
         gang.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));

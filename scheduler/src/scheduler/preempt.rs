@@ -649,7 +649,7 @@ impl Scheduler {
             self.queues.leave(gang.queue, &all.amounts, -1);
             self.preempting.gangs.remove(&(until, at));
             // What it still has is granted from again.
-            self.roomy.insert(at);
+            self.roomy.entry(at).or_default().anywhere = true;
         }
     }
 

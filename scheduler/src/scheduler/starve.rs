@@ -9,7 +9,8 @@
 //! which something runs waits for no more than its turn.
 //!
 //! At the limit of a queue it is the same: for whose turn is the first there, what comes free of the limit is set aside,
-//! but for the same others.
+//! but for the same others. Inside of a group bundles are held instead of nodes, after the shorter time after which
+//! outside nodes are kept for what is large.
 //!
 //! This is little: one slot for each that waits, on no more than a part of the nodes at a time, and one group. It bounds
 //! how long anybody waits for his first placement if no lease lasts longer than the ageing: by the ageing, once more for
@@ -27,10 +28,10 @@ use super::{
 use crate::{
     Millis, demand,
     gang::Placing,
-    node::{Kept, Node},
+    node::Kept,
     queues::{Aside, Pick, Right, Turn},
     shapes::ShapeId,
-    stock::Need,
+    stock::{Need, Stock},
 };
 
 /// A node of so many may be kept for single slots.
@@ -149,7 +150,7 @@ impl Scheduler {
     }
 
     /// How long something is set aside before others have their turn.
-    fn aside_span(&self) -> Millis {
+    pub(super) fn aside_span(&self) -> Millis {
         Millis(self.options.ageing.0.saturating_mul(2))
     }
 
@@ -243,7 +244,7 @@ impl Scheduler {
         let need = Arc::clone(self.shapes.need(shape));
         let nodes = self.nodes_for(&claim);
         let fine = |at: &&u32| self.kin_room(shape, **at).is_some() && self.is_due(since, **at, &claim);
-        let lack = |at: &u32| Some((lack(self.cluster.nodes.get(*at)?, &need), *at));
+        let lack = |at: &u32| Some((lack(&self.cluster.nodes.get(*at)?.stock, &need), *at));
         let Some((_, best)) = nodes.iter().filter(fine).filter_map(lack).min() else { return false };
         self.keep(best, &claim, need, 1, true);
         self.keep_alone(best, who);
@@ -287,11 +288,7 @@ impl Scheduler {
 
     /// Where the bundles that a group lacks would go with the nodes as they are now, which then get back what they had
     /// `before`.
-    pub(super) fn places_with(
-        &mut self,
-        at: u32,
-        before: Vec<(u32, crate::stock::Stock)>,
-    ) -> Option<Vec<(u32, u32)>> {
+    pub(super) fn places_with(&mut self, at: u32, before: Vec<(u32, Stock)>) -> Option<Vec<(u32, u32)>> {
         let found = match self.gangs.get(at) {
             Some(gang) if !before.is_empty() => {
                 let allowed = self.searching.left(self.now);
@@ -389,10 +386,10 @@ impl Scheduler {
     }
 }
 
-/// What of a need is not free on a node, in millionths.
-fn lack(node: &Node, need: &Need) -> u64 {
+/// What of a need is not free of a stock, in millionths.
+pub(super) fn lack(stock: &Stock, need: &Need) -> u64 {
     let part = |kind: &(usize, i64)| {
-        let free = node.stock.free_of(kind.0).min(kind.1);
+        let free = stock.free_of(kind.0).min(kind.1);
         ((kind.1 - free) as f64 / kind.1.max(1) as f64 * 1e6) as u64
     };
     need.amounts.iter().map(part).max().unwrap_or(0)

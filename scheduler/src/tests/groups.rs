@@ -372,6 +372,79 @@ fn in_a_group_everybody_has_a_turn() {
     assert_eq!(show(&world.tick(0)), "idle? lease-2");
 }
 
+/// A bundle of 8 CPU full of short work of which there is always more, and what needs all of it and matters more.
+fn crowded(large: &Class) -> World {
+    let mut world = World::with(Options { term: Millis(1_000_000), ..Options::default() }, &["8 cpu"]);
+    ask(&mut world, 1, &group(Arrange::Pack, &["8 cpu"]));
+    assert_eq!(show(&world.ask(host(9), 0, &inside(1, None, "1 cpu"), 9999)), "node-1 x8");
+    assert_eq!(granted(world.ask(host(8), 0, large, 1)), "");
+    world
+}
+
+/// What is granted of all that happens.
+fn granted(mut effects: Vec<Effect>) -> String {
+    effects.retain(|effect| matches!(effect, Effect::Grant(_)));
+    show(&effects)
+}
+
+/// One slot of the oldest lease ends.
+fn one_ends(world: &mut World) -> String {
+    let lease = world.scheduler.leases().next().unwrap().lease.id;
+    granted(world.step(Event::Shrink { lease, slots: 1 }))
+}
+
+#[test]
+fn nothing_starves_inside() {
+    let mut world = crowded(&Class { priority: 10, ..inside(1, None, "8 cpu") });
+    for second in 1..=9 {
+        world.tick(1000);
+        assert_eq!(one_ends(&mut world), "node-1 x1", "after {second} s");
+    }
+    // From now on nothing goes ahead of it, until all of the bundle came free.
+    for _ in 0..7 {
+        world.tick(1000);
+        assert_eq!(one_ends(&mut world), "");
+    }
+    assert_eq!(
+        world.scheduler.why(host(9), 0).unwrap(),
+        "waits for 9982 slots of 1 CPU each: what is free in group-1 is kept for what has waited longer"
+    );
+    assert_eq!(one_ends(&mut world), "node-1 x1");
+    let newest = world.scheduler.leases().last().unwrap().lease.clone();
+    assert_eq!(newest.owner, host(8));
+    assert_eq!(granted(world.release(newest.id.number)), "node-1 x8");
+}
+
+#[test]
+fn what_could_not_be_granted_inside_in_time_holds_up_the_others_half_of_the_time() {
+    let large = Class { priority: 1, ..inside(1, None, "8 cpu") };
+    let mut world = crowded(&large);
+    world.tick(10_000);
+    assert_eq!(one_ends(&mut world), "");
+    assert_eq!(one_ends(&mut world), "");
+    // What is left runs for ever.
+    world.tick(59_900);
+    assert_eq!(granted(world.tick(50)), "");
+    let next = world.scheduler.next_tick().unwrap();
+    assert!(next <= Millis(70_000), "{next:?}");
+    assert_eq!(granted(world.tick(50)), "node-1 x2");
+    assert_eq!(one_ends(&mut world), "node-1 x1");
+    world.tick(60_000);
+    assert_eq!(one_ends(&mut world), "");
+    // Who waits no longer holds up nobody.
+    assert_eq!(granted(world.ask(host(8), 0, &large, 0)), "node-1 x1");
+    // Nor does what waits for other bundles, or has not waited for long.
+    let mut world = World::with(Options { term: Millis(1_000_000), ..Options::default() }, &["8 cpu"; 2]);
+    ask(&mut world, 1, &group(Arrange::Spread, &["4 cpu", "4 cpu"]));
+    world.ask(host(9), 0, &inside(1, None, "1 cpu"), 9999);
+    world.ask(host(8), 0, &inside(1, Some(1), "3 cpu"), 1);
+    world.tick(10_000);
+    world.ask(host(8), 1, &inside(1, Some(0), "4 cpu"), 1);
+    assert_eq!(granted(world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 })), "node-1 x1");
+    assert_eq!(granted(world.step(Event::Shrink { lease: LeaseId { number: 2 }, slots: 2 })), "");
+    assert_eq!(granted(world.step(Event::Shrink { lease: LeaseId { number: 2 }, slots: 1 })), "node-2 x1");
+}
+
 #[test]
 fn label_rules_are_the_groups() {
     let mut world = World::new(&["2 cpu|zone=us", "2 cpu|zone=eu"]);
