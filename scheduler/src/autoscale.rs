@@ -10,8 +10,9 @@
 //! 3. Then groups go first, each whole or not at all: half a group is of no use, and its room may be another's.
 //! 4. Single slots follow, the largest first, since small ones fit into what large ones leave. Each that keeps apart from
 //!    its own kind goes to a node of its own.
-//! 5. Each goes where there is room, else to a new node of the type of which it would use the largest part; so work
-//!    without a GPU does not start nodes that have some.
+//! 5. Each goes where there is room, else to a node that drains only because nothing needed it, which then stays, else
+//!    to a new node of the type of which it would use the largest part; so work without a GPU does not start nodes that
+//!    have some.
 //! 6. A node that nothing was packed onto, and that has been idle for its type's time, is drained, down to the minimum.
 
 use std::{
@@ -70,6 +71,15 @@ pub struct Member {
     pub idle_since: Option<Millis>,
     /// Whether it is being drained: nothing is packed onto it, but it counts as long as it is there.
     pub draining: bool,
+    /// Whether it is drained only because it was idle: it stays where something is packed onto it after all.
+    pub may_stay: bool,
+}
+
+impl Member {
+    /// Whether it drains, and stays if it is needed.
+    fn may_come_back(&self) -> bool {
+        self.draining && self.may_stay
+    }
 }
 
 /// What to do.
@@ -77,6 +87,8 @@ pub struct Member {
 pub struct Plan {
     /// How many nodes to start of which type, by name; none of zero.
     pub start: BTreeMap<String, u32>,
+    /// Which of the nodes that drain shall stay, by number.
+    pub stay: Vec<NodeId>,
     /// Which nodes to drain, the longest idle first.
     pub drain: Vec<NodeId>,
     /// What finds no room even so, because the types are at their maximum or none could hold it; what its queue may not
@@ -245,9 +257,9 @@ pub fn plan(
         }
     }
     left.sort();
-    let start = packing.started();
+    let (start, stay) = (packing.started(), packing.staying());
     let drain = packing.idle(now);
-    Ok(Plan { start, drain, left })
+    Ok(Plan { start, stay, drain, left })
 }
 
 /// What is packed as one.
@@ -392,6 +404,16 @@ impl<'a> Bin<'a> {
         }
     }
 
+    /// Whether it drains, and stays if something is packed onto it.
+    fn may_come_back(&self) -> bool {
+        self.member.is_some_and(Member::may_come_back)
+    }
+
+    /// Whether it is of this type.
+    fn is_of(&self, of: &NodeType) -> bool {
+        self.member.is_some_and(|member| member.kind.as_ref() == Some(&of.name))
+    }
+
     /// Whether it is this node.
     fn is(&self, node: NodeId) -> bool {
         self.member.is_some_and(|member| member.node == node)
@@ -524,7 +546,7 @@ impl<'a> Packing<'a> {
         let mut packing = Self { types, counts, bins, before, opened, labels };
         let mut members: Vec<&Member> = members.iter().collect();
         members.sort_by_key(|member| member.node);
-        for member in members {
+        for member in &members {
             let count = member.kind.as_ref().and_then(|kind| packing.counts.get_mut(kind.as_str()));
             if let Some(count) = count {
                 count.all += 1;
@@ -534,6 +556,10 @@ impl<'a> Packing<'a> {
                 packing.bins.push(Bin::of(member));
             }
         }
+        // Those that have to be called back come after those that are there.
+        packing
+            .bins
+            .extend(members.iter().filter(|member| member.may_come_back()).map(|member| Bin::of(member)));
         for of in packing.types.clone() {
             let on_its_way = coming.get(&of.name).copied().unwrap_or(0).min(NODES_MAX);
             packing.bins.extend((0..on_its_way).map(|_| Bin::empty(of)));
@@ -541,7 +567,10 @@ impl<'a> Packing<'a> {
                 count.all = count.all.saturating_add(on_its_way);
                 count.staying = count.staying.saturating_add(on_its_way);
             }
-            while packing.count(of).staying < of.min && packing.may(of) {
+            let short = of.min.saturating_sub(packing.count(of).staying);
+            let back = packing.bins.iter_mut().filter(|bin| bin.may_come_back() && bin.is_of(of));
+            back.take(usize::try_from(short).unwrap_or(usize::MAX)).for_each(|bin| bin.used = true);
+            while packing.count(of).staying.saturating_add(packing.back(of)) < of.min && packing.may(of) {
                 packing.open(of);
             }
         }
@@ -550,6 +579,12 @@ impl<'a> Packing<'a> {
 
     fn count(&self, of: &NodeType) -> Count {
         self.counts.get(of.name.as_str()).copied().unwrap_or_default()
+    }
+
+    /// How many of a type stay though they drained.
+    fn back(&self, of: &NodeType) -> u32 {
+        let back = self.bins.iter().filter(|bin| bin.used && bin.may_come_back() && bin.is_of(of));
+        u32::try_from(back.count()).unwrap_or(u32::MAX)
     }
 
     /// Whether there may be one more of a type.
@@ -726,15 +761,21 @@ impl<'a> Packing<'a> {
         some.map(|(name, count)| ((*name).to_owned(), count.start)).collect()
     }
 
+    /// The members that drained and are needed.
+    fn staying(&self) -> Vec<NodeId> {
+        let back = self.bins.iter().filter(|bin| bin.used && bin.may_come_back());
+        back.filter_map(|bin| Some(bin.member?.node)).collect()
+    }
+
     /// The members that nobody needs.
     fn idle(&self, now: Millis) -> Vec<NodeId> {
-        let mut spare: BTreeMap<&str, u32> = self
-            .types
-            .iter()
-            .map(|of| (of.name.as_str(), self.count(of).staying.saturating_sub(of.min)))
-            .collect();
+        let spare = |of: &'a NodeType| {
+            let staying = self.count(of).staying.saturating_add(self.back(of));
+            (of.name.as_str(), staying.saturating_sub(of.min))
+        };
+        let mut spare: BTreeMap<&str, u32> = self.types.iter().copied().map(spare).collect();
         let mut idle: Vec<(Millis, NodeId, &str)> = Vec::new();
-        for bin in self.bins.iter().filter(|bin| !bin.used) {
+        for bin in self.bins.iter().filter(|bin| !bin.used && !bin.may_come_back()) {
             let Some(member) = bin.member else { continue };
             let of = self.types.iter().find(|of| Some(&of.name) == member.kind.as_ref());
             let (Some(of), Some(since)) = (of, member.idle_since) else { continue };

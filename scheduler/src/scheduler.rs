@@ -320,6 +320,12 @@ impl Scheduler {
         self.nodes_by_number().map(|(_, node)| node.view(&self.cluster.kinds))
     }
 
+    /// One node.
+    pub fn node(&self, node: NodeId) -> Option<NodeView<'_>> {
+        let at = self.cluster.find(node)?;
+        Some(self.cluster.nodes.get(at)?.view(&self.cluster.kinds))
+    }
+
     fn nodes_by_number(&self) -> impl Iterator<Item = (u32, &Node)> {
         let all = self.cluster.by_number.values();
         all.filter_map(|at| Some((*at, self.cluster.nodes.get(*at)?)))

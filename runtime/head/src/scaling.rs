@@ -26,7 +26,7 @@ use crate::{
 pub const LOOK: Duration = Duration::from_secs(1);
 /// How long a node may take from its start until it is a member.
 pub const JOIN_WAIT: Duration = Duration::from_secs(300);
-/// How long a node that is not needed has to move what it holds to others.
+/// How long a node that is not needed has to move what it holds to others; if it is not empty then, it stays.
 pub const DRAIN_TIME: Duration = Duration::from_secs(600);
 /// The pause after a first failure, and the longest.
 pub const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -83,8 +83,8 @@ impl fmt::Debug for Scaling {
 /// What is remembered between two looks.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Those that were started here, by name, with their type's: since when they are waited for, while they have not
-    /// joined.
+    /// Those that were started here, by name, with their type's: since when they are waited for, until they have joined or
+    /// are given up.
     coming: BTreeMap<String, (String, Option<Instant>)>,
     /// Types that are not started until then, and the pause after the next failure.
     paused: BTreeMap<String, (Instant, Duration)>,
@@ -111,21 +111,25 @@ impl Memory {
         let (mut coming, mut end) = (BTreeMap::new(), Vec::new());
         for (name, of) in running {
             if joined.contains(name) {
-                self.coming.insert(name.clone(), (of.clone(), None));
-                // It can be done.
-                self.paused.remove(of);
+                if let Some((_, Some(_))) = self.coming.insert(name.clone(), (of.clone(), None)) {
+                    // It can be done.
+                    self.paused.remove(of);
+                }
                 continue;
             }
-            match &self.coming.entry(name.clone()).or_insert_with(|| (of.clone(), Some(now))).1 {
+            let waited = &mut self.coming.entry(name.clone()).or_insert_with(|| (of.clone(), Some(now))).1;
+            match waited {
                 Some(since) if now.duration_since(*since) < JOIN_WAIT => {
                     *coming.entry(of.clone()).or_insert(0) += 1;
                 }
                 Some(_) => {
                     warn!(instance = name, "a node that was started did not join within {JOIN_WAIT:?}");
+                    // Once, however long it takes to end.
+                    *waited = None;
                     self.failed(of, now);
                     end.push(name.clone());
                 }
-                // It was a member, and has left or was lost.
+                // It was a member, and has left or was lost; or it was given up.
                 None => end.push(name.clone()),
             }
         }
@@ -172,26 +176,35 @@ async fn look(
         })
         .await?;
     }
-    // Of a type that makes trouble there are as many as there are.
-    let types: Vec<NodeType> = scaling
-        .types
-        .iter()
-        .map(|of| match memory.is_paused(&of.name, now) {
-            true => NodeType { min: 0, max: there(&scene, &coming, of), ..of.clone() },
-            false => of.clone(),
-        })
-        .collect();
-    let plan = autoscale::plan(&types, &scene.members, &coming, &scene.unmet, scene.now)
-        .map_err(|error| Error::Start(error.to_string()))?;
+    let types = startable(&scaling.types, memory, &scene, &coming, now);
+    // Where much waits and there are many nodes, it takes a good part of a second.
+    let (scene, coming, plan) = blocking(move || {
+        let plan = autoscale::plan(&types, &scene.members, &coming, &scene.unmet, scene.now);
+        Ok((scene, coming, plan.map_err(|error| error.to_string())?))
+    })
+    .await?;
     poster.scaled(told(scaling, memory, &scene, &coming, &plan, now)).await?;
-    start(scaling, memory, poster, head, &plan).await?;
-    for node in &plan.drain {
-        info!(%node, "a node is not needed any more");
-        if let Err(error) = poster.drain(node.to_string(), DRAIN_TIME).await {
-            warn!(%node, %error, "a node that is not needed cannot be drained");
+    // Before nodes are started, which may take long: what was seen is true no longer then.
+    poster.settle(plan.stay.clone(), plan.drain.clone(), DRAIN_TIME).await?;
+    start(scaling, memory, poster, head, &plan).await
+}
+
+/// The types as they are now: of one that makes trouble there are as many as there are.
+fn startable(
+    types: &[NodeType],
+    memory: &Memory,
+    scene: &Scene,
+    coming: &BTreeMap<String, u32>,
+    now: Instant,
+) -> Vec<NodeType> {
+    let as_it_is = |of: &NodeType| {
+        let there = there(scene, coming, of);
+        match memory.is_paused(&of.name, now) {
+            true => NodeType { min: of.min.min(there), max: there, ..of.clone() },
+            false => of.clone(),
         }
-    }
-    Ok(())
+    };
+    types.iter().map(as_it_is).collect()
 }
 
 async fn start(
@@ -269,6 +282,9 @@ const UNMET_TOLD_MAX: usize = 100;
 
 #[cfg(test)]
 mod tests {
+    use mobula_proto::{NodeId, Quantity, Resources};
+    use mobula_scheduler::{Millis, autoscale::Member};
+
     use super::*;
 
     fn names(list: &[&str]) -> BTreeSet<String> {
@@ -290,13 +306,64 @@ mod tests {
         assert_eq!(sorted(&mut memory, &[], JOIN_WAIT), (0, vec!["a-1".to_owned(), "a-2".to_owned()]));
         assert!(memory.is_paused("a", start + JOIN_WAIT), "it makes trouble");
         assert!(!memory.is_paused("a", start + JOIN_WAIT + PAUSE.0));
+        // However long it then takes to end, it failed once.
+        for after in 1..10 {
+            assert_eq!(sorted(&mut memory, &[], JOIN_WAIT + LOOK * after).1.len(), 2);
+        }
+        memory.sort(&BTreeMap::new(), &names(&[]), start + JOIN_WAIT + LOOK * 10);
+        assert!(!memory.is_paused("a", start + JOIN_WAIT + PAUSE.0));
         memory.failed("a", start);
         assert!(memory.is_paused("a", start + PAUSE.0 * 3 / 2), "the pause doubles");
+        assert!(!memory.is_paused("a", start + PAUSE.0 * 2));
         // One that ends before it joins is trouble, too.
         let mut memory = Memory::default();
         memory.sort(&running, &names(&["a-1"]), start);
         memory.sort(&BTreeMap::new(), &names(&[]), start);
         assert!(memory.is_paused("a", start));
         assert!(memory.coming.is_empty());
+        // That there is one already does not say that there may be more of them, but that one more has come does.
+        let one = BTreeMap::from([("a-1".to_owned(), "a".to_owned())]);
+        memory.sort(&one, &names(&["a-1"]), start);
+        memory.sort(&one, &names(&["a-1"]), start + LOOK);
+        assert!(memory.is_paused("a", start + LOOK));
+        memory.sort(&running, &names(&["a-1"]), start + LOOK);
+        memory.sort(&running, &names(&["a-1", "a-2"]), start + LOOK * 2);
+        assert!(!memory.is_paused("a", start + LOOK * 2));
+    }
+
+    #[test]
+    fn a_type_that_makes_trouble_keeps_its_minimum() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        let types = [NodeType {
+            name: "a".to_owned(),
+            resources: Resources::cpu(Quantity::ONE),
+            labels: Vec::new(),
+            min: 2,
+            max: 4,
+            idle_timeout: Millis(0),
+        }];
+        let member = |number| Member {
+            node: NodeId { number, incarnation: 1 },
+            kind: Some("a".to_owned()),
+            available: Resources::cpu(Quantity::ONE),
+            devices: Vec::new(),
+            labels: Vec::new(),
+            idle_since: Some(Millis(0)),
+            draining: false,
+            may_stay: false,
+        };
+        let mut plan = |count, coming: u32| {
+            let scene = Scene { members: (1..=count).map(member).collect(), ..Scene::default() };
+            let coming = BTreeMap::from([("a".to_owned(), coming)]);
+            memory.failed("a", now);
+            let types = startable(&types, &memory, &scene, &coming, now);
+            let plan = autoscale::plan(&types, &scene.members, &coming, &[], Millis(1000)).unwrap();
+            (plan.start.len(), plan.drain.len())
+        };
+        assert_eq!(plan(2, 0), (0, 0));
+        assert_eq!(plan(1, 0), (0, 0), "nor is another started now");
+        assert_eq!(plan(1, 1), (0, 0));
+        assert_eq!(plan(3, 0), (0, 1));
+        assert_eq!(plan(0, 0), (0, 0));
     }
 }

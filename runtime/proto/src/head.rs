@@ -253,6 +253,8 @@ pub struct Usage {
     pub store_used_bytes: u64,
     /// Objects sealed in the store, copies included.
     pub objects: u64,
+    /// Of these, primary copies: what would be lost with the node.
+    pub primaries: u64,
     /// Objects pinned by readers.
     pub pinned: u64,
     /// Running hosts.

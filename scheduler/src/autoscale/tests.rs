@@ -226,6 +226,7 @@ fn member(number: u32, kind: Option<&str>, available: &str, idle_since: Option<u
         labels: Vec::new(),
         idle_since: idle_since.map(Millis),
         draining: false,
+        may_stay: false,
     }
 }
 
@@ -330,6 +331,33 @@ fn idle_nodes_are_drained_down_to_the_minimum() {
 }
 
 #[test]
+fn a_node_that_drains_because_it_was_idle_stays_where_it_is_needed() {
+    let types = [of("small", "cpu=4", 1, 2)];
+    let go = |members: &[Member], unmet: &[Unmet]| {
+        let plan = plan(&types, members, &BTreeMap::new(), unmet, Millis(100_000)).unwrap();
+        let stay: Vec<String> = plan.stay.iter().map(|node| node.number.to_string()).collect();
+        format!("{} stay {}", text(&plan), stay.join(","))
+    };
+    let leaving =
+        |number| Member { draining: true, may_stay: true, ..member(number, Some("small"), "cpu=4", Some(0)) };
+    let busy = member(1, Some("small"), "cpu=1", None);
+    // There may be no more than these two: without it the work would wait beside an empty node.
+    assert_eq!(go(&[busy.clone(), leaving(2)], &[shape(1, "cpu=4")]), " stay 2");
+    assert_eq!(go(&[busy.clone(), leaving(2)], &[]), " stay ");
+    // Who is there already goes first, and who was told to leave leaves.
+    assert_eq!(go(&[busy.clone(), leaving(2)], &[shape(1, "cpu=1")]), " stay ");
+    let told = Member { may_stay: false, ..leaving(2) };
+    assert_eq!(go(&[busy, told], &[shape(1, "cpu=4")]), "left 1 stay ");
+    // The minimum is made up of those that leave before others are started.
+    assert_eq!(go(&[leaving(1), leaving(2)], &[]), " stay 1");
+    assert_eq!(go(&[leaving(1), leaving(2)], &[shape(2, "cpu=3")]), " stay 1,2");
+    // A group that finds no room leaves them as they were.
+    let group = [in_group(1, Arrange::StrictSpread, shape(3, "cpu=4"))];
+    let busy = member(3, Some("small"), "cpu=4", None);
+    assert_eq!(go(&[busy, leaving(1)], &group), "left 3 stay ");
+}
+
+#[test]
 fn wrong_types_are_refused() {
     let check = |types: &[NodeType], want: &str| {
         let error = plan(types, &[], &BTreeMap::new(), &[], Millis(0)).unwrap_err().to_string();
@@ -406,15 +434,19 @@ proptest! {
     fn plans_keep_their_bounds(
         types in any_types(),
         unmet in proptest::collection::vec(any_shape(), 0..8),
-        there in proptest::collection::vec((0_usize..4, proptest::option::of(0_u64..100_000), any::<bool>()), 0..6),
+        there in proptest::collection::vec(
+            (0_usize..4, proptest::option::of(0_u64..100_000), any::<bool>(), any::<bool>()),
+            0..6,
+        ),
     ) {
         let kind = |at: usize| types.get(at).map(|of| of.name.clone());
         let members: Vec<Member> = there
             .iter()
             .enumerate()
-            .map(|(number, (at, idle, draining))| Member {
+            .map(|(number, (at, idle, draining, may_stay))| Member {
                 kind: kind(*at),
                 draining: *draining,
+                may_stay: *may_stay,
                 ..member(number as u32, None, "cpu=3 memory=3", idle.map(|idle| idle + 1))
             })
             .collect();
@@ -436,7 +468,8 @@ proptest! {
             // Never above the maximum, unless by what was there already.
             prop_assert!(start == 0 || after <= of.max, "{} of {} at most", after, of.max);
             let drained = all.iter().filter(|m| got.drain.contains(&m.node)).count() as u32;
-            let staying = all.iter().filter(|m| !m.draining).count() as u32 + start - drained;
+            let stays = |m: &Member| !m.draining || got.stay.contains(&m.node);
+            let staying = all.iter().filter(|m| stays(m)).count() as u32 + start - drained;
             prop_assert!(staying >= of.min || after >= of.max, "{} stay of {} at least", staying, of.min);
             for m in all.iter().filter(|m| got.drain.contains(&m.node)) {
                 prop_assert!(!m.draining && m.idle_since.is_some_and(|since| since.plus(of.idle_timeout) <= now));
@@ -446,6 +479,10 @@ proptest! {
                 prop_assert_eq!(Bin::empty(of).room(left), 0, "{:?} would fit into a new {}", left, of.name);
             }
         }
+        // None stays that was told to leave, or did not drain.
+        let back = members.iter().filter(|m| got.stay.contains(&m.node));
+        prop_assert!(back.clone().all(|m| m.draining && m.may_stay));
+        prop_assert_eq!(back.count(), got.stay.len());
         // Nobody who was started by hand is drained.
         prop_assert!(members.iter().filter(|m| m.kind.is_none()).all(|m| !got.drain.contains(&m.node)));
 
@@ -461,7 +498,8 @@ proptest! {
 
         // What was packed is no more than there is to pack into.
         let mut capacity = Resources::none();
-        members.iter().filter(|m| !m.draining).for_each(|m| capacity.add(&m.available));
+        let stays = |m: &&Member| !m.draining || got.stay.contains(&m.node);
+        members.iter().filter(stays).for_each(|m| capacity.add(&m.available));
         for of in &types {
             (0..got.start.get(&of.name).copied().unwrap_or(0)).for_each(|_| capacity.add(&of.resources));
         }

@@ -1,6 +1,9 @@
 //! Nodes that are to leave. Nothing new is granted there; tasks run to their end, actors that may be restarted and
 //! primary copies of objects move to other nodes, and when nothing is left, or the time is over, the node goes. The wish is
 //! on disk: after a restart of the head it holds as soon as the node is back.
+//!
+//! A node that is to leave because it is idle ([`Core::settle`]) leaves only if nothing is lost with it: if its time is over
+//! before that, or it is needed, it stays. That wish is on no disk.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -27,6 +30,8 @@ pub(super) struct Drain {
     until: Millis,
     /// What ran was taken away.
     late: bool,
+    /// Nobody told it to leave: it stays where it is needed, or anything would be lost with it.
+    idle: bool,
     /// What the agent said last.
     left: Option<Left>,
     /// Where its copies go.
@@ -36,6 +41,11 @@ pub(super) struct Drain {
 impl Drain {
     pub fn deadline(&self) -> Millis {
         self.until
+    }
+
+    /// Whether it drains only because it is idle.
+    pub fn is_idle(&self) -> bool {
+        self.idle
     }
 }
 
@@ -70,9 +80,9 @@ impl Core {
         let id = self.node_called(node)?;
         let until = self.now.plus(Millis(time.0.min(DRAIN_MS_MAX)));
         match self.drain_of(id) {
-            Some(drain) if !drain.late => drain.until = until,
+            Some(drain) if !drain.late => (drain.until, drain.idle) = (until, false),
             Some(_) => return Err(refuse(format!("the time of {id} is over: it leaves now"))),
-            None => self.begin_drain(id, until),
+            None => self.begin_drain(id, until, false),
         }
         if let Some(member) = self.nodes.get(&id.number) {
             let until_unix_ms = self.options.begun_unix_ms.saturating_add(until.0);
@@ -90,16 +100,31 @@ impl Core {
         if self.drain_of(id).is_none_or(|drain| drain.late) {
             return Err(refuse(format!("{id} does not drain, or leaves already")));
         }
-        info!(node = %id, "a node stays after all");
-        if let Some(member) = self.nodes.get_mut(&id.number) {
-            member.drain = None;
-            let record = Record::DrainGone { name: member.certificate.clone() };
-            self.persist(record);
-        }
-        self.send_to_agent_of(id, ToAgent::Resume);
-        self.schedule(scheduler::Event::NodeResume { node: id });
-        self.aim_drains();
+        self.stay(id);
         Ok(std::mem::take(&mut self.out))
+    }
+
+    fn stay(&mut self, node: NodeId) {
+        info!(%node, "a node stays after all");
+        if let Some(member) = self.nodes.get_mut(&node.number) {
+            // It is idle anew from here on.
+            member.idle_since = None;
+            let told = member.drain.take().is_some_and(|drain| !drain.idle);
+            let record = told.then(|| Record::DrainGone { name: member.certificate.clone() });
+            record.into_iter().for_each(|record| self.persist(record));
+        }
+        self.send_to_agent_of(node, ToAgent::Resume);
+        self.schedule(scheduler::Event::NodeResume { node });
+        self.aim_drains();
+    }
+
+    /// A node is needed: if it drains only because it was idle, it stays. Whether that was so.
+    pub(super) fn call_back(&mut self, node: NodeId) -> bool {
+        let idle = self.drain_of(node).is_some_and(|drain| drain.idle);
+        if idle {
+            self.stay(node);
+        }
+        idle
     }
 
     /// A living node of the cluster's own, by name or number.
@@ -132,13 +157,14 @@ impl Core {
             return;
         };
         let until = Millis(until.saturating_sub(self.options.begun_unix_ms)).max(self.now);
-        self.begin_drain(node, until);
+        self.begin_drain(node, until, false);
     }
 
-    fn begin_drain(&mut self, node: NodeId, until: Millis) {
+    /// From here on a node drains: because it is `idle`, or since it was told to.
+    pub(super) fn begin_drain(&mut self, node: NodeId, until: Millis, idle: bool) {
         info!(%node, "a node drains");
         if let Some(member) = self.nodes.get_mut(&node.number) {
-            member.drain = Some(Drain { until, late: false, left: None, to: Vec::new() });
+            member.drain = Some(Drain { until, late: false, idle, left: None, to: Vec::new() });
         }
         self.schedule(scheduler::Event::NodeDrain { node });
         for (lease, owner) in self.leases.announced_on(node) {
@@ -193,6 +219,10 @@ impl Core {
     pub(super) fn draining(&mut self, from: NodeId, left: Left) {
         let Some(drain) = self.drain_of(from) else { return };
         drain.left = Some(left);
+        if drain.idle && (left.drivers > 0 || left.objects > 0 && drain.to.is_empty()) {
+            // It was not known when it began: a job runs there, or nobody can take what lies there.
+            return self.stay(from);
+        }
         self.dismiss_if_empty(from);
     }
 
@@ -235,6 +265,9 @@ impl Core {
             .collect();
         for node in due {
             let grace = self.now.plus(Millis(DRAIN_GRACE_MS));
+            if self.call_back(node) {
+                continue;
+            }
             let Some(drain) = self.drain_of(node) else { continue };
             if std::mem::replace(&mut drain.late, true) {
                 self.dismiss(node);

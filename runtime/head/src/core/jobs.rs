@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     Asker, Core, FILE_NAME_BYTES_MAX, JOB_ARGUMENTS_MAX, JOB_FILES_MAX, JOB_NUMBERS_BLOCK, JOBS_MAX, Link,
-    PeerKind, STEWARD_START_MS_MAX, STEWARD_WAITERS_MAX,
+    PeerKind, STEWARD_START_MS_MAX, STEWARD_WAITERS_MAX, members::Member,
 };
 use crate::state::Record;
 
@@ -52,6 +52,17 @@ impl Entry {
     /// This node is gone, and its hosts with it.
     pub fn left_by(&mut self, node: NodeId) {
         self.places.remove(&node);
+    }
+
+    /// The nodes with which the job would end: its driver's, and its steward's.
+    pub fn needs(&self) -> impl Iterator<Item = NodeId> {
+        let driver = (!self.detached).then_some(self.job.driver.node);
+        let steward = match self.steward {
+            Steward::None => None,
+            Steward::Starting { on, .. } => Some(on),
+            Steward::Ready(host) => Some(host.node),
+        };
+        driver.into_iter().chain(steward)
     }
 
     pub fn deadline(&self) -> Option<Millis> {
@@ -94,6 +105,7 @@ impl Core {
         let entry =
             Entry { job: job.clone(), steward: Steward::None, places: BTreeSet::new(), detached: false };
         self.jobs.insert(job.job, entry);
+        self.call_back(driver.node);
         self.send(link, ToAgent::JobStarted { request, job });
     }
 
@@ -264,20 +276,21 @@ impl Core {
                 entry.steward = Steward::Starting { on: place, until, waiters: vec![asker] };
                 entry.placed_on(place);
                 let job = entry.job.clone();
+                self.call_back(place);
                 self.send_to_agent_of(place, ToAgent::StartSteward { job });
             }
         }
     }
 
-    /// The asking node, unless it only carries a driver and another could do.
+    /// The asking node, unless it only carries a driver, or drains, and another could do. One that was told to leave is
+    /// the last: its steward, and the job, would end with it.
     fn steward_place(&self, asking: NodeId) -> NodeId {
-        let lasting = |node: &NodeId| {
-            self.nodes.get(&node.number).is_some_and(|m| m.node == *node && m.kind == PeerKind::Agent)
+        let lasting = self.nodes.values().filter(|member| member.kind == PeerKind::Agent);
+        let rank = |member: &&Member| {
+            let drain = member.drain.as_ref();
+            (drain.is_some_and(|drain| !drain.is_idle()), drain.is_some(), member.node != asking)
         };
-        if lasting(&asking) {
-            return asking;
-        }
-        self.nodes.values().map(|m| m.node).find(lasting).unwrap_or(asking)
+        lasting.min_by_key(rank).map_or(asking, |member| member.node)
     }
 
     pub(super) fn steward_ready(&mut self, job: JobId, host: HostId) {

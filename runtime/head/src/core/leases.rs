@@ -10,7 +10,7 @@ use mobula_proto::{
     Failure, FailureKind, HostId, JobId, LeaseId, NodeId,
     head::ToAgent,
     host::{Eviction, Grant, Revocation},
-    resource::Class,
+    resource::{Class, Strategy},
 };
 use mobula_scheduler::{self as scheduler, Lease, Millis, RevokeKind, demand::LOCALITY_MAX};
 use tracing::warn;
@@ -210,6 +210,9 @@ impl Core {
         };
         if let Some(failure) = refused {
             return self.send_to_agent_of(owner.node, ToAgent::Infeasible { owner, key, failure });
+        }
+        if let Strategy::Node { node, .. } = class.strategy {
+            self.call_back(node);
         }
         class.wait_for_node |= slots_of(&class, 1).first().is_some_and(|slot| self.may_come(slot));
         let class = match self.leases.wanted.get(&at) {

@@ -158,7 +158,8 @@ impl Core {
 
     pub(super) fn node_lost(&mut self, link: Link, failure: Failure) {
         let Some(node) = self.links.remove(&link) else { return };
-        if let Some(member) = self.nodes.remove(&node.number).filter(|member| member.drain.is_some()) {
+        let told = |member: &Member| member.drain.as_ref().is_some_and(|drain| !drain.is_idle());
+        if let Some(member) = self.nodes.remove(&node.number).filter(told) {
             self.persist(Record::DrainGone { name: member.certificate });
         }
         self.jobs.values_mut().for_each(|entry| entry.left_by(node));

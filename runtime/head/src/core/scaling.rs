@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mobula_proto::{
-    Group, GroupId, Quantity, Resources,
+    Group, GroupId, NodeId, Quantity, Resources,
     head::{Register, ScalingSnapshot},
     resource::{Class, Kind, LABEL_INSTANCE, LABEL_NODE_TYPE, Strategy},
 };
@@ -12,9 +12,12 @@ use mobula_scheduler::{
     Apart, Gang, Millis, NodeView, Unmet,
     autoscale::{self, NodeType},
 };
+use tracing::info;
 
-use super::{Core, PeerKind, members::Member};
+use super::{Core, Effect, PeerKind, drain::Drain, jobs::Entry, members::Member};
 
+/// Most idle nodes that begin to drain in one step.
+const DRAINS_MAX: usize = 64;
 /// Most types of nodes that are named where several could hold what waits.
 const TYPES_TOLD_MAX: usize = 3;
 
@@ -31,6 +34,22 @@ pub struct Scene {
     pub now: Millis,
 }
 
+/// What speaks against draining a node on which nothing is granted.
+struct Needs {
+    /// Jobs would end with these.
+    of_jobs: BTreeSet<NodeId>,
+    /// These can take what lies in the stores of others.
+    takers: BTreeSet<NodeId>,
+}
+
+impl Needs {
+    /// Whether nothing would be lost with a node, and nothing is granted there.
+    fn spare(&self, member: &Member, view: &NodeView<'_>) -> bool {
+        let empty = member.usage.primaries == 0 || self.takers.iter().any(|taker| *taker != member.node);
+        view.leases == 0 && view.available == *view.total && !self.of_jobs.contains(&member.node) && empty
+    }
+}
+
 fn label<'a>(member: &'a Member, key: &str) -> Option<&'a str> {
     member.register.labels.iter().find(|(has, _)| has == key).map(|(_, value)| value.as_str())
 }
@@ -39,14 +58,13 @@ impl Core {
     /// What a plan is made of. It is looked at in the same step which nodes run nothing, and since when.
     pub fn scene(&mut self, now: Millis) -> Scene {
         self.now = self.now.max(now);
-        let drivers: BTreeSet<_> = self.jobs.values().map(|entry| entry.job.driver.node).collect();
+        let needs = self.needs();
         let views: BTreeMap<_, _> = self.scheduler.nodes().map(|view| (view.node, view)).collect();
         let mut scene = Scene { unmet: self.scheduler.unmet(), now: self.now, ..Scene::default() };
         for member in self.nodes.values_mut().filter(|member| member.kind == PeerKind::Agent) {
             let Some(view) = views.get(&member.node) else { continue };
-            let rests = |view: &NodeView<'_>| view.leases == 0 && view.available == *view.total;
             member.idle_since = match member.idle_since {
-                _ if !rests(view) || drivers.contains(&member.node) => None,
+                _ if !needs.spare(member, view) => None,
                 None => Some(self.now),
                 since => since,
             };
@@ -59,9 +77,46 @@ impl Core {
                 labels: view.labels.to_vec(),
                 idle_since: member.idle_since,
                 draining: view.draining,
+                may_stay: member.drain.as_ref().is_some_and(Drain::is_idle),
             });
         }
         scene
+    }
+
+    fn needs(&self) -> Needs {
+        let of_jobs = self.jobs.values().flat_map(Entry::needs).collect();
+        let takes = |member: &&Member| {
+            member.kind == PeerKind::Agent && member.drain.is_none() && member.register.store_bytes > 0
+        };
+        Needs { of_jobs, takers: self.nodes.values().filter(takes).map(|member| member.node).collect() }
+    }
+
+    /// Carries out what was planned, as far as it still holds: nodes that drain because they were idle `stay`, and those
+    /// of `drain` that are idle now, too, have `time` to leave.
+    pub fn settle(&mut self, stay: &[NodeId], drain: &[NodeId], time: Millis, now: Millis) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        for node in stay {
+            self.call_back(*node);
+        }
+        let mut needs = self.needs();
+        let mut room = DRAINS_MAX;
+        for node in drain {
+            let member = self.nodes.get(&node.number).filter(|member| member.node == *node);
+            let free = |member: &Member| {
+                let view = self.scheduler.node(*node);
+                member.kind == PeerKind::Agent
+                    && member.drain.is_none()
+                    && view.is_some_and(|view| needs.spare(member, &view))
+            };
+            if room == 0 || !member.is_some_and(free) {
+                continue;
+            }
+            room -= 1;
+            info!(%node, "a node is not needed any more");
+            self.begin_drain(*node, self.now.plus(time), true);
+            needs.takers.remove(node);
+        }
+        std::mem::take(&mut self.out)
     }
 
     /// What was planned last, for people.
@@ -142,7 +197,9 @@ impl Core {
 
     /// The members that stay, as they would be with nothing on them.
     pub(super) fn emptied(&self) -> Vec<autoscale::Member> {
-        let stays = |member: &&Member| member.kind == PeerKind::Agent && member.drain.is_none();
+        let stays = |member: &&Member| {
+            member.kind == PeerKind::Agent && member.drain.as_ref().is_none_or(Drain::is_idle)
+        };
         let emptied = |member: &Member| autoscale::Member {
             node: member.node,
             kind: label(member, LABEL_NODE_TYPE).map(str::to_owned),
@@ -151,6 +208,7 @@ impl Core {
             labels: member.register.labels.clone(),
             idle_since: None,
             draining: false,
+            may_stay: false,
         };
         self.nodes.values().filter(stays).map(emptied).collect()
     }

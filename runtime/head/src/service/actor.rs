@@ -81,6 +81,7 @@ enum Body {
     Resume { node: String, reply: oneshot::Sender<Result<(), Failure>> },
     Scene { reply: oneshot::Sender<Scene> },
     Scaled(Box<ScalingSnapshot>),
+    Settle { stay: Vec<NodeId>, drain: Vec<NodeId>, time: Duration },
     TakeStock { reply: oneshot::Sender<Result<Counting, Failure>> },
     Shutdown,
     Tick,
@@ -208,6 +209,11 @@ impl Poster {
     /// What was planned, for people.
     pub async fn scaled(&self, told: ScalingSnapshot) -> Result<(), Error> {
         self.post(Body::Scaled(Box::new(told))).await
+    }
+
+    /// Has nodes stay that drain because they were idle, and drains others within `time` that still are.
+    pub async fn settle(&self, stay: Vec<NodeId>, drain: Vec<NodeId>, time: Duration) -> Result<(), Error> {
+        self.post(Body::Settle { stay, drain, time }).await
     }
 
     /// What is in the stores of all nodes that say so in time.
@@ -436,6 +442,11 @@ impl State {
                 let _gone = reply.send(self.core.scene(now));
             }
             Body::Scaled(told) => self.core.scaled(*told),
+            Body::Settle { stay, drain, time } => {
+                let (now, time) = (self.now(), u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+                let effects = self.core.settle(&stay, &drain, Millis(time), now);
+                self.apply_all(effects);
+            }
             Body::TakeStock { reply } => {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.take_stock());

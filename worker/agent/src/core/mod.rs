@@ -260,6 +260,7 @@ impl Core {
             waiting: self.objects.waiting(),
             store_used_bytes: self.objects.used(),
             objects: self.objects.len(),
+            primaries: self.objects.primaries().0,
             pinned: self.objects.pinned(),
             hosts: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
             pulled_bytes: self.pulled_bytes,

@@ -2,6 +2,7 @@
 
 mod drain;
 mod groups;
+mod idle;
 mod leases;
 mod members;
 mod names;
