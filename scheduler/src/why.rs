@@ -145,14 +145,21 @@ impl Told<'_> {
 
     /// The limit that allows no slot more, if one does.
     fn limit(&self, queue: u32, shape: &Shape) -> Option<String> {
-        let Some((name, kind, limit)) = self.queues.full(queue, &shape.need) else {
+        let Some((name, kind, limit, used)) = self.queues.full(queue, &shape.need) else {
             let (aside, _) = *self.queues.full_limits(queue, shape.id, &shape.need).first()?;
             let name = queue_name(&self.queues.get(aside).name);
             return Some(format!("what the limit of {name} leaves is set aside for what has waited longer"));
         };
         let has = Quantity::from_units(limit).unwrap_or_default();
-        let kind = self.cluster.kinds.name(kind)?;
-        Some(format!("{} is at its limit of {}", queue_name(name), amount(kind, has)))
+        let (kind, name) = (self.cluster.kinds.name(kind)?, queue_name(name));
+        let left = i64::try_from(i128::from(limit) - used).ok().filter(|left| *left > 0);
+        let left = left.and_then(|left| Quantity::from_units(left).ok());
+        Some(match left {
+            Some(left) => {
+                format!("{name} has {} left of its limit of {}", quantity(kind, left), amount(kind, has))
+            }
+            None => format!("{name} is at its limit of {}", amount(kind, has)),
+        })
     }
 
     fn position(&self, queue: u32, turn: crate::queues::Turn) -> String {

@@ -170,17 +170,19 @@ impl Queues {
         Limit { queue: branch.name.clone(), left: branch.limit.iter().map(left).collect() }
     }
 
-    /// Of the limits above a queue one that allows no slot more, if any: whose, of what, and how much it is.
-    pub fn full(&self, queue: u32, need: &Need) -> Option<(&str, usize, i64)> {
+    /// Of the limits above a queue one that allows no slot more, if any: whose, of what, how much it is, and how much
+    /// of it is in use.
+    pub fn full(&self, queue: u32, need: &Need) -> Option<(&str, usize, i64, i128)> {
         let limits = self.all[queue as usize].limited.iter().flat_map(|at| {
             let limited = &self.all[*at as usize];
             limited.most.iter().map(move |(kind, limit)| (limited, *kind, *limit))
         });
         let over = |(limited, kind, limit): &(&Branch, usize, i64)| {
-            let used = limited.usage.get(*kind).copied().unwrap_or(0);
+            let used = limited.used(*kind);
             need.get(*kind) > 0 && used + i128::from(need.get(*kind)) > i128::from(*limit)
         };
-        limits.into_iter().find(over).map(|(limited, kind, limit)| (limited.name.as_str(), kind, limit))
+        let found = limits.into_iter().find(over);
+        found.map(|(limited, kind, limit)| (limited.name.as_str(), kind, limit, limited.used(kind)))
     }
 
     /// The limit that one slot alone would break, if any.

@@ -120,7 +120,8 @@ pub struct Replay<'a> {
     todo: VecDeque<Event>,
     first_run: Vec<Option<Millis>>,
     ended: Vec<Option<Millis>>,
-    totals: Resources,
+    /// What all nodes have, of each kind. (A petabyte of memory is more than a quantity holds.)
+    totals: BTreeMap<Kind, i128>,
     /// Nodes that were lost, with what each had and when.
     gone: Vec<(Resources, Millis)>,
     steps: usize,
@@ -129,7 +130,7 @@ pub struct Replay<'a> {
     check_each: usize,
     broken: Option<String>,
     /// Of each kind, what is held, and the sum of that over the milliseconds so far.
-    used: BTreeMap<Kind, (i64, f64)>,
+    used: BTreeMap<Kind, (i128, f64)>,
     preemptions: u64,
     stopped: u64,
     lost: u64,
@@ -161,7 +162,7 @@ impl<'a> Replay<'a> {
             todo: VecDeque::new(),
             first_run: vec![None; tasks.len()],
             ended: vec![None; tasks.len()],
-            totals: Resources::none(),
+            totals: BTreeMap::new(),
             gone: Vec::new(),
             steps: 0,
             unchecked: 0,
@@ -178,7 +179,9 @@ impl<'a> Replay<'a> {
         replay.step(Event::Queues(queues));
         for node in nodes {
             if let Event::NodeUp { total, .. } = &node {
-                replay.totals.add(total);
+                for (kind, amount) in total.iter() {
+                    *replay.totals.entry(kind.clone()).or_default() += i128::from(amount.units());
+                }
             }
             replay.step(node);
         }
@@ -270,9 +273,11 @@ impl<'a> Replay<'a> {
     /// How much of a kind the tasks of a job hold now.
     pub fn held(&self, job: &str, kind: &Kind) -> Quantity {
         let of_job = self.leases.values().filter(|held| self.classes[held.class].class.function == job);
-        let each =
-            |held: &Held| self.classes[held.class].class.resources.get(kind).units() * i64::from(held.slots);
-        Quantity::from_units(of_job.map(each).sum()).unwrap_or_default()
+        let each = |held: &Held| {
+            i128::from(self.classes[held.class].class.resources.get(kind).units()) * i128::from(held.slots)
+        };
+        let units = i64::try_from(of_job.map(each).sum::<i128>()).ok();
+        units.and_then(|units| Quantity::from_units(units).ok()).unwrap_or(Quantity::MAX)
     }
 
     /// When a task began to run first, by its place in the trace.
@@ -292,7 +297,7 @@ impl<'a> Replay<'a> {
     /// More slots of a class are held, or fewer.
     fn hold(&mut self, class: usize, slots: i64) {
         for (kind, amount) in self.classes[class].class.resources.iter() {
-            self.used.entry(kind.clone()).or_default().0 += amount.units() * slots;
+            self.used.entry(kind.clone()).or_default().0 += i128::from(amount.units()) * i128::from(slots);
         }
     }
 
@@ -461,12 +466,12 @@ impl<'a> Replay<'a> {
         let first = self.tasks.first().map_or(Millis(0), |task| task.arrival);
         let last = self.ended.iter().flatten().max().copied().unwrap_or(first);
         let span = last.0.saturating_sub(first.0);
-        let part = |(kind, total): (&Kind, Quantity)| {
+        let part = |(kind, total): (&Kind, &i128)| {
             // What was lost is not there for the rest of the time.
             let rest = |(had, at): &(Resources, Millis)| {
                 had.get(kind).units() as f64 * last.0.saturating_sub(at.0.max(first.0)) as f64
             };
-            let all = total.units() as f64 * span as f64 - self.gone.iter().map(rest).sum::<f64>();
+            let all = *total as f64 * span as f64 - self.gone.iter().map(rest).sum::<f64>();
             let used = self.used.get(kind).map_or(0.0, |(_, used)| *used);
             (kind.clone(), if all > 0.0 { used / all } else { 0.0 })
         };
