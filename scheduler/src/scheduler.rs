@@ -117,6 +117,9 @@ pub struct Scheduler {
     searching: Allowance,
     /// When labels were last forgotten.
     tidied: Millis,
+    /// How often all that waits was judged.
+    #[cfg(test)]
+    pub(crate) judged: usize,
 }
 
 impl Scheduler {
@@ -149,6 +152,8 @@ impl Scheduler {
             waiting_gangs: 0,
             searching: Allowance::default(),
             tidied: Millis(0),
+            #[cfg(test)]
+            judged: 0,
         }
     }
 
@@ -284,6 +289,12 @@ impl Scheduler {
         self.cluster.index.count()
     }
 
+    /// How many leases the last look looked through, to make room for demands.
+    #[cfg(test)]
+    pub(crate) fn looked(&self) -> usize {
+        self.preempting.looked
+    }
+
     fn told(&self) -> why::Told<'_> {
         why::Told { cluster: &self.cluster, queues: &self.queues, leases: &self.leases, gangs: &self.gangs }
     }
@@ -365,9 +376,11 @@ impl Scheduler {
         if self.newest.get(&id.number).is_some_and(|newest| *newest >= id.incarnation) {
             return;
         }
-        if let Some(old) = self.cluster.by_number.get(&id.number) {
-            self.node_lost(*old, out);
+        let replaces = self.cluster.by_number.get(&id.number).copied();
+        if let Some(old) = replaces {
+            self.node_lost(old, out);
         }
+        let first = self.cluster.workers == 0;
         // Hosts may have asked before their node joined.
         let oldest = NodeId { number: id.number, incarnation: 0 };
         if let Some(before) = id.incarnation.checked_sub(1) {
@@ -382,7 +395,10 @@ impl Scheduler {
         }
         self.queues.totals(&self.cluster.totals);
         self.freed.push(at);
-        self.judge_all(out);
+        // What another node could hold is no less possible with one more.
+        if first || replaces.is_some() {
+            self.judge_all(out);
+        }
     }
 
     fn node_lost(&mut self, at: u32, out: &mut Vec<Effect>) {
@@ -615,6 +631,10 @@ impl Scheduler {
     }
 
     fn judge_all(&mut self, out: &mut Vec<Effect>) {
+        #[cfg(test)]
+        {
+            self.judged += 1;
+        }
         self.judge_gangs(out);
         self.cluster.refresh();
         let classes = self.shapes.iter().filter(|(_, shape)| shape.key.gang.is_none());

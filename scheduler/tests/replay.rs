@@ -118,6 +118,22 @@ fn a_summary_says_what_became_of_a_trace() {
 }
 
 #[test]
+fn a_cluster_may_have_more_memory_than_one_quantity_holds() {
+    // Twenty times 50 TB.
+    let memory = Resources::from_list([(Kind::Memory, Quantity::whole(50_000_000_000_000))]).unwrap();
+    let up = |event| match event {
+        Event::NodeUp { node, devices, labels, .. } => {
+            Event::NodeUp { node, total: memory.clone(), devices, labels }
+        }
+        other => other,
+    };
+    let nodes = (1..=20).map(|number| up(cpus(number, 1))).collect();
+    let tasks = "0,10,50000000000000 memory,a,0\n".repeat(20);
+    let summary = replay(&format!("{HEAD}\n{tasks}"), nodes);
+    assert_eq!(summary.utilisation, [(Kind::Memory, 1.0)]);
+}
+
+#[test]
 fn what_is_restartable_makes_room_and_runs_again() {
     let text = "arrival,duration,resources,job,priority,restartable\n\
                 0,60,1 cpu,low,0,true\n0,60,1 cpu,low,0,true\n10,5,2 cpu,high,1,false\n";
@@ -209,7 +225,7 @@ fn the_same_trace_gives_the_same_hash_on_every_machine() {
 }
 
 /// Of the trace above.
-const HASH: u64 = 5_213_206_764_828_298_642;
+const HASH: u64 = 6_612_962_119_577_597_296;
 
 /// One CPU each: a queue floods, and another one has as much work as it can get.
 #[test]

@@ -27,7 +27,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mobula_proto::{LeaseId, resource::DeviceGrant};
 
-use super::Scheduler;
+use super::{Scheduler, starve::lack};
 use crate::{
     Effect, Millis, RevokeKind,
     gang::{self, Gang},
@@ -44,6 +44,9 @@ const INTERVAL: Millis = Millis(50);
 const DEMANDS_MAX: usize = 32;
 /// Most nodes that are looked at for one of them.
 const NODES_MAX: usize = 64;
+/// Most leases that are looked through in one look, in equal parts for those for whom it is taken; for each those of one
+/// node at least.
+const LEASES_MAX: usize = 65_536;
 /// Most slots for which room is made on one node at a time.
 const SLOTS_MAX: u32 = 64;
 /// A node of so many may be kept for what is large.
@@ -81,6 +84,8 @@ pub(super) struct Preempting {
     gang: u32,
     /// Whether the last group was one whose turn was first.
     by_turn: bool,
+    /// How many leases were looked through for demands in this look.
+    pub looked: usize,
     /// How many nodes were looked through for groups, less what each look allows; and to keep some for one.
     debt: usize,
     pub keep_debt: usize,
@@ -287,8 +292,11 @@ impl Scheduler {
         next.extend(each);
         // Those that have waited longest for what they are due.
         next.sort_by_key(|at| self.demands.get(*at).map(|d| d.turn(*at, self.options.ageing)));
+        self.preempting.looked = 0;
+        // For each once to make room, and once to keep a node.
+        let share = LEASES_MAX / (2 * next.len().max(1));
         for at in next {
-            self.preempt_for(at, out);
+            self.preempt_for(at, share, out);
         }
     }
 
@@ -296,7 +304,8 @@ impl Scheduler {
         at_least < Millis(u64::MAX) && since.plus(at_least) <= self.now
     }
 
-    fn preempt_for(&mut self, at: u32, out: &mut Vec<Effect>) {
+    /// Makes room for one of those that wait, or keeps a node for it. For either about as many leases are looked through.
+    fn preempt_for(&mut self, at: u32, share: usize, out: &mut Vec<Effect>) {
         let Some(demand) = self.demands.get(at) else { return };
         let Some(id) = demand.shape else { return };
         let (patience, reserve) = (self.options.preempt.patience, self.options.preempt.reserve);
@@ -311,12 +320,16 @@ impl Scheduler {
         }
         let turn = demand.turn(at, self.options.ageing).0;
         let claim = Claim { at, shape: id, queue: demand.queue, priority: demand.class.priority, turn };
-        let since = demand.served;
+        let (since, from) = (demand.served, demand.looked_from);
+        let most = self.preempting.looked + share;
         let mut best: Option<(u32, Plan)> = None;
         if self.waited(since, patience) {
             self.pass_asides(&claim, &need);
             for at in self.nodes_for(&claim) {
                 let Some(room) = self.kin_room(id, at) else { continue };
+                if !self.may_look(&claim, at, most) {
+                    break;
+                }
                 let needs = std::iter::repeat_n(&need, want.min(room) as usize);
                 let plan = self.plan(at, &claim, needs, &mut Given::default());
                 self.undo(&plan);
@@ -352,7 +365,9 @@ impl Scheduler {
                 && self.waited(since, reserve)
                 && self.queues.headroom(claim.queue, id, &need) > 0 =>
             {
-                self.reserve(&claim, &need);
+                // The same nodes.
+                self.demands.get_mut(at).into_iter().for_each(|demand| demand.looked_from = from);
+                self.reserve(&claim, &need, share);
             }
             None => {}
         }
@@ -401,12 +416,43 @@ impl Scheduler {
         all
     }
 
-    /// Who holds something on a node, in the order in which it is taken from them.
-    fn victims(&self, at: u32) -> Vec<Victim> {
+    /// Whether what is on a node may be looked through, too. Where it may not, the next look for who waits begins there.
+    fn may_look(&mut self, claim: &Claim, at: u32, most: usize) -> bool {
+        let Some(node) = self.cluster.nodes.get(at) else { return false };
+        let looked = &mut self.preempting.looked;
+        if *looked >= most {
+            self.demands.get_mut(claim.at).into_iter().for_each(|d| d.looked_from = node.id.number);
+            return false;
+        }
+        *looked += node.leases.len().max(1);
+        true
+    }
+
+    /// Who holds something on a node that may be taken, in the order in which it is taken from them. What other queues hold
+    /// that must not be taken for `need` is left out as well, if that is given: else that is looked at later.
+    fn victims(&self, at: u32, claim: &Claim, need: Option<&Need>, given: &Given) -> Vec<Victim> {
         let Some(node) = self.cluster.nodes.get(at) else { return Vec::new() };
-        let leases =
-            node.leases.iter().filter_map(|place| self.leases.at(*place).map(|entry| (place, entry)));
-        let leases = leases.filter(|(_, entry)| entry.inside.is_none()).flat_map(|(place, entry)| {
+        // As a rule many hold the same, of which nothing may be taken.
+        let mut last: Option<(u32, bool, &Arc<Need>, bool)> = None;
+        let leases = node.leases.iter().filter_map(|place| {
+            let entry = self.leases.at(*place).filter(|entry| entry.inside.is_none())?;
+            if entry.queue == claim.queue {
+                return (entry.lease.priority < claim.priority).then_some((place, entry));
+            }
+            // Those that wait hold less: that is looked at later.
+            let Some(need) = need.filter(|_| entry.blocked == 0) else { return Some((place, entry)) };
+            let restartable = entry.lease.class.restartable;
+            let same = last.filter(|(queue, restarts, all, _)| {
+                (*queue, *restarts) == (entry.queue, restartable) && Arc::ptr_eq(all, &entry.need)
+            });
+            let may = match same {
+                Some((.., may)) => may,
+                None => self.may_have(claim, need, entry.queue, restartable, &entry.need),
+            };
+            last = Some((entry.queue, restartable, &entry.need, may));
+            may.then_some((place, entry))
+        });
+        let leases = leases.flat_map(|(place, entry)| {
             let running = entry.running().saturating_sub(entry.giving);
             // Those that wait have given their CPU back, and hold the rest.
             let waiting = entry.lease.slots.saturating_sub(entry.giving) - running;
@@ -428,6 +474,10 @@ impl Scheduler {
         let gangs = gangs.into_iter().filter_map(|at| {
             let placed = |gang: &&Gang| gang.until.is_none() && gang.shape.is_none();
             let gang = self.gangs.get(at).filter(placed).filter(|gang| gang.spec.restartable)?;
+            let below = gang.queue != claim.queue || gang.spec.priority < claim.priority;
+            if !below && !given.0.contains(&at) {
+                return None;
+            }
             let here = || node.bundles.range((at, 0)..=(at, u32::MAX)).map(|(_, number)| *number as usize);
             let bundles = here().filter_map(|number| gang.bundles[number].as_ref());
             Some(Victim {
@@ -466,9 +516,14 @@ impl Scheduler {
         if claim.queue == victim.queue {
             return claim.priority > victim.priority;
         }
-        match self.queues.right(claim.queue, need, victim.queue, (&victim.all, -1)) {
+        self.may_have(claim, need, victim.queue, victim.restartable, &victim.all)
+    }
+
+    /// Whether who waits may take something from another queue.
+    fn may_have(&self, claim: &Claim, need: &Need, queue: u32, restartable: bool, all: &Need) -> bool {
+        match self.queues.right(claim.queue, need, queue, (all, -1)) {
             Right::Owed => true,
-            Right::Share => victim.restartable,
+            Right::Share => restartable,
             Right::None => false,
         }
     }
@@ -501,14 +556,15 @@ impl Scheduler {
         needs: impl Iterator<Item = &'a Arc<Need>>,
         given: &mut Given,
     ) -> Plan {
-        let mut victims = self.victims(at);
+        let gang = self.shapes.get(claim.shape).is_some_and(|shape| shape.key.gang.is_some());
+        let single = (!gang).then(|| &**self.shapes.need(claim.shape));
+        let mut victims = self.victims(at, claim, single, given);
         // What is given up already for bundles elsewhere costs nothing.
         victims.sort_by_key(|victim| !given.has(victim));
         let mut plan = Plan::default();
         let Some(mut trial) = self.cluster.nodes.get(at).map(|node| node.stock.clone()) else { return plan };
         // How much of each is taken, and which is looked at next.
         let (mut used, mut next) = (vec![0; victims.len()], 0);
-        let gang = self.shapes.get(claim.shape).is_some_and(|shape| shape.key.gang.is_some());
         'needs: for need in needs {
             // About as much is taken as is given.
             if plan.slots > 0 && plan.part + self.queues.part(need) > self.budget() && !gang {
@@ -668,33 +724,37 @@ impl Scheduler {
     }
 
     /// Keeps a node for something large: the one on which the least must end for it.
-    fn reserve(&mut self, claim: &Claim, need: &Arc<Need>) {
+    fn reserve(&mut self, claim: &Claim, need: &Arc<Need>, share: usize) {
         let most = self.cluster.workers.div_ceil(KEPT_PART);
         if self.preempting.kept.len() >= most {
             return;
         }
-        let nodes = self.nodes_for(claim);
-        let lacking = |at: &u32| {
-            let node = self.cluster.nodes.get(*at)?;
+        let most = self.preempting.looked + share;
+        let mut best: Option<(u64, u32)> = None;
+        for at in self.nodes_for(claim) {
+            if !self.may_look(claim, at, most) {
+                break;
+            }
+            let Some(node) = self.cluster.nodes.get(at) else { continue };
             // What fits as soon as any one slot ends has its turn without this.
             let soon = |entry: &Entry| {
-                let mut trial = node.stock.clone();
-                trial.give(&entry.need, 1, 0, &entry.lease.devices);
-                trial.fits(need)
+                let enough =
+                    |(kind, each): &(usize, i64)| node.stock.free_of(*kind) + entry.need.get(*kind) >= *each;
+                need.amounts.iter().all(enough) && {
+                    let mut trial = node.stock.clone();
+                    trial.give(&entry.need, 1, 0, &entry.lease.devices);
+                    trial.fits(need)
+                }
             };
             // What is inside of a bundle holds nothing of the node.
             let leases = node.leases.iter().filter_map(|place| self.leases.at(*place));
             let mut leases = leases.filter(|entry| entry.inside.is_none()).peekable();
-            if leases.peek().is_none() || leases.any(soon) {
-                return None;
+            if leases.peek().is_some() && !leases.any(soon) {
+                let new = (lack(&node.stock, need), at);
+                best = Some(best.map_or(new, |best| best.min(new)));
             }
-            let part = |kind: &(usize, i64)| {
-                let free = node.stock.free_of(kind.0).min(kind.1);
-                ((kind.1 - free) as f64 / kind.1.max(1) as f64 * 1e6) as u64
-            };
-            Some((need.amounts.iter().map(part).max().unwrap_or(0), *at))
-        };
-        if let Some((_, at)) = nodes.iter().filter_map(lacking).min() {
+        }
+        if let Some((_, at)) = best {
             self.keep(at, claim, Arc::clone(need), 1, true);
         }
     }

@@ -584,3 +584,43 @@ fn what_matters_most_is_looked_at_soon_among_very_many() {
     let told = later(&mut world, 1500);
     assert!(told.contains("until"), "{told}");
 }
+
+#[test]
+fn one_look_goes_through_no_more_leases_than_it_may_and_the_next_ones_through_the_others() {
+    let term = Millis(1_000_000);
+    let mut scheduler = Scheduler::new(Options { term, ..Options::default() });
+    let mut step = |event, now| {
+        let effects = scheduler.step(event, Millis(now));
+        (effects, scheduler.looked())
+    };
+    for number in 1..=100 {
+        let (node, total) = (node(number), resources("128 cpu"));
+        step(Event::NodeUp { node, total, devices: Vec::new(), labels: Vec::new() }, 0);
+    }
+    let wish = |owner, key, class: Class, backlog| Event::Demand {
+        owner,
+        key,
+        job: JobId { number: 1 },
+        class: Arc::new(class),
+        backlog,
+        attempt: 0,
+        locality: Vec::new(),
+    };
+    // Each slot is a lease. Only those of the last node may be taken.
+    let full = |class| Class { isolation: Isolation::Process, ..class };
+    step(wish(host(200), 0, full(Class { restartable: true, ..on(100, false, "1 cpu") }), 128), 0);
+    step(wish(host(200), 1, full(Class { priority: 5, ..class("1 cpu") }), 99 * 128), 0);
+    for key in 0..40 {
+        step(wish(host(201), key, Class { priority: 1, ..class(&format!("{} cpu", key + 1)) }, 1), 0);
+    }
+    // In one look there are 32 that wait, and nodes that each has begun with are looked through.
+    let (most, mut first) = (65_536 + 2 * 32 * 128, None);
+    for now in (500..3000).step_by(50) {
+        let (effects, looked) = step(Event::Tick, now);
+        assert!(looked <= most, "{looked}");
+        assert!(now > 500 || looked > most / 3, "{looked}");
+        let taken = |e: &Effect| matches!(e, Effect::Revoke { node, kind: RevokeKind::Preempted { .. }, .. } if node.number == 100);
+        first = first.or(effects.iter().any(taken).then_some(now));
+    }
+    assert!(first.is_some_and(|first| first <= 1500), "{first:?}");
+}

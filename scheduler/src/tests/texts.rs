@@ -78,6 +78,31 @@ fn infeasible_when_the_last_hope_goes() {
 }
 
 #[test]
+fn what_waits_is_judged_when_hope_goes_and_not_when_a_node_comes() {
+    let mut world = World::new(&[]);
+    let judged = |world: &World| world.scheduler.judged;
+    assert_eq!(judged(&world), 0);
+    // The first that runs work is what there is to judge by.
+    world.up(node(1), "");
+    world.ask(host(9), 0, &class("2 gpu"), 3);
+    let before = judged(&world);
+    assert_eq!(show(&world.up(node(2), "4 gpu")), "node-2 GPU 0:1+GPU 1:1, node-2 GPU 2:1+GPU 3:1");
+    assert_eq!(judged(&world), before + 1);
+    for number in 3..9 {
+        world.up(node(number), "4 cpu");
+    }
+    assert_eq!(judged(&world), before + 1);
+    // One that comes again with less is a loss.
+    let again = world.up(NodeId { number: 2, incarnation: 2 }, "1 gpu");
+    assert!(
+        show(&again).ends_with("infeasible: no node has 2 GPU: the most any node has is 1 (node-2.2)"),
+        "{}",
+        show(&again)
+    );
+    assert_eq!(judged(&world), before + 2);
+}
+
+#[test]
 fn without_nodes_everything_waits() {
     let mut world = World::new(&[""]);
     assert_eq!(show(&world.ask(host(9), 0, &class("1 gpu"), 1)), "");
@@ -406,4 +431,33 @@ fn why_says_for_whom_something_is_kept_or_set_aside() {
             )
         );
     }
+}
+
+#[test]
+fn why_says_what_a_limit_leaves() {
+    let mut world = World::new(&["16 cpu"]);
+    world.step(Event::Queues(vec![queue("b; limit 8 cpu")]));
+    let of = |text: &str| Class { queue: "b".to_owned(), ..class(text) };
+    world.ask(host(9), 0, &of("1 cpu"), 6);
+    world.ask(host(9), 1, &of("4 cpu"), 1);
+    assert_eq!(
+        world.scheduler.why(host(9), 1).unwrap(),
+        "needs 4 CPU; queue b has 2 left of its limit of 8 CPU; position 1 of queue b"
+    );
+}
+
+#[test]
+fn why_says_of_a_bundle_that_its_node_drains() {
+    let mut world = World::new(&["4 cpu"]);
+    let (id, job) = (GroupId { number: 1 }, JobId { number: 1 });
+    let spec = Arc::new(group(Arrange::Pack, "", &["4 cpu"]));
+    world.step(Event::Group { group: id, job, spec });
+    let inside = Class { strategy: Strategy::Group { group: id, bundle: None }, ..class("1 cpu") };
+    assert_eq!(show(&world.ask(host(9), 0, &inside, 1)), "node-1 x1");
+    world.step(Event::NodeDrain { node: node(1) });
+    assert_eq!(show(&world.ask(host(9), 1, &inside, 1)), "");
+    assert_eq!(
+        world.scheduler.why(host(9), 1).unwrap(),
+        "waits for 1 slot of 1 CPU each: node-1 drains, and bundle 0 of group-1 moves when what runs in it has ended"
+    );
 }

@@ -98,7 +98,7 @@ impl Scheduler {
         let need = Arc::clone(self.shapes.need(claim.shape));
         let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
         for node_at in self.nodes_for(claim) {
-            for victim in self.victims(node_at) {
+            for victim in self.victims(node_at, claim, None, &given) {
                 let mut slots = 0;
                 while slots < victim.slots && self.may_take(claim, &need, &victim, &given) {
                     if self.give_up(&victim, &mut given) {
