@@ -103,6 +103,19 @@ impl Space {
         }
     }
 
+    /// Notes that nothing was touched from `start` (a multiple of [`ALIGN`]) on, as far as that is free.
+    pub(crate) fn untouch(&mut self, start: u64) {
+        let tail = self.tail();
+        let start = start.max(tail);
+        if start < self.fresh {
+            self.remove(tail, self.fresh - tail);
+            if start > tail {
+                self.insert(tail, start - tail);
+            }
+            self.fresh = start;
+        }
+    }
+
     /// Where the free range that reaches the end of the space starts; `size` where there is none.
     fn tail(&self) -> u64 {
         match self.by_offset.last_key_value() {
@@ -153,6 +166,7 @@ mod tests {
         Allocate(u64),
         Free(usize),
         Touch(u64),
+        Untouch(u64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -160,6 +174,7 @@ mod tests {
             4 => (0..6000u64).prop_map(Step::Allocate),
             3 => any::<usize>().prop_map(Step::Free),
             1 => (0..SIZE / 64).prop_map(|units| Step::Touch(units * 64)),
+            1 => (0..SIZE / 64).prop_map(|units| Step::Untouch(units * 64)),
         ];
         proptest::collection::vec(step, 0..200)
     }
@@ -198,6 +213,13 @@ mod tests {
                     Step::Free(which) => {
                         let (offset, len) = live.swap_remove(which % live.len());
                         space.free(offset, len);
+                    }
+                    Step::Untouch(start) => {
+                        let (touched, used) = (space.touched(), space.used());
+                        space.untouch(start);
+                        prop_assert!(space.touched() <= touched && space.used() == used);
+                        let most = live.iter().map(|(offset, len)| offset + len).max().unwrap_or(0);
+                        prop_assert_eq!(space.touched(), touched.min(start.max(most)));
                     }
                     Step::Touch(end) => space.touch(end),
                 }

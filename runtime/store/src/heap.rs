@@ -135,7 +135,7 @@ impl Heap {
                 mapping,
             },
             fresh: fresh.max(offset).min(offset + reserved),
-            by_file: false,
+            by_file: None,
         })
     }
 
@@ -322,8 +322,8 @@ pub struct Block {
     range: Allocation,
     /// From here to its end it was untouched when it was allocated.
     fresh: u64,
-    /// [`Block::fill_by_file`].
-    by_file: bool,
+    /// Where [`Block::fill_by_file`] said so: up to here it was filled.
+    by_file: Option<u64>,
 }
 
 impl Block {
@@ -356,8 +356,21 @@ impl Block {
         let Allocation { offset, mapping, .. } = &self.range;
         let untouched = self.fresh..offset + self.range.reserved();
         let open = mapping.file().is_some_and(|file| !region::is_sealed(file));
-        self.by_file = open && !untouched.is_empty() && mapping.only_small(untouched)?;
-        Ok(self.by_file)
+        let by_file = open && !untouched.is_empty() && mapping.only_small(untouched.clone())?;
+        self.by_file = by_file.then_some(untouched.start);
+        Ok(by_file)
+    }
+
+    /// Drops a block that was not filled to its end: what [`Self::write_at`] did not come to is untouched still.
+    pub fn abandon(self) {
+        let Self { range, by_file, .. } = self;
+        let (heap, seq) = (Arc::clone(&range.heap), range.region_seq);
+        drop(range);
+        if let Some(filled) = by_file
+            && let Some(region) = heap.regions.lock().get_mut(&seq)
+        {
+            region.space_mut().untouch(filled.next_multiple_of(rustix::param::page_size() as u64));
+        }
     }
 
     /// Copies `parts` to `at`, one behind the other.
@@ -368,12 +381,15 @@ impl Block {
         let len = parts.iter().map(|part| part.len() as u64).sum();
         let mut start = region::check("block", at, len, self.range.len)?;
         let offset = self.range.offset + at;
-        if self.by_file && offset + len > self.fresh {
+        if let Some(filled) = self.by_file
+            && offset + len > self.fresh
+        {
+            self.by_file = Some(filled.max(offset + len));
             if self.range.mapping.write(offset, parts)? {
                 return Ok(());
             }
             // Others have it now. The faults are taken where they can fail.
-            self.range.mapping.populate(offset as usize, len as usize)?;
+            self.range.mapping.populate_pages(offset as usize, len as usize)?;
         }
         for part in parts {
             let end = start + part.len();

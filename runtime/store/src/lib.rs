@@ -15,7 +15,9 @@
 //! - **ST-1** A mapping lives as long as anything that points into it: blocks, extents and byte slices hold
 //!   an `Arc` of the mapping, not only of the region that made it.
 //! - **ST-2** A region has one writer. [`region::Writer::create`] makes the only writable mapping, and before anybody else
-//!   gets a descriptor the file is sealed: the kernel refuses every later one, in this process too.
+//!   gets a descriptor the file is sealed: the kernel refuses every later one, in this process too. (Who may open this
+//!   process's descriptors in `/proc`, its own user where jobs have none of their own, could be faster; he could as well
+//!   attach a debugger.)
 //! - **ST-3** A region never shrinks (a spare is cut before it becomes one): while it is here alone nobody does that, and
 //!   from then on the seals forbid it, so no access inside a mapping meets the end of the file. Readers refuse a
 //!   descriptor without the seals.

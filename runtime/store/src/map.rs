@@ -265,7 +265,8 @@ impl Mapping {
         Ok(true)
     }
 
-    fn populate_pages(&self, offset: usize, len: usize) -> Result<bool, Error> {
+    /// The same with small pages only.
+    pub(crate) fn populate_pages(&self, offset: usize, len: usize) -> Result<bool, Error> {
         loop {
             return match self.advise(offset, len, Advice::LinuxPopulateWrite) {
                 Ok(()) => Ok(true),

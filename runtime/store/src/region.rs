@@ -130,6 +130,35 @@ pub fn seal(fd: impl AsFd) -> Result<(), Error> {
     }
 }
 
+/// Checks that a descriptor is of a region with all its seals, of exactly `expected_len` bytes. Takes no other descriptor.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_shared(fd: BorrowedFd<'_>, expected_len: u64) -> Result<(), Error> {
+    let seals = match rustix::fs::fcntl_get_seals(fd) {
+        Ok(seals) => seals,
+        Err(Errno::INVAL) => return Err(Error::NotARegion),
+        Err(errno) => return Err(Error::os("reading a region's seals", expected_len, errno)),
+    };
+    if !seals.contains(all_seals()) {
+        let missing: Vec<_> =
+            SEALS.iter().filter(|(seal, _)| !seals.contains(*seal)).map(|(_, name)| *name).collect();
+        return Err(Error::Unsealed { missing: missing.join(", ") });
+    }
+    // Only now: what is sealed cannot change its size after the check.
+    size_of(fd, expected_len).map(drop)
+}
+
+/// The size of a region's file, which must be what is expected.
+fn size_of(fd: BorrowedFd<'_>, expected_len: u64) -> Result<u64, Error> {
+    let stat = rustix::fs::fstat(fd).map_err(|errno| Error::os("measuring a region", expected_len, errno))?;
+    let found = u64::try_from(stat.st_size).unwrap_or(0);
+    if found != expected_len {
+        return Err(Error::WrongSize { what: "the region", expected: expected_len, found });
+    }
+    Ok(found)
+}
+
 pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(all_seals()))
 }
@@ -173,28 +202,13 @@ impl Reader {
     /// `expected_len` bytes ([`Writer::len`]). The descriptor is closed; the mapping stays as long as the
     /// reader and every [`Bytes`] of it.
     pub fn map(fd: OwnedFd, expected_len: u64) -> Result<Arc<Self>, Error> {
-        let seals = match rustix::fs::fcntl_get_seals(&fd) {
-            Ok(seals) => seals,
-            Err(Errno::INVAL) => return Err(Error::NotARegion),
-            Err(errno) => return Err(Error::os("reading a region's seals", expected_len, errno)),
-        };
-        if !seals.contains(all_seals()) {
-            let missing: Vec<_> =
-                SEALS.iter().filter(|(seal, _)| !seals.contains(*seal)).map(|(_, name)| *name).collect();
-            return Err(Error::Unsealed { missing: missing.join(", ") });
-        }
-        // Only now: what is sealed cannot change its size between the check and the mapping.
+        check_shared(fd.as_fd(), expected_len)?;
         Self::map_known(fd, expected_len)
     }
 
     /// The same for a region that this process writes itself, sealed or not, or whose seals it has checked before.
     pub fn map_known(fd: OwnedFd, expected_len: u64) -> Result<Arc<Self>, Error> {
-        let stat =
-            rustix::fs::fstat(&fd).map_err(|errno| Error::os("measuring a region", expected_len, errno))?;
-        let found = u64::try_from(stat.st_size).unwrap_or(0);
-        if found != expected_len {
-            return Err(Error::WrongSize { what: "the region", expected: expected_len, found });
-        }
+        let found = size_of(fd.as_fd(), expected_len)?;
         let len = match usize::try_from(found) {
             Ok(len) if (1..=BYTES_MAX).contains(&found) => len,
             _ => return Err(Error::RegionSize { bytes: found }),

@@ -113,6 +113,10 @@ impl Mapping {
         }
     }
 
+    pub(crate) fn populate_pages(&self, offset: usize, len: usize) -> Result<bool, Error> {
+        self.populate(offset, len)
+    }
+
     pub(crate) fn only_small(&self, _range: Range<u64>) -> Result<bool, Error> {
         Ok(false)
     }

@@ -57,6 +57,7 @@ pub fn join(
     user: tokio::runtime::Handle,
     rings: bool,
 ) -> Result<(Arc<Runtime>, AgentReceiver), Failure> {
+    mobula_net::raise_descriptor_limit();
     let role = if driver.is_some() { Role::Driver } else { Role::Host };
     let trouble = |error: mobula_net::ring::Error| Failure::new(FailureKind::Internal, error.to_string());
     let doorbell = rings.then(Doorbell::create).transpose().map_err(trouble)?;

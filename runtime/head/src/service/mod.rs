@@ -172,6 +172,7 @@ impl Head {
     /// Starts a head on its folder and ports. The first start makes the cluster: its CA, its admin token. Must be
     /// called inside a tokio runtime with time and IO.
     pub async fn start(options: Options) -> Result<Handle, Error> {
+        mobula_net::raise_descriptor_limit();
         if !options.http_address.ip().is_loopback() {
             return Err(Error::HttpNotLoopback { address: options.http_address });
         }

@@ -227,3 +227,22 @@ fn new_memory_is_filled_through_the_file_until_others_see_it() {
     drop((first, second));
     assert!(!heap.allocate(10_000).unwrap().fill_by_file().unwrap());
 }
+
+#[test]
+fn what_was_given_up_before_it_was_filled_is_new_memory_still() {
+    let heap = heap_of(&[MIB]);
+    let before = heap.allocate(64).unwrap();
+    let mut block = heap.allocate(500_000).unwrap();
+    assert!(block.fill_by_file().unwrap());
+    block.write_at(0, &[IoSlice::new(&[1; 100_000])]).unwrap();
+    block.abandon();
+    assert_eq!(heap.touched_bytes(), 102_400, "25 pages");
+    assert_eq!(heap.warm_free_bytes(), 102_400 - 64);
+    let mut again = heap.allocate(500_000).unwrap();
+    assert!(again.fill_by_file().unwrap());
+    // Not what others have taken meanwhile.
+    let behind = heap.allocate(64).unwrap();
+    again.abandon();
+    assert!(heap.touched_bytes() > 500_000);
+    drop((before, behind));
+}

@@ -276,6 +276,8 @@ pub struct Objects {
     /// How many of them are primary ones, and their bytes.
     primaries: (u64, u64),
     pinned: u64,
+    /// Most regions.
+    regions_max: usize,
     waiting: VecDeque<waits::Waiting>,
     clock: u64,
     nowhere: Arc<str>,
@@ -296,6 +298,7 @@ impl Objects {
             silent: BTreeSet::new(),
             granted: BTreeMap::new(),
             regions: BTreeMap::new(),
+            regions_max: REGIONS_MAX,
             copies: BTreeMap::new(),
             primaries: (0, 0),
             pinned: 0,
@@ -337,6 +340,11 @@ impl Objects {
         self.pinned
     }
 
+    /// The agent may have so many descriptors: half of them are for regions.
+    pub fn limit_descriptors(&mut self, descriptors: u64) {
+        self.regions_max = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).min(REGIONS_MAX);
+    }
+
     /// Asks for a region of `bytes` for `writer`, waiting until `deadline` (`wait_ms` from now) for room.
     pub fn want(
         &mut self,
@@ -361,10 +369,12 @@ impl Objects {
         }
         let granted = |writer| self.granted.get(&writer).map_or(0, Vec::len);
         let of_writer = self.regions_of(writer).len() + granted(writer);
-        if self.regions.len() >= REGIONS_MAX || of_writer >= REGIONS_OF_ONE_MAX {
+        let most = self.regions_max;
+        if self.regions.len() >= most || of_writer >= REGIONS_OF_ONE_MAX {
             let all = self.regions.len();
             let text = format!(
-                "its regions are {of_writer} of {REGIONS_OF_ONE_MAX}, the node's {all} of {REGIONS_MAX}"
+                "its regions are {of_writer} of {REGIONS_OF_ONE_MAX}, the node's {all} of {most}: free some, or raise \
+                 the agent's limit of open descriptors, half of which regions may take"
             );
             return Want::Refused(Failure::new(FailureKind::Limit, text));
         }

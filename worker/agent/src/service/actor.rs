@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, OnceLock, Weak},
     time::Instant,
 };
@@ -17,7 +17,7 @@ use mobula_proto::{
 };
 use mobula_store::{
     heap::{Block, Extent},
-    region::{Reader, seal},
+    region::{check_shared, seal},
     spill::Target,
 };
 use mobula_telemetry::task;
@@ -285,6 +285,7 @@ impl Actor for Service {
         };
         let accepting = accepts.then(|| task::scoped("peer-accept", Arc::clone(&peers).accept()));
         let mut core = Core::new(config);
+        core.objects.limit_descriptors(mobula_net::raise_descriptor_limit());
         for node in nodes {
             peers.node_up(node.clone());
             core.node_up(node);
@@ -421,12 +422,10 @@ impl State {
             match &said {
                 ToAgent::Hello { pid, driver: Some(driver), .. } => self.provision.driver(host, *pid, driver),
                 ToAgent::RegionAdded { bytes, .. } => {
-                    // Others map it, and so does the agent when it writes to disk what lies there: its seals hold, and its
-                    // size is what the store accounts for. Who has nothing left to look with believes it for now.
-                    let fd = fds.first().and_then(|fd| fd.try_clone().ok());
-                    if let Some(Err(error)) = fd.map(|fd| Reader::map(fd, *bytes))
-                        && error.kind() != FailureKind::StoreFull
-                    {
+                    // Others map it, and so does the agent, without another look: its seals hold, and its size is what the
+                    // store accounts for.
+                    let checked = fds.first().map(|fd| check_shared(fd.as_fd(), *bytes));
+                    if let Some(Err(error)) = checked {
                         warn!(%host, %error, "a region is not what it should be; its host is ended");
                         self.end(host);
                         return;

@@ -228,7 +228,7 @@ impl State {
                     if let Some(warmed) = warmed.filter(|warmed| !warmed.is_finished()) {
                         let _left = warmed.await;
                     }
-                    drop(block);
+                    block.abandon();
                     post.cast(Message::PullLeft(region, copy.bytes));
                 }
             }

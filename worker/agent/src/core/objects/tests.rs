@@ -45,6 +45,17 @@ fn no_writer_has_all_regions_that_a_node_may_have() {
 }
 
 #[test]
+fn regions_take_half_of_the_descriptors() {
+    let (mut objects, region) = with_region(4 * MIB, MIB);
+    objects.limit_descriptors(2);
+    let mut want = || objects.want(host(3), 1, MIB, Instant::now(), 0);
+    let Want::Refused(failure) = want() else { panic!("one more") };
+    assert!(failure.kind == FailureKind::Limit && failure.message.contains("the node's 1 of 1"), "{failure}");
+    objects.remove_region(region).unwrap();
+    assert_eq!(objects.want(host(3), 1, MIB, Instant::now(), 0), Want::Granted);
+}
+
+#[test]
 fn o1_o2_room_is_granted_in_order_and_refused_at_the_deadline() {
     let (mut objects, region) = with_region(4 * MIB, 3 * MIB);
     let now = Instant::now();

@@ -436,9 +436,10 @@ async fn o8_who_forges_a_copy_of_another_jobs_object_is_ended() {
     let sealed =
         |attempt| ToAgent::Sealed { object: made, attempt, region: 1, offset: 0, bytes: 64, site: 0 };
     link.send(sealed(1)).await;
-    // Which it answers behind what it has read before.
+    // Which it answers once it has read what was sent before; what asks the agent itself comes behind that.
     link.send(ToAgent::Relay { to: owner, body: vec![1] }).await;
     assert!(matches!(link.recv().await.0, ToHost::Relayed { .. }));
+    assert_eq!(one.handle.usage().await.objects, 1);
     thief.send(sealed(2)).await;
     assert!(!matches!(soon(thief.receiver.recv()).await, Ok(Some(_))), "its link goes on");
     assert!(matches!(one.head.recv().await, ToHead::HostEnded { host, .. } if host == thiefs));
