@@ -21,9 +21,10 @@ pub type Request = u64;
 /// What a host tells its agent.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum ToAgent {
-    /// First message: who is there. Five descriptors may travel with it, for messages to and from hosts that no ring
+    /// First message: who is there. Six descriptors may travel with it, for messages to and from hosts that no ring
     /// leads to (see [`crate::relay`]): the ring to the agent, the ring from the agent, the agent's doorbell for the
-    /// first, the host's for the second, and the agent's bell. The agent does not sleep on its doorbell: where that has to
+    /// first, the host's for the second, the agent's bell, and the agent's end of the lane in which descriptors lie that
+    /// belong to messages in the ring from the agent. The agent does not sleep on its doorbell: where that has to
     /// be rung, because there is something in the ring to the agent or room in the other, the host writes to the bell, an
     /// eventfd.
     Hello {

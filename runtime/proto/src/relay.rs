@@ -10,7 +10,8 @@
 //! body's length in a batch, [`SAME_JOB`] or zero in a ring to a host, zero in a ring to an agent.
 //!
 //! Between a host and its own agent the head is [`agent_head`]. The ring to a host carries what its agent tells it where
-//! that may overtake what the agent says over the socket. The ring to the agent carries all that the host tells it, in order:
+//! that may overtake what the agent says over the socket; a descriptor that goes with it lies in a lane of its own by then,
+//! as [`WITH_DESCRIPTOR`] says. The ring to the agent carries all that the host tells it, in order:
 //! where a descriptor travels with a message, that is in the socket, and an empty body says here when it is its turn.
 
 use crate::{HostId, NodeId, wire::MESSAGE_BYTES_MAX};
@@ -26,6 +27,8 @@ pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - BATCH_BYTES - 2048;
 pub const SAME_JOB: u32 = 1;
 /// In a head in a ring to a host: the body is a [`ToHost`](crate::host::ToHost) of the receiver's own agent.
 pub const FROM_AGENT: u32 = 2;
+/// In such a head: the next descriptor in the lane beside the ring belongs to the message.
+pub const WITH_DESCRIPTOR: u32 = 4;
 /// In a head in a ring to an agent, and in a batch of that: the body is a [`ToAgent`](crate::host::ToAgent) for that agent
 /// itself, or empty for the next one in the socket.
 pub const TO_AGENT: HostId = HostId { node: NodeId { number: 0, incarnation: 0 }, seq: 0 };
@@ -48,6 +51,11 @@ pub fn head(host: HostId, word: u32) -> [u8; HEAD_BYTES] {
 /// The head of what a host and its own agent tell each other.
 pub fn agent_head() -> [u8; HEAD_BYTES] {
     head(TO_AGENT, FROM_AGENT)
+}
+
+/// [`agent_head`], of a message to which a descriptor belongs.
+pub fn agent_head_with_descriptor() -> [u8; HEAD_BYTES] {
+    head(TO_AGENT, FROM_AGENT | WITH_DESCRIPTOR)
 }
 
 /// Splits a message into what its head says and its body.

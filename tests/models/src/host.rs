@@ -38,6 +38,11 @@ impl AgentSender {
         self.say(Said::Host(message));
     }
 
+    /// As the host's: it is heard at any time before what is said next.
+    pub fn mention(&self, message: ToAgent) {
+        self.tell(message);
+    }
+
     /// What is no message.
     pub fn say(&self, said: Said) {
         // Nobody hears what is said once a model is over.

@@ -74,15 +74,27 @@ impl AgentSender {
         self.send(Parcel { message, descriptors: Vec::new() });
     }
 
+    /// As [`Self::tell`], of what the agent need not hear before the next thing that it is told: where there is a ring, nobody is
+    /// woken for it.
+    pub fn mention(&self, message: ToAgent) {
+        self.send_and_wake(Parcel { message, descriptors: Vec::new() }, false);
+    }
+
     /// Sends; a closed connection is noticed by the receiving side.
     pub fn send(&self, parcel: Parcel) {
+        self.send_and_wake(parcel, true);
+    }
+
+    fn send_and_wake(&self, parcel: Parcel, wakes: bool) {
         let socket = match &*self.0 {
             Way::Memory(send) => return send(parcel),
             Way::Socket(socket) => socket,
         };
         let Parcel { message, descriptors } = parcel;
         let sent = wire::encode_with(&message, 0, |body| match socket.ring.get() {
-            Some(ring) if descriptors.is_empty() && body.len() <= relay::BODY_BYTES_MAX => ring.send(body),
+            Some(ring) if descriptors.is_empty() && body.len() <= relay::BODY_BYTES_MAX => {
+                ring.send(body, wakes);
+            }
             ring => {
                 let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
                 // Kept while the turn is marked, so that turns are in the socket's order.
@@ -90,7 +102,7 @@ impl AgentSender {
                 if let Err(error) = sender.send(body, &descriptors) {
                     tracing::debug!(%error, "the agent is gone");
                 } else if let Some(ring) = ring {
-                    ring.send(&[]);
+                    ring.send(&[], true);
                 }
             }
         });

@@ -20,12 +20,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mobula_net::ring::{
-    self,
-    doorbell::{Doorbell, Spin},
+use mobula_net::{
+    link,
+    ring::{
+        self,
+        doorbell::{Doorbell, Spin},
+    },
 };
 use mobula_proto::{
-    HostId, IdMap, NodeId,
+    Failure, FailureKind, HostId, IdMap, NodeId,
     host::{ToAgent, ToHost},
     peer::Message,
     relay as wire_relay, wire,
@@ -94,6 +97,29 @@ struct Inbound {
     receiver: Mutex<ring::Receiver>,
     watch: ring::Watch,
     back: Arc<Outbound>,
+    /// Of the agent's ring: where descriptors lie that belong to its messages.
+    lane: Option<link::Taker>,
+}
+
+impl Inbound {
+    /// The descriptor that belongs to a message of the agent's, with this word in its head. Of those that are taken out of the
+    /// ring, in order.
+    fn descriptor(&self, word: u32) -> Option<Result<OwnedFd, Failure>> {
+        let lane = self.lane.as_ref().filter(|_| word & wire_relay::WITH_DESCRIPTOR != 0)?;
+        let lost = |error: link::Error| {
+            Failure::new(FailureKind::Internal, format!("its region's descriptor did not arrive: {error}"))
+        };
+        Some(lane.take().map_err(lost))
+    }
+}
+
+/// Why there are no rings to and from the agent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoRelay {
+    #[error(transparent)]
+    Ring(#[from] ring::Error),
+    #[error(transparent)]
+    Lane(#[from] link::Error),
 }
 
 /// The rings to and from the agent, for messages to and from hosts that no ring leads to.
@@ -107,9 +133,10 @@ impl std::fmt::Debug for Relay {
 
 impl Relay {
     /// Makes both, and the descriptors for the agent, which ring `own` for what they send.
-    pub(crate) fn create(own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), ring::Error> {
+    pub(crate) fn create(own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), NoRelay> {
         let (forth, back) =
             (ring::create(ring::CAPACITY_BYTES_DEFAULT)?, ring::create(ring::CAPACITY_BYTES_DEFAULT)?);
+        let (agents_lane, lane) = link::lane()?;
         let copy =
             |fd: &OwnedFd| fd.try_clone().map_err(|source| ring::Error::System { call: "fcntl", source });
         let (doorbell, agents) = Doorbell::create()?;
@@ -120,8 +147,9 @@ impl Relay {
         let receiver = ring::Receiver::map(copy(&back)?)?;
         let outbound = Arc::new(Outbound::new(sender, Bell::Agent(doorbell, bell)));
         let watch = receiver.watch();
-        let inbound = Inbound { peer: None, receiver: Mutex::new(receiver), watch, back: outbound };
-        Ok((Self(Arc::new(inbound)), vec![forth, back, agents, own, agents_bell]))
+        let (receiver, lane) = (Mutex::new(receiver), Some(lane));
+        let inbound = Inbound { peer: None, receiver, watch, back: outbound, lane };
+        Ok((Self(Arc::new(inbound)), vec![forth, back, agents, own, agents_bell, agents_lane]))
     }
 
     /// The way to the agent itself; `own` is this process's doorbell.
@@ -137,14 +165,17 @@ pub(crate) struct ToAgentRing {
 }
 
 impl ToAgentRing {
-    /// Sends an encoded message. Only where a great deal waits beside the ring does this wait for room.
-    pub(crate) fn send(&self, body: &[u8]) {
+    /// Sends an encoded message; if not `wakes`, the agent finds it with the next one that does. Only where a great deal waits
+    /// beside the ring does this wait for room.
+    pub(crate) fn send(&self, body: &[u8], wakes: bool) {
         let mut sender = self.outbound.sender.lock();
         // Who makes more of it by himself waits with `Peers::wait_for_agent`.
         let sent = sender.send(wire_relay::TO_AGENT, &wire_relay::agent_head(), body);
         let crowded = sender.is_full();
         drop(sender);
-        self.outbound.ring();
+        if wakes {
+            self.outbound.ring();
+        }
         match sent {
             Err(error) => tracing::error!(%error, "a message to the agent could not be sent"),
             Ok(_) if crowded => self.wait(),
@@ -524,6 +555,15 @@ impl Peers {
         if context::is_async() { tokio::task::block_in_place(wait) } else { wait() }
     }
 
+    /// What the agent was asked for is about to come: the thread that waits for it spins as long as it may, since it would have to
+    /// be woken otherwise.
+    pub(crate) fn expect(&self) {
+        // Another thread that leads does as it finds best.
+        if let Some(mut spin) = self.lead.try_lock() {
+            spin.expect();
+        }
+    }
+
     /// Wakes the thread that leads and sleeps, if there is one: what it waits for may have come another way.
     pub(crate) fn nudge(&self) {
         if let Some(doorbell) = &self.doorbell {
@@ -587,7 +627,9 @@ impl Peers {
                 None => {
                     let (from, word, body) = wire_relay::split(message)?;
                     if word & wire_relay::FROM_AGENT != 0 {
-                        return Ok(Received::Answer(wire::decode(body)?));
+                        // Whatever becomes of the message, the next one's is behind it.
+                        let descriptor = inbound.descriptor(word);
+                        return Ok(Received::Answer(wire::decode(body)?, descriptor));
                     }
                     let same_job = word & wire_relay::SAME_JOB != 0;
                     Ok::<_, Malformed>(Received::Message(Some((from, same_job)), wire::decode(body)?))
@@ -595,10 +637,10 @@ impl Peers {
             });
             match received {
                 Ok(None) => break,
-                Ok(Some(Ok(Received::Answer(answer)))) => {
+                Ok(Some(Ok(Received::Answer(answer, descriptor)))) => {
                     any = true;
                     handle(runtime, from, messages);
-                    runtime.on_answer(answer, Vec::new());
+                    runtime.on_answer(answer, descriptor);
                 }
                 Ok(Some(Ok(Received::Message(sender, message)))) => {
                     any = true;
@@ -738,8 +780,8 @@ fn map(peer: HostId, descriptors: Vec<OwnedFd>) -> Option<(Arc<Outbound>, Arc<In
         let sender = ring::Sender::map(write)?;
         let outbound = Arc::new(Outbound::new(sender, Bell::Host(Doorbell::map(bell)?)));
         let watch = receiver.watch();
-        let inbound =
-            Inbound { peer: Some(peer), receiver: Mutex::new(receiver), watch, back: outbound.clone() };
+        let receiver = Mutex::new(receiver);
+        let inbound = Inbound { peer: Some(peer), receiver, watch, back: outbound.clone(), lane: None };
         Ok::<_, ring::Error>((outbound, Arc::new(inbound)))
     })();
     mapped.map_err(|error| tracing::error!(%peer, %error, "rings could not be mapped")).ok()
@@ -782,8 +824,8 @@ enum Unsent {
 enum Received {
     /// From another host; out of the agent's ring, from this one, and whether it is of the same job.
     Message(Option<(HostId, bool)>, Message),
-    /// From the agent itself.
-    Answer(ToHost),
+    /// From the agent itself, and the descriptor that belongs to it.
+    Answer(ToHost, Option<Result<OwnedFd, Failure>>),
 }
 
 /// What came out of a ring is no message.

@@ -399,7 +399,7 @@ impl Runtime {
             ToHost::RegionGranted { request } => self.store.region_answer(request, Ok(())),
             ToHost::RegionRefused { request, failure } => self.store.region_answer(request, Err(failure)),
             ToHost::Opened { .. } | ToHost::OpenFailed { .. } | ToHost::Reclaim { .. } => {
-                self.on_answer(message, descriptors);
+                self.on_answer(message, descriptors.into_iter().next().map(Ok));
             }
             ToHost::Unmap { region } => self.store.views().unmap(region),
             ToHost::Rings { peer } => self.peers.rings(self, peer, descriptors),
@@ -456,13 +456,18 @@ impl Runtime {
         }
     }
 
-    /// What the agent says over the socket or through its ring: an answer to [`ToAgent::Open`], or what is reclaimed.
-    pub(crate) fn on_answer(self: &Arc<Self>, message: ToHost, descriptors: Vec<std::os::fd::OwnedFd>) {
+    /// What the agent says over the socket or through its ring: an answer to [`ToAgent::Open`], or what is reclaimed; and the
+    /// descriptor that belongs to it, or why that was lost.
+    pub(crate) fn on_answer(
+        self: &Arc<Self>,
+        message: ToHost,
+        descriptor: Option<Result<std::os::fd::OwnedFd, Failure>>,
+    ) {
         match message {
             ToHost::Opened { request, region, region_bytes, offset, bytes } => {
                 let place = crate::store::Place { region, region_bytes, offset, bytes };
                 let now = std::time::Instant::now();
-                self.store.views().opened(request, place, descriptors, now);
+                self.store.views().opened(request, place, descriptor, now);
             }
             ToHost::OpenFailed { request, failure } => self.store.views().open_failed(request, failure),
             ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),

@@ -22,6 +22,7 @@
 mod asynchronous;
 mod blocking;
 mod frame;
+mod lane;
 
 use std::os::fd::OwnedFd;
 
@@ -30,6 +31,7 @@ use rkyv::util::AlignedVec;
 
 pub use asynchronous::{AsyncReceiver, AsyncSender, split_async};
 pub use blocking::{Receiver, Sender, split};
+pub use lane::{Giver, Taker, lane};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 8;

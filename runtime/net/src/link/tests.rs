@@ -371,3 +371,54 @@ fn a_side_that_has_hung_up_is_seen_before_its_last_words_are_read() {
         assert!(receiver.recv().await.unwrap().is_none() && receiver.is_hung_up());
     });
 }
+
+#[test]
+fn descriptors_come_out_of_a_lane_as_they_were_put_in_and_close_on_exec() {
+    let (give, taker) = lane().unwrap();
+    let giver = Giver::new(give).unwrap();
+    assert!(matches!(taker.take(), Err(Error::System { .. })), "nothing is in it, and it does not wait");
+    let mut probes: Vec<_> = (0..3).map(|_| Probe::new()).collect();
+    for probe in &probes {
+        assert!(giver.give(probe.passed.as_fd()));
+    }
+    for (number, probe) in (1..).zip(&mut probes) {
+        let mut taken = UnixStream::from(taker.take().unwrap());
+        assert!(rustix::io::fcntl_getfd(&taken).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        taken.write_all(&[number]).unwrap();
+        let mut byte = [0];
+        probe.here.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [number]);
+    }
+    probes.into_iter().for_each(Probe::assert_closed);
+}
+
+#[test]
+fn a_lane_that_is_full_or_left_takes_nothing_and_a_lost_descriptor_does_not_shift_the_others() {
+    let (give, taker) = lane().unwrap();
+    let giver = Giver::new(give).unwrap();
+    let probe = Probe::new();
+    let given = (0..100_000).take_while(|_| giver.give(probe.passed.as_fd())).count();
+    assert!((1..100_000).contains(&given), "{given}");
+    for _ in 0..given {
+        taker.take().unwrap();
+    }
+    let mut space = [MaybeUninit::uninit(); 0];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let empty = [IoSlice::new(&[0])];
+    rustix::net::sendmsg(&giver.0, &empty, &mut control, SendFlags::NOSIGNAL).unwrap();
+    assert!(giver.give(probe.passed.as_fd()));
+    assert!(matches!(taker.take(), Err(Error::MissingDescriptors { .. })));
+    taker.take().unwrap();
+    assert!(giver.give(probe.passed.as_fd()));
+    drop(taker);
+    assert!(!giver.give(probe.passed.as_fd()));
+    probe.assert_closed();
+}
+
+#[test]
+fn what_is_no_lane_is_not_taken_for_one() {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert!(matches!(Giver::new(null.into()), Err(Error::System { .. })));
+    let (stream, _other) = UnixStream::pair().unwrap();
+    assert!(matches!(Giver::new(stream.into()), Err(Error::Malformed { .. })));
+}

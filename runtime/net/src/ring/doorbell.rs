@@ -298,6 +298,12 @@ impl Spin {
         }
     }
 
+    /// Something is about to come: the next spin is the longest that there is, however it went before.
+    pub fn expect(&mut self) {
+        self.nanos = SPIN_NANOS_MAX;
+        self.misses = 0;
+    }
+
     /// Tells how long the sleep that followed a spin in vain lasted: after a short one spinning is tried again.
     pub fn slept(&mut self, time: Duration) {
         if time < Duration::from_nanos(SPIN_NANOS_MAX) {

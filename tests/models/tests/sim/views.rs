@@ -37,9 +37,10 @@ fn object() -> ObjectId {
     TaskId::numbered(WRITER, 1).object(0)
 }
 
-/// What the agent says that does not overtake: what carries a descriptor, and wishes that something be unmapped.
+/// What the agent says: over the socket where something is to be unmapped, through the ring, which may overtake that,
+/// otherwise; what carries a descriptor goes either way.
 enum Delivery {
-    Opened(u64, Place, Vec<OwnedFd>),
+    Opened(u64, Place, Option<OwnedFd>),
     Unmap,
     /// Nothing more will be said.
     End,
@@ -57,7 +58,9 @@ fn deliver_all(views: &Views, said: &Receiver<Delivery>, now: Instant) {
 
 fn deliver(views: &Views, delivery: Delivery, now: Instant) {
     match delivery {
-        Delivery::Opened(request, place, descriptors) => views.opened(request, place, descriptors, now),
+        Delivery::Opened(request, place, descriptor) => {
+            views.opened(request, place, descriptor.map(Ok), now);
+        }
         Delivery::Unmap => views.unmap(REGION),
         Delivery::End => {}
     }
@@ -72,6 +75,8 @@ struct There {
     /// The threads that read the host's socket and its ring; without them, this one does.
     socket: Option<Sender<Delivery>>,
     ring: Option<Sender<Delivery>>,
+    /// Whether descriptors lie in a lane beside the ring.
+    lane: bool,
     now: Instant,
     gone: bool,
     /// Whether it takes the object for what somebody waits for; `None` before it was asked for it.
@@ -124,8 +129,18 @@ fn start() -> (There, Here) {
     objects.seal(object(), 1, REGION, 0, BYTES, None).unwrap();
     let (sender, heard) = channel();
     let agent = AgentSender::new(sender);
-    let there =
-        There { objects, heap, extent, heard, socket: None, ring: None, now, gone: false, waited_for: None };
+    let there = There {
+        objects,
+        heap,
+        extent,
+        heard,
+        socket: None,
+        ring: None,
+        lane: true,
+        now,
+        gone: false,
+        waited_for: None,
+    };
     (there, Here { views: Arc::new(Views::new(agent.clone())), agent })
 }
 
@@ -187,12 +202,11 @@ impl There {
         let Some(place) = self.objects.pin(key, HOST) else {
             return views.open_failed(request, Failure::new(FailureKind::ObjectLost, "freed"));
         };
-        let descriptors: Vec<_> = self.objects.region_fd_for(place.region, HOST).into_iter().collect();
-        let descriptors: Vec<_> = descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
+        let descriptor = self.objects.region_fd_for(place.region, HOST).map(|fd| fd.try_clone().unwrap());
         let mobula_agent::core::objects::Place { region, region_bytes, offset, bytes, .. } = place;
         let place = Place { region, region_bytes, offset, bytes };
-        let way = if descriptors.is_empty() { &self.ring } else { &self.socket };
-        let delivery = Delivery::Opened(request, place, descriptors);
+        let way = if descriptor.is_none() || self.lane { &self.ring } else { &self.socket };
+        let delivery = Delivery::Opened(request, place, descriptor);
         match way {
             Some(way) => way.send(delivery).unwrap(),
             None => deliver(views, delivery, self.now),
@@ -299,8 +313,19 @@ fn an_object_is_opened_by_two_while_its_last_view_goes() {
 /// mapped that counts as free.
 #[test]
 fn memory_that_counts_as_free_is_free() {
-    model(Some(4), 20_000, || {
+    freed_while_it_is_opened(true);
+}
+
+/// The same where the lane is full, so that descriptors go through the socket.
+#[test]
+fn memory_that_counts_as_free_is_free_if_descriptors_come_late() {
+    freed_while_it_is_opened(false);
+}
+
+fn freed_while_it_is_opened(lane: bool) {
+    model(Some(4), 20_000, move || {
         let (mut there, here) = start();
+        there.lane = lane;
         let (kept, held) = std::sync::mpsc::channel();
         here.open(false, move |result| kept.send(result.unwrap()).unwrap());
         there.rest(&here.views);
@@ -344,6 +369,25 @@ fn memory_that_counts_as_free_is_free() {
         link.join().unwrap();
         there.rest(&here.views);
         assert_eq!((there.objects.used(), there.objects.pinned(), mapped()), (0, 0, 0));
+    });
+}
+
+/// VW-1: the agent pinned the object, and the descriptor of its region was lost on the way.
+#[test]
+fn what_cannot_be_mapped_is_answered_and_unpinned() {
+    model(None, 1, || {
+        let (mut there, here) = start();
+        here.open_and_say(false, |result| assert_eq!(result.unwrap_err().kind, FailureKind::Internal));
+        let Said::Host(ToAgent::Open { request, .. }) = there.heard.recv().unwrap() else { panic!() };
+        let place = there.objects.pin((object(), 1, JOB), HOST).unwrap();
+        let mobula_agent::core::objects::Place { region, region_bytes, offset, bytes, .. } = place;
+        let place = Place { region, region_bytes, offset, bytes };
+        let lost = Failure::new(FailureKind::Internal, "too many open files");
+        here.views.opened(request, place, Some(Err(lost)), there.now);
+        there.serve(&here.views, 1);
+        here.read(false);
+        there.serve(&here.views, 1);
+        there.finish(here);
     });
 }
 

@@ -1,6 +1,6 @@
 //! The agent's ends of the two rings between it and a host, through which the host's messages to and from other nodes
 //! (and other jobs) go: many for each system call, and unread. The agent's own answers to what the host asked may take the
-//! same way ([`Writer::say`]).
+//! same way ([`Writer::say`]), and a descriptor with them in the lane beside the ring ([`Writer::say_now`]).
 //!
 //! The rings are made by the host, which the agent does not trust: what comes out of one is copied before it is looked
 //! at, and a host that writes into its rings what does not belong there is ended, or gets garbled messages; it harms
@@ -11,7 +11,7 @@
 //! into its ring is handled first, so that nobody hears of an object that this agent has not heard of.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +20,7 @@ use std::{
 };
 
 use mobula_net::{
+    link::{self, Giver},
     readiness,
     ring::{self, doorbell::Doorbell},
 };
@@ -42,8 +43,10 @@ pub(super) enum Error {
     Malformed(#[from] relay::Malformed),
     #[error("the host takes nothing any more")]
     Closed,
-    #[error("{0} descriptors came with its hello, not 5")]
+    #[error("{0} descriptors came with its hello, not 6")]
     Descriptors(usize),
+    #[error("the lane beside its ring cannot be used: {0}")]
+    Lane(#[source] link::Error),
     #[error("its bell cannot be waited for: {0}")]
     Bell(#[source] std::io::Error),
 }
@@ -77,6 +80,7 @@ pub(super) struct Taken {
 /// What the host is told.
 pub(super) struct Writer {
     sender: ring::Sender,
+    lane: Giver,
     host: Doorbell,
     shared: Arc<Shared>,
 }
@@ -84,18 +88,19 @@ pub(super) struct Writer {
 /// Maps what came with a host's hello. Must be called inside a tokio runtime.
 pub(super) fn map(descriptors: Vec<OwnedFd>) -> Result<(Reader, Writer), Error> {
     let count = descriptors.len();
-    let five: Result<[OwnedFd; 5], _> = descriptors.try_into();
-    let [from_host, to_host, own, host, bell] = five.map_err(|_| Error::Descriptors(count))?;
+    let six: Result<[OwnedFd; 6], _> = descriptors.try_into();
+    let [from_host, to_host, own, host, bell, lane] = six.map_err(|_| Error::Descriptors(count))?;
     let receiver = ring::Receiver::map(from_host)?;
     let sender = ring::Sender::map(to_host)?;
     let (own, host) = (Doorbell::map(own)?, Doorbell::map(host)?);
+    let lane = Giver::new(lane).map_err(Error::Lane)?;
     // What the host passed may be anything: it is neither read nor written, only waited for.
     let bell = readiness(bell, Interest::READABLE).map_err(Error::Bell)?;
     let shared = Arc::<Shared>::default();
     // Asleep until the bell rings.
     own.end_polling();
     let reader = Reader { receiver, own, bell, host: host.clone(), shared: Arc::clone(&shared) };
-    Ok((reader, Writer { sender, host, shared }))
+    Ok((reader, Writer { sender, lane, host, shared }))
 }
 
 impl Reader {
@@ -165,11 +170,22 @@ impl Writer {
         Ok(self.is_flushed())
     }
 
-    /// As [`Writer::send_now`], of what the agent itself says.
-    pub(super) fn say_now(&mut self, body: &[u8]) -> Result<bool, Error> {
-        self.sender.send(&relay::agent_head(), body)?;
+    /// As [`Writer::send_now`], of what the agent itself says, with a descriptor that belongs to it. `None`, and nothing was
+    /// said, where the lane does not take that.
+    pub(super) fn say_now(
+        &mut self,
+        body: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<bool>, Error> {
+        let head = match descriptor {
+            None => relay::agent_head(),
+            // In front of its message, so that whoever takes that finds it.
+            Some(descriptor) if self.lane.give(descriptor) => relay::agent_head_with_descriptor(),
+            Some(_) => return Ok(None),
+        };
+        self.sender.send(&head, body)?;
         self.host.ring();
-        Ok(self.is_flushed())
+        Ok(Some(self.is_flushed()))
     }
 
     /// Hands over a batch for this host from another, waiting for room where there is none.
@@ -214,6 +230,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use mobula_proto::NodeId;
 
     use super::*;
@@ -224,13 +242,41 @@ mod tests {
 
     /// The host's ends: the ring to the agent, the ring from it, the agent's doorbell.
     fn pair(bytes: u32) -> (ring::Sender, ring::Receiver, Doorbell, Reader, Writer) {
+        let (sender, receiver, bell, reader, writer, _lane) = pair_with_lane(bytes);
+        (sender, receiver, bell, reader, writer)
+    }
+
+    fn pair_with_lane(bytes: u32) -> (ring::Sender, ring::Receiver, Doorbell, Reader, Writer, link::Taker) {
         let (forth, back) = (ring::create(bytes).unwrap(), ring::create(bytes).unwrap());
         let ((bell, bell_fd), (_, own_fd)) = (Doorbell::create().unwrap(), Doorbell::create().unwrap());
         let sender = ring::Sender::map(forth.try_clone().unwrap()).unwrap();
         let receiver = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
         let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-        let (reader, writer) = map(vec![forth, back, bell_fd, own_fd, wake]).unwrap();
-        (sender, receiver, bell, reader, writer)
+        let (lane, taker) = link::lane().unwrap();
+        let (reader, writer) = map(vec![forth, back, bell_fd, own_fd, wake, lane]).unwrap();
+        (sender, receiver, bell, reader, writer, taker)
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_lies_in_its_lane_before_its_message_says_so() {
+        let (_sender, mut receiver, _bell, _reader, mut writer, lane) = pair_with_lane(1 << 16);
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert_eq!(writer.say_now(b"with", Some(null.as_fd())).unwrap(), Some(true));
+        assert_eq!(writer.say_now(b"without", None).unwrap(), Some(true));
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            let take = |message: &[u8]| {
+                let (_, word, body) = relay::split(message).unwrap();
+                got.push((word & relay::WITH_DESCRIPTOR != 0, body.to_vec()));
+            };
+            receiver.recv_with(take).unwrap().unwrap();
+        }
+        assert_eq!(got, [(true, b"with".to_vec()), (false, b"without".to_vec())]);
+        lane.take().unwrap();
+        drop(lane);
+        assert_eq!(writer.say_now(b"with", Some(null.as_fd())).unwrap(), None);
+        assert!(receiver.is_empty(), "it goes another way");
+        assert_eq!(writer.say_now(b"without", None).unwrap(), Some(true));
     }
 
     #[tokio::test]
@@ -281,7 +327,7 @@ mod tests {
         assert!(matches!(reader.take(), Err(Error::Malformed(_))));
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         assert!(matches!(map(vec![null()]), Err(Error::Descriptors(1))));
-        assert!(matches!(map(vec![null(), null(), null(), null(), null()]), Err(Error::Ring(_))));
+        assert!(matches!(map((0..6).map(|_| null()).collect()), Err(Error::Ring(_))));
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -58,8 +58,8 @@ pub(super) struct ForHost {
 }
 
 pub(super) enum What {
-    /// A message of the agent's own, with its descriptors: over the socket, but for answers that need none, which go over
-    /// the ring, where there is one.
+    /// A message of the agent's own, with its descriptors: over the socket, but for answers that have none, which go over
+    /// the ring, where there is one. (Those with one do where nothing is in their way; see [`Outbox::tell`].)
     Say(ToHost, Vec<Arc<OwnedFd>>),
     /// Messages of another host: over the ring, where there is one.
     Relayed { from: HostId, same_job: bool, batch: Bytes },
@@ -229,15 +229,17 @@ impl Outbox {
     pub(super) fn tell(&self, message: ToHost, fds: Vec<Arc<OwnedFd>>) -> Result<(), Undelivered> {
         match &self.sink {
             Sink::Socket(_, direct) => {
-                if fds.is_empty()
+                if fds.len() <= 1
                     && may_overtake(&message)
                     && is_short(&message)
                     && let Some(mut ring) = direct.free()
                     && let Ok(body) = wire::encode(&message)
                 {
-                    match ring.say_now(&body) {
-                        Ok(true) => return Ok(()),
-                        Ok(false) => return self.flush(),
+                    match ring.say_now(&body, fds.first().map(|fd| fd.as_fd())) {
+                        Ok(Some(true)) => return Ok(()),
+                        Ok(Some(false)) => return self.flush(),
+                        // It goes over the socket.
+                        Ok(None) => {}
                         // Whoever takes from the queue finds it broken too, and ends the link.
                         Err(_) => {}
                     }

@@ -89,7 +89,7 @@ impl Runtime {
             here.iter().enumerate().filter(|(_, here)| here.is_none()).map(|(at, _)| at).collect();
         let parker = Parker::new(missing.len());
         let found = Arc::new(Mutex::new(here));
-        for at in missing {
+        for at in missing.iter().copied() {
             let (found, answered) = (found.clone(), Answered(self.clone(), parker.clone()));
             self.read(objects[at], move |result| {
                 // The reader is gone where the job ended meanwhile.
@@ -98,6 +98,9 @@ impl Runtime {
                 }
                 drop(answered);
             });
+        }
+        if !parker.is_woken() && self.is_any_near(missing.iter().map(|at| objects[*at])) {
+            self.peers.expect();
         }
         let waited = Self::interruptible(&parker, || self.park_here(&parker));
         let found = std::mem::take(&mut *found.lock());
@@ -110,6 +113,12 @@ impl Runtime {
                 .unwrap_or_else(|| Failure::new(FailureKind::Internal, "the runtime dropped a read")))
         };
         Ok(found.into_iter().map(|found| found.unwrap_or_else(dropped)).collect())
+    }
+
+    /// Whether one of them lies on this node, so that the agent says at once where.
+    fn is_any_near(&self, mut objects: impl Iterator<Item = ObjectId>) -> bool {
+        let core = self.core.lock();
+        objects.any(|object| core.copy(object).is_some_and(|copy| copy.node == self.me().node))
     }
 
     /// Waits on this thread until it is woken or the job has ended; a slot of the calling task stays with it.

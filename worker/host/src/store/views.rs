@@ -169,12 +169,18 @@ impl Views {
         self.requests.lock().as_mut().ok()?.remove(&request)
     }
 
-    /// The agent has pinned what was asked for, and says where it lies; a descriptor of that region comes along unless
-    /// the agent takes it to be mapped here.
-    pub fn opened(&self, request: u64, place: Place, descriptors: Vec<OwnedFd>, now: Instant) {
+    /// The agent has pinned what was asked for, and says where it lies; a descriptor of that region comes along, unless
+    /// the agent takes it to be mapped here, or the reason why that did not arrive.
+    pub fn opened(
+        &self,
+        request: u64,
+        place: Place,
+        descriptor: Option<Result<OwnedFd, Failure>>,
+        now: Instant,
+    ) {
         let Some((object, _)) = self.request(request) else { return };
         let pin = Arc::new(Pinned { object, agent: self.agent.clone() });
-        let reader = match self.reader(request, place, descriptors, now) {
+        let reader = match self.reader(request, place, descriptor, now) {
             Ok(Some(reader)) => reader,
             // It is asked for again, and pinned again.
             Ok(None) => return,
@@ -207,7 +213,7 @@ impl Views {
         &self,
         request: u64,
         place: Place,
-        descriptors: Vec<OwnedFd>,
+        descriptor: Option<Result<OwnedFd, Failure>>,
         now: Instant,
     ) -> Result<Option<Arc<Reader>>, Failure> {
         let mut readers = self.readers.lock();
@@ -218,16 +224,17 @@ impl Views {
             }
             return Ok(mapping.reader.clone());
         }
-        let Some(descriptor) = descriptors.into_iter().next() else {
+        let Some(descriptor) = descriptor else {
             drop(readers);
             self.ask(request);
             return Ok(None);
         };
         let reader =
-            Reader::map(descriptor, place.region_bytes).map_err(|error| unmappable(error.kind(), &error))?;
+            Reader::map(descriptor?, place.region_bytes).map_err(|error| unmappable(error.kind(), &error))?;
         let mapping = Mapping { reader: Some(reader.clone()), opened: now, again: Vec::new() };
         readers.insert(place.region, mapping);
-        self.agent.tell(ToAgent::Mapped { region: place.region });
+        // In front of the unpinning of what is opened here, as long as which the agent need not know.
+        self.agent.mention(ToAgent::Mapped { region: place.region });
         Ok(Some(reader))
     }
 

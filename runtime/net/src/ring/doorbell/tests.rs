@@ -47,6 +47,16 @@ fn spinning_stops_when_it_never_pays_and_starts_again_when_it_would() {
         false
     }));
     assert_eq!(looks, 1, "idle: one look, no spinning");
+    spin.expect();
+    let (mut looks, begun) = (0, Instant::now());
+    assert!(!spin.until(|| {
+        looks += 1;
+        false
+    }));
+    assert!(looks > 1 && begun.elapsed() >= Duration::from_nanos(SPIN_NANOS_MAX));
+    while spin.misses < SPIN_MISSES_MAX {
+        assert!(!spin.until(|| false));
+    }
     spin.slept(Duration::from_secs(1));
     assert_eq!(spin.misses, SPIN_MISSES_MAX);
     spin.slept(Duration::from_micros(5));

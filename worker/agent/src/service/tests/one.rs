@@ -1,6 +1,6 @@
 //! One agent, its head in memory.
 
-use mobula_net::ring;
+use mobula_net::{link::lane, ring};
 use mobula_proto::{FailureKind, NodeId, head::Usage, peer::Copy, relay, wire};
 use mobula_store::region::{Reader, Writer};
 use mobula_telemetry::task;
@@ -171,7 +171,10 @@ async fn what_a_host_relays_goes_through_its_rings() {
     let mut from_agent = ring::Receiver::map(back.try_clone().unwrap()).unwrap();
     let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     let tell = || rustix::io::write(&wake, &1_u64.to_ne_bytes()).unwrap();
-    started.link.send_with(host_hello(), &[forth, back, bell_fd, own_fd, wake.try_clone().unwrap()]).await;
+    let (give, taker) = lane().unwrap();
+    let descriptors = [forth, back, bell_fd, own_fd, wake.try_clone().unwrap(), give];
+    started.link.send_with(host_hello(), &descriptors).await;
+    drop(descriptors);
     let (ToHost::Welcome(welcome), _) = started.link.recv().await else { panic!("no welcome") };
     let (ToHost::Output { .. }, _) = local(&link) else { panic!("no output") };
 
@@ -194,7 +197,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     });
     assert_eq!(got.unwrap(), Some((job.driver, relay::SAME_JOB, vec![9])));
 
-    // What the agent itself answers: over the socket where a descriptor goes along, else through the ring as well.
+    // What the agent itself answers: through the ring as well, where a descriptor goes along with that in its lane.
     link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }, vec![]).unwrap();
     assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
     let region = Writer::create(4 * MIB).unwrap().share().unwrap();
@@ -209,24 +212,33 @@ async fn what_a_host_relays_goes_through_its_rings() {
         to_agent.send(&relay::agent_head(), &body).unwrap();
         tell();
     };
-    say(Some(open(1)));
-    let (ToHost::Opened { request: 1, region, .. }, fds) = started.link.recv().await else {
-        panic!("not opened")
+    let mut answer = |say: &mut dyn FnMut(Option<ToAgent>), request| {
+        own.end_polling();
+        say(Some(open(request)));
+        let rung = tokio::task::block_in_place(|| own.wait(Some(SOON)));
+        assert_eq!(rung, ring::doorbell::Wake::Rung, "the agent rings for what it answers");
+        let got = from_agent.recv_with(|message| {
+            let (_, word, body) = relay::split(message).unwrap();
+            (word, wire::decode(body).unwrap())
+        });
+        let Some((word, ToHost::Opened { request: answered, region, .. })) = got.unwrap() else {
+            panic!("not opened")
+        };
+        assert_eq!(answered, request);
+        (word, region)
     };
-    assert_eq!(fds.len(), 1);
-    say(Some(ToAgent::Mapped { region }));
-    own.end_polling();
+    let (word, region) = answer(&mut say, 1);
+    assert_eq!(word, relay::FROM_AGENT | relay::WITH_DESCRIPTOR);
+    Reader::map(taker.take().unwrap(), 4 * MIB).unwrap();
+    // Nobody takes from the lane.
+    drop(taker);
     say(Some(open(2)));
-    let rung = tokio::task::block_in_place(|| own.wait(Some(SOON)));
-    assert_eq!(rung, ring::doorbell::Wake::Rung, "the agent rings for what it answers");
-    let got = from_agent.recv_with(|message| {
-        let (_, word, body) = relay::split(message).unwrap();
-        (word, wire::decode(body).unwrap())
-    });
-    let Some((relay::FROM_AGENT, ToHost::Opened { request: 2, region: same, .. })) = got.unwrap() else {
+    let (ToHost::Opened { request: 2, region: same, .. }, fds) = started.link.recv().await else {
         panic!("not opened again")
     };
-    assert_eq!(same, region);
+    assert_eq!((same, fds.len()), (region, 1));
+    say(Some(ToAgent::Mapped { region }));
+    assert_eq!(answer(&mut say, 3), (relay::FROM_AGENT, region));
 
     // What has a descriptor is in the socket, and waits there for its turn in the ring.
     say(Some(ToAgent::RegionWanted { request: 7, bytes: 4 * MIB, wait_ms: 1000 }));
