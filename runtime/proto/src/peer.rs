@@ -62,8 +62,8 @@ pub enum Message {
     Recalled {
         /// The lease.
         lease: LeaseId,
-        /// The tasks, in the order in which they were submitted.
-        tasks: Vec<TaskId>,
+        /// The tasks, each with the attempt that it was, in the order in which they were submitted.
+        tasks: Vec<(TaskId, u32)>,
     },
     /// Owner to executor: end this incarnation of an actor and drop its state.
     Terminate {

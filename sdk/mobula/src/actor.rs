@@ -52,7 +52,9 @@ impl ActorHandle {
         self.raw.id.task()
     }
 
-    /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`.
+    /// Ends it for good, whoever else holds a handle. Calls on their way fail with `ActorDied`. A `new` that still runs is asked
+    /// to stop, as a cancelled task is, and keeps its resources until it has returned; where it has a process to itself, that is
+    /// ended five seconds later if need be.
     pub fn kill(&self) {
         self.raw.runtime.kill(self.raw.id.task());
     }

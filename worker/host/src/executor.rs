@@ -613,12 +613,12 @@ impl Executor {
     }
 
     /// Takes back what `caller` submitted under a lease and has not started; in order.
-    pub(crate) fn recall(&self, caller: HostId, lease: LeaseId) -> Vec<TaskId> {
+    pub(crate) fn recall(&self, caller: HostId, lease: LeaseId) -> Vec<(TaskId, u32)> {
         let mut state = self.state.lock();
         let Some(held) = state.leases.get_mut(&lease) else { return Vec::new() };
         let back = held.take_all(|run| run.caller == caller);
-        let tasks: Vec<TaskId> = back.iter().map(|run| run.call.task).collect();
-        for task in &tasks {
+        let tasks: Vec<_> = back.iter().map(|run| (run.call.task, run.call.attempt)).collect();
+        for (task, _) in &tasks {
             state.running.remove(task);
         }
         drop(state);
@@ -761,8 +761,8 @@ impl Executor {
 /// Exit code of a host that a forced cancellation ended, or a call that did not end in time.
 pub const FORCED_EXIT: i32 = 75;
 
-/// How much longer than its time a task or an actor's construction may take to notice that it is over, where it has a
-/// process to itself. Others would never have its slot, nor anybody the memory and the devices that it holds.
+/// How much longer than its time, or than its actor is to live, a task or an actor's construction may take to notice that it is
+/// over, where it has a process to itself. Others would never have its slot, nor anybody the memory and the devices that it holds.
 const EXPIRED_GRACE: Duration = Duration::from_secs(5);
 
 struct Expiry {
@@ -781,24 +781,29 @@ fn watch_timeout(runtime: &Arc<Runtime>, run: &Run) {
         tokio::time::sleep(after).await;
         let expired = weak.upgrade().is_some_and(|runtime| runtime.executor().expire(&runtime, &expiry));
         // An actor may have other use for its process than one call that does not end.
-        if !expired || matches!(expiry.call.target, Target::Method { .. }) {
-            return;
-        }
-        loop {
-            tokio::time::sleep(EXPIRED_GRACE).await;
-            let Some(runtime) = weak.upgrade().filter(|runtime| !runtime.is_shared()) else { return };
-            match runtime.executor().still_runs(&expiry.context) {
-                (false, _) => return,
-                (true, false) => {}
-                (true, true) => {
-                    tracing::info!(task = %expiry.call.task, "a call that goes on after its time ends this process");
-                    std::process::exit(FORCED_EXIT);
-                }
-            }
+        if expired && !matches!(expiry.call.target, Target::Method { .. }) {
+            end_with_process(weak, expiry.context).await;
         }
     });
     // Its code has not begun, nor ended.
     let _only = run.context.timer.set(timer.abort_handle());
+}
+
+/// Waits for code that was told to end. Where it goes on for longer than [`EXPIRED_GRACE`] in a process that it has to itself,
+/// that ends with it.
+async fn end_with_process(runtime: Weak<Runtime>, code: Arc<Context>) {
+    loop {
+        tokio::time::sleep(EXPIRED_GRACE).await;
+        let Some(runtime) = runtime.upgrade().filter(|runtime| !runtime.is_shared()) else { return };
+        match runtime.executor().still_runs(&code) {
+            (false, _) => return,
+            (true, false) => {}
+            (true, true) => {
+                tracing::info!(task = %code.task, "a call that goes on after it was to end ends this process");
+                std::process::exit(FORCED_EXIT);
+            }
+        }
+    }
 }
 
 fn out_of_time(call: Header) -> Failure {

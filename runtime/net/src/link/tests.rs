@@ -402,10 +402,7 @@ fn a_lane_that_is_full_or_left_takes_nothing_and_a_lost_descriptor_does_not_shif
     for _ in 0..given {
         taker.take().unwrap();
     }
-    let mut space = [MaybeUninit::uninit(); 0];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let empty = [IoSlice::new(&[0])];
-    rustix::net::sendmsg(&giver.0, &empty, &mut control, SendFlags::NOSIGNAL).unwrap();
+    rustix::net::send(&giver.0, &[0], SendFlags::NOSIGNAL).unwrap();
     assert!(giver.give(probe.passed.as_fd()));
     assert!(matches!(taker.take(), Err(Error::MissingDescriptors { .. })));
     taker.take().unwrap();

@@ -129,3 +129,37 @@ pub async fn an_actor_that_comes_too_late_does_not_live(_env: Env) -> Result<()>
     drop(late);
     gate.open()
 }
+
+struct Stubborn(u32);
+
+#[mobula::actor]
+impl Stubborn {
+    fn new(pid: String, gate: String) -> Self {
+        Self(passes.local(pid, gate))
+    }
+
+    fn process(&self) -> u32 {
+        self.0
+    }
+}
+
+/// Killed while it is made, it keeps its slot until it has ended, here with its process.
+pub async fn a_killed_construction_that_does_not_stop_serves_no_other(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let (gate, open) = (witness.gate("gate")?, witness.gate("open")?);
+    open.open()?;
+    let place = witness.place("process");
+    let start = |pid: String, gate: String| {
+        Stubborn::spawn(pid, gate).options(|options| options.isolation("process").cpu(1.0)).start()
+    };
+    let killed = start(place.clone(), gate.place());
+    let read = || std::fs::read_to_string(&place).unwrap_or_default();
+    eventually("its construction", async || Ok(!read().is_empty())).await?;
+    let pid = read();
+    killed.kill();
+    let died = killed.process().await.unwrap_err();
+    assert_eq!(died.kind(), ErrorKind::ActorDied, "{died}");
+    let next = start(String::new(), open.place()).process().await?;
+    assert_ne!(next.to_string(), pid);
+    ended(&pid).await
+}

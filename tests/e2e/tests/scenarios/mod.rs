@@ -215,6 +215,7 @@ pub fn cases() -> Vec<Case> {
         case!(expiring::one_that_does_not_stop_keeps_no_other_waiting).cpus(2.0),
         case!(expiring::a_process_that_does_not_stop_serves_no_other).cpus(1.0),
         case!(expiring::an_actor_that_comes_too_late_does_not_live),
+        case!(expiring::a_killed_construction_that_does_not_stop_serves_no_other).cpus(1.0),
         case!(dying::a_task_is_tried_again),
         case!(dying::attempts_end),
         case!(dying::actors_end_with_their_owner),

@@ -230,6 +230,7 @@ impl Core {
         if let Some(host) = at {
             out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
         }
+        self.keep_slot(actor.seq);
         self.withdraw(actor.seq);
         self.conclude(actor.seq, failure, out);
         self.drain(out);

@@ -94,7 +94,8 @@ impl Core {
     }
 
     /// Slots of a lease were taken away: what runs in them is stopped and, if it may run again, does so without losing an
-    /// attempt. Where the lease goes on, the newest tasks go first, which have lost the least, and then actors.
+    /// attempt. Where the lease goes on, the newest tasks go first, which have lost the least, and then actors. For the head
+    /// those slots are gone at once; as long as code still runs that was to end, it is one of the others that is not used.
     pub(super) fn evicted(&mut self, lease: LeaseId, keep: u32, why: Eviction, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get(&lease) else { return };
         let (host, key) = (held.host, held.key);
@@ -131,11 +132,10 @@ impl Core {
             self.forget_lease(lease);
         } else {
             self.cut_lease(lease, keep);
-            let actors = all.iter().filter(|(actor, _)| *actor).count();
-            if let Some(held) = self.leases.get_mut(&lease) {
-                let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
-                held.in_flight = held.in_flight.saturating_sub(count(all.len() - actors));
-                held.actors = held.actors.saturating_sub(count(actors));
+            for seq in &seqs {
+                self.keep_slot(*seq);
+                // Of an actor that lives nothing needs to end.
+                self.give_slot_back(*seq);
             }
         }
         let mut actors = Vec::new();
@@ -145,7 +145,6 @@ impl Core {
             let (stop, again) = match task.spec.kind {
                 Kind::Construct { restarts } => {
                     let incarnation = task.incarnation;
-                    // Its slot is counted already.
                     task.holds = NO_LEASE;
                     actors.push((id.object(0), incarnation));
                     (Message::Terminate { actor: id, incarnation }, restarts > 0)

@@ -46,10 +46,15 @@ const UNSERVED_TICKS_MAX: u32 = 2;
 impl LeaseState {
     /// How many more tasks it takes, if each slot has up to `depth` pushed to it.
     fn room(&self, depth: u64) -> u64 {
-        let slots = u64::from(self.keep.saturating_sub(self.actors));
+        let slots = u64::from(self.keep.saturating_sub(self.actors.saturating_add(self.stopping)));
         // What is pushed ahead would keep slots that are to go back.
         let depth = if self.keep < self.slots { 1 } else { depth };
         (slots * depth).saturating_sub(u64::from(self.in_flight))
+    }
+
+    /// For how many something runs, waits, lives or still ends.
+    fn used(&self) -> u32 {
+        self.in_flight.saturating_add(self.actors).saturating_add(self.stopping)
     }
 
     /// How many calls run, or wait behind those that do, beyond its slots.
@@ -325,6 +330,7 @@ impl Core {
                 keep: grant.slots,
                 in_flight: 0,
                 actors: 0,
+                stopping: 0,
                 idle_ticks: 0,
                 quiet_ticks: 0,
                 recalling: false,
@@ -366,15 +372,21 @@ impl Core {
         &mut self,
         from: HostId,
         lease: LeaseId,
-        tasks: &[TaskId],
+        tasks: &[(TaskId, u32)],
         out: &mut Vec<Action>,
     ) {
         let mut key = None;
-        for id in tasks.iter().rev() {
-            let Some(task) = self.tasks.get_mut(&id.seq) else { continue };
-            if id.owner != self.me || task.phase != (Phase::Pushed { host: from, lease }) {
+        for (id, attempt) in tasks.iter().rev() {
+            let is_meant = |task: &&mut Task| {
+                id.owner == self.me
+                    && task.phase == (Phase::Pushed { host: from, lease })
+                    && task.attempt == *attempt
+            };
+            let Some(task) = self.tasks.get_mut(&id.seq).filter(is_meant) else {
+                // It was told to end meanwhile.
+                self.code_ended(from, *id, *attempt, out);
                 continue;
-            }
+            };
             if let Some(held) = self.leases.get_mut(&lease) {
                 held.in_flight = held.in_flight.saturating_sub(1);
             }
@@ -477,7 +489,7 @@ impl Core {
     fn maybe_shrink(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         let keep = held.keep;
-        if keep == 0 || keep == held.slots || held.in_flight.saturating_add(held.actors) > keep {
+        if keep == 0 || keep == held.slots || held.used() > keep {
             return;
         }
         self.cut_lease(lease, keep);
@@ -499,6 +511,9 @@ impl Core {
             class.leases.retain(|other| *other != lease);
             class.open.retain(|other| *other != lease);
             class.slots -= u64::from(held.slots);
+            if held.stopping > 0 {
+                self.stopping.retain(|_, under| *under != lease);
+            }
         }
     }
 
@@ -506,7 +521,7 @@ impl Core {
         self.maybe_shrink(lease, out);
         let Some(held) = self.leases.get(&lease) else { return };
         let asked = held.pushes_left.is_some() && self.classes[held.key].queue.is_empty();
-        if (held.wanted_back || asked) && held.in_flight == 0 && held.actors == 0 {
+        if (held.wanted_back || asked) && held.used() == 0 {
             self.forget_lease(lease);
             out.push(Action::Tell(ToAgent::Release { lease }));
         }
@@ -539,7 +554,7 @@ impl Core {
         let mut stuck = Vec::new();
         let mut fewer = Vec::new();
         for (id, held) in &mut self.leases {
-            let used = held.in_flight.saturating_add(held.actors);
+            let used = held.used();
             if used > 0 {
                 renew.push(*id);
                 held.quiet_ticks += 1;

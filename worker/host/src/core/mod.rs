@@ -172,6 +172,8 @@ struct LeaseState {
     keep: u32,
     in_flight: u32,
     actors: u32,
+    /// What was told to end and is not counted above any more, and whose code may still run.
+    stopping: u32,
     idle_ticks: u32,
     /// Ticks since its last result.
     quiet_ticks: u32,
@@ -209,6 +211,8 @@ pub struct Core {
     /// By the number of a class and where arguments lie.
     near_keys: FxHashMap<(u32, NodeId), u32>,
     leases: BTreeMap<LeaseId, LeaseState>,
+    /// What their `stopping` counts: attempts of tasks and constructions.
+    stopping: BTreeMap<(u64, u32), LeaseId>,
     clients: BTreeMap<ObjectId, Client>,
     /// Names of actors made here.
     names: FxHashMap<ObjectId, (String, String)>,
@@ -238,6 +242,7 @@ impl Core {
             keys: FxHashMap::default(),
             near_keys: FxHashMap::default(),
             leases: BTreeMap::new(),
+            stopping: BTreeMap::new(),
             clients: BTreeMap::new(),
             names: FxHashMap::default(),
             effects: Vec::new(),
@@ -528,6 +533,7 @@ impl Core {
                     );
                 }
             }
+            self.code_ended(from, done.task, done.attempt, out);
             return;
         }
         let Some(task) = self.tasks.get_mut(&seq) else { return };
@@ -643,6 +649,39 @@ impl Core {
             held.actors = held.actors.saturating_sub(1);
         }
         self.open_lease(lease);
+    }
+
+    /// What was pushed under a lease is to end, and counts no more: its slot is free for others once its code has ended, as its
+    /// `Done` says ([`Self::code_ended`]).
+    fn keep_slot(&mut self, seq: u64) {
+        let Some(task) = self.tasks.get_mut(&seq) else { return };
+        let Phase::Pushed { lease, .. } = task.phase else { return };
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        match task.spec.kind {
+            Kind::Construct { .. } => {
+                task.holds = NO_LEASE;
+                held.actors = held.actors.saturating_sub(1);
+            }
+            Kind::Task { .. } => held.in_flight = held.in_flight.saturating_sub(1),
+            Kind::Method { .. } | Kind::Direct { .. } => return,
+        }
+        if self.stopping.insert((seq, task.attempt), lease).is_none() {
+            held.stopping += 1;
+        }
+    }
+
+    /// The code of an attempt has ended, or will not start, which may have been told to end before.
+    fn code_ended(&mut self, from: HostId, id: TaskId, attempt: u32, out: &mut Vec<Action>) {
+        let key = (id.seq, attempt);
+        let lease = self.stopping.get(&key).copied().filter(|lease| self.lease_host(*lease) == Some(from));
+        let Some(lease) = lease.filter(|_| id.owner == self.me) else { return };
+        self.stopping.remove(&key);
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        held.stopping = held.stopping.saturating_sub(1);
+        let class = held.key;
+        self.open_lease(lease);
+        self.pump(class, out);
+        self.maybe_release(lease, out);
     }
 
     /// The call failed for good.
@@ -815,6 +854,7 @@ impl Core {
                 if let Some(host) = host {
                     out.push(Action::Send { to: host, message: Message::Terminate { actor, incarnation } });
                 }
+                self.keep_slot(seq);
                 self.withdraw(seq);
                 self.conclude(seq, Failure::new(FailureKind::Cancelled, "the last handle was dropped"), out);
             }

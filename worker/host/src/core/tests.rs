@@ -17,6 +17,7 @@ mod held;
 mod lost;
 mod several;
 mod shared;
+mod stopping;
 
 use super::{Action, Core, Input, Kind, Maker, Nested, Returns, Spec, Template};
 
@@ -337,7 +338,7 @@ fn c5_what_waits_behind_slow_work_goes_elsewhere() {
     }
     assert_eq!(recalls(&out), 1, "once, until it is answered");
     let lease = LeaseId { number: 1 };
-    let tasks = calls[1..].iter().map(|call| call.task).collect();
+    let tasks = calls[1..].iter().map(|call| (call.task, 1)).collect();
     let out = bench.message(Message::Recalled { lease, tasks });
     assert!(runs(&out).is_empty(), "there is no room here");
     assert!(
@@ -358,7 +359,7 @@ fn c5_a_cancelled_task_that_comes_back_is_over() {
     let mut out = Vec::new();
     assert!(bench.core.cancel(object, false, &mut out));
     let lease = LeaseId { number: 1 };
-    let out = bench.message(Message::Recalled { lease, tasks: vec![calls[1].task, calls[1].task] });
+    let out = bench.message(Message::Recalled { lease, tasks: vec![(calls[1].task, 1), (calls[1].task, 1)] });
     assert!(runs(&out).is_empty());
     assert_eq!(bench.failure(object).kind, FailureKind::Cancelled);
     assert_eq!(bench.core.unfinished(), 1);
@@ -374,7 +375,7 @@ fn what_a_preempted_lease_has_not_started_comes_back() {
     let mut out = Vec::new();
     bench.core.revoked(lease, Revocation::Preempted { keep: 0 }, &mut out);
     assert_eq!(recalls(&out), 1);
-    bench.message(Message::Recalled { lease, tasks: calls[1..].iter().map(|call| call.task).collect() });
+    bench.message(Message::Recalled { lease, tasks: calls[1..].iter().map(|call| (call.task, 1)).collect() });
     let out = bench.message(done(&calls[0], value(1)));
     assert!(out.iter().any(|a| matches!(a, Action::Tell(ToAgent::Release { .. }))), "{out:?}");
     assert_eq!(runs(&bench.granted(grant(2, 4))).len(), 2);

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use mobula_proto::{Failure, FailureKind, HostId, TaskId, limits::Limits, peer::Message};
 use parking_lot::Mutex;
 
-use super::{Executor, Run, State, arguments::Ahead, call_title};
+use super::{Executor, Run, State, arguments::Ahead, call_title, end_with_process};
 use crate::{
     codec::{Held, Results},
     context::Context,
@@ -300,6 +300,10 @@ impl Executor {
         };
         for call in running {
             call.stop(runtime);
+            if call.seat.is_none() && !runtime.is_shared() {
+                // Its construction, which keeps its slot until it has ended.
+                runtime.user().spawn(end_with_process(Arc::downgrade(runtime), call));
+            }
         }
         self.pump(runtime, &actor);
         // User code in `Drop` may do anything, so not under a lock and not while a ring is drained.

@@ -164,7 +164,7 @@ fn a_call_whose_time_ran_out_keeps_its_slot_until_it_ends() {
     };
     assert!((to, late) == (other(2), task(1)) && is_out_of_time(&failure, "test::gated"), "{failure:?}");
     runtime.on_peer(other(2), true, call(leaf, task(2), target));
-    assert_eq!(runtime.executor().recall(other(2), lease(1)), [task(2)], "it does not run beside it");
+    assert_eq!(runtime.executor().recall(other(2), lease(1)), [(task(2), 1)], "it does not run beside it");
     assert_eq!(runtime.load().1, 1);
     drop(gate);
     let (to, Message::Done(done)) = alone.next_sent() else { panic!("its end is not told") };

@@ -83,7 +83,7 @@ mod tests {
 
     /// Of about so many bytes.
     fn long(bytes: usize) -> Message {
-        let tasks = (0..bytes as u64 / 32).map(|seq| TaskId::numbered(host(1), seq)).collect();
+        let tasks = (0..bytes as u64 / 40).map(|seq| (TaskId::numbered(host(1), seq), 1)).collect();
         Message::Recalled { lease: LeaseId { number: 3 }, tasks }
     }
 

@@ -69,7 +69,8 @@ fn c9_a_slot_that_comes_free_elsewhere_takes_what_was_sent_ahead() {
     let ahead = runs(&ticks(&mut bench, 2)).remove(0);
     let out = bench.granted(grant(2, 1));
     assert_eq!((runs(&out).len(), recalls(&out)), (0, 1));
-    let recalled = Message::Recalled { lease: LeaseId { number: 1 }, tasks: vec![ahead.task] };
+    let recalled =
+        Message::Recalled { lease: LeaseId { number: 1 }, tasks: vec![(ahead.task, ahead.attempt)] };
     let again = runs(&bench.message(recalled));
     assert_eq!(again.iter().map(|call| call.task).collect::<Vec<_>>(), [ahead.task]);
     assert_eq!(recalls(&ticks(&mut bench, 10)), 0);
