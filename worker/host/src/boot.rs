@@ -65,8 +65,7 @@ pub fn join(
         Some((_, own)) if agent.takes_rings() => {
             let own =
                 own.try_clone().map_err(|source| trouble(ring::Error::System { call: "fcntl", source }))?;
-            let (relay, descriptors) =
-                Relay::create(own).map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+            let (relay, descriptors) = Relay::create(own).map_err(trouble)?;
             (Some(relay), descriptors)
         }
         _ => (None, Vec::new()),

@@ -113,15 +113,6 @@ impl Inbound {
     }
 }
 
-/// Why there are no rings to and from the agent.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NoRelay {
-    #[error(transparent)]
-    Ring(#[from] ring::Error),
-    #[error(transparent)]
-    Lane(#[from] link::Error),
-}
-
 /// The rings to and from the agent, for messages to and from hosts that no ring leads to.
 pub struct Relay(Arc<Inbound>);
 
@@ -133,10 +124,12 @@ impl std::fmt::Debug for Relay {
 
 impl Relay {
     /// Makes both, and the descriptors for the agent, which ring `own` for what they send.
-    pub(crate) fn create(own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), NoRelay> {
+    pub(crate) fn create(own: OwnedFd) -> Result<(Self, Vec<OwnedFd>), ring::Error> {
         let (forth, back) =
             (ring::create(ring::CAPACITY_BYTES_DEFAULT)?, ring::create(ring::CAPACITY_BYTES_DEFAULT)?);
-        let (agents_lane, lane) = link::lane()?;
+        let no_lane =
+            |error| ring::Error::System { call: "socketpair", source: std::io::Error::other(error) };
+        let (agents_lane, lane) = link::lane().map_err(no_lane)?;
         let copy =
             |fd: &OwnedFd| fd.try_clone().map_err(|source| ring::Error::System { call: "fcntl", source });
         let (doorbell, agents) = Doorbell::create()?;
