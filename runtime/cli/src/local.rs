@@ -88,7 +88,7 @@ impl Local {
             command.arg("--log").arg(level);
         }
         command.env_remove("MOBULA_NODE_ADVERTISE").env("MOBULA_JOIN", token);
-        // What it offers is stated; a device that is found belongs to the nodes that were started by hand.
+        // No type has devices (see `values::node_type`): those of the machine are offered by nodes started by hand.
         command.envs(detect::VISIBLE_VARIABLES.map(|variable| (variable, "")));
         Ok(command)
     }
@@ -149,6 +149,31 @@ mod tests {
         };
         assert_eq!(told("worker=0..2 2 cpu 1MiB memory idle 60s"), "2; 1048576; ; ");
         assert_eq!(told("worker=0..2 2 cpu idle 60s"), "2; 0; ; 16106127360");
-        assert_eq!(told("worker=0..2 3 licence 1 gpu idle 60s"), "0; 0; GPU=1 licence=3; 16106127360");
+        assert_eq!(told("worker=0..2 3 licence idle 60s"), "0; 0; licence=3; 16106127360");
+    }
+
+    #[test]
+    fn no_two_nodes_offer_the_same_device() {
+        for kind in ["GPU", "TPU"] {
+            let error = crate::values::node_type(&format!("worker=0..2 1 cpu 1 {kind}")).unwrap_err();
+            assert!(error.contains(&format!("node type worker offers {kind}")), "{error}");
+            assert!(error.contains(&format!("take {kind} out, and run `mobula node`")), "{error}");
+        }
+        // Not even one that the machine has.
+        let machine = crate::values::node_type("m=0..1 100GiB memory").unwrap().resources;
+        let local =
+            Local { folder: PathBuf::from("/nowhere"), log: None, machine, running: Mutex::default() };
+        let order = Order {
+            node_type: crate::values::node_type("worker=0..2 1 cpu").unwrap(),
+            token: "token".to_owned(),
+            head: "127.0.0.1:7420".parse().unwrap(),
+        };
+        let command = local.command("worker-1", &order).unwrap();
+        let hidden = detect::VISIBLE_VARIABLES.map(|variable| {
+            command
+                .get_envs()
+                .any(|(name, value)| name == variable && value.is_some_and(|value| value.is_empty()))
+        });
+        assert_eq!(hidden, [true; 3]);
     }
 }

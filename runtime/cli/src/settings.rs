@@ -81,7 +81,7 @@ pub struct Head {
     /// that runs nothing is drained (1s to 1d, 60s unless said), in a variable with semicolons. Default: none. Cost: the
     /// machine's, for each node. If wrong: amounts that the machine does not have make tasks share processors and run out
     /// of memory; a maximum too low, and work waits (`mobula status` says for what); too short an idle time, and nodes
-    /// come and go.
+    /// come and go. GPUs and TPU chips are refused: start a node by hand for those of the machine.
     #[arg(
         long,
         value_name = "TYPE",

@@ -108,6 +108,14 @@ pub fn node_type(text: &str) -> Result<NodeType, String> {
         trace::amounts(&list.join(" ")).ok_or_else(|| wrong("its amounts are not like 2 cpu 4GiB memory"))?;
     of.labels.sort();
     autoscale::validate(std::slice::from_ref(&of)).map_err(|error| error.to_string())?;
+    if let Some((kind, _)) = of.resources.iter().find(|(kind, _)| kind.is_device()) {
+        // Each would count its own from 0, and several would be granted the same one.
+        return Err(format!(
+            "node type {} offers {kind}, and all such nodes are started on the head's machine, where they would share \
+             its devices unawares: take {kind} out, and run `mobula node` there, which offers what it finds",
+            of.name
+        ));
+    }
     Ok(of)
 }
 

@@ -49,6 +49,7 @@ fn an_error_says_where_and_what() {
             "node_type = [\"a=0..1 nan gpu\"]",
             "2 cpu 4GiB memory",
         ),
+        ("[head]\nnode_type = [\"a=0..2 1 gpu\"]", 2, "node_type = [\"a=0..2 1 gpu\"]", "take GPU out"),
         ("[head]\nnode_type = [\"a=0..1 0.5 gpu\"]", 2, "node_type = [\"a=0..1 0.5 gpu\"]", "whole number"),
         (
             "[head]\nnode_type = [\"a=0..99999 1 cpu\"]",
@@ -93,7 +94,7 @@ fn a_layer_fills_only_what_the_one_above_leaves_open() {
 fn a_type_of_nodes_is_written_as_it_is_read() {
     for (text, same) in [
         ("a=0..3 2 cpu 4GiB memory zone=eu idle 90s", "a=0..3 2 CPU 4294967296 memory zone=eu idle 90s"),
-        ("gpu.big=1..1 2 gpu", "gpu.big=1..1 2 GPU idle 60s"),
+        ("gpu.big=1..1 2 licence", "gpu.big=1..1 2 licence idle 60s"),
         ("x=0..0 idle 2m k=v 0.5 cpu", "x=0..0 0.5 CPU k=v idle 120s"),
     ] {
         let of = values::node_type(text).unwrap();
