@@ -50,7 +50,8 @@ pub(crate) struct Gang {
     pub job: JobId,
     pub spec: Arc<group::Group>,
     pub queue: u32,
-    /// Rules for the labels of its nodes, as the index numbers them; and that the label of its places is there.
+    /// Rules for the labels of its nodes, as the index numbers them while it waits; and that the label of its places is
+    /// there.
     pub rules: [u32; 2],
     /// What each bundle needs.
     pub needs: Vec<Arc<Need>>,

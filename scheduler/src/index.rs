@@ -165,6 +165,7 @@ impl Emptiest<'_> {
 struct Group {
     labels: Vec<Label>,
     devices: bool,
+    size: Size,
     tree: Tree,
 }
 
@@ -210,6 +211,8 @@ pub(crate) enum Area {
 pub(crate) struct Index {
     seed: u64,
     groups: Vec<Group>,
+    /// Those that have no nodes any more, to be used again.
+    vacant: BTreeSet<u32>,
     by_labels: BTreeMap<(Vec<Label>, bool, Size), u32>,
     /// Label keys that some rule has named: the others tell no nodes apart.
     keys: BTreeSet<String>,
@@ -225,6 +228,7 @@ impl Index {
             // Spread over all bits, since each level of a tree uses three.
             seed: if seed == 0 { 0 } else { mix(seed) },
             groups: Vec::new(),
+            vacant: BTreeSet::new(),
             by_labels: BTreeMap::new(),
             keys: BTreeSet::new(),
             unused: false,
@@ -240,11 +244,17 @@ impl Index {
         let group = match self.by_labels.get(&key) {
             Some(group) => *group,
             None => {
-                let group = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
-                for rules in &mut self.rules {
-                    rules.groups.push(rules.list.iter().all(|rule| rule.holds(&key.0)));
+                let next = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
+                let group = self.vacant.pop_first().unwrap_or(next);
+                if group == next {
+                    self.rules.iter_mut().for_each(|rules| rules.groups.push(false));
+                    self.groups.push(Group { labels: Vec::new(), devices, size, tree: Tree::new() });
                 }
-                self.groups.push(Group { labels: key.0.clone(), devices, tree: Tree::new() });
+                for rules in &mut self.rules {
+                    rules.groups[group as usize] = rules.list.iter().all(|rule| rule.holds(&key.0));
+                }
+                let labels = key.0.clone();
+                self.groups[group as usize] = Group { labels, devices, size, tree: Tree::new() };
                 self.by_labels.insert(key, group);
                 group
             }
@@ -261,6 +271,13 @@ impl Index {
         tree.update(spot.place, Summary::NOTHING);
         tree.nodes[spot.place] = None;
         tree.vacant.insert(spot.place);
+        if tree.vacant.len() == tree.nodes.len() {
+            let group = &mut self.groups[spot.group as usize];
+            group.tree = Tree::new();
+            let key = (std::mem::take(&mut group.labels), group.devices, group.size);
+            self.by_labels.remove(&key);
+            self.vacant.insert(spot.group);
+        }
     }
 
     /// What is known of a node.
@@ -316,12 +333,13 @@ impl Index {
     /// How many groups of nodes are told apart.
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        self.groups.len()
+        self.groups.len() - self.vacant.len()
     }
 
     /// Forgets all nodes.
     pub fn clear(&mut self) {
         self.groups.clear();
+        self.vacant.clear();
         self.by_labels.clear();
         for rules in &mut self.rules {
             rules.groups.clear();

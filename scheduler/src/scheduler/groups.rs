@@ -65,18 +65,12 @@ impl Scheduler {
                 return;
             }
         };
-        let places: Vec<LabelRule> = Some(&spec.place)
-            .filter(|key| !key.is_empty())
-            .map(|key| LabelRule::Exists(key.clone()))
-            .into_iter()
-            .collect();
-        let rules = [self.cluster.rules(&spec.labels), self.cluster.rules(&places)];
         *self.groups_of.entry(job).or_default() += 1;
         let gang = Gang {
             id,
             job,
             queue,
-            rules,
+            rules: [0; 2],
             needs: self.needs_of(&spec),
             bundles: spec.bundles.iter().map(|_| None).collect(),
             spec,
@@ -127,7 +121,11 @@ impl Scheduler {
 
     /// Lets a group wait for the bundles that it lacks.
     fn wait_gang(&mut self, at: u32) {
+        let Some(spec) = self.gangs.get(at).map(|gang| Arc::clone(&gang.spec)) else { return };
+        let place = (!spec.place.is_empty()).then(|| LabelRule::Exists(spec.place.clone()));
+        let rules = [self.cluster.rules(&spec.labels), self.cluster.rules(place.as_slice())];
         let Some(gang) = self.gangs.get_mut(at) else { return };
+        gang.rules = rules;
         let missing = gang.missing();
         let needs = missing.iter().filter_map(|number| gang.needs.get(*number as usize));
         let mut need = gang::sum(needs.clone());
@@ -148,8 +146,10 @@ impl Scheduler {
         if let Some(shape) = gang.shape.take() {
             self.queues.stop_waiting(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
             self.waiting_gangs -= 1;
-            let who = Oldest::Gang(gang.id);
+            let (who, rules) = (Oldest::Gang(gang.id), gang.rules);
             self.leave_shape(shape);
+            // What has its places needs no nodes told apart.
+            rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
             self.lift_oldest(who);
         }
     }
@@ -505,7 +505,6 @@ impl Scheduler {
         self.holding.remove(&at);
         let Some(gang) = self.gangs.remove(at) else { return };
         self.gang_of.remove(&gang.id);
-        gang.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
         if let Some(count) = self.groups_of.get_mut(&gang.job) {
             *count = count.saturating_sub(1);
             if *count == 0 {

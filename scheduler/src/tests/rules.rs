@@ -1,6 +1,6 @@
 //! Devices, classes without resources, order, fairness, and asking for idle leases.
 
-use mobula_proto::resource::Isolation;
+use mobula_proto::{Group, GroupId, group::Arrange, resource::Isolation};
 
 use super::*;
 use crate::Preempt;
@@ -356,4 +356,37 @@ fn labels_tell_nodes_apart_only_as_long_as_some_rule_names_them() {
     // Of the same key as before.
     world.ask(host(99), 3, &labelled(&[is_in("host", &["h8"])], "2 cpu"), 1);
     assert_eq!(world.scheduler.node_groups(), 50);
+}
+
+#[test]
+fn groups_tell_nodes_apart_only_as_long_as_they_look_for_places() {
+    let nodes: Vec<String> = (0..20).map(|number| format!("2 cpu|host=h{}", number / 2)).collect();
+    let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    let (group, job) = (GroupId { number: 1 }, JobId { number: 1 });
+    let spec = Group {
+        bundles: vec![resources("2 cpu"); 2],
+        arrange: Arrange::StrictPack,
+        place: "host".to_owned(),
+        ..Group::default()
+    };
+    let placed = world.step(Event::Group { group, job, spec: Arc::new(spec) });
+    assert_eq!(show(&placed), "group-1 0:node-1+1:node-2");
+    assert_eq!(world.scheduler.node_groups(), 10);
+    world.tick(60_000);
+    assert_eq!(world.scheduler.node_groups(), 1);
+    // What it lost is looked for as before.
+    assert_eq!(show(&world.step(Event::NodeDown { node: node(2) })), "group-1 lost [1]");
+    assert_eq!(world.scheduler.node_groups(), 10);
+    world.tick(60_000);
+    assert_eq!(world.scheduler.node_groups(), 10);
+    assert_eq!(show(&world.up(node(21), "2 cpu|host=h0")), "group-1 1:node-21");
+    // Nodes that have gone leave nothing behind, however many there were.
+    let patient = Class { wait_for_node: true, ..labelled(&[is_in("host", &["none"])], "1 cpu") };
+    world.ask(host(99), 1, &patient, 1);
+    for number in 30..60 {
+        world.up(node(number), &format!("2 cpu|host=new{number}"));
+        assert_eq!(world.scheduler.node_groups(), 11);
+        world.step(Event::NodeDown { node: node(number) });
+        assert_eq!(world.scheduler.node_groups(), 10);
+    }
 }
