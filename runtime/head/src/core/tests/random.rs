@@ -198,6 +198,13 @@ fn nothing_is_lost_and_nothing_leaks_whatever_comes_in() {
         for _ in 0..STEPS {
             run.step();
             run.read();
+            if run.dice.roll(8) == 0 {
+                // Those that are idle drain; those of them that are needed, or not empty in time, stay.
+                let (one, other) = (run.agent().node, run.agent().node);
+                let done = run.world.core.settle(&[one], &[other], Millis(500), run.world.now);
+                run.world.keep(Ok(done)).unwrap();
+                run.read();
+            }
         }
         // Every wait has an end.
         run.world.pass(RESERVE_MS_MAX + 5000);
