@@ -58,9 +58,6 @@ struct Ruled {
     count: u32,
 }
 
-/// Most lists of rules that are held against a node before the shapes; with more, each shape that may fit is asked.
-const RULED_MAX: usize = 64;
-
 /// All shapes of which something waits.
 ///
 /// One of them is *open* if there may be room for it: on the node `here` alone if it is in `on`, else anywhere.
@@ -264,18 +261,14 @@ impl Shapes {
         let [mut fits, mut unsure] = std::mem::take(&mut self.scratch);
         fits.clear();
         unsure.copy(&self.special);
-        let by_rules = self.ruled.len() <= RULED_MAX;
         for (_, ruled) in self.ruled.iter() {
-            if !by_rules || ruled.rules.iter().any(|rules| cluster.index.admits(*rules, node.spot)) {
+            if ruled.rules.iter().any(|rules| cluster.index.admits(*rules, node.spot)) {
                 fits.add(&ruled.shapes);
             }
         }
         self.pinned.get(&node.id).into_iter().flatten().for_each(|id| fits.insert(*id));
         self.fit.keep(&mut fits, &node.free(), &mut unsure);
         self.keep_apart(node, &mut fits);
-        if !by_rules {
-            unsure.copy(&fits);
-        }
         self.look_at(at, cluster, &mut fits, &mut unsure);
         only_kept(node, &mut fits);
         if self.on.is_empty() {
