@@ -73,6 +73,8 @@ pub(crate) struct Branch {
     most: Vec<(usize, i64)>,
     /// By kind. (Memory is counted in ten-thousandths of a byte: a petabyte of it is more than 64 bits hold.)
     usage: Vec<i128>,
+    /// The kinds of which that is any: few of all that some node had once.
+    uses: Vec<usize>,
     /// Of that is being given up, and what room is being made for.
     leaving: Vec<i128>,
     coming: Vec<i128>,
@@ -177,6 +179,7 @@ impl Branch {
             promises: false,
             most: Vec::new(),
             usage: Vec::new(),
+            uses: Vec::new(),
             leaving: Vec::new(),
             coming: Vec::new(),
             share: 0.0,
@@ -221,7 +224,9 @@ impl Branch {
     }
 
     fn new_share(&self, inverse: &[f64]) -> f64 {
-        self.share_of(|kind| self.used(kind), inverse)
+        let inverse = |kind: usize| inverse.get(kind).copied().unwrap_or(0.0);
+        let parts = self.uses.iter().map(|kind| self.used(*kind) as f64 * inverse(*kind));
+        parts.fold(0.0, f64::max) / self.weight
     }
 
     /// The place of a job, of which something waits here or is held from now on.
@@ -435,6 +440,11 @@ impl Queues {
         self.all[queue as usize].usage.get(kind).copied().unwrap_or(0)
     }
 
+    /// Whether a queue is known to use some of a kind.
+    pub fn uses(&self, queue: u32, kind: usize) -> bool {
+        self.all[queue as usize].uses.contains(&kind)
+    }
+
     /// A queue and those above it, up to the top.
     pub fn above(&self, queue: u32) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors(Some(queue), |at| self.all[*at as usize].parent)
@@ -613,7 +623,13 @@ impl Queues {
             let queue = &mut self.all[number as usize];
             for (kind, each) in amounts {
                 if let Some(used) = queue.usage.get_mut(*kind) {
+                    let any = *used != 0;
                     *used += i128::from(*each) * i128::from(times);
+                    match (any, *used != 0) {
+                        (false, true) => queue.uses.push(*kind),
+                        (true, false) => queue.uses.retain(|used| used != kind),
+                        _ => {}
+                    }
                 }
             }
             at = queue.parent;

@@ -273,7 +273,7 @@ impl Scheduler {
         for queue in 0..self.queues.len() {
             for kind in 0..self.cluster.kinds.len() {
                 let uses = usage.get(&(queue, kind)).copied().unwrap_or_default();
-                if uses != self.queues.usage(queue, kind) {
+                if uses != self.queues.usage(queue, kind) || (uses != 0) != self.queues.uses(queue, kind) {
                     return Err(format!("queue {} does not use {uses}", self.queues.get(queue).name));
                 }
             }
