@@ -126,14 +126,21 @@ fn objects_keep_an_idle_node_until_somebody_has_taken_them() {
     );
 }
 
-#[test]
-fn a_steward_keeps_its_node() {
+/// Two workers that were idle for long enough, and a driver elsewhere.
+fn leaving() -> (World, Agent, Agent, Agent, JobId) {
     let mut world = World::scaled();
     let (b, c) = (world.worker("b"), world.worker("c"));
     let (laptop, job) = world.laptop();
     world.looks(3);
     assert_eq!(world.drains(), [b.node.number, c.node.number]);
     world.all(b.link);
+    world.all(c.link);
+    (world, b, c, laptop, job)
+}
+
+#[test]
+fn a_steward_keeps_its_node() {
+    let (mut world, b, c, laptop, job) = leaving();
     let asks = |world: &mut World, from: Agent, job| {
         world.says(
             from.link,
@@ -179,16 +186,6 @@ fn what_came_since_it_was_planned_keeps_a_node() {
 
 #[test]
 fn an_idle_node_is_called_back() {
-    let leaving = || {
-        let mut world = World::scaled();
-        let (b, c) = (world.worker("b"), world.worker("c"));
-        let (laptop, job) = world.laptop();
-        world.looks(3);
-        assert_eq!(world.drains(), [b.node.number, c.node.number]);
-        world.all(b.link);
-        world.all(c.link);
-        (world, b, c, laptop, job)
-    };
     // By work that would wait beside it: there may be no more than these two nodes.
     let (mut world, b, c, laptop, job) = leaving();
     world.demand(laptop, laptop.host(1), job, 2, 2);
@@ -209,17 +206,7 @@ fn an_idle_node_is_called_back() {
     let (mut world, b, c, ..) = leaving();
     world.says(b.link, ToHead::Draining(Left { drivers: 1, ..Left::default() }));
     assert_eq!(world.drains(), [c.node.number]);
-    let start = ToHead::JobStart {
-        request: 7,
-        driver: c.host(1),
-        name: "test".to_owned(),
-        namespace: String::new(),
-        queue: String::new(),
-        binary: BinaryHash([0; 32]),
-        arguments: Vec::new(),
-        files: Vec::new(),
-    };
-    world.says(c.link, start);
+    world.says(c.link, job_start(c.host(1)));
     assert!(world.drains().is_empty());
     // Who is told to leave meanwhile leaves.
     let (mut world, b, c, laptop, job) = leaving();

@@ -43,6 +43,20 @@ impl Agent {
     }
 }
 
+/// A driver begins a job.
+fn job_start(driver: HostId) -> ToHead {
+    ToHead::JobStart {
+        request: 7,
+        driver,
+        name: "test".to_owned(),
+        namespace: String::new(),
+        queue: String::new(),
+        binary: BinaryHash([0; 32]),
+        arguments: Vec::new(),
+        files: Vec::new(),
+    }
+}
+
 impl World {
     fn new() -> Self {
         Self::with(Vec::new())
@@ -123,16 +137,7 @@ impl World {
     }
 
     fn start_job(&mut self, agent: Agent, seq: u32) -> Job {
-        let start = ToHead::JobStart {
-            request: 7,
-            driver: agent.host(seq),
-            name: "test".to_owned(),
-            namespace: String::new(),
-            queue: String::new(),
-            binary: BinaryHash([0; 32]),
-            arguments: Vec::new(),
-            files: Vec::new(),
-        };
+        let start = job_start(agent.host(seq));
         self.all(agent.link);
         self.says(agent.link, start);
         match self.first(agent.link) {
