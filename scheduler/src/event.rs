@@ -111,7 +111,8 @@ pub enum Event {
         job: JobId,
     },
     /// All the queues, in place of those before. What a queue that is no longer there holds is charged to the
-    /// default one; what waits in it is refused.
+    /// default one; what waits in it is refused, and so is what alone needs more than a limit. A group that was placed
+    /// is not: it waits for the bundles that it lacks.
     Queues(Vec<Queue>),
     /// A placement group is wanted. One that is known already is not asked for again.
     Group {
@@ -119,6 +120,14 @@ pub enum Event {
         group: GroupId,
         /// The job that is charged.
         job: JobId,
+        /// What it asks for.
+        spec: Arc<Group>,
+    },
+    /// A placement group of nobody's job, which a predecessor of this scheduler took on. It is never refused for its
+    /// queue: where that is gone it is the default one's, and where it needs more than the limits are now, it waits.
+    Promised {
+        /// The group.
+        group: GroupId,
         /// What it asks for.
         spec: Arc<Group>,
     },
@@ -340,7 +349,7 @@ impl Event {
             Self::NodeUp { total, devices, labels, .. } => check_node(total, devices, labels),
             Self::Demand { class, .. } => Ok(class.validate()?),
             Self::Queues(queues) => Ok(queue::validate(queues)?),
-            Self::Group { spec, .. } => Ok(spec.validate()?),
+            Self::Group { spec, .. } | Self::Promised { spec, .. } => Ok(spec.validate()?),
             _ => Ok(()),
         }
     }

@@ -65,8 +65,10 @@ pub(crate) struct Gang {
     pub waiting: BTreeSet<queues::Turn>,
     /// Bundles of which nobody is granted anything whose turn comes after that of who has waited for long.
     pub held: BTreeMap<u32, queues::Turn>,
-    /// Whether all of it was reserved once: then it waits for what it lost, and is refused no more.
+    /// Whether all of it was reserved once, or may have been: then it waits for what it lacks, and is refused no more.
     pub placed: bool,
+    /// Whether all of it is more than the limits of its queue are: then it waits until they are raised.
+    pub beyond: bool,
     /// When it is taken away, if it is.
     pub until: Option<Millis>,
     /// As of a [`crate::Demand`].

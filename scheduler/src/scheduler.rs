@@ -224,6 +224,7 @@ impl Scheduler {
                 }
             }
             Event::Group { group, job, spec } => self.group(group, job, spec, valid, out),
+            Event::Promised { group, spec } => self.promised(group, spec, valid, out),
             Event::GroupGone { group } => {
                 let at = self.gang_of.get(&group).copied();
                 at.into_iter().for_each(|at| self.group_gone(at, out));

@@ -74,7 +74,8 @@ impl Told<'_> {
         }
         let position = self.position(gang.queue, turn);
         if let Some(limit) = self.limit(gang.queue, shape) {
-            return format!("{head}; {limit}; {position}");
+            let beyond = if gang.beyond { ", less than all of it needs: raise that limit" } else { "" };
+            return format!("{head}; {limit}{beyond}; {position}");
         }
         // The largest is what is hardest to find room for.
         let mut sizes = missing.clone();

@@ -177,7 +177,8 @@ impl Scheduler {
 
     /// The same for a group that lacks bundles.
     fn ask_for_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
-        let Some(gang) = self.gangs.get(at) else { return };
+        // What others give back is of no use where the limit itself is too low.
+        let Some(gang) = self.gangs.get(at).filter(|gang| !gang.beyond) else { return };
         let Some(shape) = gang.shape.and_then(|shape| self.shapes.get(shape)) else { return };
         let level = queues::level(gang.turn(at, self.options.ageing), self.now, self.options.ageing);
         let full = self.queues.full_limits(gang.queue, shape.id, &shape.need);

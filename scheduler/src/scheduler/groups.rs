@@ -7,7 +7,7 @@ use std::{
 };
 
 use mobula_proto::{
-    Group, GroupId, JobId, LeaseId,
+    Group, GroupId, JobId, LeaseId, Resources,
     group::Arrange,
     resource::{Class, LabelRule},
 };
@@ -58,13 +58,39 @@ impl Scheduler {
         if self.gang_of.contains_key(&id) {
             return;
         }
-        let queue = match valid.and_then(|()| self.check_group(job, &spec)) {
-            Ok(queue) => queue,
-            Err(error) => {
-                out.push(Effect::GroupInfeasible { group: id, error });
-                return;
-            }
-        };
+        match valid.and_then(|()| self.check_group(job, &spec)) {
+            Ok(queue) => self.enter_gang(id, job, queue, spec, false, out),
+            Err(error) => out.push(Effect::GroupInfeasible { group: id, error }),
+        }
+    }
+
+    pub(super) fn promised(
+        &mut self,
+        id: GroupId,
+        spec: Arc<Group>,
+        valid: Result<(), Error>,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.gang_of.contains_key(&id) {
+            return;
+        }
+        let queue = self.queues.find(&spec.queue).unwrap_or(DEFAULT);
+        match valid {
+            Ok(()) => self.enter_gang(id, ANYBODYS, queue, spec, true, out),
+            Err(error) => out.push(Effect::GroupInfeasible { group: id, error }),
+        }
+    }
+
+    /// Lets a new group wait.
+    fn enter_gang(
+        &mut self,
+        id: GroupId,
+        job: JobId,
+        queue: u32,
+        spec: Arc<Group>,
+        placed: bool,
+        out: &mut Vec<Effect>,
+    ) {
         *self.groups_of.entry(job).or_default() += 1;
         let gang = Gang {
             id,
@@ -79,7 +105,8 @@ impl Scheduler {
             shape: None,
             waiting: BTreeSet::new(),
             held: BTreeMap::new(),
-            placed: false,
+            placed,
+            beyond: false,
             until: None,
             asked_from: 0,
         };
@@ -95,12 +122,15 @@ impl Scheduler {
             return Err(Error::TooMany { who: job.to_string(), what: "groups", max: PER_JOB_MAX });
         }
         let queue = self.queues.find(&spec.queue).ok_or_else(|| Error::UnknownQueue(spec.queue.clone()))?;
-        let mut all = mobula_proto::Resources::none();
+        self.above_limit(queue, spec).map_or(Ok(queue), Err)
+    }
+
+    /// The limit that a group would break even if it had all that this allows.
+    fn above_limit(&self, queue: u32, spec: &Group) -> Option<Error> {
+        let mut all = Resources::none();
         spec.bundles.iter().for_each(|bundle| all.add(bundle));
-        match self.queues.above_limit(queue, &all) {
-            Some((queue, kind, limit)) => Err(Error::AboveLimit { queue, kind, limit }),
-            None => Ok(queue),
-        }
+        let (queue, kind, limit) = self.queues.above_limit(queue, &all)?;
+        Some(Error::AboveLimit { queue, kind, limit })
     }
 
     fn needs_of(&self, spec: &Group) -> Vec<Arc<Need>> {
@@ -124,8 +154,9 @@ impl Scheduler {
         let Some(spec) = self.gangs.get(at).map(|gang| Arc::clone(&gang.spec)) else { return };
         let place = (!spec.place.is_empty()).then(|| LabelRule::Exists(spec.place.clone()));
         let rules = [self.cluster.rules(&spec.labels), self.cluster.rules(place.as_slice())];
+        let beyond = self.gangs.get(at).is_some_and(|gang| self.above_limit(gang.queue, &spec).is_some());
         let Some(gang) = self.gangs.get_mut(at) else { return };
-        gang.rules = rules;
+        (gang.rules, gang.beyond) = (rules, beyond);
         let missing = gang.missing();
         let needs = missing.iter().filter_map(|number| gang.needs.get(*number as usize));
         let mut need = gang::sum(needs.clone());
@@ -620,8 +651,8 @@ impl Scheduler {
         }
     }
 
-    /// Charges the bundles of all groups anew, and lets wait again what waited. Those whose queue is no longer there are
-    /// removed if they wait.
+    /// Charges the bundles of all groups anew, and lets wait again what waited. Those whose queue is no longer there, or
+    /// that need more than its limits are now, are removed if they were never placed: in others there is work that runs.
     pub(super) fn charge_gangs(&mut self, out: &mut Vec<Effect>) {
         let all: Vec<u32> = self.gangs.iter().map(|(at, _)| at).collect();
         for at in all {
@@ -639,22 +670,20 @@ impl Scheduler {
             let Some(shape) = gang.shape else { continue };
             self.queues.wait(gang.queue, gang.job, shape, gang.turn(at, self.options.ageing));
             self.shapes.reopen(shape);
-            let (id, name) = (gang.id, gang.spec.queue.clone());
-            let error = match (queue, self.check_group_limit(at)) {
-                (None, _) => Error::UnknownQueue(name),
+            let (id, spec) = (gang.id, Arc::clone(&gang.spec));
+            let above = self.above_limit(queue.unwrap_or(DEFAULT), &spec);
+            let Some(gang) = self.gangs.get_mut(at) else { continue };
+            gang.beyond = above.is_some();
+            if gang.placed {
+                continue;
+            }
+            let error = match (queue, above) {
+                (None, _) => Error::UnknownQueue(spec.queue.clone()),
                 (_, Some(error)) => error,
                 _ => continue,
             };
             out.push(Effect::GroupInfeasible { group: id, error });
             self.group_gone(at, out);
         }
-    }
-
-    fn check_group_limit(&self, at: u32) -> Option<Error> {
-        let gang = self.gangs.get(at)?;
-        let all = gang::sum(gang.needs.iter());
-        let all = self.cluster.kinds.resources(all.amounts.into_iter());
-        let (queue, kind, limit) = self.queues.above_limit(gang.queue, &all)?;
-        Some(Error::AboveLimit { queue, kind, limit })
     }
 }

@@ -136,7 +136,9 @@ impl Scheduler {
             let is_limited = |limited: &u32| {
                 known.need.amounts.iter().any(|(kind, _)| self.queues.limits(*limited, *kind))
             };
-            if !self.queues.limited(queue).iter().any(is_limited) || !seen.insert(queue) {
+            // What all of the limit is too little for would only keep others from it.
+            let beyond = known.key.gang.is_some() && self.gangs.get(at).is_some_and(|gang| gang.beyond);
+            if beyond || !self.queues.limited(queue).iter().any(is_limited) || !seen.insert(queue) {
                 continue;
             }
             if self.queues.headroom(queue, shape, &known.need) > 0 {

@@ -130,6 +130,74 @@ fn groups_share_as_their_queues_do() {
 }
 
 #[test]
+fn a_limit_that_is_lowered_ends_no_group_that_runs() {
+    let queues = |limit: &str| Event::Queues(vec![super::sharing::queue(&format!("a; limit {limit} cpu"))]);
+    let spec = |bundles: &[&str]| Group { queue: "a".to_owned(), ..group(Arrange::Spread, bundles) };
+    let mut world = World::new(&["2 cpu", "2 cpu"]);
+    world.step(queues("4"));
+    assert_eq!(show(&ask(&mut world, 1, &spec(&["2 cpu"; 2]))), "group-1 0:node-1+1:node-2");
+    assert_eq!(show(&world.ask(host(9), 0, &inside(1, Some(0), "1 cpu"), 1)), "node-1 x1");
+    ask(&mut world, 2, &spec(&["1 cpu"; 3]));
+    // It lacks a bundle at this moment; another was never placed.
+    assert_eq!(show(&world.step(Event::NodeDrain { node: node(2) })), "group-1 lost [1]");
+    assert_eq!(
+        show(&world.step(queues("2"))),
+        "group-2 infeasible: one slot has more CPU than the limit of queue a, which is 2: raise it, or use another queue"
+    );
+    assert_eq!(show(&world.step(Event::NodeResume { node: node(2) })), "", "the limit leaves nothing");
+    let why = |world: &World| world.scheduler.why_group(GroupId { number: 1 }).unwrap();
+    assert_eq!(
+        why(&world),
+        "needs 1 bundle of 2 CPU (spread) beside the 1 that it has; queue a is at its limit of 2 CPU, less than all of it \
+         needs: raise that limit; position 1 of queue a"
+    );
+    assert_eq!(show(&world.step(queues("4"))), "group-1 1:node-2");
+    // Nor does a queue that is no longer there.
+    world.step(Event::NodeDrain { node: node(2) });
+    assert_eq!(show(&world.step(Event::Queues(Vec::new()))), "");
+    assert_eq!(show(&world.step(Event::NodeResume { node: node(2) })), "group-1 1:node-2");
+}
+
+#[test]
+fn what_was_promised_waits_for_its_limit_and_holds_up_nobody() {
+    let queues = |limit: &str| Event::Queues(vec![super::sharing::queue(&format!("a; limit {limit} cpu"))]);
+    let spec = Group { queue: "a".to_owned(), ..group(Arrange::Pack, &["1 cpu"; 3]) };
+    let promise = |world: &mut World, number: u64, spec: &Group| {
+        show(&world.step(Event::Promised { group: GroupId { number }, spec: Arc::new(spec.clone()) }))
+    };
+    let options = Options { term: Millis(1_000_000), ..Options::default() };
+    let mut world = World::with(options, &["4 cpu"]);
+    world.step(queues("2"));
+    assert_eq!(promise(&mut world, 1, &spec), "");
+    assert_eq!(
+        promise(&mut world, 2, &group(Arrange::Pack, &["1 cpu"; 1025])).split(':').next(),
+        Some("group-2 infeasible")
+    );
+    assert_eq!(
+        promise(&mut world, 3, &Group { queue: "gone".to_owned(), ..group(Arrange::Pack, &["1 cpu"]) }),
+        "group-3 0:node-1"
+    );
+    let why = |world: &World| world.scheduler.why_group(GroupId { number: 1 }).unwrap();
+    assert_eq!(
+        why(&world),
+        "needs 3 bundles of 1 CPU each (pack); queue a has 2 left of its limit of 2 CPU, less than all of it needs: raise \
+         that limit; position 1 of queue a"
+    );
+    // However long it waits, nothing of the limit is set aside for it, and nobody is asked for what would be of no use.
+    let of_a = Class { queue: "a".to_owned(), ..class("1 cpu") };
+    world.ask(host(9), 0, &of_a, 2);
+    for _ in 0..2 {
+        assert_eq!(show(&world.tick(31_000)), "");
+    }
+    world.ask(host(8), 0, &of_a, 1);
+    let shrunk = Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 };
+    assert_eq!(show(&world.step(shrunk)), "node-1 x1");
+    assert_eq!(show(&world.step(queues("1"))), "", "it stays where the limit is lowered further");
+    world.step(Event::JobGone { job: JobId { number: 1 } });
+    assert_eq!(show(&world.step(queues("3"))), "group-1 0:node-1+1:node-1+2:node-1");
+}
+
+#[test]
 fn what_could_never_be_is_said() {
     check(
         &["2 cpu", "2 cpu"],

@@ -252,7 +252,7 @@ impl Core {
         let all: Vec<_> =
             self.groups.all.iter().map(|(group, entry)| (*group, Arc::clone(&entry.spec))).collect();
         for (group, spec) in all {
-            self.schedule(scheduler::Event::Group { group, job: ANYBODYS, spec });
+            self.schedule(scheduler::Event::Promised { group, spec });
         }
     }
 

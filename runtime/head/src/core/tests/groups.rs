@@ -4,8 +4,12 @@ use super::*;
 
 impl World {
     fn group(&mut self, agent: Agent, job: JobId, cpus: &[u64], detached: bool) -> Answer {
+        self.group_in("", agent, job, cpus, detached)
+    }
+
+    fn group_in(&mut self, queue: &str, agent: Agent, job: JobId, cpus: &[u64], detached: bool) -> Answer {
         let bundles = cpus.iter().map(|cpus| Resources::cpu(Quantity::whole(*cpus))).collect();
-        let group = Group { bundles, arrange: Arrange::Pack, ..Group::default() };
+        let group = Group { bundles, arrange: Arrange::Pack, queue: queue.to_owned(), ..Group::default() };
         let (name, namespace) = match detached {
             true => ("gang".to_owned(), "lab".to_owned()),
             false => (String::new(), String::new()),
@@ -123,4 +127,33 @@ fn a_detached_group_outlives_the_head_and_waits_for_nodes() {
     records.extend(world.records);
     let gone = records.iter().filter(|record| matches!(record, Record::GroupGone { .. }));
     assert_eq!(gone.count(), 1, "it is gone from disk too");
+}
+
+#[test]
+fn a_detached_group_outlives_a_limit_that_was_lowered() {
+    let mut world = World::new();
+    let limit = |cpus| {
+        let most = vec![(mobula_proto::resource::Kind::Cpu, Quantity::whole(cpus))];
+        mobula_proto::queue::Change { name: "lab".to_owned(), limit: Some(most), ..Default::default() }
+    };
+    world.set(limit(4)).unwrap();
+    let a = world.join("a", 4);
+    let job = world.start_job(a, 1).job;
+    world.all(a.link);
+    let (group, ready) = placed(world.group_in("lab", a, job, &[1, 1, 1], true));
+    assert!(ready);
+    world.set(limit(2)).unwrap();
+    assert!(!world.records.iter().any(|record| matches!(record, Record::GroupGone { .. })));
+
+    // A further head finds it on disk, above the limit.
+    let mut world = World::with(world.records.clone());
+    let a = world.join("a", 4);
+    let job = world.start_job(a, 1).job;
+    world.all(a.link);
+    let find = Question::GroupFind { namespace: "lab".to_owned(), name: "gang".to_owned() };
+    assert_eq!(placed(world.ask(a, 1, job, find.clone())), (group, false), "{:?}", world.records);
+    let why = world.core.group_snapshots(1)[0].why.clone();
+    assert!(why.contains("limit of 2 CPU, less than all of it needs"), "{why}");
+    world.set(limit(3)).unwrap();
+    assert_eq!(placed(world.ask(a, 1, job, find)), (group, true));
 }
