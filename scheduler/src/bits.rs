@@ -38,7 +38,8 @@ impl Bits {
 
     /// Whether any is in both.
     pub fn meets(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+        // All of it, two words at a time: sooner done than looking at each.
+        self.0.iter().zip(&other.0).fold(0, |both, (a, b)| both | a & b) != 0
     }
 
     /// Becomes like another, in the memory that it has.

@@ -75,7 +75,7 @@ impl Cluster {
         self.workers += usize::from(!stock.is_empty());
         self.count(&stock, 1);
         let (draining, stale, spot, kept) = (false, false, Spot::default(), None);
-        let (leases, bundles, apart) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let (leases, bundles, apart) = (Vec::new(), BTreeSet::new(), Vec::new());
         let at = self.nodes.insert(Node {
             id,
             total,
@@ -214,10 +214,11 @@ impl Cluster {
             && (before == 0) != (now == 0)
             && let Some(node) = self.nodes.get_mut(node)
         {
-            match now {
-                0 => node.apart.remove(&at),
-                _ => node.apart.insert(at),
-            };
+            match node.apart.binary_search(&at) {
+                Ok(place) if now == 0 => drop(node.apart.remove(place)),
+                Err(place) if now > 0 => node.apart.insert(place, at),
+                _ => {}
+            }
         }
     }
 

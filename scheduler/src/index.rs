@@ -182,7 +182,7 @@ struct Rules {
 /// A node's place in the index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spot {
-    group: u32,
+    pub group: u32,
     place: usize,
 }
 
@@ -220,6 +220,8 @@ pub(crate) struct Index {
     unused: bool,
     rules: Vec<Rules>,
     by_rules: BTreeMap<Vec<LabelRule>, u32>,
+    /// Goes up as soon as some rules may admit other groups.
+    version: u64,
 }
 
 impl Index {
@@ -234,7 +236,13 @@ impl Index {
             unused: false,
             rules: Vec::new(),
             by_rules: BTreeMap::new(),
+            version: 1,
         }
+    }
+
+    /// What [`Index::admits`] said holds as long as this stays as it is.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// A place for a node, which [`Index::update`] fills.
@@ -244,6 +252,7 @@ impl Index {
         let group = match self.by_labels.get(&key) {
             Some(group) => *group,
             None => {
+                self.version += 1;
                 let next = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
                 let group = self.vacant.pop_first().unwrap_or(next);
                 if group == next {
@@ -292,6 +301,7 @@ impl Index {
             self.rules[*at as usize].users += 1;
             return (*at, false);
         }
+        self.version += 1;
         let before = self.keys.len();
         self.keys.extend(list.iter().map(|rule| key_of(rule).to_owned()));
         let groups = self.groups.iter().map(|g| list.iter().all(|rule| rule.holds(&g.labels))).collect();
@@ -338,6 +348,7 @@ impl Index {
 
     /// Forgets all nodes.
     pub fn clear(&mut self) {
+        self.version += 1;
         self.groups.clear();
         self.vacant.clear();
         self.by_labels.clear();

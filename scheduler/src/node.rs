@@ -74,8 +74,8 @@ pub(crate) struct Node {
     pub leases: Vec<u32>,
     /// Groups, and which of their bundles, that have a part of it.
     pub bundles: BTreeSet<(u32, u32)>,
-    /// Kins that keep apart and have a slot on it.
-    pub apart: BTreeSet<u32>,
+    /// Kins that keep apart and have a slot on it, in order.
+    pub apart: Vec<u32>,
     pub spot: Spot,
     /// The only shape that is granted anything here, if it is kept for one.
     pub kept: Option<Kept>,

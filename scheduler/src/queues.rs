@@ -148,10 +148,19 @@ pub(crate) struct Pick {
 /// What a search for a turn notes, kept for its memory.
 #[derive(Debug, Default)]
 struct Notes {
-    /// By a job's place: in which search it was noted, and its first turn.
-    first: Vec<(u64, Turn, ShapeId)>,
+    /// By a job's place.
+    first: Vec<First>,
     search: u64,
     jobs: Vec<u32>,
+}
+
+/// A job's first turn in a search.
+#[derive(Clone, Copy, Debug, Default)]
+struct First {
+    /// In which one it was noted.
+    search: u64,
+    turn: Turn,
+    shape: ShapeId,
 }
 
 #[derive(Debug)]
@@ -194,14 +203,14 @@ impl Branch {
     }
 
     fn share_of(&self, usage: impl Fn(usize) -> i128, inverse: &[f64]) -> f64 {
-        let parts = inverse.iter().enumerate().map(|(kind, inverse)| usage(kind) as f64 * inverse);
+        let parts = inverse.iter().enumerate().map(|(kind, inverse)| float(usage(kind)) * inverse);
         parts.fold(0.0, f64::max) / self.weight
     }
 
     /// Which part it has of what is guaranteed to it, of the kinds that `need` has; `None` where that is nothing or all.
     fn owed(&self, usage: impl Fn(usize) -> i128, need: &Need) -> Option<f64> {
         let needed = self.promised.iter().filter(|(kind, _)| need.get(*kind) > 0);
-        let part = needed.map(|(kind, promised)| usage(*kind) as f64 / *promised as f64).reduce(f64::max);
+        let part = needed.map(|(kind, promised)| float(usage(*kind)) / *promised as f64).reduce(f64::max);
         part.filter(|part| *part < 1.0)
     }
 
@@ -225,7 +234,7 @@ impl Branch {
 
     fn new_share(&self, inverse: &[f64]) -> f64 {
         let inverse = |kind: usize| inverse.get(kind).copied().unwrap_or(0.0);
-        let parts = self.uses.iter().map(|kind| self.used(*kind) as f64 * inverse(*kind));
+        let parts = self.uses.iter().map(|kind| float(self.used(*kind)) * inverse(*kind));
         parts.fold(0.0, f64::max) / self.weight
     }
 
@@ -398,11 +407,12 @@ impl Queues {
     /// Puts a queue where its share belongs among its siblings'.
     fn update_share(&mut self, queue: u32) {
         let branch = &mut self.all[queue as usize];
+        // The topmost one has nobody to be compared with.
+        let Some(parent) = branch.parent else { return };
         let share = branch.new_share(&self.inverse);
         if share.total_cmp(&std::mem::replace(&mut branch.share, share)).is_eq() {
             return;
         }
-        let Some(parent) = branch.parent else { return };
         let mut place = branch.place;
         let mut siblings = std::mem::take(&mut self.all[parent as usize].children);
         while place > 0 && self.compare(queue, siblings[place - 1]).is_lt() {
@@ -801,24 +811,21 @@ impl Queues {
         let limited = !branch.limited.is_empty();
         notes.search += 1;
         notes.jobs.clear();
+        notes.first.resize(notes.first.len().max(branch.jobs.places()), First::default());
         let mut oldest = i64::MAX;
         for waiting in branch.waiting.iter().filter(|waiting| open.contains(waiting.shape)) {
             if limited && self.headroom(queue, waiting.shape, turns.shapes.need(waiting.shape)) == 0 {
                 continue;
             }
             for lane in &waiting.lanes {
-                oldest = oldest.min(lane.first.0);
-                let at = lane.at as usize;
-                if at >= notes.first.len() {
-                    notes.first.resize(at + 1, (0, (0, 0, 0), 0));
-                }
-                let first = &mut notes.first[at];
-                if first.0 != notes.search {
-                    *first = (notes.search, lane.first, waiting.shape);
+                let Some(first) = notes.first.get_mut(lane.at as usize) else { continue };
+                if first.search != notes.search {
                     notes.jobs.push(lane.at);
-                } else if lane.first < first.1 {
-                    (first.1, first.2) = (lane.first, waiting.shape);
+                } else if lane.first >= first.turn {
+                    continue;
                 }
+                *first = First { search: notes.search, turn: lane.first, shape: waiting.shape };
+                oldest = oldest.min(lane.first.0);
             }
         }
         // Only the highest level counts: all that waits since then.
@@ -826,7 +833,7 @@ impl Queues {
         let mut best: Option<(u64, Turn, ShapeId)> = None;
         let (mut next, mut same) = (None::<u64>, 0_u32);
         for at in &notes.jobs {
-            let (_, turn, shape) = notes.first[*at as usize];
+            let First { turn, shape, .. } = notes.first[*at as usize];
             if turn.0 > since {
                 continue;
             }
@@ -852,6 +859,14 @@ impl Queues {
         };
         Some(Pick { demand, shape, slots, part: 1.0 / f64::from(same), quantum })
     }
+}
+
+/// A sum as a floating-point number. What fits into 64 bits, as all but petabytes do, is converted by the processor.
+fn float(sum: i128) -> f64 {
+    const HIGH: f64 = 18_446_744_073_709_551_616.0;
+    let size = sum.unsigned_abs();
+    let size = (size >> 64) as u64 as f64 * HIGH + size as u64 as f64;
+    if sum < 0 { -size } else { size }
 }
 
 /// What a pick looks at.

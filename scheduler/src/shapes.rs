@@ -68,9 +68,12 @@ pub(crate) struct Shapes {
     fit: Fit,
     ruled: Slab<Ruled>,
     ruled_of: BTreeMap<Vec<u32>, u32>,
+    /// What `ruled` says by group of nodes, as far as it was asked, of this version of the index.
+    admitted: Vec<Option<Bits>>,
+    version: u64,
     pinned: BTreeMap<NodeId, BTreeSet<ShapeId>>,
     /// What keeps apart from its own kin, by that.
-    apart: BTreeMap<u32, ShapeId>,
+    apart: Vec<Option<ShapeId>>,
     /// What needs a closer look: kinds that share a bound, unknown ones, very small ones, and what is pinned.
     special: Bits,
     gangs: Bits,
@@ -92,8 +95,10 @@ impl Shapes {
             fit: Fit::new(),
             ruled: Slab::new(),
             ruled_of: BTreeMap::new(),
+            admitted: Vec::new(),
+            version: 0,
             pinned: BTreeMap::new(),
-            apart: BTreeMap::new(),
+            apart: Vec::new(),
             special: Bits::new(),
             gangs: Bits::new(),
             needing: Vec::new(),
@@ -133,7 +138,9 @@ impl Shapes {
             None => self.rule(id, &key.rules),
         }
         if let Some(kin) = apart(&key, self.need(id)) {
-            self.apart.insert(kin, id);
+            let kin = kin as usize;
+            self.apart.resize(self.apart.len().max(kin + 1), None);
+            self.apart[kin] = Some(id);
         }
         self.by_key.insert(key, id);
         self.sort(id);
@@ -142,6 +149,7 @@ impl Shapes {
     }
 
     fn rule(&mut self, id: ShapeId, rules: &[u32]) {
+        self.admitted.clear();
         let at = match self.ruled_of.get(rules) {
             Some(at) => *at,
             None => {
@@ -184,7 +192,7 @@ impl Shapes {
         self.fit.remove(id, &need.dims);
         self.by_key.remove(&key);
         if let Some(kin) = apart(&key, &need) {
-            self.apart.remove(&kin);
+            self.apart[kin as usize] = None;
         }
         for bits in [&mut self.special, &mut self.gangs, &mut self.open, &mut self.on] {
             bits.remove(id);
@@ -200,6 +208,7 @@ impl Shapes {
         } else if let Some(at) = self.ruled_of.get(&key.rules).copied()
             && let Some(ruled) = self.ruled.get_mut(at)
         {
+            self.admitted.clear();
             ruled.shapes.remove(id);
             ruled.count -= 1;
             if ruled.count == 0 {
@@ -259,13 +268,8 @@ impl Shapes {
     /// Something became free on a node, which is not draining: opens what fits there.
     pub fn freed(&mut self, at: u32, node: &Node, cluster: &Cluster) {
         let [mut fits, mut unsure] = std::mem::take(&mut self.scratch);
-        fits.clear();
+        fits.copy(self.admitted(node, cluster));
         unsure.copy(&self.special);
-        for (_, ruled) in self.ruled.iter() {
-            if ruled.rules.iter().any(|rules| cluster.index.admits(*rules, node.spot)) {
-                fits.add(&ruled.shapes);
-            }
-        }
         self.pinned.get(&node.id).into_iter().flatten().for_each(|id| fits.insert(*id));
         self.fit.keep(&mut fits, &node.free(), &mut unsure);
         self.keep_apart(node, &mut fits);
@@ -305,14 +309,33 @@ impl Shapes {
         self.scratch = [fits, unsure];
     }
 
+    /// What waits whose rules admit a node.
+    fn admitted(&mut self, node: &Node, cluster: &Cluster) -> &Bits {
+        let version = cluster.index.version();
+        if std::mem::replace(&mut self.version, version) != version {
+            self.admitted.clear();
+        }
+        let group = node.spot.group as usize;
+        if self.admitted.len() <= group {
+            self.admitted.resize(group + 1, None);
+        }
+        self.admitted[group].get_or_insert_with(|| {
+            let mut all = Bits::new();
+            for (_, ruled) in self.ruled.iter() {
+                if ruled.rules.iter().any(|rules| cluster.index.admits(*rules, node.spot)) {
+                    all.add(&ruled.shapes);
+                }
+            }
+            all
+        })
+    }
+
     /// Takes out what keeps apart from its own kin, of which some is there.
     fn keep_apart(&self, node: &Node, fits: &mut Bits) {
-        if node.apart.len() < self.apart.len() {
-            let shapes = node.apart.iter().filter_map(|kin| self.apart.get(kin));
-            shapes.for_each(|id| fits.remove(*id));
-        } else {
-            let shapes = self.apart.iter().filter(|(kin, _)| node.apart.contains(kin));
-            shapes.for_each(|(_, id)| fits.remove(*id));
+        for kin in &node.apart {
+            if let Some(Some(id)) = self.apart.get(*kin as usize) {
+                fits.remove(*id);
+            }
         }
     }
 

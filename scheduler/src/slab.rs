@@ -56,6 +56,11 @@ impl<T> Slab<T> {
         self.slots.len() - self.vacant.len()
     }
 
+    /// All numbers are below this one.
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+
     /// By number.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         (0..).zip(&self.slots).filter_map(|(at, slot)| Some((at, slot.as_ref()?)))
