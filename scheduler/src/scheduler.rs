@@ -120,6 +120,9 @@ pub struct Scheduler {
     /// How often all that waits was judged.
     #[cfg(test)]
     pub(crate) judged: usize,
+    /// How many nodes were looked at to judge groups.
+    #[cfg(test)]
+    pub(crate) visited: std::cell::Cell<usize>,
 }
 
 impl Scheduler {
@@ -154,6 +157,8 @@ impl Scheduler {
             tidied: Millis(0),
             #[cfg(test)]
             judged: 0,
+            #[cfg(test)]
+            visited: std::cell::Cell::new(0),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     BundlePlace, Demand, Effect, Error, Millis, RevokeKind,
     gang::{self, Bundle, Gang, Placing},
     queues::{DEFAULT, Pick, Turn},
-    shapes,
+    shapes::{self, ShapeId},
     stock::{Need, Stock},
     why,
 };
@@ -44,6 +44,15 @@ pub(super) struct Roomy {
     pub bundles: BTreeSet<u32>,
     /// Demands that are new, or want more.
     pub demands: BTreeSet<u32>,
+}
+
+/// What nodes have of each kind that a group needs.
+struct Totals<'a> {
+    /// How many nodes they are, and what all have.
+    count: usize,
+    sums: Vec<i128>,
+    /// What those with each value of the label have that makes its places.
+    places: BTreeMap<&'a str, Vec<i128>>,
 }
 
 impl Scheduler {
@@ -546,15 +555,33 @@ impl Scheduler {
 
     /// Reports and forgets a group that no living nodes could ever hold. One that was placed before keeps what it has left,
     /// with the work in it, and waits for nodes that can hold the rest.
-    pub(super) fn judge_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
-        self.cluster.refresh();
-        let Some(gang) = self.gangs.get(at) else { return };
-        if self.cluster.workers == 0 || gang.spec.wait_for_node || gang.placed || gang.shape.is_none() {
+    fn judge_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
+        self.judge_those([at], out);
+    }
+
+    pub(super) fn judge_gangs(&mut self, out: &mut Vec<Effect>) {
+        let waiting: Vec<u32> =
+            self.gangs.iter().filter(|(_, g)| g.shape.is_some()).map(|(at, _)| at).collect();
+        self.judge_those(waiting, out);
+    }
+
+    fn judge_those(&mut self, gangs: impl IntoIterator<Item = u32>, out: &mut Vec<Effect>) {
+        if self.cluster.workers == 0 {
             return;
         }
-        if let Err(error) = self.could_hold(gang) {
-            out.push(Effect::GroupInfeasible { group: gang.id, error });
-            self.group_gone(at, out);
+        self.cluster.refresh();
+        // What is said of one is true of all that are alike.
+        let mut known: BTreeMap<ShapeId, Result<(), Error>> = BTreeMap::new();
+        for at in gangs {
+            let Some(gang) = self.gangs.get(at).filter(|gang| !gang.spec.wait_for_node && !gang.placed)
+            else {
+                continue;
+            };
+            let Some(shape) = gang.shape else { continue };
+            if let Err(error) = known.entry(shape).or_insert_with(|| self.could_hold(gang)) {
+                out.push(Effect::GroupInfeasible { group: gang.id, error: error.clone() });
+                self.group_gone(at, out);
+            }
         }
     }
 
@@ -572,32 +599,24 @@ impl Scheduler {
                 return Err(Error::Infeasible(format!("bundle {number}: {}", why::missing(&class, cluster))));
             }
         }
-        let fitting = || {
-            let admitted = |n: &&crate::node::Node| n.works() && cluster.index.admits(gang.rules[0], n.spot);
-            self.nodes_by_number().map(|(_, node)| node).filter(admitted)
-        };
         let labelled = !spec.place.is_empty();
-        let places: BTreeSet<&str> = labelled
-            .then(fitting)
-            .into_iter()
-            .flatten()
-            .filter_map(|node| node.labels.iter().find(|(key, _)| *key == spec.place))
-            .map(|(_, value)| value.as_str())
-            .collect();
-        if labelled && places.is_empty() {
+        let all = gang::sum(gang.needs.iter());
+        let of_all = |(kind, _): &(usize, i64)| cluster.totals.get(*kind).copied().unwrap_or(0);
+        // As a rule any node may have any of it: then there is no need to look at them one by one.
+        let has = match !labelled && spec.labels.is_empty() {
+            true => Totals {
+                count: cluster.workers,
+                sums: all.amounts.iter().map(of_all).collect(),
+                places: BTreeMap::new(),
+            },
+            false => self.totals_for(gang, &all),
+        };
+        if labelled && has.places.is_empty() {
             return Err(Error::UnknownPlace(spec.place.clone()));
         }
-        let all = gang::sum(gang.needs.iter());
-        // As a rule any node may have any of it: then there is no need to look at them one by one.
-        let anywhere = !labelled && spec.labels.is_empty();
-        let covers = |totals: &dyn Fn(usize) -> i128| {
-            all.amounts.iter().all(|(kind, each)| totals(*kind) >= i128::from(*each))
-        };
-        let count = match (labelled, anywhere) {
-            (true, _) => places.len(),
-            (_, true) => cluster.workers,
-            _ => fitting().count(),
-        };
+        let covers =
+            |sums: &[i128]| all.amounts.iter().zip(sums).all(|((_, each), sum)| *sum >= i128::from(*each));
+        let count = if labelled { has.places.len() } else { has.count };
         let together = match spec.arrange {
             Arrange::StrictSpread if count < spec.bundles.len() => {
                 return Err(Error::Infeasible(format!(
@@ -605,17 +624,11 @@ impl Scheduler {
                     spec.bundles.len()
                 )));
             }
-            Arrange::StrictPack if labelled => places.iter().any(|place| {
-                let inside = |n: &&crate::node::Node| {
-                    n.labels.iter().any(|(key, value)| *key == spec.place && value == place)
-                };
-                covers(&|kind| fitting().filter(inside).map(|n| i128::from(n.stock.total_of(kind))).sum())
-            }),
+            Arrange::StrictPack if labelled => has.places.values().any(|sums| covers(sums)),
             Arrange::StrictPack => {
                 cluster.index.first_able(gang.rules[0], &all, &mut |at| could(at, &all)).is_some()
             }
-            _ if anywhere => covers(&|kind| cluster.totals.get(kind).copied().unwrap_or(0)),
-            _ => covers(&|kind| fitting().map(|n| i128::from(n.stock.total_of(kind))).sum()),
+            _ => covers(&has.sums),
         };
         if together {
             return Ok(());
@@ -629,12 +642,28 @@ impl Scheduler {
         Err(Error::Infeasible(format!("{place} {total}, which all bundles need together")))
     }
 
-    pub(super) fn judge_gangs(&mut self, out: &mut Vec<Effect>) {
-        let waiting: Vec<u32> =
-            self.gangs.iter().filter(|(_, g)| g.shape.is_some()).map(|(at, _)| at).collect();
-        for at in waiting {
-            self.judge_gang(at, out);
+    /// What the nodes that a group may use have of what it needs, found by looking at each once: a label may have as many
+    /// values as there are nodes.
+    fn totals_for(&self, gang: &Gang, all: &Need) -> Totals<'_> {
+        let mut has = Totals { count: 0, sums: vec![0; all.amounts.len()], places: BTreeMap::new() };
+        for (_, node) in self.nodes_by_number() {
+            #[cfg(test)]
+            self.visited.set(self.visited.get() + 1);
+            if !node.works() || !self.cluster.index.admits(gang.rules[0], node.spot) {
+                continue;
+            }
+            let add = |sums: &mut Vec<i128>| {
+                for ((kind, _), sum) in all.amounts.iter().zip(sums) {
+                    *sum += i128::from(node.stock.total_of(*kind));
+                }
+            };
+            has.count += 1;
+            add(&mut has.sums);
+            if let Some((_, value)) = node.labels.iter().find(|(key, _)| *key == gang.spec.place) {
+                add(has.places.entry(value).or_insert_with(|| vec![0; all.amounts.len()]));
+            }
         }
+        has
     }
 
     /// There are new kinds of resources, which groups may wait for.

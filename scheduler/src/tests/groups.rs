@@ -233,6 +233,31 @@ fn what_could_never_be_is_said() {
 }
 
 #[test]
+fn groups_are_judged_by_one_look_at_each_node() {
+    let nodes: Vec<String> = (0..200).map(|number| format!("2 cpu|name=n{number}")).collect();
+    let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    let named = |arrange, bundles: &[&str]| Group { place: "name".to_owned(), ..group(arrange, bundles) };
+    let visited = |world: &World| world.scheduler.visited.take();
+    // As many places as nodes, of which none holds it.
+    let refused = "group-1 infeasible: no name has 4 CPU, which all bundles need together";
+    assert_eq!(show(&ask(&mut world, 1, &named(Arrange::StrictPack, &["2 cpu"; 2]))), refused);
+    assert!((1..=200).contains(&visited(&world)));
+    // Those that are alike are judged once.
+    for number in 1..=200 {
+        let whole = on(number, false, "2 cpu");
+        world.ask(host(300), number, &whole, 1);
+    }
+    let spec = named(Arrange::StrictSpread, &["2 cpu"; 200]);
+    for number in 2..=11 {
+        assert_eq!(show(&ask(&mut world, number, &spec)), "");
+    }
+    visited(&world);
+    let lost = show(&world.step(Event::NodeDown { node: node(200) }));
+    assert!(lost.contains("group-2 infeasible") && lost.contains("group-11 infeasible"), "{lost}");
+    assert!((1..=200).contains(&visited(&world)));
+}
+
+#[test]
 fn all_of_it_or_nothing() {
     let mut world = World::new(&["2 cpu", "2 cpu"]);
     world.ask(host(9), 0, &class("1 cpu"), 1);
