@@ -44,6 +44,9 @@ pub(crate) struct Cluster {
     pub workers: usize,
     /// What all have, by kind.
     pub totals: Vec<i128>,
+    /// How often places were looked for, for one bundle of a group.
+    #[cfg(test)]
+    pub takes: usize,
 }
 
 impl Cluster {
@@ -58,6 +61,8 @@ impl Cluster {
             stale: Vec::new(),
             workers: 0,
             totals: Vec::new(),
+            #[cfg(test)]
+            takes: 0,
         }
     }
 

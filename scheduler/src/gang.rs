@@ -10,9 +10,11 @@
 //! Bundles are taken from the nodes as they are found, and given back where one of them finds none. Where they are of
 //! different sizes, another order may find places even so: those are looked for by [`search`].
 
+pub mod pace;
 pub mod search;
 
 use std::{
+    cell::Cell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -131,10 +133,42 @@ pub(crate) fn size(cluster: &Cluster, need: &Need) -> u64 {
 fn place_of(cluster: &Cluster, gang: &Gang, at: u32) -> Option<Area> {
     match &gang.spec.place {
         key if key.is_empty() => Some(Area::Node(at)),
-        key => {
-            let labels = &cluster.nodes.get(at)?.labels;
-            let (_, value) = labels.iter().find(|(k, _)| k == key)?;
-            Some(Area::Label(key.clone(), value.clone()))
+        key => Some(Area::Label(key.clone(), value_of(cluster, key, at)?.to_owned())),
+    }
+}
+
+fn value_of<'a>(cluster: &'a Cluster, key: &str, at: u32) -> Option<&'a str> {
+    let (_, value) = cluster.nodes.get(at)?.labels.iter().find(|(k, _)| k == key)?;
+    Some(value)
+}
+
+/// As how many looks it counts that a place is found for one bundle, beside those at nodes.
+const TAKE: u32 = 32;
+
+/// Places of a group that hold some of it: nodes, or values of a label.
+#[derive(Debug, Default)]
+struct Used {
+    nodes: BTreeSet<u32>,
+    values: BTreeSet<String>,
+}
+
+impl Used {
+    fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.values.is_empty()
+    }
+
+    fn add(&mut self, place: Area) {
+        match place {
+            Area::Node(at) => drop(self.nodes.insert(at)),
+            Area::Label(_, value) => drop(self.values.insert(value)),
+        }
+    }
+
+    /// Whether a node lies in none of them, but in another place.
+    fn is_outside(&self, cluster: &Cluster, gang: &Gang, at: u32) -> bool {
+        match gang.spec.place.as_str() {
+            "" => !self.nodes.contains(&at),
+            key => value_of(cluster, key, at).is_some_and(|value| !self.values.contains(value)),
         }
     }
 }
@@ -145,19 +179,21 @@ pub(crate) struct Placing<'a> {
     gang: &'a Gang,
     /// Bundles that were found a node, and what was taken there.
     taken: Places,
+    /// What it took so far, in looks.
+    looks: Cell<u32>,
 }
 
 impl<'a> Placing<'a> {
     pub fn new(cluster: &'a mut Cluster, gang: &'a Gang) -> Self {
-        Self { cluster, gang, taken: Vec::new() }
+        Self { cluster, gang, taken: Vec::new(), looks: Cell::new(0) }
     }
 
-    /// Bundles with their node and what was taken there, by number. Where they must be searched for, that takes from
-    /// `looks`, and is put off where there are too few.
-    pub fn place(mut self, looks: &mut u32) -> Option<Places> {
+    /// Bundles with their node and what was taken there, by number; or what it took to find that there is no room, in
+    /// looks. Where they must be searched for, that takes from `looks`, and is put off where there are too few.
+    pub fn place(mut self, looks: &mut u32) -> Result<Places, u32> {
         let mut left = self.gang.missing();
         // The largest first: where they fit the others may, too.
-        left.sort_by_key(|number| (Reverse(size(self.cluster, self.need(*number))), *number));
+        left.sort_by_cached_key(|number| (Reverse(size(self.cluster, self.need(*number))), *number));
         let fine = match self.gang.spec.arrange {
             Arrange::StrictPack => self.pack_all(&left),
             Arrange::Pack => self.pack_all(&left) || self.pack(left),
@@ -166,12 +202,22 @@ impl<'a> Placing<'a> {
         };
         if !fine {
             self.give_back(0);
-            if self.gang.is_alike() || !self.search(looks) {
-                return None;
+            if self.gang.is_alike() {
+                return Err(self.looks.get());
+            }
+            let before = *looks;
+            let found = self.search(looks);
+            self.look(before - *looks);
+            if !found {
+                return Err(self.looks.get());
             }
         }
         self.taken.sort_by_key(|(number, ..)| *number);
-        Some(self.taken)
+        Ok(self.taken)
+    }
+
+    fn look(&self, looks: u32) {
+        self.looks.set(self.looks.get().saturating_add(looks));
     }
 
     /// Looks for places in earnest.
@@ -227,13 +273,19 @@ impl<'a> Placing<'a> {
     }
 
     /// Takes a bundle where it is least full, of the nodes in one place, or of those in none of some.
-    fn take_one(&mut self, number: u32, inside: Option<&Area>, outside: &BTreeSet<Area>) -> bool {
+    fn take_one(&mut self, number: u32, inside: Option<&Area>, outside: &Used) -> bool {
+        self.look(TAKE);
+        #[cfg(test)]
+        {
+            self.cluster.takes += 1;
+        }
         self.cluster.refresh();
         let (need, cluster) = (self.need(number), &*self.cluster);
         let labelled = !self.gang.spec.place.is_empty();
         let fullness = |at: u32| {
+            self.look(1);
             let node = cluster.nodes.get(at).filter(|n| self.gang.may_use(n) && n.stock.fits(need))?;
-            let out = outside.is_empty() || self.place_of(at).is_some_and(|place| !outside.contains(&place));
+            let out = outside.is_empty() || outside.is_outside(cluster, self.gang, at);
             let label = !labelled || cluster.index.admits(self.gang.rules[1], node.spot);
             (out && label).then(|| node.stock.fullness(need))
         };
@@ -256,7 +308,7 @@ impl<'a> Placing<'a> {
 
     fn take_all(&mut self, numbers: &[u32], inside: &Area) -> bool {
         let before = self.taken.len();
-        let fine = numbers.iter().all(|number| self.take_one(*number, Some(inside), &BTreeSet::new()));
+        let fine = numbers.iter().all(|number| self.take_one(*number, Some(inside), &Used::default()));
         if !fine {
             self.give_back(before);
         }
@@ -282,10 +334,12 @@ impl<'a> Placing<'a> {
         let alike = |need: &Arc<Need>| numbers.iter().all(|number| Arc::ptr_eq(self.need(*number), need));
         let alike = first.filter(|need| !need.devices && alike(need));
         let mut holds = |at: u32| {
+            self.look(1);
             let node = cluster.nodes.get(at).filter(|n| self.gang.may_use(n) && n.stock.has(&most))?;
             let fits = match alike {
                 Some(need) => node.stock.room(need) as usize >= numbers.len(),
                 None => {
+                    self.look(u32::try_from(numbers.len()).unwrap_or(u32::MAX));
                     let mut trial = node.stock.clone();
                     numbers.iter().all(|number| {
                         let need = self.need(*number);
@@ -308,12 +362,24 @@ impl<'a> Placing<'a> {
     /// In few places: each gets all that fits.
     fn pack(&mut self, mut left: Vec<u32>) -> bool {
         let mut places: Vec<Area> = self.used().into_iter().collect();
+        let anywhere = Used::default();
         loop {
             for place in &places {
-                left.retain(|number| !self.take_one(*number, Some(place), &BTreeSet::new()));
+                // Where one has found no room, none that is alike does.
+                let mut full: Option<Arc<Need>> = None;
+                left.retain(|number| {
+                    let need = self.need(*number);
+                    if full.as_ref() == Some(need) {
+                        return true;
+                    }
+                    let need = Arc::clone(need);
+                    let fits = self.take_one(*number, Some(place), &anywhere);
+                    full = if fits { full.take() } else { Some(need) };
+                    !fits
+                });
             }
             let Some(first) = left.first().copied() else { return true };
-            if !self.take_one(first, None, &BTreeSet::new()) {
+            if !self.take_one(first, None, &anywhere) {
                 return false;
             }
             left.remove(0);
@@ -322,9 +388,23 @@ impl<'a> Placing<'a> {
     }
 
     fn spread(&mut self, numbers: &[u32], strict: bool) -> bool {
+        let (mut used, anywhere) = (Used::default(), Used::default());
+        self.used().into_iter().for_each(|place| used.add(place));
+        // Where one has found no place that has none yet, none that is alike does.
+        let mut full: Option<Arc<Need>> = None;
         numbers.iter().all(|number| {
-            let used = self.used();
-            self.take_one(*number, None, &used) || !strict && self.take_one(*number, None, &BTreeSet::new())
+            let need = self.need(*number);
+            let mut fits = full.as_ref() != Some(need) && {
+                let need = Arc::clone(need);
+                let fits = self.take_one(*number, None, &used);
+                full = if fits { full.take() } else { Some(need) };
+                fits
+            };
+            fits = fits || !strict && self.take_one(*number, None, &anywhere);
+            if let Some((_, at, _)) = self.taken.last().filter(|_| fits) {
+                self.place_of(*at).into_iter().for_each(|place| used.add(place));
+            }
+            fits
         })
     }
 }

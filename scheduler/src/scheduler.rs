@@ -23,7 +23,7 @@ use crate::{
     Demand, Effect, Error, Event, LeaseView, Millis, NodeView, RevokeKind,
     cluster::Cluster,
     demand::{self, PER_OWNER_MAX},
-    gang::{Bundle, Gang, search::Allowance},
+    gang::{Bundle, Gang, pace::Pace, search::Allowance},
     lease::{Entry, Leases},
     node::Node,
     queues::{DEFAULT, Queues},
@@ -115,6 +115,7 @@ pub struct Scheduler {
     /// Groups that lack bundles.
     waiting_gangs: usize,
     searching: Allowance,
+    pace: Pace,
     /// When labels were last forgotten.
     tidied: Millis,
     /// How often all that waits was judged.
@@ -154,6 +155,7 @@ impl Scheduler {
             preempting: preempt::Preempting::default(),
             waiting_gangs: 0,
             searching: Allowance::default(),
+            pace: Pace::default(),
             tidied: Millis(0),
             #[cfg(test)]
             judged: 0,
@@ -259,7 +261,7 @@ impl Scheduler {
     /// When [`Event::Tick`] is next of use: when a term ends, or holders may be asked again for those who wait.
     pub fn next_tick(&self) -> Option<Millis> {
         let expiry = self.expiries.peek().map(|Reverse((at, _))| *at);
-        let search = self.searching.next();
+        let search = self.searching.next().into_iter().chain(self.pace.next());
         let held = self.holding.values().copied().min();
         let looks = self.next_ask().into_iter().chain(self.next_preempt());
         expiry.into_iter().chain(looks).chain(search).chain(held).min()
@@ -299,6 +301,12 @@ impl Scheduler {
     #[cfg(test)]
     pub(crate) fn looked(&self) -> usize {
         self.preempting.looked
+    }
+
+    /// How often places were looked for, for one bundle of a group.
+    #[cfg(test)]
+    pub(crate) fn takes(&self) -> usize {
+        self.cluster.takes
     }
 
     fn told(&self) -> why::Told<'_> {
@@ -591,8 +599,9 @@ impl Scheduler {
     /// A shape is used once less.
     fn leave_shape(&mut self, shape: ShapeId) {
         let Some(key) = self.shapes.leave(shape) else { return };
-        if key.gang.is_none() {
-            key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules));
+        match key.gang {
+            Some(_) => self.pace.forget(shape),
+            None => key.rules.iter().for_each(|rules| self.cluster.index.forget_rules(*rules)),
         }
         self.lift_shape(shape);
     }

@@ -1,6 +1,7 @@
 //! Scenarios read like tables: a world, what happens, and which grants or texts follow.
 
 mod arrange;
+mod effort;
 mod groups;
 mod lifecycle;
 mod preempt;

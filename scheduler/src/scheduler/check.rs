@@ -32,9 +32,10 @@ impl Scheduler {
     /// Checks that nothing that waits would fit anywhere. For tests and debugging: it looks at everything.
     pub fn settled(&mut self) -> Result<(), String> {
         for (at, gang) in self.gangs.iter() {
-            let Some(shape) = gang.shape.filter(|_| !self.searching.put_off.contains(&at)) else { continue };
+            let later = |shape: &u32| self.searching.put_off.contains(&at) || self.pace.rests(*shape);
+            let Some(shape) = gang.shape.filter(|shape| !later(shape)) else { continue };
             if self.queues.headroom(gang.queue, shape, self.shapes.need(shape)) > 0
-                && let Some(found) = Placing::new(&mut self.cluster, gang).place(&mut LOOKS_MAX.clone())
+                && let Ok(found) = Placing::new(&mut self.cluster, gang).place(&mut LOOKS_MAX.clone())
             {
                 return Err(format!("{} waits, but there is room: {found:?}", gang.id));
             }

@@ -194,27 +194,37 @@ impl Scheduler {
         }
     }
 
-    /// Places are looked for again for groups whose search was put off, when it may be.
+    /// Places are looked for again for groups for which that was put off, when it may be.
     pub(super) fn search_again(&mut self) {
         if self.searching.next().is_some_and(|at| at <= self.now) {
             let gangs = std::mem::take(&mut self.searching.put_off);
             let shapes = gangs.iter().filter_map(|at| self.gangs.get(*at)?.shape);
             shapes.for_each(|shape| self.shapes.reopen(shape));
         }
+        while let Some(shape) = self.pace.rested(self.now) {
+            self.shapes.reopen(shape);
+        }
     }
 
     /// Reserves all that a group lacks, or finds that there is no room for it.
     pub(super) fn place_gang(&mut self, pick: Pick, round: &mut Round) {
+        if !self.pace.may_try(pick.shape, self.now) {
+            return self.shapes.close(pick.shape);
+        }
         let Some(gang) = self.gangs.get(pick.demand) else { return self.shapes.close(pick.shape) };
         let allowed = self.searching.left(self.now);
         let mut looks = allowed;
         let found = Placing::new(&mut self.cluster, gang).place(&mut looks);
         self.searching.take(allowed - looks);
-        let Some(found) = found else {
-            if looks == 0 && !gang.is_alike() {
-                self.searching.put_off.insert(pick.demand);
+        let found = match found {
+            Ok(found) => found,
+            Err(took) => {
+                if looks == 0 && !gang.is_alike() {
+                    self.searching.put_off.insert(pick.demand);
+                }
+                self.pace.failed(pick.shape, took, self.now);
+                return self.shapes.close(pick.shape);
             }
-            return self.shapes.close(pick.shape);
         };
         self.stop_gang(pick.demand);
         let Some(gang) = self.gangs.get_mut(pick.demand) else { return };

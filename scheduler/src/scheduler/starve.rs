@@ -297,7 +297,7 @@ impl Scheduler {
                 let mut looks = allowed;
                 let found = Placing::new(&mut self.cluster, gang).place(&mut looks);
                 self.searching.take(allowed - looks);
-                found
+                found.ok()
             }
             _ => None,
         };
