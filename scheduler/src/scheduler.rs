@@ -309,6 +309,13 @@ impl Scheduler {
         self.cluster.takes
     }
 
+    /// How many leases were looked at to make room, and how often it was asked whether something may be taken from another
+    /// queue.
+    #[cfg(test)]
+    pub(crate) fn examined(&self) -> (usize, usize) {
+        self.preempting.examined.get()
+    }
+
     fn told(&self) -> why::Told<'_> {
         why::Told { cluster: &self.cluster, queues: &self.queues, leases: &self.leases, gangs: &self.gangs }
     }

@@ -21,9 +21,12 @@
 
 mod gangs;
 
-pub(super) use gangs::NODES_EACH;
+pub(super) use gangs::{NODES_EACH, as_nodes};
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mobula_proto::{LeaseId, resource::DeviceGrant};
 
@@ -86,7 +89,8 @@ pub(super) struct Preempting {
     by_turn: bool,
     /// How many leases were looked through for demands in this look.
     pub looked: usize,
-    /// How many nodes were looked through for groups, less what each look allows; and to keep some for one.
+    /// How many nodes were looked through for groups, with their leases, less what each look allows; and to keep some for
+    /// one.
     debt: usize,
     pub keep_debt: usize,
     /// The last group for which none could be kept.
@@ -101,6 +105,9 @@ pub(super) struct Preempting {
     /// When leases and groups that must make room are taken away.
     leases: BTreeSet<(Millis, LeaseId)>,
     gangs: BTreeSet<(Millis, u32)>,
+    /// How many leases were looked at, and how often it was asked whether something may be taken from another queue.
+    #[cfg(test)]
+    pub examined: std::cell::Cell<(usize, usize)>,
 }
 
 /// Who waits.
@@ -159,6 +166,11 @@ impl Given {
         matches!(victim.holder, Holder::Gang(at) if self.0.contains(&at))
     }
 }
+
+/// Whether something may be taken from another queue, for who waits and as long as nothing else is given up: by that queue,
+/// whether it is restartable, and what each slot of it is, which all that was granted to one shape shares.
+#[derive(Debug, Default)]
+struct Rights(BTreeMap<(u32, bool, *const Need), bool>);
 
 impl Plan {
     fn harsh(&self) -> u32 {
@@ -430,11 +442,18 @@ impl Scheduler {
 
     /// Who holds something on a node that may be taken, in the order in which it is taken from them. What other queues hold
     /// that must not be taken for `need` is left out as well, if that is given: else that is looked at later.
-    fn victims(&self, at: u32, claim: &Claim, need: Option<&Need>, given: &Given) -> Vec<Victim> {
+    fn victims(
+        &self,
+        at: u32,
+        claim: &Claim,
+        need: Option<&Need>,
+        given: &Given,
+        rights: &mut Rights,
+    ) -> Vec<Victim> {
         let Some(node) = self.cluster.nodes.get(at) else { return Vec::new() };
-        // As a rule many hold the same, of which nothing may be taken.
-        let mut last: Option<(u32, bool, &Arc<Need>, bool)> = None;
         let leases = node.leases.iter().filter_map(|place| {
+            #[cfg(test)]
+            self.count_examined(1, 0);
             let entry = self.leases.at(*place).filter(|entry| entry.inside.is_none())?;
             if entry.queue == claim.queue {
                 return (entry.lease.priority < claim.priority).then_some((place, entry));
@@ -442,14 +461,12 @@ impl Scheduler {
             // Those that wait hold less: that is looked at later.
             let Some(need) = need.filter(|_| entry.blocked == 0) else { return Some((place, entry)) };
             let restartable = entry.lease.class.restartable;
-            let same = last.filter(|(queue, restarts, all, _)| {
-                (*queue, *restarts) == (entry.queue, restartable) && Arc::ptr_eq(all, &entry.need)
-            });
-            let may = match same {
-                Some((.., may)) => may,
-                None => self.may_have(claim, need, entry.queue, restartable, &entry.need),
-            };
-            last = Some((entry.queue, restartable, &entry.need, may));
+            // As a rule many hold the same, of which nothing may be taken.
+            let same = (entry.queue, restartable, Arc::as_ptr(&entry.need));
+            let may = rights
+                .0
+                .entry(same)
+                .or_insert_with(|| self.may_have(claim, need, entry.queue, restartable, &entry.need));
             may.then_some((place, entry))
         });
         let leases = leases.flat_map(|(place, entry)| {
@@ -521,11 +538,19 @@ impl Scheduler {
 
     /// Whether who waits may take something from another queue.
     fn may_have(&self, claim: &Claim, need: &Need, queue: u32, restartable: bool, all: &Need) -> bool {
+        #[cfg(test)]
+        self.count_examined(0, 1);
         match self.queues.right(claim.queue, need, queue, (all, -1)) {
             Right::Owed => true,
             Right::Share => restartable,
             Right::None => false,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn count_examined(&self, leases: usize, rights: usize) {
+        let before = self.preempting.examined.get();
+        self.preempting.examined.set((before.0 + leases, before.1 + rights));
     }
 
     /// Notes on trial that a victim gives up what it holds, and whether that was not known before.
@@ -558,7 +583,7 @@ impl Scheduler {
     ) -> Plan {
         let gang = self.shapes.get(claim.shape).is_some_and(|shape| shape.key.gang.is_some());
         let single = (!gang).then(|| &**self.shapes.need(claim.shape));
-        let mut victims = self.victims(at, claim, single, given);
+        let mut victims = self.victims(at, claim, single, given, &mut Rights::default());
         // What is given up already for bundles elsewhere costs nothing.
         victims.sort_by_key(|victim| !given.has(victim));
         let mut plan = Plan::default();

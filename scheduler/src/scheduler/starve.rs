@@ -23,7 +23,7 @@ use mobula_proto::GroupId;
 use super::{
     Scheduler,
     place::Round,
-    preempt::{Claim, NODES_EACH},
+    preempt::{Claim, NODES_EACH, as_nodes},
 };
 use crate::{
     Millis, demand,
@@ -218,6 +218,8 @@ impl Scheduler {
     /// The highest priority of what a queue has on a node; at least `least`.
     fn highest_on(&self, at: u32, queue: u32, least: i32) -> i32 {
         let Some(node) = self.cluster.nodes.get(at) else { return least };
+        #[cfg(test)]
+        self.count_examined(node.leases.len(), 0);
         let leases = node.leases.iter().filter_map(|lease| self.leases.at(*lease));
         let leases = leases.filter(|e| e.queue == queue && e.inside.is_none()).map(|e| e.lease.priority);
         let gangs = node.bundles.iter().filter_map(|(gang, _)| self.gangs.get(*gang));
@@ -262,7 +264,10 @@ impl Scheduler {
         let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
         // As if nothing ran there.
         let mut before = Vec::new();
+        let mut looked = 0;
         for node_at in self.nodes_for(&claim) {
+            looked +=
+                self.cluster.nodes.get(node_at).map_or(0, |node| node.leases.len() + node.bundles.len());
             if !self.is_due(since, node_at, &claim) {
                 continue;
             }
@@ -272,6 +277,7 @@ impl Scheduler {
             }
             self.cluster.touch(node_at);
         }
+        self.preempting.keep_debt += as_nodes(looked);
         let may = before.iter().map(|(at, _)| *at).collect::<Vec<u32>>();
         let Some(found) = self.places_with(at, before) else { return false };
         let mut nodes: Vec<u32> = found.iter().map(|(_, node)| *node).filter(|at| may.contains(at)).collect();

@@ -1,6 +1,6 @@
 //! What groups that wait cost: how much is looked at, rather than for how long.
 
-use mobula_proto::{Group, GroupId, group::Arrange};
+use mobula_proto::{Group, GroupId, group::Arrange, resource::Isolation};
 
 use super::*;
 
@@ -111,4 +111,36 @@ fn each_bundle_is_held_against_a_place_once() {
     many.step(wish(1, group(Arrange::Spread, 129, "1 cpu")));
     let takes = many.scheduler.takes();
     assert!((128..=132).contains(&takes), "{takes}");
+}
+
+#[test]
+fn looks_to_make_room_for_a_group_are_paid_for_by_what_is_leased() {
+    let (nodes, queues) = (64, 8);
+    let mut many = Many::new(nodes, "512 cpu");
+    let named = |number: u32| format!("q{number}");
+    many.step(Event::Queues((0..=queues).map(|at| super::sharing::queue(&named(at))).collect()));
+    // Each slot is a lease, none of which may be taken.
+    for at in 0..queues {
+        let class = Class { queue: named(at), isolation: Isolation::Process, ..class("1 cpu") };
+        let (owner, key, job) = (host(9000 + at), 0, JobId { number: u64::from(at) });
+        let (class, backlog) = (Arc::new(class), nodes * 512 / queues);
+        many.step(Event::Demand { owner, key, job, class, backlog, attempt: 0, locality: Vec::new() });
+    }
+    let leases = many.scheduler.leases().count();
+    assert_eq!(leases, 64 * 512);
+    many.step(wish(1, Group { queue: named(queues), ..group(Arrange::StrictSpread, 65, "512 cpu") }));
+    // Room is looked for, and later nodes to be kept as well: there are too few.
+    for from in [1_000, 40_000] {
+        many.now = Millis(from);
+        many.step(Event::Tick);
+        let before = many.scheduler.examined();
+        for at in 1..=40 {
+            many.now = Millis(from + 50 * at);
+            many.step(Event::Tick);
+        }
+        let after = many.scheduler.examined();
+        let (looked, asked) = (after.0 - before.0, after.1 - before.1);
+        assert!((leases..=24 * leases).contains(&looked), "{from}: {} times", looked / leases);
+        assert!(asked <= 12 * queues as usize, "{from}: {asked}");
+    }
 }

@@ -1,11 +1,11 @@
 //! Making room for groups.
 //!
-//! For one all nodes are looked through: its bundles may lie anywhere, and must do so together. In a large cluster that is
-//! much for one look, and the next group has to wait for as many looks as it was worth.
+//! For one all nodes are looked through, with all that is leased there: its bundles may lie anywhere, and must do so
+//! together. In a large cluster that is much for one look, and the next group has to wait for as many looks as it was worth.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Claim, Given, Plan, Scheduler};
+use super::{Claim, Given, Plan, Rights, Scheduler};
 use crate::{
     Effect,
     gang::{self, Gang},
@@ -16,6 +16,15 @@ use crate::{
 
 /// So many nodes may be looked through in each look, beside those for the first group.
 pub(in crate::scheduler) const NODES_EACH: usize = 256;
+/// So many leases, or bundles, that are looked through count as a node.
+const LEASES_AS_NODE: usize = 32;
+/// A slot that is given up on trial counts as so many leases.
+const GIVEN_AS_LEASES: usize = 8;
+
+/// As how many nodes so many leases count.
+pub(in crate::scheduler) fn as_nodes(leases: usize) -> usize {
+    leases / LEASES_AS_NODE
+}
 
 impl Scheduler {
     /// Makes room for some of the groups that wait: by turns those whose turn is first, and each after the other.
@@ -97,12 +106,17 @@ impl Scheduler {
     fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
         let need = Arc::clone(self.shapes.need(claim.shape));
         let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
+        let (mut rights, mut looked) = (Rights::default(), 0);
         for node_at in self.nodes_for(claim) {
-            for victim in self.victims(node_at, claim, None, &given) {
+            looked +=
+                self.cluster.nodes.get(node_at).map_or(0, |node| node.leases.len() + node.bundles.len());
+            for victim in self.victims(node_at, claim, Some(&need), &given, &mut rights) {
                 let mut slots = 0;
                 while slots < victim.slots && self.may_take(claim, &need, &victim, &given) {
                     if self.give_up(&victim, &mut given) {
                         left.push((victim.queue, Arc::clone(&victim.all)));
+                        rights = Rights::default();
+                        looked += GIVEN_AS_LEASES;
                     }
                     slots += 1;
                 }
@@ -111,9 +125,10 @@ impl Scheduler {
                     before.push((node_at, node.stock.clone()));
                 }
                 node.stock.give(&victim.need, slots, 0, &victim.devices);
+                self.cluster.touch(node_at);
             }
-            self.cluster.touch(node_at);
         }
+        self.preempting.debt += as_nodes(looked);
         for (queue, all) in left {
             self.queues.leave(queue, &all.amounts, -1);
         }
