@@ -124,6 +124,13 @@ struct State {
 }
 
 impl State {
+    /// A call is not here any more. Its place is a later attempt's if that has come meanwhile.
+    fn unlist(&mut self, context: &Arc<Context>) {
+        if self.running.get(&context.task).is_some_and(|other| Arc::ptr_eq(other, context)) {
+            self.running.remove(&context.task);
+        }
+    }
+
     /// What is ready, where all threads wait, no more may be started, and none went on since this was asked last: it may
     /// be what they wait for. Those that only happen to wait all at once go on before that.
     fn take_stuck(&mut self) -> Ready {
@@ -187,7 +194,8 @@ impl Executor {
                 FailureKind::UnknownFunction,
                 "the executing program has no function of that name and signature: was it built from other sources?",
             );
-            return self.reply(runtime, caller, header, Err(failure.of(title("task", "?", call.task))));
+            let failure = failure.of(title("task", "?", call.task));
+            return self.send_done(runtime, caller, (header, ""), 0, Err(failure), &[]);
         };
         let (lease, actor_id) = match call.target {
             Target::Task { lease, .. } => (Some(lease), None),
@@ -234,12 +242,8 @@ impl Executor {
                 let Some(found) = found else {
                     drop(state);
                     let failure = Failure::new(FailureKind::ActorDied, "the actor is gone");
-                    return self.reply(
-                        runtime,
-                        caller,
-                        header,
-                        Err(failure.of(call_title(function, header))),
-                    );
+                    let failure = failure.of(call_title(function, header));
+                    return self.send_done(runtime, caller, (header, ""), 0, Err(failure), &[]);
                 };
                 Some(found)
             }
@@ -274,10 +278,11 @@ impl Executor {
             }
             Ok(Err(failure)) => {
                 drop(state);
-                if let (Target::Construct { .. }, Some(actor)) = (call.target, run(SmallVec::new()).actor) {
-                    self.never_made(&actor);
+                let run = run(SmallVec::new());
+                if let (Target::Construct { .. }, Some(actor)) = (call.target, &run.actor) {
+                    self.never_made(actor);
                 }
-                self.reply(runtime, caller, header, Err(failure.cause_of(&call_title(function, header))));
+                self.reply(runtime, &run, failure.cause_of(&call_title(function, header)));
             }
             Err(arguments) => {
                 let ahead = match call.target {
@@ -618,8 +623,8 @@ impl Executor {
         let Some(held) = state.leases.get_mut(&lease) else { return Vec::new() };
         let back = held.take_all(|run| run.caller == caller);
         let tasks: Vec<_> = back.iter().map(|run| (run.call.task, run.call.attempt)).collect();
-        for (task, _) in &tasks {
-            state.running.remove(task);
+        for run in &back {
+            state.unlist(&run.context);
         }
         drop(state);
         // Their arguments go without the lock.
@@ -675,10 +680,7 @@ impl Executor {
         let (mut next, mut waited) = (None, Vec::new());
         {
             let mut state = self.state.lock();
-            // A later attempt may have taken its place.
-            if state.running.get(&call.task).is_some_and(|other| Arc::ptr_eq(other, &context)) {
-                state.running.remove(&call.task);
-            }
+            state.unlist(&context);
             if let Target::Task { lease, .. } = call.target
                 && let Some(held) = state.leases.get_mut(&lease)
             {
@@ -716,10 +718,10 @@ impl Executor {
     }
 
     /// Ends a call that has not run.
-    fn reply(&self, runtime: &Arc<Runtime>, caller: HostId, call: Header, result: Result<Results, Failure>) {
-        self.state.lock().running.remove(&call.task);
+    fn reply(&self, runtime: &Arc<Runtime>, run: &Run, failure: Failure) {
+        self.state.lock().unlist(&run.context);
         // It made nothing that is kept.
-        self.send_done(runtime, caller, (call, ""), 0, result, &[]);
+        self.send_done(runtime, run.caller, (run.call, ""), 0, Err(failure), &[]);
     }
 
     /// The time given for a call ran out, unless it has just ended: says so at once, and asks the code to stop. It runs

@@ -94,8 +94,7 @@ impl Executor {
                     Some(failure) => (inner.inbox.take()?, failure),
                 }
             };
-            let failure = failure.of(call_title(run.function, run.call));
-            self.reply(runtime, run.caller, run.call, Err(failure));
+            self.reply(runtime, &run, failure.of(call_title(run.function, run.call)));
         }
     }
 
@@ -158,11 +157,10 @@ impl Executor {
                     FailureKind::Overloaded,
                     format!("{inbox} calls wait already, and the actor refuses more (limit: its inbox)"),
                 );
-                let failure = failure.of(call_title(run.function, run.call));
-                self.reply(runtime, caller, run.call, Err(failure));
+                self.reply(runtime, &run, failure.of(call_title(run.function, run.call)));
             }
             Knock::Wait | Knock::In => {
-                self.state.lock().running.remove(&task);
+                self.state.lock().unlist(&run.context);
                 runtime.send(caller, Message::NoRoom { task, inbox }, Held::default());
                 if watch {
                     self.pressed.lock().push(actor);

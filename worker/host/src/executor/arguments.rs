@@ -400,9 +400,9 @@ impl Executor {
             self.never_made(actor);
         }
         if lost.is_empty() {
-            self.reply(runtime, run.caller, run.call, Err(early));
+            self.reply(runtime, &run, early);
         } else {
-            self.give_back(runtime, run.caller, run.call, lost);
+            self.give_back(runtime, &run, lost);
         }
     }
 }

@@ -10,7 +10,7 @@ use mobula_proto::{
 };
 use smallvec::SmallVec;
 
-use super::{Executor, Header};
+use super::{Executor, Header, Run};
 use crate::{
     codec::{Held, Results},
     runtime::Runtime,
@@ -54,17 +54,11 @@ impl Executor {
     }
 
     /// Gives a call back that has not started, since these of its arguments are lost.
-    pub(super) fn give_back(
-        &self,
-        runtime: &Arc<Runtime>,
-        caller: HostId,
-        call: Header,
-        lost: Vec<(ObjectId, Copy)>,
-    ) {
-        self.state.lock().running.remove(&call.task);
-        let outcome = Outcome::Lost(lost);
-        let done = Done { task: call.task, attempt: call.attempt, outcome, retained: Vec::new(), nanos: 0 };
-        runtime.reply(caller, done, &[], Held::default());
+    pub(super) fn give_back(&self, runtime: &Arc<Runtime>, run: &Run, lost: Vec<(ObjectId, Copy)>) {
+        self.state.lock().unlist(&run.context);
+        let (task, attempt) = (run.call.task, run.call.attempt);
+        let done = Done { task, attempt, outcome: Outcome::Lost(lost), retained: Vec::new(), nanos: 0 };
+        runtime.reply(run.caller, done, &[], Held::default());
     }
 }
 

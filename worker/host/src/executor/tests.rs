@@ -13,7 +13,7 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
     host::{ToAgent, ToHost},
-    peer::{Argument, Copy, Message, Outcome, Part, State as Known, Target},
+    peer::{Argument, Copy, Message, Outcome, Part, State as Known, StreamCall, Target, Window},
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -427,21 +427,29 @@ fn method(_: &ActorState, _: Arguments) -> Invocation<Results> {
     Invocation::Finished(Ok(Results::new()))
 }
 
-/// The next copy that the agent is asked for, which it says is lost.
-fn loses(alone: &Alone) -> (ObjectId, Copy) {
+/// The next copy that the agent is asked for, with the number of the request.
+fn asks(alone: &Alone) -> (u64, (ObjectId, Copy)) {
     loop {
         match alone.told.recv_timeout(WAIT).unwrap() {
             ToAgent::BudgetWanted { more, .. } => {
                 alone.runtime.on_agent(ToHost::Budget { more }, Vec::new());
             }
-            ToAgent::Open { request, object, copy, .. } => {
-                let failure = Failure::new(FailureKind::ObjectLost, "its node is gone");
-                alone.runtime.on_agent(ToHost::OpenFailed { request, failure }, Vec::new());
-                return (object, copy);
-            }
+            ToAgent::Open { request, object, copy, .. } => return (request, (object, copy)),
             _ => {}
         }
     }
+}
+
+fn is_lost(alone: &Alone, request: u64) {
+    let failure = Failure::new(FailureKind::ObjectLost, "its node is gone");
+    alone.runtime.on_agent(ToHost::OpenFailed { request, failure }, Vec::new());
+}
+
+/// The next copy that the agent is asked for, which it says is lost.
+fn loses(alone: &Alone) -> (ObjectId, Copy) {
+    let (request, asked) = asks(alone);
+    is_lost(alone, request);
+    asked
 }
 
 #[test]
@@ -509,4 +517,62 @@ fn a_call_whose_argument_is_lost_keeps_its_place_and_a_task_goes_back() {
     assert_eq!(loses(&alone), (object, first));
     assert_eq!(answer(), (5, Outcome::Lost(vec![(object, first)])));
     assert_eq!(runtime.load().1, 0);
+}
+
+fn streams(_: Arguments) -> Invocation<Results> {
+    Invocation::Finished(crate::stream::produce(1..=3_u64, Ok))
+}
+
+#[test]
+fn the_end_of_an_attempt_leaves_the_next_one_listed() {
+    let function = function("test::streams", Entry::Task(streams));
+    for cancels in [true, false] {
+        let alone = alone(&[function]);
+        let (runtime, caller) = (&alone.runtime, other(2));
+        let task = TaskId { owner: caller, seq: 1, key: 7 };
+        let node = NodeId { number: 5, incarnation: 1 };
+        let copy = Copy { node, bytes: 9, attempt: 1, job: JobId { number: 1 } };
+        let runs = |attempt, given: Option<Part>| {
+            let target = Target::Task { lease: lease(attempt), slots: 1 };
+            let Message::Run(mut call) = call(function, task, target) else { unreachable!() };
+            call.attempt = attempt as u32;
+            call.arguments.extend(given.map(Argument::One));
+            let window = Window { items: 1, bytes: 100 };
+            let stream = StreamCall { call, skip: 0, delivered: 0, window, unread: Window::default() };
+            runtime.on_peer(caller, true, Message::RunStream(Box::new(stream)));
+        };
+        let gives = |index| match alone.next_sent() {
+            (to, Message::Item(item)) if to == caller => assert_eq!((item.attempt, item.index), (2, index)),
+            sent => panic!("{sent:?}"),
+        };
+        let ends = |attempt| match alone.next_sent() {
+            (to, Message::Done(done)) if to == caller && done.attempt == attempt => done.outcome,
+            sent => panic!("{sent:?}"),
+        };
+        let object = TaskId { owner: other(3), seq: 1, key: 7 }.object(0);
+        runs(1, Some(Part::Stored { object, copy }));
+        let (request, asked) = asks(&alone);
+        assert_eq!(asked, (object, copy));
+        if cancels {
+            runtime.on_peer(caller, true, Message::Cancel { task, force: false });
+        }
+        runs(2, None);
+        gives(0);
+        // The first ends now, and its code has not begun.
+        is_lost(&alone, request);
+        match ends(1) {
+            Outcome::Failed(failure) => assert!(cancels && failure.kind == FailureKind::Cancelled),
+            Outcome::Lost(lost) => assert!(!cancels && lost.len() == 1),
+            outcome => panic!("{outcome:?}"),
+        }
+        assert_eq!(runtime.load().1, 1, "the second runs");
+        for index in 1..3 {
+            let (items, bytes) = (index.into(), 8 * u64::from(index));
+            runtime.on_peer(caller, true, Message::Consumed { task, attempt: 2, items, bytes });
+            gives(index);
+        }
+        runtime.on_peer(caller, true, Message::Consumed { task, attempt: 2, items: 3, bytes: 24 });
+        assert!(matches!(ends(2), Outcome::Values(_)));
+        assert_eq!(runtime.load().1, 0);
+    }
 }
