@@ -29,6 +29,8 @@ pub struct Context {
     pub attempts_max: u32,
     /// The actor, in its methods and constructor.
     pub actor: Option<TaskId>,
+    /// Of the actor; 0 in tasks.
+    pub(crate) incarnation: u32,
     /// Who submitted it.
     pub caller: HostId,
     /// The executing host.

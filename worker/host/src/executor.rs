@@ -197,10 +197,10 @@ impl Executor {
             let failure = failure.of(title("task", "?", call.task));
             return self.send_done(runtime, caller, (header, ""), 0, Err(failure), &[]);
         };
-        let (lease, actor_id) = match call.target {
-            Target::Task { lease, .. } => (Some(lease), None),
-            Target::Construct { .. } => (None, Some(call.task)),
-            Target::Method { actor, .. } => (None, Some(actor)),
+        let (lease, actor_id, incarnation) = match call.target {
+            Target::Task { lease, .. } => (Some(lease), None, 0),
+            Target::Construct { incarnation, .. } => (None, Some(call.task), incarnation),
+            Target::Method { actor, incarnation } => (None, Some(actor), incarnation),
         };
         let context = Arc::new(Context {
             task: call.task,
@@ -208,6 +208,7 @@ impl Executor {
             attempt: call.attempt,
             attempts_max: call.attempts_max,
             actor: actor_id,
+            incarnation,
             caller,
             host: runtime.me(),
             job: runtime.job(),

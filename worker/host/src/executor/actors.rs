@@ -269,8 +269,10 @@ impl Executor {
         }
     }
 
+    /// The actor whose call this is, unless it has ended; another incarnation may live in its place by then.
     fn actor_of(&self, context: &Context) -> Option<Arc<Actor>> {
-        self.state.lock().actors.get(&context.actor?).cloned()
+        let actor = self.state.lock().actors.get(&context.actor?).cloned();
+        actor.filter(|actor| actor.incarnation == context.incarnation)
     }
 
     /// Ends an actor.

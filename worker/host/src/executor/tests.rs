@@ -13,6 +13,7 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, NodeId, ObjectId, TaskId,
     host::{ToAgent, ToHost},
+    limits::Limits,
     peer::{Argument, Copy, Message, Outcome, Part, State as Known, StreamCall, Target, Window},
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -575,4 +576,50 @@ fn the_end_of_an_attempt_leaves_the_next_one_listed() {
         assert!(matches!(ends(2), Outcome::Values(_)));
         assert_eq!(runtime.load().1, 0);
     }
+}
+
+fn first(_: &ActorState, _: Arguments) -> Invocation<Results> {
+    say("one begins");
+    drop(GATE.lock());
+    Invocation::Finished(Ok(Results::new()))
+}
+
+#[test]
+fn what_an_old_incarnations_call_does_is_nothing_to_the_next() {
+    let construct = function("test::Actor", Entry::Construct { call: plain, rules: Rules::DEFAULT });
+    let entry = Entry::Method { call: first, exclusive: false, group: 0, unordered: false };
+    let method = function("test::first", entry);
+    let alone = alone(&[construct, method]);
+    let (runtime, caller) = (&alone.runtime, other(2));
+    let executor = runtime.executor();
+    let (hears, heard) = mpsc::channel();
+    *HEARS.lock() = Some(hears);
+    let task = |seq| TaskId { owner: caller, seq, key: 7 };
+    let actor = task(1);
+    let made = |incarnation| {
+        let limits = Limits { concurrency: 1, ..Limits::default() };
+        runtime.on_peer(caller, true, Message::Limits { actor, incarnation, limits });
+        let target = Target::Construct { lease: lease(incarnation.into()), incarnation };
+        runtime.on_peer(caller, true, call(construct, actor, target));
+        let (_, Message::Done(done)) = alone.next_sent() else { panic!("it is not made") };
+        assert!(matches!(done.outcome, Outcome::Values(_)), "{done:?}");
+    };
+    let runs = |seq, incarnation| {
+        let target = Target::Method { actor, incarnation };
+        runtime.on_peer(caller, true, call(method, task(seq), target));
+        assert_eq!(heard.recv_timeout(WAIT), Ok("one begins"));
+        executor.state.lock().running[&task(seq)].clone()
+    };
+    let gate = GATE.lock();
+    made(1);
+    let old = runs(2, 1);
+    executor.block(runtime, &old, false);
+    runtime.on_peer(caller, true, Message::Terminate { actor, incarnation: 1 });
+    made(2);
+    let new = runs(3, 2);
+    executor.block(runtime, &new, false);
+    // The old one goes on to its end; the new one waits still, so that another may run beside it.
+    executor.unblock(runtime, &old, false);
+    runs(4, 2);
+    drop(gate);
 }
