@@ -1,6 +1,10 @@
 //! Leases: asking for them, pushing tasks under them, renewing them and giving them back.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{
+    cmp::Reverse,
+    ops::Bound::{Excluded, Unbounded},
+    time::Duration,
+};
 
 use mobula_proto::{
     Failure, FailureKind, HostId, LeaseId, NodeId, TaskId,
@@ -39,6 +43,8 @@ const START_PAUSE_TICKS_MAX: u32 = 32;
 const NEAR_BYTES_MIN: u64 = 1 << 20;
 /// Ticks without a result after which what waits behind a lease's running tasks is recalled.
 const QUIET_TICKS_MAX: u32 = 2;
+/// Most actors that a tick looks at, whether anything refers to them still: a fraction of a millisecond.
+const CLIENTS_SWEPT: usize = 2048;
 /// Ticks for which more slots of a class are wanted and none comes, after which its leases' next tasks are sent ahead
 /// where that lets them fetch what they are given (C-9).
 const UNSERVED_TICKS_MAX: u32 = 2;
@@ -608,9 +614,20 @@ impl Core {
             self.pump(key, out);
         }
         self.forget_classes();
-        let gone: Vec<_> =
-            self.clients.keys().copied().filter(|actor| self.objects.state(*actor).is_none()).collect();
-        for actor in gone {
+        self.sweep_clients(out);
+    }
+
+    /// Forgets actors that were called and that nothing here refers to any more: those behind the last one that was
+    /// looked at, a few at a time, for there may be a million.
+    fn sweep_clients(&mut self, out: &mut Vec<Action>) {
+        let behind = self.swept.map_or(Unbounded, Excluded);
+        let actors = self.clients.range((behind, Unbounded)).map(|(actor, _)| *actor);
+        let actors: Vec<_> = actors.take(CLIENTS_SWEPT).collect();
+        self.swept = actors.last().copied().filter(|_| actors.len() == CLIENTS_SWEPT);
+        for actor in actors {
+            if self.objects.state(actor).is_some() {
+                continue;
+            }
             self.end_flow(actor, out);
             self.clients.remove(&actor);
         }

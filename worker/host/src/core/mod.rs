@@ -214,6 +214,8 @@ pub struct Core {
     /// What their `stopping` counts: attempts of tasks and constructions.
     stopping: BTreeMap<(u64, u32), LeaseId>,
     clients: BTreeMap<ObjectId, Client>,
+    /// The client that a tick looked at last; nothing where it has looked at all.
+    swept: Option<ObjectId>,
     /// Names of actors made here.
     names: FxHashMap<ObjectId, (String, String)>,
     effects: Vec<Effect>,
@@ -244,6 +246,7 @@ impl Core {
             leases: BTreeMap::new(),
             stopping: BTreeMap::new(),
             clients: BTreeMap::new(),
+            swept: None,
             names: FxHashMap::default(),
             effects: Vec::new(),
             actions: Vec::new(),

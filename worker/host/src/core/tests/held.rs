@@ -71,3 +71,27 @@ fn of_what_it_does_not_own_a_host_says_nothing() {
     let held = bench.core.held(&[gone, others, known]);
     assert_eq!(held.iter().map(|held| held.by.len()).collect::<Vec<_>>(), [0, 0, 1]);
 }
+
+#[test]
+fn actors_of_others_are_forgotten_with_the_last_ref_however_many_there_are() {
+    let mut bench = Bench::new();
+    let actors: Vec<_> = (1..=5000).map(|seq| TaskId::numbered(THERE, seq).object(0)).collect();
+    for actor in &actors {
+        let mut out = Vec::new();
+        bench.core.own(&mut out, |objects, fx| objects.receive(*actor, Via::Registered, fx));
+        let (result, _) = method(&mut bench, *actor, Maker::Outside);
+        let state = State::Actor { host: THERE, incarnation: 1 };
+        let out = bench.message(Message::Resolved { object: *actor, state });
+        bench.message(done(&runs(&out)[0], value(1)));
+        bench.let_go(result);
+    }
+    let ticks = |bench: &mut Bench| (0..4).for_each(|_| bench.core.tick(&mut Vec::new()));
+    ticks(&mut bench);
+    assert_eq!(bench.core.clients.len(), 5000);
+    let (held, dropped) = actors.split_at(2500);
+    for actor in dropped {
+        bench.let_go(*actor);
+    }
+    ticks(&mut bench);
+    assert!(bench.core.clients.keys().eq(held));
+}
