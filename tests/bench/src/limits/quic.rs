@@ -58,7 +58,7 @@ pub const ETHERNET_MTU: u16 = 1452;
 /// The same for what loopback carries.
 const LOOPBACK_MTU: u16 = 65_000;
 /// Small transfers of one measurement are so many bytes together.
-const TOGETHER_BYTES: usize = 64 << 20;
+const TOGETHER_BYTES: usize = 256 << 20;
 
 /// Names of the limits.
 pub const ROUND_TRIP: &str = "quinn round trip";
