@@ -102,7 +102,7 @@ impl Gang {
 
     /// Whether anything of it may be placed on a node, if it has room.
     pub fn may_use(&self, node: &Node) -> bool {
-        let own = |kept: &Kept| kept.oldest == Some(Oldest::Gang(self.id));
+        let own = |kept: &Kept| kept.oldest() == Some(Oldest::Gang(self.id));
         let may = !node.is_kept_from(self.shape) || node.kept.as_ref().is_some_and(own);
         !node.draining && node.works() && may
     }

@@ -49,6 +49,17 @@ pub struct NodeView<'a> {
     pub draining: bool,
 }
 
+/// Why a node is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Others make room there, or would have what is free there later: it is for whatever has the shape.
+    Room,
+    /// So that enough of it ends for something large, of which nobody was told: the same.
+    Large,
+    /// Somebody has waited longest: it is for him alone.
+    Oldest,
+}
+
 /// For whom a node is kept.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -59,8 +70,16 @@ pub(crate) struct Kept {
     pub need: Arc<Need>,
     /// Until then.
     pub until: Millis,
+    /// For whom it was kept.
+    pub who: Oldest,
+    pub purpose: Purpose,
+}
+
+impl Kept {
     /// For whom alone, whatever else has this shape.
-    pub oldest: Option<Oldest>,
+    pub fn oldest(&self) -> Option<Oldest> {
+        (self.purpose == Purpose::Oldest).then_some(self.who)
+    }
 }
 
 #[derive(Debug)]
@@ -123,7 +142,7 @@ impl Node {
 
     /// Whether a shape may be granted anything here as far as others are concerned.
     pub fn is_kept_from(&self, shape: Option<ShapeId>) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.oldest.is_some() || Some(kept.shape) != shape)
+        self.kept.as_ref().is_some_and(|kept| kept.oldest().is_some() || Some(kept.shape) != shape)
     }
 
     /// What the index should know of it.

@@ -377,7 +377,7 @@ fn apart(key: &Key, need: &Need) -> Option<u32> {
 /// What a node is kept for is all that may get anything there.
 fn only_kept(node: &Node, fits: &mut Bits) {
     if let Some(kept) = &node.kept {
-        let fine = kept.oldest.is_none() && fits.contains(kept.shape);
+        let fine = kept.oldest().is_none() && fits.contains(kept.shape);
         fits.clear();
         if fine {
             fits.insert(kept.shape);

@@ -195,7 +195,7 @@ impl Told<'_> {
         };
         let kept = |n: &&Node| n.is_kept_from(Some(wish.shape.id)) && n.stock.fits(wish.need);
         let kept = open.iter().copied().find(kept).and_then(|n| n.kept.as_ref());
-        let text = match kept.map(|kept| kept.oldest.is_some()) {
+        let text = match kept.map(|kept| kept.oldest().is_some()) {
             Some(true) => "what is free is kept for what has waited longer".to_owned(),
             Some(false) => "what is free is kept for what goes before it".to_owned(),
             None => self

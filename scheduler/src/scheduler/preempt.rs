@@ -17,7 +17,7 @@
 //!
 //! What comes free bit by bit would go to whatever small fits first. So the node is *kept* for the shape for which room
 //! is made, until that is granted or it took too long. In the same way a node is kept for something large that has
-//! waited for long, and for which several slots must end.
+//! waited for long, and for which several slots must end; but not from what is due before it, since nobody makes room.
 
 mod gangs;
 
@@ -30,12 +30,15 @@ use std::{
 
 use mobula_proto::{LeaseId, resource::DeviceGrant};
 
-use super::{Scheduler, starve::lack};
+use super::{
+    Scheduler,
+    starve::{Oldest, lack},
+};
 use crate::{
     Effect, Millis, RevokeKind,
     gang::{self, Gang},
     lease::Entry,
-    node::{Kept, Node},
+    node::{Kept, Node, Purpose},
     queues::{Right, Turn},
     shapes::ShapeId,
     stock::{CPU, Need},
@@ -112,6 +115,7 @@ pub(super) struct Preempting {
 
 /// Who waits.
 pub(super) struct Claim {
+    pub who: Oldest,
     /// The demand, or the group, by place.
     pub at: u32,
     pub shape: ShapeId,
@@ -325,13 +329,12 @@ impl Scheduler {
             return;
         }
         let need = Arc::clone(self.shapes.need(id));
-        let coming = self.coming(id, demand.queue);
-        let want = demand.backlog.saturating_sub(coming).min(SLOTS_MAX);
+        let (who, turn) = (Oldest::Demand(demand.id()), demand.turn(at, self.options.ageing).0);
+        let claim = Claim { who, at, shape: id, queue: demand.queue, priority: demand.class.priority, turn };
+        let want = demand.backlog.saturating_sub(self.coming(&claim)).min(SLOTS_MAX);
         if want == 0 {
             return;
         }
-        let turn = demand.turn(at, self.options.ageing).0;
-        let claim = Claim { at, shape: id, queue: demand.queue, priority: demand.class.priority, turn };
         let (since, from) = (demand.served, demand.looked_from);
         let most = self.preempting.looked + share;
         let mut best: Option<(u32, Plan)> = None;
@@ -343,15 +346,17 @@ impl Scheduler {
                     break;
                 }
                 let needs = std::iter::repeat_n(&need, want.min(room) as usize);
+                self.come_kept(at, -1);
                 let plan = self.plan(at, &claim, needs, &mut Given::default());
                 self.undo(&plan);
+                self.come_kept(at, 1);
                 // There is room, but kept for somebody who comes after it.
                 if plan.slots > 0
                     && plan.taken.is_empty()
                     && self.queues.headroom(claim.queue, id, &need) > 0
-                    && let Some(who) = self.oldest_on(at)
+                    && self.preempting.kept.contains(&at)
                 {
-                    return self.lift_oldest(who);
+                    return self.keep(at, &claim, need, plan.slots, Purpose::Room, false);
                 }
                 if plan.slots == 0 || plan.taken.is_empty() {
                     continue;
@@ -370,11 +375,11 @@ impl Scheduler {
                 let slots = plan.slots;
                 let harsh = plan.harsh() > 0;
                 if self.commit(&[&plan], out) {
-                    self.keep(at, &claim, need, slots, harsh);
+                    self.keep(at, &claim, need, slots, Purpose::Room, harsh);
                 }
             }
-            None if coming == 0
-                && self.waited(since, reserve)
+            None if self.waited(since, reserve)
+                && self.kept_for(id, claim.queue).next().is_none()
                 && self.queues.headroom(claim.queue, id, &need) > 0 =>
             {
                 // The same nodes.
@@ -385,10 +390,23 @@ impl Scheduler {
         }
     }
 
-    /// Slots of a shape for which nodes are kept for a queue.
-    fn coming(&self, shape: ShapeId, queue: u32) -> u32 {
+    /// For whom nodes are kept that a shape of a queue waits for.
+    fn kept_for(&self, shape: ShapeId, queue: u32) -> impl Iterator<Item = &Kept> {
         let kept = self.preempting.kept.iter().filter_map(|at| self.cluster.nodes.get(*at)?.kept.as_ref());
-        kept.filter(|kept| kept.shape == shape && kept.queue == queue).map(|kept| kept.slots).sum()
+        kept.filter(move |kept| kept.shape == shape && kept.queue == queue)
+    }
+
+    /// Slots for which nodes are kept for who waits. What is kept for others like him is not counted: he would wait until
+    /// they have it, each in turn.
+    fn coming(&self, claim: &Claim) -> u32 {
+        let kept = self.kept_for(claim.shape, claim.queue);
+        kept.filter(|kept| kept.who == claim.who).map(|kept| kept.slots).sum()
+    }
+
+    /// Notes so many times more that room comes for whom a node is kept.
+    fn come_kept(&mut self, at: u32, times: i64) {
+        let Some(kept) = self.cluster.nodes.get(at).and_then(|node| node.kept.as_ref()) else { return };
+        self.queues.come(kept.queue, &kept.need.amounts, times * i64::from(kept.slots));
     }
 
     pub(super) fn kin_room(&self, shape: ShapeId, at: u32) -> Option<u32> {
@@ -735,7 +753,15 @@ impl Scheduler {
     }
 
     /// Nobody else gets anything of a node until these slots were granted there.
-    pub(super) fn keep(&mut self, at: u32, claim: &Claim, need: Arc<Need>, slots: u32, long: bool) {
+    pub(super) fn keep(
+        &mut self,
+        at: u32,
+        claim: &Claim,
+        need: Arc<Need>,
+        slots: u32,
+        purpose: Purpose,
+        long: bool,
+    ) {
         match self.oldest_on(at) {
             Some(who) => self.lift_oldest(who),
             None => self.lift(at),
@@ -744,7 +770,8 @@ impl Scheduler {
         let span = if long { self.options.ageing } else { self.options.preempt.grace.plus(Millis(2000)) };
         self.queues.come(claim.queue, &need.amounts, slots.into());
         let until = self.now.plus(span);
-        node.kept = Some(Kept { shape: claim.shape, queue: claim.queue, need, slots, until, oldest: None });
+        let (shape, queue, who) = (claim.shape, claim.queue, claim.who);
+        node.kept = Some(Kept { shape, queue, need, slots, until, who, purpose });
         self.preempting.kept.insert(at);
     }
 
@@ -780,14 +807,13 @@ impl Scheduler {
             }
         }
         if let Some((_, at)) = best {
-            self.keep(at, claim, Arc::clone(need), 1, true);
+            self.keep(at, claim, Arc::clone(need), 1, Purpose::Large, true);
         }
     }
 
     /// Whether room may be made on a node for somebody.
     fn is_open(&self, node: &Node, claim: &Claim) -> bool {
-        let free =
-            node.kept.as_ref().is_none_or(|kept| kept.oldest.is_some_and(|o| self.yields(o, kept, claim)));
+        let free = node.kept.as_ref().is_none_or(|kept| self.yields(kept, claim));
         !node.draining && node.works() && free
     }
 }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Millis, demand,
     gang::Placing,
-    node::Kept,
+    node::{Kept, Purpose},
     queues::{Aside, Pick, Right, Turn},
     shapes::ShapeId,
     stock::{Need, Stock},
@@ -41,7 +41,7 @@ const LOOKED_MAX: usize = 256;
 /// Most of them for which nodes are looked through.
 const TRIED_MAX: usize = 8;
 
-/// For whom alone a node is kept.
+/// For whom a node is kept, or something is set aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Oldest {
     Demand(demand::Key),
@@ -163,21 +163,24 @@ impl Scheduler {
     }
 
     pub(super) fn oldest_on(&self, at: u32) -> Option<Oldest> {
-        self.cluster.nodes.get(at)?.kept.as_ref()?.oldest
+        self.cluster.nodes.get(at)?.kept.as_ref()?.oldest()
     }
 
     /// Whether a node that is kept for somebody may be another's: who is due before him in his queue, or is owed what his
-    /// queue would have.
-    pub(super) fn yields(&self, who: Oldest, kept: &Kept, claim: &Claim) -> bool {
+    /// queue would have. Not where others make room for him, which would be for nothing.
+    pub(super) fn yields(&self, kept: &Kept, claim: &Claim) -> bool {
+        if kept.purpose == Purpose::Room {
+            return false;
+        }
         if kept.queue != claim.queue {
             // A group would begin again on all its nodes.
-            if matches!(who, Oldest::Gang(_)) {
+            if matches!(kept.who, Oldest::Gang(_)) {
                 return false;
             }
             let need = self.shapes.need(claim.shape);
             return self.queues.right(claim.queue, need, kept.queue, (&kept.need, 0)) == Right::Owed;
         }
-        self.goes_before(claim, who)
+        self.goes_before(claim, kept.who)
     }
 
     /// Whether it is somebody's turn before that of another one in the same queue.
@@ -240,7 +243,7 @@ impl Scheduler {
         };
         let who = Oldest::Demand(demand.id());
         let turn = demand.turn(at, self.options.ageing).0;
-        let claim = Claim { at, shape, queue: demand.queue, priority: demand.class.priority, turn };
+        let claim = Claim { who, at, shape, queue: demand.queue, priority: demand.class.priority, turn };
         let since = demand.served;
         if self.preempting.kept.iter().any(|at| self.oldest_on(*at) == Some(who)) {
             return false;
@@ -250,8 +253,7 @@ impl Scheduler {
         let fine = |at: &&u32| self.kin_room(shape, **at).is_some() && self.is_due(since, **at, &claim);
         let lack = |at: &u32| Some((lack(&self.cluster.nodes.get(*at)?.stock, &need), *at));
         let Some((_, best)) = nodes.iter().filter(fine).filter_map(lack).min() else { return false };
-        self.keep(best, &claim, need, 1, true);
-        self.keep_alone(best, who);
+        self.keep(best, &claim, need, 1, Purpose::Oldest, true);
         true
     }
 
@@ -261,7 +263,7 @@ impl Scheduler {
         };
         let (who, since) = (Oldest::Gang(gang.id), gang.since);
         let turn = gang.turn(at, self.options.ageing).0;
-        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
+        let claim = Claim { who, at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
         // As if nothing ran there.
         let mut before = Vec::new();
         let mut looked = 0;
@@ -278,6 +280,9 @@ impl Scheduler {
             self.cluster.touch(node_at);
         }
         self.preempting.keep_debt += as_nodes(looked);
+        if before.is_empty() {
+            return false;
+        }
         let may = before.iter().map(|(at, _)| *at).collect::<Vec<u32>>();
         let Some(found) = self.places_with(at, before) else { return false };
         let mut nodes: Vec<u32> = found.iter().map(|(_, node)| *node).filter(|at| may.contains(at)).collect();
@@ -288,8 +293,7 @@ impl Scheduler {
             let needs: Vec<Arc<Need>> = here
                 .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
                 .collect();
-            self.keep(*node, &claim, Arc::new(crate::gang::sum(needs.iter())), 1, true);
-            self.keep_alone(*node, who);
+            self.keep(*node, &claim, Arc::new(crate::gang::sum(needs.iter())), 1, Purpose::Oldest, true);
         }
         !nodes.is_empty()
     }
@@ -298,7 +302,7 @@ impl Scheduler {
     /// `before`.
     pub(super) fn places_with(&mut self, at: u32, before: Vec<(u32, Stock)>) -> Option<Vec<(u32, u32)>> {
         let found = match self.gangs.get(at) {
-            Some(gang) if !before.is_empty() => {
+            Some(gang) => {
                 let allowed = self.searching.left(self.now);
                 let mut looks = allowed;
                 let found = Placing::new(&mut self.cluster, gang).place(&mut looks);
@@ -321,12 +325,6 @@ impl Scheduler {
             self.cluster.touch(node_at);
         }
         Some(found?.into_iter().map(|(number, node, _)| (number, node)).collect())
-    }
-
-    fn keep_alone(&mut self, at: u32, who: Oldest) {
-        if let Some(kept) = self.cluster.nodes.get_mut(at).and_then(|node| node.kept.as_mut()) {
-            kept.oldest = Some(who);
-        }
     }
 
     /// Nothing is kept for somebody alone any longer: he was granted something, or waits no more.

@@ -350,6 +350,61 @@ fn something_large_does_not_wait_behind_small_things_for_ever() {
 }
 
 #[test]
+fn what_is_due_before_something_large_does_not_wait_for_it() {
+    // At these nodes full of small things something large has waited until a node was kept for it.
+    let kept = |nodes: &[&str], small: &str, since: u64| {
+        let mut world = World::new(nodes);
+        let (class, slots) = work(small);
+        world.ask_as(1, host(10), 1, &class, slots, &[]);
+        world.ask_as(2, host(20), 1, &work(", 0, 1 of 4 cpu").0, 1, &[]);
+        assert_eq!(later(&mut world, since), "");
+        world
+    };
+    let small = ", 0, 8 of 1 cpu, restartable";
+    // Room is made for what matters more, on that node as on any other, whether or not it needs as much.
+    for since in [11_000, 31_000] {
+        for (wants, told) in
+            [(", 10, 1 of 1 cpu", "lease-1 x1 until"), (", 10, 1 of 4 cpu", "lease-1 x4 until")]
+        {
+            let mut world = kept(&["8 cpu"], small, since);
+            world.ask_as(3, host(30), 1, &work(wants).0, 1, &[]);
+            let said = later(&mut world, 1000);
+            assert!(said.starts_with(told), "{wants} after {since}: {said}");
+            let said = later(&mut world, 2000);
+            assert!(said.contains("node-1 x1"), "{wants} after {since}: {said}");
+        }
+        let mut world = kept(&["8 cpu", "8 cpu"], ", 0, 16 of 1 cpu, restartable", since);
+        world.ask_as(3, host(30), 1, &work(", 10, 1 of 4 cpu").0, 1, &[]);
+        let said = later(&mut world, 1000);
+        assert!(said.contains(" x4 until"), "after {since}: {said}");
+        let mut world = kept(&["8 cpu"], small, since);
+        ask_group(&mut world, 1, &group(&["1 cpu", "1 cpu"], 10, false));
+        let said = later(&mut world, 1000);
+        assert!(said.starts_with("lease-1 x2 until"), "after {since}: {said}");
+        // It gets what is free there already; what comes after it does not.
+        for (wants, got) in [(", 10, 1 of 1 cpu", "node-1 x1"), (", 0, 1 of 1 cpu", "")] {
+            let mut world = kept(&["8 cpu"], ", 20, 8 of 1 cpu", since);
+            world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 });
+            world.ask_as(3, host(30), 1, &work(wants).0, 1, &[]);
+            assert_eq!(later(&mut world, 1000), got, "{wants} after {since}");
+        }
+        let mut world = kept(&["8 cpu"], ", 20, 8 of 1 cpu", since);
+        world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 2 });
+        ask_group(&mut world, 1, &group(&["1 cpu", "1 cpu"], 10, false));
+        assert_eq!(later(&mut world, 1000), "group-1 0:node-1+1:node-1", "after {since}");
+    }
+    // The same for what is guaranteed to another queue; but not where nothing is.
+    for (wants, got) in [("a, 0, 1 of 1 cpu", "node-1 x1"), ("b, 0, 1 of 1 cpu", "")] {
+        let mut world = kept(&["8 cpu"], ", 0, 8 of 1 cpu", 0);
+        queues(&mut world, &["a; guaranteed 1 cpu", "b"]);
+        later(&mut world, 11_000);
+        world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 });
+        world.ask_as(3, host(30), 1, &work(wants).0, 1, &[]);
+        assert_eq!(later(&mut world, 1000), got, "{wants}");
+    }
+}
+
+#[test]
 fn only_so_much_is_taken_in_a_second() {
     let preempt = Preempt { churn: 250, ..Preempt::default() };
     let mut world = World::with(Options { preempt, ..Options::default() }, &["8 cpu"]);

@@ -5,10 +5,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Claim, Given, Plan, Rights, Scheduler};
+use super::{Claim, Given, Oldest, Plan, Rights, Scheduler};
 use crate::{
     Effect,
     gang::{self, Gang},
+    node::{Kept, Purpose},
     queues::Turn,
     shapes::ShapeId,
     stock::Need,
@@ -64,16 +65,60 @@ impl Scheduler {
     fn preempt_for_gang(&mut self, at: u32, out: &mut Vec<Effect>) {
         let Some(gang) = self.gangs.get(at) else { return };
         let Some(shape) = gang.shape else { return };
-        let turn = gang.turn(at, self.options.ageing).0;
-        let claim = Claim { at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
-        if self.coming(shape, claim.queue) > 0 {
+        let (who, turn) = (Oldest::Gang(gang.id), gang.turn(at, self.options.ageing).0);
+        let claim = Claim { who, at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
+        if self.kept_for(shape, claim.queue).next().is_some() {
             return;
         }
         self.preempting.debt += self.cluster.by_number.len() + gang.bundles.len();
         let need = Arc::clone(self.shapes.need(shape));
         self.pass_asides(&claim, &need);
-        let Some(found) = self.places_for_gang(at, &claim) else { return };
-        // Now node by node, just what is needed.
+        // As if what yields was kept for nobody.
+        let lent = self.lend_kept(&claim);
+        let plans = self.plan_gang(at, &claim, !lent.is_empty());
+        self.keep_again(lent);
+        let Some(plans) = plans else { return };
+        let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
+        let harsh = all.iter().any(|plan| plan.harsh() > 0);
+        let takes = all.iter().any(|plan| !plan.taken.is_empty());
+        // There may be room, but kept for somebody who comes after it.
+        let frees = || plans.iter().any(|(node, ..)| self.preempting.kept.contains(node));
+        let helps = takes || frees() && self.queues.headroom(claim.queue, shape, &need) > 0;
+        if !helps {
+            return;
+        }
+        if takes && !self.commit(&all, out) {
+            // It may need more than is ever left of a second in which others took some.
+            self.preempting.put_off.get_or_insert(at);
+            return;
+        }
+        for (node, _, need) in plans {
+            self.keep(node, &claim, Arc::new(need), 1, Purpose::Room, harsh);
+        }
+    }
+
+    /// Nodes that are kept for those who come after somebody are so for nobody, until [`Scheduler::keep_again`].
+    fn lend_kept(&mut self, claim: &Claim) -> Vec<(u32, Kept)> {
+        let kept = self.preempting.kept.iter().copied();
+        let is_open = |at: &u32| self.cluster.nodes.get(*at).is_some_and(|node| self.is_open(node, claim));
+        let open: Vec<u32> = kept.filter(is_open).collect();
+        open.iter().for_each(|at| self.come_kept(*at, -1));
+        let kept = open.into_iter().filter_map(|at| Some((at, self.cluster.nodes.get_mut(at)?.kept.take()?)));
+        kept.collect()
+    }
+
+    fn keep_again(&mut self, lent: Vec<(u32, Kept)>) {
+        for (at, kept) in lent {
+            if let Some(node) = self.cluster.nodes.get_mut(at) {
+                node.kept = Some(kept);
+            }
+            self.come_kept(at, 1);
+        }
+    }
+
+    /// How room is made for all that a group lacks, if it can be: node by node just what is needed, and what goes there.
+    fn plan_gang(&mut self, at: u32, claim: &Claim, lent: bool) -> Option<Vec<(u32, Plan, Need)>> {
+        let found = self.places_for_gang(at, claim, lent)?;
         let nodes: BTreeSet<u32> = found.iter().map(|(_, node)| *node).collect();
         let (mut plans, mut whole, mut given) = (Vec::new(), true, Given::default());
         for node in nodes {
@@ -82,28 +127,17 @@ impl Scheduler {
                 .filter(|(_, at)| *at == node)
                 .filter_map(|(number, _)| self.gangs.get(at)?.needs.get(*number as usize).cloned())
                 .collect();
-            let plan = self.plan(node, &claim, here.iter(), &mut given);
+            let plan = self.plan(node, claim, here.iter(), &mut given);
             whole &= plan.slots as usize == here.len();
             plans.push((node, plan, gang::sum(here.iter())));
         }
         plans.iter().for_each(|(_, plan, _)| self.undo(plan));
-        let all: Vec<&Plan> = plans.iter().map(|(_, plan, _)| plan).collect();
-        let harsh = all.iter().any(|plan| plan.harsh() > 0);
-        if !whole || all.iter().all(|plan| plan.taken.is_empty()) {
-            return;
-        }
-        if !self.commit(&all, out) {
-            // It may need more than is ever left of a second in which others took some.
-            self.preempting.put_off.get_or_insert(at);
-            return;
-        }
-        for (node, _, need) in plans {
-            self.keep(node, &claim, Arc::new(need), 1, harsh);
-        }
+        whole.then_some(plans)
     }
 
-    /// Where the bundles that a group lacks could go if all made room who must.
-    fn places_for_gang(&mut self, at: u32, claim: &Claim) -> Option<Vec<(u32, u32)>> {
+    /// Where the bundles that a group lacks could go if all made room who must. If nobody must, there is no room, unless
+    /// it was kept for others until now: `lent`.
+    fn places_for_gang(&mut self, at: u32, claim: &Claim, lent: bool) -> Option<Vec<(u32, u32)>> {
         let need = Arc::clone(self.shapes.need(claim.shape));
         let (mut before, mut left, mut given) = (Vec::new(), Vec::new(), Given::default());
         let (mut rights, mut looked) = (Rights::default(), 0);
@@ -131,6 +165,9 @@ impl Scheduler {
         self.preempting.debt += as_nodes(looked);
         for (queue, all) in left {
             self.queues.leave(queue, &all.amounts, -1);
+        }
+        if before.is_empty() && !lent {
+            return None;
         }
         self.places_with(at, before)
     }
