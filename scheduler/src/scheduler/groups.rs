@@ -229,6 +229,7 @@ impl Scheduler {
         self.stop_gang(pick.demand);
         let Some(gang) = self.gangs.get_mut(pick.demand) else { return };
         gang.placed = true;
+        let (who, nodes) = (Oldest::Gang(gang.id), found.iter().map(|(_, at, _)| *at).collect());
         let mut places = Vec::with_capacity(found.len());
         for (number, at, devices) in found {
             let slot = number as usize;
@@ -244,8 +245,7 @@ impl Scheduler {
             self.roomy.entry(pick.demand).or_default().bundles.insert(number);
         }
         round.groups.push(Effect::GroupPlaced { group: gang.id, bundles: places });
-        // Others may wait for the same, but each has its own places.
-        self.lift_shape(pick.shape);
+        self.used_kept_by_gang(who, pick.shape, &nodes);
     }
 
     /// Grants what waits inside of groups where something became free.

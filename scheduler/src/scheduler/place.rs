@@ -256,7 +256,8 @@ impl Scheduler {
         self.cluster.count_kin(kin, node_at, slots.into());
         self.cluster.touch(node_at);
         if !self.preempting.kept.is_empty() {
-            self.used_kept(node_at, slots);
+            let who = self.demands.get(at).map(|demand| Oldest::Demand(demand.id()));
+            who.into_iter().for_each(|who| self.used_kept(node_at, slots, who));
         }
     }
 

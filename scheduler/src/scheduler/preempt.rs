@@ -260,15 +260,34 @@ impl Scheduler {
         all.into_iter().for_each(|at| self.lift(at));
     }
 
-    /// Slots were granted on a node that was kept for them.
-    pub(super) fn used_kept(&mut self, at: u32, slots: u32) {
+    /// Somebody was granted slots on a node that was kept for them.
+    pub(super) fn used_kept(&mut self, at: u32, slots: u32, who: Oldest) {
         let Some(kept) = self.cluster.nodes.get_mut(at).and_then(|node| node.kept.as_mut()) else { return };
         let used = slots.min(kept.slots);
         kept.slots -= used;
         let (queue, need, over) = (kept.queue, Arc::clone(&kept.need), kept.slots == 0);
+        let (shape, other) = (kept.shape, kept.who);
         self.queues.come(queue, &need.amounts, -i64::from(used));
         if over {
             self.lift(at);
+        }
+        if other != who {
+            self.pass_on(shape, who, other, used);
+        }
+    }
+
+    /// So many slots that were kept for another were granted to one like him: as many that are kept for this one, or less
+    /// if their nodes are kept for more, are the other's now, or he would have others make room once more.
+    pub(super) fn pass_on(&mut self, shape: ShapeId, who: Oldest, other: Oldest, mut slots: u32) {
+        for at in &self.preempting.kept {
+            let Some(kept) = self.cluster.nodes.get_mut(*at).and_then(|node| node.kept.as_mut()) else {
+                continue;
+            };
+            let same = kept.shape == shape && kept.who == who && kept.purpose != Purpose::Oldest;
+            if same && kept.slots <= slots {
+                kept.who = other;
+                slots -= kept.slots;
+            }
         }
     }
 

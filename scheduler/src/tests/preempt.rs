@@ -1,5 +1,7 @@
 //! Who must make room for whom, when, and for how long nothing else may use it.
 
+use std::collections::BTreeMap;
+
 use mobula_proto::{Group, GroupId, Queue, group::Arrange, resource::Isolation};
 
 use super::{sharing::queue, *};
@@ -401,6 +403,61 @@ fn what_is_due_before_something_large_does_not_wait_for_it() {
         world.step(Event::Shrink { lease: LeaseId { number: 1 }, slots: 1 });
         world.ask_as(3, host(30), 1, &work(wants).0, 1, &[]);
         assert_eq!(later(&mut world, 1000), got, "{wants}");
+    }
+}
+
+#[test]
+fn for_equal_ones_room_is_made_at_once() {
+    // 20 groups, or owners, that want the same, where others hold everything. How many slots others are told to give up
+    // and how many of the 20 got what they want, when what was to be given up ends, the last node first.
+    let run = |groups: bool, restartable: bool| {
+        let preempt = Preempt { churn: 500, ..Preempt::default() };
+        let options = Options { preempt, term: Millis(1_000_000), ..Options::default() };
+        let mut world = World::with(options, &["4 cpu"; 40]);
+        let low = Class { restartable, ..work(", 0, 1 of 1 cpu").0 };
+        world.ask_as(1, host(50), 1, &low, 160, &[]);
+        for number in 1..=20 {
+            if groups {
+                let spec = Group { arrange: Arrange::StrictSpread, ..group(&["1 cpu", "1 cpu"], 10, false) };
+                ask_group(&mut world, number, &spec);
+            } else {
+                let class = work(", 10, 1 of 1 cpu").0;
+                world.ask_as(2, host(60 + number as u32), 1, &class, 1, &[]);
+            }
+        }
+        let (mut told, mut got) = (BTreeMap::new(), 0);
+        let mut note = |effects: Vec<Effect>, told: &mut BTreeMap<LeaseId, u32>| {
+            for effect in effects {
+                match effect {
+                    Effect::Revoke { lease, slots, kind: RevokeKind::Preempted { .. }, .. } => {
+                        *told.entry(lease).or_insert(0) += slots;
+                    }
+                    Effect::GroupPlaced { .. } => got += 1,
+                    Effect::Grant(lease) if lease.priority == 10 => got += 1,
+                    _ => {}
+                }
+            }
+            got
+        };
+        for _ in 0..60 {
+            let effects = world.tick(50);
+            note(effects, &mut told);
+        }
+        let first = told.values().sum::<u32>();
+        for (lease, slots) in told.clone().into_iter().rev().filter(|_| !restartable) {
+            let effects = world.step(Event::Shrink { lease, slots });
+            note(effects, &mut told);
+            for _ in 0..2 {
+                let effects = world.tick(50);
+                note(effects, &mut told);
+            }
+        }
+        let got = note(Vec::new(), &mut told);
+        (first, told.values().sum::<u32>(), got)
+    };
+    for restartable in [true, false] {
+        assert_eq!(run(true, restartable), (40, 40, 20));
+        assert_eq!(run(false, restartable), (20, 20, 20));
     }
 }
 

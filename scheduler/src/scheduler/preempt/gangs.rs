@@ -67,7 +67,7 @@ impl Scheduler {
         let Some(shape) = gang.shape else { return };
         let (who, turn) = (Oldest::Gang(gang.id), gang.turn(at, self.options.ageing).0);
         let claim = Claim { who, at, shape, queue: gang.queue, priority: gang.spec.priority, turn };
-        if self.kept_for(shape, claim.queue).next().is_some() {
+        if self.coming(&claim) > 0 {
             return;
         }
         self.preempting.debt += self.cluster.by_number.len() + gang.bundles.len();
@@ -95,6 +95,31 @@ impl Scheduler {
         for (node, _, need) in plans {
             self.keep(node, &claim, Arc::new(need), 1, Purpose::Room, harsh);
         }
+    }
+
+    /// A group was placed on these nodes. Where they were kept for others like it, those have what was kept for it.
+    pub(in crate::scheduler) fn used_kept_by_gang(
+        &mut self,
+        who: Oldest,
+        shape: ShapeId,
+        nodes: &BTreeSet<u32>,
+    ) {
+        let kept = self.preempting.kept.iter().copied();
+        let kept = kept.filter_map(|at| Some((at, self.cluster.nodes.get(at)?.kept.as_ref()?)));
+        let of_shape = kept.filter(|(_, kept)| kept.shape == shape);
+        let all: Vec<(u32, Oldest)> = of_shape.map(|(at, kept)| (at, kept.who)).collect();
+        let (used, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(at, _)| nodes.contains(at));
+        for (at, other) in used {
+            self.lift(at);
+            if other != who {
+                self.pass_on(shape, who, other, 1);
+            }
+        }
+        let own = |at: &u32| {
+            self.cluster.nodes.get(*at).and_then(|n| n.kept.as_ref()).is_some_and(|kept| kept.who == who)
+        };
+        let rest: Vec<u32> = others.into_iter().map(|(at, _)| at).filter(own).collect();
+        rest.into_iter().for_each(|at| self.lift(at));
     }
 
     /// Nodes that are kept for those who come after somebody are so for nobody, until [`Scheduler::keep_again`].
