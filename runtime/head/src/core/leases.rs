@@ -72,25 +72,33 @@ pub(super) struct Table {
     held: BTreeMap<LeaseId, Held>,
     /// Slots reserved but not announced.
     reserving: BTreeMap<Key, u32>,
+    /// The leases in [`Phase::Reserving`], by its time: few, of what may be very many.
+    starting: BTreeSet<(Millis, LeaseId)>,
     by_host: BTreeMap<HostId, BTreeSet<LeaseId>>,
+    /// How many leases were looked at for [`Self::starting`].
+    #[cfg(test)]
+    pub looked: std::cell::Cell<usize>,
 }
 
 impl Table {
     /// When a node must have named its host at the latest. (Renewals are due with the scheduler's own ticks.)
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.held
-            .values()
-            .filter_map(|held| match held.phase {
-                Phase::Reserving(until) => Some(until),
-                Phase::Announced(_) => None,
-            })
-            .min()
+        self.starting().next().map(|(until, _)| until)
+    }
+
+    /// The leases whose nodes are to name a host, with the time until when, soonest first.
+    fn starting(&self) -> impl Iterator<Item = (Millis, LeaseId)> {
+        self.starting.iter().copied().inspect(|_| {
+            #[cfg(test)]
+            self.looked.set(self.looked.get() + 1);
+        })
     }
 
     /// Whether nobody wants or holds anything.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.wanted.is_empty() && self.held.is_empty() && self.reserving.is_empty() && self.by_host.is_empty()
+        let starting = self.reserving.is_empty() && self.starting.is_empty();
+        self.wanted.is_empty() && self.held.is_empty() && starting && self.by_host.is_empty()
     }
 
     /// Forgets what these owners wait for.
@@ -103,10 +111,8 @@ impl Table {
         if self.reserving((owner, key)) == 0 {
             return BTreeSet::new();
         }
-        let reserving = |held: &&Held| {
-            (held.owner, held.key) == (owner, key) && matches!(held.phase, Phase::Reserving(_))
-        };
-        self.held.values().filter(reserving).map(|held| held.node).collect()
+        let all = self.starting().filter_map(|(_, lease)| self.held.get(&lease));
+        all.filter(|held| (held.owner, held.key) == (owner, key)).map(|held| held.node).collect()
     }
 
     /// How many leases are on a node.
@@ -299,11 +305,16 @@ impl Core {
             // It ended while the host was starting; the notice crossed this one.
             return self.send(link, ToAgent::LeaseEnded { lease, evicted: false });
         };
-        if held.node != from || !matches!(held.phase, Phase::Reserving(_)) {
-            warn!(node = %from, %lease, "ignored a host for a lease that waits for none from this node");
+        let Phase::Reserving(until) = held.phase else {
+            warn!(node = %from, %lease, "ignored a further host for a lease");
+            return;
+        };
+        if held.node != from {
+            warn!(node = %from, %lease, "ignored a host for a lease that another node grants");
             return;
         }
         held.phase = Phase::Announced(host);
+        self.leases.starting.remove(&(until, lease));
         let (owner, key, slots, wanted_back) = (held.owner, held.key, held.slots, held.wanted_back.take());
         self.leases.by_host.entry(host).or_default().insert(lease);
         self.leases.settle((owner, key), slots);
@@ -360,18 +371,12 @@ impl Core {
 
     /// Keeps reservations alive while their nodes start hosts; puts the wish of one that takes too long back.
     pub(super) fn renew_pending(&mut self) {
-        let (mut renew, mut late) = (Vec::new(), Vec::new());
-        for (lease, held) in &self.leases.held {
-            match held.phase {
-                Phase::Reserving(until) if until <= self.now => late.push(*lease),
-                Phase::Reserving(_) => renew.push(*lease),
-                Phase::Announced(_) => {}
-            }
-        }
-        for lease in renew {
+        let (late, renew): (Vec<_>, Vec<_>) =
+            self.leases.starting().partition(|(until, _)| *until <= self.now);
+        for (_, lease) in renew {
             self.schedule(scheduler::Event::Renew { lease });
         }
-        for lease in late {
+        for (_, lease) in late {
             warn!(%lease, "its node named no host within {RESERVE_MS_MAX} ms");
             let key = self.leases.held.get(&lease).map(|held| (held.owner, held.key));
             self.schedule(scheduler::Event::Release { lease });
@@ -413,7 +418,10 @@ impl Core {
                 if let Some(held) = self.leases.held.remove(&lease) {
                     evicted = held.evicted;
                     match held.phase {
-                        Phase::Reserving(_) => self.leases.settle((held.owner, held.key), held.slots),
+                        Phase::Reserving(until) => {
+                            self.leases.starting.remove(&(until, lease));
+                            self.leases.settle((held.owner, held.key), held.slots);
+                        }
                         Phase::Announced(host) => {
                             if let Some(on_host) = self.leases.by_host.get_mut(&host) {
                                 on_host.remove(&lease);
@@ -519,6 +527,7 @@ impl Core {
             wanted_back: None,
         };
         self.leases.held.insert(lease.id, held);
+        self.leases.starting.insert((until, lease.id));
         let count = self.leases.reserving.entry(key).or_default();
         *count = count.saturating_add(lease.slots);
         let reserve = ToAgent::Reserve {

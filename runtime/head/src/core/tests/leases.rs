@@ -96,6 +96,36 @@ fn who_is_pinned_to_a_node_waits_for_no_other() {
 }
 
 #[test]
+fn a_tick_looks_only_at_leases_that_wait_for_a_host() {
+    let mut world = World::new();
+    let a = world.join("a", 10_001);
+    let job = world.start_job(a, 1).job;
+    let class = Class {
+        function: "f".to_owned(),
+        resources: Resources::cpu(Quantity::ONE),
+        isolation: mobula_proto::resource::Isolation::Process,
+        ..Class::default()
+    };
+    let (owner, locality) = (a.host(1), Vec::new());
+    world.says(a.link, ToHead::Demand { owner, job, key: 1, class, backlog: 10_001, locality });
+    let leases: Vec<LeaseId> = (0..10_001).map(|_| world.reserved(a).0).collect();
+    for lease in &leases[1..] {
+        world.says(a.link, ToHead::LeaseReady { lease: *lease, host: a.host(2) });
+    }
+    world.core.leases.looked.take();
+    world.step(Event::Tick);
+    assert!(world.core.next_tick().is_some());
+    assert_eq!(
+        world.core.leases.looked.take(),
+        2,
+        "one waits for its host: for its renewal, and the next tick"
+    );
+    world.says(a.link, ToHead::LeaseReady { lease: leases[0], host: a.host(3) });
+    world.step(Event::Tick);
+    assert_eq!(world.core.leases.looked.take(), 0);
+}
+
+#[test]
 fn a_slow_start_keeps_its_reservation_until_the_limit_and_then_goes_back() {
     let mut world = World::new();
     let a = world.join("a", 1);
