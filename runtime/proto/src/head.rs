@@ -108,6 +108,11 @@ pub enum ToHead {
         /// Why.
         failure: Failure,
     },
+    /// Answer to [`ToAgent::Overdue`]: nothing runs under the lease, so that it may end.
+    AtRest {
+        /// The lease.
+        lease: LeaseId,
+    },
     /// A host ended.
     HostEnded {
         /// The host.
@@ -178,6 +183,7 @@ impl ToHead {
             Self::Unblock { .. } => "unblock",
             Self::LeaseReady { .. } => "lease-ready",
             Self::LeaseFailed { .. } => "lease-failed",
+            Self::AtRest { .. } => "at-rest",
             Self::HostEnded { .. } => "host-ended",
             Self::Mourned { .. } => "mourned",
             Self::Ask { .. } => "ask",
@@ -343,12 +349,18 @@ pub enum ToAgent {
         /// The devices.
         devices: Vec<DeviceGrant>,
     },
-    /// The lease is over.
+    /// The lease is over. A host that it had for itself waits for another one, once nothing runs in it.
     LeaseEnded {
         /// The lease.
         lease: LeaseId,
         /// It was taken away: a host that it had for itself is killed.
         evicted: bool,
+    },
+    /// The owner of this lease, which has a process of its own on this node, was not heard of for a term: does anything run
+    /// in that? Answered with [`ToHead::AtRest`] once nothing does.
+    Overdue {
+        /// The lease.
+        lease: LeaseId,
     },
     /// Start the host that owns a job's detached actors.
     StartSteward {

@@ -311,6 +311,13 @@ pub enum ToAgent {
         /// stores, from where others claim what they hold of it.
         idle: bool,
     },
+    /// Answer to [`ToHost::AreYouAtRest`], at once; and again when that changes to yes.
+    AtRest {
+        /// From the question; the last one, where there were several.
+        request: Request,
+        /// Whether no task and no actor is here.
+        at_rest: bool,
+    },
     /// From a driver: `main` has ended; so does the job.
     JobDone,
 }
@@ -624,6 +631,11 @@ pub enum ToHost {
     /// The node is to leave: would anything be lost if this host ended? One that has nothing to do moves the values that it
     /// keeps itself into the store, and answers with [`ToAgent::Idle`].
     AreYouIdle,
+    /// Does no task run here, and does no actor live here? Answered with [`ToAgent::AtRest`].
+    AreYouAtRest {
+        /// Pairs with the answer.
+        request: Request,
+    },
     /// To a driver: a line that one of its hosts printed.
     Output {
         /// Which host.

@@ -16,7 +16,7 @@ use std::{
 use mobula_ownership::{Counts, Ownership, Via};
 use mobula_proto::{
     Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, Names, ObjectId, TaskId,
-    host::{Noted, ToAgent, ToHost, Welcome},
+    host::{Noted, Request, ToAgent, ToHost, Welcome},
     peer::{Copy, Done, Item, Message, State, Value},
     resource::DeviceGrant,
     wire,
@@ -102,6 +102,7 @@ pub struct Runtime {
     loopback_turn: Mutex<()>,
     waiters: Mutex<IdMap<ObjectId, SmallVec<[Waiter; 1]>>>,
     unsettled: Mutex<HashMap<u64, (HostId, Done, Held)>>,
+    rest_awaited: Mutex<Option<Request>>,
     questions: Mutex<HashMap<u64, asking::Asker>>,
     placed: Mutex<BTreeSet<GroupId>>,
     next_number: AtomicU64,
@@ -147,6 +148,7 @@ impl Runtime {
             loopback_turn: Mutex::default(),
             waiters: Mutex::default(),
             unsettled: Mutex::default(),
+            rest_awaited: Mutex::default(),
             questions: Mutex::default(),
             placed: Mutex::default(),
             next_number: AtomicU64::new(1),
@@ -446,6 +448,7 @@ impl Runtime {
             ToHost::MayMakeRoom => self.tell(ToAgent::MakesRoom { may: self.executor.may_make_room() }),
             ToHost::Mark { number } => self.tell(ToAgent::Marked { number }),
             ToHost::AreYouIdle => self.prepare_to_end(),
+            ToHost::AreYouAtRest { request } => self.say_whether_at_rest(request),
             ToHost::Output { host, stderr, line } => {
                 if let Some(sink) = self.on_output.lock().as_mut() {
                     sink(host, stderr, &line);
@@ -503,6 +506,7 @@ impl Runtime {
         self.peers.remind();
         self.step(|core, out| core.tick(out));
         self.executor.tick(self);
+        self.say_once_at_rest();
         self.store.tidy(self);
     }
 

@@ -53,6 +53,8 @@ struct Held {
     phase: Phase,
     /// It was taken away: what runs under it is to be stopped.
     evicted: bool,
+    /// Its owner was not heard of for a term, and its node was asked whether anything runs.
+    overdue: bool,
     /// Others wanted it before its owner knew of it, who hears of that next.
     wanted_back: Option<Revocation>,
 }
@@ -75,6 +77,9 @@ pub(super) struct Table {
     /// The leases in [`Phase::Reserving`], by its time: few, of what may be very many.
     starting: BTreeSet<(Millis, LeaseId)>,
     by_host: BTreeMap<HostId, BTreeSet<LeaseId>>,
+    /// Announced leases with a process of their own, by the ends of their terms as of some time ago: what was renewed since
+    /// is put back when its time comes, and what has ended is dropped.
+    alone: BTreeSet<(Millis, LeaseId)>,
     /// How many leases were looked at for [`Self::starting`].
     #[cfg(test)]
     pub looked: std::cell::Cell<usize>,
@@ -101,9 +106,10 @@ impl Table {
         self.wanted.is_empty() && self.held.is_empty() && starting && self.by_host.is_empty()
     }
 
-    /// Forgets what these owners wait for.
+    /// Forgets what these owners wait for. What still runs under their leases, which end next, is nobody's any more.
     pub fn forget_owners(&mut self, gone: impl Fn(HostId) -> bool) {
         self.wanted.retain(|(owner, _), _| !gone(*owner));
+        self.held.values_mut().filter(|held| gone(held.owner)).for_each(|held| held.evicted = true);
     }
 
     /// Nodes that were asked for a host for this class and have not named one yet; each once.
@@ -241,7 +247,8 @@ impl Core {
 
     pub(super) fn renew(&mut self, from: NodeId, leases: &[LeaseId]) {
         for lease in leases {
-            if self.leases.held.get(lease).is_some_and(|held| held.owner.node == from) {
+            if let Some(held) = self.leases.held.get_mut(lease).filter(|held| held.owner.node == from) {
+                held.overdue = false;
                 self.schedule(scheduler::Event::Renew { lease: *lease });
             }
         }
@@ -325,6 +332,9 @@ impl Core {
             }
         }
         let Some(view) = self.scheduler.lease(lease) else { return };
+        if view.lease.class.has_own_process() {
+            self.leases.alone.insert((view.lease.expires, lease));
+        }
         let grant = Grant {
             lease,
             key,
@@ -384,6 +394,40 @@ impl Core {
                 self.schedule(event);
             }
         }
+    }
+
+    /// A lease with a process of its own does not end because its owner stands still, as long as anything runs in that: what
+    /// it holds could not be another's. So its node is asked, once a term, and the lease ends when that says so.
+    pub(super) fn ask_of_overdue(&mut self) {
+        while let Some((ends, lease)) =
+            self.leases.alone.first().copied().filter(|(ends, _)| *ends <= self.now)
+        {
+            self.leases.alone.remove(&(ends, lease));
+            let Some(view) = self.scheduler.lease(lease) else { continue };
+            let (expires, term) = (view.lease.expires, view.lease.term);
+            if expires > self.now {
+                self.leases.alone.insert((expires, lease));
+                continue;
+            }
+            let Some(held) = self.leases.held.get_mut(&lease) else { continue };
+            held.overdue = true;
+            let node = held.node;
+            self.leases.alone.insert((self.now.plus(term), lease));
+            self.schedule(scheduler::Event::Renew { lease });
+            self.send_to_agent_of(node, ToAgent::Overdue { lease });
+        }
+    }
+
+    /// Nothing runs under a lease; so it ends, unless its owner was heard of meanwhile.
+    pub(super) fn at_rest(&mut self, from: NodeId, lease: LeaseId) {
+        let Some(held) = self.leases.held.get(&lease).filter(|held| held.overdue) else { return };
+        if held.node != from {
+            warn!(node = %from, %lease, "ignored what a node says of a lease that another one grants");
+            return;
+        }
+        let owner = held.owner;
+        self.send_to_agent_of(owner.node, ToAgent::Revoked { owner, lease, kind: Revocation::Expired });
+        self.schedule(scheduler::Event::Release { lease });
     }
 
     /// Steps the scheduler and carries out what it says.
@@ -524,6 +568,7 @@ impl Core {
             keep: lease.slots,
             phase: Phase::Reserving(until),
             evicted: false,
+            overdue: false,
             wanted_back: None,
         };
         self.leases.held.insert(lease.id, held);

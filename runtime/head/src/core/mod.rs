@@ -9,6 +9,8 @@
 //!   older one, or speaks about another node's hosts, changes nothing.
 //! - **H2** A lease is announced to its owner only after the granting node has named a host for it. Until then the
 //!   core renews it, for at most [`RESERVE_MS_MAX`], and a loss puts the owner's wish back in the queue.
+//!   One that has a process of its own ends because of its owner's silence only when that node says that nothing
+//!   runs in it.
 //! - **H3** What a node, host or job held ends with it: demands, leases, names, questions in flight.
 //! - **H4** A record precedes, in the list of effects, every message that promises what it holds.
 //! - **H5** Each table has a limit with a name; reaching it is a typed failure to whoever asked.
@@ -195,7 +197,8 @@ pub struct Options {
     pub seed: u64,
     /// Nodes that may be started: what one of them could hold waits for it.
     pub node_types: Vec<NodeType>,
-    /// Unix time in milliseconds when the core's clock showed nought: what is on disk counts by it.
+    /// Unix time in milliseconds when the core's clock showed nought, or would have if it had not stood still since: what
+    /// is on disk counts by it.
     pub begun_unix_ms: u64,
 }
 
@@ -312,6 +315,11 @@ impl Core {
         std::mem::take(&mut self.out)
     }
 
+    /// The core's clock stood still for so long: see [`Options::begun_unix_ms`].
+    pub fn stood_still(&mut self, by: Millis) {
+        self.options.begun_unix_ms = self.options.begun_unix_ms.saturating_add(by.0);
+    }
+
     /// When [`Event::Tick`] is next of use; `None` while the cluster is idle.
     pub fn next_tick(&self) -> Option<Millis> {
         let stewards = self.jobs.values().filter_map(jobs::Entry::deadline).min();
@@ -332,6 +340,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.renew_pending();
+        self.ask_of_overdue();
         self.schedule(mobula_scheduler::Event::Tick);
         self.time_out_stewards();
         self.time_out_names();
@@ -379,6 +388,7 @@ impl Core {
                 }
             }
             ToHead::LeaseFailed { lease, failure } => self.lease_failed(from, lease, cut(failure)),
+            ToHead::AtRest { lease } => self.at_rest(from, lease),
             ToHead::HostEnded { host, job, failure } => {
                 if self.speaks_for(from, host) {
                     self.host_ended(host, job, cut(failure));

@@ -29,7 +29,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{error, warn};
 
-use super::{Error, MAILBOX_MAX, TICK_MS_MAX, TICK_MS_MIN, TOKEN_TTL_MAX};
+use super::{Error, LATE_MS_MAX, MAILBOX_MAX, TICK_MS_MAX, TICK_MS_MIN, TOKEN_TTL_MAX};
 use crate::{
     core::{Core, Effect, Event, Link, Options, Peer, scaling::Scene},
     state::{self, Journal, Record},
@@ -286,6 +286,7 @@ pub(super) async fn start(
         journal,
         authority,
         begun,
+        stood: Millis(0),
         links: BTreeMap::new(),
         pending: VecDeque::new(),
         flushing: false,
@@ -310,6 +311,8 @@ struct State {
     journal: Arc<dyn Journal>,
     authority: Option<Authority>,
     begun: Instant,
+    /// How long the core's clock stood still since: see [`State::now`].
+    stood: Millis,
     links: BTreeMap<Link, Outlet>,
     /// What waits for a record before it to be durable.
     pending: VecDeque<Pending>,
@@ -380,8 +383,27 @@ impl Actor for HeadActor {
 }
 
 impl State {
+    /// The time for the core: that in which it could hear what it was told. What is late was said in time, if it is the head
+    /// that stood still: it was stopped, or its machine was, or its disk was slow, or it had much to do at once. So the
+    /// clock waits for each tick, which comes behind all that was in the mailbox when it was due, and what others
+    /// were given of a term is left to them when the head goes on, to be heard from the sockets.
     fn now(&self) -> Millis {
-        Millis(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+        let now = self.running();
+        self.tick.as_ref().map_or(now, |(at, _)| now.min(at.plus(Millis(LATE_MS_MAX))))
+    }
+
+    /// As [`Self::now`], if the head goes on running.
+    fn running(&self) -> Millis {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Millis(now.saturating_sub(self.stood.0))
+    }
+
+    fn ticked(&mut self) {
+        let stood = Millis(self.running().0.saturating_sub(self.now().0));
+        self.stood = self.stood.plus(stood);
+        self.core.stood_still(stood);
+        self.tick = None;
+        self.step(Event::Tick);
     }
 
     async fn handle(&mut self, body: Body, myself: &ActorRef<Envelope>) {
@@ -451,10 +473,7 @@ impl State {
                 // An error means that nobody waits any more.
                 let _gone = reply.send(self.take_stock());
             }
-            Body::Tick => {
-                self.tick = None;
-                self.step(Event::Tick);
-            }
+            Body::Tick => self.ticked(),
             Body::Shutdown => {
                 self.step(Event::Shutdown);
                 if let Err(error) = self.flush().await {

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Error, Handle, Inner, LINK_QUEUE_MAX, actor};
 use crate::{
     core::{Options, Peer, PeerKind},
-    state::Memory,
+    state::Journal,
 };
 
 /// What the one agent is called in its registration's stead of a certificate.
@@ -29,9 +29,9 @@ pub struct EmbeddedHead {
     pub handle: Handle,
 }
 
-pub(super) async fn start() -> Result<EmbeddedHead, Error> {
+pub(super) async fn start(journal: Arc<dyn Journal>) -> Result<EmbeddedHead, Error> {
     let options = Options { cluster: PEER_NAME.to_owned(), ..Options::default() };
-    let started = actor::start(options, Arc::new(Memory::default()), None).await?;
+    let started = actor::start(options, journal, None).await?;
     let (to_head, mut outgoing) = mpsc::channel(LINK_QUEUE_MAX);
     let (outbox, from_head) = mpsc::channel(LINK_QUEUE_MAX);
     let poster = started.poster.clone();

@@ -54,7 +54,10 @@ pub const LINK_QUEUE_MAX: usize = 4096;
 /// Shortest time between two ticks, in milliseconds: how late the end of a lease's term may be noticed.
 pub const TICK_MS_MIN: u64 = 50;
 /// Longest time between two ticks while anything waits, in milliseconds.
-pub const TICK_MS_MAX: u64 = 1000;
+pub const TICK_MS_MAX: u64 = 250;
+/// How much later than it was set for a tick may be handled, in milliseconds, until the head counts as having stood still
+/// since: it heard nobody meanwhile, so nobody's time runs out. With [`TICK_MS_MAX`], much less than the term of a lease.
+pub const LATE_MS_MAX: u64 = 100;
 /// Longest life of a join token.
 pub const TOKEN_TTL_MAX: Duration = Duration::from_hours(30 * 24);
 /// How long [`Handle::shutdown`] waits for agents to hear of it.
@@ -228,7 +231,7 @@ impl Head {
     /// Starts a head in memory, for exactly one agent in this process: no port, no file, ready in well under a
     /// millisecond. It ends with the last [`Handle`].
     pub async fn start_embedded() -> Result<EmbeddedHead, Error> {
-        embedded::start().await
+        embedded::start(Arc::new(state::Memory::default())).await
     }
 }
 

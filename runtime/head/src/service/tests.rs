@@ -328,3 +328,78 @@ async fn a_state_without_its_authority_is_not_taken_up() {
     std::fs::rename(&away, &key).unwrap();
     soon(Head::start(options(home.path())).await.unwrap().shutdown()).await;
 }
+
+/// A disk that writes nothing while the other end is locked.
+struct Slow(Arc<tokio::sync::Mutex<()>>, crate::state::Memory);
+
+impl crate::state::Journal for Slow {
+    fn load(&self) -> Result<Vec<crate::state::Record>, crate::state::Error> {
+        self.1.load()
+    }
+
+    fn append(&self, records: &[crate::state::Record]) -> Result<(), crate::state::Error> {
+        let _is_ready = self.0.blocking_lock();
+        self.1.append(records)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_stands_still_ends_no_lease_whose_owner_does_not() {
+    let disk = Arc::new(tokio::sync::Mutex::new(()));
+    let journal = Slow(disk.clone(), crate::state::Memory::default());
+    let mut head = embedded::start(Arc::new(journal)).await.unwrap();
+    let say = async |message: ToHead| head.to_head.send(message).await.unwrap();
+    say(register("a", 1)).await;
+    let Some(ToAgent::Registered { node, .. }) = soon(head.from_head.recv()).await else { panic!() };
+    let owner = mobula_proto::HostId { node, seq: 1 };
+    say(ToHead::JobStart {
+        request: 1,
+        driver: owner,
+        name: "job".to_owned(),
+        namespace: String::new(),
+        queue: String::new(),
+        binary: BinaryHash([1; 32]),
+        arguments: Vec::new(),
+        files: Vec::new(),
+    })
+    .await;
+    let Some(ToAgent::JobStarted { job, .. }) = soon(head.from_head.recv()).await else { panic!() };
+    let class = mobula_proto::resource::Class {
+        function: "f".to_owned(),
+        resources: Resources::cpu(Quantity::ONE),
+        ..Default::default()
+    };
+    // The second waits: so ticks come often.
+    say(ToHead::Demand { owner, job: job.job, key: 1, class, backlog: 2, locality: Vec::new() }).await;
+    let Some(ToAgent::Reserve { lease, .. }) = soon(head.from_head.recv()).await else { panic!() };
+    say(ToHead::LeaseReady { lease, host: mobula_proto::HostId { node, seq: 2 } }).await;
+    assert!(matches!(soon(head.from_head.recv()).await, Some(ToAgent::Granted { .. })));
+
+    // So long is the term, and half as long again; the owner says all the time that it goes on.
+    let renew_for = async |rounds| {
+        for _ in 0..rounds {
+            say(ToHead::Renew { leases: vec![lease] }).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    renew_for(1).await;
+    let stands = disk.lock().await;
+    let change = mobula_proto::queue::Change { name: "slow".to_owned(), ..Default::default() };
+    let poster = head.handle.0.poster.clone();
+    let written = tokio::spawn(async move { poster.set_queue(change).await });
+    renew_for(6).await;
+    assert!(!written.is_finished(), "the head stood still");
+    drop(stands);
+    soon(written).await.unwrap().unwrap();
+    renew_for(2).await;
+    while let Ok(said) = head.from_head.try_recv() {
+        assert!(!matches!(said, ToAgent::LeaseEnded { .. }), "it was renewed all the time");
+    }
+    // Nothing is said of it any more; that still ends it.
+    let ended = async {
+        while !matches!(head.from_head.recv().await, Some(ToAgent::LeaseEnded { lease: over, .. }) if over == lease)
+        {
+        }
+    };
+    soon(ended).await;
+}

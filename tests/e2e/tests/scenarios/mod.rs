@@ -245,6 +245,7 @@ pub fn cases() -> Vec<Case> {
         case!(stopping::steady_calls_never_wait_for_the_head).modes(STOPPABLE),
         case!(stopping::steady_calls_never_touch_the_head).modes(EVERYWHERE),
         case!(stopping::a_stopped_head_goes_on).modes(STOPPABLE),
+        case!(stopping::what_runs_alone_outlives_who_stands_still).modes(RIG),
         case!(telling::a_panic_names_its_place),
         case!(telling::an_error_keeps_its_causes),
         case!(telling::a_failed_argument_fails_what_needs_it),

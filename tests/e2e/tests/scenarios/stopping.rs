@@ -111,6 +111,58 @@ pub async fn a_stopped_head_goes_on(env: Env) -> Result<()> {
     go_on(&env, async |_, _| Part::Head).await
 }
 
+/// Longer than two terms.
+const LONG_PAUSE: Duration = Duration::from_secs(2);
+/// Longer than an agent keeps a process in which nothing runs.
+const KEPT: Duration = Duration::from_secs(11);
+
+/// Owns an actor that has a process to itself.
+struct Keeper {
+    kept: Option<CounterHandle>,
+}
+
+#[mobula::actor]
+impl Keeper {
+    fn new() -> Self {
+        Self { kept: None }
+    }
+
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn begin(&mut self) -> Result<CounterHandle> {
+        let kept = Counter::spawn().options(|options| options.isolation("process")).await?;
+        kept.quick().await?;
+        self.kept = Some(kept.clone());
+        Ok(kept)
+    }
+}
+
+/// Nothing says for longer than a lease's term that actors in processes of their own are used: the head stands still, and
+/// hears nobody; and then the process that owns one of them. They live on, as they were.
+pub async fn what_runs_alone_outlives_who_stands_still(env: Env) -> Result<()> {
+    let ours = Counter::spawn().options(|options| options.isolation("process")).await?;
+    let keeper = Keeper::spawn().await?;
+    let theirs = keeper.begin().await?;
+    let processes = [ours.process().await?, theirs.process().await?];
+    for part in [Part::Head, Part::Host(keeper.process().await?)] {
+        env.rig().unwrap().stop(part).unwrap();
+        tokio::time::sleep(LONG_PAUSE).await;
+        env.rig().unwrap().resume(part).unwrap();
+    }
+    let until = Instant::now() + KEPT;
+    while Instant::now() < until {
+        for (counter, process) in [&ours, &theirs].into_iter().zip(processes) {
+            assert_eq!(counter.process().await?, process, "it is where it was");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    assert_eq!((ours.quick().await?, theirs.quick().await?), (1, 2), "with what it had");
+    assert_eq!(env.nodes().await?.len(), 2, "nobody was given up");
+    Ok(())
+}
+
 #[mobula::task]
 fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes

@@ -33,7 +33,15 @@ impl Core {
                     self.effects.push(Effect::Kill(host));
                 }
             }
-            ToAgent::LeaseEnded { lease, evicted: false } => self.leases.ended(lease, now),
+            ToAgent::LeaseEnded { lease, evicted: false } => {
+                if let Some((host, request)) = self.leases.ended(lease, now) {
+                    self.tell(host, ToHost::AreYouAtRest { request });
+                }
+            }
+            ToAgent::Overdue { lease } => match self.leases.overdue(lease) {
+                Some((host, request)) => self.tell(host, ToHost::AreYouAtRest { request }),
+                None => self.effects.push(Effect::Head(ToHead::AtRest { lease })),
+            },
             ToAgent::StartSteward { job } => self.start_steward(job),
             ToAgent::Granted { owner, grant } => self.tell(owner, ToHost::Granted(grant)),
             ToAgent::Revoked { owner, lease, kind } => self.tell(owner, ToHost::Revoked { lease, kind }),
@@ -129,19 +137,32 @@ impl Core {
     fn reserve(&mut self, lease: LeaseId, job: Job, class: &Class, devices: &[DeviceGrant]) {
         self.know_job(&job);
         let need = Self::need(job.job, class, devices);
+        let has_cpu = class.resources.get(&Resource::Cpu).units() > 0;
+        self.place(lease, &job, need, has_cpu);
+    }
+
+    /// Reserves what waited for hosts to come to rest, as far as they have.
+    pub(super) fn place_waiting(&mut self) {
+        for (lease, (need, has_cpu)) in self.leases.take_waiting() {
+            if let Some(job) = self.jobs.get(&need.job()).map(|state| state.job.clone()) {
+                self.place(lease, &job, need, has_cpu);
+            }
+        }
+    }
+
+    fn place(&mut self, lease: LeaseId, job: &Job, need: Need, has_cpu: bool) {
         for idle in self.leases.evict_overlapping(&need) {
             self.effects.push(Effect::Kill(idle));
         }
-        let has_cpu = class.resources.get(&Resource::Cpu).units() > 0;
         match self.leases.reserve(lease, need.clone(), has_cpu) {
             Placed::Ready(host) => self.effects.push(Effect::Head(ToHead::LeaseReady { lease, host })),
-            Placed::Starting(_) => {}
+            Placed::Starting(_) | Placed::Later => {}
             Placed::None => {
                 let (kind, bounds) = match need {
                     Need::Shared(_) => (Kind::Shared, self.shared_bounds()),
                     Need::Own(_, bounds) => (Kind::Own, bounds),
                 };
-                if let Err(failure) = self.launch(kind, &job, Some(lease), bounds) {
+                if let Err(failure) = self.launch(kind, job, Some(lease), bounds) {
                     self.leases.forget(lease);
                     self.effects.push(Effect::Head(ToHead::LeaseFailed { lease, failure }));
                 }

@@ -225,6 +225,12 @@ impl Core {
             }
             ToAgent::Holds { asker, number, held } => self.owner_holds(id, asker, number, held),
             ToAgent::Idle { idle } => self.host_idle(id, idle),
+            ToAgent::AtRest { request, at_rest } => {
+                for lease in self.leases.answered(id, request, at_rest, now) {
+                    self.effects.push(Effect::Head(ToHead::AtRest { lease }));
+                }
+                self.place_waiting();
+            }
             ToAgent::JobDone => {
                 if self.hosts.get(id).is_some_and(|host| host.kind.is_driver()) {
                     let failure = Failure::new(FailureKind::JobEnded, "main has ended").of(job.to_string());

@@ -296,6 +296,7 @@ impl Core {
         for host in self.leases.expire(now) {
             self.effects.push(Effect::Kill(host));
         }
+        self.place_waiting();
         for (lease, slots) in self.waits.tick(now) {
             if self.leases.has_cpu(lease) {
                 self.effects.push(Effect::Head(ToHead::Block { lease, slots }));
@@ -389,6 +390,7 @@ impl Core {
             restore.readers.retain(|reader| !matches!(reader, Reader::Host(host, _) if *host == id));
         }
         let leases = self.leases.host_gone(id);
+        self.place_waiting();
         let steward = self.stewards.remove(&id);
         if !host.ready {
             for lease in leases {

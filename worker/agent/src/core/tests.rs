@@ -15,6 +15,7 @@ mod drain;
 mod estate;
 mod jobs;
 mod lost;
+mod resting;
 mod room;
 mod salvage;
 mod stock;

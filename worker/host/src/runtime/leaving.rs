@@ -1,8 +1,12 @@
-//! What a host does whose node is to leave.
+//! What a host does whose node is to leave, and how it says that nothing runs in it any more.
 
 use std::sync::Arc;
 
-use mobula_proto::{Blob, Failure, ObjectId, host::ToAgent, peer::State};
+use mobula_proto::{
+    Blob, Failure, ObjectId,
+    host::{Request, ToAgent},
+    peer::State,
+};
 use mobula_store::Encoded;
 
 use super::Runtime;
@@ -36,6 +40,22 @@ impl Runtime {
         };
         // There may be no room at once, of which this thread would have to hear.
         self.user.spawn_blocking(answer);
+    }
+
+    /// The agent wants to know whether anything runs here: somebody else would get the host, or what it holds.
+    pub(super) fn say_whether_at_rest(&self, request: Request) {
+        let mut awaited = self.rest_awaited.lock();
+        let at_rest = self.is_quiet();
+        *awaited = (!at_rest).then_some(request);
+        self.tell(ToAgent::AtRest { request, at_rest });
+    }
+
+    /// Says so if that was asked while something ran.
+    pub(super) fn say_once_at_rest(&self) {
+        let mut awaited = self.rest_awaited.lock();
+        if let Some(request) = awaited.take_if(|_| self.is_quiet()) {
+            self.tell(ToAgent::AtRest { request, at_rest: true });
+        }
     }
 
     /// Whether nothing runs here.

@@ -254,6 +254,55 @@ fn a_dead_executor_ends_its_leases_and_everyone_hears_of_it() {
 }
 
 #[test]
+fn a_process_of_its_own_keeps_what_it_holds_while_something_runs_in_it() {
+    let mut world = World::new();
+    let a = world.join("a", 0);
+    let b = world.join("b", 1);
+    let job = world.start_job(a, 1).job;
+    world.all(a.link);
+    let alone = || Class { isolation: mobula_proto::resource::Isolation::Process, ..Class::default() };
+    let lease_of = |world: &mut World| {
+        world.demand_of(a, 1, job, alone(), 1);
+        let (lease, _) = world.reserved(b);
+        world.says(b.link, ToHead::LeaseReady { lease, host: b.host(1) });
+        granted(world.first(a.link));
+        lease
+    };
+    let lease = lease_of(&mut world);
+    world.pass(900);
+    world.says(a.link, ToHead::Renew { leases: vec![lease] });
+    world.pass(900);
+    assert!(world.said.is_empty(), "its owner was heard of: {:?}", world.said);
+    // Its owner stands still, and it is asked for each term.
+    for _ in 0..3 {
+        world.pass(1000);
+        let heard = world.all(b.link);
+        assert!(matches!(heard[..], [ToAgent::Overdue { lease: of }] if of == lease), "{heard:?}");
+    }
+    assert!(world.said.is_empty(), "it goes on: {:?}", world.said);
+    // Its owner was slow, and so is what its node says.
+    world.says(a.link, ToHead::Renew { leases: vec![lease] });
+    world.says(b.link, ToHead::AtRest { lease });
+    assert!(world.said.is_empty(), "{:?}", world.said);
+    world.pass(1500);
+    assert!(matches!(world.first(b.link), Some(ToAgent::Overdue { .. })));
+    world.says(a.link, ToHead::AtRest { lease });
+    assert!(world.said.is_empty(), "only its node can say so: {:?}", world.said);
+    world.says(b.link, ToHead::AtRest { lease });
+    let heard = world.all(a.link);
+    assert!(matches!(heard[..], [ToAgent::Revoked { kind: Revocation::Expired, .. }]), "{heard:?}");
+    assert!(matches!(world.all(b.link)[..], [ToAgent::LeaseEnded { evicted: false, .. }]));
+    // A dead owner's goes at once, with what runs in it.
+    let lease = lease_of(&mut world);
+    world.says(a.link, ToHead::HostEnded { host: a.host(1), job, failure: died() });
+    let heard = world.all(b.link);
+    let ended =
+        |said: &ToAgent| matches!(said, ToAgent::LeaseEnded { lease: of, evicted: true } if *of == lease);
+    assert!(heard.iter().any(ended), "{heard:?}");
+    world.assert_idle();
+}
+
+#[test]
 fn what_can_never_run_and_what_failed_to_start_is_said() {
     let mut world = World::new();
     let a = world.join("a", 2);
