@@ -51,8 +51,8 @@ impl<T> Admission<T> {
     /// The next one that is admitted. After whatever changed something, until there is none; then [`Self::word`].
     pub(crate) fn next(&mut self) -> Option<T> {
         let (bytes, _) = self.waiting.front()?;
-        // While others wait, what comes free is theirs first (AD-4).
-        let fits = !self.pressed && self.in_use.saturating_add(*bytes) <= self.share;
+        // While others wait, what comes free is theirs first (AD-4). Of who needs nothing the agent is never asked.
+        let fits = *bytes == 0 || !self.pressed && self.in_use.saturating_add(*bytes) <= self.share;
         let (bytes, what) = if fits { self.waiting.pop_front()? } else { return None };
         self.in_use += bytes;
         Some(what)
@@ -158,6 +158,19 @@ mod tests {
         admission.release(2);
         assert_eq!(admission.word(), None);
         assert_eq!(admission.ask(5, "c"), Some("c"));
+    }
+
+    #[test]
+    fn ad_3_who_needs_no_room_holds_nobody_up_while_others_wait() {
+        let mut admission = with_share(10);
+        admission.press();
+        assert_eq!(admission.word(), Some(Word::Back(10)));
+        assert_eq!(admission.ask(0, "a"), Some("a"));
+        assert_eq!(admission.ask(1, "b"), None);
+        assert_eq!(admission.word(), Some(Word::Want(1, true)));
+        assert_eq!(admission.ask(0, "c"), None, "it is not first");
+        admission.give(1);
+        assert_eq!((admission.next(), admission.next(), admission.next()), (Some("b"), Some("c"), None));
     }
 
     #[test]
