@@ -406,16 +406,14 @@ impl Store {
         }
         // Views of what the agent has elsewhere by now may have gone.
         self.freed();
-        let idle = self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME).is_some();
+        self.written.lock().take_if(|at| at.elapsed() >= KEEP_TIME);
         let nothing_left = {
             let mut left = self.left.lock();
             left.retain(|_, extent| !extent.is_gone());
             left.is_empty()
         };
-        let asked = self.asked.lock().is_some();
-        if idle || asked {
-            self.trim(runtime, self.keep_bytes());
-        }
+        // Also of what was built in place and never put, of whose end nobody hears.
+        self.trim(runtime, self.keep_bytes());
         // What is still read here comes free later, and others may wait for that.
         if nothing_left {
             self.asked.lock().take_if(|at| at.elapsed() >= PRESSURE_TIME);
@@ -579,6 +577,34 @@ mod tests {
             runtime.store().reclaim(&runtime, &[(object, 2)], false);
             assert_eq!(byte(object, 2), None);
         }
+    }
+
+    #[test]
+    fn what_was_built_in_place_and_never_put_is_given_back_whenever_it_is_dropped() {
+        let Alone { runtime, told, user: _user } = alone(&[]);
+        let store = runtime.store();
+        let block = std::thread::scope(|scope| {
+            let building = scope.spawn(|| store.allocate(&runtime, KEEP_IDLE_BYTES + 1));
+            let wish = std::iter::repeat_with(|| told.recv_timeout(WAIT).expect("it asks for room"))
+                .find_map(|told| {
+                    if let ToAgent::RegionWanted { request, .. } = told { Some(request) } else { None }
+                });
+            store.region_answer(wish.unwrap(), Ok(()));
+            building.join().unwrap().unwrap()
+        });
+        let gone = || told.try_iter().any(|said| matches!(said, ToAgent::RegionRemoved { .. }));
+        // Others lack room, while it is in use; that, and the time for which it is kept for reuse, is long over when it is
+        // dropped.
+        store.reclaim(&runtime, &[], true);
+        *store.asked.lock() = Instant::now().checked_sub(PRESSURE_TIME);
+        *store.written.lock() = Instant::now().checked_sub(KEEP_TIME);
+        store.tidy(&runtime);
+        store.tidy(&runtime);
+        assert!(!gone(), "it is in use");
+        drop(block);
+        store.tidy(&runtime);
+        assert!(gone());
+        assert_eq!(store.usage(), (0, 0));
     }
 
     #[test]

@@ -41,7 +41,7 @@ mod shown;
 mod spill;
 mod waits;
 
-pub use answers::ANSWER_WAIT;
+pub use answers::{ANSWER_WAIT, ASK_AGAIN};
 pub use holders::{FAN_OUT, Holders, SPREAD_BYTES_MIN};
 pub use spill::{Limits, Slot, Spill, SpillItem};
 pub use waits::BUSY_WAIT_MAX;
@@ -178,6 +178,8 @@ struct Region {
     orphan: bool,
     /// Its writer was asked to give it back since the last object in it was sealed.
     asked: bool,
+    /// When that was.
+    asked_at: Option<Instant>,
     /// When somebody was told last to let go of it.
     told_at: u64,
     /// Who has it mapped, to read.
@@ -472,6 +474,7 @@ impl Objects {
                 kept: false,
                 orphan: false,
                 asked: false,
+                asked_at: None,
                 told_at: 0,
                 mapped: BTreeSet::new(),
                 dropped: false,

@@ -12,6 +12,9 @@ use super::{Objects, Region};
 /// How long who is told to let go of memory may take to answer until others' comes free instead. A process that runs does
 /// so in no time; one that is stopped may never.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// How long after its writer was asked for a region that it still used it is asked again, while somebody lacks room. For so
+/// long hosts give back by themselves what comes free; what they drop later they may keep for reuse.
+pub const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Objects {
     /// So late it is.
@@ -63,16 +66,37 @@ impl Objects {
         !self.silent.is_empty() && (silent(&id.writer) || region.mapped.iter().any(silent))
     }
 
+    /// When the writer of this region is asked for it again; `None` where it was not asked, or has not answered.
+    fn ask_again_at(&self, id: RegionId, region: &Region) -> Option<Instant> {
+        let answered =
+            region.asked && region.kept && !id.writer.is_agent() && !self.silent.contains(&id.writer);
+        let empty = region.copies.is_empty() && !region.orphan && !region.dropped;
+        Some(region.asked_at.filter(|_| answered && empty)? + ASK_AGAIN)
+    }
+
+    /// When [`Self::idle_writers`] has somebody to name again.
+    pub(super) fn next_asked(&self) -> Option<Instant> {
+        if self.short_by() == 0 {
+            return None;
+        }
+        self.regions.iter().filter_map(|(id, region)| self.ask_again_at(*id, region)).min()
+    }
+
     /// While somebody waits for room: the writers of regions in which nothing lies, each once for a region. They keep
-    /// them for reuse, and may give them back.
+    /// them for reuse, and may give them back. Who still used one then is named again, now and then.
     pub fn idle_writers(&mut self) -> BTreeSet<HostId> {
         let mut asked = Vec::new();
         if self.short_by() > 0 {
-            for (id, region) in &mut self.regions {
-                let kept = region.copies.is_empty() && !region.orphan && !region.dropped;
-                if kept && !std::mem::replace(&mut region.asked, true) {
-                    asked.push(*id);
-                }
+            let is_due = |(id, region): &(&RegionId, &Region)| {
+                let empty = region.copies.is_empty() && !region.orphan && !region.dropped;
+                let again = || self.ask_again_at(**id, region).is_some_and(|at| Some(at) <= self.now);
+                empty && (!region.asked || again())
+            };
+            asked = self.regions.iter().filter(is_due).map(|(id, _)| *id).collect();
+        }
+        for id in &asked {
+            if let Some(region) = self.regions.get_mut(id) {
+                (region.asked, region.asked_at) = (true, self.now);
             }
         }
         for id in &asked {

@@ -212,6 +212,37 @@ fn writers_are_asked_once_for_what_they_keep_for_reuse() {
 }
 
 #[test]
+fn a_writer_that_still_used_what_it_was_asked_for_is_asked_again() {
+    let (mut objects, region) = with_region(4 * MIB, 3 * MIB);
+    let asked = Instant::now();
+    let (wait, wait_ms) = (ASK_AGAIN * 2, 10_000);
+    assert_eq!(objects.want(host(3), 1, 2 * MIB, asked + wait, wait_ms), Want::Waiting);
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    objects.trimmed(host(2));
+    let again = asked + ASK_AGAIN;
+    assert_eq!(objects.next_deadline(), Some(asked + ANSWER_WAIT));
+    objects.unanswered(asked + ANSWER_WAIT);
+    assert_eq!(objects.next_deadline(), Some(again));
+    objects.at(again - Duration::from_millis(1));
+    assert!(objects.idle_writers().is_empty(), "it has just said that it needs it");
+    objects.at(again);
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    assert!(objects.idle_writers().is_empty(), "it knows");
+    objects.unanswered(again + ANSWER_WAIT);
+    assert_eq!(objects.next_deadline(), Some(asked + wait), "then who waits has waited too long");
+    // Nobody lacks room.
+    objects.unwant(host(3), 1, 2 * MIB);
+    objects.at(again + ASK_AGAIN);
+    assert!(objects.idle_writers().is_empty() && objects.next_deadline().is_none());
+    // Somebody does, much later.
+    let late = again + ASK_AGAIN * 2;
+    assert_eq!(objects.want(host(3), 2, 2 * MIB, late, 0), Want::Waiting);
+    assert_eq!(objects.idle_writers(), BTreeSet::from([host(2)]));
+    objects.remove_region(region).unwrap();
+    assert_eq!(objects.grants(), vec![(host(3), 2)]);
+}
+
+#[test]
 fn o1_room_set_aside_counts_and_nobody_waits_for_it() {
     let (mut objects, region) = with_region(4 * MIB, MIB);
     let agent = NodeId::EMBEDDED.agent();

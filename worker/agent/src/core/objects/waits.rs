@@ -183,10 +183,16 @@ impl Objects {
         out
     }
 
-    /// When [`Objects::overdue`], [`Objects::retry`] or [`Objects::unanswered`] has something to do next.
+    /// When [`Objects::overdue`], [`Objects::retry`], [`Objects::unanswered`] or [`Objects::idle_writers`] has something to do
+    /// next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let waits = self.waiting.iter().map(|waiting| waiting.deadline).min();
-        waits.into_iter().chain(self.disk.retry_at()).chain(self.answers_until()).min()
+        waits
+            .into_iter()
+            .chain(self.disk.retry_at())
+            .chain(self.answers_until())
+            .chain(self.next_asked())
+            .min()
     }
 
     /// The writer needs no region any more: room came free in those that it has. Gives back what it was granted

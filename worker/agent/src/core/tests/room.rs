@@ -76,6 +76,25 @@ fn o9_a_host_that_says_nothing_keeps_others_from_no_room() {
     assert_eq!(rig.now, began + objects::ANSWER_WAIT);
 }
 
+#[test]
+fn who_still_used_what_it_was_asked_for_is_asked_again() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let writer = rig.launched(1, own());
+    rig.host(writer, ToAgent::RegionWanted { request: 1, bytes: 3 * MIB, wait_ms: 0 });
+    rig.host_with(writer, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    let wanted = ToAgent::RegionWanted { request: 2, bytes: 2 * MIB, wait_ms: 60_000 };
+    let asked = rig.host(id(1), wanted);
+    let began = rig.now;
+    for again in 1..=3 {
+        assert!(asked.len() == 1 && asked[0].starts_with("host-2 < Reclaim"), "{asked:?}");
+        assert_eq!(rig.host(writer, ToAgent::Trimmed), [""; 0]);
+        let said = std::iter::repeat_with(|| later(&mut rig)).find(|said| !said.is_empty());
+        assert_eq!((said.as_ref(), rig.now), (Some(&asked), began + objects::ASK_AGAIN * again));
+    }
+    assert_eq!(rig.host(writer, ToAgent::RegionRemoved { seq: 1 }), ["host-1 < RegionGranted"]);
+}
+
 const ASKED: [&str; 2] = ["host-2 < MayMakeRoom", "host-3 < MayMakeRoom"];
 
 #[test]
