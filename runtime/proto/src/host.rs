@@ -518,6 +518,8 @@ pub enum ToHost {
         offset: u64,
         /// Its length.
         bytes: u64,
+        /// The descriptor was lost on its way, since a process may have no more open. The object is pinned none the less.
+        lost: bool,
     },
     /// It cannot be read.
     OpenFailed {

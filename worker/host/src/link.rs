@@ -8,6 +8,7 @@ use std::{
 
 use mobula_net::link;
 use mobula_proto::{
+    Failure, FailureKind,
     host::{ToAgent, ToHost},
     relay, wire,
 };
@@ -112,6 +113,11 @@ impl AgentSender {
     }
 }
 
+/// Why what was opened cannot be read here.
+pub(crate) fn without_descriptor(error: &link::Error) -> Failure {
+    Failure::new(FailureKind::Internal, format!("its region's descriptor did not arrive: {error}"))
+}
+
 /// Receives from the agent; `None` when the connection has ended.
 pub type AgentReceiver = Box<dyn FnMut() -> Option<Delivery> + Send>;
 
@@ -130,6 +136,16 @@ pub fn over_socket(stream: UnixStream) -> (AgentSender, AgentReceiver) {
             }
         };
         match wire::decode::<ToHost>(&received.body) {
+            Ok(ToHost::Opened { request, region, region_bytes, offset, bytes, .. }) if received.lost => {
+                // Who waits for it hears of that.
+                let message = ToHost::Opened { request, region, region_bytes, offset, bytes, lost: true };
+                Some(Delivery { message, descriptors: Vec::new() })
+            }
+            // Rings: the other host may have sent something through them, that would never be read.
+            Ok(_) if received.lost => {
+                tracing::error!(error = %link::Error::DescriptorsLost, "this process cannot go on");
+                None
+            }
             Ok(message) => Some(Delivery { message, descriptors: received.descriptors }),
             Err(error) => {
                 tracing::error!(%error, "the agent sent what this build does not understand");
@@ -156,4 +172,65 @@ pub fn pump(
         closed();
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::IoSlice, mem::MaybeUninit, os::fd::BorrowedFd, sync::mpsc};
+
+    use mobula_proto::{RegionId, TaskId, peer};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+    use crate::testing::{Alone, ME, alone, other};
+
+    /// As the agent sends it, with more descriptors than can be taken.
+    fn send(stream: &UnixStream, message: &ToHost) {
+        let body = wire::encode(message).unwrap();
+        let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+        frame.extend([1, 0, 0, 0]);
+        frame.extend(&body[..]);
+        let many: [BorrowedFd<'_>; 20] = [stream.as_fd(); 20];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        let sent = sendmsg(stream, &[IoSlice::new(&frame)], &mut control, SendFlags::NOSIGNAL);
+        assert_eq!(sent, Ok(frame.len()));
+    }
+
+    #[test]
+    fn who_waits_for_what_was_opened_without_its_descriptor_is_told_and_the_link_goes_on() {
+        let Alone { runtime, told, user: _user } = alone(&[]);
+        let (agent, ours) = UnixStream::pair().unwrap();
+        let (_sender, mut receive) = over_socket(ours);
+        let object = TaskId::numbered(ME, 1).object(0);
+        let copy = peer::Copy { node: ME.node, bytes: 8, attempt: 1, job: runtime.job() };
+        for _ in 0..2 {
+            let (tell, hear) = mpsc::channel();
+            runtime.store().open(
+                object,
+                copy,
+                false,
+                Box::new(move |bytes| drop(tell.send(bytes.map(drop)))),
+            );
+            let request = told.try_iter().find_map(|said| match said {
+                ToAgent::Open { request, .. } => Some(request),
+                _ => None,
+            });
+            let (request, region) = (request.unwrap(), RegionId { writer: other(2), seq: 1 });
+            send(
+                &agent,
+                &ToHost::Opened { request, region, region_bytes: 64, offset: 0, bytes: 8, lost: false },
+            );
+            let Delivery { message, descriptors } = receive().expect("the link goes on");
+            runtime.on_agent(message, descriptors);
+            let failure = hear.try_recv().expect("it is answered").unwrap_err();
+            assert!(failure.message.contains("limit on open files"), "{failure}");
+            let unpinned = |said| matches!(said, ToAgent::Unpin { object: of } if of == object);
+            assert!(told.try_iter().any(unpinned));
+        }
+        // The other host may send through them.
+        send(&agent, &ToHost::Rings { peer: other(2) });
+        assert!(receive().is_none());
+    }
 }

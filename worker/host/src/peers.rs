@@ -28,7 +28,7 @@ use mobula_net::{
     },
 };
 use mobula_proto::{
-    Failure, FailureKind, HostId, IdMap, NodeId,
+    Failure, HostId, IdMap, NodeId,
     host::{ToAgent, ToHost},
     peer::Message,
     relay as wire_relay, wire,
@@ -38,7 +38,7 @@ use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
 use self::{hold::Outgoing, pieces::Pieces};
-use crate::{context, runtime::Runtime, wait::Parker};
+use crate::{context, link::without_descriptor, runtime::Runtime, wait::Parker};
 
 /// Most messages taken from one ring before they are handled and the next ring is looked at: few enough that who
 /// waits for the core's lock meanwhile need not sleep.
@@ -106,10 +106,7 @@ impl Inbound {
     /// ring, in order.
     fn descriptor(&self, word: u32) -> Option<Result<OwnedFd, Failure>> {
         let lane = self.lane.as_ref().filter(|_| word & wire_relay::WITH_DESCRIPTOR != 0)?;
-        let lost = |error: link::Error| {
-            Failure::new(FailureKind::Internal, format!("its region's descriptor did not arrive: {error}"))
-        };
-        Some(lane.take().map_err(lost))
+        Some(lane.take().map_err(|error| without_descriptor(&error)))
     }
 }
 

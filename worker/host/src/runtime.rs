@@ -14,6 +14,7 @@ use std::{
 };
 
 use mobula_ownership::{Counts, Ownership, Via};
+use mobula_net::link::Error::DescriptorsLost;
 use mobula_proto::{
     Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, Names, ObjectId, TaskId,
     host::{Noted, Request, ToAgent, ToHost, Welcome},
@@ -30,7 +31,7 @@ use crate::{
     context,
     core::{Action, Core, INLINE_BYTES_TOTAL_MAX, Kind, Maker, Returns, Spec, TICK},
     executor::Executor,
-    link::{AgentSender, Parcel},
+    link::{AgentSender, Parcel, without_descriptor},
     peers::Peers,
     registry::Registry,
     site::Site,
@@ -467,10 +468,11 @@ impl Runtime {
         descriptor: Option<Result<std::os::fd::OwnedFd, Failure>>,
     ) {
         match message {
-            ToHost::Opened { request, region, region_bytes, offset, bytes } => {
+            ToHost::Opened { request, region, region_bytes, offset, bytes, lost } => {
+                let lost = lost.then(|| Err(without_descriptor(&DescriptorsLost)));
                 let place = crate::store::Place { region, region_bytes, offset, bytes };
                 let now = std::time::Instant::now();
-                self.store.views().opened(request, place, descriptor, now);
+                self.store.views().opened(request, place, lost.or(descriptor), now);
             }
             ToHost::OpenFailed { request, failure } => self.store.views().open_failed(request, failure),
             ToHost::Reclaim { objects, give_back } => self.store.reclaim(self, &objects, give_back),

@@ -123,14 +123,14 @@ impl<'a> Outgoing<'a> {
 
 /// A stream on its way in: bytes and descriptors that were received and not yet handed out.
 ///
-/// The kernel ends a read after the bytes that descriptors came with. So the newest descriptors belong to the last
-/// frame in the buffer, and those that are left when the buffer has run dry belong to none.
+/// The kernel ends a read after the bytes that descriptors came with. So those of one read belong to one frame, the newest
+/// to the last frame in the buffer, and those that are left when the buffer has run dry belong to none.
 pub(super) struct Incoming {
     buffer: Box<[u8]>,
     /// What is in the buffer and not handed out: `start..end`.
     start: usize,
     end: usize,
-    descriptors: VecDeque<OwnedFd>,
+    arrived: VecDeque<Arrived>,
     /// A split message while its frames come in.
     open: Option<Message>,
 }
@@ -141,7 +141,7 @@ impl Incoming {
             buffer: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
             start: 0,
             end: 0,
-            descriptors: VecDeque::new(),
+            arrived: VecDeque::new(),
             open: None,
         }
     }
@@ -166,16 +166,17 @@ impl Incoming {
             Err(Errno::CONNRESET) => return Ok(0),
             Err(errno) => return Err(Stop::System(errno)),
         };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
-            }
-        }
-        if got.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(Stop::Broken(Error::DescriptorsLost));
+        let rights = |message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        };
+        let descriptors: Vec<OwnedFd> = control.drain().filter_map(rights).flatten().collect();
+        let lost = got.flags.contains(ReturnFlags::CTRUNC);
+        if lost || !descriptors.is_empty() {
+            self.arrived.push_back(Arrived { descriptors, lost });
         }
         // One frame's may wait for the rest of it, and the next one's come along with that rest; no more.
-        if self.descriptors.len() > 2 * DESCRIPTORS_MAX {
+        if self.arrived.len() > 2 {
             return Err(Stop::Broken(Error::UnexpectedDescriptors));
         }
         self.end += got.bytes;
@@ -192,24 +193,33 @@ impl Incoming {
                 return Err(Error::Malformed { detail: "descriptors in the middle of a message" });
             }
             let Some(body) = rest.get(..header.body) else { return Ok(None) };
-            if self.descriptors.len() < header.descriptors {
-                return Err(Error::MissingDescriptors {
-                    announced: header.descriptors,
-                    arrived: self.descriptors.len(),
-                });
-            }
-            let mut message = self
-                .open
-                .take()
-                .unwrap_or_else(|| Message { body: AlignedVec::new(), descriptors: Vec::new() });
+            let arrived = match header.descriptors {
+                0 => Arrived::default(),
+                announced => {
+                    let arrived = self.arrived.pop_front().unwrap_or_default();
+                    let count = arrived.descriptors.len();
+                    if !arrived.lost && count < announced {
+                        return Err(Error::MissingDescriptors { announced, arrived: count });
+                    }
+                    if !arrived.lost && count > announced {
+                        return Err(Error::UnexpectedDescriptors);
+                    }
+                    arrived
+                }
+            };
+            let mut message = self.open.take().unwrap_or_else(|| Message {
+                body: AlignedVec::new(),
+                // Of some that were lost nobody knows which these are.
+                descriptors: if arrived.lost { Vec::new() } else { arrived.descriptors },
+                lost: arrived.lost,
+            });
             let length = message.body.len() + body.len();
             if length > MESSAGE_BYTES_MAX {
                 return Err(Error::TooLong { bytes: length, limit: MESSAGE_BYTES_MAX });
             }
             message.body.extend_from_slice(body);
-            message.descriptors.extend(self.descriptors.drain(..header.descriptors));
             self.start += HEADER_BYTES + header.body;
-            if self.start == self.end && !self.descriptors.is_empty() {
+            if self.start == self.end && !self.arrived.is_empty() {
                 return Err(Error::UnexpectedDescriptors);
             }
             if !header.more {
@@ -224,11 +234,19 @@ impl Incoming {
         if self.start != self.end || self.open.is_some() {
             return Err(Error::Truncated);
         }
-        if !self.descriptors.is_empty() {
+        if !self.arrived.is_empty() {
             return Err(Error::UnexpectedDescriptors);
         }
         Ok(())
     }
+}
+
+/// The descriptors that one read brought.
+#[derive(Default)]
+struct Arrived {
+    descriptors: Vec<OwnedFd>,
+    /// The kernel dropped some, or all.
+    lost: bool,
 }
 
 /// Why a receiving step brought nothing.

@@ -105,6 +105,18 @@ pub struct Message {
     pub body: AlignedVec,
     /// The descriptors, in the order in which they were sent; at most [`DESCRIPTORS_MAX`].
     pub descriptors: Vec<OwnedFd>,
+    /// It had some, and the kernel dropped them on arrival (see [`Error::DescriptorsLost`]). The link goes on.
+    pub lost: bool,
+}
+
+impl Message {
+    /// Of what cannot do without its descriptors.
+    ///
+    /// # Errors
+    /// Where they were lost.
+    pub fn whole(self) -> Result<Self, Error> {
+        if self.lost { Err(Error::DescriptorsLost) } else { Ok(self) }
+    }
 }
 
 /// What a sender may be asked to send.

@@ -222,14 +222,38 @@ fn descriptors_that_no_frame_announced_are_closed() {
 }
 
 #[test]
-fn descriptors_that_the_kernel_drops_are_an_error() {
+fn a_message_whose_descriptors_the_kernel_drops_says_so_and_the_link_goes_on() {
     let (stream, theirs) = UnixStream::pair().unwrap();
-    let probe = Probe::new();
-    push(&stream, &raw(1, 8, 0, 0, b"x"), &[probe.passed.as_fd(); 20]);
+    let (probe, lost) = (Probe::new(), Probe::new());
     let mut receiver = split(theirs).1;
-    assert!(matches!(receiver.recv(), Err(Error::DescriptorsLost)));
-    drop(receiver);
+    // More than one message may have.
+    let too_many = [lost.passed.as_fd(); 20];
+    push(&stream, &raw(1, 1, 0, 0, b"a"), &[probe.passed.as_fd()]);
+    push(&stream, &raw(1, 8, 0, 0, b"b"), &too_many);
+    push(&stream, &raw(1, 0, 0, 0, b"c"), &[]);
+    push(&stream, &raw(1, 1, 0, 0, b"d"), &[probe.passed.as_fd()]);
+    for (body, descriptors, is_lost) in
+        [(b"a", 1, false), (b"b", 0, true), (b"c", 0, false), (b"d", 1, false)]
+    {
+        let got = receiver.recv().unwrap().unwrap();
+        assert_eq!((&got.body[..], got.descriptors.len(), got.lost), (&body[..], descriptors, is_lost));
+        assert_eq!(got.whole().is_err(), is_lost);
+    }
+    // What comes in parts, whose descriptors come with the first.
+    let [whole, next] = [raw(2, 8, 0, 0, b"ef"), raw(1, 1, 0, 0, b"g")];
+    push(&stream, &whole[..9], &too_many);
+    push(&stream, &whole[9..], &[]);
+    push(&stream, &next, &[probe.passed.as_fd()]);
+    let got = receiver.recv().unwrap().unwrap();
+    assert_eq!((&got.body[..], got.lost), (&b"ef"[..], true));
+    let got = receiver.recv().unwrap().unwrap();
+    assert_eq!((&got.body[..], got.descriptors.len(), got.lost), (&b"g"[..], 1, false));
+    // Some that nobody announced are none the less.
+    push(&stream, &raw(1, 0, 0, 0, b"x"), &too_many);
+    assert!(matches!(receiver.recv(), Err(Error::UnexpectedDescriptors)));
+    drop((got, receiver));
     probe.assert_closed();
+    lost.assert_closed();
 }
 
 #[test]

@@ -807,7 +807,7 @@ impl Core {
         let Some(place) = self.objects.pin(key, id) else { return };
         let Place { region, region_bytes, offset, bytes, .. } = place;
         let fds = self.objects.region_fd_for(region, id).into_iter().collect();
-        let message = ToHost::Opened { request, region, region_bytes, offset, bytes };
+        let message = ToHost::Opened { request, region, region_bytes, offset, bytes, lost: false };
         self.effects.push(Effect::Tell(id, message, fds));
     }
 

@@ -72,6 +72,7 @@ struct Ear {
 impl Ear {
     /// A message that came over the socket.
     async fn hear(&mut self, message: mobula_net::link::Message, socket: &AsyncReceiver) -> Result<(), End> {
+        let message = message.whole().map_err(broken)?;
         let mut fds = message.descriptors;
         match wire::decode::<ToAgent>(&message.body).map_err(broken)? {
             ToAgent::Relay { to, body } => {

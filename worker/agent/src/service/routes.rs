@@ -169,6 +169,22 @@ fn is_short(message: &ToHost) -> bool {
     !matches!(message, ToHost::Reclaim { objects, .. } if objects.len() > RECLAIM_OBJECTS_MAX)
 }
 
+/// A message with its descriptors for a host in this process, where that has any left. Who waits for an object hears that
+/// it has none; nothing else that such a host is told has any.
+fn with_copies(
+    message: ToHost,
+    copies: std::io::Result<Vec<OwnedFd>>,
+) -> Result<(ToHost, Vec<OwnedFd>), Undelivered> {
+    match (copies, message) {
+        (Ok(copies), message) => Ok((message, copies)),
+        (Err(_), ToHost::Opened { request, region, region_bytes, offset, bytes, .. }) => {
+            let opened = ToHost::Opened { request, region, region_bytes, offset, bytes, lost: true };
+            Ok((opened, Vec::new()))
+        }
+        (Err(_), _) => Err(Undelivered::Full),
+    }
+}
+
 /// The message found no room, or nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Undelivered {
@@ -253,8 +269,8 @@ impl Outbox {
                 }
             }
             Sink::Local(sender, reclaims) => {
-                let fds = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>();
-                let Ok(fds) = fds else { return Err(Undelivered::Full) };
+                let copies = fds.iter().map(|fd| fd.try_clone()).collect();
+                let (message, fds) = with_copies(message, copies)?;
                 match sender.try_send(message, fds) {
                     Ok(()) => Ok(()),
                     Err(std_mpsc::TrySendError::Full((ToHost::Reclaim { mut objects, give_back }, _))) => {
@@ -652,6 +668,20 @@ mod tests {
         }
         told.sort_unstable();
         assert_eq!(told, [host(1, 8), host(1, 9), host(2, 1), host(2, 2), host(3, 1)]);
+    }
+
+    #[test]
+    fn a_host_in_this_process_hears_that_there_is_no_descriptor_left_for_what_it_opens() {
+        let region = mobula_proto::RegionId { writer: host(1, 2), seq: 1 };
+        let opened =
+            |lost| ToHost::Opened { request: 3, region, region_bytes: 64, offset: 0, bytes: 8, lost };
+        let none = || Err(std::io::ErrorKind::Other.into());
+        let (told, copies) = with_copies(opened(false), none()).unwrap();
+        assert!(matches!(told, ToHost::Opened { request: 3, lost: true, .. }) && copies.is_empty());
+        let copy = || Ok(vec![std::fs::File::open("/dev/null").unwrap().into()]);
+        let (told, copies) = with_copies(opened(false), copy()).unwrap();
+        assert!(matches!(told, ToHost::Opened { lost: false, .. }) && copies.len() == 1);
+        assert!(with_copies(ToHost::Rings { peer: host(1, 2) }, none()).is_err());
     }
 
     fn object(index: u32) -> ObjectId {
