@@ -6,25 +6,55 @@ use mobula_proto::{
 };
 use smallvec::SmallVec;
 
-use super::{ARGUMENT_BYTES_MAX, Action, Core, Input, Kind, Phase, Spec, is_final};
+use super::{ARGUMENT_BYTES_MAX, Action, Core, Input, Kind, Phase, Spec};
+
+/// What is known of a call's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Some are not final.
+    NotAll,
+    /// All are final, and at least one has failed.
+    Failed,
+    /// All are final.
+    All,
+}
 
 impl Core {
     /// Whether all of a call's arguments are final; else it waits for the others from now on. To be asked whenever it is about
     /// to go on: what lay in a store that is gone meanwhile is being made again. It waits for none yet.
     pub(super) fn has_arguments(&mut self, seq: u64) -> bool {
-        let Some(task) = self.tasks.get_mut(&seq) else { return false };
+        self.given(seq) != Given::NotAll
+    }
+
+    /// [`Self::has_arguments`], and whether it can start with them.
+    pub(super) fn given(&mut self, seq: u64) -> Given {
+        let Some(task) = self.tasks.get_mut(&seq) else { return Given::NotAll };
         debug_assert_eq!(task.missing, 0, "it would be counted twice among the dependents");
+        let mut given = Given::All;
         for dependency in task.spec.dependencies() {
-            if !is_final(self.objects.state(dependency)) {
-                task.missing += 1;
-                self.dependents.entry(dependency).or_default().push(seq);
-                self.objects.want(dependency, &mut self.effects);
+            match self.objects.state(dependency) {
+                Some(State::Pending) => {
+                    task.missing += 1;
+                    self.dependents.entry(dependency).or_default().push(seq);
+                    self.objects.want(dependency, &mut self.effects);
+                }
+                Some(State::Failed(_)) => given = Given::Failed,
+                Some(State::Inline { .. } | State::Stored(_) | State::Actor { .. }) | None => {}
             }
         }
         if task.missing > 0 {
             task.phase = Phase::Waiting;
+            given = Given::NotAll;
         }
-        task.missing == 0
+        given
+    }
+
+    /// A task or a construction whose arguments are final and of which this is wrong fails. What it gave before it was to
+    /// run again is not made again, since it would fail in the same way each time. Its class's key, which wants
+    /// [`Self::pump`]ing where that is not being done.
+    pub(super) fn cannot_start(&mut self, seq: u64, failure: &Failure, out: &mut Vec<Action>) -> Option<u32> {
+        let title = self.tasks.get(&seq)?.spec.title(self.ids.task(seq));
+        self.end(seq, failure.cause_of(&title), out)
     }
 
     /// A task or a construction has not started, since these of its arguments are not where they were said to lie: it waits

@@ -268,16 +268,17 @@ impl Core {
         }
     }
 
-    pub(super) fn push(&mut self, seq: u64, lease: LeaseId, out: &mut Vec<Action>) {
+    /// Sends a task under a lease that has room. Only [`Self::pump`] does, which is not called in here: of as many as fail
+    /// here one after the other, each would be inside of the one before it.
+    fn push(&mut self, seq: u64, lease: LeaseId, out: &mut Vec<Action>) {
         let id = self.ids.task(seq);
         let Some(task) = self.tasks.get(&seq) else { return };
         let arguments = match self.arguments(&task.spec) {
             Ok(arguments) => arguments,
             Err(failure) => {
-                let title = task.spec.title(id);
                 // Some may have been lost since it was queued.
                 if self.has_arguments(seq) {
-                    self.conclude(seq, failure.cause_of(&title), out);
+                    self.cannot_start(seq, &failure, out);
                 }
                 return;
             }

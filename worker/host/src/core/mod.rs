@@ -45,6 +45,7 @@ use mobula_proto::{
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use arguments::Given;
 use classes::Classes;
 use clients::{Client, killed};
 pub use flow::Maker;
@@ -391,8 +392,19 @@ impl Core {
 
     /// It queues for a lease, once it has its arguments.
     fn enqueue(&mut self, seq: u64, first: bool, out: &mut Vec<Action>) {
-        if !self.has_arguments(seq) {
-            return;
+        match self.given(seq) {
+            Given::NotAll => return,
+            Given::Failed => {
+                // To say so it needs no slot.
+                let arguments = self.tasks.get(&seq).map(|task| self.arguments(&task.spec));
+                if let Some(Err(failure)) = arguments
+                    && let Some(key) = self.cannot_start(seq, &failure, out)
+                {
+                    self.pump(key, out);
+                }
+                return;
+            }
+            Given::All => {}
         }
         self.go_near(seq);
         let Some(task) = self.tasks.get_mut(&seq) else { return };
@@ -694,7 +706,15 @@ impl Core {
         if !self.several.is_empty() && self.keeps(seq, false) {
             return self.keep_failed(id, failure, out);
         }
-        let Some(mut task) = self.tasks.remove(&seq) else { return };
+        if let Some(key) = self.end(seq, failure, out) {
+            self.pump(key, out);
+        }
+    }
+
+    /// [`Self::conclude`] for what is never run again, and holds no actor's slot. The key of its class, where it has one.
+    fn end(&mut self, seq: u64, failure: Failure, out: &mut Vec<Action>) -> Option<u32> {
+        let id = self.ids.task(seq);
+        let mut task = self.tasks.remove(&seq)?;
         if task.phase != Phase::Kept {
             self.one_finished(out);
         }
@@ -714,7 +734,8 @@ impl Core {
             task.phase = Phase::Kept;
             self.tasks.insert(seq, task);
             self.fail_results(id, returns, &failure);
-            return self.stream_ended(id, out);
+            self.stream_ended(id, out);
+            return None;
         }
         self.release(&task.spec);
         match task.spec.kind {
@@ -730,9 +751,7 @@ impl Core {
         if !self.several.is_empty() {
             self.stream_ended(id, out);
         }
-        if !matches!(task.spec.kind, Kind::Method { .. } | Kind::Direct { .. }) {
-            self.pump(task.key, out);
-        }
+        matches!(task.spec.kind, Kind::Task { .. } | Kind::Construct { .. }).then_some(task.key)
     }
 
     fn release(&mut self, spec: &Spec) {

@@ -3,12 +3,15 @@
 use mobula_ownership::Via;
 use mobula_proto::{
     Failure, FailureKind, HostId, NodeId, ObjectId, TaskId,
-    peer::{Argument, Call, Copy, Done, Message, Outcome, Part, Returned, State, Target, Value},
+    host::ToAgent,
+    peer::{
+        Argument, Call, Copy, Done, Item, Message, Outcome, Part, Returned, State, Target, Value, Window,
+    },
 };
 use smallvec::smallvec;
 
 use super::{Bench, JOB, NODE, TASK, THERE, actor, done, grant, runs, spec, value};
-use crate::core::{Action, Input, Kind};
+use crate::core::{Action, Input, Kind, Returns};
 
 const ELSEWHERE: NodeId = NodeId { number: 2, incarnation: 1 };
 const FAR: HostId = HostId { node: ELSEWHERE, seq: 1 };
@@ -138,6 +141,73 @@ fn c1_one_whose_argument_cannot_be_made_again_says_so() {
     bench.message(done(&again, Outcome::failed(Failure::new(FailureKind::Returned, "no disk"))));
     let failure = bench.failure(user);
     assert_eq!((failure.kind, bench.core.objects.state(object).is_some()), (FailureKind::Returned, true));
+}
+
+/// As many as overflow the stack of a thread, were each failed inside of the one before it.
+const MANY: usize = 100_000;
+
+#[test]
+fn c1_those_whose_argument_has_failed_say_so_at_once_and_want_no_slot() {
+    let mut bench = Bench::new();
+    let (argument, out) = bench.submit(TASK, Vec::new());
+    assert!(matches!(&out[..], [Action::Tell(ToAgent::Demand { backlog: 1, .. })]), "{out:?}");
+    let made = runs(&bench.granted(grant(1, 1))).remove(0);
+    let users: Vec<_> = (0..MANY).map(|_| bench.submit(TASK, vec![Input::Ref(argument)]).0).collect();
+    let failure = Outcome::failed(Failure::new(FailureKind::Returned, "no disk"));
+    let out = bench.message(done(&made, failure));
+    assert!(!out.iter().any(|action| matches!(action, Action::Tell(ToAgent::Demand { .. }))));
+    for user in &users {
+        let failure = bench.failure(*user);
+        assert_eq!((failure.kind, &failure.message[..]), (FailureKind::Returned, "an argument failed"));
+    }
+    let (late, out) = bench.submit(TASK, vec![Input::Ref(argument)]);
+    assert!(!out.iter().any(|action| matches!(action, Action::Send { .. } | Action::Tell(_))), "{out:?}");
+    assert_eq!(bench.failure(late).kind, FailureKind::Returned);
+    assert_eq!(bench.core.unfinished(), 0);
+}
+
+/// What was put can not be made again.
+#[test]
+fn c1_those_whose_argument_failed_while_they_queued_fail_one_after_the_other() {
+    let mut bench = Bench::new();
+    let object = bench.core.next_task().object(0);
+    let place = State::Stored(copy(ELSEWHERE, 1));
+    bench.core.own(&mut Vec::new(), |objects, fx| objects.put(object, place, Vec::new(), fx));
+    let users: Vec<_> = (0..MANY).map(|_| bench.submit(TASK, vec![Input::Ref(object)]).0).collect();
+    let (other, _) = bench.submit(TASK, Vec::new());
+    bench.node_dies();
+    assert!(bench.is_pending(users[0]), "it queues for a slot");
+    assert_eq!(tasks(&bench.granted(grant(1, 1))), [other.task()]);
+    for user in &users {
+        assert_eq!(bench.failure(*user).kind, FailureKind::ObjectLost);
+    }
+    assert_eq!(bench.core.unfinished(), 1);
+}
+
+/// However often it may be tried.
+#[test]
+fn c8_a_stream_whose_argument_is_lost_for_good_is_not_made_again() {
+    let mut bench = Bench::new();
+    let object = bench.core.next_task().object(0);
+    let place = State::Stored(copy(ELSEWHERE, 1));
+    bench.core.own(&mut Vec::new(), |objects, fx| objects.put(object, place, Vec::new(), fx));
+    let mut spec = spec(TASK, vec![Input::Ref(object)]);
+    let template = std::sync::Arc::get_mut(&mut spec.template).unwrap();
+    template.returns = Returns::Stream(Window { items: 4, bytes: 1000 });
+    template.attempts_max = u32::MAX;
+    let stream = bench.core.submit(spec, &mut Vec::new());
+    let out = bench.granted(grant(1, 1));
+    let sent = out.iter().find_map(|action| match action {
+        Action::Send { message: Message::RunStream(stream), .. } => Some(stream.call.clone()),
+        _ => None,
+    });
+    let call = sent.unwrap();
+    let returned = Returned { value: Value::Stored(copy(ELSEWHERE, 1)), contains: Vec::new() };
+    bench.message(Message::Item(Item { task: call.task, attempt: 1, index: 0, returned }));
+    bench.message(done(&call, value(0)));
+    bench.node_dies();
+    assert_eq!(bench.failure(stream.task().object(1)).kind, FailureKind::ObjectLost);
+    assert_eq!(bench.core.unfinished(), 0);
 }
 
 #[test]
