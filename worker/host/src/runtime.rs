@@ -865,7 +865,7 @@ impl Runtime {
         here
     }
 
-    /// The value of an object whose state is final. One in a store is opened, and pulled here if need be, which
+    /// The value of an object whose state was final; where it was lost since, when it is there again. One in a store is opened, and pulled here if need be, which
     /// `done` learns about on any thread that drains rings, the author's own among them: it must not wait for anything.
     pub fn read(
         self: &Arc<Self>,
@@ -893,7 +893,8 @@ impl Runtime {
             Some(State::Actor { .. }) => {
                 done(Err(Failure::new(FailureKind::Internal, "an actor was read as if it were a value")));
             }
-            Some(State::Pending) | None => done(Err(Failure::new(
+            Some(State::Pending) => self.read_later(object, Box::new(done)),
+            None => done(Err(Failure::new(
                 FailureKind::ObjectFreed,
                 format!("object {object} was freed: keep a ref to it for as long as it is needed"),
             ))),

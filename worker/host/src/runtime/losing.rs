@@ -30,6 +30,21 @@ impl Runtime {
         });
     }
 
+    /// What is being found or made again, once it is there. Until then it is kept, whoever asked for it and is gone.
+    pub(super) fn read_later(
+        self: &Arc<Self>,
+        object: ObjectId,
+        done: Box<dyn FnOnce(Result<Object, Failure>) + Send>,
+    ) {
+        self.add_ref(object);
+        let runtime = self.clone();
+        self.user.spawn(async move {
+            runtime.final_state(object).await;
+            runtime.read(object, done);
+            runtime.drop_ref(object);
+        });
+    }
+
     /// Copies of a call's arguments, which its caller keeps alive meanwhile: where they lie now, or what they are. `failure` is
     /// that of one of them.
     pub(crate) async fn find_again(

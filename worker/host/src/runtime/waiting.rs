@@ -37,23 +37,41 @@ impl Runtime {
         if count >= objects.len() && objects.len() > PORTION {
             return self.wait_for_all(objects, deadline);
         }
-        let mut parker = None;
-        // A thread counts each of its objects, so one that is there twice wakes it twice.
-        let ready = self.first_ready(objects, count, true, |missing| {
-            Waiter::Thread(parker.insert(Parker::new(missing)).clone())
-        });
-        let Some(parker) = parker else { return Ok(ready) };
-        let waited = self.park(&parker, &mut None, deadline);
-        self.unregister(objects, |waiter| waiter.is(&parker));
-        let ready = ready_among(&self.core.lock(), objects, count);
-        if ready.len() < count.min(objects.len()) {
+        self.wait_for_some(objects, count, deadline).map(|(ready, _)| ready)
+    }
+
+    /// [`Self::wait`], and whether any was missing at first.
+    fn wait_for_some(
+        self: &Arc<Self>,
+        objects: &[ObjectId],
+        count: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(Ready, bool), Failure> {
+        let mut waits = false;
+        loop {
+            let mut parker = None;
+            // A thread counts each of its objects, so one that is there twice wakes it twice.
+            let ready = self.first_ready(objects, count, true, |missing| {
+                Waiter::Thread(parker.insert(Parker::new(missing)).clone())
+            });
+            let Some(parker) = parker else { return Ok((ready, waits)) };
+            waits = true;
+            let waited = self.park(&parker, &mut None, deadline);
+            self.unregister(objects, |waiter| waiter.is(&parker));
+            let ready = ready_among(&self.core.lock(), objects, count);
+            if ready.len() >= count.min(objects.len()) {
+                return Ok((ready, waits));
+            }
             waited?;
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok((ready, waits));
+            }
+            // Some that were final have been lost meanwhile, and are looked for or made again.
         }
-        Ok(ready)
     }
 
     /// [`Self::wait`] for all of very many. The last ones first: when they are final most others are, for which nobody
-    /// need be registered then.
+    /// need be registered then. What is lost while others are waited for is found by looking at all once more.
     fn wait_for_all(
         self: &Arc<Self>,
         objects: &[ObjectId],
@@ -67,16 +85,21 @@ impl Runtime {
                 }
             });
         }
-        for portion in objects.rchunks(PORTION) {
-            if self.wait(portion, portion.len(), deadline)?.len() < portion.len() {
-                return Ok(ready_among(&self.core.lock(), objects, objects.len()));
+        let mut waited = true;
+        while std::mem::take(&mut waited) {
+            for portion in objects.rchunks(PORTION) {
+                let (ready, waits) = self.wait_for_some(portion, portion.len(), deadline)?;
+                if ready.len() < portion.len() {
+                    return Ok(ready_among(&self.core.lock(), objects, objects.len()));
+                }
+                waited |= waits;
             }
         }
         Ok((0..objects.len()).collect())
     }
 
     /// The values of the first of these objects, or why there are none, in order; of at least one, and no more than should
-    /// be pinned together. Their states are final. Those that are not in this process are asked for together; meanwhile
+    /// be pinned together. Their states were final. Those that are not in this process are asked for together; meanwhile
     /// this thread waits, and the slot of the calling task with it. Fails where that task is cancelled meanwhile. Refused
     /// inside async code.
     pub fn read_some(
@@ -355,11 +378,101 @@ fn ready_among(core: &Core, objects: &[ObjectId], count: usize) -> Ready {
 
 #[cfg(test)]
 mod tests {
+    use std::thread::ScopedJoinHandle;
+
+    use mobula_proto::{
+        JobId, NodeId,
+        peer::{Copy, State},
+    };
+
     use super::*;
-    use crate::testing::alone;
+    use crate::{codec::Output, core::Action, testing::alone};
 
     fn over() -> Failure {
         Failure::new(FailureKind::JobEnded, "its driver left")
+    }
+
+    fn copy(node: NodeId) -> Copy {
+        Copy { node, bytes: 9, attempt: 1, job: JobId { number: 1 } }
+    }
+
+    /// Objects that lie on another node.
+    fn stored(runtime: &Arc<Runtime>, node: NodeId, count: usize) -> Vec<ObjectId> {
+        let put = |core: &mut Core, out: &mut Vec<Action>| {
+            let object = core.next_task().object(0);
+            let place = State::Stored(copy(node));
+            core.own(out, |objects, fx| objects.put(object, place, Vec::new(), fx));
+            object
+        };
+        (0..count).map(|_| runtime.step(put)).collect()
+    }
+
+    fn dies(runtime: &Arc<Runtime>, node: NodeId) {
+        let failure = Failure::new(FailureKind::NodeDied, "no power");
+        runtime.step(|core, out| core.node_died(node, &failure, out));
+    }
+
+    /// Other copies of what lay on the node that died lie here.
+    fn are_found(runtime: &Arc<Runtime>, node: NodeId, objects: &[ObjectId]) {
+        let found: Vec<_> = objects.iter().map(|object| (*object, copy(runtime.me().node))).collect();
+        runtime.step(|core, out| {
+            core.own(out, |objects, fx| objects.salvaged(node, &found, false, fx));
+        });
+    }
+
+    fn output(value: u64) -> Output {
+        crate::codec::encode(&value).unwrap()
+    }
+
+    /// Until so many waits are registered; fails where what waits has ended.
+    fn until_waits<T>(runtime: &Runtime, waits: usize, waiter: &ScopedJoinHandle<'_, T>) {
+        while runtime.waits() != waits {
+            assert!(!waiter.is_finished(), "it did not wait");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_is_lost_while_others_are_waited_for_is_waited_for_again() {
+        let alone = alone(&[]);
+        let runtime = &alone.runtime;
+        // One wait for all, or one for each portion.
+        for (number, count) in [(2, 2), (3, PORTION)] {
+            let node = NodeId { number, incarnation: 1 };
+            let mut objects = vec![runtime.pending()];
+            objects.extend(stored(runtime, node, count));
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| runtime.wait(&objects, objects.len(), None));
+                until_waits(runtime, 1, &waiter);
+                dies(runtime, node);
+                assert_eq!(runtime.waits(), 1, "it was there, and nobody looks yet");
+                runtime.fulfil(objects[0], &output(1)).unwrap();
+                until_waits(runtime, count, &waiter);
+                are_found(runtime, node, &objects[1..]);
+                assert_eq!(waiter.join().unwrap().unwrap().len(), objects.len());
+            });
+            assert_eq!(runtime.waits(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_before_it_is_read_is_read_when_it_is_there_again() {
+        let alone = alone(&[]);
+        let runtime = &alone.runtime;
+        let object = runtime.pending();
+        let (tell, told) = std::sync::mpsc::channel();
+        runtime.read(object, move |result| drop(tell.send(result.map(drop))));
+        assert!(told.try_recv().is_err(), "it is being made");
+        // It is kept until then, whoever lets go.
+        runtime.drop_ref(object);
+        runtime.fulfil(object, &output(7)).unwrap();
+        assert_eq!(told.recv().unwrap(), Ok(()));
+        while runtime.counts().owned > 0 {
+            std::thread::yield_now();
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        runtime.read(object, move |result| drop(tell.send(result.map(drop))));
+        assert_eq!(told.recv().unwrap().unwrap_err().kind, FailureKind::ObjectFreed);
     }
 
     #[test]
