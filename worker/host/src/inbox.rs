@@ -6,7 +6,7 @@
 //! - **IN-3** Calls of one caller start in the order in which they came (within a group), unless the actor is
 //!   unordered; one whose arguments are on their way holds back those behind it.
 //! - **IN-4** At most `inbox` calls wait here. Others stay with their callers, which are let in in turn, each with a
-//!   number of calls for which places are kept.
+//!   number of calls for which places are kept; those that it leaves unused for long while others wait are theirs.
 //! - **IN-5** No call of a caller is let in between one that was not and the caller's word that it knows.
 //! - **IN-6** One that closes lets nobody in any more, so that it comes to an end; but where all that runs waits,
 //!   perhaps for what is kept out, it opens again for a while.
@@ -25,6 +25,8 @@ pub const WAITING_MAX: u32 = 4096;
 /// An actor all of whose calls wait is looked at so often ([`Inbox::tick`]) before something is done about it, since it
 /// may be waiting in a circle: 5 s.
 const STALLED_TICKS: u32 = 20;
+/// Places that a caller has not used are kept for so many looks at which others wait: 5 s.
+const KEPT_TICKS: u32 = 20;
 /// Callers that wait are let in when this share of the inbox is free.
 const ROOM_SHARE: u32 = 4;
 
@@ -73,11 +75,31 @@ struct Group<R> {
 /// Exists while callers wait for room.
 #[derive(Debug, Default)]
 struct Door {
-    /// Were told that there is no room, and have not said that they know.
-    told: Vec<HostId>,
+    /// Are let in no more until they have asked.
+    told: Vec<(HostId, Told)>,
     waiting: VecDeque<HostId>,
-    /// Places kept for callers.
-    kept: Vec<(HostId, u32)>,
+    kept: Vec<Kept>,
+}
+
+/// What a caller was told that is not let in, and what it says next. With the calls for which it was given room it sends one
+/// word at once, whether it wants more ([`Inbox::asked`]); and one more for those that come back, when it knows of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// There is no room. Next it says that it knows.
+    NoRoom,
+    /// The same, of calls for which it had room. Next comes what it said with these.
+    NoRoomAfterAll,
+    /// That it has room, which went to others before it used any.
+    Lapsed,
+}
+
+/// Places kept for a caller.
+#[derive(Debug)]
+struct Kept {
+    caller: HostId,
+    places: u32,
+    /// Looks at which others waited, since it used one.
+    unused: u32,
 }
 
 /// See the module's text. `R` is a call that is ready to run.
@@ -164,8 +186,7 @@ impl<R> Inbox<R> {
     /// A call arrived: is there room for it (IN-4, IN-5)?
     pub fn knock(&mut self, caller: HostId) -> Knock {
         if self.closing == Closing::Closed {
-            self.forget(caller);
-            self.door.get_or_insert_default().told.push(caller);
+            self.door.get_or_insert_default().turn_back(caller);
             return Knock::Wait;
         }
         let Some(door) = &mut self.door else {
@@ -175,29 +196,23 @@ impl<R> Inbox<R> {
             if self.when_full == WhenFull::Refuse {
                 return Knock::Refused;
             }
-            self.door = Some(Box::new(Door { told: vec![caller], ..Door::default() }));
+            self.door.get_or_insert_default().turn_back(caller);
             return Knock::Wait;
         };
-        if door.told.contains(&caller) {
-            return Knock::Wait;
-        }
-        if let Some(at) = door.waiting.iter().position(|other| *other == caller) {
-            // It meant room that was given before it asked last; what it sent behind this shall not be let in first.
-            door.waiting.remove(at);
-            door.told.push(caller);
-            return Knock::Wait;
-        }
-        if let Some(at) = door.kept.iter().position(|(other, _)| *other == caller) {
-            door.kept[at].1 -= 1;
-            if door.kept[at].1 == 0 {
+        if let Some(at) = door.kept.iter().position(|kept| kept.caller == caller) {
+            let kept = &mut door.kept[at];
+            kept.places -= 1;
+            kept.unused = 0;
+            if kept.places == 0 {
                 door.kept.swap_remove(at);
             }
             return Knock::In;
         }
-        if door.waiting.is_empty() && self.len + door.kept_places() < self.most {
+        if !door.knows(caller) && door.waiting.is_empty() && self.len + door.kept_places() < self.most {
             return Knock::In;
         }
-        door.told.push(caller);
+        // One that waits meant room that was given before it asked last; what it sent behind this shall not be let in first.
+        door.turn_back(caller);
         Knock::Wait
     }
 
@@ -361,8 +376,18 @@ impl<R> Inbox<R> {
         self.door.is_some() || self.closing != Closing::No || self.groups.iter().any(Group::is_crowded)
     }
 
-    /// A caller knows that there is no room, or has used up what it was given.
+    /// A caller knows that there is no room, or has used what it was given: whether it wants more.
     pub fn asked(&mut self, caller: HostId, more: bool) {
+        let told = self.door.as_mut().and_then(|door| door.told.iter_mut().find(|told| told.0 == caller));
+        match told {
+            Some((_, told @ Told::NoRoomAfterAll)) => {
+                *told = Told::NoRoom;
+                return;
+            }
+            // It does not know yet: what came back wants room.
+            Some((_, Told::NoRoom)) if !more => return,
+            Some(_) | None => {}
+        }
         self.forget(caller);
         if more {
             self.door.get_or_insert_default().waiting.push_back(caller);
@@ -372,9 +397,9 @@ impl<R> Inbox<R> {
     /// A caller is gone, or wants nothing.
     pub fn forget(&mut self, caller: HostId) {
         let Some(door) = &mut self.door else { return };
-        door.told.retain(|other| *other != caller);
+        door.told.retain(|(other, _)| *other != caller);
         door.waiting.retain(|other| *other != caller);
-        door.kept.retain(|(other, _)| *other != caller);
+        door.kept.retain(|kept| kept.caller != caller);
         if door.told.is_empty() && door.waiting.is_empty() && door.kept.is_empty() {
             self.door = None;
         }
@@ -383,8 +408,8 @@ impl<R> Inbox<R> {
     /// Callers that wait for room or have places kept.
     pub fn callers_at_door(&self) -> Vec<HostId> {
         let Some(door) = &self.door else { return Vec::new() };
-        let kept = door.kept.iter().map(|(caller, _)| *caller);
-        door.told.iter().chain(&door.waiting).copied().chain(kept).collect()
+        let told = door.told.iter().map(|(caller, _)| *caller);
+        told.chain(door.waiting.iter().copied()).chain(door.kept.iter().map(|kept| kept.caller)).collect()
     }
 
     /// Callers for which there is room now, and for how many calls; their places are kept.
@@ -402,21 +427,24 @@ impl<R> Inbox<R> {
             }
             let share = free / u32::try_from(door.waiting.len()).unwrap_or(u32::MAX).max(1);
             let Some(caller) = door.waiting.pop_front() else { return all };
-            let calls = share.max(enough);
-            door.kept.push((caller, calls));
-            all.push((caller, calls));
+            let places = share.max(enough);
+            door.kept.push(Kept { caller, places, unused: 0 });
+            all.push((caller, places));
         }
     }
 
-    /// Now and then: looks whether all that runs has been waiting for long, perhaps for what waits here or at the door.
-    /// First more calls may start beside those that wait; where that is not what is missing, the callers at the door
-    /// are returned, to be told.
+    /// Now and then: takes back what callers do not use, and looks whether all that runs has been waiting for long,
+    /// perhaps for what waits here or at the door. First more calls may start beside those that wait; where that is not
+    /// what is missing, the callers at the door are returned, to be told.
     pub fn tick(&mut self) -> Vec<HostId> {
         self.closing = match self.closing {
             Closing::Open(0) => Closing::Closed,
             Closing::Open(ticks) => Closing::Open(ticks - 1),
             other => other,
         };
+        if let Some(door) = self.door.as_mut().filter(|door| !door.waiting.is_empty()) {
+            door.take_unused();
+        }
         let waiting: u32 = self.groups.iter().map(|group| group.waiting).sum();
         let started = self.shared + u32::from(self.exclusive);
         if started == 0 || waiting + u32::from(self.exclusive_waits) < started || !self.wants_ticks() {
@@ -462,7 +490,40 @@ impl<R> Group<R> {
 
 impl Door {
     fn kept_places(&self) -> u32 {
-        self.kept.iter().map(|(_, places)| places).sum()
+        self.kept.iter().map(|kept| kept.places).sum()
+    }
+
+    /// Whether it waits, or was told that it shall.
+    fn knows(&self, caller: HostId) -> bool {
+        self.waiting.contains(&caller) || self.told.iter().any(|(other, _)| *other == caller)
+    }
+
+    /// A call goes back to its caller.
+    fn turn_back(&mut self, caller: HostId) {
+        if let Some((_, told)) = self.told.iter_mut().find(|(other, _)| *other == caller) {
+            if *told == Told::Lapsed {
+                *told = Told::NoRoomAfterAll;
+            }
+            return;
+        }
+        let all = self.kept.len();
+        self.kept.retain(|kept| kept.caller != caller);
+        self.waiting.retain(|other| *other != caller);
+        let had_room = self.kept.len() < all;
+        self.told.push((caller, if had_room { Told::NoRoomAfterAll } else { Told::NoRoom }));
+    }
+
+    /// Others wait: a caller that has stood still for long, maybe, has no more room than they.
+    fn take_unused(&mut self) {
+        let told = &mut self.told;
+        self.kept.retain_mut(|kept| {
+            kept.unused += 1;
+            let stays = kept.unused < KEPT_TICKS;
+            if !stays {
+                told.push((kept.caller, Told::Lapsed));
+            }
+            stays
+        });
     }
 }
 

@@ -238,6 +238,7 @@ pub fn cases() -> Vec<Case> {
         case!(stopping::a_stopped_host_goes_on).modes(STOPPABLE),
         case!(stopping::a_stopped_host_loses_none_of_many_calls).modes(&[Mode::Socket]),
         case!(stopping::callers_of_a_stopped_host_wait_and_others_do_not).modes(&[Mode::Socket]),
+        case!(stopping::room_that_is_kept_for_a_stopped_caller_goes_to_others).modes(&[Mode::Socket]),
         case!(stopping::hosts_that_hold_each_other_back_go_on).modes(EVERYWHERE),
         case!(stopping::hosts_on_two_nodes_that_flood_each_other_go_on).modes(&[Mode::Local]),
         case!(stopping::nodes_with_all_ways_full_between_them_go_on).modes(RIG),

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
@@ -391,6 +391,79 @@ pub async fn callers_of_a_stopped_host_wait_and_others_do_not(env: Env) -> Resul
     env.rig().unwrap().resume(host).unwrap();
     let calls = submitting.await.expect("it goes on");
     assert_eq!(mobula::get_all(&calls).await?, (1..=SINK_CALLS).collect::<Vec<_>>());
+    Ok(())
+}
+
+struct Narrow;
+
+#[mobula::actor(inbox = 1)]
+impl Narrow {
+    fn new() -> Self {
+        Self
+    }
+
+    fn hold(&mut self, started: String, gate: String) {
+        witness::note(&started);
+        witness::pass(&gate);
+    }
+
+    fn quick(&mut self) -> bool {
+        true
+    }
+}
+
+#[derive(Default)]
+struct Caller(Mutex<Option<ObjectRef<bool>>>);
+
+#[mobula::actor]
+impl Caller {
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn call(&self, narrow: NarrowHandle) {
+        *self.0.lock().unwrap() = Some(narrow.quick());
+    }
+
+    /// Whether its call waits for room.
+    async fn waits(&self, narrow: NarrowHandle) -> bool {
+        tokio::time::timeout(Duration::ZERO, narrow.room()).await.is_err()
+    }
+
+    async fn called(&self) -> Result<bool> {
+        let call = self.0.lock().unwrap().take();
+        call.expect("it has called").await
+    }
+
+    fn process(&self) -> u32 {
+        std::process::id()
+    }
+}
+
+/// An actor's only place is kept for a caller that does not take it: others have it then, and the caller another one once it
+/// goes on.
+pub async fn room_that_is_kept_for_a_stopped_caller_goes_to_others(env: Env) -> Result<()> {
+    let near = env.rig().unwrap().number(0).unwrap();
+    let (near, far): (Vec<_>, Vec<_>) = env.nodes().await?.into_iter().partition(|node| node.number == near);
+    let narrow = Narrow::spawn().options(|options| options.strategy(on(near[0]))).await?;
+    let caller = Caller::spawn().options(|options| options.strategy(on(far[0]))).await?;
+    let host = Part::Host(caller.process().await?);
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let held = narrow.hold(witness.place("started"), gate.place());
+    witness.sees("started").await?;
+    let full = narrow.quick();
+    caller.call(narrow.clone()).await?;
+    eventually("the caller to wait", async || caller.waits(narrow.clone()).await).await?;
+    env.rig().unwrap().stop(host).unwrap();
+    gate.open()?;
+    held.await?;
+    assert!(full.await?);
+    let other = tokio::time::timeout(WAIT, narrow.quick()).await;
+    env.rig().unwrap().resume(host).unwrap();
+    assert!(other.expect("others have the place")?);
+    assert!(caller.called().await?, "it is let in later");
+    assert_eq!(env.nodes().await?.len(), 2, "nobody was given up");
     Ok(())
 }
 

@@ -240,3 +240,84 @@ fn in3_a_call_taken_out_for_its_arguments_keeps_its_place() {
     assert_eq!(started(&mut inbox), [4]);
     assert_eq!(inbox.take_out(meant, |_| true), None);
 }
+
+/// A caller has room for two calls, and keeps it from another that waits.
+fn kept() -> Inbox<u64> {
+    let mut inbox = inbox(|limits| limits.inbox = 2);
+    for seq in 1..=2 {
+        assert_eq!(comes(&mut inbox, SHARED, TWO, seq), Knock::In);
+    }
+    assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::Wait);
+    inbox.asked(ONE, true);
+    assert_eq!(started(&mut inbox), [1, 2]);
+    assert_eq!(inbox.let_in()[..], [(ONE, 2)]);
+    assert_eq!(comes(&mut inbox, SHARED, TWO, 3), Knock::Wait);
+    inbox
+}
+
+/// The same, when the room is the other's.
+fn lapsed() -> Inbox<u64> {
+    let mut inbox = kept();
+    inbox.asked(TWO, true);
+    for _ in 0..KEPT_TICKS {
+        assert!(inbox.let_in().is_empty());
+        inbox.tick();
+    }
+    assert_eq!(inbox.let_in()[..], [(TWO, 2)]);
+    assert_eq!(comes(&mut inbox, SHARED, TWO, 3), Knock::In);
+    inbox.asked(TWO, false);
+    assert_eq!(started(&mut inbox), [3]);
+    inbox
+}
+
+#[test]
+fn in4_room_that_is_not_used_while_others_wait_is_theirs() {
+    let mut inbox = kept();
+    for _ in 0..2 * KEPT_TICKS {
+        inbox.tick();
+    }
+    assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::In, "nobody else waits");
+    inbox.asked(TWO, true);
+    for _ in 1..KEPT_TICKS {
+        inbox.tick();
+    }
+    assert_eq!(comes(&mut inbox, SHARED, ONE, 11), Knock::In, "it uses it");
+
+    let mut inbox = lapsed();
+    assert!(inbox.callers_at_door().contains(&ONE));
+    // It wanted nothing any more.
+    inbox.asked(ONE, false);
+    assert!(!inbox.has_door());
+    assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::In);
+}
+
+#[test]
+fn in5_who_comes_when_its_room_has_gone_asks_anew() {
+    for more in [false, true] {
+        let mut inbox = lapsed();
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::Wait);
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 11), Knock::Wait);
+        // What it sent with these says nothing of their coming back.
+        inbox.asked(ONE, more);
+        assert!(inbox.let_in().is_empty());
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 12), Knock::Wait, "10 was first");
+        inbox.asked(ONE, true);
+        assert_eq!(inbox.let_in()[..], [(ONE, 2)]);
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::In);
+    }
+}
+
+#[test]
+fn in5_who_comes_with_room_to_one_that_has_closed_asks_anew() {
+    for more in [false, true] {
+        let mut inbox = kept();
+        inbox.close();
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 10), Knock::Wait);
+        inbox.closing = Closing::Open(1);
+        inbox.asked(ONE, more);
+        assert!(inbox.let_in().is_empty());
+        assert_eq!(comes(&mut inbox, SHARED, ONE, 11), Knock::Wait, "10 was first");
+        inbox.asked(ONE, true);
+        assert_eq!(inbox.let_in()[..], [(ONE, 2)]);
+    }
+}
