@@ -13,8 +13,8 @@ use std::{
     task::Waker,
 };
 
-use mobula_ownership::{Counts, Ownership, Via};
 use mobula_net::link::Error::DescriptorsLost;
+use mobula_ownership::{Counts, Ownership, Via};
 use mobula_proto::{
     Blob, Failure, FailureKind, GroupId, HostId, IdMap, JobId, Names, ObjectId, TaskId,
     host::{Noted, Request, ToAgent, ToHost, Welcome},
