@@ -8,13 +8,17 @@ use mobula_proto::{
     peer::{Message, State, Target},
 };
 
-use super::{Action, Core, Kind, NO_LEASE, Phase, UNASKED, flow::Flow};
+use super::{
+    Action, Core, Kind, NO_LEASE, Phase, UNASKED,
+    flow::Flow,
+    outbox::{Outbox, waits},
+};
 
 /// What this host knows of an actor that it calls.
 #[derive(Debug, Default)]
 pub(super) struct Client {
     pub(super) at: Option<(HostId, u32)>,
-    pub(super) outbox: VecDeque<u64>,
+    pub(super) outbox: Outbox,
     /// Calls of an unordered actor that wait for their arguments; they join the outbox then.
     pub(super) unready: BTreeSet<u64>,
     pub(super) in_flight: VecDeque<u64>,
@@ -97,7 +101,7 @@ impl Core {
                 client.at = None;
                 let mut lost = std::mem::take(&mut client.limbo);
                 lost.extend(std::mem::take(&mut client.in_flight));
-                lost.extend(std::mem::take(&mut client.outbox));
+                lost.extend(std::mem::take(&mut client.outbox).iter(|seq| waits(&self.tasks, seq)));
                 lost.extend(std::mem::take(&mut client.unready));
                 for seq in lost {
                     self.conclude(seq, failure.clone(), out);
@@ -124,11 +128,9 @@ impl Core {
             client.at = Some((*host, *incarnation));
         }
         while let Some(client) = self.clients.get_mut(&actor) {
-            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front().copied()) else {
-                break;
-            };
-            let Some(task) = self.tasks.get(&seq) else {
-                client.outbox.pop_front();
+            let (Some((host, incarnation)), Some(seq)) = (client.at, client.outbox.front()) else { break };
+            let Some(task) = self.tasks.get(&seq).filter(|task| task.phase == Phase::Waiting) else {
+                client.outbox.skip_front();
                 continue;
             };
             if task.missing > 0 || !Flow::take(&mut client.flow) {

@@ -1,13 +1,11 @@
 //! Calls that find their actor's inbox full stay here, in order, and leave as room is given (C-6).
 
-use std::collections::VecDeque;
-
 use mobula_proto::{
     Failure, FailureKind, HostId, ObjectId, TaskId,
     peer::{Message, State},
 };
 
-use super::{Action, Core, Kind, Phase, Returns, Spec};
+use super::{Action, Core, Kind, Phase, Returns, Spec, outbox::waits};
 
 /// What is known of an actor whose inbox was full.
 #[derive(Debug)]
@@ -197,10 +195,14 @@ impl Core {
             flow.stalled = true;
         }
         let tasks = &self.tasks;
-        let (refused, stay): (VecDeque<u64>, VecDeque<u64>) = std::mem::take(&mut client.outbox)
-            .into_iter()
-            .partition(|seq| tasks.get(seq).is_some_and(|task| task.inside));
-        client.outbox = stay;
+        let mut refused = Vec::new();
+        for seq in std::mem::take(&mut client.outbox).iter(|seq| waits(tasks, seq)) {
+            if tasks.get(&seq).is_some_and(|task| task.inside) {
+                refused.push(seq);
+            } else {
+                client.outbox.push_back(seq);
+            }
+        }
         for seq in refused {
             self.conclude(seq, stalled(), out);
         }

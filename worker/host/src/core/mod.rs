@@ -20,6 +20,7 @@ mod deaths;
 mod flow;
 mod held;
 mod leases;
+mod outbox;
 mod queue;
 mod several;
 mod spec;
@@ -97,9 +98,9 @@ pub enum Action {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// For its arguments.
+    /// For its arguments, or in its actor's outbox.
     Waiting,
-    /// For a lease, or in its actor's outbox.
+    /// For a lease.
     Queued,
     /// Sent.
     Pushed { host: HostId, lease: LeaseId },
@@ -889,9 +890,11 @@ impl Core {
     fn withdraw(&mut self, seq: u64) {
         let Some(task) = self.tasks.get(&seq) else { return };
         if let Kind::Method { actor } = task.spec.kind {
-            if let Some(client) = self.clients.get_mut(&actor) {
-                client.outbox.retain(|other| *other != seq);
-                client.unready.remove(&seq);
+            if let Some(client) = self.clients.get_mut(&actor)
+                && !client.unready.remove(&seq)
+                && task.phase == Phase::Waiting
+            {
+                client.outbox.give_up(seq, |other| outbox::waits(&self.tasks, other));
             }
         } else if task.phase == Phase::Queued {
             self.classes[task.key].queue.remove(seq);

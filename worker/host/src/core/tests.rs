@@ -620,6 +620,33 @@ fn c6_where_all_waits_only_calls_of_calls_are_refused() {
 }
 
 #[test]
+fn c6_what_is_given_up_while_it_waits_for_room_takes_none() {
+    let mut bench = Bench::new();
+    let actor = actor(&mut bench);
+    let calls: Vec<_> = (0..5).map(|_| method(&mut bench, actor, Maker::Outside).0).collect();
+    bench.message(Message::NoRoom { task: calls[0].task(), inbox: 4 });
+    let has_room = |bench: &Bench| bench.core.has_room_for(Kind::Method { actor }, Maker::Outside, |_| false);
+    assert!(!has_room(&bench));
+    let mut out = Vec::new();
+    for (given_up, room) in [(1, false), (3, true)] {
+        assert!(bench.core.cancel(calls[given_up], false, &mut out));
+        assert_eq!(has_room(&bench), room, "as many as wait still, of at most four");
+    }
+    // One that is refused as it is made stays known, to be had back, and does not leave.
+    bench.message(Message::Room { actor: actor.task(), incarnation: 1, calls: 0 });
+    let (refused, _) = method(&mut bench, actor, Maker::Call);
+    let room = |calls| Message::Room { actor: actor.task(), incarnation: 1, calls };
+    let out = bench.message(room(2));
+    let left: Vec<_> = runs(&out).iter().map(|call| call.task.object(0)).collect();
+    assert_eq!((left, wants(&out)), (vec![calls[0], calls[2]], vec![true]));
+    let out = bench.message(room(2));
+    let left: Vec<_> = runs(&out).iter().map(|call| call.task.object(0)).collect();
+    assert_eq!((left, wants(&out)), (vec![calls[4]], vec![false]));
+    assert_eq!(bench.failure(refused).kind, FailureKind::Overloaded);
+    assert!(bench.core.take_refused(refused, any).is_some());
+}
+
+#[test]
 fn c6_an_actors_end_ends_what_waits_for_room() {
     let mut bench = Bench::new();
     let actor = actor(&mut bench);

@@ -2,7 +2,7 @@
 
 use mobula_proto::{FailureKind, ObjectId, TaskId, host::Explained, peer::State};
 
-use super::{Core, Kind, Phase, Task, is_final};
+use super::{Core, Kind, Phase, Task, is_final, outbox::waits};
 
 /// Most arguments that are named where several are waited for.
 const NAMED_MAX: usize = 3;
@@ -112,7 +112,9 @@ impl Core {
 
     fn waits_for_actor(&self, actor: ObjectId, seq: u64) -> (String, Option<u32>) {
         let client = self.clients.get(&actor);
-        let before = client.and_then(|client| client.outbox.iter().position(|other| *other == seq));
+        let before = client.and_then(|client| {
+            client.outbox.iter(|other| waits(&self.tasks, other)).position(|other| other == seq)
+        });
         let behind = match before {
             None | Some(0) => String::new(),
             Some(before) => format!(", behind {} to it", plural(before as u64, "call")),
