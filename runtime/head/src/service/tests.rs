@@ -386,7 +386,7 @@ async fn a_head_that_stands_still_ends_no_lease_whose_owner_does_not() {
     let stands = disk.lock().await;
     let change = mobula_proto::queue::Change { name: "slow".to_owned(), ..Default::default() };
     let poster = head.handle.0.poster.clone();
-    let written = tokio::spawn(async move { poster.set_queue(change).await });
+    let written = task::spawn("test-queue", async move { poster.set_queue(change).await });
     renew_for(6).await;
     assert!(!written.is_finished(), "the head stood still");
     drop(stands);
