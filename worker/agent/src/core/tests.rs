@@ -15,6 +15,7 @@ mod drain;
 mod estate;
 mod jobs;
 mod lost;
+mod pulls;
 mod resting;
 mod room;
 mod salvage;
@@ -534,37 +535,6 @@ fn tr5_a_pull_ends_with_its_job_and_counts_until_it_has_ended() {
     assert!(!rig.core.queue.is_empty());
     rig.core.pull_left(region, MIB);
     assert_eq!(rig.core.usage().store_used_bytes, 0);
-    assert!(rig.core.queue.is_empty());
-}
-
-#[test]
-fn tr5_a_pull_ends_with_its_last_reader() {
-    let mut rig = Rig::new(false);
-    rig.driver(false);
-    let (one, other) = (rig.launched(1, own()), rig.launched(2, own()));
-    let there = Copy { bytes: MIB, ..copy(other_node().node, 3) };
-    let open = |seq| ToAgent::Open { ahead: false, request: 1, object: object(seq), copy: there };
-    rig.host(one, open(1));
-    rig.host(other, open(1));
-    let region = began(&mut rig, 1);
-    rig.host(other, open(2));
-    let dies = |rig: &mut Rig, host| {
-        rig.core.host_ended(host, Failure::new(FailureKind::HostDied, "killed"), rig.now);
-        let mut lines = rig.lines();
-        lines.retain(|line| line.contains("pull"));
-        lines
-    };
-    assert_eq!(dies(&mut rig, one), [""; 0], "another reads it");
-    assert_eq!(dies(&mut rig, other), [format!("end the pull of {}", object(1))]);
-    // One more comes before it has ended; and nobody wants what had not even begun.
-    rig.host(id(1), open(1));
-    let unwanted = || Err(Failure::new(FailureKind::Unreachable, "nobody waited"));
-    assert!(!rig.core.pulled((object(1), 3, JOB), unwanted()));
-    assert_eq!(rig.lines(), [""; 0], "it waits for its turn");
-    rig.core.pull_left(region, MIB);
-    assert_eq!(rig.lines(), [format!("pull {} from node-2", object(1))]);
-    assert!(!rig.core.pulled((object(1), 3, JOB), unwanted()));
-    assert_eq!(rig.lines(), ["host-1 < OpenFailed Unreachable"]);
     assert!(rig.core.queue.is_empty());
 }
 

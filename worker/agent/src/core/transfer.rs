@@ -202,6 +202,11 @@ impl Pull {
             refs: None,
         }
     }
+
+    /// Nobody here or elsewhere waits for it; one that is fetched back ([`Core::fetch_back`]) has its readers elsewhere.
+    fn is_for_nobody(&self) -> bool {
+        self.waiting.is_empty() && self.serving.is_empty() && self.keep.is_none()
+    }
 }
 
 /// What another agent gets that asked for an object.
@@ -272,8 +277,7 @@ impl Core {
         for (key, pull) in &mut self.pulls {
             let before = pull.waiting.len();
             pull.waiting.retain(|(waiting, ..)| *waiting != host);
-            let read = !pull.waiting.is_empty() || !pull.serving.is_empty() || pull.keep.is_some();
-            if pull.waiting.len() < before && !read {
+            if pull.waiting.len() < before && pull.is_for_nobody() {
                 unread.push(*key);
             }
         }
@@ -484,6 +488,11 @@ impl Core {
             && let Some(at) = pull.serving.iter().position(|node| *node == by)
         {
             pull.serving.swap_remove(at);
+            let fetched_back = pull.copy.node == self.config.node && pull.copy.job == key.2;
+            if pull.is_for_nobody() && !fetched_back {
+                self.end_pull(key);
+                self.start_pulls();
+            }
             return;
         }
         let gone = self.objects.unpin_copy(key, by.agent());
