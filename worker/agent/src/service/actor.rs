@@ -10,7 +10,7 @@ use std::{
 
 use mobula_net::{bulk, ring};
 use mobula_proto::{
-    Failure, FailureKind, HostId, NodeId, RegionId,
+    Failure, FailureKind, HostId, JobId, NodeId, RegionId,
     head::{self, Between, ToHead, Usage},
     host::{self, ToAgent, ToHost},
     peer::Copy,
@@ -62,9 +62,11 @@ pub(super) enum Message {
     Linked(HostId, Outbox, Option<Arc<Group>>),
     Ended(HostId, Failure),
     Pulled(Key, Copy, Result<Pulled, Failure>),
-    /// Of a pull that came to nothing: its memory in that region, of so many bytes, is let go of.
-    PullLeft(RegionId, u64),
+    /// Of a pull for a job that came to nothing: its memory in that region, of so many bytes, is let go of.
+    PullLeft(JobId, RegionId, u64),
     Restored(Wanted, Result<Block, Failure>),
+    /// A read for a job that was given up before ([`Message::Restored`]) has let go of its memory.
+    ReadLeft(JobId),
     Spilled(u64, Result<(), String>),
     /// A file of spilled objects is gone.
     Deleted(u64),
@@ -378,8 +380,12 @@ impl State {
             }
             Message::Ended(host, failure) => self.ended(host, failure),
             Message::Pulled(key, copy, result) => self.pulled(key, copy, result),
-            Message::PullLeft(region, bytes) => self.core.pull_left(region, bytes),
+            Message::PullLeft(job, region, bytes) => {
+                self.core.pull_left(region, bytes);
+                self.came_free(job);
+            }
             Message::Restored(wanted, result) => self.restored(wanted, result),
+            Message::ReadLeft(job) => self.came_free(job),
             Message::Spilled(file, result) => self.core.spilled(file, result, now),
             Message::Deleted(file) => self.core.file_deleted(file),
             Message::Serve(wish, from, reply) => {
@@ -680,11 +686,20 @@ impl State {
         let place = extent.as_ref().map(Extent::location).map_err(Failure::clone);
         let agent = self.core.node().agent();
         let place = place.map(|place| (RegionId { writer: agent, seq: place.region_seq }, place.offset));
-        if self.core.restored(wanted.key, place)
-            && let Ok(extent) = extent
-        {
-            self.memory.keep(wanted.key, extent);
+        let kept = self.core.restored(wanted.key, place);
+        match extent {
+            Ok(extent) if kept => self.memory.keep(wanted.key, extent),
+            extent => {
+                drop(extent);
+                self.came_free(wanted.key.2);
+            }
         }
+    }
+
+    /// Memory came free of a copy that never was in the table: who waits may have it, rather than a region of its own.
+    fn came_free(&mut self, job: JobId) {
+        let steps = self.memory.steps(job);
+        self.steps(steps);
     }
 
     fn set_timer(&mut self) {

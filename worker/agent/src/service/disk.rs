@@ -114,7 +114,7 @@ impl Disk {
         let [reading, threads] = [&self.reading, &self.threads].map(Arc::clone);
         let all = Arc::clone(&self.moved);
         drop(task::spawn("restore", async move {
-            let Wanted { key: (object, attempt, _), bytes, .. } = wanted;
+            let Wanted { key: (object, attempt, job), bytes, .. } = wanted;
             let Some(target) = target else { return };
             let (mut tries, mut pause) = (0, READ_PAUSE);
             let result = loop {
@@ -122,7 +122,11 @@ impl Disk {
                     let turn = Arc::clone(&reading).acquire_owned().await.ok()?;
                     Some((turn, Arc::clone(&threads).acquire_owned().await.ok()?))
                 };
-                let Some(turn) = unless_stalled(&all, stall, turn).await else { break Err(hung(stall)) };
+                let Some(turn) = unless_stalled(&all, stall, turn).await else {
+                    // Before that is said: then others may have its memory.
+                    drop(block);
+                    break Err(hung(stall));
+                };
                 let Some((turn, thread)) = turn else { return };
                 let target = Arc::clone(&target);
                 let own = Arc::new(AtomicU64::new(0));
@@ -145,8 +149,7 @@ impl Disk {
                     post.cast(Message::Restored(wanted, Err(hung(stall))));
                     drop(read.await);
                     debug!(%object, "a read that was given up has returned");
-                    // Its memory is free, and somebody may wait for that.
-                    return post.cast(Message::Tick);
+                    return post.cast(Message::ReadLeft(job));
                 };
                 drop(turn);
                 // Not even started where the runtime ends.
@@ -399,7 +402,8 @@ mod tests {
         *shut.open.lock() = true;
         shut.changed.notify_all();
         for at in 0..MOST {
-            assert!(matches!(heard(&mut told).await, Message::Tick), "the agent is told of all, not of {at}");
+            let left = heard(&mut told).await;
+            assert!(matches!(left, Message::ReadLeft(_)), "the agent is told of all, not of {at}");
         }
         read(MOST as u64);
         assert_eq!(

@@ -204,8 +204,9 @@ impl Memory {
         self.steps(key.2)
     }
 
-    /// Gives memory to what is first in each line, and asks for the rest.
-    fn steps(&mut self, job: JobId) -> Vec<Step> {
+    /// Gives memory to what is first in each line of a job, and asks for the rest: whenever some came free there, or may
+    /// have.
+    pub(super) fn steps(&mut self, job: JobId) -> Vec<Step> {
         let mut steps = Vec::new();
         let Some(JobHeap { heap, lines, largest, .. }) = self.jobs.get_mut(&job) else { return steps };
         for line in lines {
@@ -289,13 +290,16 @@ impl Memory {
         steps
     }
 
-    /// There is no room: the copy that it was asked for fails, the others try again.
+    /// There is no room: the copy that it was asked for fails, unless memory came free meanwhile; the others try again.
     pub(super) fn refused(&mut self, request: Request) -> (Option<Wanted>, Vec<Step>) {
-        let Some((job, _, line)) = self.line_of(request) else { return (None, Vec::new()) };
+        let mut steps = Vec::new();
+        let Some((job, heap, line)) = self.line_of(request) else { return (None, steps) };
         line.asked = None;
-        let failed = line.waiting.pop_front();
+        let started = line.start_first(heap, &mut steps).is_ok_and(|started| started);
+        let failed = if started { None } else { line.waiting.pop_front() };
         self.aside.take_if(|aside| aside.request == Some(request));
-        (failed, self.steps(job))
+        steps.extend(self.steps(job));
+        (failed, steps)
     }
 
     /// A node is gone: the pulls from there that have no memory yet will not begin.
@@ -532,6 +536,38 @@ mod tests {
         let (gone, steps) = memory.without(key(4).0.owner.node);
         assert_eq!((gone.len(), said(steps)), (1, vec!["unask 4".to_owned()]));
         assert_eq!(memory.job_gone(JOB), [(5, 16 * MIB)]);
+    }
+
+    /// Of a copy that came to nothing, in a region that something else keeps.
+    #[test]
+    fn memory_that_came_free_goes_to_who_waits() {
+        let begun = |memory: &mut Memory, seq, bytes| {
+            let Some(Step::Start(_, block)) = memory.want(from_node(seq, bytes, false)).pop() else {
+                panic!("no memory")
+            };
+            block
+        };
+        let mut memory = Memory::new(256 * MIB);
+        assert!(pull(&mut memory, key(1), 8 * MIB));
+        let block = begun(&mut memory, 2, 8 * MIB);
+        assert_eq!(said(memory.want(from_node(3, MIB, false))), ["ask 2: 16"]);
+        assert_eq!(said(memory.want(from_node(4, 8 * MIB, false))), [""; 0]);
+        drop(block);
+        assert_eq!(said(memory.steps(JOB)), ["start 3", "unask 2", "ask 3: 16"]);
+        assert_eq!(said(memory.steps(JobId { number: 2 })), [""; 0], "it has no memory here");
+        // It was not heard of yet when the region is refused.
+        assert_eq!(said(memory.reclaim(&[key(1)])), ["start 4", "unask 3"]);
+        let block = begun(&mut memory, 5, 7 * MIB);
+        assert_eq!(said(memory.want(from_node(6, 6 * MIB, false))), ["ask 4: 16"]);
+        assert_eq!(said(memory.want(from_node(7, 8 * MIB, false))), [""; 0]);
+        drop(block);
+        let (failed, steps) = memory.refused(4);
+        assert_eq!(
+            (failed.map(|wanted| wanted.key), said(steps)),
+            (None, vec!["start 6".to_owned(), "ask 5: 16".to_owned()])
+        );
+        let (failed, steps) = memory.refused(5);
+        assert_eq!((failed.map(|wanted| wanted.key), said(steps)), (Some(key(7)), vec![]));
     }
 
     #[test]

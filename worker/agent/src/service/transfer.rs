@@ -229,7 +229,7 @@ impl State {
                         let _left = warmed.await;
                     }
                     block.abandon();
-                    post.cast(Message::PullLeft(region, copy.bytes));
+                    post.cast(Message::PullLeft(key.2, region, copy.bytes));
                 }
             }
         }));
@@ -259,7 +259,7 @@ impl State {
                 if self.core.pulled(key, Ok((region, place.offset, copy.bytes))) {
                     self.memory.keep(key, extent);
                 } else if let Some(coming) = coming {
-                    drop(task::spawn("pull-leaves", leave(extent, coming, region, self.post.clone())));
+                    drop(task::spawn("pull-leaves", leave(key, extent, coming, region, self.post.clone())));
                 }
                 self.warm_ahead();
             }
@@ -284,8 +284,8 @@ impl State {
 }
 
 /// A copy that nobody wants any more goes once nobody sends any of it.
-async fn leave(extent: Extent, coming: Coming, region: RegionId, post: Post) {
+async fn leave(key: Key, extent: Extent, coming: Coming, region: RegionId, post: Post) {
     coming.progress.closed().await;
     drop(extent);
-    post.cast(Message::PullLeft(region, coming.bytes));
+    post.cast(Message::PullLeft(key.2, region, coming.bytes));
 }

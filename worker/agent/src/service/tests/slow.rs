@@ -443,6 +443,136 @@ async fn pulls_that_wait_for_a_disk_hold_up_no_other() {
     .await;
 }
 
+/// What is asked for a region that no store has room for: refused at once, and so all that was said before is heard.
+const TOO_LARGE: ToAgent = ToAgent::RegionWanted { request: 99, bytes: 1 << 40, wait_ms: 0 };
+
+/// It waits, since the store is full: nothing has answered it when the agent has heard of it.
+fn waits(link: &LocalLink, open: ToAgent) {
+    link.send(open, vec![]).unwrap();
+    link.send(TOO_LARGE, vec![]).unwrap();
+    match local(link).0 {
+        ToHost::RegionRefused { request: 99, .. } => {}
+        other => panic!("it does not wait: {other:?}"),
+    }
+}
+
+/// The requests that are answered next, each with whether it was opened; anything else is passed over.
+fn answered(link: &LocalLink, count: usize) -> Vec<(u64, bool)> {
+    let mut out = Vec::new();
+    while out.len() < count {
+        match local(link).0 {
+            ToHost::Opened { request, .. } => out.push((request, true)),
+            ToHost::OpenFailed { request, .. } => out.push((request, false)),
+            _ => {}
+        }
+    }
+    out.sort_unstable();
+    out
+}
+
+/// How large the agent's own regions are in a store of 8 MiB: four of these objects.
+const OWN: u64 = 2 * MIB;
+
+/// Room comes free in the agent's own region, which something else keeps from going: whoever waits for memory has it then,
+/// not when it has waited for a region for so long that it is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_of_a_pull_that_failed_goes_to_who_waits() {
+    pull_from(SOON, async |pulling| {
+        // Behind the region that made room for itself.
+        let (fd, _heap, extents) = made_in(4 * MIB, 1, OWN - BYTES);
+        pulling.host.link.send_with(ToAgent::RegionAdded { seq: 2, bytes: 4 * MIB }, &[fd]).await;
+        let object = |seq| object(pulling.object.owner, seq);
+        let offset = extents[0].location().offset;
+        let there = [(2, OWN - BYTES), (3, 4096)].map(|(seq, bytes)| (seq, Copy { bytes, ..pulling.copy }));
+        for (seq, Copy { bytes, .. }) in there {
+            let sealed =
+                ToAgent::Sealed { object: object(seq), attempt: 1, region: 2, offset, bytes, site: 0 };
+            pulling.host.link.send(sealed).await;
+        }
+        let [large, small] =
+            there.map(|(seq, copy)| ToAgent::Open { ahead: false, request: seq, object: object(seq), copy });
+        let link = pulling.link();
+        link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB - OWN, wait_ms: 0 }, vec![]).unwrap();
+        assert!(matches!(local(link).0, ToHost::RegionGranted { .. }));
+        link.send(large, vec![]).unwrap();
+        assert_eq!(answered(link, 1), [(2, true)]);
+        pulling.begin().await;
+        waits(pulling.link(), small);
+        pulling.disk.trouble.store(u32::MAX, Relaxed);
+        pulling.disk.shut(false);
+        assert_eq!(answered(pulling.link(), 2), [(3, true), (9, false)]);
+    })
+    .await;
+}
+
+/// An agent whose driver has five objects on disk, and the first of them open: it keeps the only region that there is room
+/// for beside the driver's. The disk is shut from then on.
+async fn five(
+    disk: &Gated,
+    asked: &mut mpsc::UnboundedReceiver<u64>,
+    stall: Duration,
+) -> (One, LocalLink, ObjectId, Copy) {
+    let (one, link, first, copy, (_heap, extent)) =
+        full_with(disk, |options| options.spill.stall = stall).await;
+    for seq in 2..=5 {
+        let (object, offset) = (object(first.owner, seq), extent.location().offset);
+        let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 };
+        link.send(sealed, vec![]).unwrap();
+    }
+    link.send(ToAgent::RegionWanted { request: 2, bytes: 8 * MIB - OWN, wait_ms: 5000 }, vec![]).unwrap();
+    let mut left = 5;
+    while left > 0 {
+        let (ToHost::Reclaim { objects, .. }, _) = local(&link) else { panic!("not asked for them") };
+        left -= objects.len();
+    }
+    link.send(ToAgent::RegionRemoved { seq: 1 }, vec![]).unwrap();
+    while !matches!(local(&link).0, ToHost::RegionGranted { request: 2 }) {}
+    link.send(open_of(first, 1, copy), vec![]).unwrap();
+    assert_eq!(answered(&link, 1), [(1, true)]);
+    while asked.try_recv().is_ok() {}
+    disk.shut(true);
+    (one, link, first, copy)
+}
+
+/// One of the objects of who owns this one.
+fn open_of(first: ObjectId, seq: u64, copy: Copy) -> ToAgent {
+    ToAgent::Open { ahead: false, request: seq, object: object(first.owner, seq), copy }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_of_what_was_freed_while_it_was_read_goes_to_who_waits() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let (one, link, first, copy) = five(&disk, &mut asked, SOON).await;
+    for seq in 2..=4 {
+        link.send(open_of(first, seq, copy), vec![]).unwrap();
+        assert!(soon(asked.recv()).await.is_some());
+    }
+    waits(&link, open_of(first, 5, copy));
+    link.send(ToAgent::Free { object: object(first.owner, 2), copy }, vec![]).unwrap();
+    disk.shut(false);
+    assert_eq!(answered(&link, 4), [(2, false), (3, true), (4, true), (5, true)]);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_of_a_read_that_returns_late_goes_to_who_waits() {
+    let home = tempfile::tempdir().unwrap();
+    let (disk, mut asked) = Gated::new(home.path().join("disk"));
+    let (one, link, first, copy) = five(&disk, &mut asked, Duration::from_millis(200)).await;
+    for seq in 2..=4 {
+        link.send(open_of(first, seq, copy), vec![]).unwrap();
+        assert!(soon(asked.recv()).await.is_some());
+    }
+    assert_eq!(answered(&link, 3), [(2, false), (3, false), (4, false)], "they are given up");
+    waits(&link, open_of(first, 5, copy));
+    disk.shut(false);
+    assert_eq!(answered(&link, 1), [(5, true)]);
+    drop(link);
+    soon(one.handle.shutdown()).await.unwrap();
+}
+
 /// A pull, and what it pulls.
 struct FromDisk {
     disk: Gated,
