@@ -98,7 +98,7 @@ pub use demand::Demand;
 pub use event::{BundlePlace, Effect, Error, Event, RevokeKind};
 pub use lease::{Lease, LeaseView};
 pub use node::NodeView;
-pub use scheduler::{Options, Preempt, Scheduler};
+pub use scheduler::{Options, Preempt, Reasons, Scheduler};
 pub use unmet::{Apart, Gang, Limit, Unmet};
 
 /// A moment or a span in milliseconds, on whatever clock the caller keeps; it need only never run backwards.

@@ -692,10 +692,18 @@ impl Queues {
         self.above(queue).any(|at| at == above)
     }
 
-    /// How many turns come before one in its queue, at most so many.
-    pub fn before(&self, queue: u32, turn: Turn, most: usize) -> usize {
+    /// How many turns come before one in its queue, at most so many; and how much was looked at for that.
+    pub fn before(&self, queue: u32, turn: Turn, most: usize) -> (usize, usize) {
         let lanes = self.all[queue as usize].waiting.iter().flat_map(|waiting| &waiting.lanes);
-        lanes.flat_map(|lane| lane.turns.range(..turn)).take(most).count()
+        let (mut before, mut looked) = (0, 0);
+        for lane in lanes {
+            if before == most {
+                break;
+            }
+            before += lane.turns.range(..turn).take(most - before).count();
+            looked += 1;
+        }
+        (before, before + looked)
     }
 
     /// Whose turn it is, of those whose shape is open and whose limits allow a slot.

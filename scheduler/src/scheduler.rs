@@ -6,6 +6,7 @@ mod export;
 pub mod groups;
 mod place;
 pub mod preempt;
+mod reasons;
 pub(crate) mod starve;
 
 use std::{
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use preempt::Preempt;
+pub use reasons::Reasons;
 
 /// How a scheduler behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,30 +269,6 @@ impl Scheduler {
         expiry.into_iter().chain(looks).chain(search).chain(held).min()
     }
 
-    /// What a demand waits for, in a sentence; `None` when nothing of it waits.
-    pub fn why(&self, owner: HostId, key: u32) -> Option<String> {
-        let at = *self.by_key.get(&demand::Key { owner, key })?;
-        let demand = self.demands.get(at)?;
-        match demand.gang {
-            Some(gang) => {
-                let turn = demand.turn(at, self.options.ageing);
-                Some(self.gangs.get(gang)?.why_inside(demand, turn, &self.cluster))
-            }
-            None => {
-                let turn = demand.turn(at, self.options.ageing);
-                Some(self.told().waits(demand, self.shapes.get(demand.shape?)?, turn))
-            }
-        }
-    }
-
-    /// What a placement group waits for, in a sentence; `None` when all of it is reserved, or there is no such group.
-    pub fn why_group(&self, group: GroupId) -> Option<String> {
-        let at = *self.gang_of.get(&group)?;
-        let gang = self.gangs.get(at)?;
-        let turn = gang.turn(at, self.options.ageing);
-        Some(self.told().gang_waits(gang, self.shapes.get(gang.shape?)?, turn))
-    }
-
     /// How many groups of nodes searches tell apart.
     #[cfg(test)]
     pub(crate) fn node_groups(&self) -> usize {
@@ -314,10 +292,6 @@ impl Scheduler {
     #[cfg(test)]
     pub(crate) fn examined(&self) -> (usize, usize) {
         self.preempting.examined.get()
-    }
-
-    fn told(&self) -> why::Told<'_> {
-        why::Told { cluster: &self.cluster, queues: &self.queues, leases: &self.leases, gangs: &self.gangs }
     }
 
     /// What is free of each of a node's devices, by kind and index.

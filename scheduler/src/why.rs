@@ -1,9 +1,13 @@
 //! Sentences for people: what is missing, and what a demand or a group waits for.
 
-use std::cmp::Reverse;
+use std::{
+    cell::{Cell, RefCell},
+    cmp::{Ordering, Reverse},
+    collections::{BTreeMap, BTreeSet},
+};
 
 use mobula_proto::{
-    Group, JobId, Quantity, Resources,
+    Group, GroupId, JobId, Quantity, Resources,
     group::Arrange,
     resource::{Class, Kind, LabelRule, Strategy, bytes_text},
 };
@@ -18,13 +22,15 @@ use crate::{
     lease::Leases,
     node::Node,
     queues::Queues,
-    shapes::Shape,
+    shapes::{Shape, ShapeId},
     slab::Slab,
     stock::{CPU, Kinds, Need},
 };
 
-/// Most nodes that are looked at for who holds what is short: what most of those hold is said.
-const NODES_MAX: usize = 32;
+/// Most that is looked at for who holds what is short: nodes, and what holds something there. About a millisecond.
+const HOLDERS_MAX: usize = 32_768;
+/// Most looks, each of a bundle at a node, for a bundle of a group that finds none.
+const ROOMS_MAX: usize = 65_536;
 /// Most places before one in its queue that are counted.
 const POSITION_MAX: usize = 1000;
 
@@ -34,7 +40,17 @@ pub(crate) struct Told<'a> {
     pub queues: &'a Queues,
     pub leases: &'a Leases,
     pub gangs: &'a Slab<Gang>,
+    /// Groups for which nodes are kept.
+    pub kept_for: BTreeSet<GroupId>,
+    /// How much was looked at: nodes, leases, turns and bundles, each as often as it was.
+    pub looks: Cell<u64>,
+    /// What keeps those waiting that are alike, as far as it was asked.
+    pub known: RefCell<BTreeMap<Alike, Result<String, String>>>,
 }
+
+/// All that has the same reason but for its place in the queue: shape, queue, priority, and the group that has nodes kept
+/// for it.
+pub(crate) type Alike = (ShapeId, u32, i32, Option<GroupId>);
 
 /// Who waits, and for what each time.
 struct Wish<'a> {
@@ -52,15 +68,33 @@ impl Told<'_> {
         let (need, queue) = (&*shape.need, demand.queue);
         let wish = Wish { class, need, shape, queue, priority: class.priority };
         let times = if demand.backlog == 1 { String::new() } else { format!(", {} times", demand.backlog) };
-        let text = match self.limit(queue, shape) {
-            Some(limit) => limit,
-            None => match self.lacks(&wish) {
-                Ok(text) => text,
-                // There is nothing that could be waited for in a queue.
-                Err(text) => return text,
-            },
-        };
-        format!("needs {}{times}; {text}; {}", class.resources, self.position(queue, turn))
+        let text = self.of_alike((shape.id, queue, wish.priority, None), || match self.limit(queue, shape) {
+            Some(limit) => Ok(limit),
+            None => self.lacks(&wish),
+        });
+        match text {
+            Ok(text) => format!("needs {}{times}; {text}; {}", class.resources, self.position(queue, turn)),
+            // There is nothing that could be waited for in a queue.
+            Err(text) => text,
+        }
+    }
+
+    /// What is so of all that are alike is found out once.
+    fn of_alike(
+        &self,
+        alike: Alike,
+        text: impl FnOnce() -> Result<String, String>,
+    ) -> Result<String, String> {
+        if let Some(text) = self.known.borrow().get(&alike) {
+            return text.clone();
+        }
+        let text = text();
+        self.known.borrow_mut().insert(alike, text.clone());
+        text
+    }
+
+    pub fn look(&self, count: usize) {
+        self.looks.set(self.looks.get() + u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// What a group waits for.
@@ -72,22 +106,42 @@ impl Told<'_> {
         if keeps > 0 {
             head += &format!(" beside the {keeps} that it has");
         }
-        let position = self.position(gang.queue, turn);
+        self.look(spec.bundles.len());
+        let own = self.kept_for.contains(&gang.id).then_some(gang.id);
+        let text = self
+            .of_alike((shape.id, gang.queue, spec.priority, own), || self.gang_lacks(gang, shape, &missing));
+        match text {
+            Ok(text) => format!("{head}; {text}; {}", self.position(gang.queue, turn)),
+            Err(text) if keeps > 0 => format!("{head}; {text}"),
+            Err(text) => text,
+        }
+    }
+
+    /// The same of all groups that lack the same bundles; an error where there are no nodes that could ever have them.
+    fn gang_lacks(&self, gang: &Gang, shape: &Shape, missing: &[u32]) -> Result<String, String> {
+        let spec = &*gang.spec;
         if let Some(limit) = self.limit(gang.queue, shape) {
             let beyond = if gang.beyond { ", less than all of it needs: raise that limit" } else { "" };
-            return format!("{head}; {limit}{beyond}; {position}");
+            return Ok(format!("{limit}{beyond}"));
         }
         // The largest is what is hardest to find room for.
-        let mut sizes = missing.clone();
-        sizes.sort_by_key(|number| Reverse(gang::size(self.cluster, &gang.needs[*number as usize])));
+        let mut sizes = missing.to_vec();
+        sizes.sort_by_cached_key(|number| Reverse(gang::size(self.cluster, &gang.needs[*number as usize])));
+        sizes.dedup_by_key(|number| &gang.needs[*number as usize]);
         let admitted = |n: &&Node| gang.rules.iter().all(|rules| self.cluster.index.admits(*rules, n.spot));
-        let open: Vec<&Node> = nodes(self.cluster).filter(|n| gang.may_use(n)).filter(admitted).collect();
-        let room = |number: &u32| -> u64 {
-            let need = &gang.needs[*number as usize];
-            open.iter().map(|n| u64::from(n.stock.room(need))).sum()
-        };
-        let without = sizes.iter().find(|number| room(number) == 0);
-        let Some(wanted) = without.or(sizes.first()).copied() else { return head };
+        let open: Vec<&Node> = self.nodes().filter(|n| gang.may_use(n)).filter(admitted).collect();
+        let room = |number: u32, node: &Node| u64::from(node.stock.room(&gang.needs[number as usize]));
+        let (mut without, mut looked) = (None, 0);
+        for number in sizes.iter().copied() {
+            if without.is_some() || looked >= ROOMS_MAX {
+                break;
+            }
+            let found = open.iter().position(|node| room(number, node) > 0);
+            looked += found.unwrap_or(open.len());
+            without = found.is_none().then_some(number);
+        }
+        self.look(looked);
+        let Some(wanted) = without.or(sizes.first().copied()) else { return Ok("lacks nothing".to_owned()) };
         let class = Class {
             resources: spec.bundles[wanted as usize].clone(),
             labels: spec.labels.clone(),
@@ -95,27 +149,31 @@ impl Told<'_> {
         };
         let need = &*gang.needs[wanted as usize];
         let wish = Wish { class: &class, need, shape, queue: gang.queue, priority: spec.priority };
-        let of = if gang.is_alike() {
-            String::new()
-        } else {
-            format!("its bundle of {} finds no node: ", class.resources)
-        };
-        let text = match (self.lacks(&wish), self.arrangement(gang)) {
-            (Err(text), _) if keeps > 0 => return format!("{head}; {text}"),
-            (Err(text), _) => return text,
-            (_, Some(text)) => text,
-            (Ok(text), _) if without.is_some() => format!("{of}{text}"),
-            _ if gang.is_alike() => format!("there is room for {} of them now", room(&wanted)),
-            _ => "there is room for each of them, but not for all at once".to_owned(),
-        };
-        format!("{head}; {text}; {position}")
+        let text = self.lacks(&wish)?;
+        Ok(match self.arrangement(gang) {
+            Some(text) => text,
+            None if without.is_some() && gang.is_alike() => text,
+            None if without.is_some() => format!("its bundle of {} finds no node: {text}", class.resources),
+            None if gang.is_alike() => {
+                self.look(open.len());
+                let room: u64 = open.iter().map(|node| room(wanted, node)).sum();
+                format!("there is room for {room} of them now")
+            }
+            // Not each of so many was held against all nodes.
+            None if looked >= ROOMS_MAX => "there is no room for all of it at once".to_owned(),
+            None => "there is room for each of them, but not for all at once".to_owned(),
+        })
     }
 
     /// What keeps a group waiting that has to do with all its bundles together, if anything.
     fn arrangement(&self, gang: &Gang) -> Option<String> {
         let spec = &*gang.spec;
-        let find =
-            |arrange, nodes| search::find(self.cluster, gang, arrange, nodes, &mut search::LOOKS_MAX.clone());
+        let find = |arrange, nodes| {
+            let mut left = search::LOOKS_MAX;
+            let found = search::find(self.cluster, gang, arrange, nodes, &mut left);
+            self.look((search::LOOKS_MAX - left) as usize);
+            found
+        };
         // Many groups may be asked about at once.
         let now = if self.cluster.is_fresh() { Nodes::Indexed } else { Nodes::Listed };
         match find(spec.arrange, now) {
@@ -131,7 +189,7 @@ impl Told<'_> {
             Found::Nowhere => {}
         }
         if find(spec.arrange, Nodes::Emptied) == Found::Nowhere {
-            let drains = nodes(self.cluster).any(|n| n.draining);
+            let drains = self.nodes().any(|n| n.draining);
             let but = if drains { ", but for those that drain," } else { "" };
             return Some(format!("the nodes{but} have no room for all of it even with nothing else on them"));
         }
@@ -164,7 +222,8 @@ impl Told<'_> {
     }
 
     fn position(&self, queue: u32, turn: crate::queues::Turn) -> String {
-        let before = self.queues.before(queue, turn, POSITION_MAX);
+        let (before, looked) = self.queues.before(queue, turn, POSITION_MAX);
+        self.look(looked);
         let name = queue_name(&self.queues.get(queue).name);
         if before >= POSITION_MAX {
             return format!("{POSITION_MAX} others or more before it in {name}");
@@ -174,10 +233,12 @@ impl Told<'_> {
 
     /// Why there is no room; an error where there are no nodes that could ever have it.
     fn lacks(&self, wish: &Wish<'_>) -> Result<String, String> {
-        let all: Vec<&Node> = nodes(self.cluster).collect();
+        let all: Vec<&Node> = self.nodes().collect();
         if all.is_empty() {
             return Err("waits for a first node: the cluster has none that runs work".to_owned());
         }
+        // For what is kept, and a few times for each resource.
+        self.look(all.len() * (3 + 2 * wish.need.amounts.len()));
         let could = |n: &&Node| self.cluster.admits(wish.shape, n) && n.stock.could_ever(wish.need);
         let able: Vec<&Node> = all.into_iter().filter(could).collect();
         if able.is_empty() {
@@ -260,26 +321,38 @@ impl Told<'_> {
         let full = nodes.iter().all(|n| !n.stock.fits(wish.need));
         (full && count > 0).then(|| {
             let lack = amount(kind, each);
-            format!("none with all of that free, most lack {lack}{}", by("beside", with()))
+            let lacking = if count * 2 > nodes.len() {
+                "most".to_owned()
+            } else {
+                format!("{count} of {}", nodes.len())
+            };
+            format!("none with all of that free, {lacking} lack {lack}{}", by("beside", with()))
         })
     }
 
     /// Who holds most of a kind on some nodes, and by what right. What holds none of it says nothing about that.
     fn holder(&self, wish: &Wish<'_>, nodes: &[&Node], kind: usize) -> Option<Holder> {
-        let mut all: std::collections::BTreeMap<(u32, JobId), (i64, i32, bool)> =
-            std::collections::BTreeMap::new();
-        for node in nodes.iter().take(NODES_MAX) {
+        let mut all: BTreeMap<(u32, JobId), Held> = BTreeMap::new();
+        let (mut looked, mut first) = (0, 0);
+        for node in nodes {
+            if looked >= HOLDERS_MAX {
+                break;
+            }
+            looked += 1 + node.leases.len() + node.bundles.len();
+            first += 1;
             for entry in
                 node.leases.iter().filter_map(|at| self.leases.at(*at)).filter(|e| e.inside.is_none())
             {
                 if !entry.holds(kind) {
                     continue;
                 }
-                let slots = if kind == CPU { entry.running() } else { entry.lease.slots };
-                let held = all.entry((entry.queue, entry.lease.job)).or_insert((0, i32::MIN, false));
-                held.0 += entry.need.get(kind) * i64::from(slots);
-                held.1 = held.1.max(entry.lease.priority);
-                held.2 |= entry.giving > 0;
+                let (giving, running) = entry.leaving();
+                let (slots, leave) =
+                    if kind == CPU { (entry.running(), running) } else { (entry.lease.slots, giving) };
+                let each = entry.need.get(kind);
+                let held = all.entry((entry.queue, entry.lease.job)).or_default();
+                held.add(entry.lease.priority.cmp(&wish.priority), each * i64::from(slots));
+                held.leaves += each * i64::from(leave);
             }
             for (at, number) in &node.bundles {
                 let Some(gang) = self.gangs.get(*at) else { continue };
@@ -287,28 +360,73 @@ impl Told<'_> {
                 if amount == 0 {
                     continue;
                 }
-                let held = all.entry((gang.queue, gang.job)).or_insert((0, i32::MIN, false));
-                held.0 += amount;
-                held.1 = held.1.max(gang.spec.priority);
-                held.2 |= gang.until.is_some();
+                let held = all.entry((gang.queue, gang.job)).or_default();
+                held.add(gang.spec.priority.cmp(&wish.priority), amount);
+                held.leaves += if gang.until.is_some() { amount } else { 0 };
             }
         }
-        let sum: i128 = all.values().map(|held| i128::from(held.0)).sum();
-        let most = all.into_iter().max_by_key(|(who, held)| (held.0, Reverse(*who)));
-        let ((queue, job), (amount, priority, leaves)) = most?;
-        let part = match i128::from(amount) {
+        self.look(looked);
+        let sum: i128 = all.values().map(|held| i128::from(held.all())).sum();
+        let most = all.into_iter().max_by_key(|(who, held)| (held.all(), Reverse(*who)));
+        let ((queue, job), held) = most?;
+        let part = match i128::from(held.all()) {
             amount if amount == sum => Part::All,
             amount if amount * 2 > sum => Part::MoreThanHalf,
             _ => Part::Most,
         };
-        let right = match priority.cmp(&wish.priority) {
-            _ if queue != wish.queue => format!("of {}", queue_name(&self.queues.get(queue).name)),
-            std::cmp::Ordering::Greater => "at higher priority".to_owned(),
-            std::cmp::Ordering::Equal => "at the same priority".to_owned(),
-            std::cmp::Ordering::Less => "at lower priority".to_owned(),
+        let right = match held.right() {
+            _ if queue != wish.queue => format!(" of {}", queue_name(&self.queues.get(queue).name)),
+            (priority, true) => format!(" at {priority} priority"),
+            (priority, false) => format!(", some of it at {priority} priority"),
         };
-        let leaves = if leaves { ", which makes room" } else { "" };
-        Some(Holder { who: format!("{job} {right}{leaves}"), part })
+        let leaves = match held.leaves {
+            0 => "",
+            leaves if leaves == held.all() => ", which makes room",
+            _ => ", some of which makes room",
+        };
+        let on = match first {
+            all if all == nodes.len() => String::new(),
+            1 => " on the first of them".to_owned(),
+            some => format!(" on the first {some} of them"),
+        };
+        Some(Holder { who: format!("{job}{right}{leaves}{on}"), part })
+    }
+
+    /// Those that run work, by number.
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.look(self.cluster.by_number.len());
+        nodes(self.cluster)
+    }
+}
+
+/// What a job holds of something in a queue.
+#[derive(Debug, Default)]
+struct Held {
+    /// At a lower priority than that of who waits, at the same, and at a higher one.
+    by_priority: [i64; 3],
+    /// How much of it makes room.
+    leaves: i64,
+}
+
+impl Held {
+    fn add(&mut self, priority: Ordering, amount: i64) {
+        let at = match priority {
+            Ordering::Less => 0,
+            Ordering::Equal => 1,
+            Ordering::Greater => 2,
+        };
+        self.by_priority[at] += amount;
+    }
+
+    fn all(&self) -> i64 {
+        self.by_priority.iter().sum()
+    }
+
+    /// The highest priority at which it holds some, and whether all of it is at that.
+    fn right(&self) -> (&'static str, bool) {
+        let names = ["lower", "the same", "higher"];
+        let highest = (0..names.len()).rev().find(|at| self.by_priority[*at] > 0).unwrap_or(1);
+        (names[highest], self.by_priority[highest] == self.all())
     }
 }
 

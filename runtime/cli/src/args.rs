@@ -286,6 +286,7 @@ pub enum TokenRole {
 #[command(after_help = "Examples:\n  \
         mobula status\n  \
         mobula status --json | jq '.nodes[].available'\n\n\
+        Where very much waits, not all of it is looked at: the last rows say which `mobula why` to ask.\n\n\
         Run it on the head's machine, as the user who runs the head.")]
 pub struct StatusArgs {
     /// Print everything, for programs

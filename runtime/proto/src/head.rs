@@ -953,7 +953,7 @@ pub struct WaitingSnapshot {
     pub queue: String,
     /// Slots wanted.
     pub backlog: u32,
-    /// Why it waits.
+    /// Why it waits; or, among very many, how to ask for that.
     pub why: String,
 }
 
@@ -979,7 +979,7 @@ pub struct GroupSnapshot {
     pub resources: std::collections::BTreeMap<String, f64>,
     /// How many bundles are on each node.
     pub nodes: std::collections::BTreeMap<String, u32>,
-    /// Why it waits; empty where all of it is reserved.
+    /// Why it waits; or, among very many, how to ask for that; empty where all of it is reserved.
     pub why: String,
 }
 

@@ -15,7 +15,7 @@
 //! All searches together take at most [`LOOKS_EACH`] looks in [`SPAN`]; what is put off by that is tried again then.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -112,7 +112,8 @@ pub(crate) fn find(cluster: &Cluster, gang: &Gang, arrange: Arrange, nodes: Node
     items.sort_by_key(|item| item.kind);
     let may = (*looks).min(LOOKS_MAX);
     let left = Cell::new(may);
-    let search = Search { cluster, gang, arrange, nodes, needs, items, left: &left };
+    let lying = OnceCell::new();
+    let search = Search { cluster, gang, arrange, nodes, needs, items, left: &left, lying };
     let found = match arrange {
         Arrange::StrictPack => search.in_one(),
         Arrange::StrictSpread => search.apart(),
@@ -147,6 +148,8 @@ struct Search<'a> {
     items: Vec<Item>,
     /// Looks that may still be taken.
     left: &'a Cell<u32>,
+    /// The nodes that lie in each place, by number, where the index does not say it.
+    lying: OnceCell<BTreeMap<Area, Vec<u32>>>,
 }
 
 impl Search<'_> {
@@ -205,13 +208,26 @@ impl Search<'_> {
                 self.cluster.index.emptiest_of(inside, from, need, most, &mut fullness)
             }
             _ => {
-                let lies = |at: &u32| inside.is_none() || self.place(*at).as_ref() == inside;
-                let all = self.cluster.by_number.values().copied().filter(lies);
+                let all: Box<dyn Iterator<Item = u32> + '_> = match inside {
+                    None => Box::new(self.cluster.by_number.values().copied()),
+                    Some(place) => Box::new(self.lying().get(place).into_iter().flatten().copied()),
+                };
                 let mut all: Vec<(f64, u32)> = all.filter_map(|at| Some((fullness(at)?, at))).collect();
                 all.sort_by(|a, b| a.0.total_cmp(&b.0));
                 all.into_iter().map(|(_, at)| at).take(most).collect()
             }
         }
+    }
+
+    fn lying(&self) -> &BTreeMap<Area, Vec<u32>> {
+        self.lying.get_or_init(|| {
+            let mut lying: BTreeMap<Area, Vec<u32>> = BTreeMap::new();
+            self.look(self.cluster.by_number.len());
+            for at in self.cluster.by_number.values().copied() {
+                self.place(at).into_iter().for_each(|place| lying.entry(place).or_default().push(at));
+            }
+            lying
+        })
     }
 
     fn place(&self, at: u32) -> Option<Area> {
@@ -256,7 +272,7 @@ impl Search<'_> {
         let (mut nodes, mut plenty) = (BTreeSet::new(), Vec::new());
         for need in &self.needs {
             let found = self.with_room(need, inside, count);
-            if found.is_empty() {
+            if found.is_empty() || self.is_over() {
                 return None;
             }
             plenty.push(found.len() >= count);
@@ -290,13 +306,14 @@ impl Search<'_> {
             rooms[kind].push((*numbers.entry(place).or_insert(next), node));
         };
         if self.gang.spec.place.is_empty() {
-            for (kind, need) in self.needs.iter().enumerate() {
+            for (kind, need) in self.needs.iter().enumerate().take_while(|_| !self.is_over()) {
                 let nodes = self.with_room(need, None, self.items.len() + used.len());
                 let free = nodes.into_iter().map(|at| (Area::Node(at), at));
                 free.filter(|(place, _)| !used.contains(place)).for_each(|(place, at)| add(kind, place, at));
             }
         } else {
-            for place in self.labelled().into_iter().filter(|place| !used.contains(place)) {
+            let free = self.labelled().into_iter().filter(|place| !used.contains(place));
+            for place in free.take_while(|_| !self.is_over()) {
                 for (kind, need) in self.needs.iter().enumerate() {
                     if let Some(at) = self.with_room(need, Some(&place), 1).first() {
                         add(kind, place.clone(), *at);

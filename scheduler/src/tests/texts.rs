@@ -1,9 +1,9 @@
 //! What people are told.
 
-use mobula_proto::{Group, GroupId, group::Arrange};
+use mobula_proto::{Group, GroupId, group::Arrange, resource::Isolation};
 
 use super::{sharing::queue, *};
-use crate::{Limit, Unmet, unmet};
+use crate::{Limit, Reasons, Unmet, unmet};
 
 #[track_caller]
 fn check(nodes: &[&str], class: &Class, want: &str) {
@@ -273,6 +273,136 @@ fn why_speaks_of_those_who_hold_what_is_short() {
         why(&[(1, 0, "1 cpu", 8), (2, 5, "1 memory", 8)]),
         "both full with job-1 at the same priority"
     );
+    // One lease of many says nothing of the others.
+    assert_eq!(
+        why(&[(1, 0, "1 cpu", 7), (1, 5, "1 cpu", 1)]),
+        "both full with job-1, some of it at higher priority"
+    );
+    assert_eq!(
+        why(&[(1, -5, "1 cpu", 3), (1, 0, "1 cpu", 3), (2, 5, "1 cpu", 2)]),
+        "both full mostly with job-1, some of it at the same priority"
+    );
+}
+
+#[test]
+fn why_says_no_more_of_all_than_is_so_of_them() {
+    let why = |world: &mut World, class: &Class| {
+        world.ask_as(3, host(9), 0, class, 1, &[]);
+        let why = world.scheduler.why(host(9), 0).unwrap();
+        why.split_once("could hold it, ").unwrap().1.split_once(';').unwrap().0.to_owned()
+    };
+    // All nodes are looked at.
+    let mut world = World::new(&["1 cpu"; 33]);
+    for number in 1..=33 {
+        let job = if number <= 16 { 7 } else { 8 };
+        world.ask_as(job, host(10), number, &on(number, false, "1 cpu"), 1, &[]);
+    }
+    assert_eq!(why(&mut world, &class("1 cpu")), "all full mostly with job-8 at the same priority");
+    // Or it is said how many.
+    let mut world = World::new(&["40000 cpu", "1 cpu"]);
+    let isolated = Class { isolation: Isolation::Process, ..class("1 cpu") };
+    world.ask_as(7, host(10), 1, &isolated, 40_001, &[]);
+    assert_eq!(
+        why(&mut world, &class("1 cpu")),
+        "both full with job-7 at the same priority on the first of them"
+    );
+    // Of three kinds each is short somewhere, none on most.
+    let mut world = World::new(&["2 cpu 2 memory 2 gpu"; 3]);
+    for (number, part) in (1..).zip(["1 cpu", "1 memory", "1 gpu"]) {
+        world.ask_as(7, host(10), number, &on(number, false, part), 1, &[]);
+    }
+    let all = class("2 cpu 2 memory 2 gpu");
+    assert_eq!(
+        why(&mut world, &all),
+        "none with all of that free, 1 of 3 lack 2 CPU beside job-7 at the same priority"
+    );
+    world.ask_as(7, host(10), 9, &on(3, false, "1 cpu"), 1, &[]);
+    assert_eq!(
+        why(&mut world, &all),
+        "none with all of that free, most lack 2 CPU beside job-7 at the same priority"
+    );
+    // Of two slots one makes room.
+    let mut world = World::new(&["2 cpu"]);
+    world.ask_as(1, host(1), 0, &Class { restartable: true, ..class("1 cpu") }, 2, &[]);
+    let urgent = Class { priority: 1, ..class("1 cpu") };
+    world.ask_as(3, host(9), 0, &urgent, 1, &[]);
+    world.tick(600);
+    assert_eq!(why(&mut world, &urgent), "full with job-1 at lower priority, some of which makes room");
+}
+
+#[test]
+fn reasons_for_many_take_no_more_than_they_may() {
+    let nodes = 100;
+    let mut world = World::new(&vec!["1 cpu"; nodes]);
+    world.ask_as(7, host(10), 0, &class("0.9 cpu"), 100, &[]);
+    for number in 1..=300 {
+        // All of different shapes.
+        let text = format!("0.{} cpu", 200 + number);
+        world.ask(host(9), number, &class(&text), 1);
+        let (id, job) = (GroupId { number: number.into() }, JobId { number: 1 });
+        let spec = Arc::new(group(Arrange::Pack, "", &[&text, "0.9 cpu", "0.8 cpu"]));
+        world.step(Event::Group { group: id, job, spec });
+    }
+    // What one reason may take here: some passes over the nodes and what is on them, and three searches.
+    let one = |of: &Reasons<'_>| of.looks();
+    let single = world.scheduler.reasons(u64::MAX);
+    single.why(host(9), 1).unwrap();
+    assert!((nodes as u64..20 * nodes as u64).contains(&one(&single)), "{}", one(&single));
+    let gang = world.scheduler.reasons(u64::MAX);
+    gang.why_group(GroupId { number: 1 }).unwrap();
+    assert!((nodes as u64..100 * nodes as u64).contains(&one(&gang)), "{}", one(&gang));
+    for most in [20_000, 40_000] {
+        let (slots, groups) = (world.scheduler.reasons(most), world.scheduler.reasons(most));
+        let mut told = 0;
+        for number in 1..=300 {
+            if !slots.is_spent() {
+                assert_eq!(slots.why(host(9), number), world.scheduler.why(host(9), number));
+                told += 1;
+            }
+            let id = GroupId { number: number.into() };
+            if !groups.is_spent() {
+                assert_eq!(groups.why_group(id), world.scheduler.why_group(id));
+            }
+        }
+        assert!((5..200).contains(&told), "{told}");
+        assert!(slots.is_spent() && slots.looks() < most + 2 * one(&single), "{}", slots.looks());
+        assert!(groups.is_spent() && groups.looks() < most + 2 * one(&gang), "{}", groups.looks());
+    }
+    // What is alike has the same reason, but for its place in the queue, which is found once.
+    let mut world = World::new(&vec!["1 cpu"; nodes]);
+    world.ask_as(7, host(10), 0, &class("1 cpu"), 100, &[]);
+    for number in 1..=200 {
+        world.ask(host(9), number, &class("1 cpu"), 1);
+        let (id, job) = (GroupId { number: number.into() }, JobId { number: 1 });
+        let spec = Arc::new(group(Arrange::Pack, "", &["1 cpu"; 2]));
+        world.step(Event::Group { group: id, job, spec });
+    }
+    let reasons = world.scheduler.reasons(u64::MAX);
+    for number in 1..=200 {
+        assert_eq!(reasons.why(host(9), number), world.scheduler.why(host(9), number));
+        let id = GroupId { number: number.into() };
+        assert_eq!(reasons.why_group(id), world.scheduler.why_group(id));
+    }
+    // Each has on average as many before it in the queue as there are of the others.
+    assert!(reasons.looks() < 2 * 200 * 210 + 4 * one(&gang), "{}", reasons.looks());
+}
+
+#[test]
+fn a_group_of_many_sizes_by_a_label_of_its_own_is_told_of_within_bounds() {
+    let names: Vec<String> = (1..=300).map(|number| format!("1 cpu|host=h{number}")).collect();
+    let mut world = World::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    world.ask_as(7, host(10), 0, &class("0.6 cpu"), 300, &[]);
+    let sizes: Vec<String> = (0..400).map(|number| format!("0.{} cpu", 500 + number)).collect();
+    let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
+    for arrange in [Arrange::Pack, Arrange::StrictSpread, Arrange::Spread] {
+        let spec = Group { wait_for_node: true, ..group(arrange, "host", &sizes) };
+        let group = GroupId { number: arrange as u64 + 1 };
+        world.step(Event::Group { group, job: JobId { number: 1 }, spec: Arc::new(spec) });
+        let reasons = world.scheduler.reasons(u64::MAX);
+        reasons.why_group(group).unwrap();
+        // Each search is given up, and so is which of the bundles finds no node.
+        assert!(reasons.looks() < 4 * 65_536 + 20_000, "{}", reasons.looks());
+    }
 }
 
 #[track_caller]

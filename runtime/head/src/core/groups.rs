@@ -13,7 +13,12 @@ use mobula_proto::{
 use mobula_scheduler::{self as scheduler, BundlePlace, scheduler::groups::ANYBODYS};
 use tracing::{error, info};
 
-use super::{Asker, Core, GROUP_NUMBERS_BLOCK, GROUP_WAITERS_MAX, GROUPS_MAX, names::Key, snapshot::amounts};
+use super::{
+    Asker, Core, GROUP_NUMBERS_BLOCK, GROUP_WAITERS_MAX, GROUPS_MAX,
+    names::Key,
+    snapshot::amounts,
+    why::{REASON_LOOKS_MAX, later},
+};
 use crate::state::Record;
 
 #[derive(Debug)]
@@ -48,6 +53,29 @@ impl Entry {
     fn answer(&self, group: GroupId) -> Answer {
         let bundles = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         Answer::Group { group, bundles, placed: self.missing == 0 }
+    }
+
+    fn snapshot(&self, group: GroupId, why: String) -> GroupSnapshot {
+        let mut nodes = BTreeMap::new();
+        for node in self.places.iter().flatten() {
+            *nodes.entry(node.to_string()).or_insert(0) += 1;
+        }
+        let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        GroupSnapshot {
+            group: group.to_string(),
+            name: self.name.as_ref().map_or_else(String::new, |(space, name)| format!("{space}/{name}")),
+            job: self.job.map_or_else(String::new, |job| job.to_string()),
+            arrange: match self.spec.place.as_str() {
+                "" => self.spec.arrange.to_string(),
+                place => format!("{} by {place}", self.spec.arrange),
+            },
+            queue: self.spec.queue.clone(),
+            bundles: count(self.places.len()),
+            placed: count(self.places.len() - self.missing),
+            resources: amounts(&self.sum(|_| true)),
+            nodes,
+            why,
+        }
     }
 
     /// What the bundles that `wanted` names have together.
@@ -294,35 +322,19 @@ impl Core {
 
     /// The groups, the oldest first, at most `rows`.
     pub fn group_snapshots(&self, rows: usize) -> Vec<GroupSnapshot> {
-        self.groups.all.iter().take(rows).map(|(group, entry)| self.group_snapshot(*group, entry)).collect()
-    }
-
-    fn group_snapshot(&self, group: GroupId, entry: &Entry) -> GroupSnapshot {
-        let mut nodes = BTreeMap::new();
-        for node in entry.places.iter().flatten() {
-            *nodes.entry(node.to_string()).or_insert(0) += 1;
-        }
-        let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
-        GroupSnapshot {
-            group: group.to_string(),
-            name: entry.name.as_ref().map_or_else(String::new, |(space, name)| format!("{space}/{name}")),
-            job: entry.job.map_or_else(String::new, |job| job.to_string()),
-            arrange: match entry.spec.place.as_str() {
-                "" => entry.spec.arrange.to_string(),
-                place => format!("{} by {place}", entry.spec.arrange),
-            },
-            queue: entry.spec.queue.clone(),
-            bundles: count(entry.places.len()),
-            placed: count(entry.places.len() - entry.missing),
-            resources: amounts(&entry.sum(|_| true)),
-            nodes,
-            why: self.scheduler.why_group(group).unwrap_or_default(),
-        }
+        let reasons = self.scheduler.reasons(REASON_LOOKS_MAX);
+        let why = |group: GroupId, entry: &Entry| match reasons.is_spent() {
+            _ if entry.missing == 0 => String::new(),
+            true => later(&group.to_string()),
+            false => reasons.why_group(group).unwrap_or_default(),
+        };
+        let all = self.groups.all.iter().take(rows);
+        all.map(|(group, entry)| entry.snapshot(*group, why(*group, entry))).collect()
     }
 
     pub(super) fn why_group(&self, id: &str, group: GroupId) -> Result<Explanation, Failure> {
         let entry = self.groups.all.get(&group).ok_or_else(|| unknown(group))?;
-        let shown = self.group_snapshot(group, entry);
+        let shown = entry.snapshot(group, self.scheduler.why_group(group).unwrap_or_default());
         let name = if shown.name.is_empty() { String::new() } else { format!(" ({})", shown.name) };
         let places = || {
             let on: Vec<String> =

@@ -6,7 +6,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use mobula_proto::{GroupId, head::RefusedSnapshot};
 use mobula_scheduler::{self as scheduler, Millis, Unmet, autoscale};
 
-use super::{Core, snapshot::shape};
+use super::{Core, snapshot::shape, why::REASON_LOOKS_MAX};
 
 /// Most kinds of requests that are remembered: those that were refused last.
 const REFUSED_MAX: usize = 100;
@@ -69,17 +69,26 @@ impl Core {
         }
     }
 
-    /// What was refused lately and would be again: the last first.
-    pub(super) fn refused(&self) -> Vec<RefusedSnapshot> {
-        let lately = |entry: &&Entry| entry.last.plus(Millis(REFUSED_MS)) > self.now;
+    /// What was refused lately of what is meant, and would be again: the last first. As far as [`REASON_LOOKS_MAX`]
+    /// suffices to find that out; what is beyond was at least refused then.
+    pub(super) fn refused(&self, meant: impl Fn(&str) -> bool) -> Vec<RefusedSnapshot> {
+        let lately = |entry: &&Entry| entry.last.plus(Millis(REFUSED_MS)) > self.now && meant(&entry.what);
         let mut entries: Vec<&Entry> = self.refused.0.values().filter(lately).collect();
         if entries.is_empty() {
             return Vec::new();
         }
         // A node may have joined that could hold it.
         let members = self.emptied();
-        entries.retain(|entry| !autoscale::could_hold_all(&[], &members, &one_of_each(&entry.shapes)));
         entries.sort_by_key(|entry| Reverse(entry.last));
+        let mut looks: u64 = 0;
+        entries.retain(|entry| {
+            if looks >= REASON_LOOKS_MAX {
+                return true;
+            }
+            // All nodes are copied, and each shape is held against them.
+            looks += u64::try_from(members.len() * (1 + entry.shapes.len())).unwrap_or(u64::MAX);
+            !autoscale::could_hold_all(&[], &members, &one_of_each(&entry.shapes))
+        });
         let told = |entry: &Entry| RefusedSnapshot {
             what: entry.what.clone(),
             shapes: entry.shapes.iter().map(shape).collect(),

@@ -9,7 +9,7 @@ use mobula_proto::{
 };
 use mobula_scheduler::Unmet;
 
-use super::Core;
+use super::{Core, why::REASON_LOOKS_MAX};
 
 /// Most waiting classes, shapes, names and groups that a snapshot lists; the first ones by owner and name.
 pub const ROWS_MAX: usize = 1000;
@@ -41,7 +41,8 @@ pub(crate) fn shape(unmet: &Unmet) -> UnmetSnapshot {
 }
 
 impl Core {
-    /// The cluster now. Lists at most [`ROWS_MAX`] of what there may be many of.
+    /// The cluster now. Lists at most [`ROWS_MAX`] of what there may be many of, and why it waits as far as
+    /// [`REASON_LOOKS_MAX`] suffices: others say how to ask for theirs.
     pub fn snapshot(&self) -> Snapshot {
         let available: BTreeMap<_, _> =
             self.scheduler.nodes().map(|view| (view.node, amounts(&view.available))).collect();
@@ -71,12 +72,13 @@ impl Core {
             queue: entry.job.queue.clone(),
             slots: slots.get(&entry.job.job).copied().unwrap_or(0),
         });
+        let reasons = self.scheduler.reasons(REASON_LOOKS_MAX);
         let waiting = self.scheduler.demands().take(ROWS_MAX).map(|demand| WaitingSnapshot {
             owner: demand.owner.to_string(),
             function: demand.class.function.clone(),
             queue: demand.class.queue.clone(),
             backlog: demand.backlog,
-            why: self.why_demand(demand.owner, demand.key),
+            why: self.why_demand_among(demand, &reasons),
         });
         let names = self.names.names.iter().take(ROWS_MAX).map(|((namespace, name), held)| NameSnapshot {
             namespace: namespace.clone(),
@@ -94,7 +96,7 @@ impl Core {
             names: names.collect(),
             groups: self.group_snapshots(ROWS_MAX),
             unmet: self.scheduler.unmet().iter().take(ROWS_MAX).map(shape).collect(),
-            refused: self.refused(),
+            refused: self.refused(|_| true),
             scaling: self.scaling.clone(),
         }
     }

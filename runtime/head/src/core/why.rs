@@ -7,7 +7,7 @@ use mobula_proto::{
     head::{Explanation, REASONS_MAX, RefusedSnapshot, ToAgent},
     host::{Answer, Explained},
 };
-use mobula_scheduler::{Demand, Millis};
+use mobula_scheduler::{Demand, Millis, Reasons};
 
 use super::{Asker, Core, Effect};
 
@@ -15,6 +15,12 @@ use super::{Asker, Core, Effect};
 pub const EXPLAINING_MAX: usize = 1024;
 /// How long an owner may take to say why something waits, in milliseconds.
 pub const EXPLAIN_MS_MAX: u64 = 3000;
+
+/// Most looks for the reasons in one list; see [`Reasons`]. Some milliseconds, in which the head does nothing else. More
+/// gives more of a thousand different ones, and holds up grants for longer.
+pub const REASON_LOOKS_MAX: u64 = 131_072;
+/// As how many looks it counts to hold a shape against a type of node.
+const SHAPE_LOOKS: usize = 16;
 
 /// Who wants to know.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +51,11 @@ impl Questions {
         // Asked one after the other, each for as long.
         self.open.values().next().map(|asked| asked.until)
     }
+}
+
+/// In place of a reason for which the looks did not suffice.
+pub(super) fn later(id: &str) -> String {
+    format!("not looked at among so many: `mobula why {id}` says it")
 }
 
 fn unknown(text: impl Into<String>) -> Failure {
@@ -122,11 +133,20 @@ impl Core {
     }
 
     /// The same in one sentence, with what is done about it where nodes may be started.
-    pub(super) fn why_demand(&self, owner: HostId, key: u32) -> String {
-        let why = self.scheduler.why(owner, key).unwrap_or_default();
-        match self.why_no_node_for(owner, key) {
+    fn why_demand(&self, demand: &Demand, reasons: &Reasons<'_>) -> String {
+        let why = reasons.why(demand.owner, demand.key).unwrap_or_default();
+        reasons.count(SHAPE_LOOKS * self.options.node_types.len());
+        match self.why_no_node_for(demand.owner, demand.key) {
             Some(nodes) => format!("{why}; {nodes}"),
             None => why,
+        }
+    }
+
+    /// The same as one of many.
+    pub(super) fn why_demand_among(&self, demand: &Demand, reasons: &Reasons<'_>) -> String {
+        match reasons.is_spent() {
+            true => later(&demand.class.function),
+            false => self.why_demand(demand, reasons),
         }
     }
 
@@ -216,7 +236,7 @@ impl Core {
             let slots = if slots == 1 { String::new() } else { format!(", {slots} slots at once,") };
             format!("was refused {:.0} s ago{slots} and waits no more: {}", refused.seconds_ago, refused.why)
         };
-        let all = self.refused().into_iter().filter(|refused| refused.what == function);
+        let all = self.refused(|what| what == function).into_iter();
         let reasons: Vec<String> = all.take(REASONS_MAX).map(one).collect();
         let what = format!("function {function}");
         (!reasons.is_empty()).then(|| Explanation { id: function.to_owned(), what, reasons })
@@ -224,12 +244,14 @@ impl Core {
 
     /// What waits for slots, of all that is meant.
     fn waiting(&self, id: &str, what: String, meant: impl Fn(&Demand) -> bool) -> Explanation {
-        let mut waiting = self.scheduler.demands().filter(|demand| meant(demand));
-        let one = |demand: &Demand| {
-            let why = self.why_demand(demand.owner, demand.key);
-            format!("{} of {}: {why}", demand.class.function, demand.owner)
-        };
-        let mut reasons: Vec<String> = waiting.by_ref().take(REASONS_MAX - 1).map(one).collect();
+        let mut waiting = self.scheduler.demands().filter(|demand| meant(demand)).peekable();
+        let (mut reasons, told) = (Vec::new(), self.scheduler.reasons(REASON_LOOKS_MAX));
+        while reasons.len() < REASONS_MAX - 1
+            && let Some(demand) = waiting.next_if(|_| !told.is_spent())
+        {
+            let why = self.why_demand(demand, &told);
+            reasons.push(format!("{} of {}: {why}", demand.class.function, demand.owner));
+        }
         match waiting.count() {
             0 if reasons.is_empty() => reasons.push("nothing of it waits for slots".to_owned()),
             0 => {}

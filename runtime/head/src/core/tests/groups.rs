@@ -157,3 +157,45 @@ fn a_detached_group_outlives_a_limit_that_was_lowered() {
     world.set(limit(3)).unwrap();
     assert_eq!(placed(world.ask(a, 1, job, find)), (group, true));
 }
+
+#[test]
+fn a_snapshot_of_many_that_wait_gives_reasons_within_bounds() {
+    let mut world = World::new();
+    let first = world.join("n0", 1);
+    for number in 1..40 {
+        world.join(&format!("n{number}"), 1);
+    }
+    let job = world.start_job(first, 1).job;
+    world.all(first.link);
+    let spec = |cpus: Vec<Resources>| Group { bundles: cpus, arrange: Arrange::Pack, ..Group::default() };
+    let create = |world: &mut World, group: Group| {
+        let (name, namespace) = (String::new(), String::new());
+        world.ask(first, 1, job, Question::GroupCreate { group, name, namespace, detached: false })
+    };
+    // One has all there is; then all of different sizes.
+    assert!(placed(create(&mut world, spec(vec![Resources::cpu(Quantity::ONE); 40]))).1);
+    for number in 1..=600_u32 {
+        let part = |of: u32| Resources::cpu(format!("0.{}", 1000 + of).parse().unwrap());
+        create(&mut world, spec(vec![part(number), part(2 * number)]));
+        let function = format!("f{number}");
+        let class = Class { function, resources: part(number), ..Class::default() };
+        let (owner, locality) = (first.host(1), Vec::new());
+        world.says(first.link, ToHead::Demand { owner, job, key: number, class, backlog: 1, locality });
+    }
+    let snapshot = world.core.snapshot();
+    let later = |why: &String| why.starts_with("not looked at among so many: `mobula why ");
+    let groups: Vec<&String> = snapshot.groups[1..].iter().map(|group| &group.why).collect();
+    let classes: Vec<&String> = snapshot.waiting.iter().map(|class| &class.why).collect();
+    for whys in [groups, classes] {
+        let count = whys.iter().take_while(|why| !later(why)).count();
+        assert!((50..550).contains(&count), "{count} of {}", whys.len());
+        assert!(whys[..count].iter().all(|why| why.starts_with("needs ")), "{whys:?}");
+        assert!(whys[count..].iter().all(|why| later(why)), "{whys:?}");
+    }
+    assert_eq!(snapshot.groups[0].why, "", "it waits for nothing");
+    // What is named gives the reason.
+    let last = snapshot.waiting.last().unwrap();
+    assert!(last.why.contains(&format!("`mobula why {}`", last.function)), "{}", last.why);
+    let told = world.core.why_group("group-601", GroupId { number: 601 }).unwrap();
+    assert!(told.reasons[0].starts_with("needs 2 bundles of "), "{told:?}");
+}
