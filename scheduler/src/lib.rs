@@ -47,8 +47,9 @@
 //! - **S4** Each granted lease ends with exactly one [`Effect::Ended`].
 //! - **S5** All bundles of a group are reserved, or none, until a node that held some is lost or drains.
 //! - **S6** What carries a stale incarnation changes nothing.
-//! - **S7** In any one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what one request
-//!   needs; and nothing is taken away before its grace is over.
+//! - **S7** In one second no more is taken from those who hold it than [`Preempt::churn`] allows, or what the first request
+//!   in it needs; and nothing is taken away before its grace is over. Seconds are counted one after the other: where two
+//!   meet, twice as much may be taken in less than one.
 //! - **S8** Nothing starves. Where no lease lasts longer than [`Options::ageing`] and no queue lacks what is guaranteed
 //!   to it, what could run on some node, and whose queue's limits leave room for it, is placed within the ageing, once
 //!   more for each priority that others are ahead, and the longest lease, with the grace of who makes room, for each that
