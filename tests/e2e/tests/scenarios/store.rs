@@ -154,3 +154,35 @@ pub async fn a_lost_object_is_made_again(env: Env) -> Result<()> {
     assert_eq!(witness.count("made"), 2);
     Ok(())
 }
+
+#[mobula::task(cpu = 0)]
+fn made_behind(gate: String, bytes: usize) -> Result<Tensor> {
+    witness::pass(&gate);
+    Tensor::from_vec(&[bytes], vec![4u8; bytes])
+}
+
+/// A thread waits for all, of which one was there already and is lost meanwhile.
+pub async fn one_that_is_lost_before_others_are_there_is_waited_for(env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let nodes = env.nodes().await?;
+    let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
+    let late = made_behind.options().strategy(on(first)).remote(gate.place(), MIB);
+    let there = counted
+        .options()
+        .strategy(mobula::Strategy::Node { node: last, soft: true })
+        .remote(witness.place("made"), MIB);
+    mobula::wait(std::slice::from_ref(&there), 1, None).await?;
+    let reader = tokio::task::spawn_blocking(move || mobula::blocking::get_all(&[late, there]));
+    {
+        let mut rig = env.rig().unwrap();
+        let place = usize::from(rig.number(1).unwrap() == last.number);
+        rig.kill(Part::Node(place)).unwrap();
+    }
+    eventually("the loss of a node", async || Ok(env.nodes().await?.len() == 1)).await?;
+    gate.open()?;
+    let tensors = reader.await.unwrap()?;
+    assert!(tensors.iter().all(|tensor| tensor.len() == MIB));
+    assert_eq!(witness.count("made"), 2);
+    Ok(())
+}

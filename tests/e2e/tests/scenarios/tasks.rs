@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mobula::{Result, Serde, prelude::*};
+use mobula::{Error, ErrorKind, Result, Serde, prelude::*};
 use mobula_e2e::{Env, Witness, env::witness, eventually};
 
 #[mobula::task]
@@ -108,6 +108,26 @@ pub async fn refs_are_arguments(_env: Env) -> Result<()> {
     let list = mobula::put(&vec![4u64, 5])?;
     assert_eq!(total.remote(&list).await?, 9);
     assert_eq!(add.remote(&squares[3], squares[4].clone()).await?, 25);
+    Ok(())
+}
+
+#[mobula::task(cpu = 0)]
+fn fails_behind(gate: String) -> Result<u64> {
+    witness::pass(&gate);
+    Err(Error::new(ErrorKind::Returned, "no disk"))
+}
+
+pub async fn many_share_an_argument_that_fails(_env: Env) -> Result<()> {
+    let witness = Witness::new()?;
+    let gate = witness.gate("gate")?;
+    let argument = fails_behind.options().retries(0).remote(gate.place());
+    let users: Vec<_> = (0..20_000).map(|_| square.remote(&argument)).collect();
+    gate.open()?;
+    for user in users {
+        let error = user.await.unwrap_err();
+        assert!(error.to_string().contains("no disk"), "{error}");
+    }
+    assert_eq!(square.remote(3).await?, 9, "the driver lives");
     Ok(())
 }
 
