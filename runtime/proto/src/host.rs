@@ -119,14 +119,14 @@ pub enum ToAgent {
     RegionUnwanted {
         /// From the request.
         request: Request,
-        /// Its size.
-        bytes: u64,
     },
     /// What was kept for reuse alone is given back, as [`ToHost::Reclaim`] asks for: the
     /// [`ToAgent::RegionRemoved`] that come of it came before.
     Trimmed,
     /// The region, made after [`ToHost::RegionGranted`]; its descriptor travels with the message.
     RegionAdded {
+        /// That it was granted to.
+        request: Request,
         /// Which of this writer's regions, from 1.
         seq: u32,
         /// Its size.

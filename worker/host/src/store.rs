@@ -292,7 +292,7 @@ impl Store {
         match answer {
             Ok(Ok(Room::Region)) => {}
             Ok(Ok(Room::Here(block))) => {
-                runtime.tell(ToAgent::RegionUnwanted { request, bytes });
+                runtime.tell(ToAgent::RegionUnwanted { request });
                 return Ok(Some(block));
             }
             Ok(Err(failure)) => return self.heap.allocate(wanted).map(Some).map_err(|_| failure),
@@ -300,7 +300,7 @@ impl Store {
         }
         let trouble = |error: mobula_store::Error| {
             // What was granted goes back.
-            runtime.tell(ToAgent::RegionUnwanted { request, bytes });
+            runtime.tell(ToAgent::RegionUnwanted { request });
             Failure::new(FailureKind::StoreFull, error.to_string())
         };
         let writer = Writer::create(bytes).map_err(trouble)?;
@@ -310,12 +310,12 @@ impl Store {
         if let Ok(block) = self.heap.allocate(wanted) {
             // What was freed before the region was asked for has come back before the answer, and is warm: the new
             // region goes as it came, untouched.
-            runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
+            runtime.tell_with(ToAgent::RegionAdded { request, seq, bytes }, vec![descriptor]);
             runtime.tell(ToAgent::RegionRemoved { seq });
             return Ok(Some(block));
         }
         // Told first: as soon as it is in the heap, other threads say what they made there.
-        runtime.tell_with(ToAgent::RegionAdded { seq, bytes }, vec![descriptor]);
+        runtime.tell_with(ToAgent::RegionAdded { request, seq, bytes }, vec![descriptor]);
         if let Err(error) = self.heap.add_region(seq, writer) {
             runtime.tell(ToAgent::RegionRemoved { seq });
             return Err(Failure::new(FailureKind::StoreFull, error.to_string()));

@@ -125,7 +125,7 @@ fn start() -> (There, Here) {
     let now = Instant::now();
     let mut objects = Objects::new(BYTES, Limits::default());
     assert_eq!(objects.want(WRITER, 1, BYTES, now, 0), Want::Granted);
-    objects.add_region(REGION, JOB, BYTES, Arc::new(descriptor)).unwrap();
+    objects.add_region(REGION, 1, JOB, BYTES, Arc::new(descriptor)).unwrap();
     objects.seal(object(), 1, REGION, 0, BYTES, None).unwrap();
     let (sender, heard) = channel();
     let agent = AgentSender::new(sender);

@@ -9,7 +9,7 @@ use std::{
 use mobula_proto::{
     Failure, FailureKind, HostId, JobId, ObjectId, RegionId,
     head::{Between, ToHead},
-    host::{Driver, Explained, Question, ToAgent, ToHost},
+    host::{Driver, Explained, Question, Request, ToAgent, ToHost},
     inventory::SITE_BYTES_MAX,
     peer::{CLAIMS_MAX, Copy},
     wire::{Hello, Role},
@@ -101,12 +101,14 @@ impl Core {
                 let wait = Duration::from_millis(wait_ms).min(REGION_WAIT_MAX);
                 self.want_region(id, request, bytes, wait, now);
             }
-            ToAgent::RegionUnwanted { request, bytes } => self.unwant_region(id, request, bytes),
+            ToAgent::RegionUnwanted { request } => self.unwant_region(id, request),
             ToAgent::Trimmed => {
                 self.objects.trimmed(id);
                 self.pump();
             }
-            ToAgent::RegionAdded { seq, bytes } => self.region_added(id, job, seq, bytes, fds),
+            ToAgent::RegionAdded { request, seq, bytes } => {
+                self.region_added((id, job), request, seq, bytes, fds);
+            }
             ToAgent::RegionRemoved { seq } => {
                 let region = RegionId { writer: id, seq };
                 match self.objects.remove_region(region) {
@@ -338,13 +340,20 @@ impl Core {
         }
     }
 
-    fn region_added(&mut self, id: HostId, job: JobId, seq: u32, bytes: u64, fds: Vec<OwnedFd>) {
+    fn region_added(
+        &mut self,
+        (id, job): (HostId, JobId),
+        request: Request,
+        seq: u32,
+        bytes: u64,
+        fds: Vec<OwnedFd>,
+    ) {
         let region = RegionId { writer: id, seq };
         let Some(fd) = fds.into_iter().next() else {
             self.violation(id, &format!("{region} came without a descriptor"));
             return;
         };
-        if let Err(error) = self.objects.add_region(region, job, bytes, Arc::new(fd)) {
+        if let Err(error) = self.objects.add_region(region, request, job, bytes, Arc::new(fd)) {
             self.violation(id, &error);
         }
     }

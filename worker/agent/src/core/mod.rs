@@ -509,8 +509,8 @@ impl Core {
     }
 
     /// `writer` needs no region any more; what it was granted meanwhile comes back.
-    pub fn unwant_region(&mut self, writer: HostId, request: Request, bytes: u64) {
-        self.objects.unwant(writer, request, bytes);
+    pub fn unwant_region(&mut self, writer: HostId, request: Request) {
+        self.objects.unwant(writer, request);
         self.pump();
     }
 
@@ -552,7 +552,7 @@ impl Core {
 
     /// The agent gave back room that it had set aside.
     pub fn spare_dropped(&mut self, bytes: u64) {
-        self.objects.ungrant(self.config.node.agent(), bytes);
+        self.objects.unreserve(self.config.node.agent(), bytes);
         self.pump();
     }
 

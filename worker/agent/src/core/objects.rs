@@ -258,6 +258,14 @@ impl Entry {
     }
 }
 
+/// Room for a region that is not made yet.
+#[derive(Debug)]
+struct Grant {
+    /// What asked for it; nothing did where it is set aside ([`Objects::reserve`]).
+    request: Option<Request>,
+    bytes: u64,
+}
+
 /// The table. See the module's text for what it guarantees.
 #[derive(Debug)]
 pub struct Objects {
@@ -272,7 +280,7 @@ pub struct Objects {
     answers: VecDeque<(Instant, RegionId, u64)>,
     /// Who did not.
     silent: BTreeSet<HostId>,
-    granted: BTreeMap<HostId, Vec<u64>>,
+    granted: BTreeMap<HostId, Vec<Grant>>,
     regions: BTreeMap<RegionId, Region>,
     copies: BTreeMap<Key, Entry>,
     /// How many of them are primary ones, and their bytes.
@@ -381,7 +389,7 @@ impl Objects {
             return Want::Refused(Failure::new(FailureKind::Limit, text));
         }
         if self.is_next(writer, bytes, self.waiting.is_empty()) {
-            self.grant(writer, bytes);
+            self.grant(writer, Some(request), bytes);
             return Want::Granted;
         }
         if self.waiting.len() >= WAITING_MAX {
@@ -408,14 +416,14 @@ impl Objects {
     fn of_agent(&self) -> u64 {
         let made = self.regions.iter().filter(|(id, _)| id.writer.is_agent()).map(|(_, region)| region.bytes);
         let granted = self.granted.iter().filter(|(writer, _)| writer.is_agent()).flat_map(|(_, list)| list);
-        made.sum::<u64>() + granted.sum::<u64>()
+        made.sum::<u64>() + granted.map(|grant| grant.bytes).sum::<u64>()
     }
 
     /// Bytes of a writer's regions, made or granted, and dropped ones that somebody still has mapped.
     pub fn of_writer(&self, writer: HostId) -> u64 {
         let made = self.regions_of(writer).into_iter().filter_map(|id| self.regions.get(&id));
         let granted = self.granted.get(&writer).into_iter().flatten();
-        made.map(|region| region.bytes).sum::<u64>() + granted.sum::<u64>()
+        made.map(|region| region.bytes).sum::<u64>() + granted.map(|grant| grant.bytes).sum::<u64>()
     }
 
     /// Whether hosts have some of what is for reading, as they may from before anything lay on disk: what comes free of
@@ -431,18 +439,26 @@ impl Objects {
         (first || reserved()) && self.lacks(writer, bytes, self.used).is_nothing()
     }
 
-    fn grant(&mut self, writer: HostId, bytes: u64) {
+    fn grant(&mut self, writer: HostId, request: Option<Request>, bytes: u64) {
         self.used += bytes;
-        self.granted.entry(writer).or_default().push(bytes);
+        self.granted.entry(writer).or_default().push(Grant { request, bytes });
     }
 
-    /// Notes a region that was granted.
+    /// The grant is one no more; its bytes are still counted.
+    fn take_grant(&mut self, writer: HostId, is_it: impl Fn(&Grant) -> bool) -> Option<Grant> {
+        let list = self.granted.get_mut(&writer)?;
+        let at = list.iter().position(is_it)?;
+        Some(list.swap_remove(at))
+    }
+
+    /// Notes a region that was granted to this request.
     ///
     /// # Errors
     /// Where it was not, or exists.
     pub fn add_region(
         &mut self,
         region: RegionId,
+        request: Request,
         job: JobId,
         bytes: u64,
         fd: Arc<OwnedFd>,
@@ -450,12 +466,8 @@ impl Objects {
         if self.regions.contains_key(&region) {
             return Err(Error::RegionTwice(region));
         }
-        let granted = self.granted.get_mut(&region.writer);
-        let found = granted.and_then(|list| {
-            let at = list.iter().position(|granted| *granted == bytes)?;
-            Some(list.remove(at))
-        });
-        if found.is_none() {
+        let is_it = |grant: &Grant| (grant.request, grant.bytes) == (Some(request), bytes);
+        if self.take_grant(region.writer, is_it).is_none() {
             return Err(Error::NotGranted { region, bytes });
         }
         self.regions.insert(
@@ -483,24 +495,26 @@ impl Objects {
         Ok(())
     }
 
-    /// Sets room aside for the agent's own use, if there is room and nobody waits for any. [`Self::ungrant`] gives it
-    /// back.
+    /// Sets room aside for the agent's own use, if there is room and nobody waits for any. [`Self::unreserve`] gives
+    /// it back.
     pub fn reserve(&mut self, agent: HostId, bytes: u64) -> bool {
         let may = self.waiting.is_empty() && self.fits(bytes);
         if may {
-            self.grant(agent, bytes);
+            self.grant(agent, None, bytes);
         }
         may
     }
 
+    /// Gives back what was set aside.
+    pub fn unreserve(&mut self, agent: HostId, bytes: u64) {
+        let grant = self.take_grant(agent, |grant| (grant.request, grant.bytes) == (None, bytes));
+        self.used -= grant.map_or(0, |grant| grant.bytes);
+    }
+
     /// Gives back a grant whose region could not be made, or is not needed.
-    pub fn ungrant(&mut self, writer: HostId, bytes: u64) {
-        if let Some(list) = self.granted.get_mut(&writer)
-            && let Some(at) = list.iter().position(|granted| *granted == bytes)
-        {
-            list.remove(at);
-            self.used -= bytes;
-        }
+    pub fn ungrant(&mut self, writer: HostId, request: Request) {
+        let grant = self.take_grant(writer, |grant| grant.request == Some(request));
+        self.used -= grant.map_or(0, |grant| grant.bytes);
     }
 
     /// Notes that a writer dropped an empty region.
@@ -901,8 +915,8 @@ impl Objects {
         let mut gone = Gone::default();
         self.silent.remove(&host);
         self.waiting.retain(|waiting| waiting.writer != host);
-        for bytes in self.granted.remove(&host).unwrap_or_default() {
-            self.used -= bytes;
+        for grant in self.granted.remove(&host).unwrap_or_default() {
+            self.used -= grant.bytes;
         }
         let regions: Vec<_> = self.regions.keys().copied().collect();
         regions.into_iter().for_each(|id| self.unmapped(id, host));

@@ -304,7 +304,7 @@ fn what_a_host_made_before_it_died_is_discarded() {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: 3 * MIB }, vec![fd()]);
     let value = |index| object(1).task().object(index);
     for (at, (index, attempt)) in [(0, 2), (1, 1), (1, 2), (2, 2), (3, 2)].into_iter().enumerate() {
         let offset = 64 * (at as u64 + 1);
@@ -335,7 +335,7 @@ fn what_is_declined_takes_nothing_along() {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: 3 * MIB }, vec![fd()]);
     let sealed = |attempt: u32| {
         let (object, offset) = (object(1), u64::from(attempt) * 64);
         ToAgent::Sealed { object, attempt, region: 1, offset, bytes: 10, site: 0 }
@@ -370,7 +370,7 @@ fn objects_are_opened_pinned_freed_and_reclaimed() {
     let host = rig.launched(1, Class::default());
     let wanted = ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 };
     assert_eq!(rig.host(host, wanted), ["host-2 < RegionGranted"]);
-    let added = ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB };
+    let added = ToAgent::RegionAdded { request: 5, seq: 1, bytes: 3 * MIB };
     assert_eq!(rig.host_with(host, added, vec![fd()]), [""; 0]);
     assert_eq!(rig.host(host, sealed(1, 64, 100)), [""; 0]);
     let here = copy(NodeId::EMBEDDED, 1);
@@ -425,7 +425,7 @@ fn what_is_not_heard_of_yet_is_not_lost() {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 3 * MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: 3 * MIB }, vec![fd()]);
     let here = copy(NodeId::EMBEDDED, 1);
     let open = |seq| ToAgent::Open { ahead: false, request: seq, object: object(seq), copy: here };
     let by = other_node().node;
@@ -485,7 +485,7 @@ fn pulls_are_shared_and_go_with_the_primary() {
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     assert_eq!(rig.lines(), ["room 1 true"]);
     let region = RegionId { writer: agent, seq: 1 };
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
     assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
     assert_eq!(rig.lines(), ["host-1 < Opened +1fd", "host-2 < Opened +1fd"]);
     rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
@@ -511,7 +511,7 @@ fn began(rig: &mut Rig, seq: u64) -> RegionId {
     let agent = NodeId::EMBEDDED.agent();
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     let region = RegionId { writer: agent, seq: 1 };
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
     rig.core.pull_began((object(seq), 3, JOB), region);
     rig.take();
     region
@@ -556,7 +556,7 @@ fn tr3_a_part_stays_until_it_was_served() {
     let agent = NodeId::EMBEDDED.agent();
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     let region = RegionId { writer: agent, seq: 1 };
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
     assert!(rig.core.pulled((object(1), 3, JOB), Ok((region, 0, 100))));
     rig.lines();
     rig.core.from_peer(Between::Drop { object: object(1), attempt: 3, job: JOB });
@@ -622,7 +622,7 @@ fn served_objects_are_dropped_where_they_were_pulled() {
     rig.driver(false);
     let wanted = ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 };
     rig.host(id(1), wanted);
-    rig.host_with(id(1), ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host_with(id(1), ToAgent::RegionAdded { request: 5, seq: 1, bytes: MIB }, vec![fd()]);
     rig.host(id(1), sealed(1, 0, 100));
     let by = other_node().node;
     let wish = |attempt| Wish {
@@ -655,7 +655,7 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         rig.driver(false);
         let host = rig.launched(1, Class::default());
         rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 4 * MIB, wait_ms: 0 });
-        rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![fd()]);
+        rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: 4 * MIB }, vec![fd()]);
         rig.host(host, sealed(1, 0, 100));
         let wanted = ToAgent::RegionWanted { request: 6, bytes: MIB, wait_ms: 1000 };
         assert_eq!(rig.host(id(1), wanted), ["spill 1 into 1"]);
@@ -674,7 +674,7 @@ fn what_is_on_disk_is_served_later_or_not_at_all() {
         if readable {
             rig.host(host, ToAgent::RegionRemoved { seq: 1 });
             rig.core.want_region(region.writer, 1, MIB, Duration::ZERO, rig.now);
-            rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+            rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
             rig.lines();
             assert!(rig.core.restored((object(1), 1, JOB), Ok((region, 0))));
             assert_eq!(rig.lines(), ["serve it"]);
@@ -702,7 +702,7 @@ fn the_job_ends_with_its_driver() {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: MIB }, vec![fd()]);
     rig.core.host_ended(id(1), Failure::new(FailureKind::HostDied, "it closed its link"), rig.now);
     assert_eq!(rig.lines(), ["head HostEnded", "host-2 < HostDied host-1", "head JobEnd"]);
     assert_eq!(rig.head(ended(vec![])), ["kill host-2", "gone job-7"]);

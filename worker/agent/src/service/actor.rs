@@ -546,8 +546,8 @@ impl State {
             }
             Effect::Room(request, result) => self.room(request, result),
             Effect::JobGone(job) => {
-                for (request, bytes) in self.memory.job_gone(job) {
-                    self.core.unwant_region(self.core.node().agent(), request, bytes);
+                for request in self.memory.job_gone(job) {
+                    self.core.unwant_region(self.core.node().agent(), request);
                 }
                 match &self.launching.users {
                     // The folder goes with its user, after the last host.
@@ -625,14 +625,12 @@ impl State {
                     memory::From::Node(copy) => self.pull(wanted.key, copy, block),
                     memory::From::Disk(slot) => self.disk.read(wanted, slot, block),
                 },
-                Step::Unask(request, bytes) => {
-                    self.core.unwant_region(self.core.node().agent(), request, bytes);
-                }
+                Step::Unask(request) => self.core.unwant_region(self.core.node().agent(), request),
                 Step::Ask(request, bytes, spare) => {
                     let agent = self.core.node().agent();
                     if let Some(spare) = spare {
                         // It is counted in that region's name from now on.
-                        self.core.objects.ungrant(agent, spare);
+                        self.core.objects.unreserve(agent, spare);
                     }
                     self.core.want_region(agent, request, bytes, memory::ROOM_WAIT, Instant::now());
                 }
@@ -642,21 +640,21 @@ impl State {
 
     fn room(&mut self, request: host::Request, result: Result<(), Failure>) {
         let agent = self.core.node().agent();
-        let Some((job, bytes)) = self.memory.asked(request) else { return };
+        let Some(job) = self.memory.asked(request) else { return };
         let granted = result.is_ok();
         let made = result.and_then(|()| self.memory.make_region(request));
         let added = made.and_then(|(seq, len, fd)| {
             let region = RegionId { writer: agent, seq };
             self.core
                 .objects
-                .add_region(region, job, len, Arc::new(fd))
+                .add_region(region, request, job, len, Arc::new(fd))
                 .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
         });
         let steps = match added {
             Ok(()) => self.memory.granted(request),
             Err(failure) => {
                 if granted {
-                    self.core.objects.ungrant(agent, bytes);
+                    self.core.objects.ungrant(agent, request);
                 }
                 let (lost, steps) = self.memory.refused(request);
                 if let Some(lost) = lost {

@@ -134,7 +134,7 @@ pub(super) enum Step {
     /// A region of so many bytes is needed, and becomes of the spare, of so many bytes, where there is one for it.
     Ask(Request, u64, Option<u64>),
     /// It is not any more.
-    Unask(Request, u64),
+    Unask(Request),
 }
 
 /// Memory that is warmed ahead.
@@ -218,9 +218,9 @@ impl Memory {
                 }
             };
             let first = line.waiting.front().map(|wanted| wanted.key);
-            if let Some(Asked { request, bytes, .. }) = line.asked.take_if(|asked| Some(asked.key) != first) {
+            if let Some(Asked { request, .. }) = line.asked.take_if(|asked| Some(asked.key) != first) {
                 self.aside.take_if(|aside| aside.request == Some(request));
-                steps.push(Step::Unask(request, bytes));
+                steps.push(Step::Unask(request));
             }
             if let (Some(key), Some(need), None) = (first, need, &line.asked) {
                 self.requests += 1;
@@ -253,9 +253,9 @@ impl Memory {
             .find(|(_, _, line)| line.asked.as_ref().is_some_and(|asked| asked.request == request))
     }
 
-    /// Which job asked for room, and how much.
-    pub(super) fn asked(&mut self, request: Request) -> Option<(JobId, u64)> {
-        self.line_of(request).and_then(|(job, _, line)| Some((job, line.asked.as_ref()?.bytes)))
+    /// Which job asked for room.
+    pub(super) fn asked(&mut self, request: Request) -> Option<JobId> {
+        self.line_of(request).map(|(job, ..)| job)
     }
 
     /// Makes the region that was granted: its number, size and a descriptor, to be sealed before others get it.
@@ -414,12 +414,12 @@ impl Memory {
     }
 
     /// A job is gone, and all its memory here; the regions that are asked for are not needed.
-    pub(super) fn job_gone(&mut self, job: JobId) -> Vec<(Request, u64)> {
+    pub(super) fn job_gone(&mut self, job: JobId) -> Vec<Request> {
         self.extents.retain(|key, _| key.2 != job);
         let Some(JobHeap { lines, .. }) = self.jobs.remove(&job) else { return Vec::new() };
         let asked: Vec<_> = lines.into_iter().filter_map(|line| line.asked).collect();
         self.aside.take_if(|aside| asked.iter().any(|asked| aside.request == Some(asked.request)));
-        asked.into_iter().map(|Asked { request, bytes, .. }| (request, bytes)).collect()
+        asked.into_iter().map(|asked| asked.request).collect()
     }
 }
 
@@ -477,7 +477,7 @@ mod tests {
                     if spare.is_some() { " of the spare" } else { "" }
                 )
             }
-            Step::Unask(request, _) => format!("unask {request}"),
+            Step::Unask(request) => format!("unask {request}"),
         };
         steps.into_iter().map(line).collect()
     }
@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(said(memory.want(from_disk(6, 60 * MIB, false))), ["ask 3: 60"]);
         // A region is for what it was asked for: others do not take it piece by piece.
         assert_eq!(granted(&mut memory, 1), ["start 1", "start 2"]);
-        assert_eq!(memory.asked(3), Some((JOB, 60 * MIB)));
+        assert_eq!(memory.asked(3), Some(JOB));
         let (failed, steps) = memory.refused(3);
         assert_eq!((failed.map(|wanted| wanted.key), steps.len()), (Some(key(6)), 0));
     }
@@ -535,7 +535,7 @@ mod tests {
         assert_eq!(said(memory.want(from_disk(5, MIB, false))), ["ask 5: 16"]);
         let (gone, steps) = memory.without(key(4).0.owner.node);
         assert_eq!((gone.len(), said(steps)), (1, vec!["unask 4".to_owned()]));
-        assert_eq!(memory.job_gone(JOB), [(5, 16 * MIB)]);
+        assert_eq!(memory.job_gone(JOB), [5]);
     }
 
     /// Of a copy that came to nothing, in a region that something else keeps.

@@ -28,7 +28,7 @@ fn with_region(capacity: u64, bytes: u64) -> (Objects, RegionId) {
     let mut objects = Objects::new(capacity, Limits::default());
     let region = RegionId { writer: host(2), seq: 1 };
     assert_eq!(objects.want(host(2), 1, bytes, Instant::now(), 0), Want::Granted);
-    objects.add_region(region, JOB, bytes, fd()).unwrap();
+    objects.add_region(region, 1, JOB, bytes, fd()).unwrap();
     (objects, region)
 }
 
@@ -158,10 +158,10 @@ fn o1_what_a_reader_has_mapped_counts_until_it_is_unmapped() {
 #[test]
 fn writers_that_break_the_contract_are_found_out() {
     let (mut objects, region) = with_region(4 * MIB, MIB);
-    let again = objects.add_region(region, JOB, MIB, fd());
+    let again = objects.add_region(region, 1, JOB, MIB, fd());
     assert_eq!(again, Err(Error::RegionTwice(region)));
     let other = RegionId { seq: 2, ..region };
-    assert!(matches!(objects.add_region(other, JOB, MIB, fd()), Err(Error::NotGranted { .. })));
+    assert!(matches!(objects.add_region(other, 1, JOB, MIB, fd()), Err(Error::NotGranted { .. })));
     assert_eq!(objects.seal(object(1), 1, other, 0, 1, None), Err(Error::UnknownRegion(other)));
     assert!(matches!(objects.seal(object(1), 1, region, MIB, 1, None), Err(Error::OutOfBounds { .. })));
     assert!(matches!(objects.seal(object(1), 1, region, u64::MAX, 1, None), Err(Error::OutOfBounds { .. })));
@@ -176,7 +176,7 @@ fn copies_are_evicted_oldest_first_and_jobs_leave_nothing() {
     let agent = NodeId::EMBEDDED.agent();
     let region = RegionId { writer: agent, seq: 1 };
     objects.want(agent, 1, 4 * MIB, Instant::now(), 0);
-    objects.add_region(region, JOB, 4 * MIB, fd()).unwrap();
+    objects.add_region(region, 1, JOB, 4 * MIB, fd()).unwrap();
     let origin = Some(Origin { node: NodeId { number: 2, incarnation: 1 }, job: JOB });
     for seq in 1..=3 {
         objects.seal(object(seq), 1, region, seq * 1000, 1000, origin).unwrap();
@@ -231,7 +231,7 @@ fn a_writer_that_still_used_what_it_was_asked_for_is_asked_again() {
     objects.unanswered(again + ANSWER_WAIT);
     assert_eq!(objects.next_deadline(), Some(asked + wait), "then who waits has waited too long");
     // Nobody lacks room.
-    objects.unwant(host(3), 1, 2 * MIB);
+    objects.unwant(host(3), 1);
     objects.at(again + ASK_AGAIN);
     assert!(objects.idle_writers().is_empty() && objects.next_deadline().is_none());
     // Somebody does, much later.
@@ -251,10 +251,16 @@ fn o1_room_set_aside_counts_and_nobody_waits_for_it() {
     assert_eq!(objects.used(), 4 * MIB);
     let late = Instant::now() + Duration::from_secs(5);
     assert_eq!(objects.want(host(3), 1, 2 * MIB, late, 5000), Want::Waiting);
-    objects.ungrant(agent, 3 * MIB);
+    // What was asked for, and is refused, is not what was set aside.
+    assert_eq!(objects.want(agent, 1, 3 * MIB, late, 5000), Want::Waiting);
+    assert_eq!(expire(&mut objects, late).len(), 2);
+    objects.unwant(agent, 1);
+    assert_eq!(objects.used(), 4 * MIB);
+    assert_eq!(objects.want(host(3), 1, 2 * MIB, late, 5000), Want::Waiting);
+    objects.unreserve(agent, 3 * MIB);
     assert!(!objects.reserve(agent, MIB), "others were first");
     assert_eq!(objects.grants(), vec![(host(3), 1)]);
-    objects.ungrant(agent, 3 * MIB);
+    objects.unreserve(agent, 3 * MIB);
     assert_eq!(objects.used(), 3 * MIB, "it is given back once");
     objects.remove_region(region).unwrap();
 }

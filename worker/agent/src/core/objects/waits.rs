@@ -99,7 +99,7 @@ impl Objects {
             let (writer, request, bytes) = (waiting.writer, waiting.request, waiting.bytes);
             if may(self, writer, bytes, at == 0) {
                 self.waiting.remove(at);
-                self.grant(writer, bytes);
+                self.grant(writer, Some(request), bytes);
                 out.push((writer, request));
             } else {
                 at += 1;
@@ -196,12 +196,12 @@ impl Objects {
     }
 
     /// The writer needs no region any more: room came free in those that it has. Gives back what it was granted
-    /// meanwhile.
-    pub fn unwant(&mut self, writer: HostId, request: Request, bytes: u64) {
+    /// meanwhile for this very request: it may have been refused, where that crossed the writer's word.
+    pub fn unwant(&mut self, writer: HostId, request: Request) {
         let before = self.waiting.len();
         self.waiting.retain(|waiting| (waiting.writer, waiting.request) != (writer, request));
         if self.waiting.len() == before {
-            self.ungrant(writer, bytes);
+            self.ungrant(writer, request);
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn with_copies(count: u64) -> (Rig, HostId) {
     let host = id(1);
     rig.host(host, hello(Role::Host, None, REGISTRY));
     rig.host(host, ToAgent::RegionWanted { request: 1, bytes: MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 1, seq: 1, bytes: MIB }, vec![fd()]);
     for seq in 1..=count {
         let (object, offset) = (theirs_of(seq), seq * 128);
         rig.host(host, ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 100, site: 0 });
@@ -129,7 +129,7 @@ fn what_is_given_is_kept_and_the_owner_told() {
     assert_eq!(rig.lines(), [format!("pull {} from node-2", theirs_of(5))]);
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
     rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 50, JOB, MIB, Arc::new(fd())).unwrap();
     rig.take();
     assert!(rig.core.pulled((theirs_of(5), 3, JOB), Ok((region, 0, 100))));
     assert_eq!(rig.lines(), ["node-2 Moved"]);
@@ -205,7 +205,7 @@ fn what_is_given_comes_with_the_refs_inside() {
     assert_eq!(rig.lines(), [format!("pull {object} from node-2")]);
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
     rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 50, JOB, MIB, Arc::new(fd())).unwrap();
     assert!(rig.core.pulled((object, 3, JOB), Ok((region, 0, 100))));
     assert_eq!(rig.core.objects.contained((object, 3, JOB)), Some(&[1, 2, 3].map(theirs_of)[..]));
     rig.take();
@@ -315,7 +315,7 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
         assert_eq!(rig.lines(), [format!("pull {} from node-3", theirs_of(5))]);
         let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: region };
         rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
-        rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+        rig.core.objects.add_region(region, 50, JOB, MIB, Arc::new(fd())).unwrap();
         rig.take();
         region
     };
@@ -361,7 +361,7 @@ fn dr2_what_is_given_by_an_heir_is_kept_until_that_is_buried_and_longer_for_thos
     rig.head(FromHead::NodeDown { node: fourth, failure: failure() });
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 3 };
     rig.core.want_region(region.writer, 50, MIB, Duration::ZERO, rig.now);
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 50, JOB, MIB, Arc::new(fd())).unwrap();
     pulled(&mut rig, region);
     assert_eq!(rig.core.usage().objects, 0);
 }

@@ -13,7 +13,7 @@ fn estate() -> (Rig, HostId) {
     rig.driver(false);
     let host = rig.launched(1, Class::default());
     rig.host(host, ToAgent::RegionWanted { request: 1, bytes: MIB, wait_ms: 0 });
-    rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host_with(host, ToAgent::RegionAdded { request: 1, seq: 1, bytes: MIB }, vec![fd()]);
     rig.host(host, ToAgent::Contains { object: object(2), attempt: 1, refs: vec![object(1)] });
     for seq in [2, 1] {
         let (object, offset) = (object(seq), seq * 128);

@@ -15,7 +15,7 @@ fn two_jobs() -> (Rig, HostId, HostId) {
     rig.head(FromHead::JobStarted { request: u64::from(theirs.seq), job });
     for host in [ours, theirs] {
         rig.host(host, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
-        rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+        rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: MIB }, vec![fd()]);
     }
     assert_eq!(rig.host(ours, sealed(1)), [""; 0]);
     (rig, ours, theirs)
@@ -34,7 +34,7 @@ fn pulled(rig: &mut Rig, attempt: u32) -> bool {
     let agent = NodeId::EMBEDDED.agent();
     rig.core.want_region(agent, 1, MIB, Duration::ZERO, rig.now);
     let region = RegionId { writer: agent, seq: 1 };
-    rig.core.objects.add_region(region, THEIRS, MIB, Arc::new(super::fd())).unwrap();
+    rig.core.objects.add_region(region, 1, THEIRS, MIB, Arc::new(super::fd())).unwrap();
     rig.take();
     rig.core.pulled((object(1), attempt, THEIRS), Ok((region, 0, 100)))
 }
@@ -166,7 +166,7 @@ fn o8_nobody_gives_an_object_other_bytes_than_its_job_did() {
     assert_eq!(rig.host(theirs, early(3)), [""; 0]);
     let executor = rig.launched(1, Class::default());
     rig.host(executor, ToAgent::RegionWanted { request: 5, bytes: MIB, wait_ms: 0 });
-    rig.host_with(executor, ToAgent::RegionAdded { seq: 1, bytes: MIB }, vec![fd()]);
+    rig.host_with(executor, ToAgent::RegionAdded { request: 5, seq: 1, bytes: MIB }, vec![fd()]);
     let said = rig.host(executor, early(3));
     assert_eq!(said, ["host-2 < Reclaim 1"], "the true writer is not ended for that");
     assert_eq!(rig.host(theirs, early(4)), [""; 0]);

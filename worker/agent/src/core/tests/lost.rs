@@ -10,7 +10,7 @@ fn what_cannot_be_read_back_is_had_from_who_was_given_it() {
         rig.driver(false);
         let host = rig.launched(1, Class::default());
         rig.host(host, ToAgent::RegionWanted { request: 5, bytes: 4 * MIB, wait_ms: 0 });
-        rig.host_with(host, ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![fd()]);
+        rig.host_with(host, ToAgent::RegionAdded { request: 5, seq: 1, bytes: 4 * MIB }, vec![fd()]);
         rig.host(host, sealed(1, 0, 100));
         let (there, here, key) = (other_node().node, copy(NodeId::EMBEDDED, 1), (object(1), 1, JOB));
         let wish = |by| Wish { object: object(1), copy: here, by, tried: vec![], whole: false };
@@ -37,7 +37,7 @@ fn what_cannot_be_read_back_is_had_from_who_was_given_it() {
         if found {
             let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
             rig.core.want_region(region.writer, 1, MIB, Duration::ZERO, rig.now);
-            rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+            rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
             rig.take();
             assert!(rig.core.pulled(key, Ok((region, 0, 100))));
             assert_eq!(rig.lines()[0], "host-1 < Opened +1fd");

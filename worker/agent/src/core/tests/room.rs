@@ -12,7 +12,7 @@ fn full() -> (Rig, [HostId; 2]) {
         assert_eq!(rig.host(host, wanted), [format!("{} < Budget", short(&host))]);
     }
     rig.host(hosts[0], ToAgent::RegionWanted { request: 1, bytes: 3 * MIB, wait_ms: 0 });
-    rig.host_with(hosts[0], ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host_with(hosts[0], ToAgent::RegionAdded { request: 1, seq: 1, bytes: 3 * MIB }, vec![fd()]);
     rig.host(hosts[0], sealed(1, 0, 3 * MIB));
     let copy = Copy { bytes: 3 * MIB, ..copy(NodeId::EMBEDDED, 1) };
     rig.host(hosts[1], ToAgent::Open { ahead: false, request: 1, object: object(1), copy });
@@ -29,6 +29,33 @@ fn later(rig: &mut Rig) -> Vec<String> {
     rig.now = rig.core.next_deadline().expect("something to wait for");
     rig.core.tick(rig.now);
     rig.lines()
+}
+
+/// A host's word that it needs a region no more crosses the agent's that there is none: what another of its threads was
+/// granted, of the same size, is not what goes back.
+#[test]
+fn what_is_not_wanted_any_more_takes_no_other_grant_along() {
+    let mut rig = Rig::new(false);
+    rig.driver(false);
+    let host = rig.launched(1, own());
+    let wanted = |request, wait_ms| ToAgent::RegionWanted { request, bytes: 3 * MIB, wait_ms };
+    let added = |request, seq| ToAgent::RegionAdded { request, seq, bytes: 3 * MIB };
+    rig.host(host, wanted(1, 0));
+    rig.host_with(host, added(1, 1), vec![fd()]);
+    rig.host(host, wanted(2, 100));
+    rig.host(host, wanted(3, 5000));
+    assert_eq!(later(&mut rig), ["host-2 < RegionRefused StoreFull"]);
+    let granted = rig.host(host, ToAgent::RegionRemoved { seq: 1 });
+    assert_eq!(granted, ["host-2 < RegionGranted"]);
+    assert_eq!(rig.host(host, ToAgent::RegionUnwanted { request: 2 }), [""; 0]);
+    assert_eq!(rig.host_with(host, added(3, 2), vec![fd()]), [""; 0]);
+    assert_eq!(rig.core.usage().store_used_bytes, 3 * MIB);
+    // One that was granted goes back with its own word, and is nobody's then.
+    rig.host(host, ToAgent::RegionRemoved { seq: 2 });
+    assert_eq!(rig.host(host, wanted(4, 0)), ["host-2 < RegionGranted"]);
+    assert_eq!(rig.host(host, ToAgent::RegionUnwanted { request: 4 }), [""; 0]);
+    assert_eq!(rig.core.usage().store_used_bytes, 0);
+    assert_eq!(rig.host_with(host, added(4, 3), vec![fd()]), ["kill host-2"]);
 }
 
 /// What is fetched ahead has begun, and lacks memory: it does not keep what something waits for from beginning.
@@ -63,7 +90,7 @@ fn o9_a_host_that_says_nothing_keeps_others_from_no_room() {
     let [one, other] = [rig.launched(1, own()), rig.launched(2, own())];
     for (host, seq) in [(one, 1), (other, 2)] {
         rig.host(host, ToAgent::RegionWanted { request: 1, bytes: 2 * MIB, wait_ms: 0 });
-        rig.host_with(host, ToAgent::RegionAdded { seq, bytes: 2 * MIB }, vec![fd()]);
+        rig.host_with(host, ToAgent::RegionAdded { request: 1, seq, bytes: 2 * MIB }, vec![fd()]);
     }
     let full =
         ToAgent::Sealed { object: object(1), attempt: 1, region: 2, offset: 0, bytes: 2 * MIB, site: 0 };
@@ -82,7 +109,7 @@ fn who_still_used_what_it_was_asked_for_is_asked_again() {
     rig.driver(false);
     let writer = rig.launched(1, own());
     rig.host(writer, ToAgent::RegionWanted { request: 1, bytes: 3 * MIB, wait_ms: 0 });
-    rig.host_with(writer, ToAgent::RegionAdded { seq: 1, bytes: 3 * MIB }, vec![fd()]);
+    rig.host_with(writer, ToAgent::RegionAdded { request: 1, seq: 1, bytes: 3 * MIB }, vec![fd()]);
     let wanted = ToAgent::RegionWanted { request: 2, bytes: 2 * MIB, wait_ms: 60_000 };
     let asked = rig.host(id(1), wanted);
     let began = rig.now;

@@ -17,7 +17,7 @@ fn with_pulled(objects: &[ObjectId]) -> Rig {
     }
     let region = RegionId { writer: NodeId::EMBEDDED.agent(), seq: 1 };
     rig.core.want_region(region.writer, 1, MIB, Duration::ZERO, rig.now);
-    rig.core.objects.add_region(region, JOB, MIB, Arc::new(fd())).unwrap();
+    rig.core.objects.add_region(region, 1, JOB, MIB, Arc::new(fd())).unwrap();
     rig.take();
     for (at, object) in objects.iter().enumerate() {
         let open = ToAgent::Open { ahead: false, request: 1, object: *object, copy: copy(DEAD, 3) };

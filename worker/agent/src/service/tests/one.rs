@@ -151,7 +151,7 @@ async fn who_gives_a_region_without_seals_is_ended() {
     assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
     let open = rustix::fs::memfd_create(c"open", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&open, 4 * MIB).unwrap();
-    link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![open]).unwrap();
+    link.send(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 4 * MIB }, vec![open]).unwrap();
     let heard = tokio::task::block_in_place(|| link.receiver.recv_timeout(SOON).map(|heard| heard.0));
     assert!(matches!(heard, Err(std::sync::mpsc::RecvTimeoutError::Disconnected)), "{heard:?}");
     assert_eq!(one.handle.usage().await.store_used_bytes, 0);
@@ -201,7 +201,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }, vec![]).unwrap();
     assert!(matches!(local(&link).0, ToHost::RegionGranted { request: 1 }));
     let region = Writer::create(4 * MIB).unwrap().share().unwrap();
-    link.send(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, vec![region]).unwrap();
+    link.send(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 4 * MIB }, vec![region]).unwrap();
     let made = object(job.driver, 1);
     let sealed = ToAgent::Sealed { object: made, attempt: 1, region: 1, offset: 64, bytes: 32, site: 0 };
     link.send(sealed, vec![]).unwrap();
@@ -244,7 +244,7 @@ async fn what_a_host_relays_goes_through_its_rings() {
     say(Some(ToAgent::RegionWanted { request: 7, bytes: 4 * MIB, wait_ms: 1000 }));
     let (ToHost::RegionGranted { request: 7 }, _) = started.link.recv().await else { panic!("no region") };
     let region = Writer::create(4 * MIB).unwrap().share().unwrap();
-    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[region]).await;
+    started.link.send_with(ToAgent::RegionAdded { request: 7, seq: 1, bytes: 4 * MIB }, &[region]).await;
     say(Some(ToAgent::Site { number: 1, name: "here".to_owned() }));
     say(None);
     let theirs = object(welcome.host, 1);
@@ -305,7 +305,7 @@ async fn a_host_is_launched_talks_shares_objects_and_ends() {
     assert!(matches!(started.link.recv().await.0, ToHost::RegionGranted { request: 1 }));
     let writer = Writer::create(4 * MIB).unwrap();
     let fd = writer.share().unwrap();
-    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
+    started.link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 4 * MIB }, &[fd]).await;
     let made = object(driver, 1);
     started
         .link
@@ -429,7 +429,7 @@ async fn driver_of(one: &mut One, number: u64) -> (HostLink, HostId) {
     link.send(ToAgent::RegionWanted { request: 1, bytes: MIB, wait_ms: 0 }).await;
     assert!(matches!(link.recv().await.0, ToHost::RegionGranted { .. }));
     let writer = Writer::create(MIB).unwrap();
-    link.send_with(ToAgent::RegionAdded { seq: 1, bytes: MIB }, &[writer.share().unwrap()]).await;
+    link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes: MIB }, &[writer.share().unwrap()]).await;
     let heap = mobula_store::heap::Heap::new(Default::default());
     heap.add_region(1, writer).unwrap();
     let mut block = heap.allocate(64).unwrap();
@@ -488,7 +488,7 @@ async fn what_stands_behind_messages_that_nobody_takes_is_not_lost() {
     started.link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }).await;
     assert!(matches!(started.link.recv().await.0, ToHost::RegionGranted { request: 1 }));
     let fd = Writer::create(4 * MIB).unwrap().share().unwrap();
-    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
+    started.link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 4 * MIB }, &[fd]).await;
 
     const RELAYED: usize = 40;
     let (read, freed) = (object(job.driver, 1), object(job.driver, 2));
@@ -539,7 +539,7 @@ async fn a_host_that_does_not_read_keeps_what_it_is_to_reclaim_and_lives() {
     started.link.send(ToAgent::RegionWanted { request: 1, bytes: 4 * MIB, wait_ms: 1000 }).await;
     assert!(matches!(started.link.recv().await.0, ToHost::RegionGranted { request: 1 }));
     let fd = Writer::create(4 * MIB).unwrap().share().unwrap();
-    started.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 4 * MIB }, &[fd]).await;
+    started.link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 4 * MIB }, &[fd]).await;
     for index in 0..OBJECTS {
         let (object, offset) = (object(job.driver, index.into()), 64 * u64::from(index));
         let sealed = ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: 32, site: 0 };

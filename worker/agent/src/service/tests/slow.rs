@@ -121,7 +121,7 @@ fn fill(link: &LocalLink, driver: HostId) -> (ObjectId, Heap, Extent) {
     link.send(ToAgent::RegionWanted { request: 1, bytes: 8 * MIB, wait_ms: 0 }, vec![]).unwrap();
     assert!(matches!(local(link).0, ToHost::RegionGranted { request: 1 }));
     let (fd, heap, extent) = made();
-    link.send(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
+    link.send(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 8 * MIB }, vec![fd]).unwrap();
     let (object, offset) = (object(driver, 1), extent.location().offset);
     link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes: BYTES, site: 0 }, vec![])
         .unwrap();
@@ -416,7 +416,7 @@ async fn pulls_that_wait_for_a_disk_hold_up_no_other() {
     pull_many_from(SOON, SOON, COUNT, async |pulling| {
         // The region that made room for itself.
         let (fd, _heap, extents) = made_in(4 * MIB, 1, BYTES);
-        pulling.host.link.send_with(ToAgent::RegionAdded { seq: 2, bytes: 4 * MIB }, &[fd]).await;
+        pulling.host.link.send_with(ToAgent::RegionAdded { request: 2, seq: 2, bytes: 4 * MIB }, &[fd]).await;
         let object = |seq| object(pulling.object.owner, seq);
         let offset = extents[0].location().offset;
         let sealed =
@@ -480,7 +480,7 @@ async fn memory_of_a_pull_that_failed_goes_to_who_waits() {
     pull_from(SOON, async |pulling| {
         // Behind the region that made room for itself.
         let (fd, _heap, extents) = made_in(4 * MIB, 1, OWN - BYTES);
-        pulling.host.link.send_with(ToAgent::RegionAdded { seq: 2, bytes: 4 * MIB }, &[fd]).await;
+        pulling.host.link.send_with(ToAgent::RegionAdded { request: 2, seq: 2, bytes: 4 * MIB }, &[fd]).await;
         let object = |seq| object(pulling.object.owner, seq);
         let offset = extents[0].location().offset;
         let there = [(2, OWN - BYTES), (3, 4096)].map(|(seq, bytes)| (seq, Copy { bytes, ..pulling.copy }));
@@ -662,7 +662,7 @@ async fn pull_many_from(
     assert!(matches!(host.link.recv().await.0, ToHost::RegionGranted { .. }));
     let bytes = BYTES / count as u64;
     let (fd, _heap, extents) = made_in(8 * MIB, count, bytes);
-    host.link.send_with(ToAgent::RegionAdded { seq: 1, bytes: 8 * MIB }, &[fd]).await;
+    host.link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes: 8 * MIB }, &[fd]).await;
     for (seq, extent) in (1..).zip(&extents) {
         let (object, offset) = (object(job.driver, seq), extent.location().offset);
         host.link.send(ToAgent::Sealed { object, attempt: 1, region: 1, offset, bytes, site: 0 }).await;

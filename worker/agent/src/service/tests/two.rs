@@ -91,7 +91,7 @@ async fn region_of(link: &mut HostLink, bytes: u64) -> mobula_store::heap::Heap 
     let writer = Writer::create(bytes).unwrap();
     let fd = writer.share().unwrap();
     heap.add_region(1, writer).unwrap();
-    link.send_with(ToAgent::RegionAdded { seq: 1, bytes }, &[fd]).await;
+    link.send_with(ToAgent::RegionAdded { request: 1, seq: 1, bytes }, &[fd]).await;
     heap
 }
 

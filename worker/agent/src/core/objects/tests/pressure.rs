@@ -24,7 +24,7 @@ fn full(limits: Limits) -> Objects {
     for seq in 1..=2 {
         assert_eq!(objects.want(host(2), u64::from(seq), 2 * MIB, Instant::now(), 0), Want::Granted);
         let region = RegionId { writer: host(2), seq };
-        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        objects.add_region(region, u64::from(seq), JOB, 2 * MIB, fd()).unwrap();
         for half in 0..2 {
             let number = u64::from(seq) * 10 + half;
             objects.seal(object(number), 1, region, half * MIB, MIB, None).unwrap();
@@ -47,7 +47,7 @@ fn nothing_leaves_memory_for_what_the_agent_has_empty() {
     objects.remove_region(region).unwrap();
     let own = RegionId { writer: AGENT, seq: 1 };
     assert_eq!(objects.want(AGENT, 1, 2 * MIB, Instant::now(), 0), Want::Granted);
-    objects.add_region(own, JOB, 2 * MIB, fd()).unwrap();
+    objects.add_region(own, 1, JOB, 2 * MIB, fd()).unwrap();
     let late = Instant::now() + Duration::from_secs(5);
     assert_eq!(objects.want(host(4), 1, 2 * MIB, late, 5000), Want::Waiting);
     objects.own_empty_bytes = 2 * MIB;
@@ -131,7 +131,7 @@ fn copies_of_others_go_before_older_primaries_and_those_on_disk_before_those_tha
     let fill = |objects: &mut Objects, writer, seq: u32, origin| {
         let region = RegionId { writer, seq };
         assert_eq!(objects.want(writer, u64::from(seq), 2 * MIB, now, 0), Want::Granted);
-        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        objects.add_region(region, u64::from(seq), JOB, 2 * MIB, fd()).unwrap();
         objects.seal(object(u64::from(seq)), 1, region, 0, MIB, origin).unwrap();
     };
     // The one that is in no file was used first, the copy last.
@@ -177,7 +177,7 @@ fn what_comes_back_from_disk_leaves_memory_again_for_nothing() {
     objects.remove_region(RegionId { writer: host(2), seq: 1 }).unwrap();
     assert_eq!(objects.grants(), [(AGENT, 1)]);
     let region = RegionId { writer: AGENT, seq: 1 };
-    objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+    objects.add_region(region, 1, JOB, 2 * MIB, fd()).unwrap();
     assert!(objects.restored((object(10), 1, JOB), region, 0));
     assert!(!objects.restored((object(10), 1, JOB), region, 0), "once is enough");
     assert!(!objects.restored((object(20), 1, JOB), region, 0), "it was never away");
@@ -273,7 +273,7 @@ fn what_is_read_back_has_room_that_no_host_gets() {
             "nothing is on disk"
         );
         let region = RegionId { writer: host(2), seq };
-        objects.add_region(region, JOB, 2 * MIB, fd()).unwrap();
+        objects.add_region(region, u64::from(seq), JOB, 2 * MIB, fd()).unwrap();
         objects.seal(object(u64::from(seq)), 1, region, 0, MIB, None).unwrap();
     }
     assert_eq!(objects.want(host(4), 1, 2 * MIB, now, 0), Want::Waiting);
@@ -375,7 +375,7 @@ fn region_with(
 ) {
     assert_eq!(objects.want(writer, u64::from(seq), region, Instant::now(), 0), Want::Granted);
     let id = RegionId { writer, seq };
-    objects.add_region(id, JOB, region, fd()).unwrap();
+    objects.add_region(id, u64::from(seq), JOB, region, fd()).unwrap();
     objects.seal(object(u64::from(seq)), 1, id, 0, bytes, origin).unwrap();
 }
 
@@ -413,7 +413,7 @@ fn what_the_agent_keeps_does_not_go_where_only_hosts_regions_help() {
     objects.spilled(1, Ok(()), now);
     objects.make_room();
     objects.unpin(object(8), host(3));
-    objects.unwant(AGENT, 1, MIB);
+    objects.unwant(AGENT, 1);
     objects.remove_region(first).unwrap();
     region_with(&mut objects, host(3), 9, [2 * MIB, MIB], None);
 
@@ -451,7 +451,7 @@ fn o9_a_writer_that_says_nothing_is_not_waited_for() {
     assert_eq!(objects.make_room().gone.reclaim[&host(3)].len(), 1);
     objects.remove_region(RegionId { writer: host(3), seq: 3 }).unwrap();
     assert_eq!(objects.want(host(5), 1, 2 * MIB, later, 2000), Want::Waiting);
-    objects.unwant(host(4), 1, 2 * MIB);
+    objects.unwant(host(4), 1);
     assert_eq!(objects.grants(), [], "an eighth is for reading");
     assert!(objects.make_room().spills.is_empty());
     let text = objects.refuse(later + PAUSE, true)[0].2.to_string();
@@ -594,7 +594,7 @@ impl Model {
         for (writer, request) in self.objects.grants() {
             let region = RegionId { writer, seq: self.next_region };
             self.next_region += 1;
-            self.objects.add_region(region, JOB, request, fd()).unwrap();
+            self.objects.add_region(region, request, JOB, request, fd()).unwrap();
             self.regions.insert(region, (request, 0));
         }
         // Never over the capacity, and nothing that is referenced is lost.
