@@ -81,6 +81,19 @@ async fn joined(head: &Handle, role: Role, name: &str) -> Identity {
     join(head.quic_address().unwrap(), &token, role, name).await.unwrap().identity
 }
 
+fn job_start(driver: mobula_proto::HostId) -> ToHead {
+    ToHead::JobStart {
+        request: 1,
+        driver,
+        name: "job".to_owned(),
+        namespace: String::new(),
+        queue: String::new(),
+        binary: BinaryHash([1; 32]),
+        arguments: Vec::new(),
+        files: Vec::new(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_joins_registers_and_comes_back_after_a_restart_of_the_head() {
     let home = tempfile::tempdir().unwrap();
@@ -139,16 +152,7 @@ async fn a_driver_may_bring_a_job_but_no_resources() {
     link.says(&register("laptop", 0)).await;
     let Some(ToAgent::Registered { node, .. }) = link.hears().await else { panic!() };
     let driver = mobula_proto::HostId { node, seq: 1 };
-    let start = ToHead::JobStart {
-        request: 1,
-        driver,
-        name: "job".to_owned(),
-        namespace: String::new(),
-        queue: String::new(),
-        binary: BinaryHash([1; 32]),
-        arguments: Vec::new(),
-        files: Vec::new(),
-    };
+    let start = job_start(driver);
     link.says(&start).await;
     assert!(matches!(link.hears().await, Some(ToAgent::JobStarted { request: 1, .. })));
     link.says(&ToHead::Leave).await;
@@ -352,17 +356,7 @@ async fn a_head_that_stands_still_ends_no_lease_whose_owner_does_not() {
     say(register("a", 1)).await;
     let Some(ToAgent::Registered { node, .. }) = soon(head.from_head.recv()).await else { panic!() };
     let owner = mobula_proto::HostId { node, seq: 1 };
-    say(ToHead::JobStart {
-        request: 1,
-        driver: owner,
-        name: "job".to_owned(),
-        namespace: String::new(),
-        queue: String::new(),
-        binary: BinaryHash([1; 32]),
-        arguments: Vec::new(),
-        files: Vec::new(),
-    })
-    .await;
+    say(job_start(owner)).await;
     let Some(ToAgent::JobStarted { job, .. }) = soon(head.from_head.recv()).await else { panic!() };
     let class = mobula_proto::resource::Class {
         function: "f".to_owned(),

@@ -166,13 +166,18 @@ fn c1_those_whose_argument_has_failed_say_so_at_once_and_want_no_slot() {
     assert_eq!(bench.core.unfinished(), 0);
 }
 
-/// What was put can not be made again.
-#[test]
-fn c1_those_whose_argument_failed_while_they_queued_fail_one_after_the_other() {
-    let mut bench = Bench::new();
+/// An object that was put, so that it can not be made again, and lies on a node that will die.
+fn put_elsewhere(bench: &mut Bench) -> ObjectId {
     let object = bench.core.next_task().object(0);
     let place = State::Stored(copy(ELSEWHERE, 1));
     bench.core.own(&mut Vec::new(), |objects, fx| objects.put(object, place, Vec::new(), fx));
+    object
+}
+
+#[test]
+fn c1_those_whose_argument_failed_while_they_queued_fail_one_after_the_other() {
+    let mut bench = Bench::new();
+    let object = put_elsewhere(&mut bench);
     let users: Vec<_> = (0..MANY).map(|_| bench.submit(TASK, vec![Input::Ref(object)]).0).collect();
     let (other, _) = bench.submit(TASK, Vec::new());
     bench.node_dies();
@@ -188,9 +193,7 @@ fn c1_those_whose_argument_failed_while_they_queued_fail_one_after_the_other() {
 #[test]
 fn c8_a_stream_whose_argument_is_lost_for_good_is_not_made_again() {
     let mut bench = Bench::new();
-    let object = bench.core.next_task().object(0);
-    let place = State::Stored(copy(ELSEWHERE, 1));
-    bench.core.own(&mut Vec::new(), |objects, fx| objects.put(object, place, Vec::new(), fx));
+    let object = put_elsewhere(&mut bench);
     let mut spec = spec(TASK, vec![Input::Ref(object)]);
     let template = std::sync::Arc::get_mut(&mut spec.template).unwrap();
     template.returns = Returns::Stream(Window { items: 4, bytes: 1000 });
